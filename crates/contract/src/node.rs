@@ -1,0 +1,142 @@
+//! The fixed names and numbers on a node: paths, priorities of rules, route tables, marks (DESIGN 2).
+//!
+//! They are those of the AWS VPC CNI, so that a node can be taken over from it and handed back with its pods running.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use sha1::{Digest, Sha1};
+
+use crate::id::{IfName, PodRef};
+
+/// Directory of the runtime state: a tmpfs, gone with the pods when the node reboots.
+pub const RUN_DIR: &str = "/run/sluice";
+/// The socket on which ipamd serves the primary plugin.
+pub const IPAMD_SOCKET: &str = "/run/sluice/ipamd.sock";
+/// The ledger's checkpoint.
+pub const IPAMD_CHECKPOINT: &str = "/run/sluice/ipam.json";
+/// Where the plugin leaves a DEL that ipamd could not be told of: one file an attachment.
+pub const TOMBSTONE_DIR: &str = "/run/sluice/tombstones";
+/// The conflist that `sluice install` writes; runtimes load the first by name.
+pub const CONFLIST: &str = "/etc/cni/net.d/00-sluice.conflist";
+/// TCP port of ipamd's Prometheus metrics, on all addresses.
+pub const IPAMD_METRICS_PORT: u16 = 61678;
+/// TCP port of ipamd's introspection, on the loopback address only.
+pub const IPAMD_INTROSPECTION_PORT: u16 = 61679;
+
+/// Priority of `to POD lookup main`: traffic to a local pod, before anything else that might divert it.
+pub const RULE_TO_POD: u32 = 512;
+/// Priority of `fwmark 0x80/0x80 lookup main`: connections that belong to the primary ENI.
+pub const RULE_PRIMARY_ENI_MARK: u32 = 1024;
+/// Priority of `to CIDR lookup main` for services that live outside the VPC.
+pub const RULE_EXTERNAL_SERVICE: u32 = 1535;
+/// Priority of `from POD lookup TABLE`: a pod's traffic leaves by the ENI that holds its address.
+pub const RULE_FROM_POD: u32 = 1536;
+/// Priority of `from ENI-PRIMARY-ADDRESS lookup TABLE`.
+pub const RULE_FROM_ENI: u32 = 32765;
+/// The kernel's main route table.
+pub const TABLE_MAIN: u32 = 254;
+/// Mark (and mask) of connections that must leave by the primary ENI; `AWS_VPC_K8S_CNI_CONNMARK` changes it.
+pub const CONNMARK: u32 = 0x80;
+/// Default prefix of a pod's host interface; `AWS_VPC_K8S_CNI_VETHPREFIX` changes it.
+pub const VETH_PREFIX: &str = "eni";
+/// Default MTU of ENIs and pods, in bytes: what a VPC carries.
+pub const MTU: u32 = 9001;
+
+/// The IPv4 next hop of a pod's `index`-th interface: 169.254.1.1 for the first. It is on no interface; a permanent
+/// neighbour entry names the host's end of the veth.
+#[must_use]
+pub const fn pod_gateway_v4(index: u8) -> Ipv4Addr {
+    Ipv4Addr::new(169, 254, 1, index + 1)
+}
+
+/// The IPv6 next hop of a pod's `index`-th interface: fe80::1 for the first.
+#[must_use]
+pub const fn pod_gateway_v6(index: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, index as u16 + 1)
+}
+
+/// The route table of an ENI: main for the primary ENI, `device + 1` for others on network card 0, and
+/// `10000 + 100 * card + device` on further cards.
+#[must_use]
+pub const fn route_table(card: u32, device: u32) -> u32 {
+    match (card, device) {
+        (0, 0) => TABLE_MAIN,
+        (0, device) => device + 1,
+        (card, device) => 10_000 + 100 * card + device,
+    }
+}
+
+/// The part of a host interface's name that tells pods apart: the first 11 hexadecimal digits of
+/// `sha1("NAMESPACE.NAME")`, with `.INDEX` behind the name for a pod's further interfaces.
+#[must_use]
+pub fn veth_hash(pod: &PodRef, index: u8) -> String {
+    let mut name = format!("{}.{}", pod.namespace, pod.name);
+    if index > 0 {
+        name.push('.');
+        name.push_str(&index.to_string());
+    }
+    let mut digits = hex(&Sha1::digest(name.as_bytes()));
+    digits.truncate(11);
+    digits
+}
+
+/// The host's interface of a pod.
+///
+/// # Errors
+/// When `prefix` is longer than the four characters that `IFNAMSIZ` leaves beside the hash.
+pub fn host_veth(prefix: &str, pod: &PodRef, index: u8) -> Result<IfName, crate::id::InvalidId> {
+    IfName::new(format!("{prefix}{}", veth_hash(pod, index)))
+}
+
+/// Lower-case hexadecimal digits of `bytes`.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(namespace: &str, name: &str) -> PodRef {
+        PodRef { namespace: namespace.into(), name: name.into(), uid: None }
+    }
+
+    /// The vectors of reference/vpc-cni.md 4.1.
+    #[test]
+    fn host_interface_names_are_those_of_the_vpc_cni() {
+        for (namespace, name, index, hash) in [
+            ("kube-system", "coredns-57ff979f67-qqbdh", 0, "b5faff8a083"),
+            ("kube-system", "coredns-57ff979f67-8ns9b", 0, "9571956a6cc"),
+            ("default", "sample-pod", 0, "cc21c2d7785"),
+            ("default", "sample-pod", 1, "a0b7655f3c9"),
+            ("", "", 0, "3a52ce78095"),
+            ("", "", 1, "ce799470a46"),
+        ] {
+            assert_eq!(veth_hash(&pod(namespace, name), index), hash, "{namespace}/{name}#{index}");
+        }
+        assert_eq!(host_veth("eni", &pod("default", "sample-pod"), 0).unwrap().as_str(), "enicc21c2d7785");
+        assert!(host_veth("toolong", &pod("default", "sample-pod"), 0).is_err());
+    }
+
+    #[test]
+    fn route_tables_are_those_of_the_vpc_cni() {
+        assert_eq!(route_table(0, 0), 254);
+        assert_eq!(route_table(0, 1), 2);
+        assert_eq!(route_table(0, 14), 15);
+        assert_eq!(route_table(1, 0), 10_100);
+        assert_eq!(route_table(3, 2), 10_302);
+    }
+
+    #[test]
+    fn gateways_count_up_with_the_interface() {
+        assert_eq!(pod_gateway_v4(0).to_string(), "169.254.1.1");
+        assert_eq!(pod_gateway_v4(1).to_string(), "169.254.1.2");
+        assert_eq!(pod_gateway_v6(0).to_string(), "fe80::1");
+    }
+}

@@ -1,0 +1,85 @@
+//! The `Cloud` seam: EC2 and IMDS as ipamd needs them.
+//!
+//! Two implementations exist: `sluice-ipamd-ec2` on aws-sdk-ec2, and vpcsim's model in virtual time. They carry out;
+//! rate limits, retries and decisions belong to the executor.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use ipnet::Ipv4Net;
+use sluice_contract::id::{AttachmentId, EniId, InstanceId, SubnetId, VpcId};
+use sluice_ipamd_core::cloud::{
+    AddressCount, Assigned, CloudError, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
+    Unassign,
+};
+
+/// EC2 and IMDS. Every method is one call of the API in its name (IMDS methods: as many GETs as it takes), without
+/// retries.
+pub trait Cloud: Send + Sync + 'static {
+    /// Who this node is (IMDS).
+    fn identity(&self) -> impl Future<Output = Result<InstanceIdentity, CloudError>> + Send;
+
+    /// The attached ENIs (IMDS).
+    fn imds_enis(&self) -> impl Future<Output = Result<Vec<ImdsEni>, CloudError>> + Send;
+
+    /// The VPC's IPv4 CIDRs, `vpc-ipv4-cidr-blocks` of the primary ENI (IMDS).
+    fn vpc_cidrs(&self) -> impl Future<Output = Result<Vec<Ipv4Net>, CloudError>> + Send;
+
+    /// DescribeNetworkInterfaces by id. An id that EC2 does not know is left out of the answer.
+    fn describe_enis(&self, enis: &[EniId]) -> impl Future<Output = Result<Vec<Ec2Eni>, CloudError>> + Send;
+
+    /// DescribeNetworkInterfaces of all that are attached to `instance`, and of all that carry the tag
+    /// `node.k8s.amazonaws.com/instance_id` with its id: what this node owns, attached or not.
+    fn owned_enis(&self, instance: &InstanceId) -> impl Future<Output = Result<Vec<Ec2Eni>, CloudError>> + Send;
+
+    /// DescribeSubnets of a VPC and availability zone.
+    fn subnets(
+        &self,
+        vpc: &VpcId,
+        availability_zone: &str,
+    ) -> impl Future<Output = Result<Vec<Ec2Subnet>, CloudError>> + Send;
+
+    /// DescribeInstanceTypes, for a type that the built-in table lacks.
+    fn instance_limits(&self, instance_type: &str) -> impl Future<Output = Result<InstanceLimits, CloudError>> + Send;
+
+    /// CreateNetworkInterface.
+    fn create_eni(&self, request: &CreateEni) -> impl Future<Output = Result<Ec2Eni, CloudError>> + Send;
+
+    /// AttachNetworkInterface.
+    fn attach_eni(
+        &self,
+        eni: &EniId,
+        instance: &InstanceId,
+        card: u32,
+        device: u32,
+    ) -> impl Future<Output = Result<AttachmentId, CloudError>> + Send;
+
+    /// ModifyNetworkInterfaceAttribute, `Attachment.DeleteOnTermination = true`.
+    fn delete_on_termination(
+        &self,
+        eni: &EniId,
+        attachment: &AttachmentId,
+    ) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// AssignPrivateIpAddresses.
+    fn assign(&self, eni: &EniId, count: AddressCount) -> impl Future<Output = Result<Assigned, CloudError>> + Send;
+
+    /// UnassignPrivateIpAddresses.
+    fn unassign(&self, eni: &EniId, what: &Unassign) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// DetachNetworkInterface.
+    fn detach_eni(&self, attachment: &AttachmentId) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// DeleteNetworkInterface. An ENI that is gone already is success.
+    fn delete_eni(&self, eni: &EniId) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// CreateTags on one ENI.
+    fn tag_eni(
+        &self,
+        eni: &EniId,
+        tags: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// DescribeSubnets of one: its CIDR is needed for an ENI that IMDS does not show yet.
+    fn describe_subnet(&self, subnet: &SubnetId) -> impl Future<Output = Result<Ec2Subnet, CloudError>> + Send;
+}
