@@ -16,6 +16,7 @@
 
 mod frame;
 mod message;
+pub mod tombstone;
 
 pub use frame::{FRAME_LIMIT, FrameError, decode, encode, frame_length, read_frame, write_frame};
 pub use message::{
