@@ -16,6 +16,9 @@ pub const IPAMD_SOCKET: &str = "/run/sluice/ipamd.sock";
 pub const IPAMD_CHECKPOINT: &str = "/run/sluice/ipam.json";
 /// Where the plugin leaves a DEL that ipamd could not be told of: one file an attachment.
 pub const TOMBSTONE_DIR: &str = "/run/sluice/tombstones";
+/// A mark that ipamd leaves when it has become ready for the first time since the node booted; STATUS of the plugin
+/// looks at nothing else (DESIGN 5).
+pub const IPAMD_READY: &str = "/run/sluice/ready";
 /// The conflist that `sluice install` writes; runtimes load the first by name.
 pub const CONFLIST: &str = "/etc/cni/net.d/00-sluice.conflist";
 /// TCP port of ipamd's Prometheus metrics, on all addresses.

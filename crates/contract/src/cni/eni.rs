@@ -1,0 +1,151 @@
+//! What is our own in a configuration and in a result: the options of sluice-eni, and the attachment that it reports.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::conf::{ConfError, NetConf};
+use crate::id::{EniId, IfName, MacAddr};
+use crate::node;
+use crate::rpc::PodAddress;
+
+/// The key of [`EniAttachment`] in a result. libcni reads results into its own types, so that it passes over the key
+/// and hands it on to nobody: a chained plugin asks ipamd (`rpc::Call::Check`) when it does not find it.
+pub const ATTACHMENT_KEY: &str = "sluice.dev/attachment";
+
+/// The smallest MTU of a pod, in bytes: what every IPv4 host must take (RFC 791). Pods with IPv6 need 1280 (RFC 8200).
+const MTU_MIN: u32 = 576;
+/// The largest, in bytes: what a VPC carries.
+const MTU_MAX: u32 = node::MTU;
+/// The default of [`EniConf::deadline`].
+const DEADLINE: Duration = Duration::from_secs(60);
+/// The longest deadline: the kubelet gives a sandbox four minutes.
+const DEADLINE_MAX: Duration = Duration::from_secs(240);
+
+/// The options of sluice-eni in its configuration. `vethPrefix` and `mtu` are those of the VPC CNI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EniConf {
+    /// `vethPrefix`: how the names of host interfaces start; 1 to 4 characters, not `eth`, `lo` or `vlan`.
+    pub veth_prefix: String,
+    /// `mtu`, a number or a string: the pod's MTU in bytes. `None` leaves it to ipamd.
+    pub mtu: Option<u32>,
+    /// `ipamdSocket`: where ipamd listens.
+    pub ipamd_socket: PathBuf,
+    /// `runDir`: the node's state directory, with tombstones and the ready mark.
+    pub run_dir: PathBuf,
+    /// `deadlineSeconds`: how long an ADD waits for an address.
+    pub deadline: Duration,
+}
+
+impl Default for EniConf {
+    fn default() -> Self {
+        Self {
+            veth_prefix: node::VETH_PREFIX.to_owned(),
+            mtu: None,
+            ipamd_socket: node::IPAMD_SOCKET.into(),
+            run_dir: node::RUN_DIR.into(),
+            deadline: DEADLINE,
+        }
+    }
+}
+
+impl EniConf {
+    /// Reads the options out of a configuration.
+    ///
+    /// # Errors
+    /// [`ConfError::Rule`] for a value that cannot be used.
+    pub fn of(conf: &NetConf) -> Result<Self, ConfError> {
+        let mut options = Self::default();
+        let field = |name: &str| conf.plugin.get(name).filter(|value| !value.is_null());
+        if let Some(prefix) = field("vethPrefix") {
+            options.veth_prefix = veth_prefix(prefix)?;
+        }
+        if let Some(mtu) = field("mtu") {
+            options.mtu = mtu_of(mtu)?;
+        }
+        if let Some(path) = field("ipamdSocket") {
+            options.ipamd_socket = absolute("ipamdSocket", path)?;
+        }
+        if let Some(path) = field("runDir") {
+            options.run_dir = absolute("runDir", path)?;
+        }
+        if let Some(seconds) = field("deadlineSeconds") {
+            let allowed = 1..=DEADLINE_MAX.as_secs();
+            let seconds = seconds.as_u64().filter(|seconds| allowed.contains(seconds));
+            options.deadline = Duration::from_secs(seconds.ok_or_else(|| {
+                rule("deadlineSeconds", format!("it must be a number of seconds, {} to {}", 1, DEADLINE_MAX.as_secs()))
+            })?);
+        }
+        Ok(options)
+    }
+}
+
+fn rule(field: &'static str, rule: impl Into<String>) -> ConfError {
+    ConfError::Rule { field, rule: rule.into() }
+}
+
+fn veth_prefix(value: &Value) -> Result<String, ConfError> {
+    let fits = |prefix: &&str| {
+        (1..=4).contains(&prefix.len())
+            && prefix.bytes().all(|b| b.is_ascii_alphanumeric())
+            && !matches!(*prefix, "eth" | "lo" | "vlan")
+    };
+    value
+        .as_str()
+        .filter(fits)
+        .map(str::to_owned)
+        .ok_or_else(|| rule("vethPrefix", "it must be 1 to 4 letters or digits, and not \"eth\", \"lo\" or \"vlan\""))
+}
+
+/// An empty string is "not set": templates leave it so.
+fn mtu_of(value: &Value) -> Result<Option<u32>, ConfError> {
+    let number = match value {
+        Value::String(text) if text.is_empty() => return Ok(None),
+        Value::String(text) => text.parse().ok(),
+        other => other.as_u64().and_then(|number| u32::try_from(number).ok()),
+    };
+    match number {
+        Some(mtu) if (MTU_MIN..=MTU_MAX).contains(&mtu) => Ok(Some(mtu)),
+        _ => Err(rule("mtu", format!("it must be a number of bytes, {MTU_MIN} to {MTU_MAX}"))),
+    }
+}
+
+fn absolute(field: &'static str, value: &Value) -> Result<PathBuf, ConfError> {
+    let path = value.as_str().filter(|path| path.starts_with('/') && path.len() <= 4095);
+    path.map(PathBuf::from).ok_or_else(|| rule(field, "it must be an absolute path"))
+}
+
+/// What lies behind one interface of a pod: the ENI, and the table by which the pod's packets leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EniAttachment {
+    /// The host's interface.
+    pub host_interface: IfName,
+    /// The ENI.
+    pub eni: EniId,
+    /// Its MAC address.
+    pub eni_mac: MacAddr,
+    /// Its network card.
+    pub card: u32,
+    /// Its device number on the card.
+    pub device: u32,
+    /// The route table.
+    pub table: u32,
+}
+
+impl EniAttachment {
+    /// The attachment of `address` by `host_interface`.
+    #[must_use]
+    pub fn of(host_interface: &IfName, address: &PodAddress) -> Self {
+        Self {
+            host_interface: host_interface.clone(),
+            eni: address.eni.clone(),
+            eni_mac: address.eni_mac,
+            card: address.card,
+            device: address.device,
+            table: address.table,
+        }
+    }
+}
