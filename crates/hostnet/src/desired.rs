@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::IfName;
 
-use crate::state::{Address, Family, Neighbour, NftRuleset, NftTableId, Protocol, Route, RtScope, Rule, Sysctl};
+use crate::state::{
+    Address, Family, Neighbour, NftRuleset, NftTableId, Protocol, Route, RtScope, Rule, Sysctl, SysctlKey,
+};
 
 /// What a link should be like. A field that is none stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
