@@ -1,0 +1,187 @@
+//! Every rule that the state must keep, checked by going through all of it: after each step in tests, at start, and on a
+//! timer in production.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use sluice_contract::id::{Attachment, EniId};
+
+use crate::ledger::{AddressState, Block, Role, Stage};
+use crate::op::Op;
+use crate::state::State;
+use crate::time::Timestamp;
+
+/// A rule that is broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Violation {
+    /// Two blocks hold the address.
+    AddressTwice(Ipv4Addr),
+    /// Two addresses have the same owner.
+    OwnerTwice(Attachment),
+    /// An index of the ledger does not say what the ledger says.
+    Index {
+        /// Which index.
+        index: &'static str,
+        /// Of what.
+        object: String,
+    },
+    /// A block holds other addresses than its own.
+    BlockContents(Ipv4Net),
+    /// A pod could be given the ENI's own address.
+    PrimaryAddressOffered(Ipv4Addr),
+    /// An ENI holds more addresses and prefixes than the instance type allows, those that are asked for included.
+    AddressLimit {
+        /// Which ENI.
+        eni: EniId,
+        /// Places that are taken.
+        taken: u32,
+        /// Places that there are.
+        limit: u32,
+    },
+    /// More ENIs than the instance type allows are attached or being attached.
+    EniLimit {
+        /// ENIs there.
+        enis: u32,
+        /// ENIs allowed.
+        limit: u32,
+    },
+    /// Two ENIs have the same device number, and so the same route table.
+    TableTwice(u32),
+    /// Two ENIs are primary, or the primary one is being freed.
+    Primary(EniId),
+    /// An ENI is being freed although pods use it.
+    LeavingInUse {
+        /// Which ENI.
+        eni: EniId,
+        /// Who is on it.
+        address: Ipv4Addr,
+    },
+    /// Pods have addresses of an ENI that is not ours to use.
+    NotOurs(EniId),
+    /// An operation is under way on something that the ledger does not have.
+    Flight(String),
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddressTwice(address) => write!(f, "{address} is in two blocks"),
+            Self::OwnerTwice(attachment) => write!(f, "{attachment} holds two addresses"),
+            Self::Index { index, object } => write!(f, "the index of {index} is wrong about {object}"),
+            Self::BlockContents(net) => write!(f, "{net} does not hold exactly its own addresses"),
+            Self::PrimaryAddressOffered(address) => write!(f, "{address} is an ENI's own address and in the pool"),
+            Self::AddressLimit { eni, taken, limit } => write!(f, "{eni} has {taken} of {limit} places taken"),
+            Self::EniLimit { enis, limit } => write!(f, "{enis} ENIs are attached where {limit} are allowed"),
+            Self::TableTwice(table) => write!(f, "two ENIs have route table {table}"),
+            Self::Primary(eni) => write!(f, "{eni} is one primary ENI too many, or is being freed"),
+            Self::LeavingInUse { eni, address } => write!(f, "{eni} is being freed, and {address} is in use"),
+            Self::NotOurs(eni) => write!(f, "{eni} is not ours, and pods could use it"),
+            Self::Flight(op) => write!(f, "under way on nothing: {op}"),
+        }
+    }
+}
+
+/// All rules that are broken; none, if all is well.
+#[must_use]
+pub fn check(state: &State, now: Timestamp) -> Vec<Violation> {
+    let mut found = Vec::new();
+    addresses(state, &mut found);
+    enis(state, now, &mut found);
+    limits(state, &mut found);
+    for (key, op) in state.flights() {
+        if *key != op.key() || op.eni().is_some_and(|eni| state.ledger().eni(eni).is_none()) {
+            found.push(Violation::Flight(op.to_string()));
+        }
+    }
+    found
+}
+
+fn addresses(state: &State, found: &mut Vec<Violation>) {
+    let ledger = state.ledger();
+    let (mut seen, mut queued, mut owned) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+    let own: BTreeSet<Ipv4Addr> = ledger.enis().map(|eni| eni.primary_ip).collect();
+    for eni in ledger.enis() {
+        for (net, block) in &eni.blocks {
+            if !Block::hosts(*net).eq(block.addresses.keys().copied()) {
+                found.push(Violation::BlockContents(*net));
+            }
+            for (address, state) in &block.addresses {
+                if !seen.insert(*address) {
+                    found.push(Violation::AddressTwice(*address));
+                }
+                if ledger.homes().get(address) != Some(&(eni.id.clone(), *net)) {
+                    found.push(Violation::Index { index: "homes", object: address.to_string() });
+                }
+                if let AddressState::Assigned { owner, .. } = state
+                    && owned.insert(owner.attachment.clone(), *address).is_some()
+                {
+                    found.push(Violation::OwnerTwice(owner.attachment.clone()));
+                }
+                let offered = eni.takes_pods() && !block.withdrawn;
+                if let Some(from) = state.available_from().filter(|_| offered) {
+                    queued.insert((from, *address));
+                    // A prefix may hold the ENI's own address only if EC2 says so; it does not.
+                    if own.contains(address) {
+                        found.push(Violation::PrimaryAddressOffered(*address));
+                    }
+                }
+            }
+        }
+    }
+    if *ledger.queue() != queued {
+        let odd = ledger.queue().symmetric_difference(&queued).next().map(|(_, address)| address.to_string());
+        found.push(Violation::Index { index: "free addresses", object: odd.unwrap_or_default() });
+    }
+    if ledger.homes().len() != seen.len() {
+        found.push(Violation::Index { index: "homes", object: "an address that no ENI has".to_owned() });
+    }
+    if !ledger.owners().eq(owned.iter().map(|(attachment, address)| (attachment, *address))) {
+        found.push(Violation::Index { index: "owners", object: "an attachment".to_owned() });
+    }
+    for stray in ledger.strays().iter().filter(|stray| seen.contains(stray)) {
+        found.push(Violation::Index { index: "strays", object: stray.to_string() });
+    }
+}
+
+fn enis(state: &State, now: Timestamp, found: &mut Vec<Violation>) {
+    let (mut tables, mut primaries) = (BTreeSet::new(), 0);
+    for eni in state.ledger().enis() {
+        if eni.role == Role::Primary {
+            primaries += 1;
+            if primaries > 1 || eni.stage == Stage::Leaving {
+                found.push(Violation::Primary(eni.id.clone()));
+            }
+        }
+        if let Some(table) = eni.table().filter(|table| !tables.insert(*table)) {
+            found.push(Violation::TableTwice(table));
+        }
+        if !eni.carries_pods() && !eni.blocks.is_empty() {
+            found.push(Violation::NotOurs(eni.id.clone()));
+        }
+        if let Some((address, _)) = eni.in_use(now).filter(|_| eni.stage == Stage::Leaving) {
+            found.push(Violation::LeavingInUse { eni: eni.id.clone(), address });
+        }
+    }
+}
+
+fn limits(state: &State, found: &mut Vec<Violation>) {
+    let Some(node) = state.node() else { return };
+    let places = State::places_per_eni(&node.limits);
+    for eni in state.ledger().enis().filter(|eni| eni.carries_pods()) {
+        let taken = eni.places_taken() + state.places_asked_for(&eni.id);
+        if taken > places {
+            found.push(Violation::AddressLimit { eni: eni.id.clone(), taken, limit: places });
+        }
+    }
+    let attaching = state.flights().values().filter_map(|op| match op {
+        Op::Attach { eni, .. } => state.ledger().eni(eni).filter(|eni| eni.device.is_none()),
+        _ => None,
+    });
+    let attached = state.ledger().enis().filter(|eni| eni.card == 0 && eni.device.is_some());
+    let enis = u32::try_from(attached.chain(attaching).count()).unwrap_or(u32::MAX);
+    if enis > node.limits.enis {
+        found.push(Violation::EniLimit { enis, limit: node.limits.enis });
+    }
+}

@@ -1,0 +1,295 @@
+//! The state as it is kept on disk: one JSON document with a version, read strictly.
+//!
+//! What is under way is not kept: after a crash its outcome is unknown, so every ENI that was being worked on is marked as
+//! unsure, and creates are repeated with the client token of their intent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use sluice_contract::id::{AttachmentId, EniId, MacAddr, SubnetId};
+
+use crate::check::{Violation, check};
+use crate::cloud::InterfaceType;
+use crate::ledger::{AddressState, Block, Eni, LedgerError, Owner, Role, Stage};
+use crate::state::{Intent, Node, State, Subnet};
+use crate::time::Timestamp;
+
+/// The format that this build writes, and the only one that it reads.
+pub const VERSION: &str = "sluice-ipam/1";
+
+/// Longer than any document of a real node (250 pods take 150 KB): what is longer is not read.
+pub const SIZE_LIMIT: usize = 16 << 20;
+
+/// Why a document is not a checkpoint. The daemon keeps the file aside and goes on without it.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// It is too long to be one.
+    #[error("the checkpoint has {0} bytes, more than {SIZE_LIMIT}")]
+    TooLong(usize),
+    /// It is not JSON, or not of this form.
+    #[error("the checkpoint cannot be read")]
+    Malformed(#[source] serde_json::Error),
+    /// Another version of Sluice, or another program, has written it.
+    #[error("the checkpoint is of version {0:?}, and this is {VERSION:?}")]
+    Version(String),
+    /// Its parts contradict each other.
+    #[error("the checkpoint contradicts itself")]
+    Ledger(#[from] LedgerError),
+    /// It breaks a rule that every state keeps.
+    #[error("the checkpoint breaks a rule: {0}")]
+    Rule(Violation),
+    /// It could not be written.
+    #[error("the checkpoint cannot be written")]
+    Write(#[source] serde_json::Error),
+}
+
+/// A state in the form in which it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    version: String,
+    written: Timestamp,
+    seed: u64,
+    sequence: u64,
+    node: Option<Node>,
+    enis: Vec<EniRecord>,
+    intents: BTreeMap<String, Intent>,
+    subnets: BTreeMap<SubnetId, Subnet>,
+    strays: BTreeSet<Ipv4Addr>,
+    last_grown: Option<Timestamp>,
+    last_shrunk: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EniRecord {
+    id: EniId,
+    mac: MacAddr,
+    card: u32,
+    device: Option<u32>,
+    subnet: SubnetId,
+    subnet_cidr: Ipv4Net,
+    primary_ip: Ipv4Addr,
+    interface_type: InterfaceType,
+    role: Role,
+    stage: Stage,
+    since: Timestamp,
+    attachment: Option<AttachmentId>,
+    delete_on_termination: bool,
+    unsure: bool,
+    not_before: Option<Timestamp>,
+    confirmed: Option<Timestamp>,
+    blocks: BTreeMap<Ipv4Net, BlockRecord>,
+    departed: BTreeMap<Ipv4Net, Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BlockRecord {
+    added: Timestamp,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    withdrawn: bool,
+    /// Addresses that have not been free ever since the block came.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    addresses: BTreeMap<Ipv4Addr, AddressRecord>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum AddressRecord {
+    Free { since: Timestamp },
+    Assigned { owner: Owner, since: Timestamp },
+    Cooling { until: Timestamp },
+    Quarantined { since: Timestamp },
+}
+
+/// Read before the rest, so that another version is told from a damaged file.
+#[derive(Deserialize)]
+struct Versioned {
+    version: String,
+}
+
+impl Checkpoint {
+    /// The state as it is to be written at `now`.
+    #[must_use]
+    pub fn of(state: &State, now: Timestamp) -> Self {
+        let busy: BTreeSet<&EniId> = state.flights.values().filter_map(crate::op::Op::eni).collect();
+        Self {
+            version: VERSION.to_owned(),
+            written: now,
+            seed: state.seed,
+            sequence: state.sequence,
+            node: state.node.clone(),
+            enis: state.ledger.enis().map(|eni| EniRecord::of(eni, busy.contains(&eni.id))).collect(),
+            intents: state.intents.clone(),
+            subnets: state.subnets.clone(),
+            strays: state.ledger.strays().clone(),
+            last_grown: state.last_grown,
+            last_shrunk: state.last_shrunk,
+        }
+    }
+
+    /// When it was written.
+    #[must_use]
+    pub const fn written(&self) -> Timestamp {
+        self.written
+    }
+
+    /// The document.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`]; it does not happen with a state that was made by events.
+    pub fn to_json(&self) -> Result<Vec<u8>, CheckpointError> {
+        serde_json::to_vec(self).map_err(CheckpointError::Write)
+    }
+
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] says what it is instead of a checkpoint.
+    pub fn from_json(document: &[u8]) -> Result<Self, CheckpointError> {
+        if document.len() > SIZE_LIMIT {
+            return Err(CheckpointError::TooLong(document.len()));
+        }
+        let Versioned { version } = serde_json::from_slice(document).map_err(CheckpointError::Malformed)?;
+        if version != VERSION {
+            return Err(CheckpointError::Version(version));
+        }
+        serde_json::from_slice(document).map_err(CheckpointError::Malformed)
+    }
+
+    /// The state that it describes, at `now`. If the clock has been set back since, all of its times are set back with it:
+    /// no address is free later because of that, and none cools for less.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Ledger`] and [`CheckpointError::Rule`] when it contradicts itself.
+    pub fn into_state(self, now: Timestamp) -> Result<State, CheckpointError> {
+        let back = self.written.since(now);
+        let mut state = State {
+            node: self.node,
+            intents: self.intents,
+            subnets: self.subnets,
+            seed: self.seed,
+            sequence: self.sequence,
+            last_grown: self.last_grown.map(|at| at.earlier(back)),
+            last_shrunk: self.last_shrunk.map(|at| at.earlier(back)),
+            survey_at: Some(now),
+            imds_trusted: false,
+            ..State::default()
+        };
+        for record in self.enis {
+            record.restore(&mut state, back)?;
+        }
+        state.ledger.restore_strays(self.strays);
+        match check(&state, now).into_iter().next() {
+            Some(violation) => Err(CheckpointError::Rule(violation)),
+            None => Ok(state),
+        }
+    }
+}
+
+impl EniRecord {
+    fn of(eni: &Eni, busy: bool) -> Self {
+        Self {
+            id: eni.id.clone(),
+            mac: eni.mac,
+            card: eni.card,
+            device: eni.device,
+            subnet: eni.subnet.clone(),
+            subnet_cidr: eni.subnet_cidr,
+            primary_ip: eni.primary_ip,
+            interface_type: eni.interface_type,
+            role: eni.role,
+            stage: eni.stage,
+            since: eni.since,
+            attachment: eni.attachment.clone(),
+            delete_on_termination: eni.delete_on_termination,
+            unsure: eni.unsure || busy,
+            not_before: eni.not_before,
+            confirmed: eni.confirmed,
+            blocks: eni.blocks.iter().map(|(net, block)| (*net, BlockRecord::of(block))).collect(),
+            departed: eni.departed.clone(),
+        }
+    }
+
+    fn restore(self, state: &mut State, back: Duration) -> Result<(), CheckpointError> {
+        let id = self.id.clone();
+        let ledger = &mut state.ledger;
+        ledger.add_eni(Eni {
+            id: self.id,
+            mac: self.mac,
+            card: self.card,
+            device: self.device,
+            subnet: self.subnet,
+            subnet_cidr: self.subnet_cidr,
+            primary_ip: self.primary_ip,
+            interface_type: self.interface_type,
+            role: self.role,
+            stage: self.stage,
+            since: self.since.earlier(back),
+            attachment: self.attachment,
+            delete_on_termination: self.delete_on_termination,
+            unsure: self.unsure,
+            not_before: self.not_before.map(|at| at.earlier(back)),
+            confirmed: self.confirmed.map(|at| at.earlier(back)),
+            blocks: BTreeMap::new(),
+            departed: BTreeMap::new(),
+        })?;
+        for (net, block) in self.blocks {
+            ledger.add_blocks(&id, [net], block.added.earlier(back))?;
+            for (address, record) in block.addresses {
+                if !net.contains(&address) {
+                    return Err(LedgerError::UnknownAddress(address).into());
+                }
+                match record {
+                    AddressRecord::Assigned { owner, since } => {
+                        ledger.restore_owner(address, Arc::new(owner), since.earlier(back))?;
+                    }
+                    AddressRecord::Free { since } => {
+                        ledger.set_unowned(address, AddressState::Free { since: since.earlier(back) })?;
+                    }
+                    AddressRecord::Cooling { until } => {
+                        ledger.set_unowned(address, AddressState::Cooling { until: until.earlier(back) })?;
+                    }
+                    AddressRecord::Quarantined { since } => {
+                        ledger.set_unowned(address, AddressState::Quarantined { since: since.earlier(back) })?;
+                    }
+                }
+            }
+            ledger.set_withdrawn(&id, net, block.withdrawn)?;
+        }
+        let departed = self.departed.into_iter().map(|(net, at)| (net, at.earlier(back)));
+        ledger.eni_mut(&id)?.departed.extend(departed);
+        Ok(())
+    }
+}
+
+impl BlockRecord {
+    fn of(block: &Block) -> Self {
+        let untouched = AddressState::Free { since: block.added };
+        let touched = block.addresses.iter().filter(|(_, state)| **state != untouched);
+        Self {
+            added: block.added,
+            withdrawn: block.withdrawn,
+            addresses: touched.map(|(address, state)| (*address, AddressRecord::of(state))).collect(),
+        }
+    }
+}
+
+impl AddressRecord {
+    fn of(state: &AddressState) -> Self {
+        match state {
+            AddressState::Free { since } => Self::Free { since: *since },
+            AddressState::Assigned { owner, since } => Self::Assigned { owner: Owner::clone(owner), since: *since },
+            AddressState::Cooling { until } => Self::Cooling { until: *until },
+            AddressState::Quarantined { since } => Self::Quarantined { since: *since },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

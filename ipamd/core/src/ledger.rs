@@ -1,0 +1,426 @@
+//! The ledger: network card -> ENI -> prefix or secondary address -> the state of each address.
+//!
+//! It answers three questions without a search: which address has this attachment, who has this address, and which
+//! address has been free for the longest. It is changed only through [`crate::state::State::apply`].
+//!
+//! An address goes `Free -> Assigned -> Cooling -> Free`. A cooling address whose time has come counts as free from then
+//! on, without an event. `Quarantined` is an address that the kernel shows alive although no attachment has it.
+
+mod record;
+mod tally;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use sluice_contract::id::{Attachment, EniId, SubnetId};
+
+pub use record::{AddressState, Block, Eni, Owner, Role, Stage};
+pub use tally::Tally;
+
+use crate::time::Timestamp;
+
+/// Why a change of the ledger was refused. Nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerError {
+    /// The address is on no ENI of this node.
+    #[error("address {0} is on no ENI of this node")]
+    UnknownAddress(Ipv4Addr),
+    /// The address is not free, or its ENI does not take pods.
+    #[error("address {address} cannot be assigned: {why}")]
+    NotAvailable {
+        /// The address.
+        address: Ipv4Addr,
+        /// What stands against it.
+        why: &'static str,
+    },
+    /// The attachment has an address already.
+    #[error("attachment {attachment} holds {address} already")]
+    OwnerHasAddress {
+        /// The attachment.
+        attachment: Attachment,
+        /// What it holds.
+        address: Ipv4Addr,
+    },
+    /// The attachment has no address.
+    #[error("attachment {0} holds no address")]
+    UnknownOwner(Attachment),
+    /// The ENI is not in the ledger.
+    #[error("{0} is not in the ledger")]
+    UnknownEni(EniId),
+    /// The ENI is in the ledger already.
+    #[error("{0} is in the ledger already")]
+    KnownEni(EniId),
+    /// The address or prefix is on an ENI already, maybe as part of a prefix.
+    #[error("{block} on {eni} overlaps what {other} holds already")]
+    Overlap {
+        /// The new address or prefix.
+        block: Ipv4Net,
+        /// Its ENI.
+        eni: EniId,
+        /// The ENI that holds one of its addresses.
+        other: EniId,
+    },
+    /// Pods hold addresses of it, or addresses of it are cooling.
+    #[error("{object} is in use: {address} is {state}")]
+    InUse {
+        /// The ENI, address or prefix.
+        object: String,
+        /// An address that is in use.
+        address: Ipv4Addr,
+        /// Its state.
+        state: &'static str,
+    },
+}
+
+/// Who holds which address on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    enis: BTreeMap<EniId, Eni>,
+    /// Attachment -> its address.
+    owners: BTreeMap<Attachment, Ipv4Addr>,
+    /// Address -> the ENI and the block that it is part of.
+    homes: BTreeMap<Ipv4Addr, (EniId, Ipv4Net)>,
+    /// Addresses that pods may have, by the time from which they are free: the longest-free come first, cooling ones last.
+    queue: BTreeSet<(Timestamp, Ipv4Addr)>,
+    /// Addresses that are alive in the kernel and on no ENI that is known: quarantined if an ENI turns out to have them.
+    strays: BTreeSet<Ipv4Addr>,
+}
+
+impl Ledger {
+    /// All ENIs by id.
+    pub fn enis(&self) -> impl Iterator<Item = &Eni> {
+        self.enis.values()
+    }
+
+    /// One ENI.
+    #[must_use]
+    pub fn eni(&self, id: &EniId) -> Option<&Eni> {
+        self.enis.get(id)
+    }
+
+    /// The ENI that has this address as a prefix or secondary address.
+    #[must_use]
+    pub fn eni_of(&self, address: Ipv4Addr) -> Option<&Eni> {
+        self.homes.get(&address).and_then(|(eni, _)| self.enis.get(eni))
+    }
+
+    /// The primary ENI, once it is known.
+    #[must_use]
+    pub fn primary(&self) -> Option<&Eni> {
+        self.enis.values().find(|eni| eni.role == Role::Primary)
+    }
+
+    /// The address of an attachment.
+    #[must_use]
+    pub fn address_of(&self, attachment: &Attachment) -> Option<Ipv4Addr> {
+        self.owners.get(attachment).copied()
+    }
+
+    /// All attachments and their addresses.
+    pub fn owners(&self) -> impl Iterator<Item = (&Attachment, Ipv4Addr)> {
+        self.owners.iter().map(|(attachment, address)| (attachment, *address))
+    }
+
+    /// What is known of an address.
+    #[must_use]
+    pub fn address(&self, address: Ipv4Addr) -> Option<&AddressState> {
+        let (eni, net) = self.homes.get(&address)?;
+        self.enis.get(eni)?.blocks.get(net)?.addresses.get(&address)
+    }
+
+    /// The address that has been free for the longest, of those that pods may have.
+    #[must_use]
+    pub fn next_available(&self, now: Timestamp) -> Option<Ipv4Addr> {
+        self.queue.first().filter(|(from, _)| *from <= now).map(|(_, address)| *address)
+    }
+
+    /// All addresses that pods may have now, the longest-free first.
+    pub fn available(&self, now: Timestamp) -> impl Iterator<Item = Ipv4Addr> {
+        self.queue.iter().take_while(move |(from, _)| *from <= now).map(|(_, address)| *address)
+    }
+
+    /// When the first of the cooling addresses that pods may have is free.
+    #[must_use]
+    pub fn next_cooled(&self, now: Timestamp) -> Option<Timestamp> {
+        self.queue.range((now + Duration::from_millis(1), Ipv4Addr::UNSPECIFIED)..).next().map(|(from, _)| *from)
+    }
+
+    /// Addresses alive in the kernel that no known ENI has.
+    #[must_use]
+    pub const fn strays(&self) -> &BTreeSet<Ipv4Addr> {
+        &self.strays
+    }
+
+    /// The queue as the index holds it, for the invariant checker.
+    pub(crate) const fn queue(&self) -> &BTreeSet<(Timestamp, Ipv4Addr)> {
+        &self.queue
+    }
+
+    /// The index of homes, for the invariant checker.
+    pub(crate) const fn homes(&self) -> &BTreeMap<Ipv4Addr, (EniId, Ipv4Net)> {
+        &self.homes
+    }
+
+    pub(crate) fn eni_mut(&mut self, id: &EniId) -> Result<&mut Eni, LedgerError> {
+        self.enis.get_mut(id).ok_or_else(|| LedgerError::UnknownEni(id.clone()))
+    }
+
+    /// Gives a free address to an attachment that has none.
+    pub(crate) fn assign(&mut self, address: Ipv4Addr, owner: Arc<Owner>, now: Timestamp) -> Result<(), LedgerError> {
+        let not = |why| LedgerError::NotAvailable { address, why };
+        if let Some(held) = self.owners.get(&owner.attachment) {
+            return Err(LedgerError::OwnerHasAddress { attachment: owner.attachment.clone(), address: *held });
+        }
+        match self.address(address).ok_or(LedgerError::UnknownAddress(address))? {
+            AddressState::Free { .. } => {}
+            AddressState::Cooling { until } if *until <= now => {}
+            AddressState::Cooling { .. } => return Err(not("it is cooling")),
+            AddressState::Assigned { .. } => return Err(not("another attachment holds it")),
+            AddressState::Quarantined { .. } => return Err(not("it is in quarantine")),
+        }
+        if !self.is_offered(address) {
+            return Err(not("its ENI takes no pods"));
+        }
+        self.owners.insert(owner.attachment.clone(), address);
+        self.set(address, AddressState::Assigned { owner, since: now });
+        Ok(())
+    }
+
+    /// Records what a checkpoint says: the attachment holds the address, whatever its ENI is good for now.
+    pub(crate) fn restore_owner(
+        &mut self,
+        address: Ipv4Addr,
+        owner: Arc<Owner>,
+        since: Timestamp,
+    ) -> Result<(), LedgerError> {
+        if let Some(held) = self.owners.get(&owner.attachment) {
+            return Err(LedgerError::OwnerHasAddress { attachment: owner.attachment.clone(), address: *held });
+        }
+        match self.address(address).ok_or(LedgerError::UnknownAddress(address))? {
+            AddressState::Assigned { .. } => {
+                return Err(LedgerError::NotAvailable { address, why: "another attachment holds it" });
+            }
+            AddressState::Free { .. } | AddressState::Cooling { .. } | AddressState::Quarantined { .. } => {}
+        }
+        self.owners.insert(owner.attachment.clone(), address);
+        self.set(address, AddressState::Assigned { owner, since });
+        Ok(())
+    }
+
+    /// Takes an attachment's address back; it cools for `cooldown`, if any.
+    pub(crate) fn release(
+        &mut self,
+        attachment: &Attachment,
+        cooldown: Duration,
+        now: Timestamp,
+    ) -> Result<Ipv4Addr, LedgerError> {
+        let address = self.owners.remove(attachment).ok_or_else(|| LedgerError::UnknownOwner(attachment.clone()))?;
+        let state = if cooldown.is_zero() {
+            AddressState::Free { since: now }
+        } else {
+            AddressState::Cooling { until: now + cooldown }
+        };
+        self.set(address, state);
+        Ok(address)
+    }
+
+    /// Sets an address that no pod holds.
+    pub(crate) fn set_unowned(&mut self, address: Ipv4Addr, state: AddressState) -> Result<(), LedgerError> {
+        match self.address(address) {
+            None => Err(LedgerError::UnknownAddress(address)),
+            Some(AddressState::Assigned { .. }) => {
+                Err(LedgerError::InUse { object: address.to_string(), address, state: "assigned" })
+            }
+            Some(_) => {
+                self.set(address, state);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn add_eni(&mut self, eni: Eni) -> Result<(), LedgerError> {
+        if self.enis.contains_key(&eni.id) {
+            return Err(LedgerError::KnownEni(eni.id));
+        }
+        self.enis.insert(eni.id.clone(), Eni { blocks: BTreeMap::new(), ..eni });
+        Ok(())
+    }
+
+    /// Moves an ENI to another stage; its addresses enter or leave the queue with it.
+    pub(crate) fn set_stage(&mut self, id: &EniId, stage: Stage) -> Result<(), LedgerError> {
+        self.eni_mut(id)?.stage = stage;
+        self.reindex(id);
+        Ok(())
+    }
+
+    /// Adds prefixes and secondary addresses; what the kernel shows alive among them goes into quarantine.
+    pub(crate) fn add_blocks(
+        &mut self,
+        id: &EniId,
+        blocks: impl IntoIterator<Item = Ipv4Net>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        let blocks: Vec<Ipv4Net> = blocks.into_iter().collect();
+        self.eni_mut(id)?;
+        for block in &blocks {
+            if let Some(other) = Block::hosts(*block).find_map(|address| self.homes.get(&address)) {
+                return Err(LedgerError::Overlap { block: *block, eni: id.clone(), other: other.0.clone() });
+            }
+        }
+        for net in blocks {
+            let mut block = Block { added: now, withdrawn: false, addresses: BTreeMap::new() };
+            for address in Block::hosts(net) {
+                let state = if self.strays.remove(&address) {
+                    AddressState::Quarantined { since: now }
+                } else {
+                    AddressState::Free { since: now }
+                };
+                block.addresses.insert(address, state);
+                self.homes.insert(address, (id.clone(), net));
+            }
+            let eni = self.eni_mut(id)?;
+            eni.departed.remove(&net);
+            eni.blocks.insert(net, block);
+        }
+        self.reindex(id);
+        Ok(())
+    }
+
+    /// Takes a block out of the queue (`true`) or puts it back.
+    pub(crate) fn set_withdrawn(&mut self, id: &EniId, net: Ipv4Net, withdrawn: bool) -> Result<(), LedgerError> {
+        if let Some(block) = self.eni_mut(id)?.blocks.get_mut(&net) {
+            block.withdrawn = withdrawn;
+        }
+        self.reindex(id);
+        Ok(())
+    }
+
+    /// Pods may have the addresses of a block again, if the ENI has it still.
+    pub(crate) fn offer_again(&mut self, id: &EniId, net: Ipv4Net) {
+        if let Some(block) = self.enis.get_mut(id).and_then(|eni| eni.blocks.get_mut(&net)) {
+            block.withdrawn = false;
+        }
+        self.reindex(id);
+    }
+
+    /// Begins to free an ENI, if it is known.
+    pub(crate) fn retire(&mut self, id: &EniId) {
+        if let Some(eni) = self.enis.get_mut(id) {
+            eni.stage = Stage::Leaving;
+        }
+        self.reindex(id);
+    }
+
+    /// Forgets a block that no pod uses; the ENI remembers that it went.
+    pub(crate) fn remove_block(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
+        let Some(block) = self.eni_mut(id)?.blocks.get(&net) else { return Ok(()) };
+        if let Some((address, state)) = block.in_use(now) {
+            return Err(LedgerError::InUse { object: net.to_string(), address, state });
+        }
+        for address in Block::hosts(net) {
+            self.unqueue(address);
+            self.homes.remove(&address);
+        }
+        let eni = self.eni_mut(id)?;
+        eni.blocks.remove(&net);
+        eni.departed.insert(net, now);
+        Ok(())
+    }
+
+    /// Forgets an ENI that no pod uses.
+    pub(crate) fn remove_eni(&mut self, id: &EniId, now: Timestamp) -> Result<(), LedgerError> {
+        let eni = self.enis.get(id).ok_or_else(|| LedgerError::UnknownEni(id.clone()))?;
+        if let Some((address, state)) = eni.in_use(now) {
+            return Err(LedgerError::InUse { object: id.to_string(), address, state });
+        }
+        let blocks: Vec<Ipv4Net> = eni.blocks.keys().copied().collect();
+        for net in blocks {
+            self.remove_block(id, net, now)?;
+        }
+        self.enis.remove(id);
+        Ok(())
+    }
+
+    /// Takes in what the kernel shows: `alive` are all the addresses that live pods use. Unowned addresses among them are
+    /// quarantined; those in quarantine that are gone cool for `cooldown`.
+    pub(crate) fn kernel_seen(&mut self, alive: &BTreeSet<Ipv4Addr>, cooldown: Duration, now: Timestamp) {
+        self.strays = alive.iter().filter(|address| !self.homes.contains_key(address)).copied().collect();
+        let changes: Vec<(Ipv4Addr, AddressState)> = self
+            .enis
+            .values()
+            .flat_map(|eni| eni.blocks.values())
+            .flat_map(|block| &block.addresses)
+            .filter_map(|(address, state)| match (state, alive.contains(address)) {
+                (AddressState::Free { .. } | AddressState::Cooling { .. }, true) => {
+                    Some((*address, AddressState::Quarantined { since: now }))
+                }
+                (AddressState::Quarantined { .. }, false) => {
+                    Some((*address, AddressState::Cooling { until: now + cooldown }))
+                }
+                _ => None,
+            })
+            .collect();
+        for (address, state) in changes {
+            self.set(address, state);
+        }
+    }
+
+    /// Tells the ENIs of a subnet its CIDR.
+    pub(crate) fn set_subnet_cidr(&mut self, subnet: &SubnetId, cidr: Ipv4Net) {
+        for eni in self.enis.values_mut().filter(|eni| eni.subnet == *subnet) {
+            eni.subnet_cidr = cidr;
+        }
+    }
+
+    /// Puts the strays of a checkpoint back.
+    pub(crate) fn restore_strays(&mut self, strays: BTreeSet<Ipv4Addr>) {
+        self.strays = strays;
+    }
+
+    /// Whether pods may have addresses of this block of this ENI.
+    fn is_offered(&self, address: Ipv4Addr) -> bool {
+        self.homes.get(&address).is_some_and(|(eni, net)| {
+            self.enis
+                .get(eni)
+                .is_some_and(|eni| eni.takes_pods() && eni.blocks.get(net).is_some_and(|block| !block.withdrawn))
+        })
+    }
+
+    fn set(&mut self, address: Ipv4Addr, state: AddressState) {
+        self.unqueue(address);
+        let from = state.available_from().filter(|_| self.is_offered(address));
+        if let Some(slot) = self
+            .homes
+            .get(&address)
+            .and_then(|(eni, net)| self.enis.get_mut(eni)?.blocks.get_mut(net)?.addresses.get_mut(&address))
+        {
+            *slot = state;
+            self.queue.extend(from.map(|from| (from, address)));
+        }
+    }
+
+    fn unqueue(&mut self, address: Ipv4Addr) {
+        if let Some(from) = self.address(address).and_then(AddressState::available_from) {
+            self.queue.remove(&(from, address));
+        }
+    }
+
+    /// Brings the queue up to date with one ENI.
+    fn reindex(&mut self, id: &EniId) {
+        let Some(eni) = self.enis.get(id) else { return };
+        for block in eni.blocks.values() {
+            let offered = eni.takes_pods() && !block.withdrawn;
+            for (address, state) in &block.addresses {
+                let Some(from) = state.available_from() else { continue };
+                if offered {
+                    self.queue.insert((from, *address));
+                } else {
+                    self.queue.remove(&(from, *address));
+                }
+            }
+        }
+    }
+}

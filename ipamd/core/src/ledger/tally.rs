@@ -1,0 +1,74 @@
+//! The ledger in numbers.
+
+use super::{AddressState, Block, Ledger, Stage};
+use crate::time::Timestamp;
+
+/// How many addresses there are, by what they are good for. Withdrawn blocks and leaving ENIs count for nothing but
+/// `assigned` and `cooling`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// ENIs, those of others included.
+    pub enis: u32,
+    /// /28 prefixes.
+    pub prefixes: u32,
+    /// Addresses that a pod could have at once.
+    pub free: u32,
+    /// Addresses that pods hold.
+    pub assigned: u32,
+    /// Addresses that are cooling.
+    pub cooling: u32,
+    /// Addresses in quarantine.
+    pub quarantined: u32,
+    /// Addresses on ENIs that are not in service yet.
+    pub pending: u32,
+}
+
+impl Tally {
+    /// All of them.
+    #[must_use]
+    pub const fn total(&self) -> u32 {
+        self.free + self.assigned + self.cooling + self.quarantined + self.pending
+    }
+}
+
+impl Ledger {
+    /// Counts everything.
+    #[must_use]
+    pub fn tally(&self, now: Timestamp) -> Tally {
+        let mut tally = Tally::default();
+        for eni in self.enis() {
+            tally.enis += 1;
+            let going = eni.stage == Stage::Leaving || !eni.carries_pods();
+            for (net, block) in &eni.blocks {
+                tally.prefixes += u32::from(net.prefix_len() < 32 && !going && !block.withdrawn);
+                for state in block.addresses.values() {
+                    tally.add(state, going || block.withdrawn, eni.takes_pods(), now);
+                }
+            }
+        }
+        tally
+    }
+}
+
+impl Tally {
+    fn add(&mut self, state: &AddressState, going: bool, in_service: bool, now: Timestamp) {
+        match state {
+            AddressState::Assigned { .. } => self.assigned += 1,
+            AddressState::Quarantined { .. } => self.quarantined += u32::from(!going),
+            state if !state.is_available(now) => self.cooling += 1,
+            _ if going => {}
+            _ if in_service => self.free += 1,
+            _ => self.pending += 1,
+        }
+    }
+
+    /// Counts one block by itself.
+    #[must_use]
+    pub fn of_block(block: &Block, now: Timestamp) -> Self {
+        let mut tally = Self::default();
+        for state in block.addresses.values() {
+            tally.add(state, false, true, now);
+        }
+        tally
+    }
+}

@@ -1,0 +1,182 @@
+//! What to ask of EC2 next: a pure function of the state, the targets and the waiting ADDs.
+//!
+//! The plan names every call that is due now, one for each object at most, so that all of them can be made at once; what is
+//! under way already is counted and never asked for twice. The pool settles where VPC CNI's settles (its targets and their
+//! arithmetic are kept), but waiting ADDs are demand on top of it, and a cooling address is no spare one.
+
+use std::fmt;
+use std::time::Duration;
+
+use sluice_contract::id::SubnetId;
+
+use crate::cloud::Api;
+use crate::op::Op;
+use crate::state::State;
+use crate::time::Timestamp;
+
+/// The static targets of the warm pool, by VPC CNI's names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Targets {
+    /// `ENABLE_PREFIX_DELEGATION`: /28 prefixes instead of single addresses, where the instance type can.
+    pub prefixes: bool,
+    /// `WARM_ENI_TARGET`: so many ENIs' worth of free addresses. For secondary addresses only.
+    pub warm_enis: u32,
+    /// `WARM_PREFIX_TARGET`: so many prefixes' worth of free addresses. For prefixes only.
+    pub warm_prefixes: u32,
+    /// `WARM_IP_TARGET`: so many free addresses; 0 when not set. It and the next replace the two before.
+    pub warm_ips: u32,
+    /// `MINIMUM_IP_TARGET`: at least so many addresses, in use or not; 0 when not set.
+    pub minimum_ips: u32,
+    /// `MAX_ENI`, if it is set.
+    pub max_enis: Option<u32>,
+    /// How many pods the kubelet takes; no spare addresses are added beyond.
+    pub max_pods: u32,
+    /// `ENABLE_SUBNET_DISCOVERY`: new ENIs go to every tagged subnet of the zone, not only to the primary ENI's.
+    pub subnet_discovery: bool,
+    /// `CLUSTER_NAME`, by which subnets may be reserved for a cluster.
+    pub cluster: Option<String>,
+}
+
+impl Default for Targets {
+    /// What VPC CNI's manifest sets.
+    fn default() -> Self {
+        Self {
+            prefixes: false,
+            warm_enis: 1,
+            warm_prefixes: 1,
+            warm_ips: 0,
+            minimum_ips: 0,
+            max_enis: None,
+            max_pods: 110,
+            subnet_discovery: true,
+            cluster: None,
+        }
+    }
+}
+
+/// What pods want beyond what they have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// ADDs that wait for an address.
+    pub waiting: u32,
+}
+
+/// A call that is due, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The call.
+    pub op: Op,
+    /// Why it is due, for people.
+    pub reason: String,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The calls that are due now; each can be made at once.
+    pub ops: Vec<Planned>,
+    /// Plan again then, if nothing happens before.
+    pub wake_at: Option<Timestamp>,
+    /// Why some waiting ADDs will not be served unless a pod goes or a person helps.
+    pub hopeless: Option<Hopeless>,
+    /// Why the pool does not grow although it should, where that passes by itself.
+    pub held_up: Option<Cause>,
+}
+
+/// Waiting ADDs for which there is no hope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hopeless {
+    /// Why.
+    pub cause: Cause,
+    /// How many of them; the others will get what is free, cooling or on its way.
+    pub beyond: u32,
+}
+
+/// What keeps the pool from growing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// Every ENI that the node may have is there, and full.
+    EniLimit {
+        /// ENIs that are there.
+        enis: u32,
+        /// ENIs that may be there.
+        limit: u32,
+        /// Whether `MAX_ENI` sets the limit, not the instance type.
+        by_setting: bool,
+        /// Addresses that they hold, each ENI's own apart.
+        addresses: u32,
+    },
+    /// No subnet that the node may use has an address left.
+    SubnetExhausted {
+        /// The subnets.
+        subnets: Vec<SubnetId>,
+        /// EC2 is asked again then.
+        until: Timestamp,
+    },
+    /// IAM denies a call.
+    Denied {
+        /// The call.
+        api: Api,
+        /// EC2's words.
+        message: String,
+        /// It is tried again then.
+        until: Timestamp,
+    },
+    /// EC2 limits the rate of a call.
+    Throttled {
+        /// The call.
+        api: Api,
+        /// It is tried again then.
+        until: Timestamp,
+    },
+    /// EC2 cannot be reached, or fails.
+    Unavailable {
+        /// The call.
+        api: Api,
+        /// EC2's words, or what stood in place of them.
+        message: String,
+        /// It is tried again then.
+        until: Timestamp,
+    },
+    /// Who the node is and what it can hold is not known yet.
+    NotReady,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EniLimit { enis, limit, by_setting, addresses } => {
+                let by = if *by_setting { "MAX_ENI allows" } else { "the instance type allows" };
+                write!(f, "{by} {limit} ENIs, and the {enis} that are there are full ({addresses} addresses)")
+            }
+            Self::SubnetExhausted { subnets, .. } => {
+                let (noun, verb) = if subnets.len() == 1 { ("subnet", "has") } else { ("subnets", "have") };
+                write!(f, "{noun}")?;
+                for (index, subnet) in subnets.iter().enumerate() {
+                    write!(f, "{} {subnet}", if index == 0 { "" } else { "," })?;
+                }
+                write!(f, " {verb} no free address left")
+            }
+            Self::Denied { message, .. } | Self::Unavailable { message, .. } => f.write_str(message),
+            Self::Throttled { api, .. } => write!(f, "EC2 limits the rate of {api}"),
+            Self::NotReady => f.write_str("the node's identity and limits are not known yet"),
+        }
+    }
+}
+
+/// How long the pool rests between two give-backs, and after it has grown (VPC CNI's `decreaseIPPoolInterval`).
+pub const SHRINK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How old an ENI has to be before it is freed (VPC CNI's `minENILifeTime`).
+pub const MIN_ENI_LIFE: Duration = Duration::from_secs(60);
+
+/// What is to be done now.
+#[must_use]
+pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) -> Plan {
+    let _ = (targets, demand, now);
+    let mut plan = Plan::default();
+    if state.node().is_none() {
+        plan.held_up = Some(Cause::NotReady);
+    }
+    plan
+}

@@ -1,0 +1,367 @@
+//! Everything that the daemon knows, with one way to change it: [`State::apply`].
+//!
+//! The state says what *is* and what has been *begun*; it decides nothing. The planner reads it and asks for operations;
+//! their beginnings and ends come back as events. A beginning is written to the checkpoint before the call is made, so a
+//! crash at any point leaves a state from which the planner goes on.
+
+mod observe;
+mod outcome;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use sluice_contract::id::{Attachment, EniId, SecurityGroupId, SubnetId};
+
+use crate::cloud::{
+    AddressCount, Api, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
+};
+use crate::ledger::{Ledger, LedgerError, Owner, Stage};
+use crate::op::{Failure, Op, OpKey, Outcome};
+use crate::time::Timestamp;
+
+/// How long EC2's and IMDS's descriptions may lag behind a call. A description that contradicts what a call did is not
+/// believed before that much time has passed.
+pub const SETTLE: Duration = Duration::from_secs(60);
+
+/// How long blocks that were given back are remembered.
+const DEPARTED_KEPT: Duration = Duration::from_secs(600);
+
+/// First and longest pause of a subnet that has no addresses left.
+const SUBNET_PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(300));
+
+/// How long the planner holds back after EC2 has said that the instance has all the ENIs it can have.
+const ATTACHMENT_LIMIT_PAUSE: Duration = Duration::from_secs(300);
+
+/// What does not change while the instance runs, or hardly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Who it is.
+    pub identity: InstanceIdentity,
+    /// What its type can hold.
+    pub limits: InstanceLimits,
+    /// IPv4 CIDRs of the VPC.
+    pub vpc_cidrs: Vec<Ipv4Net>,
+    /// Security groups of the primary ENI, which new ENIs get.
+    pub security_groups: Vec<SecurityGroupId>,
+    /// Tags of new ENIs, `createdAt` and the intent apart.
+    pub tags: BTreeMap<String, String>,
+    /// Whether attached ENIs that do not carry this node's tag are used all the same (`MANAGE_UNTAGGED_ENI`).
+    pub manage_untagged_enis: bool,
+}
+
+/// A create that has been begun: written before the call, so that what it made is found again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The call, word for word: a repeated call must not differ (EC2 API, IdempotentParameterMismatch).
+    pub request: CreateEni,
+    /// The network card that the ENI is for.
+    pub card: u32,
+    /// When it was begun.
+    pub since: Timestamp,
+}
+
+/// Why calls of an API are not worth making, and until when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What kind of failure it was.
+    pub kind: CloudErrorKind,
+    /// EC2's words.
+    pub message: String,
+    /// No call before then.
+    pub until: Timestamp,
+}
+
+/// A subnet that ENIs are or may be in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Its CIDR.
+    pub cidr: Ipv4Net,
+    /// Free addresses when EC2 was last asked; none if it has not been.
+    pub available: Option<u32>,
+    /// Its tags, which say whether new ENIs may be made in it.
+    pub tags: BTreeMap<String, String>,
+    /// No whole /28 before then, as far as is known.
+    pub no_prefixes: Option<Shortage>,
+    /// No address at all before then, as far as is known.
+    pub no_addresses: Option<Shortage>,
+}
+
+/// A subnet's shortage: when to try again, and how often that was in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shortage {
+    /// Not worth a call before then.
+    pub until: Timestamp,
+    /// How many times in a row.
+    pub times: u32,
+}
+
+impl Subnet {
+    /// Until when addresses of this form are not to be had.
+    #[must_use]
+    pub fn short_until(&self, form: AddressCount, now: Timestamp) -> Option<Timestamp> {
+        let shortage = match form {
+            AddressCount::Secondary(_) => self.no_addresses,
+            // Without addresses there are no prefixes either.
+            AddressCount::Prefixes(_) => self.no_prefixes.max_by_until(self.no_addresses),
+        };
+        shortage.map(|shortage| shortage.until).filter(|until| *until > now)
+    }
+}
+
+trait MaxByUntil {
+    fn max_by_until(self, other: Self) -> Self;
+}
+
+impl MaxByUntil for Option<Shortage> {
+    fn max_by_until(self, other: Self) -> Self {
+        [self, other].into_iter().flatten().max_by_key(|shortage| shortage.until)
+    }
+}
+
+/// What changes the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Who the node is has been learnt, or has changed.
+    NodeKnown(Node),
+    /// IMDS has listed the attached ENIs. It removes nothing; what it shows beyond the ledger is used at once only while
+    /// the ledger is empty, and otherwise after EC2 has confirmed it.
+    ImdsSeen(Vec<ImdsEni>),
+    /// EC2 has listed all ENIs that this node owns, attached or not.
+    Surveyed(Vec<Ec2Eni>),
+    /// EC2 has described an ENI of the ledger, or does not know it (`None`).
+    EniDescribed(EniId, Option<Ec2Eni>),
+    /// EC2 has described subnets.
+    SubnetsKnown(Vec<Ec2Subnet>),
+    /// The host has set an ENI up.
+    EniReady(EniId),
+    /// An ADD gets an address.
+    Assign(Ipv4Addr, Arc<Owner>),
+    /// An attachment is gone; its address cools for so long.
+    Release(Attachment, Duration),
+    /// Every address that lives in the kernel; one that has left quarantine cools for so long.
+    KernelSeen(BTreeSet<Ipv4Addr>, Duration),
+    /// A planned operation is about to be carried out.
+    Begin(Op),
+    /// It has ended.
+    End(Op, Result<Outcome, Failure>),
+}
+
+/// Why an event was refused. The state is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The ledger refuses it.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The plan that the operation comes from is out of date.
+    #[error("{op} is not possible now: {why}")]
+    Stale {
+        /// The operation.
+        op: String,
+        /// What stands against it.
+        why: &'static str,
+    },
+}
+
+/// All that is known and begun.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    pub(crate) ledger: Ledger,
+    pub(crate) node: Option<Node>,
+    pub(crate) intents: BTreeMap<String, Intent>,
+    pub(crate) flights: BTreeMap<OpKey, Op>,
+    pub(crate) obstacles: BTreeMap<Api, Obstacle>,
+    pub(crate) subnets: BTreeMap<SubnetId, Subnet>,
+    /// Device numbers that EC2 said were in use though we know of nothing there, and when.
+    pub(crate) busy_devices: BTreeMap<(u32, u32), Timestamp>,
+    /// Makes client tokens differ from those of a state that was lost.
+    pub(crate) seed: u64,
+    /// Makes client tokens differ from each other.
+    pub(crate) sequence: u64,
+    pub(crate) last_grown: Option<Timestamp>,
+    pub(crate) last_shrunk: Option<Timestamp>,
+    /// When EC2 is to be asked for all ENIs of this node, if it has to be.
+    pub(crate) survey_at: Option<Timestamp>,
+    /// Whether what IMDS says of the primary ENI's addresses is used at once: only while there is nothing that it could
+    /// contradict.
+    pub(crate) imds_trusted: bool,
+    /// When EC2 last described the subnets.
+    pub(crate) subnets_at: Option<Timestamp>,
+}
+
+impl State {
+    /// An empty state. `seed` is a random number.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { seed, survey_at: Some(Timestamp::default()), imds_trusted: true, ..Self::default() }
+    }
+
+    /// Who holds which address.
+    #[must_use]
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Who the node is, once known.
+    #[must_use]
+    pub const fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// Creates that have been begun, by client token.
+    #[must_use]
+    pub const fn intents(&self) -> &BTreeMap<String, Intent> {
+        &self.intents
+    }
+
+    /// Operations that are under way.
+    #[must_use]
+    pub const fn flights(&self) -> &BTreeMap<OpKey, Op> {
+        &self.flights
+    }
+
+    /// APIs that are not worth calling for now.
+    #[must_use]
+    pub const fn obstacles(&self) -> &BTreeMap<Api, Obstacle> {
+        &self.obstacles
+    }
+
+    /// The subnets that are known.
+    #[must_use]
+    pub const fn subnets(&self) -> &BTreeMap<SubnetId, Subnet> {
+        &self.subnets
+    }
+
+    /// What keeps calls of `api` from being worth making now.
+    #[must_use]
+    pub fn obstacle(&self, api: Api, now: Timestamp) -> Option<&Obstacle> {
+        self.obstacles.get(&api).filter(|obstacle| obstacle.until > now)
+    }
+
+    /// The client token of the `ahead`-th create from here.
+    #[must_use]
+    pub fn client_token(&self, ahead: u64) -> String {
+        format!("sluice-{:016x}-{}", self.seed, self.sequence + ahead)
+    }
+
+    /// Changes the state.
+    ///
+    /// # Errors
+    /// [`ApplyError`] when the event contradicts the state; nothing has changed then.
+    pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<(), ApplyError> {
+        match event {
+            Event::NodeKnown(node) => self.node = Some(node),
+            Event::ImdsSeen(enis) => self.imds_seen(&enis, now),
+            Event::Surveyed(enis) => self.surveyed(&enis, now),
+            Event::EniDescribed(eni, described) => self.described(&eni, described.as_ref(), now)?,
+            Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now),
+            Event::EniReady(id) => self.ready(&id, now)?,
+            Event::Assign(address, owner) => self.ledger.assign(address, owner, now)?,
+            Event::Release(attachment, cooldown) => {
+                self.ledger.release(&attachment, cooldown, now)?;
+            }
+            Event::KernelSeen(alive, cooldown) => self.kernel_seen(&alive, cooldown, now),
+            Event::Begin(op) => self.begin(op, now)?,
+            Event::End(op, result) => self.end(&op, result, now)?,
+        }
+        Ok(())
+    }
+
+    /// [`Event::KernelSeen`], which cannot contradict the state.
+    pub(crate) fn kernel_seen(&mut self, alive: &BTreeSet<Ipv4Addr>, cooldown: Duration, now: Timestamp) {
+        self.ledger.kernel_seen(alive, cooldown, now);
+    }
+
+    fn ready(&mut self, id: &EniId, now: Timestamp) -> Result<(), ApplyError> {
+        let eni = self.ledger.eni_mut(id)?;
+        if eni.stage == Stage::Attached {
+            eni.since = now;
+            self.ledger.set_stage(id, Stage::InService)?;
+        }
+        Ok(())
+    }
+
+    /// Records that an operation is about to be carried out, with what that means for the ledger.
+    fn begin(&mut self, op: Op, now: Timestamp) -> Result<(), ApplyError> {
+        let stale = |op: &Op, why| Err(ApplyError::Stale { op: op.to_string(), why });
+        if self.flights.contains_key(&op.key()) {
+            return stale(&op, "another operation on the same object is under way");
+        }
+        match &op {
+            Op::Create(request) => {
+                if !self.intents.contains_key(&request.client_token) {
+                    self.sequence += 1;
+                    let intent = Intent { request: request.clone(), card: 0, since: now };
+                    self.intents.insert(request.client_token.clone(), intent);
+                }
+            }
+            Op::Unassign { eni, what } => {
+                let blocks: Vec<Ipv4Net> = what
+                    .addresses
+                    .iter()
+                    .map(|address| Ipv4Net::from(*address))
+                    .chain(what.prefixes.iter().copied())
+                    .collect();
+                let known = self.ledger.eni_mut(eni)?;
+                for net in &blocks {
+                    match known.blocks.get(net) {
+                        None => return stale(&op, "the ENI does not have them"),
+                        Some(block) if block.in_use(now).is_some() => return stale(&op, "an address is in use"),
+                        Some(_) => {}
+                    }
+                }
+                for net in blocks {
+                    self.ledger.set_withdrawn(eni, net, true)?;
+                }
+            }
+            Op::Detach { eni, .. } | Op::Delete { eni } => {
+                let known = self.ledger.eni_mut(eni)?;
+                if !known.may_be_freed() {
+                    return stale(&op, "the ENI is not ours to free");
+                }
+                if known.in_use(now).is_some() {
+                    return stale(&op, "an address of it is in use");
+                }
+                self.ledger.set_stage(eni, Stage::Leaving)?;
+            }
+            Op::Attach { eni, .. }
+            | Op::Assign { eni, .. }
+            | Op::DeleteOnTermination { eni, .. }
+            | Op::Inspect { eni } => {
+                self.ledger.eni_mut(eni)?;
+            }
+            Op::Survey { .. } | Op::Subnets { .. } => {}
+        }
+        self.flights.insert(op.key(), op);
+        Ok(())
+    }
+
+    #[expect(dead_code, reason = "for the planner, which comes next")]
+    /// The tags of an ENI that is made at `now` under `token`.
+    pub(crate) fn eni_tags(&self, token: &str, now: Timestamp) -> BTreeMap<String, String> {
+        let mut tags = self.node.as_ref().map(|node| node.tags.clone()).unwrap_or_default();
+        tags.insert(tag::CREATED_AT.to_owned(), now.to_string());
+        tags.insert(tag::INTENT.to_owned(), token.to_owned());
+        tags
+    }
+}
+
+/// Tags of ENIs. All but the intent's are VPC CNI's.
+pub mod tag {
+    /// The instance that the ENI was made for.
+    pub const INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
+    /// When it was made, RFC 3339.
+    pub const CREATED_AT: &str = "node.k8s.amazonaws.com/createdAt";
+    /// `true`: not ours to use.
+    pub const NO_MANAGE: &str = "node.k8s.amazonaws.com/no_manage";
+    /// The cluster's name.
+    pub const CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
+    /// The client token that it was made with.
+    pub const INTENT: &str = "sluice.dev/intent";
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,341 @@
+//! What descriptions by EC2 and IMDS mean for the state. Nothing that a pod uses goes because a description lacks it, and
+//! no description is believed against a call that it may lag behind ([`SETTLE`]).
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use sluice_contract::id::EniId;
+
+use super::{ApplyError, DEPARTED_KEPT, SETTLE, State, Subnet, tag};
+use crate::cloud::{Ec2Eni, Ec2Subnet, ImdsEni, InstanceLimits, InterfaceType};
+use crate::ledger::{Eni, Role, Stage};
+use crate::op::{Op, OpKey};
+use crate::time::Timestamp;
+
+/// Before a description that is not to be believed yet is asked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+impl State {
+    /// An ENI as EC2 describes it, as the ledger would have it, and its blocks.
+    pub(crate) fn record_of(&self, eni: &Ec2Eni, now: Timestamp) -> (Eni, BTreeSet<Ipv4Net>) {
+        let attached = eni.attachment.as_ref();
+        let untagged_too = self.node.as_ref().is_none_or(|node| node.manage_untagged_enis);
+        let role = match attached {
+            Some(attachment) if attachment.card == 0 && attachment.device == 0 => Role::Primary,
+            _ if eni.tags.get(tag::NO_MANAGE).is_some_and(|value| value == "true") => Role::Unmanaged,
+            _ if untagged_too || self.is_tagged_ours(eni) => Role::Secondary,
+            _ => Role::Unmanaged,
+        };
+        let cidr = self.subnets.get(&eni.subnet).map_or_else(|| Ipv4Net::from(eni.primary_ip), |subnet| subnet.cidr);
+        let record = Eni {
+            id: eni.eni.clone(),
+            mac: eni.mac,
+            card: attached.map_or(0, |attachment| attachment.card),
+            device: attached.map(|attachment| attachment.device),
+            subnet: eni.subnet.clone(),
+            subnet_cidr: cidr,
+            primary_ip: eni.primary_ip,
+            interface_type: eni.interface_type,
+            role,
+            stage: if attached.is_some() { Stage::Attached } else { Stage::Created },
+            since: now,
+            attachment: attached.map(|attachment| attachment.attachment.clone()),
+            delete_on_termination: attached.is_some_and(|attachment| attachment.delete_on_termination),
+            unsure: false,
+            not_before: None,
+            confirmed: None,
+            blocks: std::collections::BTreeMap::new(),
+            departed: std::collections::BTreeMap::new(),
+        };
+        (record, blocks_of(&eni.secondary_ips, &eni.prefixes))
+    }
+
+    fn is_tagged_ours(&self, eni: &Ec2Eni) -> bool {
+        let ours = self.node.as_ref().map(|node| node.identity.instance.as_str());
+        ours.is_some() && eni.tags.get(tag::INSTANCE).map(String::as_str) == ours
+    }
+
+    fn survey_wanted(&mut self, now: Timestamp) {
+        self.survey_at = self.survey_at.or(Some(now));
+    }
+
+    /// EC2 has to be asked about the ENI before it is worked on, at `not_before`.
+    pub(super) fn doubt_eni(&mut self, id: &EniId, not_before: Timestamp) {
+        if let Ok(eni) = self.ledger.eni_mut(id) {
+            eni.unsure = true;
+            eni.not_before = Some(not_before);
+        }
+    }
+
+    /// Takes in what IMDS shows. Nothing goes because IMDS lacks it; a difference makes EC2 be asked.
+    pub(super) fn imds_seen(&mut self, enis: &[ImdsEni], now: Timestamp) {
+        for seen in enis {
+            let blocks = blocks_of(&seen.secondary_ips, &seen.prefixes);
+            if let Ok(known) = self.ledger.eni_mut(&seen.eni) {
+                let news =
+                    blocks.iter().any(|net| !known.blocks.contains_key(net) && !known.departed.contains_key(net));
+                known.unsure |= news && known.carries_pods() && known.may_be_asked_about(now);
+                if known.device.is_none() && known.stage != Stage::Leaving {
+                    known.unsure = true;
+                }
+                continue;
+            }
+            if (seen.card, seen.device) != (0, 0) {
+                // Whether it is ours to use stands in its tags, and those only EC2 tells.
+                self.survey_wanted(now);
+                continue;
+            }
+            let trusted = self.imds_trusted;
+            let record = Eni {
+                id: seen.eni.clone(),
+                mac: seen.mac,
+                card: seen.card,
+                device: Some(seen.device),
+                subnet: seen.subnet.clone(),
+                subnet_cidr: seen.subnet_cidr,
+                primary_ip: seen.primary_ip,
+                interface_type: InterfaceType::Interface,
+                role: Role::Primary,
+                stage: Stage::Attached,
+                since: now,
+                attachment: None,
+                delete_on_termination: true,
+                unsure: !trusted,
+                not_before: None,
+                confirmed: None,
+                blocks: std::collections::BTreeMap::new(),
+                departed: std::collections::BTreeMap::new(),
+            };
+            // An overlap is for EC2 to resolve.
+            let used = if trusted { blocks } else { BTreeSet::new() };
+            if self.found(record, used, now).is_err() {
+                self.survey_wanted(now);
+            }
+        }
+        let missing: Vec<EniId> = self
+            .ledger
+            .enis()
+            .filter(|eni| eni.device.is_some() && eni.stage != Stage::Leaving && eni.may_be_asked_about(now))
+            .filter(|eni| !enis.iter().any(|seen| seen.eni == eni.id))
+            .map(|eni| eni.id.clone())
+            .collect();
+        for id in missing {
+            if let Ok(eni) = self.ledger.eni_mut(&id) {
+                eni.unsure = true;
+            }
+        }
+    }
+
+    /// Takes in all ENIs that EC2 says this node owns.
+    pub(super) fn surveyed(&mut self, enis: &[Ec2Eni], now: Timestamp) {
+        self.survey_at = None;
+        let ours = self.node.as_ref().map(|node| node.identity.instance.clone());
+        for eni in enis {
+            let known = self.ledger.eni(&eni.eni).is_some();
+            let mine = match &eni.attachment {
+                Some(attachment) => attachment.instance == ours,
+                // Left behind between create and attach, or between detach and delete.
+                None => self.is_tagged_ours(eni),
+            };
+            if known {
+                // An error would be about an address that another ENI has; the next description settles it.
+                if self.described(&eni.eni, Some(eni), now).is_err() {
+                    self.doubt_eni(&eni.eni, now + LOOK_AGAIN);
+                }
+            } else if mine {
+                if let Some(intent) = eni.tags.get(tag::INTENT) {
+                    self.intents.remove(intent);
+                }
+                let (record, blocks) = self.record_of(eni, now);
+                if self.found(Eni { confirmed: Some(now), ..record }, blocks, now).is_err() {
+                    // Another ENI of ours has one of its addresses: a description is late.
+                    self.survey_at = Some(now + SETTLE);
+                }
+            }
+        }
+        let missing: Vec<EniId> = self
+            .ledger
+            .enis()
+            .filter(|known| !enis.iter().any(|eni| eni.eni == known.id))
+            .map(|eni| eni.id.clone())
+            .collect();
+        for id in missing {
+            if self.described(&id, None, now).is_err() {
+                self.doubt_eni(&id, now + LOOK_AGAIN);
+            }
+        }
+    }
+
+    pub(super) fn found(&mut self, eni: Eni, blocks: BTreeSet<Ipv4Net>, now: Timestamp) -> Result<(), ApplyError> {
+        let (id, carries_pods) = (eni.id.clone(), eni.carries_pods());
+        // The blocks are checked first: an ENI without its addresses must not stay behind.
+        let mut next = self.ledger.clone();
+        next.add_eni(eni)?;
+        if carries_pods {
+            next.add_blocks(&id, blocks, now)?;
+        }
+        self.ledger = next;
+        Ok(())
+    }
+
+    pub(super) fn described(
+        &mut self,
+        id: &EniId,
+        described: Option<&Ec2Eni>,
+        now: Timestamp,
+    ) -> Result<(), ApplyError> {
+        let settled = now.since(self.ledger.eni_mut(id)?.since) > SETTLE;
+        let certain = match described {
+            None => self.unknown_to_ec2(id, settled, now)?,
+            Some(described) => {
+                let attachment = self.described_attachment(id, described, settled)?;
+                let blocks = self.described_blocks(id, described, settled, now)?;
+                attachment && blocks
+            }
+        };
+        if let Ok(eni) = self.ledger.eni_mut(id) {
+            eni.unsure = !certain;
+            eni.confirmed = Some(now);
+            eni.not_before = (!certain).then(|| now + LOOK_AGAIN);
+            eni.departed.retain(|_, at| now.since(*at) < DEPARTED_KEPT);
+        }
+        self.busy_devices.retain(|_, at| now.since(*at) < SETTLE);
+        Ok(())
+    }
+
+    /// EC2 does not know the ENI. It is forgotten if that is not news of the past and no pod uses it.
+    fn unknown_to_ec2(&mut self, id: &EniId, settled: bool, now: Timestamp) -> Result<bool, ApplyError> {
+        let eni = self.ledger.eni_mut(id)?;
+        if eni.role == Role::Primary {
+            // An instance cannot lose its primary ENI: EC2 shows it late.
+            return Ok(false);
+        }
+        if settled && eni.in_use(now).is_none() {
+            self.ledger.remove_eni(id, now)?;
+            return Ok(true);
+        }
+        if settled {
+            self.withdraw_all(id)?;
+        }
+        Ok(false)
+    }
+
+    fn described_attachment(&mut self, id: &EniId, described: &Ec2Eni, settled: bool) -> Result<bool, ApplyError> {
+        let ours = self.node.as_ref().map(|node| node.identity.instance.clone());
+        let eni = self.ledger.eni_mut(id)?;
+        match (&described.attachment, eni.stage) {
+            (Some(attachment), stage) if attachment.instance == ours || ours.is_none() => {
+                eni.attachment = Some(attachment.attachment.clone());
+                (eni.card, eni.device) = (attachment.card, Some(attachment.device));
+                eni.delete_on_termination = attachment.delete_on_termination;
+                if stage == Stage::Created {
+                    self.ledger.set_stage(id, Stage::Attached)?;
+                }
+                Ok(true)
+            }
+            (None, Stage::Created) => Ok(true),
+            (None, Stage::Leaving) => {
+                (eni.attachment, eni.device) = (None, None);
+                Ok(true)
+            }
+            _ if !settled => Ok(false),
+            (None | Some(_), Stage::Attached | Stage::InService | Stage::Created | Stage::Leaving) => {
+                // Somebody has detached it, or attached it elsewhere. Pods that are on it keep their addresses until they
+                // go; no new ones come.
+                self.withdraw_all(id)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn described_blocks(
+        &mut self,
+        id: &EniId,
+        described: &Ec2Eni,
+        settled: bool,
+        now: Timestamp,
+    ) -> Result<bool, ApplyError> {
+        let there = blocks_of(&described.secondary_ips, &described.prefixes);
+        let eni = self.ledger.eni_mut(id)?;
+        if !eni.carries_pods() {
+            return Ok(true);
+        }
+        let mut certain = true;
+        let mut new = Vec::new();
+        for net in there.iter().filter(|net| !eni.blocks.contains_key(net)) {
+            if eni.departed.get(net).is_some_and(|at| now.since(*at) < SETTLE) {
+                // Given back a moment ago: this may be news of the past.
+                certain = false;
+            } else {
+                new.push(*net);
+            }
+        }
+        let gone: Vec<(Ipv4Net, bool, bool)> = eni
+            .blocks
+            .iter()
+            .filter(|(net, _)| !there.contains(net))
+            .map(|(net, block)| (*net, block.in_use(now).is_some(), now.since(block.added) > SETTLE))
+            .collect();
+        if !new.is_empty() {
+            self.ledger.add_blocks(id, new, now)?;
+        }
+        for (net, in_use, old) in gone {
+            let withdrawn = self.ledger.eni_mut(id)?.blocks.get(&net).is_some_and(|block| block.withdrawn);
+            if in_use && old {
+                self.ledger.set_withdrawn(id, net, true)?;
+            } else if !in_use && (withdrawn || (old && settled)) {
+                self.ledger.remove_block(id, net, now)?;
+            } else {
+                certain = false;
+            }
+        }
+        Ok(certain)
+    }
+
+    fn withdraw_all(&mut self, id: &EniId) -> Result<(), ApplyError> {
+        let blocks: Vec<Ipv4Net> = self.ledger.eni_mut(id)?.blocks.keys().copied().collect();
+        for net in blocks {
+            self.ledger.set_withdrawn(id, net, true)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn subnets_known(&mut self, subnets: Vec<Ec2Subnet>, now: Timestamp) {
+        self.subnets_at = Some(now);
+        for described in subnets {
+            self.ledger.set_subnet_cidr(&described.subnet, described.cidr);
+            let subnet = self.subnets.entry(described.subnet).or_insert_with(|| Subnet {
+                cidr: described.cidr,
+                available: None,
+                tags: std::collections::BTreeMap::new(),
+                no_prefixes: None,
+                no_addresses: None,
+            });
+            subnet.cidr = described.cidr;
+            subnet.available = Some(described.available);
+            subnet.tags = described.tags;
+        }
+    }
+
+    /// The places of an ENI that calls under way will take.
+    #[must_use]
+    pub fn places_asked_for(&self, eni: &EniId) -> u32 {
+        match self.flights.get(&OpKey::Eni(eni.clone())) {
+            Some(Op::Assign { count, .. }) => count.places(),
+            _ => 0,
+        }
+    }
+
+    /// The places for addresses that an ENI of this node has beside its own.
+    #[must_use]
+    pub fn places_per_eni(limits: &InstanceLimits) -> u32 {
+        limits.ipv4_per_eni.saturating_sub(1)
+    }
+}
+
+/// Secondary addresses and prefixes as blocks.
+pub(crate) fn blocks_of(addresses: &BTreeSet<Ipv4Addr>, prefixes: &BTreeSet<Ipv4Net>) -> BTreeSet<Ipv4Net> {
+    addresses.iter().map(|address| Ipv4Net::from(*address)).chain(prefixes.iter().copied()).collect()
+}

@@ -1,0 +1,186 @@
+//! What the end of an operation means for the state.
+
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use super::{ATTACHMENT_LIMIT_PAUSE, ApplyError, Obstacle, SUBNET_PAUSE, Shortage, State};
+use crate::cloud::{AddressCount, Api, CloudError, CloudErrorKind, Ec2Eni};
+use crate::ledger::Stage;
+use crate::op::{Failure, Op, Outcome};
+use crate::time::Timestamp;
+
+/// Before EC2 is asked what a call without an answer has done: its descriptions lag behind.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// How long a detach takes at least: a delete before that is refused.
+const DETACH_TAKES: Duration = Duration::from_secs(2);
+
+impl State {
+    pub(super) fn end(&mut self, op: &Op, result: Result<Outcome, Failure>, now: Timestamp) -> Result<(), ApplyError> {
+        self.flights.remove(&op.key());
+        match result {
+            Ok(outcome) => {
+                self.obstacles.remove(&op.api());
+                self.succeeded(op, outcome, now)
+            }
+            Err(failure) => {
+                self.failed(op, &failure, now);
+                Ok(())
+            }
+        }
+    }
+
+    fn succeeded(&mut self, op: &Op, outcome: Outcome, now: Timestamp) -> Result<(), ApplyError> {
+        match (op, outcome) {
+            (Op::Create(request), Outcome::Created(eni)) => {
+                self.subnet_has(&eni.subnet, request.addresses);
+                self.created(&request.client_token, &eni, now)
+            }
+            (Op::Attach { eni, card, device, .. }, Outcome::Attached(attachment)) => {
+                let known = self.ledger.eni_mut(eni)?;
+                known.attachment = Some(attachment);
+                (known.card, known.device, known.since) = (*card, Some(*device), now);
+                if known.stage == Stage::Created {
+                    self.ledger.set_stage(eni, Stage::Attached)?;
+                }
+                Ok(())
+            }
+            (Op::DeleteOnTermination { eni, .. }, Outcome::Done) => {
+                self.ledger.eni_mut(eni)?.delete_on_termination = true;
+                Ok(())
+            }
+            (Op::Assign { eni, count }, Outcome::Assigned(assigned)) => {
+                let blocks: Vec<Ipv4Net> =
+                    assigned.addresses.into_iter().map(Ipv4Net::from).chain(assigned.prefixes).collect();
+                let known = self.ledger.eni_mut(eni)?;
+                // A repeated answer may name what has come in by a description.
+                let new: Vec<Ipv4Net> = blocks.into_iter().filter(|net| !known.blocks.contains_key(net)).collect();
+                let subnet = known.subnet.clone();
+                self.subnet_has(&subnet, *count);
+                self.last_grown = Some(now);
+                Ok(self.ledger.add_blocks(eni, new, now)?)
+            }
+            (Op::Unassign { eni, what }, Outcome::Done) => {
+                for net in what.addresses.iter().map(|a| Ipv4Net::from(*a)).chain(what.prefixes.iter().copied()) {
+                    self.ledger.remove_block(eni, net, now)?;
+                }
+                self.last_shrunk = Some(now);
+                Ok(())
+            }
+            (Op::Detach { eni, .. }, Outcome::Done) => {
+                let known = self.ledger.eni_mut(eni)?;
+                (known.attachment, known.device, known.since) = (None, None, now);
+                known.not_before = Some(now + DETACH_TAKES);
+                self.last_shrunk = Some(now);
+                Ok(())
+            }
+            (Op::Delete { eni }, Outcome::Done) => Ok(self.ledger.remove_eni(eni, now)?),
+            (Op::Inspect { eni }, Outcome::Inspected(described)) => self.described(eni, described.as_ref(), now),
+            (Op::Survey { .. }, Outcome::Surveyed(enis)) => {
+                self.surveyed(&enis, now);
+                Ok(())
+            }
+            (Op::Subnets { .. }, Outcome::Subnets(subnets)) => {
+                self.subnets_known(subnets, now);
+                Ok(())
+            }
+            (op, _) => Err(ApplyError::Stale { op: op.to_string(), why: "its outcome is one of another operation" }),
+        }
+    }
+
+    /// Takes in the ENI that an intent has made.
+    pub(super) fn created(&mut self, token: &str, eni: &Ec2Eni, now: Timestamp) -> Result<(), ApplyError> {
+        let card = self.intents.remove(token).map_or(0, |intent| intent.card);
+        if self.ledger.eni(&eni.eni).is_some() {
+            return Ok(());
+        }
+        self.last_grown = Some(now);
+        let (record, blocks) = self.record_of(eni, now);
+        self.found(crate::ledger::Eni { card, stage: Stage::Created, ..record }, blocks, now)
+    }
+
+    fn failed(&mut self, op: &Op, failure: &Failure, now: Timestamp) {
+        let Failure { error, retry_after } = failure;
+        let retry = now + *retry_after;
+        match error.kind {
+            CloudErrorKind::InsufficientAddresses | CloudErrorKind::InsufficientPrefixes => {
+                self.subnet_lacks(op, error.kind, now);
+            }
+            CloudErrorKind::AttachmentLimit => {
+                let until = now + ATTACHMENT_LIMIT_PAUSE;
+                self.blocked(Api::CreateNetworkInterface, error, until);
+                if let Op::Attach { eni, .. } = op {
+                    // It has no place on the instance: away with it.
+                    self.ledger.retire(eni);
+                }
+            }
+            CloudErrorKind::AddressLimit | CloudErrorKind::NotFound | CloudErrorKind::Conflict => {
+                self.doubt(op, error, retry, now);
+            }
+            CloudErrorKind::Timeout => {
+                self.blocked(op.api(), error, retry);
+                self.doubt(op, error, (now + LOOK_AGAIN).min(retry), now);
+            }
+            CloudErrorKind::Throttled
+            | CloudErrorKind::Denied
+            | CloudErrorKind::Unavailable
+            | CloudErrorKind::Other => {
+                self.blocked(op.api(), error, retry);
+            }
+        }
+        if let (Op::Unassign { eni, what }, CloudErrorKind::Throttled | CloudErrorKind::Denied) = (op, error.kind) {
+            // Certain to have had no effect: pods may have the addresses again.
+            for net in super::observe::blocks_of(&what.addresses, &what.prefixes) {
+                self.ledger.offer_again(eni, net);
+            }
+        }
+        if let Op::Create(request) = op {
+            // The same call may yet succeed after these; after all others it would only fail again, and nothing was made.
+            let may_succeed =
+                matches!(error.kind, CloudErrorKind::Timeout | CloudErrorKind::Unavailable | CloudErrorKind::Throttled);
+            if !may_succeed {
+                self.intents.remove(&request.client_token);
+            }
+        }
+    }
+
+    /// The failure concerns one ENI: look at it before the next try.
+    fn doubt(&mut self, op: &Op, error: &CloudError, retry: Timestamp, now: Timestamp) {
+        let Some(id) = op.eni() else {
+            self.blocked(op.api(), error, retry);
+            return;
+        };
+        if let (Op::Attach { card, device, .. }, CloudErrorKind::Conflict) = (op, error.kind) {
+            self.busy_devices.insert((*card, *device), now);
+        }
+        self.doubt_eni(id, retry);
+    }
+
+    fn blocked(&mut self, api: Api, error: &CloudError, until: Timestamp) {
+        let obstacle = Obstacle { kind: error.kind, message: error.to_string(), until };
+        self.obstacles.insert(api, obstacle);
+    }
+
+    fn subnet_lacks(&mut self, op: &Op, kind: CloudErrorKind, now: Timestamp) {
+        let id = op.subnet().cloned().or_else(|| op.eni().and_then(|id| Some(self.ledger.eni(id)?.subnet.clone())));
+        let Some(subnet) = id.and_then(|id| self.subnets.get_mut(&id)) else { return };
+        let shortage = match kind {
+            CloudErrorKind::InsufficientPrefixes => &mut subnet.no_prefixes,
+            _ => &mut subnet.no_addresses,
+        };
+        let times = shortage.map_or(0, |shortage| shortage.times).saturating_add(1);
+        let (first, longest) = SUBNET_PAUSE;
+        let pause = first.saturating_mul(1 << (times - 1).min(8)).min(longest);
+        *shortage = Some(Shortage { until: now + pause, times });
+    }
+
+    fn subnet_has(&mut self, subnet: &sluice_contract::id::SubnetId, form: AddressCount) {
+        if let Some(subnet) = self.subnets.get_mut(subnet) {
+            subnet.no_addresses = None;
+            if matches!(form, AddressCount::Prefixes(_)) {
+                subnet.no_prefixes = None;
+            }
+        }
+    }
+}
