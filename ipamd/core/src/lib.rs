@@ -11,7 +11,6 @@ pub mod check;
 pub mod checkpoint;
 pub mod cloud;
 pub mod ledger;
-pub mod limits;
 pub mod op;
 pub mod plan;
 pub mod queue;

@@ -1,0 +1,237 @@
+//! Configuration: VPC CNI's environment variables with their defaults, and `SLUICE_*` for what is ours. This is the only
+//! place that knows their names.
+//!
+//! Every fault is collected and all are reported at once. What VPC CNI silently replaces by its default (`WARM_ENI_TARGET=x`)
+//! is a fault here: a pool that is sized by a typing error is found when it is too late.
+
+mod fault;
+mod variables;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use sluice_contract::node;
+
+pub use fault::{ConfigFault, ConfigFaults};
+pub use variables::{Effect, VARIABLES, Variable};
+
+use fault::Reader;
+
+/// How SNAT picks the source port of a translated connection (`AWS_VPC_K8S_CNI_RANDOMIZESNAT`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RandomizeSnat {
+    /// `fully-random`: a pseudo-random generator.
+    #[default]
+    Prng,
+    /// `random`: a hash.
+    Hashrandom,
+    /// The kernel's own order.
+    None,
+}
+
+/// How log lines are written (`SLUICE_LOG_FORMAT`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How many addresses are kept warm, and in which form. Their meaning is VPC CNI's (`docs/eni-and-ip-target.md` there).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PoolConfig {
+    /// `ENABLE_PREFIX_DELEGATION`: /28 prefixes instead of single addresses.
+    pub prefix_delegation: bool,
+    /// `WARM_ENI_TARGET`, in ENIs' worth of addresses; passed over when one of the next two is set.
+    pub warm_eni_target: u32,
+    /// `WARM_IP_TARGET`, in free addresses; 0 is unset.
+    pub warm_ip_target: u32,
+    /// `MINIMUM_IP_TARGET`, in addresses of any state; 0 is unset.
+    pub minimum_ip_target: u32,
+    /// `WARM_PREFIX_TARGET`, in free prefixes; prefix mode only.
+    pub warm_prefix_target: u32,
+    /// `MAX_ENI`; none leaves it to the instance type.
+    pub max_eni: Option<u32>,
+    /// `IP_COOLDOWN_PERIOD`: how long an address is not handed out after its pod has gone.
+    pub cooldown: Duration,
+    /// `MANAGE_UNTAGGED_ENI`: whether ENIs without our tag are used for pods.
+    pub manage_untagged_eni: bool,
+    /// `ENABLE_SUBNET_DISCOVERY`: whether ENIs are also made in subnets tagged `kubernetes.io/role/cni`.
+    pub subnet_discovery: bool,
+    /// `CLUSTER_NAME`, a tag of new ENIs and a condition on subnets.
+    pub cluster_name: Option<String>,
+    /// `ADDITIONAL_ENI_TAGS`.
+    pub additional_tags: BTreeMap<String, String>,
+}
+
+/// What the host's network is set up with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkConfig {
+    /// `AWS_VPC_ENI_MTU`, in bytes.
+    pub eni_mtu: u32,
+    /// `POD_MTU`, in bytes.
+    pub pod_mtu: u32,
+    /// `AWS_VPC_K8S_CNI_CONNMARK`: mark and mask of connections that belong to the primary ENI.
+    pub connmark: u32,
+    /// `AWS_VPC_K8S_CNI_VETHPREFIX`.
+    pub veth_prefix: String,
+    /// `AWS_VPC_K8S_CNI_RANDOMIZESNAT`.
+    pub randomize_snat: RandomizeSnat,
+    /// `AWS_VPC_CNI_NODE_PORT_SUPPORT`: connections to NodePorts are answered by the primary ENI.
+    pub node_port_support: bool,
+    /// `DISABLE_TCP_EARLY_DEMUX`.
+    pub disable_tcp_early_demux: bool,
+}
+
+/// Everything that ipamd is told from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// The warm pool.
+    pub pool: PoolConfig,
+    /// The host's network.
+    pub network: NetworkConfig,
+    /// `AWS_VPC_K8S_CNI_LOGLEVEL`, or `SLUICE_LOG` word for word: a filter of `tracing-subscriber`.
+    pub log_filter: String,
+    /// `SLUICE_LOG_FORMAT`.
+    pub log_format: LogFormat,
+    /// `SLUICE_RUN_DIR`: socket, checkpoint and tombstones live here.
+    pub run_dir: PathBuf,
+    /// `SLUICE_METRICS_ADDRESS`; none with `DISABLE_METRICS`.
+    pub metrics_address: Option<SocketAddr>,
+    /// `INTROSPECTION_BIND_ADDRESS`; none with `DISABLE_INTROSPECTION`.
+    pub introspection_address: Option<SocketAddr>,
+    /// `HTTP_TIMEOUT`: how long one call of EC2 or IMDS may take.
+    pub call_timeout: Duration,
+    /// `SLUICE_ADD_DEADLINE`: the longest that an ADD waits for an address, whatever its own deadline.
+    pub add_deadline: Duration,
+    /// `SLUICE_MAX_WAITING`: how many ADDs may wait at once.
+    pub max_waiting: u32,
+    /// `SLUICE_MAX_PODS`: the most pods that the kubelet takes; no spare addresses are added beyond. None derives it from
+    /// the instance type.
+    pub max_pods: Option<u32>,
+    /// `SLUICE_STOP_GRACE`: how long a stop waits for calls under way.
+    pub stop_grace: Duration,
+    /// `SLUICE_EC2_RATE`: calls a second of each changing EC2 action when EC2 does not throttle.
+    pub ec2_rate: u32,
+    /// Variables that are set and not yet in effect, for the log at start.
+    pub without_effect: Vec<&'static str>,
+}
+
+impl Config {
+    /// The socket that plugins connect to.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("ipamd.sock")
+    }
+
+    /// The ledger's checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self) -> PathBuf {
+        self.run_dir.join("ipam.json")
+    }
+
+    /// The directory of tombstones.
+    #[must_use]
+    pub fn tombstones(&self) -> PathBuf {
+        self.run_dir.join("tombstones")
+    }
+
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// [`ConfigFaults`] lists every variable that is wrong.
+    #[expect(clippy::disallowed_methods, reason = "config.rs is where the environment is read")]
+    pub fn from_environment() -> Result<Self, ConfigFaults> {
+        Self::load(&|name| std::env::var(name).ok())
+    }
+
+    /// Reads variables from `source`. An empty value is an unset one, as Kubernetes' manifests have it.
+    ///
+    /// # Errors
+    /// [`ConfigFaults`] lists every variable that is wrong.
+    pub fn load(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigFaults> {
+        let mut from = Reader::new(source);
+        let pool = Self::pool(&mut from);
+        let network = Self::network(&mut from);
+        let level = from.choice(
+            "AWS_VPC_K8S_CNI_LOGLEVEL",
+            &[("INFO", "info"), ("DEBUG", "debug"), ("WARN", "warn"), ("ERROR", "error"), ("FATAL", "error")],
+        );
+        let config = Self {
+            pool,
+            network,
+            log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| level.to_owned()),
+            log_format: from.choice("SLUICE_LOG_FORMAT", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+            run_dir: from.absolute_path("SLUICE_RUN_DIR", node::RUN_DIR),
+            metrics_address: {
+                let default = SocketAddr::from(([0, 0, 0, 0], node::IPAMD_METRICS_PORT));
+                let address = from.address("SLUICE_METRICS_ADDRESS", default);
+                (!from.boolean("DISABLE_METRICS", false)).then_some(address)
+            },
+            introspection_address: {
+                let default = SocketAddr::from(([127, 0, 0, 1], node::IPAMD_INTROSPECTION_PORT));
+                let address = from.address("INTROSPECTION_BIND_ADDRESS", default);
+                (!from.boolean("DISABLE_INTROSPECTION", false)).then_some(address)
+            },
+            call_timeout: from.seconds("HTTP_TIMEOUT", 10, 10..=300),
+            add_deadline: from.seconds("SLUICE_ADD_DEADLINE", 60, 1..=220),
+            max_waiting: from.number("SLUICE_MAX_WAITING", 1024, 1..=10_000),
+            max_pods: Some(from.number("SLUICE_MAX_PODS", 0, 0..=10_000)).filter(|pods| *pods > 0),
+            stop_grace: from.seconds("SLUICE_STOP_GRACE", 5, 0..=60),
+            ec2_rate: from.number("SLUICE_EC2_RATE", 5, 1..=100),
+            without_effect: Vec::new(),
+        };
+        from.unless_default("ENABLE_IPv6", "IPv6 pods are not built yet: only false is possible");
+        from.unless_true("ENABLE_IPv4", "IPv6 pods are not built yet: only true is possible");
+        let without_effect = from.set_without_effect();
+        from.finish()?;
+        Ok(Self { without_effect, ..config })
+    }
+
+    fn pool(from: &mut Reader<'_>) -> PoolConfig {
+        PoolConfig {
+            prefix_delegation: from.boolean("ENABLE_PREFIX_DELEGATION", false),
+            // VPC CNI: a negative number is the default.
+            warm_eni_target: from.target("WARM_ENI_TARGET", 1, 1, 100),
+            warm_ip_target: from.target("WARM_IP_TARGET", 0, 0, 100_000),
+            minimum_ip_target: from.target("MINIMUM_IP_TARGET", 0, 0, 100_000),
+            warm_prefix_target: from.target("WARM_PREFIX_TARGET", 1, 0, 10_000),
+            max_eni: Some(from.target("MAX_ENI", 0, 0, 1000)).filter(|max| *max > 0),
+            cooldown: from.seconds("IP_COOLDOWN_PERIOD", 30, 0..=86_400),
+            manage_untagged_eni: from.boolean("MANAGE_UNTAGGED_ENI", true),
+            subnet_discovery: from.boolean("ENABLE_SUBNET_DISCOVERY", true),
+            cluster_name: from.text("CLUSTER_NAME"),
+            additional_tags: from.tags("ADDITIONAL_ENI_TAGS"),
+        }
+    }
+
+    fn network(from: &mut Reader<'_>) -> NetworkConfig {
+        let eni_mtu = from.number("AWS_VPC_ENI_MTU", node::MTU, 576..=9001);
+        NetworkConfig {
+            eni_mtu,
+            pod_mtu: from.number("POD_MTU", eni_mtu, 576..=9001),
+            connmark: from.mark("AWS_VPC_K8S_CNI_CONNMARK", node::CONNMARK),
+            veth_prefix: from.veth_prefix("AWS_VPC_K8S_CNI_VETHPREFIX", node::VETH_PREFIX),
+            randomize_snat: from.choice(
+                "AWS_VPC_K8S_CNI_RANDOMIZESNAT",
+                &[
+                    ("prng", RandomizeSnat::Prng),
+                    ("hashrandom", RandomizeSnat::Hashrandom),
+                    ("none", RandomizeSnat::None),
+                ],
+            ),
+            node_port_support: from.boolean("AWS_VPC_CNI_NODE_PORT_SUPPORT", true),
+            disable_tcp_early_demux: from.boolean("DISABLE_TCP_EARLY_DEMUX", false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

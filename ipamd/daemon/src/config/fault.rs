@@ -1,0 +1,221 @@
+//! Reading of single variables: each fault is noted, and reading goes on with the default.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::variables::{Effect, VARIABLES};
+
+/// One variable that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFault {
+    /// Its name.
+    pub variable: &'static str,
+    /// What it holds, cut to 200 characters.
+    pub value: String,
+    /// The rule that it breaks.
+    pub rule: String,
+}
+
+impl fmt::Display for ConfigFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={:?}: {}", self.variable, self.value, self.rule)
+    }
+}
+
+/// All variables that are wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFaults(pub Vec<ConfigFault>);
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} fault(s):", self.0.len())?;
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+impl std::error::Error for ConfigFaults {}
+
+/// Reads variables and collects what is wrong with them.
+pub(super) struct Reader<'a> {
+    source: &'a dyn Fn(&str) -> Option<String>,
+    faults: Vec<ConfigFault>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(source: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { source, faults: Vec::new() }
+    }
+
+    /// All faults, sorted by name.
+    pub(super) fn finish(mut self) -> Result<(), ConfigFaults> {
+        self.faults.sort_by_key(|fault| fault.variable);
+        if self.faults.is_empty() { Ok(()) } else { Err(ConfigFaults(self.faults)) }
+    }
+
+    /// The value without white space around it; an empty one is unset.
+    pub(super) fn text(&self, name: &'static str) -> Option<String> {
+        debug_assert!(VARIABLES.iter().any(|variable| variable.name == name), "{name} is not in the table");
+        (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    fn fault(&mut self, variable: &'static str, value: &str, rule: impl Into<String>) {
+        let value = value.chars().take(200).collect();
+        self.faults.push(ConfigFault { variable, value, rule: rule.into() });
+    }
+
+    fn parsed<T>(&mut self, name: &'static str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
+        let Some(value) = self.text(name) else { return default };
+        match read(&value) {
+            Ok(parsed) => parsed,
+            Err(rule) => {
+                self.fault(name, &value, rule);
+                default
+            }
+        }
+    }
+
+    /// What Go's `strconv.ParseBool` takes, because VPC CNI's manifests are written for it.
+    pub(super) fn boolean(&mut self, name: &'static str, default: bool) -> bool {
+        self.parsed(name, default, |value| match value {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            _ => Err("it must be true or false".to_owned()),
+        })
+    }
+
+    pub(super) fn number(&mut self, name: &'static str, default: u32, range: RangeInclusive<u32>) -> u32 {
+        self.parsed(name, default, |value| {
+            value
+                .parse()
+                .ok()
+                .filter(|number| range.contains(number))
+                .ok_or_else(|| format!("it must be a whole number from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    /// A number of ENIs or addresses; VPC CNI takes negative ones for `if_negative`.
+    pub(super) fn target(&mut self, name: &'static str, default: u32, if_negative: u32, max: u32) -> u32 {
+        self.parsed(name, default, |value| {
+            match value.parse::<i64>() {
+                Ok(number) if number < 0 => Ok(if_negative),
+                Ok(number) => u32::try_from(number).ok().filter(|number| *number <= max).ok_or(()),
+                Err(_) => Err(()),
+            }
+            .map_err(|()| format!("it must be a whole number up to {max}"))
+        })
+    }
+
+    pub(super) fn seconds(&mut self, name: &'static str, default: u32, range: RangeInclusive<u32>) -> Duration {
+        self.parsed(name, Duration::from_secs(default.into()), |value| {
+            value
+                .parse::<u32>()
+                .ok()
+                .filter(|seconds| range.contains(seconds))
+                .map(|seconds| Duration::from_secs(seconds.into()))
+                .ok_or_else(|| format!("it must be a number of seconds from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    /// One of a list of words in any case; the first is the default.
+    pub(super) fn choice<T: Copy + Default>(&mut self, name: &'static str, choices: &[(&str, T)]) -> T {
+        let default = choices.first().map_or_else(T::default, |(_, value)| *value);
+        self.parsed(name, default, |value| {
+            choices.iter().find(|(word, _)| word.eq_ignore_ascii_case(value)).map(|(_, choice)| *choice).ok_or_else(
+                || {
+                    format!(
+                        "it must be one of {}",
+                        choices.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ")
+                    )
+                },
+            )
+        })
+    }
+
+    /// A mark, decimal or `0x` hexadecimal, not zero.
+    pub(super) fn mark(&mut self, name: &'static str, default: u32) -> u32 {
+        self.parsed(name, default, |value| {
+            let number = match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => u32::from_str(value),
+            };
+            number.ok().filter(|mark| *mark != 0).ok_or_else(|| "it must be a number from 1 to 0xffffffff".to_owned())
+        })
+    }
+
+    /// At most four characters, so that the hash of the pod's name fits; not a name that the host's links begin with.
+    pub(super) fn veth_prefix(&mut self, name: &'static str, default: &str) -> String {
+        self.parsed(name, default.to_owned(), |value| {
+            let plain = value.len() <= 4 && value.bytes().all(|b| b.is_ascii_alphanumeric());
+            if plain && !["eth", "lo", "vlan"].contains(&value) {
+                Ok(value.to_owned())
+            } else {
+                Err("it must have at most 4 letters and digits, and not be eth, lo or vlan".to_owned())
+            }
+        })
+    }
+
+    pub(super) fn absolute_path(&mut self, name: &'static str, default: &str) -> PathBuf {
+        self.parsed(name, PathBuf::from(default), |value| {
+            Some(PathBuf::from(value))
+                .filter(|path| path.is_absolute())
+                .ok_or_else(|| "it must be an absolute path".to_owned())
+        })
+    }
+
+    pub(super) fn address(&mut self, name: &'static str, default: SocketAddr) -> SocketAddr {
+        self.parsed(name, default, |value| {
+            value.parse().map_err(|_error| "it must be ADDRESS:PORT, e.g. 127.0.0.1:61679".to_owned())
+        })
+    }
+
+    /// A JSON object of strings with the limits of EC2's tags; keys of Kubernetes on AWS are refused.
+    pub(super) fn tags(&mut self, name: &'static str) -> BTreeMap<String, String> {
+        self.parsed(name, BTreeMap::new(), |value| {
+            let tags: BTreeMap<String, String> = serde_json::from_str(value)
+                .map_err(|error| format!("it must be a JSON object of strings ({error})"))?;
+            if tags.len() > 40 {
+                return Err("it may have 40 tags: EC2 allows 50, and some are ours".to_owned());
+            }
+            for (key, value) in &tags {
+                if key.is_empty() || key.chars().count() > 128 || value.chars().count() > 256 {
+                    return Err(format!("tag {key:?}: a key has 1 to 128 characters, a value up to 256"));
+                }
+                if key.contains("k8s.amazonaws.com") || key.starts_with("aws:") || key.starts_with("sluice.dev/") {
+                    return Err(format!("tag {key:?}: keys of k8s.amazonaws.com, aws: and sluice.dev/ are reserved"));
+                }
+            }
+            Ok(tags)
+        })
+    }
+
+    /// A fault when a switch is on.
+    pub(super) fn unless_default(&mut self, name: &'static str, rule: &str) {
+        if self.boolean(name, false) {
+            self.fault(name, "true", rule);
+        }
+    }
+
+    /// A fault when a switch is off.
+    pub(super) fn unless_true(&mut self, name: &'static str, rule: &str) {
+        if !self.boolean(name, true) {
+            self.fault(name, "false", rule);
+        }
+    }
+
+    /// The variables that are set to something and have no effect yet.
+    pub(super) fn set_without_effect(&self) -> Vec<&'static str> {
+        VARIABLES
+            .iter()
+            .filter(|variable| variable.effect == Effect::Later)
+            .filter(|variable| {
+                self.text(variable.name).is_some_and(|value| !value.eq_ignore_ascii_case(variable.default))
+            })
+            .map(|variable| variable.name)
+            .collect()
+    }
+}

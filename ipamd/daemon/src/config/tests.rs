@@ -1,0 +1,115 @@
+use super::*;
+
+fn load(set: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
+    let set: BTreeMap<String, String> = set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Config::load(&move |name| set.get(name).cloned())
+}
+
+#[test]
+fn an_empty_environment_is_vpc_cnis_defaults() {
+    let config = load(&[]).unwrap();
+    assert_eq!(
+        config.pool,
+        PoolConfig {
+            prefix_delegation: false,
+            warm_eni_target: 1,
+            warm_ip_target: 0,
+            minimum_ip_target: 0,
+            warm_prefix_target: 1,
+            max_eni: None,
+            cooldown: Duration::from_secs(30),
+            manage_untagged_eni: true,
+            subnet_discovery: true,
+            cluster_name: None,
+            additional_tags: BTreeMap::new(),
+        }
+    );
+    assert_eq!(
+        config.network,
+        NetworkConfig {
+            eni_mtu: 9001,
+            pod_mtu: 9001,
+            connmark: 0x80,
+            veth_prefix: "eni".to_owned(),
+            randomize_snat: RandomizeSnat::Prng,
+            node_port_support: true,
+            disable_tcp_early_demux: false,
+        }
+    );
+    assert_eq!(config.socket().to_str(), Some(node::IPAMD_SOCKET));
+    assert_eq!(config.checkpoint().to_str(), Some(node::IPAMD_CHECKPOINT));
+    assert_eq!(config.tombstones().to_str(), Some(node::TOMBSTONE_DIR));
+    assert_eq!(config.introspection_address, Some("127.0.0.1:61679".parse().unwrap()));
+    assert_eq!(config.log_filter, "info");
+    assert!(config.without_effect.is_empty());
+}
+
+#[test]
+fn every_fault_is_reported_at_once_with_value_and_rule() {
+    let faults = load(&[
+        ("WARM_IP_TARGET", "many"),
+        ("AWS_VPC_ENI_MTU", "9100"),
+        ("AWS_VPC_K8S_CNI_VETHPREFIX", "vlan"),
+        ("ENABLE_PREFIX_DELEGATION", "yes"),
+        ("IP_COOLDOWN_PERIOD", "-1"),
+        ("ADDITIONAL_ENI_TAGS", "{\"a\":"),
+        ("ENABLE_IPv6", "true"),
+        ("SLUICE_RUN_DIR", "run"),
+        ("INTROSPECTION_BIND_ADDRESS", "localhost"),
+    ])
+    .unwrap_err();
+    let names: Vec<_> = faults.0.iter().map(|fault| fault.variable).collect();
+    assert_eq!(
+        names,
+        [
+            "ADDITIONAL_ENI_TAGS",
+            "AWS_VPC_ENI_MTU",
+            "AWS_VPC_K8S_CNI_VETHPREFIX",
+            "ENABLE_IPv6",
+            "ENABLE_PREFIX_DELEGATION",
+            "INTROSPECTION_BIND_ADDRESS",
+            "IP_COOLDOWN_PERIOD",
+            "SLUICE_RUN_DIR",
+            "WARM_IP_TARGET"
+        ]
+    );
+    let text = faults.to_string();
+    assert!(text.starts_with("the configuration has 9 fault(s):\n"), "{text}");
+    assert!(text.contains("\n  AWS_VPC_ENI_MTU=\"9100\": it must be a whole number from 576 to 9001"), "{text}");
+}
+
+#[test]
+fn vpc_cnis_ways_of_saying_none_are_understood() {
+    let config = load(&[
+        ("MAX_ENI", "-1"),
+        ("WARM_ENI_TARGET", "-1"),
+        ("WARM_IP_TARGET", "-3"),
+        ("CLUSTER_NAME", " "),
+        ("ADDITIONAL_ENI_TAGS", "{}"),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "256"),
+        ("POD_MTU", "1500"),
+    ])
+    .unwrap();
+    assert_eq!((config.pool.max_eni, config.pool.warm_eni_target, config.pool.warm_ip_target), (None, 1, 0));
+    assert_eq!(config.pool.cluster_name, None);
+    assert_eq!((config.network.connmark, config.network.pod_mtu, config.network.eni_mtu), (256, 1500, 9001));
+}
+
+#[test]
+fn what_has_no_effect_yet_is_named() {
+    let config = load(&[
+        ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true"),
+        ("ENABLE_POD_ENI", "false"),
+        ("CLUSTER_ENDPOINT", "https://api"),
+    ])
+    .unwrap();
+    assert_eq!(config.without_effect, ["AWS_VPC_K8S_CNI_EXTERNALSNAT", "CLUSTER_ENDPOINT"]);
+}
+
+#[test]
+fn the_table_names_each_variable_once() {
+    let mut names: Vec<_> = VARIABLES.iter().map(|variable| variable.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), VARIABLES.len());
+}

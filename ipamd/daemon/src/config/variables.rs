@@ -1,0 +1,103 @@
+//! The table of variables: what the documentation and the introspection port show.
+
+/// Whether a variable does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// On the pool and the daemon.
+    Daemon,
+    /// On the host's network.
+    Network,
+    /// VPC CNI knows it; here it has no effect yet, which is said in the log when it is set.
+    Later,
+    /// It has no effect and needs none: what it switches does not exist here.
+    Never,
+}
+
+/// A variable of the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Its default, as it would be written.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+    /// On what.
+    pub effect: Effect,
+}
+
+const fn daemon(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, default, meaning, effect: Effect::Daemon }
+}
+
+const fn network(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, default, meaning, effect: Effect::Network }
+}
+
+const fn later(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, default, meaning, effect: Effect::Later }
+}
+
+const fn never(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, default, meaning, effect: Effect::Never }
+}
+
+/// Every variable that is read or recognised, by name.
+pub const VARIABLES: &[Variable] = &[
+    daemon("ADDITIONAL_ENI_TAGS", "{}", "JSON object of tags that new ENIs get"),
+    later("ANNOTATE_POD_IP", "false", "write the pod's address into an annotation"),
+    later("AWS_EXTERNAL_SERVICE_CIDRS", "", "CIDRs that pods on secondary ENIs reach by the primary ENI"),
+    later("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "false", "grow the pool of a cordoned node"),
+    network("AWS_VPC_CNI_NODE_PORT_SUPPORT", "true", "connections to NodePorts are answered by the primary ENI"),
+    network("AWS_VPC_ENI_MTU", "9001", "MTU of ENIs, 576 to 9001 bytes"),
+    never("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "", "no effect in VPC CNI either"),
+    network("AWS_VPC_K8S_CNI_CONNMARK", "0x80", "mark and mask of connections that belong to the primary ENI"),
+    later("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "false", "ENIs in the subnets that ENIConfig names"),
+    later("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "", "CIDRs to which pods' addresses are not translated"),
+    later("AWS_VPC_K8S_CNI_EXTERNALSNAT", "false", "leave address translation to something outside the node"),
+    later("AWS_VPC_K8S_CNI_LOG_FILE", "stderr", "log file; logs go to the standard error"),
+    daemon("AWS_VPC_K8S_CNI_LOGLEVEL", "INFO", "DEBUG, INFO, WARN or ERROR"),
+    network("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "prng", "source ports of translated connections: prng, hashrandom, none"),
+    network("AWS_VPC_K8S_CNI_VETHPREFIX", "eni", "beginning of the names of pods' host interfaces"),
+    later("CLUSTER_ENDPOINT", "", "URL of the API server"),
+    daemon("CLUSTER_NAME", "", "cluster tag of new ENIs, and a condition on tagged subnets"),
+    daemon("DISABLE_INTROSPECTION", "false", "do not serve the introspection port"),
+    later("DISABLE_LEAKED_ENI_CLEANUP", "false", "do not look for ENIs that lost nodes left behind"),
+    daemon("DISABLE_METRICS", "false", "do not serve the metrics port"),
+    later("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", "neither make nor free ENIs and addresses"),
+    later("DISABLE_POD_V6", "false", "switch IPv6 off inside pods"),
+    network("DISABLE_TCP_EARLY_DEMUX", "false", "probes of pods behind security groups of their own need it"),
+    later("ENABLE_BANDWIDTH_PLUGIN", "false", "chain the bandwidth plugin"),
+    later("ENABLE_IMDS_ONLY_MODE", "false", "make no EC2 call at all"),
+    daemon("ENABLE_IPv4", "true", "IPv4 pods; only true is possible yet"),
+    daemon("ENABLE_IPv6", "false", "IPv6 pods; only false is possible yet"),
+    later("ENABLE_MULTI_NIC", "false", "pods on several network cards"),
+    later("ENABLE_POD_ENI", "false", "security groups for pods"),
+    daemon("ENABLE_PREFIX_DELEGATION", "false", "assign /28 prefixes instead of single addresses"),
+    daemon("ENABLE_SUBNET_DISCOVERY", "true", "make ENIs in subnets tagged kubernetes.io/role/cni too"),
+    never("ENABLE_V4_EGRESS", "true", "concerns IPv6 clusters"),
+    later("ENABLE_V6_EGRESS", "false", "IPv6 egress in IPv4 clusters"),
+    later("ENI_CONFIG_ANNOTATION_DEF", "k8s.amazonaws.com/eniConfig", "annotation that names the ENIConfig"),
+    later("ENI_CONFIG_LABEL_DEF", "k8s.amazonaws.com/eniConfig", "label that names the ENIConfig"),
+    daemon("HTTP_TIMEOUT", "10", "seconds that one call of EC2 or IMDS may take, 10 to 300"),
+    daemon("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", "where introspection is served"),
+    daemon("IP_COOLDOWN_PERIOD", "30", "seconds before an address is used again"),
+    daemon("MANAGE_UNTAGGED_ENI", "true", "use ENIs without our tag"),
+    daemon("MAX_ENI", "-1", "most ENIs; -1 and 0 leave it to the instance type"),
+    daemon("MINIMUM_IP_TARGET", "0", "fewest addresses on the node"),
+    later("NETWORK_POLICY_ENFORCING_MODE", "standard", "what a pod may do before its policy is known"),
+    network("POD_MTU", "AWS_VPC_ENI_MTU", "MTU of pods' interfaces, 576 to 9001 bytes"),
+    later("POD_SECURITY_GROUP_ENFORCING_MODE", "strict", "how security groups for pods are enforced"),
+    daemon("SLUICE_ADD_DEADLINE", "60", "seconds that an ADD waits for an address at most, 1 to 220"),
+    daemon("SLUICE_EC2_RATE", "5", "calls a second of each changing EC2 action at most, 1 to 100"),
+    daemon("SLUICE_LOG", "", "log filter in tracing-subscriber's words; goes before AWS_VPC_K8S_CNI_LOGLEVEL"),
+    daemon("SLUICE_LOG_FORMAT", "text", "text or json"),
+    daemon("SLUICE_MAX_PODS", "0", "most pods of the node; 0 derives it from the instance type"),
+    daemon("SLUICE_MAX_WAITING", "1024", "ADDs that may wait at once, 1 to 10000"),
+    daemon("SLUICE_METRICS_ADDRESS", "0.0.0.0:61678", "where metrics are served"),
+    daemon("SLUICE_RUN_DIR", "/run/sluice", "directory of socket, checkpoint and tombstones"),
+    daemon("SLUICE_STOP_GRACE", "5", "seconds that a stop waits for calls under way, 0 to 60"),
+    daemon("WARM_ENI_TARGET", "1", "ENIs' worth of free addresses; negative is 1"),
+    daemon("WARM_IP_TARGET", "0", "free addresses; 0 is unset"),
+    daemon("WARM_PREFIX_TARGET", "1", "free prefixes, in prefix mode"),
+];

@@ -1,0 +1,485 @@
+//! The loop: one task owns the state and the queue of waiting ADDs, and nothing else changes them.
+//!
+//! Inputs are requests of plugins, the ends of operations and kernel jobs, and timers. They are taken in batches. Each
+//! batch ends in one step:
+//!
+//! 1. plan and serve (pure), and apply what they say: addresses are given, operations begun;
+//! 2. write the checkpoint, once for the whole batch;
+//! 3. only then send the replies and make the calls.
+//!
+//! So a crash at any point leaves either no trace of a change, or the change in the checkpoint before anybody knew of it.
+//! If the checkpoint cannot be written, what was given in this batch is taken back and refused, and no call is made.
+
+mod jobs;
+mod requests;
+mod timer;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_contract::id::{Attachment, EniId};
+use sluice_contract::rpc::{Refusal, RefusalCode};
+use sluice_ipamd_core::check::check;
+use sluice_ipamd_core::checkpoint::Checkpoint;
+use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind};
+use sluice_ipamd_core::op::{Failure, Op, Outcome};
+use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
+use sluice_ipamd_core::queue::{Queue, Token};
+use sluice_ipamd_core::serve::{Serving, serve};
+use sluice_ipamd_core::state::{Event, State};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::cloud::Cloud;
+use crate::config::Config;
+use crate::executor::{Executor, Random};
+use crate::inbox::{Answer, Input, stopping};
+use crate::kernel::{Kernel, NodeNetwork};
+use crate::log::ErrorChain;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::tombstones::Tombstones;
+use crate::view::{self, View};
+use jobs::{Done, Job};
+use timer::Timer;
+
+/// Inputs that are taken into one batch at most, so that none waits for long.
+const BATCH: usize = 512;
+
+/// How often the ledger's rules are checked.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+
+/// How often IMDS is read, the host's network compared, and pods looked for in the kernel.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// How often tombstones are looked for.
+const TOMBSTONES_EVERY: Duration = Duration::from_secs(5);
+
+/// After a checkpoint that could not be written, before the next attempt.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the loop works with.
+#[derive(Debug)]
+pub(crate) struct Parts<C, K> {
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) executor: Arc<Executor<C>>,
+    pub(crate) kernel: Arc<K>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) store: Store,
+    pub(crate) tombstones: Tombstones,
+    pub(crate) seed: u64,
+}
+
+/// The loop's task.
+#[derive(Debug)]
+pub(crate) struct Daemon<C, K> {
+    parts: Parts<C, K>,
+    targets: Targets,
+    random: Random,
+    state: State,
+    queue: Queue,
+    /// ADDs whose reply has not been sent.
+    waiting: BTreeMap<Token, Waiting>,
+    /// The request that an attachment's address was given by, until another asks for the same attachment.
+    granted_by: BTreeMap<Attachment, Token>,
+    plan: Plan,
+    wake_at: Option<Instant>,
+    ready: bool,
+    stopping: bool,
+    violations: u32,
+    /// Whether the state has changed since the checkpoint was written.
+    dirty: bool,
+    /// Tombstones whose attachments are released, to be removed after the next checkpoint.
+    spent: Vec<PathBuf>,
+    outbox: Vec<Reply>,
+    tasks: JoinSet<Done>,
+    jobs: HashMap<tokio::task::Id, Job>,
+    node_done: Option<NodeNetwork>,
+    enis: BTreeMap<EniId, jobs::EniSide>,
+    timers: Timers,
+}
+
+#[derive(Debug)]
+struct Timers {
+    learn: Timer,
+    pods: Timer,
+    node: Timer,
+    check: Timer,
+    tombstones: Timer,
+    store: Timer,
+}
+
+/// A waiting ADD.
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Answer>,
+    since: Instant,
+    /// Whether it has been counted as one that found no free address.
+    counted: bool,
+}
+
+/// A reply that goes out when the checkpoint is written.
+#[derive(Debug)]
+struct Reply {
+    to: oneshot::Sender<Answer>,
+    answer: Answer,
+    token: Token,
+    kind: ReplyKind,
+    since: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReplyKind {
+    Add,
+    Del,
+    /// It depends on no change.
+    Other,
+}
+
+impl<C: Cloud, K: Kernel> Daemon<C, K> {
+    /// A daemon that goes on from `state`.
+    pub(crate) fn new(parts: Parts<C, K>, state: State) -> Self {
+        let now = Instant::now();
+        let targets = jobs::targets(&parts.config, state.node());
+        // What served before the restart goes on serving: the tmpfs that held the checkpoint dies with the boot.
+        let ready = state.node().is_some() && state.ledger().primary().is_some_and(|eni| eni.takes_pods());
+        let timers = Timers {
+            learn: Timer::due(now, LOOK_EVERY),
+            pods: Timer::due(now + LOOK_EVERY, LOOK_EVERY),
+            node: Timer::due(now, LOOK_EVERY),
+            check: Timer::due(now, CHECK_EVERY),
+            tombstones: Timer::due(now, TOMBSTONES_EVERY),
+            store: Timer::due(now, STORE_AGAIN),
+        };
+        Self {
+            random: Random::new(parts.seed),
+            targets,
+            state,
+            queue: Queue::default(),
+            waiting: BTreeMap::new(),
+            granted_by: BTreeMap::new(),
+            plan: Plan::default(),
+            wake_at: None,
+            ready,
+            stopping: false,
+            violations: 0,
+            dirty: true,
+            spent: Vec::new(),
+            outbox: Vec::new(),
+            tasks: JoinSet::new(),
+            jobs: HashMap::new(),
+            node_done: None,
+            enis: BTreeMap::new(),
+            timers,
+            parts,
+        }
+    }
+
+    /// Runs until `stop` resolves, then for as long as calls are under way, `stop_grace` at most.
+    pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: impl Future<Output = ()> + Send) {
+        tokio::pin!(stop);
+        self.step();
+        loop {
+            let wake = self.wake();
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.ended(ended),
+                Some(input) = inputs.recv() => self.input(input),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            self.take_more(&mut inputs);
+            self.step();
+        }
+        self.stop(&mut inputs).await;
+    }
+
+    /// Takes in what else has come, without waiting.
+    fn take_more(&mut self, inputs: &mut mpsc::Receiver<Input>) {
+        for _ in 0..BATCH {
+            if let Some(ended) = self.tasks.try_join_next_with_id() {
+                self.ended(ended);
+            } else if let Ok(input) = inputs.try_recv() {
+                self.input(input);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// The graceful stop: waiting ADDs are refused, calls under way are heard out, the last checkpoint is written.
+    async fn stop(&mut self, inputs: &mut mpsc::Receiver<Input>) {
+        tracing::info!(waiting = self.waiting.len(), flights = self.state.flights().len(), "stopping");
+        self.stopping = true;
+        let waiting: Vec<Token> = self.waiting.keys().copied().collect();
+        for token in waiting {
+            self.queue.withdraw(token);
+            self.refuse_add(token, stopping());
+        }
+        let end = Instant::now() + self.parts.config.stop_grace;
+        loop {
+            self.step();
+            if self.state.flights().is_empty() {
+                break;
+            }
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.ended(ended),
+                Some(input) = inputs.recv() => self.input(input),
+                () = tokio::time::sleep_until(end) => {
+                    // Journalled: the next start finds out what has become of them.
+                    tracing::warn!(flights = self.state.flights().len(), "calls were still under way at the stop");
+                    break;
+                }
+            }
+            self.take_more(inputs);
+        }
+        self.tasks.abort_all();
+        self.dirty = true;
+        self.step();
+        tracing::info!("stopped");
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Call(asked) => self.asked(*asked),
+            Input::Withdrawn(token) => self.withdrawn(token),
+            Input::Undelivered(token, attachment) => self.undelivered(token, &attachment),
+            Input::Look(to) => {
+                // Whoever asked may have gone; nothing is lost then.
+                let _view = to.send(self.view());
+            }
+        }
+    }
+
+    /// Applies an event; a refused one is reported and changes nothing.
+    fn apply(&mut self, event: Event) -> bool {
+        let now = self.parts.clock.now();
+        match self.state.apply(event, now) {
+            Ok(()) => {
+                self.dirty = true;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "a change of the state was refused");
+                self.parts.metrics.error("apply");
+                false
+            }
+        }
+    }
+
+    /// Plans, serves, records, and then lets the world know.
+    fn step(&mut self) {
+        self.due_jobs();
+        let serving = self.serve_waiting();
+        let launch = self.begin_planned();
+        let kept = self.keep(&launch);
+        self.send_replies(kept);
+        if kept {
+            for op in launch {
+                self.spawn(Job::Op(op));
+            }
+        }
+        self.host_jobs();
+        let clock = self.parts.clock;
+        let wakes = [serving.wake_at, self.plan.wake_at.filter(|_| !self.stopping)];
+        self.wake_at = wakes.into_iter().flatten().map(|at| clock.instant(at)).min();
+    }
+
+    fn demand(&self) -> Demand {
+        Demand { waiting: self.queue.waiting() }
+    }
+
+    /// Gives addresses to waiting ADDs, and refuses those for which there is none in time.
+    fn serve_waiting(&mut self) -> Serving {
+        if self.queue.waiting() == 0 {
+            return Serving::default();
+        }
+        let now = self.parts.clock.now();
+        self.plan = plan(&self.state, &self.targets, self.demand(), now);
+        let mut serving = serve(&self.state, &self.queue, &self.plan, now);
+        for grant in std::mem::take(&mut serving.grants) {
+            let attachment = grant.owner.attachment.clone();
+            if !grant.held && !self.apply(Event::Assign(grant.address, Arc::clone(&grant.owner))) {
+                // The waiter stays in the queue; the next step sees the state as it is.
+                continue;
+            }
+            let tokens = self.queue.remove(&attachment);
+            self.grant(&attachment, grant.address, &tokens, grant.held);
+        }
+        for refused in std::mem::take(&mut serving.refused) {
+            for token in refused.tokens {
+                self.queue.withdraw(token);
+                self.refuse_add(token, refused.refusal.clone());
+            }
+        }
+        for waiting in self.waiting.values_mut().filter(|waiting| !waiting.counted) {
+            waiting.counted = true;
+            self.parts.metrics.add_waits();
+        }
+        serving
+    }
+
+    /// Marks the operations that are due as begun; they are made when that is recorded.
+    fn begin_planned(&mut self) -> Vec<Op> {
+        if self.stopping {
+            return Vec::new();
+        }
+        let now = self.parts.clock.now();
+        self.plan = plan(&self.state, &self.targets, self.demand(), now);
+        let mut launch = Vec::new();
+        for planned in std::mem::take(&mut self.plan.ops) {
+            if self.apply(Event::Begin(planned.op.clone())) {
+                tracing::info!(op = %planned.op, reason = %planned.reason, "asking EC2");
+                launch.push(planned.op);
+            }
+        }
+        launch
+    }
+
+    /// Writes the checkpoint, if anything has changed. Answers whether what is in memory is on disk.
+    fn keep(&mut self, launch: &[Op]) -> bool {
+        if !self.dirty {
+            return true;
+        }
+        let begun = Instant::now();
+        let written = match Checkpoint::of(&self.state, self.parts.clock.now()).to_json() {
+            Ok(document) => self.parts.store.write(&document).map_err(|error| ErrorChain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
+        };
+        self.parts.metrics.checkpoint(begun.elapsed(), written.is_ok());
+        match written {
+            Ok(()) => {
+                self.dirty = false;
+                let spent = std::mem::take(&mut self.spent);
+                self.parts.tombstones.remove(&spent);
+                true
+            }
+            Err(error) => {
+                tracing::error!(error, "the checkpoint could not be written");
+                self.timers.store = Timer::due(Instant::now() + STORE_AGAIN, STORE_AGAIN);
+                for op in launch {
+                    self.apply(Event::End(op.clone(), Err(not_recorded(op))));
+                }
+                false
+            }
+        }
+    }
+
+    /// Sends the replies of this batch; without a checkpoint, refuses those that depend on one.
+    fn send_replies(&mut self, kept: bool) {
+        for mut reply in std::mem::take(&mut self.outbox) {
+            if !kept && reply.kind != ReplyKind::Other {
+                if let Some(attachment) = reply.answer.granted.take() {
+                    self.give_back(&attachment, reply.token);
+                }
+                let refusal = Refusal::new(RefusalCode::Storage, "ipamd could not record the outcome of the request")
+                    .hint("is the file system of /run full? `df /run` tells")
+                    .retry_after(STORE_AGAIN);
+                self.parts.metrics.refused(refusal.code);
+                reply.answer = refusal.into();
+            }
+            let took = reply.since.elapsed();
+            match reply.kind {
+                ReplyKind::Add => self.parts.metrics.add_ended(took),
+                ReplyKind::Del => self.parts.metrics.del_ended(took),
+                ReplyKind::Other => {}
+            }
+            if let Err(answer) = reply.to.send(reply.answer)
+                && let Some(attachment) = answer.granted
+            {
+                // Its socket closed a moment ago.
+                self.give_back(&attachment, reply.token);
+            }
+        }
+    }
+
+    /// When the loop has something to do by itself.
+    fn wake(&self) -> Instant {
+        let Timers { learn, pods, node, check, tombstones, store } = &self.timers;
+        let timers = [learn, pods, node, check, tombstones].into_iter().filter_map(Timer::wake);
+        let store = store.wake().filter(|_| self.dirty);
+        let enis = self.enis.values().filter_map(|eni| eni.timer.wake());
+        timers.chain(store).chain(enis).chain(self.wake_at).min().unwrap_or_else(|| Instant::now() + LOOK_EVERY)
+    }
+
+    /// Starts what is due by the clock.
+    fn due_jobs(&mut self) {
+        let now = Instant::now();
+        if self.timers.check.begin(now) {
+            self.check();
+            self.timers.check.succeeded(now);
+        }
+        if self.timers.tombstones.begin(now) {
+            self.drain_tombstones();
+            self.timers.tombstones.succeeded(now);
+        }
+        if !self.stopping && self.timers.learn.begin(now) {
+            self.spawn(Job::Learn);
+        }
+        if !self.stopping && self.timers.pods.begin(now) {
+            self.spawn(Job::Pods);
+        }
+    }
+
+    /// Looks for broken rules; each is reported, none ends the process.
+    fn check(&mut self) {
+        let violations = check(&self.state, self.parts.clock.now());
+        for violation in violations.iter().take(16) {
+            tracing::error!(violation = %violation, "a rule of the ledger is broken");
+        }
+        self.violations = u32::try_from(violations.len()).unwrap_or(u32::MAX);
+    }
+
+    /// A picture of the state.
+    fn view(&self) -> View {
+        let now = self.parts.clock.now();
+        let pool = view::gauges(&self.state, self.queue.waiting(), self.violations, now);
+        view::view(&self.state, &self.plan, self.ready, pool, now)
+    }
+
+    /// Whether pods could be started at some time since the boot.
+    const fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    fn attachments_of(&self, network: &sluice_contract::id::NetworkName) -> BTreeSet<Attachment> {
+        self.state.ledger().owners().map(|(a, _)| a).filter(|a| a.network == *network).cloned().collect()
+    }
+}
+
+/// The failure of an operation that was not made because its beginning could not be recorded.
+fn not_recorded(op: &Op) -> Failure {
+    Failure {
+        error: CloudError {
+            api: op.api(),
+            kind: CloudErrorKind::Other,
+            code: "NotRecorded".to_owned(),
+            message: "the call was not made, because the checkpoint could not be written".to_owned(),
+            retry_after: None,
+        },
+        retry_after: STORE_AGAIN,
+    }
+}
+
+/// The failure of an operation whose task ended badly: it may have had its effect.
+fn lost(op: &Op) -> Failure {
+    Failure {
+        error: CloudError {
+            api: op.api(),
+            kind: CloudErrorKind::Timeout,
+            code: "TaskLost".to_owned(),
+            message: "the task that made the call ended badly".to_owned(),
+            retry_after: None,
+        },
+        retry_after: Duration::from_secs(10),
+    }
+}
+
+/// Only for its name in signatures.
+type OpResult = Result<Outcome, Failure>;

@@ -1,0 +1,408 @@
+//! What runs beside the loop: operations, questions to IMDS, and work on the host's network. Each is a task whose end
+//! comes back to the loop; none of them touches the state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use sluice_contract::id::SecurityGroupId;
+use sluice_ipamd_core::cloud::{Api, ImdsEni, InstanceIdentity, InstanceLimits};
+use sluice_ipamd_core::ledger::{Eni, Role, Stage};
+use sluice_ipamd_core::op::{Failure, Op};
+use sluice_ipamd_core::plan::Targets;
+use sluice_ipamd_core::recover::{KernelView, reconcile};
+use sluice_ipamd_core::state::{Event, Node, tag};
+use tokio::task::JoinError;
+use tokio::time::Instant;
+
+use super::{Daemon, LOOK_EVERY, OpResult, Timer, lost};
+use crate::cloud::Cloud;
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork};
+use crate::log::ErrorChain;
+
+/// The kubelet's default for the most pods of a node.
+const KUBELET_MAX_PODS: u32 = 110;
+
+/// A piece of work.
+#[derive(Debug, Clone)]
+pub(super) enum Job {
+    /// A call of EC2.
+    Op(Op),
+    /// Who is this node, which ENIs does IMDS show, which CIDRs has the VPC?
+    Learn,
+    /// Which pods does the kernel show?
+    Pods,
+    /// Set up the node's own network.
+    Node(Box<NodeNetwork>),
+    /// Set up an ENI.
+    SetUp(EniNetwork),
+    /// Take an ENI's setting up away.
+    TearDown(EniNetwork),
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(super) enum Done {
+    Op(Box<(Op, OpResult)>),
+    Learn(Result<Box<Learnt>, Failure>),
+    Pods(Result<KernelView, KernelError>),
+    Node(Box<NodeNetwork>, Result<(), KernelError>),
+    SetUp(EniNetwork, Result<(), KernelError>),
+    TearDown(EniNetwork, Result<(), KernelError>),
+}
+
+/// What IMDS tells.
+#[derive(Debug)]
+pub(super) struct Learnt {
+    identity: InstanceIdentity,
+    limits: InstanceLimits,
+    enis: Vec<ImdsEni>,
+    vpc_cidrs: Vec<Ipv4Net>,
+}
+
+/// An ENI on the host.
+#[derive(Debug)]
+pub(super) struct EniSide {
+    network: EniNetwork,
+    /// Whether it has been set up as `network` says.
+    done: bool,
+    pub(super) timer: Timer,
+}
+
+impl<C: Cloud, K: Kernel> Daemon<C, K> {
+    pub(super) fn spawn(&mut self, job: Job) {
+        let (executor, kernel) = (Arc::clone(&self.parts.executor), Arc::clone(&self.parts.kernel));
+        let known = self.state.node().map(|node| (node.identity.clone(), node.limits));
+        let prefix = self.parts.config.network.veth_prefix.clone();
+        let work = job.clone();
+        let task = self.tasks.spawn(async move {
+            match work {
+                Job::Op(op) => {
+                    let result = executor.run(&op).await;
+                    Done::Op(Box::new((op, result)))
+                }
+                Job::Learn => Done::Learn(learn(&executor, known).await.map(Box::new)),
+                Job::Pods => Done::Pods(kernel.pods(&prefix).await),
+                Job::Node(network) => {
+                    let result = kernel.set_up_node(&network).await;
+                    Done::Node(network, result)
+                }
+                Job::SetUp(network) => {
+                    let result = kernel.set_up_eni(&network).await;
+                    Done::SetUp(network, result)
+                }
+                Job::TearDown(network) => {
+                    let result = kernel.tear_down_eni(&network).await;
+                    Done::TearDown(network, result)
+                }
+            }
+        });
+        self.jobs.insert(task.id(), job);
+    }
+
+    /// Takes in the end of a task, be it a bad one.
+    pub(super) fn ended(&mut self, ended: Result<(tokio::task::Id, Done), JoinError>) {
+        match ended {
+            Ok((id, done)) => {
+                self.jobs.remove(&id);
+                self.done(done);
+            }
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "a task ended badly");
+                self.parts.metrics.error("task");
+                let now = Instant::now();
+                let (random, pause) = (&mut self.random, Duration::from_secs(1));
+                match self.jobs.remove(&error.id()) {
+                    None => {}
+                    Some(Job::Op(op)) => {
+                        let failure = lost(&op);
+                        self.apply(Event::End(op, Err(failure)));
+                    }
+                    Some(Job::Learn) => self.timers.learn.failed(now, pause, random),
+                    Some(Job::Pods) => self.timers.pods.failed(now, pause, random),
+                    Some(Job::Node(_)) => self.timers.node.failed(now, pause, random),
+                    Some(Job::SetUp(network) | Job::TearDown(network)) => {
+                        if let Some(side) = self.enis.get_mut(&network.eni) {
+                            side.timer.failed(now, pause, random);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let now = Instant::now();
+        match done {
+            Done::Op(ended) => {
+                let (op, result) = *ended;
+                if let Err(failure) = &result {
+                    let Failure { error, retry_after } = failure;
+                    tracing::warn!(op = %op, error = %error, retry_after = ?retry_after, "EC2 did not do it");
+                }
+                self.apply(Event::End(op, result));
+            }
+            Done::Learn(Ok(learnt)) => {
+                self.timers.learn.succeeded(now);
+                self.learnt(*learnt);
+            }
+            Done::Learn(Err(failure)) => {
+                tracing::warn!(error = %failure.error, "IMDS or EC2 did not tell who this node is");
+                self.timers.learn.failed(now, failure.retry_after, &mut self.random);
+            }
+            Done::Pods(Ok(view)) => {
+                self.timers.pods.succeeded(now);
+                self.parts.metrics.reconcile("kernel");
+                let cooldown = self.parts.config.pool.cooldown;
+                let findings = reconcile(&mut self.state, &view, cooldown, self.parts.clock.now());
+                self.dirty = true;
+                for finding in findings {
+                    tracing::warn!(finding = %finding, "the kernel differs from the ledger");
+                }
+            }
+            Done::Pods(Err(error)) => {
+                tracing::error!(error = %ErrorChain(&error), "the kernel's pods could not be read");
+                self.timers.pods.failed(now, Duration::ZERO, &mut self.random);
+            }
+            Done::Node(network, Ok(())) => {
+                self.timers.node.succeeded(now);
+                self.node_done = Some(*network);
+                self.primary_is_ready();
+            }
+            Done::Node(_, Err(error)) => {
+                tracing::error!(error = %ErrorChain(&error), "the node's network could not be set up");
+                self.parts.metrics.error("set_up_node");
+                self.timers.node.failed(now, Duration::ZERO, &mut self.random);
+            }
+            Done::SetUp(network, result) => self.eni_set_up(&network, result),
+            Done::TearDown(network, result) => self.eni_torn_down(&network, result),
+        }
+    }
+
+    fn learnt(&mut self, learnt: Learnt) {
+        let Learnt { identity, limits, enis, vpc_cidrs } = learnt;
+        self.parts.metrics.reconcile("imds");
+        let primary = enis.iter().find(|eni| eni.mac == identity.primary_mac);
+        let security_groups = primary.map(|eni| eni.security_groups.clone()).unwrap_or_default();
+        let node = self.node(identity, limits, vpc_cidrs, security_groups);
+        if self.state.node() != Some(&node) {
+            tracing::info!(
+                instance = %node.identity.instance, instance_type = node.identity.instance_type,
+                enis = node.limits.enis, addresses = node.limits.ipv4_per_eni, "this node is known"
+            );
+            self.targets = targets(&self.parts.config, Some(&node));
+            self.apply(Event::NodeKnown(node));
+        }
+        self.apply(Event::ImdsSeen(enis));
+        self.timers.node.hurry(Instant::now());
+    }
+
+    fn node(
+        &self,
+        identity: InstanceIdentity,
+        limits: InstanceLimits,
+        vpc_cidrs: Vec<Ipv4Net>,
+        security_groups: Vec<SecurityGroupId>,
+    ) -> Node {
+        let pool = &self.parts.config.pool;
+        let mut tags: BTreeMap<String, String> = pool.additional_tags.clone();
+        tags.insert(tag::INSTANCE.to_owned(), identity.instance.to_string());
+        if let Some(cluster) = &pool.cluster_name {
+            tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
+        }
+        Node { identity, limits, vpc_cidrs, security_groups, tags, manage_untagged_enis: pool.manage_untagged_eni }
+    }
+
+    /// Starts what is due on the host's network, by what the state says should be there.
+    pub(super) fn host_jobs(&mut self) {
+        if self.stopping {
+            return;
+        }
+        let now = Instant::now();
+        if let Some(wanted) = self.node_network() {
+            if self.node_done.as_ref() != Some(&wanted) && self.node_done.is_some() {
+                self.timers.node.hurry(now);
+            }
+            if self.timers.node.begin(now) {
+                self.spawn(Job::Node(Box::new(wanted)));
+            }
+            self.primary_is_ready();
+        } else if self.timers.node.begin(now) {
+            // Not known yet; what makes it known hurries this timer.
+            self.timers.node.succeeded(now);
+        }
+        self.note_enis(now);
+        let mut due = Vec::new();
+        for (id, side) in &mut self.enis {
+            let eni = self.state.ledger().eni(id);
+            let here = eni.filter(|eni| eni.device.is_some());
+            match here {
+                None if side.timer.begin(now) => due.push(Job::TearDown(side.network.clone())),
+                Some(eni) if eni.stage != Stage::Leaving && side.timer.begin(now) => {
+                    due.push(Job::SetUp(side.network.clone()));
+                }
+                // It is being freed: its setting up goes with its link.
+                Some(eni) if eni.stage == Stage::Leaving && !side.timer.is_running() => side.timer.succeeded(now),
+                _ => {}
+            }
+        }
+        for job in due {
+            self.spawn(job);
+        }
+    }
+
+    /// Keeps the list of ENIs on the host up to date with the ledger.
+    fn note_enis(&mut self, now: Instant) {
+        let mtu = self.parts.config.network.eni_mtu;
+        for eni in self.state.ledger().enis() {
+            let cidr = self.state.subnets().get(&eni.subnet).map_or(eni.subnet_cidr, |subnet| subnet.cidr);
+            let Some(network) = eni_network(eni, cidr, mtu) else { continue };
+            let side = self.enis.entry(eni.id.clone()).or_insert_with(|| EniSide {
+                network: network.clone(),
+                done: false,
+                timer: Timer::due(now, LOOK_EVERY),
+            });
+            if side.network != network {
+                side.network = network;
+                side.done = false;
+                side.timer.hurry(now);
+            }
+        }
+        for (id, side) in &mut self.enis {
+            // An ENI that has left is taken care of now, not at its next turn.
+            if self.state.ledger().eni(id).is_none_or(|eni| eni.device.is_none()) && side.done {
+                side.done = false;
+                side.timer.hurry(now);
+            }
+        }
+    }
+
+    /// The primary ENI takes pods as soon as the node's network is set up.
+    fn primary_is_ready(&mut self) {
+        if self.node_done.is_none() {
+            return;
+        }
+        let Some(primary) = self.state.ledger().primary() else { return };
+        if primary.stage == Stage::Attached {
+            let id = primary.id.clone();
+            self.apply(Event::EniReady(id));
+        }
+        if !self.ready && self.state.node().is_some() {
+            self.ready = true;
+            tracing::info!("pods can be started");
+        }
+    }
+
+    /// What the node's network should be like, once that is known.
+    fn node_network(&self) -> Option<NodeNetwork> {
+        let node = self.state.node()?;
+        let primary = self.state.ledger().primary()?;
+        Some(NodeNetwork {
+            primary_mac: primary.mac,
+            primary_ip: primary.primary_ip,
+            vpc_cidrs: node.vpc_cidrs.clone(),
+            config: self.parts.config.network.clone(),
+        })
+    }
+
+    fn eni_set_up(&mut self, network: &EniNetwork, result: Result<(), KernelError>) {
+        let now = Instant::now();
+        let Some(side) = self.enis.get_mut(&network.eni) else { return };
+        match result {
+            Ok(()) => {
+                side.done = side.network == *network;
+                side.timer.succeeded(now);
+                if !side.done {
+                    side.timer.hurry(now);
+                    return;
+                }
+                let attached = |eni: &Eni| eni.stage == Stage::Attached;
+                if self.state.ledger().eni(&network.eni).is_some_and(attached) {
+                    tracing::info!(eni = %network.eni, table = network.table, "an ENI is set up");
+                    self.apply(Event::EniReady(network.eni.clone()));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(eni = %network.eni, error = %ErrorChain(&error), "an ENI could not be set up");
+                self.parts.metrics.error("set_up_eni");
+                side.timer.failed(now, Duration::ZERO, &mut self.random);
+            }
+        }
+    }
+
+    fn eni_torn_down(&mut self, network: &EniNetwork, result: Result<(), KernelError>) {
+        let now = Instant::now();
+        match result {
+            Ok(()) => {
+                tracing::info!(eni = %network.eni, table = network.table, "an ENI's setting up is taken away");
+                self.enis.remove(&network.eni);
+            }
+            Err(error) => {
+                tracing::warn!(eni = %network.eni, error = %ErrorChain(&error), "an ENI could not be torn down");
+                self.parts.metrics.error("tear_down_eni");
+                if let Some(side) = self.enis.get_mut(&network.eni) {
+                    side.timer.failed(now, Duration::ZERO, &mut self.random);
+                }
+            }
+        }
+    }
+}
+
+/// What an ENI should be on the host; nothing for the primary ENI, those of others, and those that are not attached or
+/// whose subnet is not known yet.
+fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
+    (eni.role == Role::Secondary && eni.carries_pods() && subnet.prefix_len() < 32).then_some(())?;
+    eni.device?;
+    Some(EniNetwork {
+        eni: eni.id.clone(),
+        mac: eni.mac,
+        primary_ip: eni.primary_ip,
+        subnet: subnet.trunc(),
+        table: eni.table()?,
+        mtu,
+    })
+}
+
+/// The planner's targets.
+pub(super) fn targets(config: &Config, node: Option<&Node>) -> Targets {
+    let pool = &config.pool;
+    // What EKS's own node images set for secondary addresses: each ENI's addresses less its own, and two pods of the
+    // host's network.
+    let by_type = node.map_or(0, |node| {
+        node.limits.enis.saturating_mul(node.limits.ipv4_per_eni.saturating_sub(1)).saturating_add(2)
+    });
+    Targets {
+        prefixes: pool.prefix_delegation,
+        warm_enis: pool.warm_eni_target,
+        warm_prefixes: pool.warm_prefix_target,
+        warm_ips: pool.warm_ip_target,
+        minimum_ips: pool.minimum_ip_target,
+        max_enis: pool.max_eni,
+        max_pods: config.max_pods.unwrap_or_else(|| by_type.max(KUBELET_MAX_PODS)),
+        subnet_discovery: pool.subnet_discovery,
+        cluster: pool.cluster_name.clone(),
+    }
+}
+
+/// Asks IMDS; what does not change is asked once.
+async fn learn<C: Cloud>(
+    executor: &Executor<C>,
+    known: Option<(InstanceIdentity, InstanceLimits)>,
+) -> Result<Learnt, Failure> {
+    let cloud = executor.cloud();
+    let (identity, limits) = match known {
+        Some(known) => known,
+        None => {
+            let identity = executor.call(Api::Imds, cloud.identity()).await?;
+            let asked = cloud.instance_limits(&identity.instance_type);
+            let limits = executor.call(Api::DescribeInstanceTypes, asked).await?;
+            (identity, limits)
+        }
+    };
+    let vpc_cidrs = executor.call(Api::Imds, cloud.vpc_cidrs()).await?;
+    let enis = executor.call(Api::Imds, cloud.imds_enis()).await?;
+    Ok(Learnt { identity, limits, enis, vpc_cidrs })
+}

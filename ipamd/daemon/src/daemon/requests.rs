@@ -1,0 +1,227 @@
+//! What plugins ask, and what becomes of an address whose asker has gone.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_contract::id::Attachment;
+use sluice_contract::rpc::{
+    AddReply, AddRequest, Call, CheckRequest, DelReply, DelRequest, GcReply, GcRequest, Outcome, PodAddress, Refusal,
+    RefusalCode, Reply as WireReply, StatusReply,
+};
+use sluice_ipamd_core::ledger::Owner;
+use sluice_ipamd_core::queue::Token;
+use sluice_ipamd_core::state::Event;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Daemon, Reply, ReplyKind, Waiting};
+use crate::cloud::Cloud;
+use crate::inbox::{Answer, Asked, stopping};
+use crate::kernel::Kernel;
+
+impl<C: Cloud, K: Kernel> Daemon<C, K> {
+    pub(super) fn asked(&mut self, asked: Asked) {
+        let Asked { token, call, since, deadline, answer } = asked;
+        let (kind, outcome) = match call {
+            Call::Add(request) => return self.add(token, request, since, deadline, answer),
+            Call::Del(request) => (ReplyKind::Del, Ok(self.del(&request))),
+            Call::Gc(request) => (ReplyKind::Del, Ok(self.gc(&request))),
+            Call::Check(request) => (ReplyKind::Other, self.check_attachment(&request)),
+            Call::Status => (ReplyKind::Other, self.status()),
+        };
+        let reply = match outcome {
+            Ok(outcome) => WireReply::Done(outcome),
+            Err(refusal) => {
+                self.parts.metrics.refused(refusal.code);
+                WireReply::Refused(refusal)
+            }
+        };
+        self.outbox.push(Reply { to: answer, answer: reply.into(), token, kind, since });
+    }
+
+    fn add(
+        &mut self,
+        token: Token,
+        request: AddRequest,
+        since: Instant,
+        deadline: Instant,
+        answer: oneshot::Sender<Answer>,
+    ) {
+        self.parts.metrics.add_begun();
+        let AddRequest { attachment, pod, netns, host_ifname } = request;
+        if let Some(tombstone) = self.parts.tombstones.take(&attachment) {
+            // A DEL of the same attachment was left behind: it came first.
+            self.release(&attachment, self.cooldown_after(&tombstone));
+        }
+        self.waiting.insert(token, Waiting { answer, since, counted: false });
+        if self.stopping {
+            return self.refuse_add(token, stopping());
+        }
+        let owner = Arc::new(Owner { attachment, pod, host_ifname, netns });
+        let now = self.parts.clock.now();
+        let deadline = now + deadline.saturating_duration_since(Instant::now());
+        if self.waiting.len() > usize::try_from(self.parts.config.max_waiting).unwrap_or(usize::MAX) {
+            let refusal = Refusal::new(
+                RefusalCode::QueueFull,
+                format!("{} pods wait for an address already", self.parts.config.max_waiting),
+            )
+            .retry_after(Duration::from_secs(5));
+            return self.refuse_add(token, refusal);
+        }
+        if let Err(refusal) = self.queue.join(token, owner, deadline, now) {
+            self.refuse_add(token, refusal);
+        }
+    }
+
+    /// Tells the requests of an attachment what it has been given.
+    pub(super) fn grant(&mut self, attachment: &Attachment, address: Ipv4Addr, tokens: &[Token], held: bool) {
+        // Only a request that is alone in knowing of the address may take it with it when it goes.
+        let only = match tokens {
+            [token] if !held => Some(*token),
+            _ => None,
+        };
+        match only {
+            Some(token) => self.granted_by.insert(attachment.clone(), token),
+            None => self.granted_by.remove(attachment),
+        };
+        let addresses: Vec<PodAddress> = self.pod_address(address).into_iter().collect();
+        let mtu = self.parts.config.network.pod_mtu;
+        for token in tokens {
+            let Some(Waiting { answer, since, counted }) = self.waiting.remove(token) else { continue };
+            if counted {
+                self.parts.metrics.add_waited(since.elapsed());
+            }
+            let outcome = Outcome::Add(AddReply { addresses: addresses.clone(), mtu });
+            let granted = only.map(|_| attachment.clone());
+            let reply = Answer { reply: WireReply::Done(outcome), granted };
+            self.outbox.push(Reply { to: answer, answer: reply, token: *token, kind: ReplyKind::Add, since });
+        }
+        tracing::info!(attachment = %attachment, address = %address, held, "an address was given");
+    }
+
+    /// Refuses a waiting ADD.
+    pub(super) fn refuse_add(&mut self, token: Token, refusal: Refusal) {
+        let Some(Waiting { answer, since, .. }) = self.waiting.remove(&token) else { return };
+        tracing::warn!(code = %refusal.code, reason = %refusal.message, "an ADD was refused");
+        self.parts.metrics.refused(refusal.code);
+        self.outbox.push(Reply { to: answer, answer: refusal.into(), token, kind: ReplyKind::Other, since });
+    }
+
+    fn del(&mut self, request: &DelRequest) -> Outcome {
+        self.parts.metrics.del_begun(if request.add_failed { "SetupNSFailed" } else { "PodDeleted" });
+        for token in self.queue.remove(&request.attachment) {
+            let refusal = Refusal::new(RefusalCode::Cancelled, "the attachment's DEL came while its ADD waited");
+            self.refuse_add(token, refusal);
+        }
+        let addresses = self.release(&request.attachment, self.cooldown_after(request));
+        Outcome::Del(DelReply { addresses })
+    }
+
+    fn gc(&mut self, request: &GcRequest) -> Outcome {
+        let mut released = Vec::new();
+        for attachment in self.attachments_of(&request.network) {
+            if !request.valid.iter().any(|valid| valid.names(&attachment)) {
+                let addresses = self.release(&attachment, self.parts.config.pool.cooldown);
+                released.push((attachment, addresses));
+            }
+        }
+        Outcome::Gc(GcReply { released })
+    }
+
+    fn check_attachment(&self, request: &CheckRequest) -> Result<Outcome, Refusal> {
+        let address = self.state.ledger().address_of(&request.attachment);
+        match address.and_then(|address| self.pod_address(address)) {
+            Some(address) => {
+                Ok(Outcome::Add(AddReply { addresses: vec![address], mtu: self.parts.config.network.pod_mtu }))
+            }
+            None => Err(Refusal::new(
+                RefusalCode::UnknownAttachment,
+                format!("attachment {} has no address on this node", request.attachment),
+            )),
+        }
+    }
+
+    fn status(&self) -> Result<Outcome, Refusal> {
+        if !self.is_ready() {
+            let missing = match (self.state.node(), self.state.ledger().primary()) {
+                (None, _) => "IMDS and EC2 have not told who this node is",
+                (_, None) => "the primary ENI is not known",
+                _ => "the node's network is not set up",
+            };
+            return Err(Refusal::new(RefusalCode::NotReady, format!("ipamd is not ready yet: {missing}"))
+                .hint("its log and `sluice status` show what it waits for")
+                .retry_after(Duration::from_secs(2)));
+        }
+        let tally = self.state.ledger().tally(self.parts.clock.now());
+        Ok(Outcome::Status(StatusReply { free: tally.free, assigned: tally.assigned }))
+    }
+
+    /// How long an address cools after a DEL: not at all when its pod never ran.
+    pub(super) const fn cooldown_after(&self, request: &DelRequest) -> Duration {
+        if request.add_failed { Duration::ZERO } else { self.parts.config.pool.cooldown }
+    }
+
+    /// Takes an attachment's address back, if it has one.
+    pub(super) fn release(&mut self, attachment: &Attachment, cooldown: Duration) -> Vec<PodAddress> {
+        self.granted_by.remove(attachment);
+        let Some(address) = self.state.ledger().address_of(attachment) else { return Vec::new() };
+        let described = self.pod_address(address);
+        if self.apply(Event::Release(attachment.clone(), cooldown)) {
+            tracing::info!(attachment = %attachment, address = %address, "an address was taken back");
+        }
+        described.into_iter().collect()
+    }
+
+    /// A request's socket has closed before its reply.
+    pub(super) fn withdrawn(&mut self, token: Token) {
+        self.waiting.remove(&token);
+        if self.queue.withdraw(token) {
+            tracing::info!("an ADD was withdrawn while it waited");
+            return;
+        }
+        let granted = self.granted_by.iter().find(|(_, by)| **by == token).map(|(attachment, _)| attachment.clone());
+        if let Some(attachment) = granted {
+            self.give_back(&attachment, token);
+        }
+    }
+
+    /// A reply could not be written.
+    pub(super) fn undelivered(&mut self, token: Token, attachment: &Attachment) {
+        self.give_back(attachment, token);
+    }
+
+    /// Takes an address back that its asker never heard of: it need not cool. Not if somebody else has asked for the same
+    /// attachment since.
+    pub(super) fn give_back(&mut self, attachment: &Attachment, token: Token) {
+        if self.granted_by.get(attachment) == Some(&token) {
+            self.release(attachment, Duration::ZERO);
+        }
+    }
+
+    /// An address as plugins are told of it.
+    pub(super) fn pod_address(&self, address: Ipv4Addr) -> Option<PodAddress> {
+        let eni = self.state.ledger().eni_of(address)?;
+        Some(PodAddress {
+            ip: address.into(),
+            interface: 0,
+            eni: eni.id.clone(),
+            eni_mac: eni.mac,
+            card: eni.card,
+            device: eni.device?,
+            table: eni.table()?,
+        })
+    }
+
+    /// Takes in the DELs that plugins have left behind.
+    pub(super) fn drain_tombstones(&mut self) {
+        for (path, request) in self.parts.tombstones.read() {
+            self.parts.metrics.tombstone();
+            self.parts.metrics.del_begun("Tombstone");
+            let released = self.release(&request.attachment, self.cooldown_after(&request));
+            tracing::info!(attachment = %request.attachment, released = released.len(), "a tombstone was drained");
+            self.spent.push(path);
+            self.dirty = true;
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The two HTTP ports: metrics, and introspection on the loopback address. A busy port is tried again, never fatal.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::config::{Config, Effect, VARIABLES};
+use crate::inbox::Handle;
+use crate::metrics::Metrics;
+
+/// Between two attempts to get a port.
+const PORT_AGAIN: Duration = Duration::from_secs(5);
+
+/// What the handlers look at.
+#[derive(Debug, Clone)]
+pub(crate) struct Pages {
+    pub(crate) handle: Handle,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: Arc<Config>,
+}
+
+/// Serves metrics for as long as it is polled.
+pub(crate) async fn serve_metrics(address: SocketAddr, pages: Pages) {
+    serve("metrics", address, Router::new().route("/metrics", get(metrics)).with_state(pages)).await;
+}
+
+/// Serves introspection for as long as it is polled.
+pub(crate) async fn serve_introspection(address: SocketAddr, pages: Pages) {
+    let router = Router::new()
+        .route("/", get(index))
+        .route("/v1/enis", get(enis))
+        .route("/v1/pool", get(pool))
+        .route("/v1/calls", get(calls))
+        .route("/v1/ipamd-env-settings", get(daemon_settings))
+        .route("/v1/networkutils-env-settings", get(network_settings))
+        .with_state(pages);
+    serve("introspection", address, router).await;
+}
+
+async fn serve(what: &'static str, address: SocketAddr, router: Router) {
+    let mut said = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                said = false;
+                tracing::info!(what, address = %address, "serving");
+                if let Err(error) = axum::serve(listener, router.clone()).await {
+                    tracing::error!(what, error = %error, "serving ended");
+                }
+            }
+            Err(error) if !said => {
+                said = true;
+                tracing::warn!(what, address = %address, error = %error, "the port cannot be had; trying on");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(PORT_AGAIN).await;
+    }
+}
+
+async fn metrics(State(pages): State<Pages>) -> Response {
+    if let Some(view) = pages.handle.look().await {
+        pages.metrics.set_pool(&view.pool);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], pages.metrics.encode()).into_response()
+}
+
+async fn index() -> Json<Value> {
+    Json(json!({"AvailableCommands": [
+        "/v1/enis", "/v1/pool", "/v1/calls", "/v1/ipamd-env-settings", "/v1/networkutils-env-settings"
+    ]}))
+}
+
+/// VPC CNI's form: data stores by network card, ENIs in them.
+async fn enis(State(pages): State<Pages>) -> Response {
+    let Some(view) = pages.handle.look().await else { return silent() };
+    let mut cards: BTreeMap<u32, BTreeMap<String, Value>> = BTreeMap::new();
+    for (id, eni) in &view.enis {
+        let cidrs: BTreeMap<String, Value> = eni
+            .blocks
+            .iter()
+            .map(|(net, addresses)| {
+                let addresses: BTreeMap<String, Value> = addresses
+                    .iter()
+                    .map(|(address, known)| {
+                        let pod = known
+                            .pod
+                            .as_ref()
+                            .map(|pod| json!({"k8sPodNamespace": pod.namespace, "k8sPodName": pod.name}));
+                        (
+                            address.to_string(),
+                            json!({"Address": address, "State": known.state, "At": known.at, "IPAMMetadata": pod}),
+                        )
+                    })
+                    .collect();
+                (net.to_string(), json!({"Cidr": net, "IsPrefix": net.prefix_len() < 32, "IPAddresses": addresses}))
+            })
+            .collect();
+        let described = json!({
+            "ID": id, "MAC": eni.mac, "IsPrimary": eni.table == Some(sluice_contract::node::TABLE_MAIN),
+            "DeviceNumber": eni.device, "RouteTableID": eni.table, "SubnetID": eni.subnet, "PrimaryIP": eni.primary_ip,
+            "Stage": eni.stage, "AvailableIPv4Cidrs": cidrs,
+        });
+        cards.entry(eni.card).or_default().insert(id.to_string(), described);
+    }
+    let stores: BTreeMap<String, Value> = cards
+        .into_iter()
+        .map(|(card, enis)| {
+            (card.to_string(), json!({"TotalIPs": view.pool.total, "AssignedIPs": view.pool.assigned, "ENIs": enis}))
+        })
+        .collect();
+    Json(stores).into_response()
+}
+
+async fn pool(State(pages): State<Pages>) -> Response {
+    match pages.handle.look().await {
+        Some(view) => Json(view).into_response(),
+        None => silent(),
+    }
+}
+
+async fn calls(State(pages): State<Pages>) -> Response {
+    Json(pages.metrics.calls()).into_response()
+}
+
+async fn daemon_settings(State(pages): State<Pages>) -> Json<Value> {
+    settings(&pages, Effect::Daemon)
+}
+
+async fn network_settings(State(pages): State<Pages>) -> Json<Value> {
+    settings(&pages, Effect::Network)
+}
+
+/// The variables of one kind, and the settings in effect.
+fn settings(pages: &Pages, kind: Effect) -> Json<Value> {
+    let variables: BTreeMap<&str, Value> = VARIABLES
+        .iter()
+        .filter(|variable| variable.effect == kind)
+        .map(|variable| (variable.name, json!({"default": variable.default, "meaning": variable.meaning})))
+        .collect();
+    let effective = match kind {
+        Effect::Network => serde_json::to_value(&pages.config.network),
+        Effect::Daemon | Effect::Later | Effect::Never => serde_json::to_value(&*pages.config),
+    };
+    Json(json!({"effective": effective.unwrap_or_default(), "variables": variables}))
+}
+
+fn silent() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response()
+}

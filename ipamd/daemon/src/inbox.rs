@@ -1,0 +1,110 @@
+//! What reaches the daemon's loop from outside, and the handle by which it is sent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sluice_contract::id::Attachment;
+use sluice_contract::rpc::{Call, Refusal, RefusalCode, Reply};
+use sluice_ipamd_core::queue::Token;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::view::View;
+
+/// Inputs that may wait for the loop at once; senders wait when it is full.
+pub(crate) const INBOX_LIMIT: usize = 1024;
+
+/// An input of the loop.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A request of a plugin.
+    Call(Box<Asked>),
+    /// The socket of a request has closed before its reply.
+    Withdrawn(Token),
+    /// The reply to an ADD could not be written.
+    Undelivered(Token, Attachment),
+    /// Somebody wants to look at the state.
+    Look(oneshot::Sender<View>),
+}
+
+/// A request and where its reply goes.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The request's number.
+    pub(crate) token: Token,
+    /// What is asked.
+    pub(crate) call: Call,
+    /// When it was asked.
+    pub(crate) since: Instant,
+    /// The reply is due then.
+    pub(crate) deadline: Instant,
+    /// Where the reply goes.
+    pub(crate) answer: oneshot::Sender<Answer>,
+}
+
+/// A reply.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// What to write.
+    pub(crate) reply: Reply,
+    /// The attachment that was given an address by this very request: if the reply cannot be written, the address goes
+    /// back.
+    pub(crate) granted: Option<Attachment>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self { reply, granted: None }
+    }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        Reply::Refused(refusal).into()
+    }
+}
+
+/// Sends inputs to the loop.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    inbox: mpsc::Sender<Input>,
+    tokens: Arc<AtomicU64>,
+}
+
+/// The refusal of a daemon that is on its way out.
+pub(crate) fn stopping() -> Refusal {
+    Refusal::new(RefusalCode::NotReady, "ipamd is stopping")
+        .hint("it is restarted by its supervisor; the runtime will try again")
+        .retry_after(std::time::Duration::from_secs(1))
+}
+
+impl Handle {
+    /// A handle and the receiving end of its inputs.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Input>) {
+        let (inbox, inputs) = mpsc::channel(INBOX_LIMIT);
+        (Self { inbox, tokens: Arc::default() }, inputs)
+    }
+
+    /// Asks; the reply comes by the receiver.
+    pub(crate) async fn ask(&self, call: Call, deadline: Instant) -> (Token, oneshot::Receiver<Answer>) {
+        let (answer, reply) = oneshot::channel();
+        let token = Token(self.tokens.fetch_add(1, Ordering::Relaxed));
+        let asked = Asked { token, call, since: Instant::now(), deadline, answer };
+        self.send(Input::Call(Box::new(asked))).await;
+        (token, reply)
+    }
+
+    /// Sends an input. When the loop has ended, nobody is interested any more.
+    pub(crate) async fn send(&self, input: Input) {
+        if self.inbox.send(input).await.is_err() {
+            tracing::debug!("the daemon has ended before an input");
+        }
+    }
+
+    /// Looks at the state; none when the loop does not answer.
+    pub(crate) async fn look(&self) -> Option<View> {
+        let (sender, view) = oneshot::channel();
+        self.send(Input::Look(sender)).await;
+        tokio::time::timeout(std::time::Duration::from_secs(2), view).await.ok()?.ok()
+    }
+}

@@ -1,0 +1,78 @@
+//! The `Kernel` seam: the host's network as ipamd needs it.
+//!
+//! Two implementations exist: one over hostnet, and a model of a host for tests. Both carry out what
+//! [`desired`] says; they decide nothing.
+
+pub mod desired;
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::Serialize;
+use sluice_contract::id::{EniId, MacAddr};
+use sluice_ipamd_core::recover::KernelView;
+
+/// What the node's own part of the network depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeNetwork {
+    /// The primary ENI's MAC address, by which its link is found.
+    pub primary_mac: MacAddr,
+    /// The node's address: what leaves the VPC gets it as its source.
+    pub primary_ip: Ipv4Addr,
+    /// Destinations within these keep pods' addresses as source.
+    pub vpc_cidrs: Vec<Ipv4Net>,
+    /// The settings.
+    pub config: crate::config::NetworkConfig,
+}
+
+/// What a secondary ENI's part of the network depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EniNetwork {
+    /// Which ENI, for logs.
+    pub eni: EniId,
+    /// By which its link is found.
+    pub mac: MacAddr,
+    /// Its own address.
+    pub primary_ip: Ipv4Addr,
+    /// The subnet that it is in; its second address is the router.
+    pub subnet: Ipv4Net,
+    /// The route table of its pods.
+    pub table: u32,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// What the kernel did not do.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The ENI's link has not shown up: EC2 takes some seconds to plug it in.
+    #[error("no link has the MAC address {0}")]
+    NoLink(MacAddr),
+    /// Netlink, sysctl or nft failed.
+    #[error("{action} failed")]
+    Failed {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The host's network.
+///
+/// Every method compares before it changes: what is right already stays untouched.
+pub trait Kernel: Send + Sync + 'static {
+    /// Which pods' addresses live on this host.
+    fn pods(&self, veth_prefix: &str) -> impl Future<Output = Result<KernelView, KernelError>> + Send;
+
+    /// Sets up what concerns all pods: sysctls, the rule of the primary ENI's mark, the nftables table.
+    fn set_up_node(&self, node: &NodeNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;
+
+    /// Sets up a secondary ENI: address, route table and rule. Waits some seconds for its link to show.
+    fn set_up_eni(&self, eni: &EniNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;
+
+    /// Takes away what [`Kernel::set_up_eni`] has made and the kernel has not removed with the link.
+    fn tear_down_eni(&self, eni: &EniNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;
+}

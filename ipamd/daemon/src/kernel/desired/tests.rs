@@ -1,0 +1,107 @@
+//! The golden node of VPC CNI (reference: the "golden example" of the AWS VPC CNI): eth0 10.0.1.10/24, eth1 a secondary
+//! ENI with 10.0.1.50, VPC 10.0.0.0/16.
+
+use sluice_contract::id::EniId;
+
+use super::*;
+use crate::config::Config;
+
+fn golden_node() -> NodeNetwork {
+    NodeNetwork {
+        primary_mac: "02:00:00:00:01:10".parse().unwrap(),
+        primary_ip: "10.0.1.10".parse().unwrap(),
+        vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        config: Config::load(&|_| None).unwrap().network,
+    }
+}
+
+fn golden_eni() -> EniNetwork {
+    EniNetwork {
+        eni: EniId::new("eni-00000000000000050").unwrap(),
+        mac: "02:00:00:00:01:50".parse().unwrap(),
+        primary_ip: "10.0.1.50".parse().unwrap(),
+        subnet: "10.0.1.0/24".parse().unwrap(),
+        table: 2,
+        mtu: 9001,
+    }
+}
+
+fn dev(name: &str) -> IfName {
+    IfName::new(name).unwrap()
+}
+
+fn text(desired: &Desired) -> String {
+    let mut lines = Vec::new();
+    lines.extend(desired.links.iter().map(|l| format!("link {} up {:?} mtu {:?}", l.dev, l.up, l.mtu)));
+    lines.extend(desired.addresses.iter().map(|a| format!("address {a} noprefixroute {}", a.noprefixroute)));
+    lines.extend(desired.routes.iter().map(|r| format!("route {r}")));
+    lines.extend(desired.rules.iter().map(|r| format!("rule {r}")));
+    lines.extend(desired.sysctls.iter().map(|s| format!("sysctl {} = {}", s.key, s.value)));
+    lines.join("\n")
+}
+
+#[test]
+fn the_node_is_the_golden_node() {
+    assert_eq!(
+        text(&node(&golden_node(), &dev("eth0")).unwrap()),
+        "link eth0 up None mtu Some(9001)
+rule 1024: from all fwmark 0x80/0x80 lookup 254
+sysctl net/ipv4/ip_forward = 1
+sysctl net/ipv4/conf/eth0/rp_filter = 2
+sysctl net/ipv4/tcp_early_demux = 1"
+    );
+}
+
+#[test]
+fn a_secondary_eni_is_the_golden_one() {
+    let desired = eni(&golden_eni(), &dev("eth1"));
+    assert_eq!(
+        text(&desired),
+        "link eth1 up Some(true) mtu Some(9001)
+address 10.0.1.50/24 dev eth1 noprefixroute true
+route 10.0.1.1/32 dev eth1 table 2
+route default via 10.0.1.1 dev eth1 table 2
+rule 32765: from 10.0.1.50/32 lookup 2"
+    );
+    let subnet =
+        Route { protocol: Protocol::KERNEL, ..Route::on_link(254, "10.0.1.0/24".parse().unwrap(), dev("eth1")) };
+    assert!(desired.scope.owns_route(&subnet), "the kernel's route to the subnet goes");
+    let pod = Route::on_link(254, "10.0.1.60/32".parse().unwrap(), dev("enib5faff8a083"));
+    assert!(!desired.scope.owns_route(&pod), "pods' routes stay");
+    assert!(!desired.scope.owns_rule(&Rule::from(1536, "10.0.1.60/32".parse().unwrap(), 2)), "pods' rules stay");
+}
+
+#[test]
+fn the_nftables_table_says_what_vpc_cnis_chains_say() {
+    assert_eq!(
+        ruleset(&golden_node(), &dev("eth0")),
+        "\tchain node-port {
+\t\ttype filter hook prerouting priority mangle; policy accept;
+\t\tiifname \"eth0\" fib daddr . iif type local ct mark set ct mark or 0x80
+\t}
+\tchain outbound {
+\t\ttype filter hook prerouting priority dstnat + 10; policy accept;
+\t\tiifname \"eni*\" ct state new ip daddr != { 10.0.0.0/16 } fib daddr type != local ct mark set ct mark or 0x80
+\t\tiifname \"eni*\" ct mark and 0x80 == 0x80 meta mark set meta mark or 0x80
+\t}
+\tchain leave-vpc {
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\toifname != \"vlan*\" ip daddr != { 10.0.0.0/16 } fib daddr type != local snat to 10.0.1.10 fully-random
+\t}
+"
+    );
+}
+
+#[test]
+fn settings_change_the_table() {
+    let mut node = golden_node();
+    node.config.node_port_support = false;
+    node.config.randomize_snat = RandomizeSnat::None;
+    node.config.connmark = 0x100;
+    node.vpc_cidrs = vec!["100.64.0.0/16".parse().unwrap(), "10.0.0.0/16".parse().unwrap()];
+    let text = ruleset(&node, &dev("ens5"));
+    assert!(!text.contains("node-port"), "{text}");
+    assert!(text.contains("{ 10.0.0.0/16, 100.64.0.0/16 }"), "{text}");
+    assert!(text.contains("snat to 10.0.1.10\n"), "{text}");
+    assert!(text.contains("ct mark and 0x100 == 0x100"), "{text}");
+}

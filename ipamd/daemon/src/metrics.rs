@@ -1,0 +1,416 @@
+//! The one registry of metrics: VPC CNI's names for what VPC CNI has, `sluice_*` for the rest.
+//!
+//! Names are written exactly as VPC CNI writes them (Prometheus text format 0.0.4), so that dashboards carry over.
+//! Counters count where things happen; gauges of the pool are set from the state when somebody asks.
+
+mod kind;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use sluice_contract::rpc::RefusalCode;
+use sluice_ipamd_core::cloud::{Api, CloudError};
+
+pub(crate) use kind::Count;
+use kind::{Rate, Seconds, seconds};
+
+/// `fn`, VPC CNI's word for a call or a part of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Function {
+    r#fn: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApiLabel {
+    api: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Latency {
+    api: String,
+    error: String,
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApiError {
+    api: String,
+    error: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EniLabel {
+    eni: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SubnetLabel {
+    subnet: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+/// Calls of one API since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CallCount {
+    /// All.
+    pub calls: u64,
+    /// Those that failed, throttled ones among them.
+    pub failed: u64,
+    /// Those that EC2 throttled.
+    pub throttled: u64,
+}
+
+/// The pool in numbers, as the gauges show it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PoolGauges {
+    /// ENIs that are attached or being attached.
+    pub enis: u32,
+    /// ENIs that the instance may have.
+    pub max_enis: u32,
+    /// Addresses that all these could have.
+    pub max_addresses: u32,
+    /// Addresses of any state.
+    pub total: u32,
+    /// Addresses that an ADD could have at once.
+    pub free: u32,
+    /// Addresses that pods hold.
+    pub assigned: u32,
+    /// Addresses that are cooling.
+    pub cooling: u32,
+    /// Addresses that are alive in the kernel and nobody's.
+    pub quarantined: u32,
+    /// Addresses on ENIs that are not in service yet.
+    pub pending: u32,
+    /// /28 prefixes.
+    pub prefixes: u32,
+    /// ADDs that wait.
+    pub waiting: u32,
+    /// Operations under way.
+    pub flights: u32,
+    /// Rules of the ledger that were broken when last checked.
+    pub violations: u32,
+    /// Addresses that pods hold, by ENI.
+    pub assigned_by_eni: BTreeMap<String, u32>,
+    /// Free addresses of subnets when EC2 was last asked.
+    pub free_by_subnet: BTreeMap<String, u32>,
+}
+
+/// What the daemon counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    calls: Mutex<BTreeMap<String, CallCount>>,
+    errors: Family<Function, Count>,
+    add_requests: Count,
+    del_requests: Family<Reason, Count>,
+    no_address: Count,
+    reconciles: Family<Function, Count>,
+    api_latency: Family<Latency, Histogram>,
+    api_errors: Family<ApiError, Count>,
+    ec2_requests: Family<Function, Count>,
+    ec2_errors: Family<Function, Count>,
+    rates: Family<ApiLabel, Rate>,
+    add_seconds: Seconds,
+    del_seconds: Seconds,
+    wait_seconds: Seconds,
+    checkpoint_seconds: Seconds,
+    checkpoint_failures: Count,
+    refusals: Family<Code, Count>,
+    rejected: Family<Reason, Count>,
+    tombstones: Count,
+    undelivered: Count,
+    gauges: BTreeMap<&'static str, Gauge>,
+    eni_assigned: Family<EniLabel, Gauge>,
+    subnet_free: Family<SubnetLabel, Gauge>,
+}
+
+/// Gauges of the pool: name, meaning, and where the value is.
+type GaugeSpec = (&'static str, &'static str, fn(&PoolGauges) -> u32);
+
+const GAUGES: &[GaugeSpec] = &[
+    ("awscni_eni_allocated", "ENIs attached to the node", |p| p.enis),
+    ("awscni_eni_max", "ENIs that the node may have", |p| p.max_enis),
+    ("awscni_ip_max", "Addresses that the node may have", |p| p.max_addresses),
+    ("awscni_total_ip_addresses", "Addresses that the node has", |p| p.total),
+    ("awscni_assigned_ip_addresses", "Addresses that pods hold", |p| p.assigned),
+    ("awscni_total_ipv4_prefixes", "Prefixes that the node has", |p| p.prefixes),
+    ("awscni_ipamd_action_inprogress", "Operations under way", |p| p.flights),
+    ("sluice_ipamd_free_ip_addresses", "Addresses that a pod could have at once", |p| p.free),
+    ("sluice_ipamd_cooling_ip_addresses", "Addresses that rest after their pod has gone", |p| p.cooling),
+    ("sluice_ipamd_quarantined_ip_addresses", "Addresses alive in the kernel that are nobody's", |p| p.quarantined),
+    ("sluice_ipamd_pending_ip_addresses", "Addresses on ENIs that are not in service yet", |p| p.pending),
+    ("sluice_ipamd_waiting_adds", "ADDs that wait for an address", |p| p.waiting),
+    ("sluice_ipamd_invariant_violations", "Rules of the ledger broken when last checked", |p| p.violations),
+];
+
+impl Metrics {
+    /// All metrics at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let mut gauges = BTreeMap::new();
+        for (name, help, _) in GAUGES {
+            let gauge = Gauge::default();
+            registry.register(*name, *help, gauge.clone());
+            gauges.insert(*name, gauge);
+        }
+        let metrics = Self {
+            registry: Registry::default(),
+            calls: Mutex::default(),
+            errors: Family::default(),
+            add_requests: Count::default(),
+            del_requests: Family::default(),
+            no_address: Count::default(),
+            reconciles: Family::default(),
+            // A summary in VPC CNI: sum and count are what its dashboards use.
+            api_latency: Family::new_with_constructor(|| Histogram::new([])),
+            api_errors: Family::default(),
+            ec2_requests: Family::default(),
+            ec2_errors: Family::default(),
+            rates: Family::default(),
+            add_seconds: seconds(),
+            del_seconds: seconds(),
+            wait_seconds: seconds(),
+            checkpoint_seconds: seconds(),
+            checkpoint_failures: Count::default(),
+            refusals: Family::default(),
+            rejected: Family::default(),
+            tombstones: Count::default(),
+            undelivered: Count::default(),
+            gauges,
+            eni_assigned: Family::default(),
+            subnet_free: Family::default(),
+        };
+        metrics.register(&mut registry);
+        Self { registry, ..metrics }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let build: Family<Build, Gauge> = Family::default();
+        build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("awscni_build_info", "Version of the daemon", build);
+        registry.register("awscni_ipamd_error_count", "Errors by part of the daemon", self.errors.clone());
+        registry.register("awscni_add_ip_req_count", "ADD requests", self.add_requests.clone());
+        registry.register("awscni_del_ip_req_count", "DEL requests", self.del_requests.clone());
+        let help = "ADD requests that found no free address and had to wait";
+        registry.register("awscni_no_available_ip_addresses", help, self.no_address.clone());
+        registry.register("awscni_reconcile_count", "Comparisons with kernel, IMDS and EC2", self.reconciles.clone());
+        let help = "Time of calls of EC2 and IMDS in milliseconds";
+        registry.register("awscni_aws_api_latency_ms", help, self.api_latency.clone());
+        let help = "Calls of EC2 and IMDS that failed";
+        registry.register("awscni_aws_api_error_count", help, self.api_errors.clone());
+        registry.register("awscni_ec2api_req_count", "Calls of EC2", self.ec2_requests.clone());
+        registry.register("awscni_ec2api_error_count", "Calls of EC2 that failed", self.ec2_errors.clone());
+        registry.register("awscni_assigned_ip_per_eni", "Addresses that pods hold, by ENI", self.eni_assigned.clone());
+        let help = "Calls a second that the daemon allows itself";
+        registry.register("sluice_ipamd_api_rate", help, self.rates.clone());
+        let help = "Time from an ADD request to its reply in seconds";
+        registry.register("sluice_ipamd_add_duration_seconds", help, self.add_seconds.clone());
+        let help = "Time from a DEL request to its reply in seconds";
+        registry.register("sluice_ipamd_del_duration_seconds", help, self.del_seconds.clone());
+        let help = "Time that served ADDs waited for an address in seconds";
+        registry.register("sluice_ipamd_add_wait_seconds", help, self.wait_seconds.clone());
+        let help = "Time to write the checkpoint in seconds";
+        registry.register("sluice_ipamd_checkpoint_duration_seconds", help, self.checkpoint_seconds.clone());
+        let help = "Checkpoints that could not be written";
+        registry.register("sluice_ipamd_checkpoint_failures_total", help, self.checkpoint_failures.clone());
+        registry.register("sluice_ipamd_refusals_total", "Requests that were refused", self.refusals.clone());
+        let help = "Connections that were closed without a request being heard";
+        registry.register("sluice_ipamd_rejected_connections_total", help, self.rejected.clone());
+        let help = "DELs that the plugin left behind as tombstones";
+        registry.register("sluice_ipamd_tombstones_total", help, self.tombstones.clone());
+        let help = "Replies that could not be written";
+        registry.register("sluice_ipamd_undelivered_replies_total", help, self.undelivered.clone());
+        let help = "Free addresses of a subnet when EC2 was last asked";
+        registry.register("sluice_subnet_free_addresses", help, self.subnet_free.clone());
+    }
+
+    /// The text that Prometheus reads.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string fails only when a metric's own encoder does, and none of ours can.
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            tracing::error!("the metrics could not be written");
+        }
+        text
+    }
+
+    /// Calls of each API since the start.
+    #[must_use]
+    pub fn calls(&self) -> BTreeMap<String, CallCount> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Brings the gauges up to date.
+    pub fn set_pool(&self, pool: &PoolGauges) {
+        for (name, _, value) in GAUGES {
+            if let Some(gauge) = self.gauges.get(name) {
+                gauge.set(value(pool).into());
+            }
+        }
+        self.eni_assigned.clear();
+        for (eni, assigned) in &pool.assigned_by_eni {
+            self.eni_assigned.get_or_create(&EniLabel { eni: eni.clone() }).set((*assigned).into());
+        }
+        self.subnet_free.clear();
+        for (subnet, free) in &pool.free_by_subnet {
+            self.subnet_free.get_or_create(&SubnetLabel { subnet: subnet.clone() }).set((*free).into());
+        }
+    }
+
+    pub(crate) fn api_call(&self, api: Api, took: Duration, error: Option<&CloudError>) {
+        let name = api.to_string();
+        // EC2's codes are a bounded set, but what stands in for one may come from a proxy in between.
+        let code = error.map_or(String::new(), |error| error.code.chars().take(64).collect());
+        {
+            let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = calls.entry(name.clone()).or_default();
+            count.calls += 1;
+            count.failed += u64::from(error.is_some());
+            count.throttled +=
+                u64::from(error.is_some_and(|e| e.kind == sluice_ipamd_core::cloud::CloudErrorKind::Throttled));
+        }
+        let status = if error.is_some() { "error" } else { "ok" };
+        let failed = error.is_some();
+        let latency = Latency { api: name.clone(), error: failed.to_string(), status };
+        self.api_latency.get_or_create(&latency).observe(took.as_secs_f64() * 1000.0);
+        if failed {
+            self.api_errors.get_or_create(&ApiError { api: name.clone(), error: code }).add();
+        }
+        if api != Api::Imds {
+            let function = Function { r#fn: name };
+            self.ec2_requests.get_or_create(&function).add();
+            if failed {
+                self.ec2_errors.get_or_create(&function).add();
+            }
+        }
+    }
+
+    pub(crate) fn api_rate(&self, api: Api, rate: f64) {
+        self.rates.get_or_create(&ApiLabel { api: api.to_string() }).set(rate);
+    }
+
+    pub(crate) fn error(&self, part: &str) {
+        self.errors.get_or_create(&Function { r#fn: part.to_owned() }).add();
+    }
+
+    pub(crate) fn reconcile(&self, with: &str) {
+        self.reconciles.get_or_create(&Function { r#fn: with.to_owned() }).add();
+    }
+
+    pub(crate) fn add_begun(&self) {
+        self.add_requests.add();
+    }
+
+    pub(crate) fn add_waits(&self) {
+        self.no_address.add();
+    }
+
+    pub(crate) fn add_ended(&self, took: Duration) {
+        self.add_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn add_waited(&self, waited: Duration) {
+        self.wait_seconds.observe(waited.as_secs_f64());
+    }
+
+    pub(crate) fn del_begun(&self, reason: &'static str) {
+        self.del_requests.get_or_create(&Reason { reason }).add();
+    }
+
+    pub(crate) fn del_ended(&self, took: Duration) {
+        self.del_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self, code: RefusalCode) {
+        self.refusals.get_or_create(&Code { code: code.as_str() }).add();
+    }
+
+    pub(crate) fn rejected(&self, reason: &'static str) {
+        self.rejected.get_or_create(&Reason { reason }).add();
+    }
+
+    pub(crate) fn checkpoint(&self, took: Duration, written: bool) {
+        self.checkpoint_seconds.observe(took.as_secs_f64());
+        if !written {
+            self.checkpoint_failures.add();
+        }
+    }
+
+    pub(crate) fn tombstone(&self) {
+        self.tombstones.add();
+    }
+
+    pub(crate) fn undelivered(&self) {
+        self.undelivered.add();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_ipamd_core::cloud::CloudErrorKind;
+
+    #[test]
+    fn names_are_vpc_cnis_to_the_letter() {
+        let metrics = Metrics::new();
+        metrics.add_begun();
+        metrics.del_begun("PodDeleted");
+        let error = CloudError {
+            api: Api::AssignPrivateIpAddresses,
+            kind: CloudErrorKind::Throttled,
+            code: "RequestLimitExceeded".into(),
+            message: String::new(),
+            retry_after: None,
+        };
+        metrics.api_call(Api::AssignPrivateIpAddresses, Duration::from_millis(20), Some(&error));
+        metrics.set_pool(&PoolGauges {
+            assigned: 3,
+            assigned_by_eni: BTreeMap::from([("eni-1".into(), 3)]),
+            ..PoolGauges::default()
+        });
+        let text = metrics.encode();
+        for line in [
+            "awscni_add_ip_req_count 1",
+            "awscni_del_ip_req_count{reason=\"PodDeleted\"} 1",
+            "awscni_assigned_ip_addresses 3",
+            "awscni_assigned_ip_per_eni{eni=\"eni-1\"} 3",
+            "awscni_ec2api_req_count{fn=\"AssignPrivateIpAddresses\"} 1",
+            "awscni_aws_api_error_count{api=\"AssignPrivateIpAddresses\",error=\"RequestLimitExceeded\"} 1",
+            "awscni_no_available_ip_addresses 0",
+            "sluice_ipamd_checkpoint_failures_total 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        let calls = metrics.calls();
+        assert_eq!(calls["AssignPrivateIpAddresses"], CallCount { calls: 1, failed: 1, throttled: 1 });
+    }
+}

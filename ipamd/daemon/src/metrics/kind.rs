@@ -1,0 +1,44 @@
+//! Kinds of metrics that the library lacks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::{MetricType, TypedMetric};
+
+/// A counter whose name is written as it is: the library would add `_total`, which VPC CNI's names do not have.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Count(Arc<AtomicU64>);
+
+impl Count {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl TypedMetric for Count {
+    const TYPE: MetricType = MetricType::Counter;
+}
+
+impl EncodeMetric for Count {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&self.0.load(Ordering::Relaxed))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+/// A gauge of a fraction.
+pub(super) type Rate = Gauge<f64, AtomicU64>;
+
+/// A distribution of seconds, from 50 microseconds to a minute and a half.
+pub(super) type Seconds = Histogram;
+
+pub(super) fn seconds() -> Seconds {
+    Histogram::new(exponential_buckets(0.000_05, 3.0, 14))
+}

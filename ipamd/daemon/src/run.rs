@@ -1,0 +1,227 @@
+//! From the configuration to a running daemon and back: start, serving, graceful stop.
+
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use sluice_ipamd_core::checkpoint::Checkpoint;
+use sluice_ipamd_core::recover::{Finding, KernelView, Recovered, recover};
+use sluice_ipamd_core::state::State;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::cloud::Cloud;
+use crate::config::Config;
+use crate::daemon::{Daemon, Parts};
+use crate::executor::{Backoff, Executor, Random};
+use crate::http::{Pages, serve_introspection, serve_metrics};
+use crate::inbox::Handle;
+use crate::kernel::Kernel;
+use crate::log::ErrorChain;
+use crate::metrics::Metrics;
+use crate::rpc::{ListenError, Server, listen};
+use crate::store::{Store, StoreError};
+use crate::tombstones::Tombstones;
+
+/// How long a start waits for the daemon before to end.
+const PREDECESSOR: Duration = Duration::from_secs(30);
+
+/// Between two looks at whether it has.
+const PREDECESSOR_AGAIN: Duration = Duration::from_millis(50);
+
+/// Why the daemon could not start. Once it runs, nothing but a stop ends it.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The directory of the runtime state cannot be used.
+    #[error("the directory of the runtime state cannot be used")]
+    Store(#[from] StoreError),
+    /// The lock file cannot be opened.
+    #[error("opening the lock {} failed", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another ipamd runs on this node.
+    #[error("another sluice-ipamd holds {} and did not end within {PREDECESSOR:?}", path.display())]
+    Running {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// The socket cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// Runs ipamd until `shutdown` resolves; then stops accepting, hears calls under way out, writes the last checkpoint and
+/// returns.
+///
+/// Serving starts from the checkpoint, before IMDS or EC2 have been asked; both are tried for ever.
+///
+/// # Errors
+/// [`RunError`] when the daemon cannot start: its directory, its lock or its socket cannot be had.
+pub async fn run<C: Cloud, K: Kernel>(
+    config: Config,
+    cloud: C,
+    kernel: K,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), RunError> {
+    let clock = Clock::system();
+    for variable in &config.without_effect {
+        tracing::warn!(variable, "this setting is known and has no effect yet");
+    }
+    let store = Store::new(config.checkpoint());
+    store.prepare()?;
+    let lock = only_one(&config.run_dir.join("ipamd.lock")).await?;
+    let listener = listen(&config.socket())?;
+    // Plugins that connect from here on wait in the socket's queue.
+    let seed = random_seed();
+    let (handle, inputs) = Handle::new();
+    let metrics = Arc::new(Metrics::new());
+    let (parts, state) = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), seed).await;
+    let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
+    let server = Server::new(handle, metrics, config.max_waiting, config.add_deadline);
+    let (stop_server, server_stops) = oneshot::channel();
+    let (stop_daemon, daemon_stops) = oneshot::channel::<()>();
+    let grace = config.stop_grace + Duration::from_secs(1);
+    let serving = tokio::spawn(server.serve(listener, server_stops, grace));
+    let pages = tokio::spawn(serve_pages(config, pages));
+    let daemon = tokio::spawn(Daemon::new(parts, state).run(inputs, async {
+        // A sender that is gone means the same.
+        let _stop = daemon_stops.await;
+    }));
+    shutdown.await;
+    let begun = Instant::now();
+    drop(stop_server);
+    drop(stop_daemon);
+    for (task, name) in [(daemon, "daemon"), (serving, "server")] {
+        if let Err(error) = task.await {
+            tracing::error!(task = name, error = %ErrorChain(&error), "a task ended badly");
+        }
+    }
+    pages.abort();
+    drop(lock);
+    tracing::info!(took = ?begun.elapsed(), "ipamd has ended");
+    Ok(())
+}
+
+/// Everything that the loop needs, and the state that it starts with.
+pub(crate) async fn start<C: Cloud, K: Kernel>(
+    config: Config,
+    clock: Clock,
+    cloud: C,
+    kernel: K,
+    metrics: Arc<Metrics>,
+    seed: u64,
+) -> (Parts<C, K>, State) {
+    let mut random = Random::new(seed);
+    let store = Store::new(config.checkpoint());
+    let executor =
+        Executor::new(Arc::new(cloud), Arc::clone(&metrics), config.ec2_rate, config.call_timeout, random.next());
+    let view = kernel_view(&kernel, &config.network.veth_prefix, &mut random).await;
+    let state = recovered(&store, &view, random.next(), config.pool.cooldown, clock);
+    let tombstones = Tombstones::new(config.tombstones());
+    let parts = Parts {
+        config,
+        clock,
+        executor: Arc::new(executor),
+        kernel: Arc::new(kernel),
+        metrics,
+        store,
+        tombstones,
+        seed: random.next(),
+    };
+    (parts, state)
+}
+
+/// What the kernel shows. Without it nothing can be served: an address could be alive.
+async fn kernel_view<K: Kernel>(kernel: &K, veth_prefix: &str, random: &mut Random) -> KernelView {
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+    loop {
+        match kernel.pods(veth_prefix).await {
+            Ok(view) => return view,
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "the kernel's pods could not be read");
+                tokio::time::sleep(backoff.next(random)).await;
+            }
+        }
+    }
+}
+
+/// The state that the checkpoint and the kernel give. A checkpoint that cannot be used is put aside.
+fn recovered(store: &Store, kernel: &KernelView, seed: u64, cooldown: Duration, clock: Clock) -> State {
+    let now = clock.now();
+    let document = match store.read() {
+        Ok(document) => document,
+        Err(error) => {
+            tracing::error!(error = %ErrorChain(&error), "the checkpoint cannot be read");
+            Some(Vec::new())
+        }
+    };
+    let checkpoint = document.map(|document| Checkpoint::from_json(&document));
+    let Recovered { state, findings } = recover(checkpoint, kernel, seed, cooldown, now);
+    for finding in &findings {
+        tracing::warn!(finding = %finding, "found at the start");
+        if matches!(finding, Finding::CheckpointLost(_)) {
+            match store.put_aside(now) {
+                Ok(aside) => tracing::error!(kept = %aside.display(), "the checkpoint was put aside"),
+                Err(error) => tracing::error!(error = %ErrorChain(&error), "the checkpoint could not be put aside"),
+            }
+        }
+    }
+    tracing::info!(
+        attachments = state.ledger().owners().count(),
+        enis = state.ledger().enis().count(),
+        pods_alive = kernel.pods.len(),
+        "starting"
+    );
+    state
+}
+
+async fn serve_pages(config: Config, pages: Pages) {
+    let metrics = async {
+        if let Some(address) = config.metrics_address {
+            serve_metrics(address, pages.clone()).await;
+        }
+    };
+    let introspection = async {
+        if let Some(address) = config.introspection_address {
+            serve_introspection(address, pages.clone()).await;
+        }
+    };
+    tokio::join!(metrics, introspection);
+}
+
+/// Makes sure that one ipamd runs on the node: a second one would hand out the same addresses. The one before may take a
+/// moment to end.
+async fn only_one(path: &Path) -> Result<Flock<File>, RunError> {
+    let failed = |source: io::Error| RunError::Lock { path: path.to_owned(), source };
+    let end = Instant::now() + PREDECESSOR;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, error)) if error != nix::errno::Errno::EWOULDBLOCK => return Err(failed(error.into())),
+            Err(_) if Instant::now() > end => return Err(RunError::Running { path: path.to_owned() }),
+            Err((unlocked, _)) => file = unlocked,
+        }
+        tokio::time::sleep(PREDECESSOR_AGAIN).await;
+    }
+}
+
+/// A number that no other process has: the standard library seeds its hash maps from the kernel's random numbers.
+fn random_seed() -> u64 {
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}

@@ -1,0 +1,196 @@
+//! A picture of the state for people and programs: what the introspection port shows.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::Serialize;
+use sluice_contract::id::{EniId, IfName, MacAddr, PodRef, SubnetId};
+use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
+use sluice_ipamd_core::plan::Plan;
+use sluice_ipamd_core::state::State;
+use sluice_ipamd_core::time::Timestamp;
+
+use crate::metrics::PoolGauges;
+
+/// The state at one moment. Container ids are left out: who knows one could ask for its address to be taken back.
+#[derive(Debug, Clone, Serialize)]
+pub struct View {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Whether pods could be started at some time since the boot.
+    pub ready: bool,
+    /// The instance and what its type can hold; none before it is known.
+    pub node: Option<NodeView>,
+    /// The pool in numbers.
+    pub pool: PoolGauges,
+    /// ENIs by id.
+    pub enis: BTreeMap<EniId, EniView>,
+    /// Operations under way.
+    pub under_way: Vec<String>,
+    /// Creates that have been begun and not ended, by client token.
+    pub intents: Vec<String>,
+    /// Why the pool does not grow although it should.
+    pub held_up: Option<String>,
+    /// APIs that are not called for now, and EC2's words.
+    pub obstacles: BTreeMap<String, String>,
+    /// Addresses alive in the kernel that no known ENI has.
+    pub strays: Vec<Ipv4Addr>,
+}
+
+/// The node.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeView {
+    /// Its instance id.
+    pub instance: String,
+    /// Its type.
+    pub instance_type: String,
+    /// Its zone.
+    pub availability_zone: String,
+    /// ENIs that the type allows.
+    pub max_enis: u32,
+    /// Addresses an ENI that the type allows, its own among them.
+    pub addresses_per_eni: u32,
+    /// CIDRs of the VPC.
+    pub vpc_cidrs: Vec<Ipv4Net>,
+}
+
+/// An ENI.
+#[derive(Debug, Clone, Serialize)]
+pub struct EniView {
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Network card.
+    pub card: u32,
+    /// Device number; none while it is not attached.
+    pub device: Option<u32>,
+    /// Route table of its pods.
+    pub table: Option<u32>,
+    /// Its subnet.
+    pub subnet: SubnetId,
+    /// Its own address.
+    pub primary_ip: Ipv4Addr,
+    /// What it is to the node.
+    pub role: Role,
+    /// Where it is in its life.
+    pub stage: Stage,
+    /// Prefixes and secondary addresses, and the addresses in them.
+    pub blocks: BTreeMap<Ipv4Net, BTreeMap<Ipv4Addr, AddressView>>,
+}
+
+/// An address.
+#[derive(Debug, Clone, Serialize)]
+pub struct AddressView {
+    /// free, assigned, cooling or quarantined.
+    pub state: &'static str,
+    /// Since when it is assigned or in quarantine; until when it cools.
+    pub at: String,
+    /// Who has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// By which host interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_ifname: Option<IfName>,
+}
+
+impl AddressView {
+    fn of(address: &AddressState, now: Timestamp) -> Self {
+        let owner = match address {
+            AddressState::Assigned { owner, .. } => Some(owner),
+            _ => None,
+        };
+        let (state, at) = match address {
+            AddressState::Cooling { until } if *until <= now => ("free", until),
+            AddressState::Cooling { until } => ("cooling", until),
+            AddressState::Free { since }
+            | AddressState::Assigned { since, .. }
+            | AddressState::Quarantined { since } => (address.name(), since),
+        };
+        Self {
+            state,
+            at: at.to_string(),
+            pod: owner.map(|owner| owner.pod.clone()),
+            host_ifname: owner.map(|owner| owner.host_ifname.clone()),
+        }
+    }
+}
+
+impl EniView {
+    fn of(eni: &Eni, now: Timestamp) -> Self {
+        let views = |addresses: &BTreeMap<Ipv4Addr, AddressState>| {
+            addresses.iter().map(|(address, state)| (*address, AddressView::of(state, now))).collect()
+        };
+        Self {
+            mac: eni.mac,
+            card: eni.card,
+            device: eni.device,
+            table: eni.table(),
+            subnet: eni.subnet.clone(),
+            primary_ip: eni.primary_ip,
+            role: eni.role,
+            stage: eni.stage,
+            blocks: eni.blocks.iter().map(|(net, block)| (*net, views(&block.addresses))).collect(),
+        }
+    }
+}
+
+/// The pool in numbers.
+pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestamp) -> PoolGauges {
+    let tally = state.ledger().tally(now);
+    let limits = state.node().map(|node| node.limits);
+    let max_enis = limits.map_or(0, |limits| limits.enis);
+    let per_eni = limits.as_ref().map_or(0, State::places_per_eni);
+    let assigned_by_eni = state
+        .ledger()
+        .enis()
+        .map(|eni| (eni.id.to_string(), eni.count(|state| matches!(state, AddressState::Assigned { .. }))))
+        .collect();
+    let free_by_subnet =
+        state.subnets().iter().filter_map(|(id, subnet)| Some((id.to_string(), subnet.available?))).collect();
+    PoolGauges {
+        enis: tally.enis,
+        max_enis,
+        max_addresses: max_enis.saturating_mul(per_eni),
+        total: tally.total(),
+        free: tally.free,
+        assigned: tally.assigned,
+        cooling: tally.cooling,
+        quarantined: tally.quarantined,
+        pending: tally.pending,
+        prefixes: tally.prefixes,
+        waiting,
+        flights: u32::try_from(state.flights().len()).unwrap_or(u32::MAX),
+        violations,
+        assigned_by_eni,
+        free_by_subnet,
+    }
+}
+
+/// The picture.
+pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, now: Timestamp) -> View {
+    let held_up = plan.hopeless.as_ref().map(|hopeless| hopeless.cause.to_string());
+    View {
+        at: now.to_string(),
+        ready,
+        node: state.node().map(|node| NodeView {
+            instance: node.identity.instance.to_string(),
+            instance_type: node.identity.instance_type.clone(),
+            availability_zone: node.identity.availability_zone.clone(),
+            max_enis: node.limits.enis,
+            addresses_per_eni: node.limits.ipv4_per_eni,
+            vpc_cidrs: node.vpc_cidrs.clone(),
+        }),
+        pool,
+        enis: state.ledger().enis().map(|eni| (eni.id.clone(), EniView::of(eni, now))).collect(),
+        under_way: state.flights().values().map(ToString::to_string).collect(),
+        intents: state.intents().keys().cloned().collect(),
+        held_up: held_up.or_else(|| plan.held_up.as_ref().map(ToString::to_string)),
+        obstacles: state
+            .obstacles()
+            .iter()
+            .filter(|(_, obstacle)| obstacle.until > now)
+            .map(|(api, obstacle)| (api.to_string(), obstacle.message.clone()))
+            .collect(),
+        strays: state.ledger().strays().iter().copied().collect(),
+    }
+}
