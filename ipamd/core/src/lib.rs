@@ -11,6 +11,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod cloud;
 pub mod ledger;
+pub mod limits;
 pub mod op;
 pub mod plan;
 pub mod queue;

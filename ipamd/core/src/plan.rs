@@ -4,12 +4,21 @@
 //! under way already is counted and never asked for twice. The pool settles where VPC CNI's settles (its targets and their
 //! arithmetic are kept), but waiting ADDs are demand on top of it, and a cooling address is no spare one.
 
+mod draft;
+mod grow;
+mod pool;
+mod shrink;
+mod steps;
+
 use std::fmt;
 use std::time::Duration;
 
 use sluice_contract::id::SubnetId;
 
-use crate::cloud::Api;
+use draft::Draft;
+use pool::Form;
+
+use crate::cloud::{AddressCount, Api};
 use crate::op::Op;
 use crate::state::State;
 use crate::time::Timestamp;
@@ -113,6 +122,8 @@ pub enum Cause {
         /// EC2 is asked again then.
         until: Timestamp,
     },
+    /// None of the subnets that are known may be used.
+    NoSubnet,
     /// IAM denies a call.
     Denied {
         /// The call.
@@ -157,6 +168,7 @@ impl fmt::Display for Cause {
                 }
                 write!(f, " {verb} no free address left")
             }
+            Self::NoSubnet => f.write_str("no subnet in the node's zone is tagged for new ENIs"),
             Self::Denied { message, .. } | Self::Unavailable { message, .. } => f.write_str(message),
             Self::Throttled { api, .. } => write!(f, "EC2 limits the rate of {api}"),
             Self::NotReady => f.write_str("the node's identity and limits are not known yet"),
@@ -173,10 +185,26 @@ pub const MIN_ENI_LIFE: Duration = Duration::from_secs(60);
 /// What is to be done now.
 #[must_use]
 pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) -> Plan {
-    let _ = (targets, demand, now);
-    let mut plan = Plan::default();
-    if state.node().is_none() {
-        plan.held_up = Some(Cause::NotReady);
+    let mut draft = Draft::new(state, now);
+    let Some(node) = state.node() else {
+        draft.held_up(Cause::NotReady);
+        return draft.plan;
+    };
+    let form = Form::of(targets, &node.limits);
+    steps::learn(&mut draft, node);
+    steps::take(&mut draft, node, targets);
+    if !grow::grow(&mut draft, node, targets, form, demand.waiting) && demand.waiting == 0 {
+        shrink::shrink(&mut draft, targets, form);
     }
-    plan
+    if form.prefixes {
+        // Single addresses stand in for prefixes only as long as they have to.
+        let subnets = state.ledger().enis().filter_map(|eni| state.subnets().get(&eni.subnet));
+        for until in subnets.filter_map(|subnet| subnet.short_until(AddressCount::Prefixes(1), now)) {
+            draft.wake(until);
+        }
+    }
+    draft.plan
 }
+
+#[cfg(test)]
+mod tests;

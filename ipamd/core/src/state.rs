@@ -21,6 +21,7 @@ use crate::cloud::{
 };
 use crate::ledger::{Ledger, LedgerError, Owner, Stage};
 use crate::op::{Failure, Op, OpKey, Outcome};
+use crate::plan::Targets;
 use crate::time::Timestamp;
 
 /// How long EC2's and IMDS's descriptions may lag behind a call. A description that contradicts what a call did is not
@@ -95,11 +96,18 @@ pub struct Subnet {
 pub struct Shortage {
     /// Not worth a call before then.
     pub until: Timestamp,
-    /// How many times in a row.
+    /// How many times in a row it had not even one.
     pub times: u32,
+    /// How many to ask for at most: half of what was refused last.
+    pub at_most: u32,
 }
 
 impl Subnet {
+    /// One of which only the CIDR is known.
+    pub(crate) const fn unknown(cidr: Ipv4Net) -> Self {
+        Self { cidr, available: None, tags: BTreeMap::new(), no_prefixes: None, no_addresses: None }
+    }
+
     /// Until when addresses of this form are not to be had.
     #[must_use]
     pub fn short_until(&self, form: AddressCount, now: Timestamp) -> Option<Timestamp> {
@@ -109,6 +117,37 @@ impl Subnet {
             AddressCount::Prefixes(_) => self.no_prefixes.max_by_until(self.no_addresses),
         };
         shortage.map(|shortage| shortage.until).filter(|until| *until > now)
+    }
+}
+
+impl Subnet {
+    /// Whether new ENIs may be made in it (reference/vpc-cni.md 3.4). `is_primary`: the primary ENI is in it.
+    #[must_use]
+    pub fn takes_enis(&self, is_primary: bool, targets: &Targets) -> bool {
+        let role = self.tags.get(tag::SUBNET_ROLE).map_or("", String::as_str);
+        match role {
+            "0" => false,
+            _ if !targets.subnet_discovery => is_primary,
+            "" => is_primary,
+            _ => {
+                let reserved = self.tags.keys().filter_map(|key| key.strip_prefix(tag::SUBNET_CLUSTER));
+                let mut reserved = reserved.peekable();
+                match &targets.cluster {
+                    Some(cluster) => reserved.peek().is_none() || reserved.any(|name| name == cluster),
+                    None => true,
+                }
+            }
+        }
+    }
+
+    /// How many addresses or prefixes to ask for at most in one call: less after each refusal.
+    #[must_use]
+    pub fn asked_at_most(&self, form: AddressCount) -> u32 {
+        let shortage = match form {
+            AddressCount::Secondary(_) => self.no_addresses,
+            AddressCount::Prefixes(_) => self.no_prefixes.max_by_until(self.no_addresses),
+        };
+        shortage.map_or(u32::MAX, |shortage| shortage.at_most.max(1))
     }
 }
 
@@ -293,7 +332,9 @@ impl State {
         match &op {
             Op::Create(request) => {
                 if !self.intents.contains_key(&request.client_token) {
-                    self.sequence += 1;
+                    // Plans number their creates ahead, and not all of them need have been begun.
+                    let number = request.client_token.rsplit('-').next().and_then(|number| number.parse().ok());
+                    self.sequence = number.unwrap_or(0).max(self.sequence) + 1;
                     let intent = Intent { request: request.clone(), card: 0, since: now };
                     self.intents.insert(request.client_token.clone(), intent);
                 }
@@ -339,7 +380,6 @@ impl State {
         Ok(())
     }
 
-    #[expect(dead_code, reason = "for the planner, which comes next")]
     /// The tags of an ENI that is made at `now` under `token`.
     pub(crate) fn eni_tags(&self, token: &str, now: Timestamp) -> BTreeMap<String, String> {
         let mut tags = self.node.as_ref().map(|node| node.tags.clone()).unwrap_or_default();
@@ -359,6 +399,10 @@ pub mod tag {
     pub const NO_MANAGE: &str = "node.k8s.amazonaws.com/no_manage";
     /// The cluster's name.
     pub const CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
+    /// Of a subnet: whether ENIs for pods may be made in it (`1`) or not (`0`).
+    pub const SUBNET_ROLE: &str = "kubernetes.io/role/cni";
+    /// Of a subnet, with a cluster's name behind: only that cluster's ENIs are made in it.
+    pub const SUBNET_CLUSTER: &str = "cni.networking.k8s.aws/cluster/";
     /// The client token that it was made with.
     pub const INTENT: &str = "sluice.dev/intent";
 }

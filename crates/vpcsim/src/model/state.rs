@@ -211,12 +211,54 @@ pub struct Instance {
     pub primary_eni: EniId,
     /// `LaunchTime`.
     pub launched: Duration,
-    /// When it was terminated.
-    pub terminated: Option<Duration>,
+    /// When it is `running`.
+    pub running_at: Duration,
+    /// When it is gone, once its end was asked for.
+    pub terminated_at: Option<Duration>,
     /// `ReservationId` of the call that launched it.
     pub reservation: String,
     /// Tags.
     pub tags: Tags,
+}
+
+impl Instance {
+    /// `InstanceState` at `now`.
+    #[must_use]
+    pub fn state(&self, now: Duration) -> InstanceState {
+        match self.terminated_at {
+            Some(end) if now < end => InstanceState::ShuttingDown,
+            Some(_) => InstanceState::Terminated,
+            None if now < self.running_at => InstanceState::Pending,
+            None => InstanceState::Running,
+        }
+    }
+}
+
+/// `InstanceState`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstanceState {
+    /// Starting.
+    Pending,
+    /// Up.
+    Running,
+    /// On its way down.
+    ShuttingDown,
+    /// Gone, told for a while.
+    Terminated,
+}
+
+impl InstanceState {
+    /// The API's number and word.
+    #[must_use]
+    pub const fn code_and_name(self) -> (u32, &'static str) {
+        match self {
+            Self::Pending => (0, "pending"),
+            Self::Running => (16, "running"),
+            Self::ShuttingDown => (32, "shutting-down"),
+            Self::Terminated => (48, "terminated"),
+        }
+    }
 }
 
 /// What an ENI is for (`InterfaceType`).

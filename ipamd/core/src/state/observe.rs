@@ -170,6 +170,8 @@ impl State {
 
     pub(super) fn found(&mut self, eni: Eni, blocks: BTreeSet<Ipv4Net>, now: Timestamp) -> Result<(), ApplyError> {
         let (id, carries_pods) = (eni.id.clone(), eni.carries_pods());
+        let subnet = Subnet::unknown(eni.subnet_cidr);
+        self.subnets.entry(eni.subnet.clone()).or_insert(subnet);
         // The blocks are checked first: an ENI without its addresses must not stay behind.
         let mut next = self.ledger.clone();
         next.add_eni(eni)?;
@@ -306,13 +308,7 @@ impl State {
         self.subnets_at = Some(now);
         for described in subnets {
             self.ledger.set_subnet_cidr(&described.subnet, described.cidr);
-            let subnet = self.subnets.entry(described.subnet).or_insert_with(|| Subnet {
-                cidr: described.cidr,
-                available: None,
-                tags: std::collections::BTreeMap::new(),
-                no_prefixes: None,
-                no_addresses: None,
-            });
+            let subnet = self.subnets.entry(described.subnet).or_insert_with(|| Subnet::unknown(described.cidr));
             subnet.cidr = described.cidr;
             subnet.available = Some(described.available);
             subnet.tags = described.tags;

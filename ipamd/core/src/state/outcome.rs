@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::{ATTACHMENT_LIMIT_PAUSE, ApplyError, Obstacle, SUBNET_PAUSE, Shortage, State};
-use crate::cloud::{AddressCount, Api, CloudError, CloudErrorKind, Ec2Eni};
+use crate::cloud::{AddressCount, Api, CloudError, CloudErrorKind, CreateEni, Ec2Eni};
 use crate::ledger::Stage;
 use crate::op::{Failure, Op, Outcome};
 use crate::time::Timestamp;
@@ -169,10 +169,19 @@ impl State {
             CloudErrorKind::InsufficientPrefixes => &mut subnet.no_prefixes,
             _ => &mut subnet.no_addresses,
         };
-        let times = shortage.map_or(0, |shortage| shortage.times).saturating_add(1);
-        let (first, longest) = SUBNET_PAUSE;
-        let pause = first.saturating_mul(1 << (times - 1).min(8)).min(longest);
-        *shortage = Some(Shortage { until: now + pause, times });
+        let asked = match op {
+            Op::Create(CreateEni { addresses: count, .. }) | Op::Assign { count, .. } => count.places(),
+            _ => 1,
+        };
+        let times = shortage.map_or(0, |shortage| shortage.times);
+        *shortage = Some(if asked > 1 {
+            // It may have fewer: half of that is tried at once.
+            Shortage { until: now, times, at_most: asked / 2 }
+        } else {
+            let (first, longest) = SUBNET_PAUSE;
+            let pause = first.saturating_mul(1 << times.min(8)).min(longest);
+            Shortage { until: now + pause, times: times.saturating_add(1), at_most: 1 }
+        });
     }
 
     fn subnet_has(&mut self, subnet: &sluice_contract::id::SubnetId, form: AddressCount) {

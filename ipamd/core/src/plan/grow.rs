@@ -1,0 +1,372 @@
+//! Growth: every call that the demand and the targets need, at once.
+//!
+//! First the ENIs that are there are filled (one Assign each, for all that is missing on it), then new ones are made, in
+//! parallel and with full counts. An ENI that is being worked on takes its share of the need without a second call: the
+//! plan after the end of the first asks for the rest.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+use sluice_contract::id::SubnetId;
+
+use super::draft::{Draft, addresses, cause_of};
+use super::pool::{Form, PREFIX, Pool, is_short_of_prefixes};
+use super::shrink::{give_back, returnable};
+use super::steps::{SUBNETS_HOLD, ask_for_subnets, is_surveyed};
+use super::{Cause, Hopeless, Targets};
+use crate::cloud::{AddressCount, Api, CloudErrorKind, CreateEni};
+use crate::ledger::{Eni, Role, Stage};
+use crate::op::{Op, OpKey};
+use crate::state::{Node, State, Subnet};
+use crate::time::Timestamp;
+
+/// What is wanted, and how far it is covered.
+pub(super) struct Growth<'a> {
+    node: &'a Node,
+    targets: &'a Targets,
+    form: Form,
+    pool: Pool,
+    waiting: u32,
+    /// Addresses that are missing and that nothing has been found for yet.
+    left: i64,
+    /// ENIs are filled, whatever is missing: their unit is the ENI.
+    whole: bool,
+    /// Addresses that were covered by calls that IAM denies.
+    denied: Option<(i64, Cause)>,
+    /// Subnets that would have been used and have no addresses, and when to try them again.
+    short: BTreeMap<SubnetId, Timestamp>,
+    /// Why: the reason of every call.
+    reason: String,
+}
+
+/// How many ENIs the node may have.
+pub(super) const fn eni_limit(node: &Node, targets: &Targets) -> u32 {
+    match targets.max_enis {
+        Some(max) if max >= 1 && max < node.limits.enis => max,
+        _ => node.limits.enis,
+    }
+}
+
+/// Asks for what is missing. Answers whether anything is.
+pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: Form, waiting: u32) -> bool {
+    let pool = Pool::of(draft.state, form, draft.now);
+    let missing = pool.missing(targets, form, waiting);
+    let mut growth = Growth {
+        node,
+        targets,
+        form,
+        pool,
+        waiting,
+        left: missing,
+        whole: !form.prefixes && !targets.counts_addresses(),
+        denied: None,
+        short: BTreeMap::new(),
+        reason: reason(&pool, targets, form, waiting),
+    };
+    if missing > 0 {
+        growth.fill(draft, form.prefixes);
+        growth.swap(draft);
+        growth.create(draft, form.prefixes);
+        if form.prefixes {
+            growth.fill(draft, false);
+            growth.create(draft, false);
+        }
+    }
+    growth.conclude(draft, missing);
+    missing > 0
+}
+
+fn reason(pool: &Pool, targets: &Targets, form: Form, waiting: u32) -> String {
+    let spare = pool.spare + pool.foreign;
+    let waits = match waiting {
+        0 => String::new(),
+        1 => "1 ADD waits, ".to_owned(),
+        waiting => format!("{waiting} ADDs wait, "),
+    };
+    format!("{waits}{spare} addresses are spare or coming, {}", targets.words(form))
+}
+
+impl Growth<'_> {
+    const fn size(prefixes: bool) -> i64 {
+        if prefixes { PREFIX as i64 } else { 1 }
+    }
+
+    /// How many of `room` places the need wants.
+    fn wanted(&self, room: u32, prefixes: bool) -> u32 {
+        let size = Self::size(prefixes);
+        let need = u32::try_from((self.left.max(0) + size - 1) / size).unwrap_or(u32::MAX);
+        match (self.left > 0, self.whole) {
+            (false, _) => 0,
+            (true, true) => room,
+            (true, false) => room.min(need),
+        }
+    }
+
+    /// A call for `places` is under way, or will be as soon as it can be.
+    const fn cover(&mut self, places: u32, prefixes: bool) {
+        self.left -= places as i64 * Self::size(prefixes);
+    }
+
+    /// A call that would have covered `places` cannot be made now.
+    fn hindered(&mut self, draft: &mut Draft<'_>, places: u32, prefixes: bool, cause: Cause) {
+        if matches!(cause, Cause::Denied { .. }) {
+            let addresses = i64::from(places) * Self::size(prefixes);
+            let known = self.denied.as_ref().map_or(0, |(known, _)| *known);
+            self.denied = Some((known + addresses, cause.clone()));
+        }
+        draft.held_up(cause);
+    }
+
+    /// Fills the ENIs that are there.
+    fn fill(&mut self, draft: &mut Draft<'_>, prefixes: bool) {
+        let state = draft.state;
+        let mut enis: Vec<&Eni> = state
+            .ledger()
+            .enis()
+            .filter(|eni| eni.carries_pods() && eni.stage != Stage::Leaving)
+            .filter(|eni| prefixes == (self.form.prefixes && !is_short_of_prefixes(state, eni, draft.now)))
+            .collect();
+        enis.sort_by_key(|eni| (eni.stage != Stage::InService, eni.role != Role::Primary, eni.card, eni.device));
+        for eni in enis {
+            let room = room(state, eni, self.form);
+            let places = self.wanted(room, prefixes);
+            if places == 0 {
+                continue;
+            }
+            let subnet = state.subnets().get(&eni.subnet);
+            if let Some(until) = short_until(subnet, prefixes, draft.now) {
+                self.short.insert(eni.subnet.clone(), until);
+                draft.wake(until);
+                continue;
+            }
+            self.cover(places, prefixes);
+            let resting = eni.unsure || eni.not_before.is_some_and(|at| at > draft.now);
+            if eni.stage == Stage::Created || resting || draft.is_busy(&OpKey::Eni(eni.id.clone())) {
+                continue;
+            }
+            let count = count(places.min(asked_at_most(subnet, prefixes)), prefixes);
+            if let Err(cause) = draft.ask(Op::Assign { eni: eni.id.clone(), count }, self.reason.clone()) {
+                self.hindered(draft, places, prefixes, cause);
+            }
+        }
+    }
+
+    /// Makes room on full ENIs by giving back free addresses of the form that is not wanted.
+    fn swap(&mut self, draft: &mut Draft<'_>) {
+        let state = draft.state;
+        let mut spare = self.pool.spare + self.pool.foreign - self.pool.pending - i64::from(self.waiting);
+        for eni in state.ledger().enis().filter(|eni| eni.takes_pods() && !eni.unsure) {
+            let prefixes = self.form.prefixes && !is_short_of_prefixes(state, eni, draft.now);
+            if room(state, eni, self.form) > 0
+                || prefixes != self.form.prefixes
+                || short_until(state.subnets().get(&eni.subnet), prefixes, draft.now).is_some()
+            {
+                continue;
+            }
+            let others: Vec<Ipv4Net> = returnable(eni, draft.now, |net| (net.prefix_len() < 32) != prefixes);
+            let room = u32::try_from(others.len()).unwrap_or(u32::MAX);
+            let mut places = 0;
+            let mut given = Vec::new();
+            for net in others.into_iter().take(usize::try_from(self.wanted(room, prefixes)).unwrap_or(usize::MAX)) {
+                let addresses = i64::from(PREFIX).min(1 << (32 - net.prefix_len()));
+                if addresses <= spare {
+                    spare -= addresses;
+                    places += 1;
+                    given.push(net);
+                }
+            }
+            if !given.is_empty()
+                && give_back(draft, eni, given, "its places are wanted for the other form of addresses")
+            {
+                self.cover(places, prefixes);
+            }
+        }
+    }
+
+    /// Makes new ENIs.
+    fn create(&mut self, draft: &mut Draft<'_>, prefixes: bool) {
+        let mut slots = self.free_slots(draft);
+        if self.left <= 0 || slots == 0 || !self.may_create(draft, prefixes) {
+            return;
+        }
+        let mut planned: BTreeMap<SubnetId, i64> = BTreeMap::new();
+        while self.left > 0 && slots > 0 {
+            let Some((id, subnet)) = self.subnet(draft, prefixes, &planned) else { return };
+            let places = self.wanted(self.form.places, prefixes);
+            let asked = places.min(asked_at_most(Some(subnet), prefixes)).max(1);
+            self.cover(places.max(1), prefixes);
+            slots -= 1;
+            *planned.entry(id.clone()).or_default() += 1 + i64::from(asked) * Self::size(prefixes);
+            let op = Op::Create(self.request(draft, id, count(asked, prefixes)));
+            if let Err(cause) = draft.ask(op, self.reason.clone()) {
+                self.hindered(draft, places, prefixes, cause);
+            }
+        }
+    }
+
+    /// Whether ENIs can be made now; if they will be soon, the need is covered by that.
+    fn may_create(&mut self, draft: &mut Draft<'_>, prefixes: bool) -> bool {
+        let create = Api::CreateNetworkInterface;
+        if let Some(obstacle) = draft.obstacle(create) {
+            let cause = cause_of(draft.state, create, obstacle);
+            if obstacle.kind != CloudErrorKind::AttachmentLimit {
+                let places = u32::try_from(self.left.max(0) / Self::size(prefixes) + 1).unwrap_or(u32::MAX);
+                self.hindered(draft, places, prefixes, cause);
+                self.left = 0;
+            }
+            return false;
+        }
+        let unknown = self.targets.subnet_discovery && draft.state.subnets_at.is_none();
+        let describe = if is_surveyed(draft.state, draft.now) { None } else { Some(Api::DescribeNetworkInterfaces) };
+        let describe = describe.or_else(|| unknown.then_some(Api::DescribeSubnets));
+        if let Some(api) = describe {
+            // What there is has to be known first: the answer brings another plan.
+            match draft.obstacle(api) {
+                // VPC CNI's way out: the primary ENI's subnet is known.
+                Some(_) if api == Api::DescribeSubnets => {}
+                Some(obstacle) => {
+                    let cause = cause_of(draft.state, api, obstacle);
+                    self.hindered(draft, u32::try_from(self.left).unwrap_or(u32::MAX), false, cause);
+                    self.left = 0;
+                    return false;
+                }
+                None => {
+                    self.left = 0;
+                    return false;
+                }
+            }
+        } else if draft.state.subnets_at.is_some_and(|at| draft.now.since(at) > SUBNETS_HOLD)
+            && !draft.is_busy(&OpKey::Subnets)
+        {
+            ask_for_subnets(draft, self.node, "an ENI is being made, and what is known of the subnets is old");
+        }
+        true
+    }
+
+    /// How many ENIs can be made.
+    fn free_slots(&self, draft: &Draft<'_>) -> u32 {
+        let there = there(draft.state) + draft.state.intents().len();
+        let planned = draft.plan.ops.iter().filter(|planned| match &planned.op {
+            Op::Create(request) => !draft.state.intents().contains_key(&request.client_token),
+            _ => false,
+        });
+        let there = u32::try_from(there + planned.count()).unwrap_or(u32::MAX);
+        eni_limit(self.node, self.targets).saturating_sub(there)
+    }
+
+    /// The subnet with the most free addresses, of those that have any.
+    fn subnet<'s>(
+        &mut self,
+        draft: &mut Draft<'s>,
+        prefixes: bool,
+        planned: &BTreeMap<SubnetId, i64>,
+    ) -> Option<(&'s SubnetId, &'s Subnet)> {
+        let state = draft.state;
+        let primary = state.ledger().primary().map(|eni| &eni.subnet);
+        let usable = |id: &SubnetId, subnet: &Subnet| subnet.takes_enis(primary == Some(id), self.targets);
+        let mut best: Option<(i64, (&SubnetId, &Subnet))> = None;
+        for (id, subnet) in state.subnets().iter().filter(|(id, subnet)| usable(id, subnet)) {
+            if let Some(until) = short_until(Some(subnet), prefixes, draft.now) {
+                self.short.insert(id.clone(), until);
+                draft.wake(until);
+                continue;
+            }
+            let free = i64::from(subnet.available.unwrap_or(0)) - planned.get(id).copied().unwrap_or(0);
+            if best.is_none_or(|(most, _)| free > most) {
+                best = Some((free, (id, subnet)));
+            }
+        }
+        best.map(|(_, subnet)| subnet)
+    }
+
+    fn request(&self, draft: &Draft<'_>, subnet: &SubnetId, addresses: AddressCount) -> CreateEni {
+        let state = draft.state;
+        let new = draft.plan.ops.iter().filter(|planned| match &planned.op {
+            Op::Create(request) => !state.intents().contains_key(&request.client_token),
+            _ => false,
+        });
+        let client_token = state.client_token(u64::try_from(new.count()).unwrap_or(u64::MAX));
+        CreateEni {
+            subnet: subnet.clone(),
+            security_groups: self.node.security_groups.clone(),
+            addresses,
+            description: format!("aws-K8S-{}", self.node.identity.instance),
+            tags: state.eni_tags(&client_token, draft.now),
+            client_token,
+        }
+    }
+
+    /// Says why what is still missing will not come.
+    fn conclude(mut self, draft: &mut Draft<'_>, missing: i64) {
+        let state = draft.state;
+        let mut coming = missing - self.left.max(0);
+        let mut pool = self.pool.spare + self.pool.foreign + self.pool.cooling;
+        if let Some(obstacle) = draft.obstacle(Api::AttachNetworkInterface)
+            && obstacle.kind == CloudErrorKind::Denied
+        {
+            // What is not attached yet will not be.
+            let created = state.ledger().enis().filter(|eni| eni.stage == Stage::Created);
+            let stuck: i64 = created.map(|eni| Pool::of_eni(state, eni, self.form, draft.now).everything).sum();
+            if stuck > 0 {
+                pool -= stuck;
+                self.denied.get_or_insert((0, cause_of(state, Api::AttachNetworkInterface, obstacle)));
+            }
+        }
+        let mut hopeless = None;
+        if let Some((addresses, cause)) = self.denied.take() {
+            coming -= addresses;
+            hopeless = Some(cause);
+        }
+        if self.left > 0 {
+            let cause = self.limit(draft);
+            draft.held_up(cause.clone());
+            // A place that is being freed is one to come.
+            let freed = state.ledger().enis().any(|eni| eni.stage == Stage::Leaving && eni.device.is_some());
+            if !(freed && matches!(cause, Cause::EniLimit { .. })) {
+                hopeless = hopeless.or(Some(cause));
+            }
+        }
+        let beyond = u32::try_from(i64::from(self.waiting) - pool - coming.max(0)).unwrap_or(0);
+        draft.plan.hopeless = hopeless.filter(|_| beyond > 0).map(|cause| Hopeless { cause, beyond });
+    }
+
+    /// Which limit is in the way of more.
+    fn limit(&mut self, draft: &Draft<'_>) -> Cause {
+        if let Some(until) = self.short.values().min().copied() {
+            return Cause::SubnetExhausted { subnets: std::mem::take(&mut self.short).into_keys().collect(), until };
+        }
+        let limit = eni_limit(self.node, self.targets);
+        if self.free_slots(draft) > 0 && draft.state.obstacle(Api::CreateNetworkInterface, draft.now).is_none() {
+            return Cause::NoSubnet;
+        }
+        Cause::EniLimit {
+            enis: u32::try_from(there(draft.state)).unwrap_or(u32::MAX),
+            limit,
+            by_setting: limit < self.node.limits.enis,
+            addresses: addresses(draft.state),
+        }
+    }
+}
+
+/// ENIs that hold a place on the instance, or will.
+fn there(state: &State) -> usize {
+    let holds = |eni: &&Eni| eni.card == 0 && (eni.device.is_some() || eni.stage == Stage::Created);
+    state.ledger().enis().filter(holds).count()
+}
+
+fn room(state: &State, eni: &Eni, form: Form) -> u32 {
+    form.places.saturating_sub(eni.places_taken() + state.places_asked_for(&eni.id))
+}
+
+const fn count(places: u32, prefixes: bool) -> AddressCount {
+    if prefixes { AddressCount::Prefixes(places) } else { AddressCount::Secondary(places) }
+}
+
+fn short_until(subnet: Option<&Subnet>, prefixes: bool, now: Timestamp) -> Option<Timestamp> {
+    subnet.and_then(|subnet| subnet.short_until(count(1, prefixes), now))
+}
+
+/// A subnet that has refused a number may yet have half of it.
+fn asked_at_most(subnet: Option<&Subnet>, prefixes: bool) -> u32 {
+    subnet.map_or(u32::MAX, |subnet| subnet.asked_at_most(count(1, prefixes)))
+}
