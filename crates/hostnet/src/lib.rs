@@ -7,9 +7,16 @@
 //! - [`desired`]: what should be there ([`desired::Desired`]) and what is ours to change ([`desired::Scope`]).
 //! - [`plan`]: the pure step from both to operations with reasons.
 //! - [`netns`]: namespaces, and threads that live in them.
+//! - [`host`]: one namespace to look at and to change: observes, and carries plans out with undo.
+//! - [`netlink`]: the socket, and what a plugin does with one link.
+//! - [`nft`], [`sysctl`]: what netlink does not reach.
 #![forbid(unsafe_code)]
 
 pub mod desired;
+pub mod host;
+pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod plan;
 pub mod state;
+pub mod sysctl;

@@ -229,8 +229,11 @@ fn addresses(observed: &Observed, desired: &Desired, adds: &mut Vec<Planned>) ->
     for wanted in &desired.addresses {
         // Deleting the first IPv4 address of a prefix takes the later ones with it, and the last one of a link all
         // its routes, unless the kernel is told to promote a later one.
+        // The kernel lists the first one first.
+        let place = |of: &Address| observed.addresses.iter().position(|seen| seen.is_same(of)).unwrap_or(usize::MAX);
         let endangered = |seen: &&&Address| {
             seen.dev == wanted.dev
+                && place(seen) < place(wanted)
                 && Family::of(seen.net.addr()) == Family::V4
                 && seen.net.trunc() == wanted.net.trunc()
         };
