@@ -9,6 +9,7 @@
 //! - [`netns`]: namespaces, and threads that live in them.
 //! - [`host`]: one namespace to look at and to change: observes, and carries plans out with undo.
 //! - [`netlink`]: the socket, and what a plugin does with one link.
+//! - [`watch`]: changes as they happen.
 //! - [`nft`], [`sysctl`]: what netlink does not reach.
 #![forbid(unsafe_code)]
 
@@ -20,3 +21,4 @@ pub mod nft;
 pub mod plan;
 pub mod state;
 pub mod sysctl;
+pub mod watch;

@@ -1,0 +1,108 @@
+//! Against the real kernel, in namespaces made for it (root).
+
+use std::net::IpAddr;
+
+use sluice_contract::id::IfName;
+
+use super::*;
+use crate::netlink::VethSpec;
+use crate::plan::{Op, Planned};
+use crate::state::host_prefix;
+
+fn name(text: &str) -> IfName {
+    IfName::new(text).unwrap()
+}
+
+async fn veth(host: &Host, near: &str, mac: MacAddr) -> Link {
+    let far = name(&format!("{near}-far"));
+    let near = name(near);
+    let spec = VethSpec {
+        name: &near,
+        mac: Some(mac),
+        up: true,
+        peer_name: &far,
+        peer_mac: None,
+        peer_namespace: None,
+        mtu: 1500,
+    };
+    host.netlink().create_veth(&spec).await.unwrap()
+}
+
+fn step(op: Op) -> Planned {
+    Planned::new(op, "test")
+}
+
+#[tokio::test]
+async fn every_change_is_seen_and_a_repeat_is_none() {
+    let host = Host::of(Namespace::new_unbound().unwrap()).unwrap();
+    let old = veth(&host, "old", MacAddr([2, 0, 0, 0, 0, 1])).await;
+    let mut watch = Watch::open(host.namespace(), Watched::ALL).await.unwrap();
+    assert!(watch.links().iter().any(|link| link.name == old.name));
+    watch.settle().await;
+
+    let pod: IpAddr = "10.0.1.60".parse().unwrap();
+    let rule = Rule::from(1536, host_prefix(pod), 2);
+    let route = Route::on_link(254, host_prefix(pod), old.name.clone());
+    let neighbour = Neighbour::permanent(old.name.clone(), pod, MacAddr([2, 0, 0, 0, 0, 9]));
+    let steps = [
+        step(Op::AddRule(rule.clone())),
+        step(Op::SetRoute { route: route.clone(), before: None }),
+        step(Op::SetNeighbour { neighbour: neighbour.clone(), before: None }),
+    ];
+    host.execute(&steps).await.unwrap();
+    let mut events = watch.settle().await;
+    events.retain(|event| !matches!(event, Event::Address(..) | Event::Link(..)));
+    // IPv6 autoconfiguration of the new link has routes of its own.
+    events.retain(|event| !matches!(event, Event::Route(_, route) if route.destination.addr().is_ipv6()));
+    assert_eq!(
+        events,
+        [
+            Event::Rule(Change::New, rule.clone()),
+            Event::Route(Change::New, route),
+            Event::Neighbour(Change::New, neighbour)
+        ]
+    );
+    let gone = [step(Op::AddRule(rule.clone())), step(Op::DeleteRule(rule.clone()))];
+    let done = host.execute(&gone).await.unwrap();
+    assert_eq!(done.unchanged, 1);
+    let rules: Vec<Event> = watch.settle().await.into_iter().filter(|event| matches!(event, Event::Rule(..))).collect();
+    assert_eq!(rules, [Event::Rule(Change::Gone, rule)], "a rule that was there is not added again");
+}
+
+#[tokio::test]
+async fn a_link_is_waited_for_by_its_address() {
+    let host = Host::of(Namespace::new_unbound().unwrap()).unwrap();
+    let mac = MacAddr([2, 0, 0, 0, 7, 7]);
+    let plug = async {
+        tokio::task::yield_now().await;
+        veth(&host, "other", MacAddr([2, 0, 0, 0, 7, 8])).await;
+        veth(&host, "eth1", mac).await
+    };
+    let (found, made) = tokio::join!(host.wait_for_link(mac, Duration::from_secs(10)), plug);
+    assert_eq!(found.unwrap().index, made.index);
+    assert_eq!(
+        host.wait_for_link(mac, Duration::from_secs(10)).await.unwrap().name,
+        name("eth1"),
+        "it is there already"
+    );
+    let never = MacAddr([2, 0, 0, 0, 9, 9]);
+    let error = host.wait_for_link(never, Duration::from_millis(20)).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no link with the address 02:00:00:00:09:09 within 20 ms: is the network interface attached?"
+    );
+}
+
+#[tokio::test]
+async fn who_is_too_slow_is_told_so() {
+    let host = Host::of(Namespace::new_unbound().unwrap()).unwrap();
+    let mut watch = Watch::open(host.namespace(), Watched::ALL).await.unwrap();
+    let rule = |n: u32| Rule::from(1000 + n, host_prefix("10.0.0.1".parse().unwrap()), 2);
+    // More than the socket's buffer in the kernel holds.
+    let steps: Vec<Planned> = (0..5000).map(|n| step(Op::AddRule(rule(n)))).collect();
+    host.execute(&steps).await.unwrap();
+    let events = watch.settle().await;
+    assert!(events.contains(&Event::Lost), "{} events", events.len());
+    host.execute(&[step(Op::DeleteRule(rule(0)))]).await.unwrap();
+    assert_eq!(watch.settle().await, [Event::Rule(Change::Gone, rule(0))], "it goes on");
+}
