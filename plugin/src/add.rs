@@ -1,0 +1,85 @@
+//! ADD.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sluice_contract::cni::{AddResult, EniConf, ErrorCode, NetConf};
+use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
+use sluice_contract::node::veth;
+use sluice_contract::rpc::{AddRequest, DelRequest};
+use sluice_hostnet::netns::Namespace;
+
+use crate::failure::{Failure, chain};
+use crate::ipamd::Ipamd;
+use crate::kernel;
+use crate::layout::Layout;
+use crate::{del, note};
+
+/// How long an ADD waits for an ipamd that is gone.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) fn run(
+    conf: &NetConf,
+    container: ContainerId,
+    netns_path: &Path,
+    ifname: IfName,
+    pod: &PodRef,
+) -> Result<AddResult, Failure> {
+    let started = Instant::now();
+    let options = EniConf::of(conf)?;
+    conf.runtime_config()?;
+    if conf.raw_prev_result.is_some() {
+        let text = "the configuration of an ADD has a prevResult: sluice-eni must be the first plugin of its list";
+        return Err(Failure::new(ErrorCode::InvalidConfig, text));
+    }
+    let netns = sandbox(netns_path)?;
+    let attachment = Attachment { container, ifname, network: conf.name.clone() };
+    let host = veth::host_name(&options.veth_prefix, pod, &attachment)
+        .map_err(|error| Failure::of(ErrorCode::InvalidConfig, &error))?;
+
+    let deadline = started + options.deadline;
+    let ipamd = Ipamd { socket: &options.ipamd_socket, deadline, patience: PATIENCE.min(options.deadline) };
+    let reply = ipamd.add(AddRequest {
+        attachment: attachment.clone(),
+        pod: pod.clone(),
+        netns: netns_path.to_string_lossy().into_owned(),
+        host_ifname: host.clone(),
+    })?;
+
+    let give_back = || {
+        let request = DelRequest { attachment: attachment.clone(), pod: pod.clone(), add_failed: true };
+        if let Err(failure) = del::release(&options, &request) {
+            note(&format!("the address of the failed ADD stays with its attachment until its DEL: {failure}"));
+        }
+    };
+    let layout = Layout::new(attachment.clone(), host, options.mtu, reply).map_err(|error| {
+        give_back();
+        Failure::of(ErrorCode::Refused, &error)
+    })?;
+    match kernel::on_runtime(kernel::attach(&layout, &netns)) {
+        Ok(Ok(())) => Ok(layout.result(netns_path)),
+        Err(failure) => {
+            give_back();
+            Err(failure)
+        }
+        Ok(Err(error)) => {
+            if error.is_undone() {
+                give_back();
+            }
+            for left in error.leftovers() {
+                note(left);
+            }
+            Err(Failure::new(error.code(), format!("cannot set up {attachment}: {}", chain(&error))))
+        }
+    }
+}
+
+/// The sandbox's namespace, open, so that it is the same one from here on.
+pub(crate) fn sandbox(path: &Path) -> Result<Namespace, Failure> {
+    let netns = Namespace::open(path).map_err(|error| Failure::of(ErrorCode::InvalidEnvironment, &error))?;
+    if netns.is_current() {
+        let text = format!("CNI_NETNS {} is the host's own namespace", path.display());
+        return Err(Failure::new(ErrorCode::InvalidEnvironment, text));
+    }
+    Ok(netns)
+}

@@ -1,0 +1,89 @@
+//! CHECK: is the attachment still as ADD said? Compared with the kernel and with ipamd's ledger.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sluice_contract::cni::{AddResult, EniConf, ErrorCode, NetConf};
+use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
+use sluice_contract::node::veth;
+use sluice_contract::rpc::CheckRequest;
+
+use crate::add::sandbox;
+use crate::del::addresses_of;
+use crate::failure::{Failure, chain};
+use crate::ipamd::Ipamd;
+use crate::kernel;
+use crate::layout::Layout;
+
+/// How long a CHECK waits for an ipamd that is gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long it waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(
+    conf: &NetConf,
+    container: ContainerId,
+    netns_path: &Path,
+    ifname: IfName,
+    pod: &PodRef,
+) -> Result<(), Failure> {
+    let options = EniConf::of(conf)?;
+    // NetConf::parse has made sure of it.
+    let prev_result = conf.prev_result()?.unwrap_or_default();
+    let attachment = Attachment { container, ifname, network: conf.name.clone() };
+    let netns = sandbox(netns_path)?;
+    let patience = PATIENCE.min(options.deadline);
+    let ipamd = Ipamd { socket: &options.ipamd_socket, deadline: Instant::now() + DEADLINE, patience };
+    let reply = ipamd.check(CheckRequest { attachment: attachment.clone() })?;
+    let host = host_name(&options, pod, &attachment, &prev_result)?;
+    let layout = Layout::new(attachment.clone(), host, options.mtu, reply)
+        .map_err(|error| Failure::of(ErrorCode::CheckFailed, &error))?;
+
+    let mut faults = compare(&prev_result, &layout);
+    let mtu = prev_result.interfaces.iter().find(|i| i.name == attachment.ifname).and_then(|i| i.mtu);
+    faults.extend(
+        kernel::on_runtime(kernel::differences(&layout, &netns, mtu))?.map_err(|error| {
+            Failure::new(ErrorCode::Kernel, format!("cannot look at {attachment}: {}", chain(&error)))
+        })?,
+    );
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(ErrorCode::CheckFailed, format!("{attachment} is not as ADD left it: {}", faults.join("; "))))
+}
+
+/// The host's end: as ADD has reported it, else as it would be called now.
+fn host_name(
+    options: &EniConf,
+    pod: &PodRef,
+    attachment: &Attachment,
+    prev_result: &AddResult,
+) -> Result<IfName, Failure> {
+    let host_mac = veth::mac(veth::End::Host, attachment);
+    let reported = prev_result.interfaces.iter().find(|i| i.sandbox.is_none() && i.mac == Some(host_mac));
+    match reported {
+        Some(interface) => Ok(interface.name.clone()),
+        None => veth::host_name(&options.veth_prefix, pod, attachment)
+            .map_err(|error| Failure::of(ErrorCode::InvalidConfig, &error)),
+    }
+}
+
+/// What the result and ipamd disagree about.
+fn compare(prev_result: &AddResult, layout: &Layout) -> Vec<String> {
+    let ifname = &layout.attachment.ifname;
+    let mut faults = Vec::new();
+    if !prev_result.interfaces.iter().any(|i| i.name == *ifname && i.sandbox.is_some()) {
+        faults.push(format!("prevResult has no interface {ifname} in a sandbox"));
+    }
+    let reported: BTreeSet<IpAddr> = addresses_of(Some(prev_result), ifname).into_iter().collect();
+    let held: BTreeSet<IpAddr> = layout.addresses.iter().map(|address| address.ip).collect();
+    for ip in reported.difference(&held) {
+        faults.push(format!("prevResult has {ip}, which ipamd does not hold for it"));
+    }
+    for ip in held.difference(&reported) {
+        faults.push(format!("ipamd holds {ip} for it, which prevResult does not have"));
+    }
+    faults
+}

@@ -1,0 +1,99 @@
+//! DEL. It converges whatever is gone: the configuration's `prevResult`, the namespace, ipamd.
+//!
+//! The kernel comes first and the ledger last: as long as ipamd holds an address for the attachment, nobody else can
+//! have it, so that what is deleted by address is the attachment's own.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sluice_contract::cni::{AddResult, EniConf, ErrorCode, NetConf};
+use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
+use sluice_contract::node::{TOMBSTONE_DIR, veth};
+use sluice_contract::rpc::{CheckRequest, DelRequest};
+
+use crate::failure::{Failure, chain};
+use crate::ipamd::{Ipamd, shrug};
+use crate::kernel::{self, Traces};
+use crate::{note, tombstone};
+
+/// How long a DEL waits for an ipamd that is gone, before it leaves a tombstone.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long it waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(conf: &NetConf, container: ContainerId, ifname: IfName, pod: PodRef) -> Result<(), Failure> {
+    let options = EniConf::of(conf)?;
+    let attachment = Attachment { container, ifname, network: conf.name.clone() };
+    let prev_result = conf.prev_result().unwrap_or_else(|error| {
+        note(&format!("going on without it: {}", chain(&error)));
+        None
+    });
+    let held = ipamd(&options).check(CheckRequest { attachment: attachment.clone() });
+    let mut traces = Traces {
+        names: host_names(&options, &pod, &attachment, prev_result.as_ref()),
+        // A runtime that does not tell the pod again leaves only the mark to go by.
+        search: pod.name.is_empty() && prev_result.is_none(),
+        ..Traces::default()
+    };
+    match held {
+        Ok(reply) => traces.held = reply.addresses,
+        // The ledger has let go of them: they may be another's by now.
+        Err(error) if error.is_unknown() => {}
+        Err(error) => {
+            note(&shrug("going by prevResult and the kernel", &error));
+            traces.claimed = addresses_of(prev_result.as_ref(), &attachment.ifname);
+        }
+    }
+    let detached = kernel::on_runtime(kernel::detach(&attachment, &traces))?;
+    // Also when the kernel refuses: the runtime will ask again, and the address cools anyway.
+    release(&options, &DelRequest { attachment: attachment.clone(), pod, add_failed: false })?;
+    detached
+        .map_err(|error| Failure::new(ErrorCode::Leftover, format!("cannot take down {attachment}: {}", chain(&error))))
+}
+
+fn ipamd(options: &EniConf) -> Ipamd<'_> {
+    let patience = PATIENCE.min(options.deadline);
+    Ipamd { socket: &options.ipamd_socket, deadline: Instant::now() + DEADLINE, patience }
+}
+
+/// Gives the addresses of an attachment back; if ipamd cannot be told, leaves a tombstone.
+pub(crate) fn release(options: &EniConf, request: &DelRequest) -> Result<(), Failure> {
+    match ipamd(options).del(request.clone()) {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_unknown() => Ok(()),
+        Err(error) => {
+            note(&shrug("leaving a tombstone", &error));
+            bury(options, request)
+        }
+    }
+}
+
+/// Leaves a tombstone.
+pub(crate) fn bury(options: &EniConf, request: &DelRequest) -> Result<(), Failure> {
+    let dir = options.run_dir.join(Path::new(TOMBSTONE_DIR).file_name().unwrap_or_default());
+    tombstone::leave(&dir, request).map_err(|error| Failure::of(ErrorCode::Io, &error))
+}
+
+/// What the host's end may be called: after the pod, where the runtime still knows it, and as the result says.
+fn host_names(
+    options: &EniConf,
+    pod: &PodRef,
+    attachment: &Attachment,
+    prev_result: Option<&AddResult>,
+) -> Vec<IfName> {
+    let mut names: Vec<IfName> = veth::host_name(&options.veth_prefix, pod, attachment).into_iter().collect();
+    for interface in prev_result.iter().flat_map(|result| &result.interfaces) {
+        if interface.sandbox.is_none() && !names.contains(&interface.name) {
+            names.push(interface.name.clone());
+        }
+    }
+    names
+}
+
+/// The addresses on the attachment's interface in a result.
+pub(crate) fn addresses_of(result: Option<&AddResult>, ifname: &IfName) -> Vec<IpAddr> {
+    let Some(result) = result else { return Vec::new() };
+    let on_it = |index: usize| result.interfaces.get(index).is_some_and(|interface| interface.name == *ifname);
+    result.ips.iter().filter(|ip| ip.interface.is_some_and(on_it)).map(|ip| ip.address.addr()).collect()
+}

@@ -1,0 +1,73 @@
+//! GC: what belongs to none of the attachments that the runtime lists is taken away.
+//!
+//! Its traces are found from both sides: the kernel's links by their marks, and ipamd's ledger. Neither alone has all.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use sluice_contract::cni::{EniConf, ErrorCode, GcAttachment, NetConf};
+use sluice_contract::id::{Attachment, PodRef};
+use sluice_contract::rpc::{DelRequest, GcRequest};
+
+use crate::del;
+use crate::failure::{Failure, chain};
+use crate::ipamd::Ipamd;
+use crate::kernel::{self, Traces};
+
+/// How long a GC waits for an ipamd that is gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long it waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) fn run(conf: &NetConf) -> Result<(), Failure> {
+    let options = EniConf::of(conf)?;
+    // NetConf::parse has made sure of the list; without one, nothing may be taken away.
+    let Some(valid) = conf.valid_attachments.clone() else {
+        return Err(Failure::new(ErrorCode::InvalidConfig, "GC without a list of valid attachments"));
+    };
+    let lives: BTreeSet<&GcAttachment> = valid.iter().collect();
+    let is_stale = |attachment: &Attachment| {
+        let entry = GcAttachment::new(attachment.container.clone(), attachment.ifname.clone());
+        attachment.network == conf.name && !lives.contains(&entry)
+    };
+    let mut errors = Vec::new();
+
+    let marked = kernel::on_runtime(kernel::marked())?.unwrap_or_else(|error| {
+        errors.push(chain(&error));
+        Vec::new()
+    });
+    let stale: Vec<_> = marked.into_iter().filter(|(attachment, _)| is_stale(attachment)).collect();
+    for (attachment, name) in &stale {
+        let traces = Traces { names: vec![name.clone()], ..Traces::default() };
+        if let Err(error) = kernel::on_runtime(kernel::detach(attachment, &traces))? {
+            errors.push(format!("{attachment}: {}", chain(&error)));
+        }
+    }
+
+    let patience = PATIENCE.min(options.deadline);
+    let ipamd = Ipamd { socket: &options.ipamd_socket, deadline: Instant::now() + DEADLINE, patience };
+    match ipamd.gc(GcRequest { network: conf.name.clone(), valid }) {
+        Ok(reply) => {
+            for (attachment, held) in reply.released {
+                // An address rests before it is given to another, so that it is still nobody's.
+                let traces = Traces { held, ..Traces::default() };
+                if let Err(error) = kernel::on_runtime(kernel::detach(&attachment, &traces))? {
+                    errors.push(format!("{attachment}: {}", chain(&error)));
+                }
+            }
+        }
+        Err(error) => {
+            for (attachment, _) in stale {
+                let request = DelRequest { attachment, pod: PodRef::default(), add_failed: false };
+                if let Err(failure) = del::bury(&options, &request) {
+                    errors.push(failure.to_string());
+                }
+            }
+            if errors.is_empty() {
+                return Err(error.into());
+            }
+            errors.push(chain(&error));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Failure::new(ErrorCode::Leftover, errors.join("; "))) }
+}

@@ -1,0 +1,50 @@
+//! The kernel's side of an attachment: made, taken away, looked at.
+//!
+//! A veth is known by its marks ([`sluice_contract::node::veth`]), never by its name alone.
+
+mod attach;
+mod detach;
+mod differences;
+
+use std::future::Future;
+
+use sluice_contract::cni::ErrorCode;
+use sluice_contract::id::{Attachment, MacAddr};
+use sluice_contract::node::veth::{self, End};
+use sluice_hostnet::state::{Link, LinkKind};
+
+use crate::failure::Failure;
+
+pub(crate) use attach::attach;
+pub(crate) use detach::{Traces, detach, marked};
+pub(crate) use differences::differences;
+
+/// Runs `work` on a runtime of the calling thread.
+pub(crate) fn on_runtime<F: Future>(work: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(ErrorCode::Io, format!("cannot start: {error}")))?;
+    Ok(runtime.block_on(work))
+}
+
+/// Whether a link is the host's end of an attachment.
+fn is_host_end_of(link: &Link, attachment: &Attachment) -> bool {
+    link.kind == LinkKind::Veth
+        && (link.mac == Some(veth::mac(End::Host, attachment))
+            || link.alias.as_deref() == Some(veth::alias(attachment).as_str()))
+}
+
+/// Whether a link is a pod's, of whichever pod: marked by us, or a veth into another namespace without any mark, as
+/// the VPC CNI leaves them.
+fn is_pods(link: &Link) -> bool {
+    link.kind == LinkKind::Veth
+        && match &link.alias {
+            Some(alias) => veth::is_ours(alias),
+            None => link.peer_netns.is_some(),
+        }
+}
+
+fn mac_text(mac: Option<MacAddr>) -> String {
+    mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string())
+}

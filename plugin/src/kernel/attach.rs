@@ -1,0 +1,256 @@
+//! Makes an attachment, or brings a half-made one to its end.
+
+use std::error::Error;
+use std::fmt;
+
+use nix::errno::Errno;
+use sluice_contract::cni::ErrorCode;
+use sluice_contract::id::IfName;
+use sluice_contract::node::{TABLE_MAIN, veth};
+use sluice_hostnet::desired::{Desired, Devices, RouteScope};
+use sluice_hostnet::host::{ExecuteError, Host, ObserveError};
+use sluice_hostnet::netlink::{LinkError, OpenError, VethSpec};
+use sluice_hostnet::netns::Namespace;
+use sluice_hostnet::plan::{Planned, plan};
+use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol};
+
+use super::{is_host_end_of, is_pods, mac_text};
+use crate::failure::chain;
+use crate::layout::Layout;
+
+/// Why an attachment could not be made.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error("cannot speak to the kernel")]
+    Open(#[source] OpenError),
+    #[error("cannot look for links")]
+    Look(#[source] LinkError),
+    #[error("the sandbox has an interface {name} already (MAC address {mac}), which is not of this attachment")]
+    PodNameTaken { name: IfName, mac: String },
+    #[error("the host has an interface {name} already (MAC address {mac}), which is not a pod's")]
+    HostNameTaken { name: IfName, mac: String },
+    #[error("cannot remove the stale {name}")]
+    Replace {
+        name: IfName,
+        #[source]
+        source: LinkError,
+    },
+    #[error("cannot make the veth pair")]
+    Create(#[source] LinkError),
+    #[error("the kernel did not tell the number of {name}")]
+    NoPeer { name: IfName },
+    #[error("cannot mark {name}")]
+    Mark {
+        name: IfName,
+        #[source]
+        source: LinkError,
+    },
+    #[error("cannot look at the {side}")]
+    Observe {
+        side: &'static str,
+        #[source]
+        source: ObserveError,
+    },
+    #[error("cannot set up the {side}")]
+    Execute {
+        side: &'static str,
+        #[source]
+        source: ExecuteError,
+    },
+}
+
+/// A failed ADD.
+#[derive(Debug)]
+pub(crate) struct AttachError {
+    step: StepError,
+    undone: bool,
+    leftovers: Vec<String>,
+}
+
+impl AttachError {
+    const fn new(step: StepError) -> Self {
+        Self { step, undone: true, leftovers: Vec::new() }
+    }
+
+    /// Whether everything that this ADD had changed was taken back. Not so where the attachment was there before: its
+    /// pod may be running.
+    pub(crate) const fn is_undone(&self) -> bool {
+        self.undone
+    }
+
+    /// What could not be taken back, a line each.
+    pub(crate) fn leftovers(&self) -> &[String] {
+        &self.leftovers
+    }
+
+    /// The code on the wire.
+    pub(crate) const fn code(&self) -> ErrorCode {
+        match self.step {
+            StepError::PodNameTaken { .. } | StepError::HostNameTaken { .. } => ErrorCode::Conflict,
+            _ => ErrorCode::Kernel,
+        }
+    }
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.step.fmt(f)
+    }
+}
+
+impl Error for AttachError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.step.source()
+    }
+}
+
+impl From<StepError> for AttachError {
+    fn from(step: StepError) -> Self {
+        Self::new(step)
+    }
+}
+
+/// Makes the attachment of `layout` in `netns`. The same attachment again is brought to the same state; what another
+/// sandbox of the same pod has left under the host's name is replaced.
+pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), AttachError> {
+    let host = Host::current().map_err(StepError::Open)?;
+    let pod = Host::of(netns.clone()).map_err(StepError::Open)?;
+    let in_pod = pod.netlink().link_by_name(&layout.attachment.ifname).await.map_err(StepError::Look)?;
+    let on_host = host.netlink().link_by_name(&layout.host).await.map_err(StepError::Look)?;
+    if let (Some(pod_end), Some(host_end)) = (&in_pod, &on_host)
+        && pod_end.mac == Some(layout.pod_mac)
+        && is_host_end_of(host_end, &layout.attachment)
+        && pod_end.peer == Some(host_end.index)
+    {
+        let done = converge(layout, &host, &pod, host_end).await;
+        return done.map_err(|step| AttachError { step, undone: false, leftovers: Vec::new() });
+    }
+    clear_the_way(layout, &host, &pod, in_pod, on_host).await?;
+
+    let spec = VethSpec {
+        name: &layout.attachment.ifname,
+        mac: Some(layout.pod_mac),
+        // IPv6 may have to be switched on first.
+        up: !layout.has_v6(),
+        peer_name: &layout.host,
+        peer_mac: Some(layout.host_mac),
+        peer_namespace: Some(host.namespace()),
+        mtu: layout.mtu,
+    };
+    let made = pod.netlink().create_veth(&spec).await.map_err(StepError::Create)?;
+    match furnish(layout, &host, &pod, &made).await {
+        Ok(()) => Ok(()),
+        Err(step) => {
+            let mut error = AttachError::new(step);
+            if let StepError::Execute { source, .. } = &error.step {
+                let failures = source.not_undone.iter();
+                error.leftovers = failures.map(|(op, cause)| format!("left behind: {op}: {}", chain(cause))).collect();
+            }
+            // It takes the other end with it, and all that stands on either.
+            if let Err(cause) = pod.netlink().delete_link(made.index).await {
+                error.leftovers.push(format!("left behind: {}: {}", layout.host, chain(&cause)));
+            }
+            error.undone = error.leftovers.is_empty();
+            Err(error)
+        }
+    }
+}
+
+/// Removes what stands under one of the names and may be removed.
+async fn clear_the_way(
+    layout: &Layout,
+    host: &Host,
+    pod: &Host,
+    in_pod: Option<Link>,
+    on_host: Option<Link>,
+) -> Result<(), StepError> {
+    if let Some(link) = in_pod {
+        if link.mac != Some(layout.pod_mac) {
+            return Err(StepError::PodNameTaken { name: link.name, mac: mac_text(link.mac) });
+        }
+        // Ours, but its other end is not where it belongs.
+        let name = link.name;
+        pod.netlink().delete_link(link.index).await.map_err(|source| StepError::Replace { name, source })?;
+    }
+    let Some(link) = on_host else { return Ok(()) };
+    if !is_host_end_of(&link, &layout.attachment) && !is_pods(&link) {
+        return Err(StepError::HostNameTaken { name: link.name, mac: mac_text(link.mac) });
+    }
+    // A pod's name is unique while it lives: this is an earlier sandbox of the same pod, on its way out. Between
+    // looking and deleting it may have gone and its name may be another's; its number is not.
+    match host.netlink().delete_link(link.index).await {
+        Err(error) if error.errno() != Some(Errno::ENODEV) => {
+            Err(StepError::Replace { name: link.name, source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Everything but the veth itself. The host's route comes last: nothing reaches the pod before.
+async fn furnish(layout: &Layout, host: &Host, pod: &Host, made: &Link) -> Result<(), StepError> {
+    let index = made.peer.ok_or_else(|| StepError::NoPeer { name: layout.host.clone() })?;
+    let alias = veth::alias(&layout.attachment);
+    host.netlink()
+        .set_alias(index, &alias)
+        .await
+        .map_err(|source| StepError::Mark { name: layout.host.clone(), source })?;
+    let host_end = Link {
+        index,
+        name: layout.host.clone(),
+        mac: Some(layout.host_mac),
+        mtu: layout.mtu,
+        up: false,
+        kind: LinkKind::Veth,
+        peer: Some(made.index),
+        peer_netns: None,
+        alias: Some(alias),
+    };
+    // A new link has nothing yet, so that nothing has to be read.
+    let fresh = |link: &Link| Observed { links: vec![link.clone()], ..Observed::default() };
+    execute("pod's side", pod, &plan(&fresh(made), &layout.pod()), made).await?;
+    let mut ops = plan(&fresh(&host_end), &layout.host());
+    ops.extend(plan(&fresh(&host_end), &layout.host_routes()));
+    execute("host's side", host, &ops, &host_end).await
+}
+
+/// Brings an attachment that is there to what it should be. What is right is not touched: its pod may be running.
+async fn converge(layout: &Layout, host: &Host, pod: &Host, host_end: &Link) -> Result<(), StepError> {
+    let alias = veth::alias(&layout.attachment);
+    if host_end.alias.as_ref() != Some(&alias) {
+        host.netlink()
+            .set_alias(host_end.index, &alias)
+            .await
+            .map_err(|source| StepError::Mark { name: layout.host.clone(), source })?;
+    }
+    let mut in_pod = layout.pod();
+    in_pod.scope.addresses.insert(layout.attachment.ifname.clone());
+    let observed = observe("pod's side", pod, &in_pod).await?;
+    execute_unknown("pod's side", pod, &plan(&observed, &in_pod)).await?;
+
+    let before = layout.host();
+    let mut last = layout.host_routes();
+    for family in Family::ALL {
+        let devices = Devices::Named(layout.host.clone());
+        let ours =
+            RouteScope { protocols: Some([Protocol::BOOT].into()), ..RouteScope::devices(TABLE_MAIN, family, devices) };
+        last.scope.routes.insert(ours);
+    }
+    let all = Desired { routes: last.routes.clone(), scope: last.scope.clone(), ..before.clone() };
+    let observed = observe("host's side", host, &all).await?;
+    let mut ops = plan(&observed, &before);
+    ops.extend(plan(&observed, &last));
+    execute_unknown("host's side", host, &ops).await
+}
+
+async fn observe(side: &'static str, host: &Host, desired: &Desired) -> Result<Observed, StepError> {
+    host.observe(&desired.view()).await.map_err(|source| StepError::Observe { side, source })
+}
+
+async fn execute(side: &'static str, host: &Host, ops: &[Planned], link: &Link) -> Result<(), StepError> {
+    let done = host.execute_with(ops, std::slice::from_ref(link)).await;
+    done.map(drop).map_err(|source| StepError::Execute { side, source })
+}
+
+async fn execute_unknown(side: &'static str, host: &Host, ops: &[Planned]) -> Result<(), StepError> {
+    host.execute(ops).await.map(drop).map_err(|source| StepError::Execute { side, source })
+}

@@ -1,0 +1,143 @@
+//! Takes an attachment away, as far as it is there and is the attachment's own.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use sluice_contract::id::{Attachment, IfName};
+use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
+use sluice_contract::rpc::PodAddress;
+use sluice_hostnet::desired::View;
+use sluice_hostnet::host::{ExecuteError, Host, ObserveError};
+use sluice_hostnet::netlink::{LinkError, OpenError};
+use sluice_hostnet::plan::{Op, Planned};
+use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Rule, host_prefix};
+
+use super::is_host_end_of;
+use crate::layout;
+
+/// Why an attachment could not be taken away as a whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DetachError {
+    /// Nothing was done.
+    #[error("cannot speak to the kernel")]
+    Open(#[source] OpenError),
+    /// Nothing was done.
+    #[error("cannot look for its links")]
+    Look(#[source] LinkError),
+    /// Nothing was done.
+    #[error("cannot look at its routes and rules")]
+    Observe(#[source] ObserveError),
+    /// The link is gone, rules are left.
+    #[error("cannot delete its rules")]
+    Rules(#[source] ExecuteError),
+    /// The link is left.
+    #[error("cannot delete {name}")]
+    Link {
+        /// The host's end.
+        name: IfName,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+}
+
+/// What is known of an attachment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Traces {
+    /// What the host's end may be called.
+    pub(crate) names: Vec<IfName>,
+    /// Whether to look through all links for the attachment's mark when no name leads to it.
+    pub(crate) search: bool,
+    /// Addresses that ipamd says are the attachment's.
+    pub(crate) held: Vec<PodAddress>,
+    /// Addresses that somebody else says are: they may be another's by now.
+    pub(crate) claimed: Vec<IpAddr>,
+}
+
+/// Takes the attachment away: its rules, then its link, and with that its routes and the pod's end.
+pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(), DetachError> {
+    let host = Host::current().map_err(DetachError::Open)?;
+    let mut link = None;
+    let mut unmarked = None;
+    for name in &traces.names {
+        let found = host.netlink().link_by_name(name).await.map_err(DetachError::Look)?;
+        match found {
+            Some(found) if is_host_end_of(&found, attachment) => link = link.or(Some(found)),
+            Some(found) if found.kind == LinkKind::Veth && found.alias.is_none() => unmarked = unmarked.or(Some(found)),
+            _ => {}
+        }
+    }
+    if link.is_none() && traces.search {
+        let all = host.netlink().links().await.map_err(DetachError::Look)?;
+        link = all.into_iter().find(|link| is_host_end_of(link, attachment));
+    }
+
+    let mut rules = layout::rules(&traces.held);
+    // Without the ledger's word, the kernel's routes tell whose an address is.
+    let in_doubt = (traces.held.is_empty() && link.is_some()) || !traces.claimed.is_empty();
+    if in_doubt || (link.is_none() && unmarked.is_some() && !traces.held.is_empty()) {
+        let seen = host.observe(&everything()).await.map_err(DetachError::Observe)?;
+        link = link.or_else(|| unmarked.filter(|unmarked| leads_to_held(&seen, unmarked, &traces.held)));
+        rules.extend(rules_of(&seen, &own_addresses(&seen, link.as_ref(), traces)));
+    }
+    let mut failure = None;
+    if !rules.is_empty() {
+        let ops: Vec<_> = rules.into_iter().map(|rule| Planned::new(Op::DeleteRule(rule), "its pod is gone")).collect();
+        failure = host.execute(&ops).await.err().map(DetachError::Rules);
+    }
+    if let Some(Link { index, name, .. }) = link
+        && let Err(source) = host.netlink().delete_link(index).await
+    {
+        failure = Some(DetachError::Link { name, source });
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// The attachments whose marks the host's links bear.
+pub(crate) async fn marked() -> Result<Vec<(Attachment, IfName)>, DetachError> {
+    let host = Host::current().map_err(DetachError::Open)?;
+    let links = host.netlink().links().await.map_err(DetachError::Look)?;
+    let named = |link: Link| Some((veth::attachment(link.alias.as_deref()?)?, link.name));
+    Ok(links.into_iter().filter(|link| link.kind == LinkKind::Veth).filter_map(named).collect())
+}
+
+fn everything() -> View {
+    View { routes: Family::ALL.map(|family| (family, TABLE_MAIN)).into(), rules: Family::ALL.into(), ..View::default() }
+}
+
+/// The pods' addresses that are routed, each with its device.
+fn routed(seen: &Observed) -> impl Iterator<Item = (IpAddr, &IfName)> {
+    seen.routes.iter().filter_map(|route| {
+        let destination = route.destination;
+        let is_host = destination == host_prefix(destination.addr());
+        route.dev.as_ref().filter(|_| is_host && route.gateway.is_none()).map(|dev| (destination.addr(), dev))
+    })
+}
+
+/// Whether an unmarked veth is the one of held addresses, as after a takeover from the VPC CNI.
+fn leads_to_held(seen: &Observed, link: &Link, held: &[PodAddress]) -> bool {
+    routed(seen).any(|(ip, dev)| *dev == link.name && held.iter().any(|address| address.ip == ip))
+}
+
+/// The addresses that are the attachment's: those that are routed to its link, and those that are claimed and routed
+/// nowhere. What is routed to another link has found another owner.
+fn own_addresses(seen: &Observed, link: Option<&Link>, traces: &Traces) -> BTreeSet<IpAddr> {
+    let mut own: BTreeSet<IpAddr> = BTreeSet::new();
+    for (ip, dev) in routed(seen) {
+        if link.is_some_and(|link| link.name == *dev) {
+            own.insert(ip);
+        }
+    }
+    own.extend(traces.claimed.iter().filter(|claimed| routed(seen).all(|(ip, _)| ip != **claimed)));
+    own
+}
+
+fn rules_of(seen: &Observed, addresses: &BTreeSet<IpAddr>) -> Vec<Rule> {
+    let is_one = |net: Option<ipnet::IpNet>| net.is_some_and(|net| addresses.iter().any(|ip| host_prefix(*ip) == net));
+    let is_theirs = |rule: &&Rule| match rule.priority {
+        RULE_TO_POD => is_one(rule.to) && rule.from.is_none(),
+        RULE_FROM_POD => is_one(rule.from) && rule.to.is_none(),
+        _ => false,
+    };
+    seen.rules.iter().filter(is_theirs).cloned().collect()
+}

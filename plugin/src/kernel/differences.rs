@@ -1,0 +1,71 @@
+//! What differs between an attachment and what it should be.
+
+use sluice_hostnet::desired::Desired;
+use sluice_hostnet::host::{Host, ObserveError};
+use sluice_hostnet::netlink::OpenError;
+use sluice_hostnet::netns::Namespace;
+use sluice_hostnet::plan::plan;
+
+use super::{is_host_end_of, mac_text};
+use crate::layout::Layout;
+
+/// Why an attachment could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LookError {
+    /// No socket.
+    #[error("cannot speak to the kernel")]
+    Open(#[source] OpenError),
+    /// It could not be read.
+    #[error("cannot read what there is")]
+    Observe(#[source] ObserveError),
+}
+
+/// What differs, a line each. `mtu` is the MTU that ADD has reported; sysctls and what later plugins have added are
+/// theirs to judge.
+pub(crate) async fn differences(
+    layout: &Layout,
+    netns: &Namespace,
+    mtu: Option<u32>,
+) -> Result<Vec<String>, LookError> {
+    let mut faults = Vec::new();
+    let host = Host::current().map_err(LookError::Open)?;
+    let pod = Host::of(netns.clone()).map_err(LookError::Open)?;
+
+    let mut wanted = layout.pod();
+    wanted.sysctls.clear();
+    for link in &mut wanted.links {
+        link.mtu = mtu;
+    }
+    let in_pod = pod.observe(&wanted.view()).await.map_err(LookError::Observe)?;
+    let ifname = &layout.attachment.ifname;
+    let pod_end = in_pod.link(ifname);
+    match pod_end {
+        None => faults.push(format!("the sandbox has no interface {ifname}")),
+        Some(link) if link.mac != Some(layout.pod_mac) => {
+            faults.push(format!("{ifname} has MAC address {}, not {}", mac_text(link.mac), layout.pod_mac));
+        }
+        Some(_) => {}
+    }
+    faults.extend(plan(&in_pod, &wanted).iter().map(|planned| format!("in the sandbox: {planned}")));
+
+    let settings = layout.host();
+    let wanted = Desired {
+        links: settings.links,
+        rules: settings.rules,
+        routes: layout.host_routes().routes,
+        ..Desired::default()
+    };
+    let on_host = host.observe(&wanted.view()).await.map_err(LookError::Observe)?;
+    match on_host.link(&layout.host) {
+        None => faults.push(format!("the host has no interface {}", layout.host)),
+        Some(link) if !is_host_end_of(link, &layout.attachment) => {
+            faults.push(format!("the host's {} is not of this attachment", layout.host));
+        }
+        Some(link) if pod_end.is_some_and(|pod_end| pod_end.peer != Some(link.index)) => {
+            faults.push(format!("{ifname} and the host's {} are not ends of one veth", layout.host));
+        }
+        Some(_) => {}
+    }
+    faults.extend(plan(&on_host, &wanted).iter().map(|planned| format!("on the host: {planned}")));
+    Ok(faults)
+}

@@ -1,0 +1,213 @@
+//! What an attachment looks like in the kernel and to the runtime: pure, from what ipamd says.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use sluice_contract::cni::{ATTACHMENT_KEY, AddResult, Dns, EniAttachment, Interface, IpConfig, Route as CniRoute};
+use sluice_contract::id::{Attachment, IfName, MacAddr};
+use sluice_contract::node::veth::{self, End};
+use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, pod_gateway_v4, pod_gateway_v6};
+use sluice_contract::rpc::{AddReply, PodAddress};
+use sluice_hostnet::desired::{Desired, LinkSettings};
+use sluice_hostnet::state::{Address, Family, Neighbour, Route, Rule, Sysctl, SysctlKey, host_prefix};
+
+/// The smallest MTU of a link with IPv6, in bytes (RFC 8200, section 5).
+const MTU_MIN_V6: u32 = 1280;
+/// The settings of IPv6 on the host's end: those of the VPC CNI.
+const HOST_SYSCTLS: [(&str, u8); 3] = [("accept_ra", 0), ("accept_redirects", 1), ("forwarding", 0)];
+/// The most addresses of one pod; more is a fault of the daemon.
+const ADDRESSES_MAX: usize = 64;
+
+/// Why ipamd's answer cannot be made real.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LayoutError {
+    /// No address at all.
+    #[error("ipamd gave {attachment} no address")]
+    NoAddress {
+        /// For whom.
+        attachment: Attachment,
+    },
+    /// More than anyone needs.
+    #[error("ipamd gave {attachment} {count} addresses; at most {ADDRESSES_MAX} are set up")]
+    TooMany {
+        /// For whom.
+        attachment: Attachment,
+        /// How many.
+        count: usize,
+    },
+    /// Pods with several interfaces are not made by this plugin.
+    #[error("ipamd gave {ip} for interface {interface} of the pod; this plugin makes one interface an attachment")]
+    SecondInterface {
+        /// The address.
+        ip: IpAddr,
+        /// The interface.
+        interface: u8,
+    },
+    /// The MTU is too small for IPv6.
+    #[error("MTU {mtu} is too small for the pod's IPv6 address {ip}: it must be at least {MTU_MIN_V6}")]
+    Mtu {
+        /// The address.
+        ip: IpAddr,
+        /// The MTU in bytes.
+        mtu: u32,
+    },
+}
+
+/// One attachment: names, addresses and what follows from them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Whose it is.
+    pub(crate) attachment: Attachment,
+    /// The host's end.
+    pub(crate) host: IfName,
+    /// The host end's MAC address.
+    pub(crate) host_mac: MacAddr,
+    /// The pod end's MAC address.
+    pub(crate) pod_mac: MacAddr,
+    /// MTU of both ends in bytes.
+    pub(crate) mtu: u32,
+    /// The addresses.
+    pub(crate) addresses: Vec<PodAddress>,
+}
+
+impl Layout {
+    /// The layout of `reply`; `mtu` is the conflist's, which comes before ipamd's.
+    pub(crate) fn new(
+        attachment: Attachment,
+        host: IfName,
+        mtu: Option<u32>,
+        reply: AddReply,
+    ) -> Result<Self, LayoutError> {
+        let mtu = mtu.unwrap_or(reply.mtu);
+        if reply.addresses.is_empty() {
+            return Err(LayoutError::NoAddress { attachment });
+        }
+        if reply.addresses.len() > ADDRESSES_MAX {
+            return Err(LayoutError::TooMany { attachment, count: reply.addresses.len() });
+        }
+        for address in &reply.addresses {
+            if address.interface != 0 {
+                return Err(LayoutError::SecondInterface { ip: address.ip, interface: address.interface });
+            }
+            if address.ip.is_ipv6() && mtu < MTU_MIN_V6 {
+                return Err(LayoutError::Mtu { ip: address.ip, mtu });
+            }
+        }
+        Ok(Self {
+            host_mac: veth::mac(End::Host, &attachment),
+            pod_mac: veth::mac(End::Pod, &attachment),
+            attachment,
+            host,
+            mtu,
+            addresses: reply.addresses,
+        })
+    }
+
+    /// Whether the pod has an IPv6 address.
+    pub(crate) fn has_v6(&self) -> bool {
+        self.addresses.iter().any(|address| address.ip.is_ipv6())
+    }
+
+    fn families(&self) -> BTreeSet<Family> {
+        self.addresses.iter().map(|address| Family::of(address.ip)).collect()
+    }
+
+    /// What the pod's namespace must have (reference: the VPC CNI's driver, in its order).
+    pub(crate) fn pod(&self) -> Desired {
+        let dev = &self.attachment.ifname;
+        let mut desired = Desired {
+            links: vec![LinkSettings { dev: dev.clone(), up: Some(true), mtu: Some(self.mtu) }],
+            ..Desired::default()
+        };
+        for address in &self.addresses {
+            desired.addresses.push(Address::new(dev.clone(), host_prefix(address.ip)));
+        }
+        for family in self.families() {
+            let gateway = gateway(family);
+            desired.routes.push(Route::on_link(TABLE_MAIN, host_prefix(gateway), dev.clone()));
+            desired.routes.push(Route::default_via(TABLE_MAIN, gateway, dev.clone()));
+            desired.neighbours.push(Neighbour::permanent(dev.clone(), gateway, self.host_mac));
+            if family == Family::V6 {
+                // Runtimes make namespaces in which IPv6 is switched off.
+                let names = ["net/ipv6/conf/lo/disable_ipv6".to_owned(), format!("net/ipv6/conf/{dev}/disable_ipv6")];
+                desired.sysctls.extend(names.into_iter().filter_map(|name| sysctl(&name, 0)));
+            }
+        }
+        desired
+    }
+
+    /// What the host must have before the pod can be reached: the link's settings and the rules.
+    pub(crate) fn host(&self) -> Desired {
+        // A link that is too small for IPv6 has no such settings.
+        let settings = if self.mtu < MTU_MIN_V6 { &HOST_SYSCTLS[..0] } else { &HOST_SYSCTLS };
+        let conf = |(name, value): &(&str, u8)| sysctl(&format!("net/ipv6/conf/{}/{name}", self.host), *value);
+        Desired {
+            links: vec![LinkSettings { dev: self.host.clone(), up: Some(true), mtu: None }],
+            rules: rules(&self.addresses),
+            sysctls: settings.iter().filter_map(conf).collect(),
+            ..Desired::default()
+        }
+    }
+
+    /// What lets the host reach the pod; last of all.
+    pub(crate) fn host_routes(&self) -> Desired {
+        let route = |address: &PodAddress| Route::on_link(TABLE_MAIN, host_prefix(address.ip), self.host.clone());
+        Desired { routes: self.addresses.iter().map(route).collect(), ..Desired::default() }
+    }
+
+    /// What the runtime is told.
+    pub(crate) fn result(&self, netns: &Path) -> AddResult {
+        let mtu = Some(self.mtu);
+        let host = Interface { mtu, ..Interface::new(self.host.clone(), self.host_mac) };
+        let pod = Interface {
+            mtu,
+            sandbox: Some(netns.to_string_lossy().into_owned()),
+            ..Interface::new(self.attachment.ifname.clone(), self.pod_mac)
+        };
+        let ip = |address: &PodAddress| IpConfig {
+            interface: Some(1),
+            address: host_prefix(address.ip),
+            gateway: Some(gateway(Family::of(address.ip))),
+        };
+        let route = |family: Family| CniRoute::new(family.everything(), Some(gateway(family)));
+        let attachment = self.addresses.first().map(|address| EniAttachment::of(&self.host, address));
+        // Plain structs with string keys cannot fail to become a value.
+        let attachment = attachment.and_then(|attachment| serde_json::to_value(attachment).ok());
+        AddResult {
+            interfaces: vec![host, pod],
+            ips: self.addresses.iter().map(ip).collect(),
+            routes: self.families().into_iter().map(route).collect(),
+            dns: Dns::default(),
+            extra: attachment.map(|attachment| (ATTACHMENT_KEY.to_owned(), attachment)).into_iter().collect(),
+        }
+    }
+}
+
+/// The rules of addresses: to each of them by the main table, and from it by its ENI's, unless that is main.
+pub(crate) fn rules(addresses: &[PodAddress]) -> Vec<Rule> {
+    let mut rules = Vec::with_capacity(2 * addresses.len());
+    for address in addresses {
+        rules.push(Rule::to(RULE_TO_POD, host_prefix(address.ip), TABLE_MAIN));
+        if address.table != TABLE_MAIN {
+            rules.push(Rule::from(RULE_FROM_POD, host_prefix(address.ip), address.table));
+        }
+    }
+    rules
+}
+
+/// The next hop of a pod.
+pub(crate) fn gateway(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => pod_gateway_v4(0).into(),
+        Family::V6 => pod_gateway_v6(0).into(),
+    }
+}
+
+/// None only for a name that is no sysctl, which no interface's name can lead to.
+fn sysctl(name: &str, value: u8) -> Option<Sysctl> {
+    SysctlKey::new(name).ok().map(|key| Sysctl::new(key, value))
+}
+
+#[cfg(test)]
+mod tests;

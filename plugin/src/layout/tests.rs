@@ -1,0 +1,116 @@
+use super::*;
+use sluice_contract::cni::SpecVersion;
+use sluice_contract::id::{ContainerId, EniId, NetworkName};
+use sluice_hostnet::plan::plan;
+use sluice_hostnet::state::{Link, LinkKind, Observed};
+
+fn address(ip: &str, table: u32) -> PodAddress {
+    PodAddress {
+        ip: ip.parse().unwrap(),
+        interface: 0,
+        eni: EniId::new("eni-0a1b2c3d4e5f60718").unwrap(),
+        eni_mac: MacAddr([2, 0, 0, 0, 0, 9]),
+        card: 0,
+        device: 1,
+        table,
+    }
+}
+
+fn layout_of(addresses: Vec<PodAddress>, mtu: Option<u32>) -> Result<Layout, LayoutError> {
+    let attachment = Attachment {
+        container: ContainerId::new("abc").unwrap(),
+        ifname: IfName::new("eth0").unwrap(),
+        network: NetworkName::new("sluice").unwrap(),
+    };
+    Layout::new(attachment, IfName::new("enib5faff8a083").unwrap(), mtu, AddReply { addresses, mtu: 9001 })
+}
+
+fn ops(layout: &Layout, name: &IfName, desired: &[Desired]) -> Vec<String> {
+    let link = Link {
+        index: 7,
+        name: name.clone(),
+        mac: None,
+        mtu: layout.mtu,
+        up: false,
+        kind: LinkKind::Veth,
+        peer: None,
+        peer_netns: None,
+        alias: None,
+    };
+    let observed = Observed { links: vec![link], ..Observed::default() };
+    desired.iter().flat_map(|desired| plan(&observed, desired)).map(|planned| planned.op.to_string()).collect()
+}
+
+#[test]
+fn a_pod_on_a_secondary_eni_is_laid_out_as_by_the_vpc_cni() {
+    let layout = layout_of(vec![address("10.0.1.60", 2)], None).unwrap();
+    let mac = layout.host_mac;
+    assert_eq!(
+        ops(&layout, &layout.attachment.ifname, &[layout.pod()]),
+        [
+            "link set eth0 up".to_owned(),
+            "address add 10.0.1.60/32 dev eth0".to_owned(),
+            format!("neighbour replace 169.254.1.1 dev eth0 lladdr {mac}"),
+            "route replace 169.254.1.1/32 dev eth0 table 254".to_owned(),
+            "route replace default via 169.254.1.1 dev eth0 table 254".to_owned(),
+        ]
+    );
+    assert_eq!(
+        ops(&layout, &layout.host, &[layout.host(), layout.host_routes()]),
+        [
+            "sysctl net/ipv6/conf/enib5faff8a083/accept_ra = 0",
+            "sysctl net/ipv6/conf/enib5faff8a083/accept_redirects = 1",
+            "sysctl net/ipv6/conf/enib5faff8a083/forwarding = 0",
+            "link set enib5faff8a083 up",
+            "rule add 512: from all to 10.0.1.60/32 lookup 254",
+            "rule add 1536: from 10.0.1.60/32 lookup 2",
+            "route replace 10.0.1.60/32 dev enib5faff8a083 table 254",
+        ]
+    );
+}
+
+#[test]
+fn an_address_of_the_primary_eni_needs_no_rule_of_its_own() {
+    let layout = layout_of(vec![address("10.0.1.20", TABLE_MAIN)], None).unwrap();
+    assert_eq!(layout.host().rules.len(), 1);
+}
+
+#[test]
+fn both_families_are_laid_out_and_the_result_says_so() {
+    let layout = layout_of(vec![address("10.0.1.60", 2), address("2001:db8::5", 2)], Some(1500)).unwrap();
+    assert!(layout.has_v6());
+    assert_eq!(layout.host().rules.len(), 4);
+    assert_eq!(layout.pod().sysctls.len(), 2);
+    let result = layout.result(Path::new("/run/netns/x")).to_value(SpecVersion::V0_4_0);
+    assert_eq!(result["ips"][0]["version"], "4");
+    assert_eq!(result["ips"][1]["version"], "6");
+    assert_eq!(result["ips"][1]["gateway"], "fe80::1");
+    assert_eq!(result["routes"][1]["dst"], "::/0");
+}
+
+#[test]
+fn a_small_link_has_no_settings_of_ipv6() {
+    let layout = layout_of(vec![address("10.0.1.60", 2)], Some(1000)).unwrap();
+    assert_eq!(layout.host().sysctls, []);
+}
+
+#[test]
+fn an_answer_that_cannot_be_made_real_is_refused() {
+    let second = PodAddress { interface: 1, ..address("10.0.1.61", 2) };
+    for (addresses, mtu, message) in [
+        (vec![], None, "ipamd gave abc/eth0@sluice no address"),
+        (vec![address("10.0.1.60", 2); 65], None, "ipamd gave abc/eth0@sluice 65 addresses; at most 64 are set up"),
+        (
+            vec![second],
+            None,
+            "ipamd gave 10.0.1.61 for interface 1 of the pod; this plugin makes one interface an attachment",
+        ),
+        (
+            vec![address("2001:db8::5", 2)],
+            Some(1000),
+            "MTU 1000 is too small for the pod's IPv6 address 2001:db8::5: it must be at least 1280",
+        ),
+    ] {
+        assert_eq!(layout_of(addresses, mtu).unwrap_err().to_string(), message);
+    }
+}

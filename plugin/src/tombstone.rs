@@ -1,0 +1,95 @@
+//! Leaves a DEL that ipamd could not be told of as a file, in the form of [`sluice_contract::rpc::tombstone`].
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use sluice_contract::rpc::DelRequest;
+use sluice_contract::rpc::tombstone::{LOCK_FILE, file_name, to_json};
+
+/// Why a tombstone could not be left.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot leave a tombstone: {step} {path}")]
+pub(crate) struct TombstoneError {
+    /// What failed.
+    step: &'static str,
+    /// On which path.
+    path: PathBuf,
+    /// Why.
+    #[source]
+    source: io::Error,
+}
+
+/// Leaves the tombstone of `request` in `dir`. It is there as a whole or not at all, also when the process is killed.
+pub(crate) fn leave(dir: &Path, request: &DelRequest) -> Result<(), TombstoneError> {
+    let failed = |step, path: &Path| {
+        let path = path.to_path_buf();
+        move |source| TombstoneError { step, path, source }
+    };
+    let json = to_json(request).map_err(io::Error::other).map_err(failed("cannot encode", dir))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("cannot make", dir))?;
+    let lock = dir.join(LOCK_FILE);
+    let file = private_file(OpenOptions::new().write(true), &lock).map_err(failed("cannot open", &lock))?;
+    // ipamd holds it only while it reads the directory.
+    let guard =
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed("cannot lock", &lock)(errno.into()))?;
+    let name = dir.join(file_name(&request.attachment));
+    let half = name.with_extension("json.tmp");
+    let mut file =
+        private_file(OpenOptions::new().write(true).truncate(true), &half).map_err(failed("cannot write", &half))?;
+    file.write_all(&json).map_err(failed("cannot write", &half))?;
+    std::fs::rename(&half, &name).map_err(failed("cannot name", &name))?;
+    drop(guard);
+    Ok(())
+}
+
+fn private_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.create(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_contract::id::{Attachment, ContainerId, IfName, NetworkName, PodRef};
+    use sluice_contract::rpc::tombstone::{from_json, is_tombstone};
+
+    #[test]
+    fn a_tombstone_can_be_read_and_takes_the_place_of_an_older_one() {
+        let dir = std::env::temp_dir().join(format!("sluice-eni-tombstone-{}", std::process::id()));
+        let mut request = DelRequest {
+            attachment: Attachment {
+                container: ContainerId::new("abc").unwrap(),
+                ifname: IfName::new("eth0").unwrap(),
+                network: NetworkName::new("sluice").unwrap(),
+            },
+            pod: PodRef::default(),
+            add_failed: true,
+        };
+        leave(&dir.join("x"), &request).unwrap();
+        request.add_failed = false;
+        leave(&dir.join("x"), &request).unwrap();
+        let names: Vec<_> = std::fs::read_dir(dir.join("x")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let found: Vec<_> = names.iter().filter(|name| is_tombstone(name)).collect();
+        assert_eq!(found.len(), 1, "{names:?}");
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert_eq!(from_json(&std::fs::read(found[0]).unwrap()).unwrap(), request);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named() {
+        let request = DelRequest {
+            attachment: Attachment {
+                container: ContainerId::new("abc").unwrap(),
+                ifname: IfName::new("eth0").unwrap(),
+                network: NetworkName::new("sluice").unwrap(),
+            },
+            pod: PodRef::default(),
+            add_failed: false,
+        };
+        let error = leave(Path::new("/proc/nowhere"), &request).unwrap_err();
+        assert_eq!(error.to_string(), "cannot leave a tombstone: cannot make /proc/nowhere");
+    }
+}

@@ -1,0 +1,86 @@
+//! GC takes away what is in no list, from the kernel and from ipamd.
+
+use serde_json::{Value, json};
+
+use crate::ipamd::address;
+use crate::node::{Cni, Node, PodName};
+
+const PODS: [(PodName, &str, &str); 3] = [
+    (PodName { namespace: "default", name: "a" }, "aaa", "10.0.1.20"),
+    (PodName { namespace: "default", name: "b" }, "bbb", "10.0.1.60"),
+    (PodName { namespace: "default", name: "c" }, "ccc", "10.0.1.61"),
+];
+
+fn gc(valid: &[&str]) -> Cni {
+    let list: Vec<Value> = valid.iter().map(|id| json!({"containerID": id, "ifname": "eth0"})).collect();
+    Cni::new("GC", "1.1.0").with("cni.dev/valid-attachments", &json!(list)).with("cni.dev/attachments", &json!(list))
+}
+
+fn three_pods(node: &Node) -> crate::ipamd::Ipamd {
+    let ipamd = node.ipamd();
+    for (pod, container, ip) in PODS {
+        ipamd.give(vec![address(ip, 1)]);
+        let netns = node.netns(pod.name);
+        node.cni(&Cni::on("ADD", "1.1.0", pod, container, &netns)).result();
+    }
+    assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (6, 3));
+    ipamd
+}
+
+#[test]
+fn what_is_not_listed_goes_and_what_is_listed_stays() {
+    let node = Node::new();
+    let ipamd = three_pods(&node);
+    node.cni(&gc(&["aaa", "bbb", "ccc"])).nothing();
+    assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (6, 3));
+    node.cni(&gc(&["aaa", "unknown"])).nothing();
+    assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (2, 1));
+    assert_eq!(ipamd.assigned(), ["10.0.1.20"]);
+    node.cni(&gc(&["aaa"])).nothing();
+    node.cni(&gc(&[])).nothing();
+    node.assert_clean();
+    assert_eq!(ipamd.assigned(), [""; 0]);
+}
+
+#[test]
+fn another_network_is_let_alone() {
+    let node = Node::new();
+    let ipamd = three_pods(&node);
+    node.cni(&gc(&[]).with("name", &json!("other"))).nothing();
+    assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (6, 3));
+    assert_eq!(ipamd.assigned().len(), 3);
+}
+
+#[test]
+fn with_the_namespaces_gone_the_ledger_tells_what_is_left() {
+    let node = Node::new();
+    let ipamd = three_pods(&node);
+    for (pod, ..) in PODS {
+        let host = node.pod_routes()[0].rsplit(' ').next().unwrap().to_owned();
+        node.remove_netns(pod.name, &host);
+    }
+    assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (6, 0));
+    node.cni(&gc(&[])).nothing();
+    node.assert_clean();
+    assert_eq!(ipamd.assigned(), [""; 0]);
+}
+
+#[test]
+fn what_ipamd_has_forgotten_is_known_by_its_mark() {
+    let node = Node::new();
+    let ipamd = three_pods(&node);
+    ipamd.forget();
+    node.cni(&gc(&["aaa"])).nothing();
+    assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (2, 1));
+}
+
+#[test]
+fn with_ipamd_gone_it_does_what_it_can_and_says_so() {
+    let node = Node::new();
+    drop(three_pods(&node));
+    let (code, text) = node.cni(&gc(&["aaa"])).error();
+    assert_eq!(code, 11);
+    assert!(text.contains("ipamd does not listen"), "{text}");
+    assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (2, 1));
+    assert_eq!(node.tombstones().len(), 2);
+}
