@@ -1,0 +1,104 @@
+//! The Internet: one namespace behind all gateways, with hosts that tell who they are talked to by.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
+use sluice_contract::id::{IfName, MacAddr, VpcId};
+use sluice_hostnet::netns::{Namespace, NamespaceThread};
+use sluice_hostnet::plan::{Op, Planned};
+use sluice_hostnet::state::{Address, Neighbour, Route, TABLE_MAIN};
+
+use super::router::FAR_END;
+use super::wire::{FabricError, Wire, start};
+use crate::probe;
+
+/// It routes between gateways as the Internet does, and checks nothing.
+const SYSCTLS: [(&str, &str); 5] = [
+    ("ip_forward", "1"),
+    ("conf/all/rp_filter", "0"),
+    ("conf/default/rp_filter", "0"),
+    ("conf/all/send_redirects", "0"),
+    ("conf/default/send_redirects", "0"),
+];
+
+/// The namespace of the Internet.
+#[derive(Debug)]
+pub(crate) struct Internet {
+    thread: Arc<NamespaceThread>,
+    wire: Wire,
+    links: BTreeMap<VpcId, IfName>,
+    routed: BTreeMap<Ipv4Addr, VpcId>,
+}
+
+impl Internet {
+    /// The Internet with `hosts`, each of which serves [`probe::serve`] on [`probe::ECHO_PORT`].
+    pub(super) async fn start(hosts: &BTreeSet<Ipv4Addr>) -> Result<Self, FabricError> {
+        let thread = start("internet", &SYSCTLS).await?;
+        let wire = Wire::open("internet", Arc::clone(&thread))?;
+        let lo = IfName::new("lo").map_err(|source| wire.bad_name(source))?;
+        let addresses = hosts.iter().map(|host| {
+            Planned::new(Op::AddAddress(Address::new(lo.clone(), IpNet::from(IpAddr::V4(*host)))), "a host")
+        });
+        wire.apply(addresses.collect()).await?;
+        for host in hosts {
+            let address = SocketAddrV4::new(*host, probe::ECHO_PORT);
+            wire.run(format!("the echo server {address}"), move || probe::serve_in_background(address)).await?;
+        }
+        Ok(Self { thread, wire, links: BTreeMap::new(), routed: BTreeMap::new() })
+    }
+
+    pub(super) fn net(&self) -> &Namespace {
+        self.thread.net()
+    }
+
+    /// The thread in which things on the Internet run.
+    pub(crate) const fn thread(&self) -> &Arc<NamespaceThread> {
+        &self.thread
+    }
+
+    /// Takes up the link to a VPC's gateway, whose end has `gateway` as its MAC.
+    pub(super) async fn join(&mut self, vpc: &VpcId, link: &str, gateway: MacAddr) -> Result<(), FabricError> {
+        self.wire.up(link).await?;
+        let dev = IfName::new(link).map_err(|source| self.wire.bad_name(source))?;
+        let neighbour = Neighbour::permanent(dev.clone(), FAR_END.into(), gateway);
+        let op = Op::SetNeighbour { neighbour, before: None };
+        self.wire.apply(vec![Planned::new(op, "a gateway was attached")]).await?;
+        self.links.insert(vpc.clone(), dev);
+        // A link that is new has lost the routes of the one before.
+        self.routed.retain(|_, owner| owner != vpc);
+        Ok(())
+    }
+
+    /// Routes public addresses to the VPCs that have them.
+    pub(super) async fn route(&mut self, public: &BTreeMap<VpcId, BTreeSet<Ipv4Addr>>) -> Result<(), FabricError> {
+        let routed: BTreeMap<Ipv4Addr, VpcId> = public
+            .iter()
+            .filter(|(vpc, _)| self.links.contains_key(*vpc))
+            .flat_map(|(vpc, addresses)| addresses.iter().map(|address| (*address, vpc.clone())))
+            .collect();
+        let route = |address: &Ipv4Addr, vpc: &VpcId| {
+            let dev = self.links.get(vpc)?.clone();
+            Some(Route::via(TABLE_MAIN, Ipv4Net::from(*address).into(), FAR_END.into(), dev).with_onlink())
+        };
+        let mut ops = Vec::new();
+        for (address, vpc) in &routed {
+            if self.routed.get(address) != Some(vpc)
+                && let Some(route) = route(address, vpc)
+            {
+                ops.push(Planned::new(Op::SetRoute { route, before: None }, "an address became public"));
+            }
+        }
+        for (address, vpc) in &self.routed {
+            if !routed.contains_key(address)
+                && let Some(route) = route(address, vpc)
+            {
+                ops.push(Planned::new(Op::DeleteRoute(route), "an address is no longer public"));
+            }
+        }
+        self.wire.apply(ops).await?;
+        self.routed = routed;
+        Ok(())
+    }
+}

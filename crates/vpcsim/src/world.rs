@@ -1,0 +1,364 @@
+//! A world: the model, the packets that follow it, and the machines in between, in real time.
+//!
+//! Every change of the model, and every time at which the model says that something shows by itself (a link, a detach),
+//! the fabric is made what the model says by the difference.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sluice_contract::id::{EniId, InstanceId, SubnetId, VpcId};
+use sluice_hostnet::netns::NamespaceThread;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::fabric::{Dropped, Fabric, FabricError, Projection};
+use crate::model::api::{Reply, Request};
+use crate::model::{ApiError, CallFailure, Model};
+use crate::node::{Node, NodeError};
+use crate::scene::Scene;
+
+mod build;
+pub(crate) mod leftovers;
+
+use build::Places;
+pub use leftovers::{Outcome, down};
+
+/// Where worlds keep what is on the host's disk: a directory each, by tag.
+pub const BASE_DIR: &str = "/run/vpcsim";
+/// How long a wait for a link or a change may take.
+const SHOW: Duration = Duration::from_secs(60);
+
+/// Why a world did not come up or is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    /// The model refuses the scene.
+    #[error("the scene: {what}")]
+    Scene {
+        /// What was being made.
+        what: String,
+        /// EC2's reason.
+        source: ApiError,
+    },
+    /// A machine.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The packets.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// The world's directory.
+    #[error("{path} cannot be made")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A name that the scene does not have.
+    #[error("there is no {kind} {name:?} in this world")]
+    Unknown {
+        /// What it would be.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// An EC2 call failed.
+    #[error("an EC2 call failed")]
+    Call(#[from] CallFailure),
+    /// Something did not show in time.
+    #[error("{what} did not show within {} s", SHOW.as_secs())]
+    Late {
+        /// What was waited for.
+        what: String,
+    },
+    /// A machine's boot was cancelled.
+    #[error("the machines did not boot")]
+    Boot(#[from] tokio::task::JoinError),
+}
+
+/// A running world. Dropping it takes all of it down.
+#[derive(Debug)]
+pub struct World {
+    follower: JoinHandle<()>,
+    nodes: BTreeMap<String, Arc<Node>>,
+    core: Arc<Core>,
+    places: Places,
+    tag: String,
+    dir: PathBuf,
+}
+
+/// What the world's tasks share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    model: Mutex<Model>,
+    began: Instant,
+    changed: Notify,
+    fabric: tokio::sync::Mutex<Fabric>,
+    machines: BTreeMap<InstanceId, Arc<Node>>,
+    /// The version of the model that the packets follow, and what went wrong last.
+    followed: watch::Sender<u64>,
+}
+
+impl Core {
+    /// Time since the world began: the model's time.
+    pub(crate) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// The model, settled at the present.
+    pub(crate) fn model(&self) -> (MutexGuard<'_, Model>, Duration) {
+        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now();
+        model.settle(now);
+        (model, now)
+    }
+
+    /// Tells the fabric that the model changed.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Waits until packets follow what the model said when this was called.
+    pub(crate) async fn settled(&self) {
+        let version = self.model().0.version();
+        self.notify();
+        let mut followed = self.followed.subscribe();
+        // The sender lives as long as self.
+        let _never = followed.wait_for(|done| *done >= version).await;
+    }
+
+    /// Makes the packets follow the model; returns when to look again.
+    async fn follow(&self) -> Result<Option<Instant>, FabricError> {
+        let mut fabric = self.fabric.lock().await;
+        let (state, version, now, next) = {
+            let (model, now) = self.model();
+            (model.snapshot(), model.version(), now, model.next_change(now))
+        };
+        let machines = self.machines.keys().cloned().collect();
+        fabric.apply(&Projection::of(&state, now, &machines), &self.machines).await?;
+        self.followed.send_replace(version);
+        Ok(next.and_then(|next| self.began.checked_add(next)))
+    }
+}
+
+async fn follow(core: Arc<Core>) {
+    loop {
+        let next = match core.follow().await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "the fabric does not follow the model");
+                Some(Instant::now() + Duration::from_millis(200))
+            }
+        };
+        match next {
+            Some(at) => tokio::select! {
+                () = core.changed.notified() => {}
+                () = tokio::time::sleep_until(at) => {}
+            },
+            None => core.changed.notified().await,
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// Brings a scene up: VPCs, gateways, Internet hosts, and a machine for each instance, with its primary ENI as
+    /// DHCP leaves it.
+    ///
+    /// # Errors
+    /// [`WorldError`]; what was made is taken away again.
+    pub async fn up(scene: &Scene) -> Result<Self, WorldError> {
+        static WORLDS: AtomicU32 = AtomicU32::new(0);
+        let tag = format!("{}-{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
+        let dir = Path::new(BASE_DIR).join(&tag);
+        leftovers::claim(&dir).map_err(|source| WorldError::Directory { path: dir.clone(), source })?;
+        let up = Self::build(scene, tag, dir.clone()).await;
+        if up.is_err() {
+            leftovers::release(&dir);
+        }
+        up
+    }
+
+    async fn build(scene: &Scene, tag: String, dir: PathBuf) -> Result<Self, WorldError> {
+        let (model, places) = build::model(scene)?;
+        let mut booting = tokio::task::JoinSet::new();
+        for name in places.instances.keys() {
+            let (name, dir, tag) = (name.clone(), dir.join(name), tag.clone());
+            booting.spawn(async move { Node::boot(&name, &dir, &tag).await });
+        }
+        let fabric = Fabric::new(&scene.internet_hosts).await;
+        let mut nodes = BTreeMap::new();
+        while let Some(booted) = booting.join_next().await {
+            let node = booted??;
+            nodes.insert(node.name().to_owned(), Arc::new(node));
+        }
+        let machine = |(name, id): (&String, &InstanceId)| Some((id.clone(), Arc::clone(nodes.get(name)?)));
+        let core = Arc::new(Core {
+            model: Mutex::new(model),
+            began: Instant::now(),
+            changed: Notify::new(),
+            fabric: tokio::sync::Mutex::new(fabric?),
+            machines: places.instances.iter().filter_map(machine).collect(),
+            followed: watch::Sender::new(0),
+        });
+        core.follow().await?;
+        let follower = tokio::spawn(follow(Arc::clone(&core)));
+        Ok(Self { follower, nodes, core, places, tag, dir })
+    }
+
+    /// What tells this world's processes and directories from those of others.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// The machines by name.
+    #[must_use]
+    pub const fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
+        &self.nodes
+    }
+
+    /// A machine.
+    ///
+    /// # Errors
+    /// [`WorldError::Unknown`].
+    pub fn node(&self, name: &str) -> Result<&Arc<Node>, WorldError> {
+        self.nodes.get(name).ok_or_else(|| unknown("instance", name))
+    }
+
+    /// The id of an instance of the scene.
+    ///
+    /// # Errors
+    /// [`WorldError::Unknown`].
+    pub fn instance(&self, name: &str) -> Result<&InstanceId, WorldError> {
+        self.places.instances.get(name).ok_or_else(|| unknown("instance", name))
+    }
+
+    /// The id of a VPC of the scene.
+    ///
+    /// # Errors
+    /// [`WorldError::Unknown`].
+    pub fn vpc(&self, name: &str) -> Result<&VpcId, WorldError> {
+        self.places.vpcs.get(name).ok_or_else(|| unknown("VPC", name))
+    }
+
+    /// The id of a subnet of the scene, by `VPC/SUBNET`.
+    ///
+    /// # Errors
+    /// [`WorldError::Unknown`].
+    pub fn subnet(&self, name: &str) -> Result<&SubnetId, WorldError> {
+        self.places.subnets.get(name).ok_or_else(|| unknown("subnet", name))
+    }
+
+    /// Time since the world began, which is the model's time.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.core.now()
+    }
+
+    /// Looks at the model as it is now, or changes it by its scene calls; the packets have followed when this returns.
+    pub async fn edit<R>(&self, change: impl FnOnce(&mut Model, Duration) -> R) -> R {
+        let result = {
+            let (mut model, now) = self.core.model();
+            change(&mut model, now)
+        };
+        self.core.settled().await;
+        result
+    }
+
+    /// Looks at the model as it is now.
+    pub fn look<R>(&self, look: impl FnOnce(&Model, Duration) -> R) -> R {
+        let (model, now) = self.core.model();
+        look(&model, now)
+    }
+
+    /// Calls EC2 as a client in the region would, without HTTP: the reply comes after EC2's latency.
+    ///
+    /// # Errors
+    /// EC2's own.
+    pub async fn call(&self, request: impl Into<Request>) -> Result<Reply, CallFailure> {
+        let outcome = self.edit(|model, now| model.call(request, now)).await;
+        tokio::time::sleep(outcome.answer_after).await;
+        outcome.result
+    }
+
+    /// Waits until the link of an ENI is on its node, and returns its name there.
+    ///
+    /// # Errors
+    /// [`WorldError::Late`].
+    pub async fn link_of(&self, eni: &EniId) -> Result<String, WorldError> {
+        let deadline = Instant::now() + SHOW;
+        loop {
+            if let Some(link) = self.core.fabric.lock().await.link_on_node(eni) {
+                return Ok(link.to_owned());
+            }
+            if Instant::now() >= deadline {
+                return Err(WorldError::Late { what: format!("the link of {eni}") });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Packets that source checks refused so far: what a wrong route on a node looks like from outside.
+    ///
+    /// # Errors
+    /// [`FabricError`] when the router cannot be asked.
+    pub async fn dropped(&self) -> Result<Vec<Dropped>, FabricError> {
+        self.core.fabric.lock().await.dropped().await
+    }
+
+    /// Forgets the packets that source checks refused so far.
+    ///
+    /// # Errors
+    /// [`FabricError`] when the router cannot be told.
+    pub async fn forget_dropped(&self) -> Result<(), FabricError> {
+        self.core.fabric.lock().await.forget_dropped().await
+    }
+
+    /// The thread in which the Internet's hosts live.
+    pub async fn internet(&self) -> Arc<NamespaceThread> {
+        Arc::clone(self.core.fabric.lock().await.internet().thread())
+    }
+
+    /// The thread of a VPC's router.
+    ///
+    /// # Errors
+    /// [`WorldError::Unknown`].
+    pub async fn router(&self, vpc: &str) -> Result<Arc<NamespaceThread>, WorldError> {
+        let id = self.vpc(vpc)?;
+        self.core.fabric.lock().await.router(id).cloned().ok_or_else(|| unknown("VPC", vpc))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.follower.abort();
+        for node in self.nodes.values() {
+            if let Err(error) = node.kill_processes() {
+                tracing::warn!(%error, "a node goes down with processes left");
+            }
+        }
+        leftovers::release(&self.dir);
+    }
+}
+
+fn unknown(kind: &'static str, name: &str) -> WorldError {
+    WorldError::Unknown { kind, name: name.into() }
+}

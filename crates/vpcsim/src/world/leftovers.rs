@@ -1,0 +1,147 @@
+//! The directory of a world, and what is left of worlds whose program was killed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::BASE_DIR;
+
+/// The variable that programs started on a node carry: the world's tag.
+pub(crate) const TAG_VARIABLE: &str = "VPCSIM_TAG";
+/// The file that says whose a world is: process id and its start time, which together are never reused.
+const OWNER: &str = "owner";
+/// How long a live world gets to go down by itself.
+const GOES_DOWN: Duration = Duration::from_secs(20);
+/// How often a wait looks again.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Makes a world's directory and writes down that it is this process's.
+pub(super) fn claim(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let me = std::process::id();
+    let started = start_time(me).ok_or_else(|| io::Error::other("/proc does not tell when this process started"))?;
+    std::fs::write(dir.join(OWNER), format!("{me} {started}\n"))
+}
+
+/// Removes a world's directory, and the one above when it was the last.
+pub(super) fn release(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "a world's directory stays");
+    }
+    if let Some(base) = dir.parent() {
+        // Other worlds are in it; that is what keeps it.
+        let _others = std::fs::remove_dir(base);
+    }
+}
+
+/// What [`down`] did about a world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its program was told to stop, and did.
+    Stopped,
+    /// Its program had been killed; so many processes of it were ended and its directory was removed.
+    Cleaned {
+        /// Processes that were killed.
+        processes: usize,
+    },
+    /// Its program was told to stop and still runs.
+    Runs,
+}
+
+/// Takes down the worlds of this machine, or the one with `tag`: living ones by telling their program, dead ones by
+/// removing what they left.
+///
+/// # Errors
+/// When the directory of worlds cannot be read.
+pub fn down(tag: Option<&str>) -> io::Result<BTreeMap<String, Outcome>> {
+    let mut done = BTreeMap::new();
+    let entries = match std::fs::read_dir(BASE_DIR) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(done),
+        entries => entries?,
+    };
+    for entry in entries {
+        let (dir, name) = entry.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))?;
+        if tag.is_none_or(|tag| tag == name) {
+            done.insert(name.clone(), take_down(&dir, &name));
+        }
+    }
+    Ok(done)
+}
+
+fn take_down(dir: &Path, tag: &str) -> Outcome {
+    if let Some(owner) = owner(dir) {
+        // A refusal shows by its still being there.
+        let _refused = kill(Pid::from_raw(owner), Signal::SIGTERM);
+        let deadline = Instant::now() + GOES_DOWN;
+        while dir.exists() && alive(dir) {
+            if Instant::now() >= deadline {
+                return Outcome::Runs;
+            }
+            std::thread::park_timeout(LOOK);
+        }
+        if !dir.exists() {
+            return Outcome::Stopped;
+        }
+    }
+    let left = tagged(tag);
+    for pid in &left {
+        // Gone meanwhile is what is wanted.
+        let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    release(dir);
+    Outcome::Cleaned { processes: left.len() }
+}
+
+fn alive(dir: &Path) -> bool {
+    owner(dir).is_some()
+}
+
+/// The process that a world belongs to, if it lives.
+fn owner(dir: &Path) -> Option<i32> {
+    let text = std::fs::read_to_string(dir.join(OWNER)).ok()?;
+    let (pid, started) = text.trim().split_once(' ')?;
+    let pid: u32 = pid.parse().ok()?;
+    (start_time(pid)? == started).then(|| i32::try_from(pid).ok()).flatten()
+}
+
+/// When a process started, in ticks since boot (proc(5), `stat`, field 22).
+fn start_time(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19).map(str::to_owned)
+}
+
+/// Processes that were started on a node of the world with this tag, or by one that was.
+fn tagged(tag: &str) -> BTreeSet<i32> {
+    let wanted = format!("{TAG_VARIABLE}={tag}");
+    let me = i32::try_from(std::process::id()).unwrap_or_default();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let carries = |pid: &i32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    pids.filter(|pid| *pid != me && carries(pid)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_belongs_to_the_process_that_made_it_as_long_as_that_lives() {
+        let dir = std::env::temp_dir().join(format!("vpcsim-claim-{}", std::process::id())).join("world");
+        claim(&dir).unwrap();
+        assert_eq!(owner(&dir), i32::try_from(std::process::id()).ok());
+        std::fs::write(dir.join(OWNER), "1 1\n").unwrap();
+        assert_eq!(owner(&dir), None, "another process has that number now");
+        release(&dir);
+        assert!(!dir.exists() && !dir.parent().unwrap().exists());
+    }
+}
