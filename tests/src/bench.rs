@@ -1,0 +1,88 @@
+//! The benchmarks behind SPECIFICATION's numbers. A figure stands beside that of a peer, taken in the same run, in turns;
+//! an A/A run (the product against itself) shows how far figures are apart that should be equal.
+
+pub mod add_latency;
+pub mod burst;
+pub mod report;
+pub mod rss;
+pub mod stats;
+
+use std::pin::Pin;
+
+use sluice_vpcsim::node::NodeError;
+use sluice_vpcsim::scene::{Scene, SceneError};
+use sluice_vpcsim::world::WorldError;
+
+use burst::BurstError;
+use report::Report;
+
+use crate::deploy::DeployError;
+
+/// Why a benchmark has no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The scene is wrong.
+    #[error(transparent)]
+    Scene(#[from] SceneError),
+    /// The world did not come up.
+    #[error("the simulated VPC does not come up")]
+    World(#[from] WorldError),
+    /// A node refused.
+    #[error("a node cannot be set up")]
+    Node(#[from] NodeError),
+    /// The product does not run.
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
+    /// Pods could not be added or deleted.
+    #[error(transparent)]
+    Burst(#[from] BurstError),
+    /// A process's memory could not be read.
+    #[error("{path} cannot be used: {reason}")]
+    Memory {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Tells a person how far a benchmark is.
+pub type Say = fn(&str);
+
+/// A benchmark's run.
+pub type Run = Pin<Box<dyn Future<Output = Result<Report, BenchError>>>>;
+
+/// A benchmark.
+#[derive(Debug, Clone, Copy)]
+pub struct Benchmark {
+    /// The number of the promise that it holds.
+    pub id: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// What it measures, in one line.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(Say) -> Run,
+}
+
+/// Every benchmark.
+pub const ALL: [Benchmark; 2] = [
+    Benchmark {
+        id: add_latency::ID,
+        name: "add_latency",
+        about: add_latency::ABOUT,
+        run: |say| Box::pin(add_latency::run(say)),
+    },
+    Benchmark { id: rss::ID, name: "rss", about: rss::ABOUT, run: |say| Box::pin(rss::run(say)) },
+];
+
+/// A VPC with these machines, name and instance type, in which EC2 answers at once: its latency is not measured.
+fn scene(instances: &[(&str, &str)]) -> Result<Scene, SceneError> {
+    let mut text = String::from(
+        "time_scale: 0\nthrottle: false\nvpcs:\n  main:\n    cidrs: [10.0.0.0/16]\n    subnets:\n      nodes: {cidr: 10.0.0.0/20}\ninstances:\n",
+    );
+    for (name, kind) in instances {
+        text.push_str(&format!("  {name}: {{type: {kind}, subnet: main/nodes}}\n"));
+    }
+    text.parse()
+}

@@ -1,0 +1,179 @@
+//! S-01: how long ADD and DEL take when an address is free, beside `ptp` with `host-local`, the reference plugins that
+//! do the least that a plugin can do: a veth pair, an address from a file, a route.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use sluice_vpcsim::node::Node;
+use sluice_vpcsim::world::World;
+
+use super::burst::{Sandboxes, Subject, Times};
+use super::report::{Part, Report};
+use super::stats::{median, millis, percentile};
+use super::{BenchError, Say, scene};
+use crate::containerd::DEBIAN_CNI;
+use crate::deploy::{CNI_BIN, Deployment, deploy, plugin_config};
+
+/// The number of the promise.
+pub const ID: &str = "S-01";
+/// What is measured, in one line.
+pub const ABOUT: &str = "ADD and DEL with a free address, exec to exit, beside ptp + host-local";
+
+/// Pods of a burst.
+const PODS: usize = 50;
+/// How many of them at the same time.
+const AT_ONCE: [usize; 3] = [1, 10, 50];
+/// Rounds; each measures everything once, in another order.
+const ROUNDS: usize = 6;
+/// The warm pool: more than two bursts' addresses, on seven ENIs.
+const POOL: u32 = 200;
+/// The promise: the most that the median of single ADDs may take, in milliseconds.
+const ALONE: f64 = 10.0;
+/// The most that the 99th percentile of 50 at once may take, in milliseconds.
+const CROWDED: f64 = 250.0;
+/// The most of the peer's 99th percentile that it may be.
+const PART: f64 = 1.0 / 3.0;
+/// The most CPU that an ADD may take, in milliseconds.
+const CPU: f64 = 5.0;
+
+/// Who is measured, in turns.
+const ARMS: [&str; 3] = ["sluice", "ptp + host-local", "sluice again"];
+
+/// The bursts of one kind: a round each, for each of [`ARMS`].
+#[derive(Default)]
+struct Level {
+    at_once: usize,
+    arms: [Vec<Times>; 3],
+}
+
+/// Measures and reports.
+///
+/// # Errors
+/// [`BenchError`]: what could not be set up, or the first plugin that failed.
+pub async fn run(say: Say) -> Result<Report, BenchError> {
+    let world = World::up(&scene(&[("sluice", "m5.4xlarge"), ("peer", "m5.4xlarge")])?).await?;
+    let (node, peer_node) = (world.node("sluice")?, world.node("peer")?);
+    say("filling the warm pool");
+    let pool = POOL.to_string();
+    let settings = [("MINIMUM_IP_TARGET", pool.as_str()), ("WARM_IP_TARGET", "1"), ("IP_COOLDOWN_PERIOD", "1")];
+    let mut ipamd = deploy(node, &settings).await?;
+    let ours = Subject {
+        program: PathBuf::from(CNI_BIN).join("sluice-eni"),
+        path: CNI_BIN.into(),
+        config: plugin_config(),
+        daemons: vec![ipamd.pid()],
+    };
+    let peer = peer_subject();
+    let sandboxes = Sandboxes::new(node, PODS).await?;
+    let peer_sandboxes = Sandboxes::new(peer_node, PODS).await?;
+
+    let mut levels = AT_ONCE.map(|at_once| Level { at_once, ..Level::default() });
+    for round in 0..ROUNDS {
+        say(&format!("round {} of {ROUNDS}", round + 1));
+        for level in &mut levels {
+            for turn in 0..ARMS.len() {
+                let arm = (round + turn) % ARMS.len();
+                let label = format!("r{round}-n{}-{arm}", level.at_once);
+                let times = if arm == 1 {
+                    peer_sandboxes.burst(peer_node, &peer, &label, level.at_once).await?
+                } else {
+                    await_free(&mut ipamd, node).await?;
+                    sandboxes.burst(node, &ours, &label, level.at_once).await?
+                };
+                if let Some(bursts) = level.arms.get_mut(arm) {
+                    bursts.push(times);
+                }
+            }
+        }
+    }
+    Ok(report(&levels))
+}
+
+/// Waits until no ADD of a burst has to wait for an address, and nothing else goes on.
+async fn await_free(ipamd: &mut Deployment, node: &Node) -> Result<(), BenchError> {
+    let wanted = "the whole pool is free";
+    ipamd.wait_for(node, wanted, |pool| pool.free >= POOL && pool.flights == 0).await?;
+    Ok(())
+}
+
+fn peer_subject() -> Subject {
+    let config = json!({
+        "cniVersion": "1.0.0",
+        "name": "reference",
+        "type": "ptp",
+        "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.99.0.0/16" }]] },
+    });
+    Subject {
+        program: PathBuf::from(DEBIAN_CNI).join("ptp"),
+        path: DEBIAN_CNI.into(),
+        config: config.as_object().cloned().unwrap_or_default(),
+        daemons: Vec::new(),
+    }
+}
+
+impl Level {
+    fn adds(&self, arm: usize) -> Vec<Duration> {
+        self.times(arm, |times| &times.add)
+    }
+
+    fn times(&self, arm: usize, verb: impl Fn(&Times) -> &Vec<Duration>) -> Vec<Duration> {
+        self.arms.get(arm).into_iter().flatten().flat_map(|times| verb(times).iter().copied()).collect()
+    }
+
+    /// Milliseconds of CPU an ADD, over all rounds, because the kernel counts coarsely.
+    fn cpu(&self, arm: usize) -> f64 {
+        let bursts = self.arms.get(arm).into_iter().flatten();
+        let (cpu, adds) = bursts.fold((Duration::ZERO, 0_u32), |(cpu, adds), times| {
+            (cpu + times.add_cpu, adds + u32::try_from(times.add.len()).unwrap_or_default())
+        });
+        millis(cpu) / f64::from(adds)
+    }
+
+    /// The median over the rounds of one arm's 99th percentile of ADD divided by another's in the same round.
+    fn ratio(&self, arm: usize, other: usize) -> f64 {
+        let of = |arm: usize| self.arms.get(arm).into_iter().flatten().map(|times| millis(percentile(&times.add, 99)));
+        let ratios: Vec<f64> = of(arm).zip(of(other)).map(|(one, other)| one / other).collect();
+        median(&ratios)
+    }
+}
+
+fn report(levels: &[Level; 3]) -> Report {
+    let [alone, _, crowded] = levels;
+    let p = |percent, times: &[Duration]| millis(percentile(times, percent));
+    let mut rows = vec![
+        ["at once", "", "ADD p50", "p95", "p99 ms", "DEL p50", "p95", "p99 ms", "CPU an ADD"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for level in levels {
+        for (arm, name) in ARMS.iter().enumerate() {
+            let mut row = vec![level.at_once.to_string(), (*name).to_owned()];
+            for times in [level.adds(arm), level.times(arm, |times| &times.del)] {
+                row.extend([50, 95, 99].map(|percent| format!("{:.1}", p(percent, &times))));
+            }
+            row.push(format!("{:.1} ms", level.cpu(arm)));
+            rows.push(row);
+        }
+        let aa = format!("p99 {:.2} of the peer's; A/A {:.2}", level.ratio(0, 1), level.ratio(0, 2));
+        rows.push(vec![level.at_once.to_string(), aa]);
+    }
+    let figure = p(99, &crowded.adds(0));
+    let ratio = crowded.ratio(0, 1);
+    let cpu = levels.iter().map(|level| level.cpu(0)).fold(0.0, f64::max);
+    let part = |what: &str, figure, limit, unit| Part { what: what.into(), figure, limit, unit };
+    Report {
+        id: ID,
+        figure,
+        unit: "ms",
+        peer: Some(p(99, &crowded.adds(1))),
+        ratio: Some(ratio),
+        parts: vec![
+            part("p50 of an ADD alone", p(50, &alone.adds(0)), ALONE, "ms"),
+            part("p99 of 50 ADDs at once", figure, CROWDED, "ms"),
+            part("the same by the peer's", ratio, PART, ""),
+            part("CPU an ADD, ipamd included", cpu, CPU, "ms"),
+        ],
+        rows,
+    }
+}

@@ -1,0 +1,273 @@
+//! CNI plugins executed for many pods at once, and timed from exec to exit as a runtime would see it.
+//!
+//! Between the two readings of the clock there is nothing but `posix_spawn`, the pipes and `wait`: threads, namespaces,
+//! files and commands are ready before, and answers are read after. The threads live on the node, so that nothing has
+//! to be executed first to get there.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+use sluice_hostnet::netns::{Namespace, NamespaceError};
+use sluice_vpcsim::node::{Node, NodeError};
+
+/// Where the plugins' input lies on the node: in memory.
+const DIR: &str = "/run/bench";
+/// What a plugin may find by name: `ip` and such, for those that need it.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why a burst has no times.
+#[derive(Debug, thiserror::Error)]
+pub enum BurstError {
+    /// The node refused.
+    #[error("the burst cannot be set up")]
+    Node(#[from] NodeError),
+    /// A pod's namespace could not be made.
+    #[error("a pod's network namespace cannot be made")]
+    Namespace(#[from] NamespaceError),
+    /// A file could not be used, or a program not executed.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A plugin failed: there is no figure for what does not work.
+    #[error("{program} {verb} failed for {container} ({status}): {printed}")]
+    Failed {
+        /// The plugin.
+        program: String,
+        /// ADD or DEL.
+        verb: &'static str,
+        /// The pod.
+        container: String,
+        /// How it ended.
+        status: String,
+        /// What it printed.
+        printed: String,
+    },
+}
+
+/// A plugin, and the configuration it gets.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// The executable.
+    pub program: PathBuf,
+    /// `CNI_PATH`: where it finds the plugins that it executes itself.
+    pub path: PathBuf,
+    /// The plugin's object of a conflist, with the list's name and version.
+    pub config: Map<String, Value>,
+    /// Processes that work for it: their CPU counts.
+    pub daemons: Vec<u32>,
+}
+
+/// The network namespaces of pods. They are made once and used by burst after burst: the kernel takes a namespace down
+/// at leisure, which would be in the way of the next burst.
+#[derive(Debug)]
+pub struct Sandboxes {
+    paths: Vec<PathBuf>,
+}
+
+/// One burst: the times of each pod's ADD and DEL, and the CPU that they took together.
+#[derive(Debug, Clone, Default)]
+pub struct Times {
+    /// Exec to exit of each ADD.
+    pub add: Vec<Duration>,
+    /// Exec to exit of each DEL.
+    pub del: Vec<Duration>,
+    /// CPU of all ADDs: the plugins, what they executed, and the daemons. The kernel counts in steps of 10 ms.
+    pub add_cpu: Duration,
+}
+
+impl Sandboxes {
+    /// Makes `count` namespaces on `node`.
+    ///
+    /// # Errors
+    /// [`BurstError::Namespace`].
+    pub async fn new(node: &Node, count: usize) -> Result<Self, BurstError> {
+        let paths: Vec<PathBuf> = (0..count).map(|i| PathBuf::from(format!("/run/netns/bench-{i}"))).collect();
+        let wanted = paths.clone();
+        node.run(move || {
+            let create = |path| Namespace::create(path).map(drop);
+            wanted.iter().try_for_each(create)
+        })
+        .await??;
+        Ok(Self { paths })
+    }
+
+    /// Executes ADD for every pod, `at_once` at the same time, then DEL likewise. `label` tells this burst's pods from
+    /// those of other bursts.
+    ///
+    /// # Errors
+    /// [`BurstError::Failed`] with the first plugin that failed.
+    pub async fn burst(
+        &self,
+        node: &Node,
+        subject: &Subject,
+        label: &str,
+        at_once: usize,
+    ) -> Result<Times, BurstError> {
+        let pods: Vec<Pod> = self
+            .paths
+            .iter()
+            .enumerate()
+            .map(|(i, netns)| Pod { container: format!("{label}-{i}"), netns: netns.clone() })
+            .collect();
+        let subject = subject.clone();
+        node.run(move || {
+            let before = cpu(&subject.daemons)?;
+            let added = phase(&subject, "ADD", &pods, &[], at_once)?;
+            let add_cpu = cpu(&subject.daemons)?.saturating_sub(before);
+            let results: Vec<Value> =
+                added.iter().map(|(_, output)| serde_json::from_slice(&output.stdout).unwrap_or_default()).collect();
+            let deleted = phase(&subject, "DEL", &pods, &results, at_once)?;
+            let times = |outputs: Vec<(Duration, Output)>| outputs.into_iter().map(|(time, _)| time).collect();
+            Ok(Times { add: times(added), del: times(deleted), add_cpu })
+        })
+        .await?
+    }
+
+    /// Executes ADD for every pod, `at_once` at the same time, and leaves them.
+    ///
+    /// # Errors
+    /// [`BurstError::Failed`] with the first plugin that failed.
+    pub async fn fill(&self, node: &Node, subject: &Subject, at_once: usize) -> Result<(), BurstError> {
+        let pods: Vec<Pod> = self
+            .paths
+            .iter()
+            .enumerate()
+            .map(|(i, netns)| Pod { container: format!("fill-{i}"), netns: netns.clone() })
+            .collect();
+        let subject = subject.clone();
+        node.run(move || phase(&subject, "ADD", &pods, &[], at_once).map(drop)).await?
+    }
+}
+
+struct Pod {
+    container: String,
+    netns: PathBuf,
+}
+
+/// One verb for all pods, in batches. `previous` holds what ADD answered, for DEL.
+fn phase(
+    subject: &Subject,
+    verb: &'static str,
+    pods: &[Pod],
+    previous: &[Value],
+    at_once: usize,
+) -> Result<Vec<(Duration, Output)>, BurstError> {
+    let io = |what: String| move |source| BurstError::Io { what, source };
+    std::fs::create_dir_all(DIR).map_err(io(format!("{DIR} cannot be made")))?;
+    let mut ended = Vec::with_capacity(pods.len());
+    for (batch, offset) in pods.chunks(at_once.max(1)).zip((0..).step_by(at_once.max(1))) {
+        let mut commands = Vec::with_capacity(batch.len());
+        for (pod, i) in batch.iter().zip(offset..) {
+            let ready = command(subject, verb, pod, previous.get(i));
+            commands.push(ready.map_err(io(format!("the input of {} cannot be written", pod.container)))?);
+        }
+        let outputs = run_at_once(commands);
+        for (output, pod) in outputs.into_iter().zip(batch) {
+            let (time, output) = output.map_err(io(format!("{} cannot be executed", subject.program.display())))?;
+            if !output.status.success() {
+                return Err(BurstError::Failed {
+                    program: subject.program.display().to_string(),
+                    verb,
+                    container: pod.container.clone(),
+                    status: output.status.to_string(),
+                    printed: String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+                });
+            }
+            ended.push((time, output));
+        }
+    }
+    Ok(ended)
+}
+
+/// What libcni would execute (CNI specification 1.1.0, section 3 and 4).
+fn command(subject: &Subject, verb: &str, pod: &Pod, previous: Option<&Value>) -> io::Result<Command> {
+    let mut config = subject.config.clone();
+    if let Some(previous) = previous {
+        config.insert("prevResult".into(), previous.clone());
+    }
+    let input = Path::new(DIR).join(&pod.container);
+    std::fs::write(&input, Value::Object(config).to_string())?;
+    let stdin = File::open(&input)?;
+    std::fs::remove_file(&input)?;
+    let mut command = Command::new(&subject.program);
+    command
+        .env_clear()
+        .env("PATH", PATH)
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", &pod.container)
+        .env("CNI_NETNS", &pod.netns)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", &subject.path)
+        .env(
+            "CNI_ARGS",
+            format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={0};K8S_POD_INFRA_CONTAINER_ID={0}",
+                pod.container
+            ),
+        )
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Ok(command)
+}
+
+fn run_at_once(commands: Vec<Command>) -> Vec<io::Result<(Duration, Output)>> {
+    let start = Barrier::new(commands.len());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = commands
+            .into_iter()
+            .map(|command| {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    timed(command)
+                })
+            })
+            .collect();
+        let ended = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|_panic| Err(io::Error::other("the thread that timed it panicked")))
+        };
+        threads.into_iter().map(ended).collect()
+    })
+}
+
+fn timed(mut command: Command) -> io::Result<(Duration, Output)> {
+    let start = Instant::now();
+    let output = command.spawn()?.wait_with_output()?;
+    Ok((start.elapsed(), output))
+}
+
+/// The CPU that this process's ended children and `daemons` have taken so far.
+fn cpu(daemons: &[u32]) -> Result<Duration, BurstError> {
+    let io = |source| BurstError::Io { what: "the CPU time of a process cannot be read".into(), source };
+    let ours = stat("self").map_err(io)?.children;
+    daemons.iter().try_fold(ours, |sum, pid| Ok(sum + stat(&pid.to_string()).map_err(io)?.own))
+}
+
+struct CpuTimes {
+    own: Duration,
+    children: Duration,
+}
+
+/// `/proc/PID/stat` (proc(5)): after the name in parentheses, fields 14 and 15 are the process's own user and system
+/// time, 16 and 17 those of its ended children, in hundredths of a second (`USER_HZ` is fixed).
+fn stat(pid: &str) -> io::Result<CpuTimes> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = text.rsplit_once(')').unwrap_or_default();
+    let mut ticks = fields.split_whitespace().skip(11).map_while(|field| field.parse::<u64>().ok());
+    let mut sum = || match (ticks.next(), ticks.next()) {
+        (Some(user), Some(system)) => Ok(Duration::from_millis(10 * (user + system))),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not as proc(5) says"))),
+    };
+    Ok(CpuTimes { own: sum()?, children: sum()? })
+}

@@ -1,0 +1,40 @@
+//! What the benchmarks measure with does measure.
+
+#![cfg(test)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use sluice_tests::bench::burst::{BurstError, Sandboxes, Subject};
+use sluice_tests::containerd::{DEBIAN_CNI, installed};
+use sluice_vpcsim::node::Node;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_times_each_pod_and_a_failure_is_no_time() {
+    let obstacle = if nix::unistd::geteuid().is_root() { installed().err() } else { return };
+    if let Some(obstacle) = obstacle {
+        assert!(std::env::var_os("CI").is_none(), "{obstacle}");
+        return;
+    }
+    let tag = format!("burst-{}", std::process::id());
+    let node = Node::boot("burst", &std::env::temp_dir().join(format!("sluice-{tag}")), &tag).await.unwrap();
+    let config = json!({"cniVersion": "1.0.0", "name": "reference", "type": "ptp",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/29"}]]}});
+    let mut subject = Subject {
+        program: PathBuf::from(DEBIAN_CNI).join("ptp"),
+        path: DEBIAN_CNI.into(),
+        config: config.as_object().unwrap().clone(),
+        daemons: vec![std::process::id()],
+    };
+    let sandboxes = Sandboxes::new(&node, 5).await.unwrap();
+    for at_once in [1, 2, 5] {
+        let times = sandboxes.burst(&node, &subject, &format!("n{at_once}"), at_once).await.unwrap();
+        assert_eq!((times.add.len(), times.del.len()), (5, 5));
+        assert!(times.add.iter().chain(&times.del).all(|time| *time > Duration::from_micros(100)), "{times:?}");
+    }
+    subject.config.insert("ipam".into(), json!({"type": "no-such-plugin"}));
+    let error = sandboxes.burst(&node, &subject, "bad", 5).await.unwrap_err();
+    assert!(matches!(error, BurstError::Failed { verb: "ADD", .. }), "{error}");
+    assert!(error.to_string().contains("no-such-plugin"), "{error}");
+}
