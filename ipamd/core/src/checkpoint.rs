@@ -15,7 +15,7 @@ use sluice_contract::id::{AttachmentId, EniId, MacAddr, SubnetId};
 use crate::check::{Violation, check};
 use crate::cloud::InterfaceType;
 use crate::ledger::{AddressState, Block, Eni, LedgerError, Owner, Role, Stage};
-use crate::state::{Intent, Node, State, Subnet};
+use crate::state::{Intent, Node, SETTLE, State, Subnet};
 use crate::time::Timestamp;
 
 /// The format that this build writes, and the only one that it reads.
@@ -62,6 +62,8 @@ pub struct Checkpoint {
     strays: BTreeSet<Ipv4Addr>,
     last_grown: Option<Timestamp>,
     last_shrunk: Option<Timestamp>,
+    found_cool_until: Option<Timestamp>,
+    resurvey_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +84,7 @@ struct EniRecord {
     delete_on_termination: bool,
     unsure: bool,
     not_before: Option<Timestamp>,
+    recheck: Option<Timestamp>,
     confirmed: Option<Timestamp>,
     blocks: BTreeMap<Ipv4Net, BlockRecord>,
     departed: BTreeMap<Ipv4Net, Timestamp>,
@@ -124,12 +127,14 @@ impl Checkpoint {
             seed: state.seed,
             sequence: state.sequence,
             node: state.node.clone(),
-            enis: state.ledger.enis().map(|eni| EniRecord::of(eni, busy.contains(&eni.id))).collect(),
+            enis: state.ledger.enis().map(|eni| EniRecord::of(eni, busy.contains(&eni.id), now)).collect(),
             intents: state.intents.clone(),
             subnets: state.subnets.clone(),
             strays: state.ledger.strays().clone(),
             last_grown: state.last_grown,
             last_shrunk: state.last_shrunk,
+            found_cool_until: state.found_cool_until,
+            resurvey_at: state.resurvey_at,
         }
     }
 
@@ -177,6 +182,8 @@ impl Checkpoint {
             sequence: self.sequence,
             last_grown: self.last_grown.map(|at| at.earlier(back)),
             last_shrunk: self.last_shrunk.map(|at| at.earlier(back)),
+            found_cool_until: self.found_cool_until.map(|at| at.earlier(back)),
+            resurvey_at: self.resurvey_at.map(|at| at.earlier(back)),
             survey_at: Some(now),
             imds_trusted: false,
             ..State::default()
@@ -193,7 +200,7 @@ impl Checkpoint {
 }
 
 impl EniRecord {
-    fn of(eni: &Eni, busy: bool) -> Self {
+    fn of(eni: &Eni, busy: bool, now: Timestamp) -> Self {
         Self {
             id: eni.id.clone(),
             mac: eni.mac,
@@ -210,6 +217,7 @@ impl EniRecord {
             delete_on_termination: eni.delete_on_termination,
             unsure: eni.unsure || busy,
             not_before: eni.not_before,
+            recheck: if busy { Some(now + SETTLE) } else { eni.recheck },
             confirmed: eni.confirmed,
             blocks: eni.blocks.iter().map(|(net, block)| (*net, BlockRecord::of(block))).collect(),
             departed: eni.departed.clone(),
@@ -235,12 +243,13 @@ impl EniRecord {
             delete_on_termination: self.delete_on_termination,
             unsure: self.unsure,
             not_before: self.not_before.map(|at| at.earlier(back)),
+            recheck: self.recheck.map(|at| at.earlier(back)),
             confirmed: self.confirmed.map(|at| at.earlier(back)),
             blocks: BTreeMap::new(),
             departed: BTreeMap::new(),
         })?;
         for (net, block) in self.blocks {
-            ledger.add_blocks(&id, [net], block.added.earlier(back))?;
+            ledger.add_blocks(&id, [net], None, block.added.earlier(back))?;
             for (address, record) in block.addresses {
                 if !net.contains(&address) {
                     return Err(LedgerError::UnknownAddress(address).into());

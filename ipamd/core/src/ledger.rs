@@ -256,13 +256,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// Adds prefixes and secondary addresses; what the kernel shows alive among them goes into quarantine.
+    /// Adds prefixes and secondary addresses: free, or cooling for those whose past is not known. What the kernel shows
+    /// alive among them goes into quarantine.
     pub(crate) fn add_blocks(
         &mut self,
         id: &EniId,
         blocks: impl IntoIterator<Item = Ipv4Net>,
+        cooling_until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(), LedgerError> {
+        let new = match cooling_until.filter(|until| *until > now) {
+            Some(until) => AddressState::Cooling { until },
+            None => AddressState::Free { since: now },
+        };
         let blocks: Vec<Ipv4Net> = blocks.into_iter().collect();
         self.eni_mut(id)?;
         for block in &blocks {
@@ -273,11 +279,8 @@ impl Ledger {
         for net in blocks {
             let mut block = Block { added: now, withdrawn: false, addresses: BTreeMap::new() };
             for address in Block::hosts(net) {
-                let state = if self.strays.remove(&address) {
-                    AddressState::Quarantined { since: now }
-                } else {
-                    AddressState::Free { since: now }
-                };
+                let state =
+                    if self.strays.remove(&address) { AddressState::Quarantined { since: now } } else { new.clone() };
                 block.addresses.insert(address, state);
                 self.homes.insert(address, (id.clone(), net));
             }

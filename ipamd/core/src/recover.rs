@@ -12,7 +12,7 @@ use sluice_contract::id::{Attachment, IfName};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ledger::{AddressState, Owner};
-use crate::state::{Event, State};
+use crate::state::{Event, SETTLE, State};
 use crate::time::Timestamp;
 
 /// An allocation whose pod the kernel does not show is kept for so long: its ADD may be under way.
@@ -88,14 +88,26 @@ pub fn recover(
         Some(Ok(state)) => state,
         Some(Err(error)) => {
             findings.push(Finding::CheckpointLost(with_sources(&error)));
-            State { imds_trusted: false, ..State::new(seed) }
+            without_checkpoint(seed, cooldown, now)
         }
         // Pods live and nothing is known of them: then IMDS is not to be trusted with what is free either.
-        None => State { imds_trusted: kernel.pods.is_empty(), ..State::new(seed) },
+        None if !kernel.pods.is_empty() => without_checkpoint(seed, cooldown, now),
+        None => State::new(seed),
     };
     let mut recovered = Recovered { state, findings };
     recovered.findings.extend(reconcile(&mut recovered.state, kernel, cooldown, now));
     recovered
+}
+
+/// A state that knows that another was lost: what IMDS shows may have been given back, what is found may have been released
+/// just now, and an ENI may have been made of which EC2 does not tell yet.
+fn without_checkpoint(seed: u64, cooldown: Duration, now: Timestamp) -> State {
+    State {
+        imds_trusted: false,
+        found_cool_until: Some(now + cooldown),
+        resurvey_at: Some(now + SETTLE),
+        ..State::new(seed)
+    }
 }
 
 /// Brings the state in line with the kernel: at start, and from time to time for pods whose DEL was lost.

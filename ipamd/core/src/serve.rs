@@ -2,13 +2,15 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_contract::id::Attachment;
-use sluice_contract::rpc::Refusal;
+use sluice_contract::rpc::{Refusal, RefusalCode};
 
-use crate::ledger::Owner;
-use crate::plan::Plan;
-use crate::queue::{Queue, Token};
+use crate::ledger::{Owner, Stage};
+use crate::op::{Op, OpKey};
+use crate::plan::{Cause, Plan};
+use crate::queue::{Queue, Token, Waiter};
 use crate::state::State;
 use crate::time::Timestamp;
 
@@ -48,23 +50,139 @@ pub struct Serving {
 
 /// Decides for the whole queue. `plan` is the newest plan for this state and queue: its words explain what an ADD waited for
 /// in vain.
+///
+/// Whoever has waited longest gets the address that has been free longest. Where there is no hope for some, those that came
+/// last are refused.
 #[must_use]
 pub fn serve(state: &State, queue: &Queue, plan: &Plan, now: Timestamp) -> Serving {
     let mut serving = Serving::default();
     let mut free = state.ledger().available(now);
-    let mut left = false;
+    let mut left: Vec<&Waiter> = Vec::new();
     for waiter in queue.waiters() {
         let held = state.ledger().address_of(&waiter.owner.attachment);
         match held.or_else(|| free.next()) {
             Some(address) => {
                 serving.grants.push(Grant { owner: Arc::clone(&waiter.owner), address, held: held.is_some() });
             }
-            None => left = true,
+            None => left.push(waiter),
         }
     }
-    let _ = plan;
-    if left {
-        serving.wake_at = [queue.next_deadline(), state.ledger().next_cooled(now)].into_iter().flatten().min();
+    // The plan counted all that wait; those that are served just now are not hopeless.
+    let beyond = plan.hopeless.as_ref().map_or(0, |hopeless| usize::try_from(hopeless.beyond).unwrap_or(usize::MAX));
+    let hopeful = left.len().saturating_sub(beyond);
+    for (index, waiter) in left.into_iter().enumerate() {
+        let attachment = waiter.owner.attachment.clone();
+        if let Some(hopeless) = plan.hopeless.as_ref().filter(|_| index >= hopeful) {
+            let refusal = hopeless.cause.refusal(state, now);
+            serving.refused.push(Refused { attachment, tokens: waiter.tokens.keys().copied().collect(), refusal });
+            continue;
+        }
+        let (late, waiting): (Vec<_>, Vec<_>) = waiter.tokens.iter().partition(|(_, deadline)| **deadline <= now);
+        serving.wake_at = waiting.into_iter().map(|(_, deadline)| *deadline).chain(serving.wake_at).min();
+        if !late.is_empty() {
+            let tokens = late.into_iter().map(|(token, _)| *token).collect();
+            let refusal = too_late(state, plan, now.since(waiter.since), now);
+            serving.refused.push(Refused { attachment, tokens, refusal });
+        }
+    }
+    if serving.wake_at.is_some() {
+        serving.wake_at = serving.wake_at.into_iter().chain(state.ledger().next_cooled(now)).min();
     }
     serving
+}
+
+/// The answer when a deadline has passed.
+fn too_late(state: &State, plan: &Plan, waited: Duration, now: Timestamp) -> Refusal {
+    if let Some(cause) = plan.hopeless.as_ref().map(|hopeless| &hopeless.cause).or(plan.held_up.as_ref()) {
+        let Refusal { code, message, hint, retry_after_ms } = cause.refusal(state, now);
+        return Refusal { code, message: format!("{message}; waited {} s", waited.as_secs()), hint, retry_after_ms };
+    }
+    let message = format!("no address was free within {} s: {}", waited.as_secs(), under_way(state, now));
+    Refusal::new(RefusalCode::PoolGrowing, message)
+        .hint("the pool is growing and the runtime will try again; `sluice status` shows what is under way")
+        .retry_after(Duration::from_secs(5))
+}
+
+/// What is being done to get addresses, in words.
+fn under_way(state: &State, now: Timestamp) -> String {
+    let mut words: Vec<String> = state
+        .flights()
+        .values()
+        .filter(|op| matches!(op, Op::Create(_) | Op::Attach { .. } | Op::Assign { .. }))
+        .map(ToString::to_string)
+        .collect();
+    let begun =
+        state.intents().iter().filter(|(token, _)| !state.flights().contains_key(&OpKey::Create((*token).clone())));
+    words.extend(begun.map(|(_, intent)| Op::Create(intent.request.clone()).to_string()));
+    let coming = state.ledger().enis().filter(|eni| eni.stage == Stage::Attached && eni.carries_pods());
+    words.extend(coming.map(|eni| format!("set {} up on the host", eni.id)));
+    let cooling = state.ledger().tally(now).cooling;
+    if cooling > 0 {
+        words.push(format!("{cooling} addresses are cooling"));
+    }
+    if words.is_empty() { "nothing is under way".to_owned() } else { words.join(", ") }
+}
+
+impl Cause {
+    /// The code by which plugins and operators tell it from others.
+    #[must_use]
+    pub const fn code(&self) -> RefusalCode {
+        match self {
+            Self::EniLimit { .. } => RefusalCode::EniLimit,
+            Self::SubnetExhausted { .. } | Self::NoSubnet => RefusalCode::SubnetExhausted,
+            Self::Denied { .. } => RefusalCode::IamDenied,
+            Self::Throttled { .. } => RefusalCode::Throttled,
+            Self::Unavailable { .. } => RefusalCode::Ec2Unavailable,
+            Self::NotReady => RefusalCode::NotReady,
+        }
+    }
+
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::EniLimit { by_setting: true, .. } => {
+                "raise MAX_ENI, or lower the node's max pods to what its ENIs hold".to_owned()
+            }
+            Self::EniLimit { .. } => {
+                "lower the node's max pods to what its ENIs hold, use prefixes (ENABLE_PREFIX_DELEGATION), or a larger \
+                 instance type"
+                    .to_owned()
+            }
+            Self::SubnetExhausted { .. } => {
+                "free addresses in the subnet, or tag another one in this zone with kubernetes.io/role/cni=1".to_owned()
+            }
+            Self::NoSubnet => "tag a subnet in this zone with kubernetes.io/role/cni=1".to_owned(),
+            Self::Denied { api, .. } => format!("allow ec2:{api} in the node's IAM role"),
+            Self::Throttled { .. } => {
+                "the call is repeated by itself; ask AWS for a higher rate if it lasts".to_owned()
+            }
+            Self::Unavailable { .. } => {
+                "the call is repeated by itself; check the route to the EC2 endpoint".to_owned()
+            }
+            Self::NotReady => "the daemon is starting; check that the node reaches IMDS at 169.254.169.254".to_owned(),
+        }
+    }
+
+    /// When the call that is in the way is made again.
+    #[must_use]
+    pub const fn until(&self) -> Option<Timestamp> {
+        match self {
+            Self::SubnetExhausted { until, .. }
+            | Self::Denied { until, .. }
+            | Self::Throttled { until, .. }
+            | Self::Unavailable { until, .. } => Some(*until),
+            Self::EniLimit { .. } | Self::NoSubnet | Self::NotReady => None,
+        }
+    }
+
+    /// The answer to an ADD that waits in vain because of it.
+    #[must_use]
+    pub fn refusal(&self, state: &State, now: Timestamp) -> Refusal {
+        let refusal = Refusal::new(self.code(), format!("no address is free: {self}")).hint(self.hint());
+        match self.until().or_else(|| state.ledger().next_cooled(now)) {
+            Some(until) => refusal.retry_after(until.since(now).max(Duration::from_secs(1))),
+            None => refusal,
+        }
+    }
 }

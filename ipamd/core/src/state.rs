@@ -34,6 +34,9 @@ const DEPARTED_KEPT: Duration = Duration::from_secs(600);
 /// First and longest pause of a subnet that has no addresses left.
 const SUBNET_PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(300));
 
+/// The same where it has no whole /28 left. Single addresses stand in for prefixes meanwhile, and a try costs some of them.
+const PREFIX_PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
 /// How long the planner holds back after EC2 has said that the instance has all the ENIs it can have.
 const ATTACHMENT_LIMIT_PAUSE: Duration = Duration::from_secs(300);
 
@@ -63,6 +66,8 @@ pub struct Intent {
     pub card: u32,
     /// When it was begun.
     pub since: Timestamp,
+    /// How many times the call has been made.
+    pub tries: u32,
 }
 
 /// Why calls of an API are not worth making, and until when.
@@ -224,9 +229,13 @@ pub struct State {
     pub(crate) last_shrunk: Option<Timestamp>,
     /// When EC2 is to be asked for all ENIs of this node, if it has to be.
     pub(crate) survey_at: Option<Timestamp>,
+    /// When to ask once more: the first answer may be late.
+    pub(crate) resurvey_at: Option<Timestamp>,
     /// Whether what IMDS says of the primary ENI's addresses is used at once: only while there is nothing that it could
     /// contradict.
     pub(crate) imds_trusted: bool,
+    /// Addresses that are found, not asked for, cool until then: a state that was lost may have released them just before.
+    pub(crate) found_cool_until: Option<Timestamp>,
     /// When EC2 last described the subnets.
     pub(crate) subnets_at: Option<Timestamp>,
 }
@@ -311,6 +320,10 @@ impl State {
 
     /// [`Event::KernelSeen`], which cannot contradict the state.
     pub(crate) fn kernel_seen(&mut self, alive: &BTreeSet<Ipv4Addr>, cooldown: Duration, now: Timestamp) {
+        if !self.ledger.strays().is_subset(alive) {
+            // Pods have gone whose ENI is not known yet: their addresses cool when they are found.
+            self.found_cool_until = self.found_cool_until.max(Some(now + cooldown));
+        }
         self.ledger.kernel_seen(alive, cooldown, now);
     }
 
@@ -331,13 +344,13 @@ impl State {
         }
         match &op {
             Op::Create(request) => {
-                if !self.intents.contains_key(&request.client_token) {
-                    // Plans number their creates ahead, and not all of them need have been begun.
-                    let number = request.client_token.rsplit('-').next().and_then(|number| number.parse().ok());
-                    self.sequence = number.unwrap_or(0).max(self.sequence) + 1;
-                    let intent = Intent { request: request.clone(), card: 0, since: now };
-                    self.intents.insert(request.client_token.clone(), intent);
-                }
+                let intent = Intent { request: request.clone(), card: 0, since: now, tries: 0 };
+                let intent = self.intents.entry(request.client_token.clone()).or_insert(intent);
+                intent.tries = intent.tries.saturating_add(1);
+                // Plans number their creates ahead, and not all of them need have been begun.
+                let number: Option<u64> =
+                    request.client_token.rsplit('-').next().and_then(|number| number.parse().ok());
+                self.sequence = self.sequence.max(number.map_or(0, |number| number.saturating_add(1)));
             }
             Op::Unassign { eni, what } => {
                 let blocks: Vec<Ipv4Net> = what

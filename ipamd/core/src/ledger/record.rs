@@ -168,6 +168,8 @@ pub struct Eni {
     pub unsure: bool,
     /// Nothing is tried on it before then; set after a failure that concerns it alone.
     pub not_before: Option<Timestamp>,
+    /// EC2 is to be asked once more then: what a call without an answer has done may show late.
+    pub recheck: Option<Timestamp>,
     /// When EC2 last described it.
     pub confirmed: Option<Timestamp>,
     /// Secondary addresses and prefixes.

@@ -47,7 +47,11 @@ pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form) {
         if at_rest && !eni.unsure {
             pool = pool - part;
             going.insert(&eni.id);
-            leave(draft, eni);
+            leave(
+                draft,
+                eni,
+                &format!("{} addresses are spare without it, {}", pool.spare + pool.foreign, targets.words(form)),
+            );
         }
     }
     for eni in enis.into_iter().filter(|eni| eni.stage == Stage::InService && !going.contains(&eni.id)) {

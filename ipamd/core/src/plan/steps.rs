@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::draft::Draft;
 use super::grow::eni_limit;
 use super::{Cause, Targets};
-use crate::ledger::{Eni, Stage};
+use crate::ledger::{AddressState, Eni, Stage};
 use crate::op::{Op, OpKey};
 use crate::state::{Node, SETTLE, State};
 use crate::time::Timestamp;
@@ -54,18 +54,21 @@ pub(super) fn take(draft: &mut Draft<'_>, node: &Node, targets: &Targets) {
     let state = draft.state;
     for eni in state.ledger().enis() {
         mark_for_deletion(draft, eni);
+        if let Some(at) = eni.recheck {
+            draft.wake(at);
+        }
         if draft.is_busy(&OpKey::Eni(eni.id.clone())) {
             continue;
         }
         if let Some(at) = eni.not_before.filter(|at| *at > draft.now) {
             draft.wake(at);
-        } else if eni.unsure {
+        } else if eni.unsure || eni.recheck.is_some_and(|at| at <= draft.now) {
             let op = Op::Inspect { eni: eni.id.clone() };
             note(draft, op, "a call or IMDS may have shown it otherwise than the ledger has it");
         } else {
             match eni.stage {
                 Stage::Created => attach(draft, node, targets, eni),
-                Stage::Leaving => leave(draft, eni),
+                Stage::Leaving => leave(draft, eni, "it is being freed"),
                 Stage::Attached | Stage::InService => {}
             }
         }
@@ -89,8 +92,7 @@ fn attach(draft: &mut Draft<'_>, node: &Node, targets: &Targets, eni: &Eni) {
     if u32::try_from(taken.attached).unwrap_or(u32::MAX) >= limit {
         let leaving = draft.state.ledger().enis().any(|other| other.stage == Stage::Leaving && other.device.is_some());
         if !leaving && eni.may_be_freed() {
-            let reason = format!("{limit} ENIs are attached already, as many as may be");
-            note(draft, Op::Delete { eni: eni.id.clone() }, &reason);
+            leave(draft, eni, &format!("{limit} ENIs are attached already, as many as may be"));
         }
         return;
     }
@@ -123,18 +125,23 @@ fn devices(draft: &Draft<'_>, card: u32) -> Devices {
     Devices { attached: count, numbers }
 }
 
-/// On with the leaving of an ENI.
-pub(super) fn leave(draft: &mut Draft<'_>, eni: &Eni) {
+/// The next step in the leaving of an ENI.
+pub(super) fn leave(draft: &mut Draft<'_>, eni: &Eni, reason: &str) {
     let id = eni.id.clone();
-    if eni.in_use(draft.now).is_some() || !eni.may_be_freed() {
+    if !eni.may_be_freed() {
+        return;
+    }
+    if eni.in_use(draft.now).is_some() {
+        let states = eni.blocks.values().flat_map(|block| block.addresses.values());
+        // A pod's end is an event; the end of a cooldown is not.
+        if let Some(cooled) = states.filter_map(AddressState::available_from).max() {
+            draft.wake(cooled);
+        }
         return;
     }
     match (&eni.attachment, eni.device) {
-        (Some(attachment), _) => {
-            let op = Op::Detach { eni: id, attachment: attachment.clone() };
-            note(draft, op, "it is being freed");
-        }
-        (None, None) => note(draft, Op::Delete { eni: id }, "it is detached and not needed"),
+        (Some(attachment), _) => note(draft, Op::Detach { eni: id, attachment: attachment.clone() }, reason),
+        (None, None) => note(draft, Op::Delete { eni: id }, reason),
         (None, Some(_)) => {
             note(draft, Op::Inspect { eni: id }, "it is to be detached, and its attachment's id is not known");
         }

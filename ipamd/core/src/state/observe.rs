@@ -10,7 +10,7 @@ use sluice_contract::id::EniId;
 
 use super::{ApplyError, DEPARTED_KEPT, SETTLE, State, Subnet, tag};
 use crate::cloud::{Ec2Eni, Ec2Subnet, ImdsEni, InstanceLimits, InterfaceType};
-use crate::ledger::{Eni, Role, Stage};
+use crate::ledger::{Block, Eni, Role, Stage};
 use crate::op::{Op, OpKey};
 use crate::time::Timestamp;
 
@@ -45,6 +45,7 @@ impl State {
             delete_on_termination: attached.is_some_and(|attachment| attachment.delete_on_termination),
             unsure: false,
             not_before: None,
+            recheck: None,
             confirmed: None,
             blocks: std::collections::BTreeMap::new(),
             departed: std::collections::BTreeMap::new(),
@@ -66,6 +67,13 @@ impl State {
         if let Ok(eni) = self.ledger.eni_mut(id) {
             eni.unsure = true;
             eni.not_before = Some(not_before);
+        }
+    }
+
+    /// EC2 is asked about the ENI once more at `at`.
+    pub(super) fn recheck_eni(&mut self, id: &EniId, at: Timestamp) {
+        if let Ok(eni) = self.ledger.eni_mut(id) {
+            eni.recheck = Some(at);
         }
     }
 
@@ -104,6 +112,7 @@ impl State {
                 delete_on_termination: true,
                 unsure: !trusted,
                 not_before: None,
+                recheck: None,
                 confirmed: None,
                 blocks: std::collections::BTreeMap::new(),
                 departed: std::collections::BTreeMap::new(),
@@ -130,7 +139,7 @@ impl State {
 
     /// Takes in all ENIs that EC2 says this node owns.
     pub(super) fn surveyed(&mut self, enis: &[Ec2Eni], now: Timestamp) {
-        self.survey_at = None;
+        self.survey_at = self.resurvey_at.take();
         let ours = self.node.as_ref().map(|node| node.identity.instance.clone());
         for eni in enis {
             let known = self.ledger.eni(&eni.eni).is_some();
@@ -172,14 +181,46 @@ impl State {
         let (id, carries_pods) = (eni.id.clone(), eni.carries_pods());
         let subnet = Subnet::unknown(eni.subnet_cidr);
         self.subnets.entry(eni.subnet.clone()).or_insert(subnet);
-        // The blocks are checked first: an ENI without its addresses must not stay behind.
-        let mut next = self.ledger.clone();
-        next.add_eni(eni)?;
+        self.ledger.add_eni(eni)?;
         if carries_pods {
-            next.add_blocks(&id, blocks, now)?;
+            let blocks = self.make_way(&id, blocks, false, now);
+            self.ledger.add_blocks(&id, blocks, self.found_cool_until, now)?;
         }
-        self.ledger = next;
         Ok(())
+    }
+
+    /// Which of these blocks can be added to an ENI. What another ENI is thought to hold, but is being given back, makes way:
+    /// EC2 has moved it on. So does what is merely free, when the news is the answer to a call and not a description that may
+    /// be late. All else that overlaps is left out, and EC2 is asked about both ENIs.
+    pub(super) fn make_way(
+        &mut self,
+        id: &EniId,
+        blocks: BTreeSet<Ipv4Net>,
+        is_answer: bool,
+        now: Timestamp,
+    ) -> BTreeSet<Ipv4Net> {
+        let mut clear = BTreeSet::new();
+        for net in blocks {
+            let others: BTreeSet<(EniId, Ipv4Net)> =
+                Block::hosts(net).filter_map(|address| self.ledger.homes().get(&address)).cloned().collect();
+            let mut is_clear = true;
+            for (eni, old) in others {
+                let goes = self
+                    .ledger
+                    .eni(&eni)
+                    .and_then(|eni| eni.blocks.get(&old))
+                    .is_some_and(|block| block.in_use(now).is_none() && (block.withdrawn || is_answer));
+                if !goes || self.ledger.remove_block(&eni, old, now).is_err() {
+                    is_clear = false;
+                    self.doubt_eni(&eni, now + LOOK_AGAIN);
+                    self.doubt_eni(id, now + LOOK_AGAIN);
+                }
+            }
+            if is_clear {
+                clear.insert(net);
+            }
+        }
+        clear
     }
 
     pub(super) fn described(
@@ -200,6 +241,7 @@ impl State {
         if let Ok(eni) = self.ledger.eni_mut(id) {
             eni.unsure = !certain;
             eni.confirmed = Some(now);
+            eni.recheck = eni.recheck.filter(|at| *at > now);
             eni.not_before = (!certain).then(|| now + LOOK_AGAIN);
             eni.departed.retain(|_, at| now.since(*at) < DEPARTED_KEPT);
         }
@@ -265,13 +307,13 @@ impl State {
             return Ok(true);
         }
         let mut certain = true;
-        let mut new = Vec::new();
+        let mut new = BTreeSet::new();
         for net in there.iter().filter(|net| !eni.blocks.contains_key(net)) {
             if eni.departed.get(net).is_some_and(|at| now.since(*at) < SETTLE) {
                 // Given back a moment ago: this may be news of the past.
                 certain = false;
             } else {
-                new.push(*net);
+                new.insert(*net);
             }
         }
         let gone: Vec<(Ipv4Net, bool, bool)> = eni
@@ -281,7 +323,10 @@ impl State {
             .map(|(net, block)| (*net, block.in_use(now).is_some(), now.since(block.added) > SETTLE))
             .collect();
         if !new.is_empty() {
-            self.ledger.add_blocks(id, new, now)?;
+            let wanted = new.len();
+            let new = self.make_way(id, new, false, now);
+            certain &= new.len() == wanted;
+            self.ledger.add_blocks(id, new, self.found_cool_until, now)?;
         }
         for (net, in_use, old) in gone {
             let withdrawn = self.ledger.eni_mut(id)?.blocks.get(&net).is_some_and(|block| block.withdrawn);

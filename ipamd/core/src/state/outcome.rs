@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
-use super::{ATTACHMENT_LIMIT_PAUSE, ApplyError, Obstacle, SUBNET_PAUSE, Shortage, State};
+use super::observe::blocks_of;
+use super::{ATTACHMENT_LIMIT_PAUSE, ApplyError, Obstacle, PREFIX_PAUSE, SETTLE, SUBNET_PAUSE, Shortage, State};
 use crate::cloud::{AddressCount, Api, CloudError, CloudErrorKind, CreateEni, Ec2Eni};
 use crate::ledger::Stage;
 use crate::op::{Failure, Op, Outcome};
@@ -51,15 +52,15 @@ impl State {
                 Ok(())
             }
             (Op::Assign { eni, count }, Outcome::Assigned(assigned)) => {
-                let blocks: Vec<Ipv4Net> =
-                    assigned.addresses.into_iter().map(Ipv4Net::from).chain(assigned.prefixes).collect();
+                let mut new = blocks_of(&assigned.addresses, &assigned.prefixes);
                 let known = self.ledger.eni_mut(eni)?;
                 // A repeated answer may name what has come in by a description.
-                let new: Vec<Ipv4Net> = blocks.into_iter().filter(|net| !known.blocks.contains_key(net)).collect();
+                new.retain(|net| !known.blocks.contains_key(net));
                 let subnet = known.subnet.clone();
                 self.subnet_has(&subnet, *count);
                 self.last_grown = Some(now);
-                Ok(self.ledger.add_blocks(eni, new, now)?)
+                let new = self.make_way(eni, new, true, now);
+                Ok(self.ledger.add_blocks(eni, new, None, now)?)
             }
             (Op::Unassign { eni, what }, Outcome::Done) => {
                 for net in what.addresses.iter().map(|a| Ipv4Net::from(*a)).chain(what.prefixes.iter().copied()) {
@@ -121,6 +122,9 @@ impl State {
             CloudErrorKind::Timeout => {
                 self.blocked(op.api(), error, retry);
                 self.doubt(op, error, (now + LOOK_AGAIN).min(retry), now);
+                if let Some(eni) = op.eni() {
+                    self.recheck_eni(eni, now + SETTLE);
+                }
             }
             CloudErrorKind::Throttled
             | CloudErrorKind::Denied
@@ -131,7 +135,7 @@ impl State {
         }
         if let (Op::Unassign { eni, what }, CloudErrorKind::Throttled | CloudErrorKind::Denied) = (op, error.kind) {
             // Certain to have had no effect: pods may have the addresses again.
-            for net in super::observe::blocks_of(&what.addresses, &what.prefixes) {
+            for net in blocks_of(&what.addresses, &what.prefixes) {
                 self.ledger.offer_again(eni, net);
             }
         }
@@ -139,8 +143,10 @@ impl State {
             // The same call may yet succeed after these; after all others it would only fail again, and nothing was made.
             let may_succeed =
                 matches!(error.kind, CloudErrorKind::Timeout | CloudErrorKind::Unavailable | CloudErrorKind::Throttled);
-            if !may_succeed {
-                self.intents.remove(&request.client_token);
+            let given_up = (!may_succeed).then(|| self.intents.remove(&request.client_token)).flatten();
+            if given_up.is_some_and(|intent| intent.tries > 1) {
+                // An earlier try may have made one.
+                self.survey_at = Some(self.survey_at.map_or(now + SETTLE, |at| at.min(now + SETTLE)));
             }
         }
     }
@@ -178,7 +184,8 @@ impl State {
             // It may have fewer: half of that is tried at once.
             Shortage { until: now, times, at_most: asked / 2 }
         } else {
-            let (first, longest) = SUBNET_PAUSE;
+            let (first, longest) =
+                if kind == CloudErrorKind::InsufficientPrefixes { PREFIX_PAUSE } else { SUBNET_PAUSE };
             let pause = first.saturating_mul(1 << times.min(8)).min(longest);
             Shortage { until: now + pause, times: times.saturating_add(1), at_most: 1 }
         });

@@ -1,0 +1,10 @@
+//! The planner and the state against a small model of EC2: steady states, and random lives.
+
+#[cfg(test)]
+mod ec2;
+#[cfg(test)]
+mod life;
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod steady;

@@ -1,0 +1,205 @@
+//! Random lives: pods come and go, calls fail or lose their answers, the daemon is killed, others take addresses. The
+//! invariants hold after each step (`Life` checks them), and once it is quiet the pool settles and agrees with EC2.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use sluice_ipamd_core::checkpoint::Checkpoint;
+use sluice_ipamd_core::cloud::{CloudErrorKind, InstanceLimits};
+use sluice_ipamd_core::plan::Targets;
+
+use crate::life::{Fate, Life, subnet_id};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Add(u8),
+    Del(u8),
+    /// A pod dies, and its DEL is lost.
+    Die(u8),
+    Run(u32),
+    Fates(Vec<Fate>),
+    Crash {
+        effects: u8,
+        keeps_checkpoint: bool,
+    },
+    Look,
+    Imds {
+        late: bool,
+    },
+    /// Others take or free a part of the subnet.
+    Others(bool, u8),
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    use CloudErrorKind::{
+        Conflict, Denied, InsufficientAddresses, InsufficientPrefixes, Other, Throttled, Unavailable,
+    };
+    prop_oneof![
+        2 => Just(Fate::Done),
+        2 => Just(Fate::Lost),
+        3 => Just(Fate::Late),
+        4 => prop::sample::select(vec![
+            Conflict, Denied, InsufficientAddresses, InsufficientPrefixes, Other, Throttled, Unavailable,
+        ]).prop_map(Fate::Refused),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1..12u8).prop_map(Step::Add),
+        5 => any::<u8>().prop_map(Step::Del),
+        1 => any::<u8>().prop_map(Step::Die),
+        8 => prop_oneof![1..500u32, 500..20_000u32, 20_000..120_000u32].prop_map(Step::Run),
+        2 => prop::collection::vec(fate(), 1..8).prop_map(Step::Fates),
+        1 => (any::<u8>(), prop::bool::weighted(0.8)).prop_map(|(effects, keeps_checkpoint)| Step::Crash { effects, keeps_checkpoint }),
+        1 => Just(Step::Look),
+        1 => any::<bool>().prop_map(|late| Step::Imds { late }),
+        1 => (any::<bool>(), any::<u8>()).prop_map(|(take, which)| Step::Others(take, which)),
+    ]
+}
+
+fn targets() -> impl Strategy<Value = Targets> {
+    let warm = prop_oneof![
+        Just((1, 1, 0, 0)),
+        Just((0, 0, 0, 0)),
+        Just((2, 3, 0, 0)),
+        (0..6u32, 0..12u32).prop_map(|(warm, minimum)| (1, 1, warm, minimum)),
+    ];
+    (warm, any::<bool>(), prop::option::weighted(0.2, 1..4u32), 6..60u32).prop_map(
+        |((warm_enis, warm_prefixes, warm_ips, minimum_ips), prefixes, max_enis, max_pods)| Targets {
+            prefixes,
+            warm_enis,
+            warm_prefixes,
+            warm_ips,
+            minimum_ips,
+            max_enis,
+            max_pods,
+            ..Targets::default()
+        },
+    )
+}
+
+fn limits() -> impl Strategy<Value = InstanceLimits> {
+    (2..5u32, 3..11u32).prop_map(|(enis, ipv4_per_eni)| InstanceLimits { enis, ipv4_per_eni, prefixes: true })
+}
+
+fn pick(life: &Life, which: u8) -> Option<String> {
+    let held = life.pods.keys().map(|attachment| attachment.container.to_string());
+    let waiting = life.queue.waiters().map(|waiter| waiter.owner.attachment.container.to_string());
+    let all: Vec<String> = held.chain(waiting).collect();
+    all.get(usize::from(which) % all.len().max(1)).cloned()
+}
+
+fn live(life: &mut Life, steps: &[Step]) {
+    let fates: Rc<RefCell<VecDeque<Fate>>> = Rc::default();
+    let next = Rc::clone(&fates);
+    life.fates = Box::new(move |_| next.borrow_mut().pop_front().unwrap_or(Fate::Done));
+    let mut pods = 0;
+    for step in steps {
+        match step {
+            Step::Add(count) => {
+                for _ in 0..*count {
+                    pods += 1;
+                    life.add(&format!("pod{pods}"));
+                }
+                life.pump();
+            }
+            Step::Del(which) => {
+                if let Some(name) = pick(life, *which) {
+                    life.del(&name);
+                    life.pump();
+                }
+            }
+            Step::Die(which) => {
+                let dead = life.pods.keys().nth(usize::from(*which) % life.pods.len().max(1)).cloned();
+                dead.map(|dead| life.pods.remove(&dead));
+            }
+            Step::Run(millis) => life.run(Duration::from_millis(u64::from(*millis))),
+            Step::Fates(new) => fates.borrow_mut().extend(new),
+            Step::Crash { effects, keeps_checkpoint } => {
+                let mut bits = *effects;
+                let has_effect = move || {
+                    bits = bits.rotate_left(1);
+                    bits & 1 == 1
+                };
+                life.crash(has_effect, *keeps_checkpoint);
+                life.pump();
+            }
+            Step::Look => life.look(),
+            Step::Imds { late: true } => life.hear_late_imds(),
+            Step::Imds { late: false } => life.hear_imds(),
+            Step::Others(take, which) => {
+                let free = life.ec2.free(&subnet_id(1));
+                let others = &mut life.ec2.subnets.get_mut(&subnet_id(1)).unwrap().others;
+                if *take {
+                    others.extend(free.into_iter().skip(usize::from(which % 7)).step_by(usize::from(which % 5) + 1));
+                } else {
+                    others.clear();
+                }
+            }
+        }
+    }
+    fates.borrow_mut().clear();
+}
+
+/// Nothing is lost, and nothing is left behind.
+fn agrees_with_ec2(life: &Life) {
+    let ledger = life.state.ledger();
+    for eni in life.ec2.enis.values() {
+        let known = ledger.eni(&eni.eni).unwrap_or_else(|| panic!("{} is leaked\n{}", eni.eni, life.log.join("\n")));
+        let blocks: BTreeSet<_> =
+            eni.secondary_ips.iter().map(|a| ipnet::Ipv4Net::from(*a)).chain(eni.prefixes.iter().copied()).collect();
+        assert_eq!(known.blocks.keys().copied().collect::<BTreeSet<_>>(), blocks, "{}", eni.eni);
+        assert_eq!(known.device, eni.attachment.as_ref().map(|attachment| attachment.device), "{}", eni.eni);
+    }
+    assert_eq!(ledger.enis().count(), life.ec2.enis.len());
+    assert!(life.state.intents().is_empty() && life.state.flights().is_empty());
+    for eni in life.ec2.enis.values() {
+        assert!(eni.attachment.as_ref().is_some_and(|attachment| attachment.delete_on_termination), "{}", eni.eni);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4 * ProptestConfig::default().cases, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_node_keeps_its_promises(
+        limits in limits(),
+        targets in targets(),
+        subnet in 20..28u8,
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let cidr = format!("10.0.0.0/{subnet}").parse().unwrap();
+        let mut life = Life::with_subnet(limits, targets, cidr);
+        live(&mut life, &steps);
+        // What others hold is theirs for good, but whoever waits is answered, and dead pods are found.
+        life.run(Duration::from_secs(300));
+        life.look();
+        life.run(Duration::from_secs(60));
+        life.look();
+        life.ec2.subnets.get_mut(&subnet_id(1)).unwrap().others.clear();
+        life.settle();
+        prop_assert_eq!(life.queue.waiting(), 0);
+        // Who is told of the past may ask for too much, and is refused by EC2.
+        let misled = steps.iter().any(|step| matches!(step, Step::Fates(fates) if fates.contains(&Fate::Late)));
+        prop_assert!(misled || life.ec2.blunders.is_empty(), "{:?}", life.ec2.blunders);
+        agrees_with_ec2(&life);
+        let document = Checkpoint::of(&life.state, life.now).to_json().unwrap();
+        let read = Checkpoint::from_json(&document).unwrap();
+        prop_assert_eq!(&read, &Checkpoint::of(&life.state, life.now));
+        let again = read.into_state(life.now).unwrap();
+        prop_assert_eq!(again.ledger(), life.state.ledger());
+        // Without pods, all goes back but what the targets keep.
+        for name in life.pods.keys().map(|attachment| attachment.container.to_string()).collect::<Vec<_>>() {
+            life.del(&name);
+        }
+        life.look();
+        life.settle();
+        agrees_with_ec2(&life);
+        let tally = life.state.ledger().tally(life.now);
+        prop_assert_eq!(tally.assigned + tally.cooling + tally.quarantined, 0);
+    }
+}
