@@ -20,7 +20,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-pub use thread::{Enter, NamespaceThread, ThreadError, ThreadSpec};
+pub use thread::{Enter, NamespaceThread, ThreadError, ThreadSpec, unpin};
 
 /// A removed namespace file may have been mounted over more than once; what is deeper than this is not ours to dig up.
 const MAX_STACKED_MOUNTS: usize = 8;
@@ -251,17 +251,11 @@ impl Namespace {
     /// [`NamespaceError::Remove`].
     pub fn remove(path: impl AsRef<Path>) -> Result<(), NamespaceError> {
         let path = path.as_ref();
-        let failed = |source| NamespaceError::Remove { path: path.into(), source };
-        for _ in 0..MAX_STACKED_MOUNTS {
-            match umount2(path, MntFlags::MNT_DETACH) {
-                Ok(()) => {}
-                // No mount at the path, or no path.
-                Err(Errno::EINVAL | Errno::ENOENT) => break,
-                Err(errno) => return Err(failed(errno.into())),
-            }
-        }
+        unmount(path)?;
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(NamespaceError::Remove { path: path.into(), source })
+            }
             _ => Ok(()),
         }
     }
@@ -323,6 +317,19 @@ impl PartialEq for Namespace {
 }
 
 impl Eq for Namespace {}
+
+/// Takes every mount at `path` away, down to a limit.
+fn unmount(path: &Path) -> Result<(), NamespaceError> {
+    for _ in 0..MAX_STACKED_MOUNTS {
+        match umount2(path, MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            // No mount at the path, or no path.
+            Err(Errno::EINVAL | Errno::ENOENT) => break,
+            Err(errno) => return Err(NamespaceError::Remove { path: path.into(), source: errno.into() }),
+        }
+    }
+    Ok(())
+}
 
 fn own_path(kind: NamespaceKind) -> PathBuf {
     Path::new("/proc/thread-self/ns").join(kind.file())

@@ -13,7 +13,7 @@ use sluice_contract::id::IfName;
 
 use crate::desired::{Desired, LinkSettings};
 use crate::state::{
-    Address, Family, Neighbour, NftRuleset, NftTable, NftTableId, Observed, Route, Rule, Sysctl, SysctlKey,
+    Address, Family, Neighbour, NftRuleset, NftTable, NftTableId, Observed, Protocol, Route, Rule, Sysctl, SysctlKey,
 };
 
 /// One change. Each can be done twice without harm.
@@ -168,6 +168,9 @@ const UNWANTED: &str = "ours, and not wanted";
 /// again from the result gives nothing to do.
 ///
 /// A link that is desired and does not exist is passed over, and so is what stands on it: nothing here can make it.
+///
+/// What falls as a side effect is seen by the next look, not foreseen: with the last IPv4 address of a link the kernel
+/// drops the link's IPv4 routes and neighbours. A desire with routes on a link should keep an address on it.
 #[must_use]
 pub fn plan(observed: &Observed, desired: &Desired) -> Vec<Planned> {
     let mut adds = Vec::new();
@@ -290,11 +293,19 @@ fn routes(observed: &Observed, desired: &Desired, adds: &mut Vec<Planned>) -> Ve
         let reason = before.map_or_else(|| MISSING.into(), |before| format!("was {before}"));
         adds.push(Planned::new(Op::SetRoute { route: route.clone(), before: before.cloned() }, reason));
     }
+    // With an address comes the kernel's route to its prefix, unless the address says otherwise.
+    let implied = |seen: &Route| {
+        let of = |address: &Address| {
+            seen.dev.as_ref() == Some(&address.dev) && seen.destination == address.net.trunc() && !address.noprefixroute
+        };
+        seen.protocol == Protocol::KERNEL && desired.addresses.iter().any(of)
+    };
     let mut gone: Vec<&Route> = observed
         .routes
         .iter()
         .filter(|seen| {
             desired.scope.owns_route(seen)
+                && !implied(seen)
                 && !wanted.iter().any(|route| route.is_same(seen))
                 && !replaced.iter().any(|before| std::ptr::eq(*before, *seen))
         })

@@ -368,3 +368,73 @@ async fn tables_that_change_are_still_read_whole() {
     }
     churn.abort();
 }
+
+/// Random desires one after the other: the kernel ends up where the pure model says, and then there is nothing to do.
+#[tokio::test(flavor = "current_thread")]
+async fn whatever_is_desired_is_reached_and_stays() {
+    use proptest::sample::subsequence;
+    use proptest::strategy::{Strategy, ValueTree};
+    use proptest::test_runner::TestRunner;
+
+    let (host, _vpc) = node().await;
+    // Without any address there is no local table, and no next hop is valid.
+    command("ip", "link set lo up", host.namespace());
+    let all = eni();
+    let mut routes = all.routes.clone();
+    routes.extend([
+        Route::default_via(2, ip("10.0.1.3"), name("eth1")).with_onlink(),
+        Route::on_link(2, net("10.9.0.0/16"), name("eth1")).with_metric(9),
+        Route::on_link(TABLE_MAIN, host_prefix(ip("10.0.1.88")), name("eth1")),
+        Route::unreachable(2, net("10.99.0.0/16")),
+        Route::via(2, net("2001:db8:7::/48"), ip("fe80::7"), name("eth1")).with_mtu(1300),
+        Route::via(2, net("2001:db8:7::/48"), ip("fe80::8"), name("eth1")).with_metric(7),
+    ]);
+    let mut rules = all.rules.clone();
+    rules.extend([
+        Rule::from(1536, host_prefix(ip("10.0.1.61")), 70_000),
+        Rule::to(1536, net("10.0.0.0/8"), 2),
+        Rule::iif(Family::V6, 1536, name("eth1"), 2),
+    ]);
+    // One stays: with a link's last IPv4 address the kernel drops its routes.
+    let (stays, mut addresses) = (all.addresses[0].clone(), all.addresses[1..].to_vec());
+    addresses.extend([
+        Address::new(name("eth1"), net("10.0.1.51/24")).without_prefix_route(),
+        Address::new(name("eth1"), net("10.0.2.50/24")),
+        Address::new(name("eth1"), net("2001:db8::51/128")),
+    ]);
+    let pick = (
+        subsequence(routes.clone(), 0..=routes.len()),
+        subsequence(rules.clone(), 0..=rules.len()),
+        subsequence(addresses.clone(), 0..=addresses.len()),
+        subsequence(all.neighbours.clone(), 0..=3),
+        1400u32..9001,
+    );
+    let mut runner = TestRunner::deterministic();
+    let mut before = String::from("nothing");
+    for _ in 0..60 {
+        let (mut routes, rules, addresses, neighbours, mtu) = pick.new_tree(&mut runner).unwrap().current();
+        // One route a key, and no next hop without a way to it.
+        let mut keys = BTreeSet::new();
+        routes.retain(|route| keys.insert(route.key()));
+        for gateway in ["10.0.1.1", "fe80::1", "fe80::7", "fe80::8"] {
+            let way = Route::on_link(2, host_prefix(ip(gateway)), name("eth1"));
+            let needed = routes.iter().any(|route| route.gateway == Some(ip(gateway)));
+            if needed && !routes.contains(&way) {
+                routes.push(way);
+            }
+        }
+        let mut desired = Desired { routes, rules, addresses, neighbours, ..all.clone() };
+        desired.links[0].mtu = Some(mtu);
+        desired.addresses.push(stays.clone());
+        let seen = host.observe(&desired.view()).await.unwrap();
+        let steps = plan(&seen, &desired);
+        let now = format!("{desired:#?}");
+        if let Err(error) = host.execute(&steps).await {
+            panic!("{error}: {:?}\nfrom {before}\nto {now}\nby {steps:#?}", error.source);
+        }
+        let again = host.reconcile(&desired).await.unwrap();
+        let lines: Vec<String> = again.changed.iter().map(ToString::to_string).collect();
+        assert!(lines.is_empty(), "{lines:#?}\nfrom {before}\nto {now}");
+        before = now;
+    }
+}

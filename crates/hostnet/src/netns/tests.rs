@@ -4,10 +4,31 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
-fn path(name: &str) -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("hostnet-{}-{count}", std::process::id())).join(name)
+/// A directory of this test's own. What is left in it goes with it, also when the test fails.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("hostnet-{}-{count}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let path = entry.path();
+            drop(if path.is_dir() { unpin(path) } else { Namespace::remove(path) });
+        }
+        drop(std::fs::remove_dir_all(&self.0));
+    }
 }
 
 fn interfaces() -> Vec<String> {
@@ -17,7 +38,8 @@ fn interfaces() -> Vec<String> {
 
 #[test]
 fn a_created_namespace_lives_at_its_path_until_it_is_removed() {
-    let path = path("one");
+    let scratch = Scratch::new();
+    let path = scratch.path("deeper/one");
     let made = Namespace::create(&path).unwrap();
     assert!(!made.is_current());
     let opened = Namespace::open(&path).unwrap();
@@ -35,19 +57,17 @@ fn a_created_namespace_lives_at_its_path_until_it_is_removed() {
     Namespace::remove(&path).unwrap();
     assert!(Namespace::open(&path).unwrap_err().is_gone());
     assert_eq!(made.run(interfaces).unwrap(), ["lo"], "a handle outlives the path");
-    std::fs::remove_dir(path.parent().unwrap()).unwrap();
 }
 
 #[test]
 fn an_ordinary_file_is_not_a_namespace() {
-    let path = path("file");
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let scratch = Scratch::new();
+    let path = scratch.path("file");
     std::fs::write(&path, "").unwrap();
     let error = Namespace::open(&path).unwrap_err();
     assert!(matches!(error, NamespaceError::NotANamespace { .. }), "{error:?}");
     assert!(error.is_gone());
     Namespace::remove(&path).unwrap();
-    std::fs::remove_dir(path.parent().unwrap()).unwrap();
 }
 
 #[test]
@@ -69,7 +89,8 @@ fn a_thread_runs_jobs_in_its_namespaces_and_reports_panics() {
     assert_eq!(node.run_blocking(|| async { interfaces() }).unwrap(), ["lo"]);
 
     // What it mounts is seen by its processes, and by nobody else.
-    let dir = path("mnt");
+    let scratch = Scratch::new();
+    let dir = scratch.path("mnt");
     std::fs::create_dir_all(&dir).unwrap();
     let target = dir.clone();
     let seen = node
@@ -105,9 +126,6 @@ fn a_thread_runs_jobs_in_its_namespaces_and_reports_panics() {
     drop(node);
     let mark = dir.join("mark");
     assert!(second.run_blocking(|| async move { mark.exists() }).unwrap(), "the namespaces outlive their first thread");
-    drop(second);
-    std::fs::remove_dir(&dir).unwrap();
-    std::fs::remove_dir(dir.parent().unwrap()).unwrap();
 }
 
 #[test]
@@ -115,4 +133,40 @@ fn a_thread_that_cannot_enter_says_so() {
     let mismatched = ThreadSpec { uts: Enter::Existing(Namespace::current().unwrap()), ..ThreadSpec::default() };
     let error = NamespaceThread::spawn(mismatched).unwrap_err();
     assert!(matches!(error, NamespaceError::Enter { kind: NamespaceKind::Uts, .. }), "{error:?}");
+}
+
+#[test]
+fn pinned_namespaces_outlive_their_thread() {
+    let scratch = Scratch::new();
+    let dir = scratch.path("node");
+    let mounted = scratch.path("state");
+    std::fs::create_dir_all(&mounted).unwrap();
+    let node = NamespaceThread::spawn(ThreadSpec::new_node("node", "pinned")).unwrap();
+    let target = mounted.clone();
+    node.run_blocking(move || async move {
+        mount(Some("none"), &target, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        std::fs::write(target.join("mark"), "").unwrap();
+    })
+    .unwrap();
+    node.pin(&dir).unwrap();
+    let net = node.net().id();
+    drop(node);
+
+    let again = NamespaceThread::spawn(ThreadSpec::pinned("again", &dir).unwrap()).unwrap();
+    assert_eq!(again.net().id(), net);
+    let mark = mounted.join("mark");
+    let seen = again
+        .run_blocking(move || async move { (mark.exists(), std::fs::read_to_string("/proc/sys/kernel/hostname")) })
+        .unwrap();
+    assert_eq!((seen.0, seen.1.unwrap().trim()), (true, "pinned"));
+    let error = again.pin(&dir).unwrap_err();
+    assert!(
+        matches!(&error, NamespaceError::Bind { source, .. } if source.kind() == io::ErrorKind::AlreadyExists),
+        "{error:?}"
+    );
+    assert_eq!(ThreadSpec::pinned("again", &dir).unwrap().name, "again", "a failed pin leaves what is there");
+    drop(again);
+    unpin(&dir).unwrap();
+    unpin(&dir).unwrap();
+    assert!(ThreadSpec::pinned("gone", &dir).unwrap_err().is_gone());
 }
