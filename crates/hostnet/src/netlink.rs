@@ -33,8 +33,10 @@ pub use link::{LinkError, VethSpec};
 const DUMP_ATTEMPTS: u32 = 30;
 /// The kernel answers within its own call; an answer that takes so long was lost on the way.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests in one datagram: their answers must fit into the socket's receive buffer.
+/// Changes in one datagram: their acks must fit into the socket's receive buffer (208 KiB, at 1 KiB an ack).
 pub(crate) const MAX_BATCH: usize = 128;
+/// Questions for links in one datagram: an answer takes some 8 KiB of the receive buffer.
+const MAX_LINK_BATCH: usize = 16;
 
 /// Length of `struct nlmsghdr`.
 const NLMSG_HEADER: usize = 16;
@@ -167,7 +169,7 @@ impl Netlink {
             return std::iter::repeat_with(|| Err(NetlinkError::Closed)).take(count).collect();
         };
         while answers.len() < count {
-            let lost = match tokio::time::timeout(ANSWER_TIMEOUT, stream.next()).await {
+            let lost: fn() -> NetlinkError = match tokio::time::timeout(ANSWER_TIMEOUT, stream.next()).await {
                 Ok(Some(message)) => match message.payload {
                     NetlinkPayload::Error(error) if error.code.is_some() => {
                         answers.push(Err(NetlinkError::refused(&error, message.header.flags)));
@@ -181,13 +183,14 @@ impl Netlink {
                         answers.push(Ok(Some(inner)));
                         continue;
                     }
-                    NetlinkPayload::Overrun(_) => NetlinkError::Overrun,
-                    _ => NetlinkError::Unexpected,
+                    NetlinkPayload::Overrun(_) => || NetlinkError::Overrun,
+                    _ => || NetlinkError::Unexpected,
                 },
-                Ok(None) => NetlinkError::Closed,
-                Err(_) => NetlinkError::Timeout,
+                Ok(None) => || NetlinkError::Closed,
+                Err(_) => || NetlinkError::Timeout,
             };
-            answers.push(Err(lost));
+            // Which request a later answer is for cannot be told any more.
+            answers.resize_with(count, || Err(lost()));
         }
         answers
     }

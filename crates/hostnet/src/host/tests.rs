@@ -293,6 +293,44 @@ async fn a_veth_pair_is_made_in_place_and_deleted_only_when_it_is_the_one() {
 }
 
 #[tokio::test]
+async fn many_links_are_found_at_once_and_the_missing_left_out() {
+    let (host, _vpc) = node().await;
+    let mut names = Vec::new();
+    for n in 0..30 {
+        let (near, far) = (name(&format!("near{n}")), name(&format!("far{n}")));
+        let spec = VethSpec {
+            name: &near,
+            mac: None,
+            up: false,
+            peer_name: &far,
+            peer_mac: None,
+            peer_namespace: None,
+            mtu: 1500,
+        };
+        host.netlink().create_veth(&spec).await.unwrap();
+        names.extend([near, name(&format!("no{n}")), far]);
+    }
+    let found = host.netlink().links_by_name(&names).await.unwrap();
+    assert_eq!(found.len(), 60);
+    let all = host.netlink().links().await.unwrap();
+    assert_eq!(all.len(), 62);
+    assert!(found.iter().all(|link| all.contains(link)));
+}
+
+/// Daemons run these on any thread.
+#[tokio::test]
+async fn the_futures_can_be_spawned() {
+    fn spawnable<T: Send>(_: &T) {}
+    let host = Host::of(Namespace::new_unbound().unwrap()).unwrap();
+    let (desired, view) = (Desired::default(), View::default());
+    spawnable(&host.observe(&view));
+    spawnable(&host.reconcile(&desired));
+    spawnable(&host.execute(&[]));
+    spawnable(&host.wait_for_link(ENI_MAC, std::time::Duration::ZERO));
+    spawnable(&nft::ruleset(NftTableId::new(NftFamily::Ip, "t"), ""));
+}
+
+#[tokio::test]
 async fn a_link_moves_and_takes_another_name() {
     let (host, vpc) = node().await;
     let link = vpc.netlink().link_by_name(&name("eni1")).await.unwrap().unwrap();

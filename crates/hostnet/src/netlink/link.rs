@@ -116,13 +116,13 @@ impl Netlink {
         })
     }
 
-    /// Links by their names, in one datagram; those that are not there are left out.
+    /// Links by their names, many in one datagram; those that are not there are left out.
     ///
     /// # Errors
     /// [`LinkError`].
     pub async fn links_by_name(&self, names: &[IfName]) -> Result<Vec<Link>, LinkError> {
         let mut links = Vec::with_capacity(names.len());
-        for names in names.chunks(super::MAX_BATCH) {
+        for names in names.chunks(super::MAX_LINK_BATCH) {
             let requests =
                 names.iter().map(|name| Request::get(RouteNetlinkMessage::GetLink(link_named(name)))).collect();
             for (name, answer) in names.iter().zip(self.batch(requests).await) {
