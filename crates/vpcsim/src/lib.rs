@@ -21,6 +21,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod deployment;
 pub mod fabric;
 pub mod limits;
 pub mod model;

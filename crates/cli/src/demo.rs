@@ -1,0 +1,205 @@
+//! `sluice demo`: the product at work in a VPC in a box, with its production binaries and real packets.
+
+mod act;
+mod matrix;
+mod report;
+mod tables;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use sluice_vpcsim::deployment::Binaries;
+use sluice_vpcsim::world::World;
+use tokio::signal::unix::{SignalKind, signal};
+
+use act::{ActError, Stage};
+use report::Report;
+use tables::Paint;
+
+/// Exit status when something of the demo could not be done at all.
+const EX_SOFTWARE: u8 = 70;
+/// Exit status after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Options of `sluice demo`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Leave everything up, with hints for a look around, until Ctrl-C.
+    #[arg(long)]
+    keep: bool,
+    /// Print the findings as JSON; progress goes to standard error.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows what is being done, on standard error, so that standard output holds the findings only.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    paint: Paint,
+    begun: Instant,
+}
+
+impl Progress {
+    /// A step that has been done.
+    pub(crate) fn done(&self, what: &str) {
+        let at = self.paint.dim(&format!("{:5.1} s", self.begun.elapsed().as_secs_f64()));
+        self.line(&format!("{at}  {} {what}", self.paint.good("✓")));
+    }
+
+    /// A step that takes a while.
+    pub(crate) fn begin(&self, what: &str) {
+        let at = self.paint.dim(&format!("{:5.1} s", self.begun.elapsed().as_secs_f64()));
+        self.line(&format!("{at}  {}", self.paint.dim(&format!("… {what}"))));
+    }
+
+    fn line(&self, text: &str) {
+        // A closed standard error is no reason to stop.
+        let _closed = writeln!(std::io::stderr().lock(), "{text}");
+    }
+
+    fn seconds(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
+    }
+}
+
+/// Runs the demo; the exit code says whether every cell of the matrix is as it has to be.
+pub(crate) fn main(options: &Options) -> ExitCode {
+    let paint = |terminal: bool| Paint { colours: terminal };
+    let progress = Progress { paint: paint(std::io::stderr().is_terminal()), begun: Instant::now() };
+    let out = paint(std::io::stdout().is_terminal() && !options.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&progress, &error),
+    };
+    // A world that is being taken down may have threads that do not end at once: they must not keep the command.
+    let code = runtime.block_on(run(options, &progress, out));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    code
+}
+
+async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
+    let mut interrupt = match interrupts() {
+        Ok(interrupt) => interrupt,
+        Err(error) => return failed(progress, &error),
+    };
+    let mut world = None;
+    let outcome = tokio::select! {
+        outcome = play(&mut world, options, progress, out) => outcome,
+        () = interrupt.wait() => {
+            progress.line("interrupted: taking everything down");
+            down(world).await;
+            return ExitCode::from(INTERRUPTED);
+        }
+    };
+    let code = match outcome {
+        Ok(report) => {
+            if options.json {
+                match serde_json::to_string_pretty(&report) {
+                    Ok(text) => print(&format!("{text}\n")),
+                    Err(error) => return failed(progress, &error),
+                }
+            } else {
+                print(&format!("{}\n", tables::verdict(&report, out)));
+            }
+            ExitCode::from(u8::from(!report.faults().is_empty()))
+        }
+        Err(error) => failed(progress, &error),
+    };
+    if options.keep
+        && let Some(world) = &world
+    {
+        hints(world, progress);
+        interrupt.wait().await;
+    }
+    down(world).await;
+    code
+}
+
+async fn play(
+    world: &mut Option<World>,
+    options: &Options,
+    progress: &Progress,
+    out: Paint,
+) -> Result<Report, ActError> {
+    let binaries = Binaries::beside_this_program()?;
+    let world = world.insert(act::raise().await?);
+    progress.done("a VPC with two m5.large nodes and a host on the Internet");
+    let show = |text: String| {
+        if !options.json {
+            print(&format!("\n{text}"));
+        }
+    };
+    let mut report = Report::default();
+    let mut stage = Stage::set(world, &binaries, progress).await?;
+    stage.pods(progress).await?;
+    report.nodes = stage.node_rows().await?;
+    show(tables::nodes(&report.nodes, out));
+    report.pods = stage.pod_rows().await?;
+    show(tables::pods(&report.pods, out));
+    report.matrix = matrix::probe(&stage).await?;
+    show(tables::matrix(&report.matrix, out));
+    let (burst, extra) = stage.burst(progress).await?;
+    show(tables::burst(&burst, out));
+    report.burst = Some(burst);
+    let give_back = stage.delete(extra, progress).await?;
+    show(tables::give_back(&give_back, out));
+    report.give_back = Some(give_back);
+    show(String::new());
+    report.seconds = progress.seconds();
+    Ok(report)
+}
+
+async fn down(world: Option<World>) {
+    // Namespaces and processes are waited for: not on a thread that others need.
+    drop(tokio::task::spawn_blocking(move || drop(world)).await);
+}
+
+fn hints(world: &World, progress: &Progress) {
+    progress.line("\nEverything stays up until Ctrl-C. To look around, in another terminal:");
+    for node in world.nodes().values() {
+        progress.line(&format!("  {}:  {}", node.name(), node.enter_hint()));
+    }
+    progress.line(
+        "  there: ip rule; ip route show table 2; nft list ruleset; ip netns; curl 127.0.0.1:61679/v1/pool\n  \
+         ipamd's log is beside the node's directory:",
+    );
+    for node in world.nodes().values() {
+        progress.line(&format!("  {}", node.log("ipamd").display()));
+    }
+}
+
+struct Interrupt {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Interrupt {
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn interrupts() -> std::io::Result<Interrupt> {
+    Ok(Interrupt { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+}
+
+fn print(text: &str) {
+    // A reader that has gone away has seen what it wanted.
+    let _closed = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+fn failed(progress: &Progress, error: &dyn std::error::Error) -> ExitCode {
+    let mut text = format!("{} {error}", progress.paint.bad("sluice demo:"));
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str("\n  because: ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    progress.line(&text);
+    ExitCode::from(EX_SOFTWARE)
+}

@@ -1,0 +1,204 @@
+//! What the demo found, as plain data: printed as tables for people, as JSON for programs.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// Everything that one run shows.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Report {
+    /// The nodes with their ENIs.
+    pub nodes: Vec<NodeRow>,
+    /// The pods that the matrix is about.
+    pub pods: Vec<PodRow>,
+    /// Who reached whom.
+    pub matrix: Vec<Cell>,
+    /// The burst of pods.
+    pub burst: Option<Burst>,
+    /// What happened after the burst's pods were deleted.
+    pub give_back: Option<GiveBack>,
+    /// Seconds from start to end.
+    pub seconds: f64,
+}
+
+/// A node.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct NodeRow {
+    /// Its name.
+    pub name: String,
+    /// Its instance id.
+    pub instance: String,
+    /// Its instance type.
+    pub instance_type: String,
+    /// Its warm-pool settings in words.
+    pub settings: String,
+    /// Its ENIs, the primary first.
+    pub enis: Vec<EniRow>,
+}
+
+/// An ENI of a node.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct EniRow {
+    /// Its id.
+    pub eni: String,
+    /// Device number; 0 for the primary ENI.
+    pub device: u32,
+    /// Link on the node.
+    pub link: String,
+    /// Its own address.
+    pub primary_ip: String,
+    /// Addresses that pods hold.
+    pub assigned: u32,
+    /// Addresses that pods could have at once.
+    pub free: u32,
+}
+
+/// A pod.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PodRow {
+    /// `namespace/name`.
+    pub pod: String,
+    /// Its node.
+    pub node: String,
+    /// Its address.
+    pub address: String,
+    /// The ENI that holds the address.
+    pub eni: String,
+    /// That ENI's link on the node.
+    pub link: String,
+    /// The route table by which its packets leave.
+    pub table: String,
+    /// The host's end of its veth.
+    pub host_ifname: String,
+}
+
+/// One probe of the matrix.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cell {
+    /// Who asked.
+    pub from: String,
+    /// Who was asked.
+    pub to: String,
+    /// The source address that the far side had to see.
+    pub expected: String,
+    /// The source address that it saw; nothing if there was no answer.
+    pub seen: Option<String>,
+    /// What went wrong, if anything did.
+    pub problem: Option<String>,
+}
+
+impl Cell {
+    /// Whether the probe went as it had to.
+    #[must_use]
+    pub(crate) fn holds(&self) -> bool {
+        self.problem.is_none() && self.seen.as_deref() == Some(self.expected.as_str())
+    }
+}
+
+/// The pools of all nodes at one moment.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Sample {
+    /// What the moment is.
+    pub moment: String,
+    /// Seconds since the burst began; negative before.
+    pub seconds: f64,
+    /// ENIs.
+    pub enis: u32,
+    /// Addresses that pods hold.
+    pub assigned: u32,
+    /// Addresses that pods could have at once.
+    pub free: u32,
+    /// Addresses that are cooling.
+    pub cooling: u32,
+    /// ADDs that wait for an address.
+    pub waiting: u32,
+}
+
+/// A burst of pods.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Burst {
+    /// How many pods.
+    pub pods: usize,
+    /// How many were served.
+    pub served: usize,
+    /// Milliseconds from exec to exit of the fastest, the median and the slowest ADD.
+    pub add_ms: [f64; 3],
+    /// The pools before, during and after.
+    pub samples: Vec<Sample>,
+    /// EC2 calls by action, from the first ADD until the pools were settled.
+    pub ec2_calls: BTreeMap<String, u32>,
+    /// Errors of ADDs that failed.
+    pub errors: Vec<String>,
+}
+
+/// After the deletion of the burst's pods.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct GiveBack {
+    /// `IP_COOLDOWN_PERIOD` in seconds.
+    pub cooldown_seconds: u32,
+    /// The pools after the deletion, after the cooldown, after the give-back.
+    pub samples: Vec<Sample>,
+    /// EC2 calls by action since the deletion.
+    pub ec2_calls: BTreeMap<String, u32>,
+    /// Errors of DELs that failed.
+    pub errors: Vec<String>,
+}
+
+impl Report {
+    /// What did not go as it had to, in words; empty when all is well.
+    #[must_use]
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let cells = self.matrix.iter().filter(|cell| !cell.holds()).map(|cell| {
+            let seen = match (&cell.seen, &cell.problem) {
+                (_, Some(problem)) => problem.clone(),
+                (Some(seen), None) => format!("the far side saw {seen} instead of {}", cell.expected),
+                (None, None) => "no answer".to_owned(),
+            };
+            format!("{} -> {}: {seen}", cell.from, cell.to)
+        });
+        let burst = self.burst.iter().flat_map(|burst| {
+            let unserved = (burst.served < burst.pods)
+                .then(|| format!("{} of {} pods of the burst were served", burst.served, burst.pods));
+            unserved.into_iter().chain(burst.errors.iter().cloned())
+        });
+        let deletes = self.give_back.iter().flat_map(|give_back| give_back.errors.iter().cloned());
+        let mut faults: Vec<String> = cells.chain(burst).chain(deletes).collect();
+        if self.matrix.is_empty() {
+            faults.push("the matrix is empty: nothing was probed".to_owned());
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(expected: &str, seen: Option<&str>, problem: Option<&str>) -> Cell {
+        Cell {
+            from: "a".into(),
+            to: "b".into(),
+            expected: expected.into(),
+            seen: seen.map(str::to_owned),
+            problem: problem.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_cell_holds_only_when_the_far_side_saw_the_expected_source() {
+        assert!(cell("10.0.0.1", Some("10.0.0.1"), None).holds());
+        assert!(!cell("10.0.0.1", Some("10.0.0.2"), None).holds());
+        assert!(!cell("10.0.0.1", None, None).holds());
+        assert!(!cell("10.0.0.1", Some("10.0.0.1"), Some("timed out")).holds());
+    }
+
+    #[test]
+    fn an_empty_matrix_is_a_fault_and_so_is_every_broken_cell() {
+        assert_eq!(Report::default().faults(), ["the matrix is empty: nothing was probed"]);
+        let report = Report {
+            matrix: vec![cell("10.0.0.1", Some("10.0.0.1"), None), cell("10.0.0.1", Some("10.0.0.2"), None)],
+            ..Report::default()
+        };
+        assert_eq!(report.faults(), ["a -> b: the far side saw 10.0.0.2 instead of 10.0.0.1"]);
+    }
+}

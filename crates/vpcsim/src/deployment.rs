@@ -1,0 +1,347 @@
+//! Sluice on a node of a world, by its own binaries at their production paths: `sluice-ipamd` as a process of the node,
+//! `sluice-eni` and the conflist where a runtime looks for them, and pods made as a runtime makes them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use sluice_contract::node::{CONFLIST, IPAMD_INTROSPECTION_PORT};
+use tokio::net::TcpStream;
+use tokio::process::Child;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::fabric::EC2_ENDPOINT;
+use crate::node::{Node, NodeError, Program};
+use crate::runtime::{BIN_DIR, Runtime, RuntimeError, Sandbox};
+
+/// The conflist of a node with the primary plugin alone.
+pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
+
+/// Between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a page of the introspection port may take.
+const PAGE: Duration = Duration::from_secs(5);
+/// The longest page that is read, in bytes.
+const PAGE_LIMIT: usize = 4 << 20;
+
+/// Where the binaries are on this machine.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// `sluice-ipamd`.
+    pub ipamd: PathBuf,
+    /// `sluice-eni`.
+    pub eni: PathBuf,
+}
+
+/// Why a node does not run Sluice.
+#[derive(Debug, thiserror::Error)]
+pub enum DeploymentError {
+    /// A binary has not been built.
+    #[error("{} is missing: build it by `cargo build --profile fast --bins`", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The directory of this program is not known.
+    #[error("the directory of this program cannot be told")]
+    Here(#[source] io::Error),
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The plugin or its conflist.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// `sluice-ipamd` ended by itself.
+    #[error("sluice-ipamd on {node} has ended ({status}); its last words:\n{log}")]
+    Ended {
+        /// The node.
+        node: String,
+        /// How.
+        status: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// Something was waited for in vain.
+    #[error("{what} on {node} within {} s; {last}", limit.as_secs())]
+    Late {
+        /// The node.
+        node: String,
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+        /// What there was instead.
+        last: String,
+    },
+    /// A page of the introspection port could not be read.
+    #[error("the page {page} of sluice-ipamd on {node} cannot be read: {reason}")]
+    Page {
+        /// The node.
+        node: String,
+        /// Its path.
+        page: String,
+        /// Why.
+        reason: String,
+    },
+    /// The result of an ADD lacks what every result has.
+    #[error("the result of the ADD has no IPv4 address: {result}")]
+    Result {
+        /// The result.
+        result: Value,
+    },
+}
+
+impl Binaries {
+    /// The binaries in the directory of the running program, or in the one above (tests run in `deps/`).
+    ///
+    /// # Errors
+    /// [`DeploymentError::Missing`] says how to build them.
+    pub fn beside_this_program() -> Result<Self, DeploymentError> {
+        let program = std::env::current_exe().map_err(DeploymentError::Here)?;
+        let here = program.parent().unwrap_or(Path::new("/"));
+        let directory = if here.ends_with("deps") { here.parent().unwrap_or(here) } else { here };
+        let found = Self { ipamd: directory.join("sluice-ipamd"), eni: directory.join("sluice-eni") };
+        for path in [&found.ipamd, &found.eni] {
+            if !path.is_file() {
+                return Err(DeploymentError::Missing { path: path.clone() });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A pod that has an address.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// Its sandbox.
+    pub sandbox: Sandbox,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The result of the chain's ADD.
+    pub result: Value,
+    /// How long the ADD took.
+    pub took: Duration,
+}
+
+/// A node on which Sluice is installed.
+#[derive(Debug)]
+pub struct Deployment {
+    node: Arc<Node>,
+    runtime: Runtime,
+    ipamd: PathBuf,
+    environment: BTreeMap<String, String>,
+    process: Mutex<Option<Child>>,
+}
+
+impl Deployment {
+    /// Puts plugin and conflist in place. `environment` is added to what ipamd needs to find EC2.
+    ///
+    /// # Errors
+    /// [`DeploymentError`] when a file cannot be put in place.
+    pub async fn install(
+        node: Arc<Node>,
+        binaries: &Binaries,
+        conflist: &str,
+        environment: BTreeMap<String, String>,
+    ) -> Result<Self, DeploymentError> {
+        node.install(&binaries.eni, &Path::new(BIN_DIR).join("sluice-eni")).await?;
+        node.write(CONFLIST, conflist).await?;
+        let runtime = Runtime::start(&node).await?;
+        Ok(Self { node, runtime, ipamd: binaries.ipamd.clone(), environment, process: Mutex::default() })
+    }
+
+    /// The node.
+    #[must_use]
+    pub const fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// The runtime that executes the plugins.
+    #[must_use]
+    pub const fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Starts ipamd; a running one is left alone.
+    ///
+    /// # Errors
+    /// [`DeploymentError::Node`] when it cannot be executed.
+    pub async fn start_ipamd(&self) -> Result<(), DeploymentError> {
+        let mut process = self.process.lock().await;
+        if process.is_none() {
+            let mut env = self.environment.clone();
+            env.entry("AWS_ENDPOINT_URL_EC2".into()).or_insert_with(|| format!("http://{EC2_ENDPOINT}"));
+            let program = Program { name: "ipamd".into(), path: self.ipamd.clone(), args: Vec::new(), env };
+            *process = Some(self.node.start(&program).await?);
+        }
+        Ok(())
+    }
+
+    /// Kills ipamd by SIGKILL, as the kernel would, and waits for its end.
+    pub async fn kill_ipamd(&self) {
+        let child = self.process.lock().await.take();
+        if let Some(mut child) = child
+            && let Err(error) = child.kill().await
+        {
+            tracing::warn!(%error, "ipamd could not be killed");
+        }
+    }
+
+    /// Process id of ipamd while it runs.
+    pub async fn ipamd_pid(&self) -> Option<u32> {
+        self.process.lock().await.as_ref().and_then(Child::id)
+    }
+
+    /// Waits until the plugin's STATUS says that pods may start.
+    ///
+    /// # Errors
+    /// [`DeploymentError::Ended`] when ipamd gave up, [`DeploymentError::Late`] after `limit`.
+    pub async fn ready(&self, limit: Duration) -> Result<(), DeploymentError> {
+        let end = Instant::now() + limit;
+        loop {
+            let last = match self.runtime.status(&self.node).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error.to_string(),
+            };
+            self.alive().await?;
+            self.pause(end, limit, "pods could not be started", last).await?;
+        }
+    }
+
+    /// A page of ipamd's introspection port.
+    ///
+    /// # Errors
+    /// [`DeploymentError::Page`].
+    pub async fn page(&self, path: &str) -> Result<Value, DeploymentError> {
+        let (node, page) = (self.node.name().to_owned(), path.to_owned());
+        let asked = page.clone();
+        let answer = self.node.run_async(move || async move {
+            match tokio::time::timeout(PAGE, get(&asked)).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => Err(format!("no answer within {} s", PAGE.as_secs())),
+            }
+        });
+        let text =
+            answer.await?.map_err(|reason| DeploymentError::Page { node: node.clone(), page: page.clone(), reason })?;
+        serde_json::from_slice(&text).map_err(|error| DeploymentError::Page { node, page, reason: error.to_string() })
+    }
+
+    /// Waits until the page `/v1/pool` is as `wanted` says, and returns it.
+    ///
+    /// # Errors
+    /// [`DeploymentError::Ended`] when ipamd gave up, [`DeploymentError::Late`] after `limit`.
+    pub async fn pool_until(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut wanted: impl FnMut(&Value) -> bool,
+    ) -> Result<Value, DeploymentError> {
+        let end = Instant::now() + limit;
+        loop {
+            let last = match self.page("/v1/pool").await {
+                Ok(view) if wanted(&view) => return Ok(view),
+                Ok(view) => format!("the pool is {}", view.get("pool").unwrap_or(&view)),
+                Err(error) => error.to_string(),
+            };
+            self.alive().await?;
+            self.pause(end, limit, what, last).await?;
+        }
+    }
+
+    /// Makes a sandbox and attaches it.
+    ///
+    /// # Errors
+    /// The chain's. The attachment and the sandbox are taken away again then, as a runtime does.
+    pub async fn add(&self, namespace: &str, name: &str) -> Result<Pod, DeploymentError> {
+        let sandbox = self.node.sandbox(namespace, name).await?;
+        let begun = Instant::now();
+        let added = self.runtime.add(&self.node, &sandbox).await;
+        let took = begun.elapsed();
+        let pod = added.map_err(DeploymentError::from).and_then(|result| {
+            let address = address_of(&result).ok_or_else(|| DeploymentError::Result { result: result.clone() })?;
+            Ok(Pod { sandbox: sandbox.clone(), address, result, took })
+        });
+        if pod.is_err()
+            && let Err(error) = self.delete(&sandbox).await
+        {
+            tracing::warn!(%error, sandbox = sandbox.id, "a sandbox that was not attached stays behind");
+        }
+        pod
+    }
+
+    /// Detaches a sandbox and takes it away.
+    ///
+    /// # Errors
+    /// The chain's, or the node's.
+    pub async fn delete(&self, sandbox: &Sandbox) -> Result<(), DeploymentError> {
+        self.runtime.del(&self.node, sandbox).await?;
+        Ok(self.node.remove_sandbox(sandbox).await?)
+    }
+
+    /// The last lines of ipamd's log.
+    #[must_use]
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = std::fs::read_to_string(self.node.log("ipamd")).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+    }
+
+    async fn alive(&self) -> Result<(), DeploymentError> {
+        let mut process = self.process.lock().await;
+        let ended = process.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        match ended {
+            None => Ok(()),
+            Some(status) => {
+                *process = None;
+                let node = self.node.name().to_owned();
+                Err(DeploymentError::Ended { node, status: status.to_string(), log: self.log_tail(20) })
+            }
+        }
+    }
+
+    async fn pause(&self, end: Instant, limit: Duration, what: &str, last: String) -> Result<(), DeploymentError> {
+        if Instant::now() >= end {
+            return Err(DeploymentError::Late { node: self.node.name().into(), what: what.into(), limit, last });
+        }
+        tokio::time::sleep(LOOK).await;
+        Ok(())
+    }
+}
+
+/// The first IPv4 address of a result.
+fn address_of(result: &Value) -> Option<Ipv4Addr> {
+    result.get("ips")?.as_array()?.iter().find_map(|ip| {
+        let address = ip.get("address")?.as_str()?;
+        address.split('/').next()?.parse().ok()
+    })
+}
+
+async fn get(path: &str) -> Result<Vec<u8>, String> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, IPAMD_INTROSPECTION_PORT));
+    let words = |error: &dyn std::error::Error| error.to_string();
+    let stream = TcpStream::connect(address).await.map_err(|error| words(&error))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| words(&error))?;
+    let request = Request::get(path)
+        .header("host", "localhost")
+        .body(http_body_util::Empty::<Bytes>::new())
+        .map_err(|error| words(&error))?;
+    // Takes the sender with it: the connection ends when it is dropped.
+    let exchange = async move {
+        let answer = sender.send_request(request).await.map_err(|error| words(&error))?;
+        let status = answer.status();
+        let body = http_body_util::Limited::new(answer.into_body(), PAGE_LIMIT);
+        let body = http_body_util::BodyExt::collect(body).await.map_err(|error| error.to_string())?.to_bytes();
+        if status == StatusCode::OK { Ok(body.to_vec()) } else { Err(format!("HTTP status {status}")) }
+    };
+    let (answer, _ended) = tokio::join!(exchange, connection);
+    answer
+}
