@@ -42,9 +42,9 @@ pub(crate) fn run(
         .map_err(|error| Failure::of(ErrorCode::CheckFailed, &error))?;
 
     let mut faults = compare(&prev_result, &layout);
-    let mtu = prev_result.interfaces.iter().find(|i| i.name == attachment.ifname).and_then(|i| i.mtu);
+    let reported = prev_result.interfaces.iter().find(|i| i.name == attachment.ifname && i.sandbox.is_some());
     faults.extend(
-        kernel::on_runtime(kernel::differences(&layout, &netns, mtu))?.map_err(|error| {
+        kernel::on_runtime(kernel::differences(&layout, &netns, reported))?.map_err(|error| {
             Failure::new(ErrorCode::Kernel, format!("cannot look at {attachment}: {}", chain(&error)))
         })?,
     );

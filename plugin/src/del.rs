@@ -11,9 +11,10 @@ use sluice_contract::cni::{AddResult, EniConf, ErrorCode, NetConf};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
 use sluice_contract::node::{TOMBSTONE_DIR, veth};
 use sluice_contract::rpc::{CheckRequest, DelRequest};
+use sluice_hostnet::netns::Namespace;
 
 use crate::failure::{Failure, chain};
-use crate::ipamd::{Ipamd, shrug};
+use crate::ipamd::{Ipamd, IpamdError, shrug};
 use crate::kernel::{self, Traces};
 use crate::{note, tombstone};
 
@@ -22,20 +23,29 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long it waits for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-pub(crate) fn run(conf: &NetConf, container: ContainerId, ifname: IfName, pod: PodRef) -> Result<(), Failure> {
+pub(crate) fn run(
+    conf: &NetConf,
+    container: ContainerId,
+    netns: Option<&Path>,
+    ifname: IfName,
+    pod: PodRef,
+) -> Result<(), Failure> {
     let options = EniConf::of(conf)?;
     let attachment = Attachment { container, ifname, network: conf.name.clone() };
     let prev_result = conf.prev_result().unwrap_or_else(|error| {
         note(&format!("going on without it: {}", chain(&error)));
         None
     });
-    let held = ipamd(&options).check(CheckRequest { attachment: attachment.clone() });
     let mut traces = Traces {
         names: host_names(&options, &pod, &attachment, prev_result.as_ref()),
+        netns: netns.and_then(|path| Namespace::open(path).ok()).filter(|netns| !netns.is_current()),
         // A runtime that does not tell the pod again leaves only the mark to go by.
         search: pod.name.is_empty() && prev_result.is_none(),
         ..Traces::default()
     };
+    let request = DelRequest { attachment: attachment.clone(), pod, add_failed: false };
+    let held = ipamd(&options).check(CheckRequest { attachment: attachment.clone() });
+    let gone = held.as_ref().is_err_and(IpamdError::is_gone);
     match held {
         Ok(reply) => traces.held = reply.addresses,
         // The ledger has let go of them: they may be another's by now.
@@ -46,8 +56,9 @@ pub(crate) fn run(conf: &NetConf, container: ContainerId, ifname: IfName, pod: P
         }
     }
     let detached = kernel::on_runtime(kernel::detach(&attachment, &traces))?;
-    // Also when the kernel refuses: the runtime will ask again, and the address cools anyway.
-    release(&options, &DelRequest { attachment: attachment.clone(), pod, add_failed: false })?;
+    // Also when the kernel refuses: the runtime will ask again, and the address cools anyway. A daemon that is gone is
+    // not waited for twice.
+    if gone { bury(&options, &request) } else { release(&options, &request) }?;
     detached
         .map_err(|error| Failure::new(ErrorCode::Leftover, format!("cannot take down {attachment}: {}", chain(&error))))
 }

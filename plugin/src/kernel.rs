@@ -35,6 +35,12 @@ fn is_host_end_of(link: &Link, attachment: &Attachment) -> bool {
             || link.alias.as_deref() == Some(veth::alias(attachment).as_str()))
 }
 
+/// Whether two links, in namespaces of their own, are joined. The pod's end may have another MAC address by now: a
+/// later plugin of the list may set it.
+fn are_ends_of_one_veth(pod_end: &Link, host_end: &Link) -> bool {
+    pod_end.peer == Some(host_end.index) && host_end.peer == Some(pod_end.index)
+}
+
 /// Whether a link is a pod's, of whichever pod: marked by us, or a veth into another namespace without any mark, as
 /// the VPC CNI leaves them.
 fn is_pods(link: &Link) -> bool {

@@ -65,8 +65,8 @@ fn answer(stdin: &[u8]) -> Result<Option<Value>, Failure> {
             let result = add::run(&conf, container, &netns, ifname, &args.pod)?;
             Ok(Some(result.to_value(conf.version)))
         }
-        Invocation::Del { container, netns: _, ifname, args } => {
-            del::run(&conf, container, ifname, args.pod).map(|()| None)
+        Invocation::Del { container, netns, ifname, args } => {
+            del::run(&conf, container, netns.as_deref(), ifname, args.pod).map(|()| None)
         }
         Invocation::Check { container, netns, ifname, args } => {
             check::run(&conf, container, &netns, ifname, &args.pod).map(|()| None)

@@ -14,7 +14,7 @@ use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::{Planned, plan};
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol};
 
-use super::{is_host_end_of, is_pods, mac_text};
+use super::{are_ends_of_one_veth, is_host_end_of, is_pods, mac_text};
 use crate::failure::chain;
 use crate::layout::Layout;
 
@@ -118,9 +118,8 @@ pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), Att
     let in_pod = pod.netlink().link_by_name(&layout.attachment.ifname).await.map_err(StepError::Look)?;
     let on_host = host.netlink().link_by_name(&layout.host).await.map_err(StepError::Look)?;
     if let (Some(pod_end), Some(host_end)) = (&in_pod, &on_host)
-        && pod_end.mac == Some(layout.pod_mac)
         && is_host_end_of(host_end, &layout.attachment)
-        && pod_end.peer == Some(host_end.index)
+        && are_ends_of_one_veth(pod_end, host_end)
     {
         let done = converge(layout, &host, &pod, host_end).await;
         return done.map_err(|step| AttachError { step, undone: false, leftovers: Vec::new() });

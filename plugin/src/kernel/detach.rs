@@ -8,11 +8,12 @@ use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_contract::rpc::PodAddress;
 use sluice_hostnet::desired::View;
 use sluice_hostnet::host::{ExecuteError, Host, ObserveError};
-use sluice_hostnet::netlink::{LinkError, OpenError};
+use sluice_hostnet::netlink::{LinkError, Netlink, OpenError};
+use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Rule, host_prefix};
 
-use super::is_host_end_of;
+use super::{are_ends_of_one_veth, is_host_end_of};
 use crate::layout;
 
 /// Why an attachment could not be taken away as a whole.
@@ -46,6 +47,8 @@ pub(crate) enum DetachError {
 pub(crate) struct Traces {
     /// What the host's end may be called.
     pub(crate) names: Vec<IfName>,
+    /// The sandbox, where it is still there.
+    pub(crate) netns: Option<Namespace>,
     /// Whether to look through all links for the attachment's mark when no name leads to it.
     pub(crate) search: bool,
     /// Addresses that ipamd says are the attachment's.
@@ -66,6 +69,9 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
             Some(found) if found.kind == LinkKind::Veth && found.alias.is_none() => unmarked = unmarked.or(Some(found)),
             _ => {}
         }
+    }
+    if let (None, Some(netns)) = (&link, &traces.netns) {
+        link = host_end_behind(netns, attachment, &host).await.map_err(DetachError::Look)?;
     }
     if link.is_none() && traces.search {
         let all = host.netlink().links().await.map_err(DetachError::Look)?;
@@ -91,6 +97,16 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
         failure = Some(DetachError::Link { name, source });
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// The host's end as the pod's own end leads to it: its name may be none that we know. A sandbox that cannot be entered
+/// is as good as gone.
+async fn host_end_behind(netns: &Namespace, attachment: &Attachment, host: &Host) -> Result<Option<Link>, LinkError> {
+    let Ok(pod) = Netlink::open_in(netns) else { return Ok(None) };
+    let Some(pod_end) = pod.link_by_name(&attachment.ifname).await? else { return Ok(None) };
+    let Some(index) = pod_end.peer else { return Ok(None) };
+    let host_end = host.netlink().link_by_index(index).await?;
+    Ok(host_end.filter(|host_end| is_host_end_of(host_end, attachment) && are_ends_of_one_veth(&pod_end, host_end)))
 }
 
 /// The attachments whose marks the host's links bear.

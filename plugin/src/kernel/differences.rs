@@ -1,12 +1,13 @@
 //! What differs between an attachment and what it should be.
 
+use sluice_contract::cni::Interface;
 use sluice_hostnet::desired::Desired;
 use sluice_hostnet::host::{Host, ObserveError};
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::plan;
 
-use super::{is_host_end_of, mac_text};
+use super::{are_ends_of_one_veth, is_host_end_of, mac_text};
 use crate::layout::Layout;
 
 /// Why an attachment could not be looked at.
@@ -20,12 +21,12 @@ pub(crate) enum LookError {
     Observe(#[source] ObserveError),
 }
 
-/// What differs, a line each. `mtu` is the MTU that ADD has reported; sysctls and what later plugins have added are
-/// theirs to judge.
+/// What differs, a line each. `reported` is the pod's interface as the result has it: a later plugin may have set
+/// another MAC address or MTU. Sysctls and what later plugins have added are theirs to judge.
 pub(crate) async fn differences(
     layout: &Layout,
     netns: &Namespace,
-    mtu: Option<u32>,
+    reported: Option<&Interface>,
 ) -> Result<Vec<String>, LookError> {
     let mut faults = Vec::new();
     let host = Host::current().map_err(LookError::Open)?;
@@ -34,15 +35,16 @@ pub(crate) async fn differences(
     let mut wanted = layout.pod();
     wanted.sysctls.clear();
     for link in &mut wanted.links {
-        link.mtu = mtu;
+        link.mtu = reported.and_then(|interface| interface.mtu);
     }
+    let mac = reported.and_then(|interface| interface.mac).unwrap_or(layout.pod_mac);
     let in_pod = pod.observe(&wanted.view()).await.map_err(LookError::Observe)?;
     let ifname = &layout.attachment.ifname;
     let pod_end = in_pod.link(ifname);
     match pod_end {
         None => faults.push(format!("the sandbox has no interface {ifname}")),
-        Some(link) if link.mac != Some(layout.pod_mac) => {
-            faults.push(format!("{ifname} has MAC address {}, not {}", mac_text(link.mac), layout.pod_mac));
+        Some(link) if link.mac != Some(mac) => {
+            faults.push(format!("{ifname} has MAC address {}, not {mac}", mac_text(link.mac)));
         }
         Some(_) => {}
     }
@@ -61,7 +63,7 @@ pub(crate) async fn differences(
         Some(link) if !is_host_end_of(link, &layout.attachment) => {
             faults.push(format!("the host's {} is not of this attachment", layout.host));
         }
-        Some(link) if pod_end.is_some_and(|pod_end| pod_end.peer != Some(link.index)) => {
+        Some(link) if pod_end.is_some_and(|pod_end| !are_ends_of_one_veth(pod_end, link)) => {
             faults.push(format!("{ifname} and the host's {} are not ends of one veth", layout.host));
         }
         Some(_) => {}

@@ -50,6 +50,16 @@ fn without_the_pod_and_without_a_result() {
     assert_eq!(ipamd.assigned(), [""; 0]);
 }
 
+/// The prefix was changed while the pod ran: the pod's own end leads to the host's.
+#[test]
+fn under_another_name() {
+    let node = Node::new();
+    let (ipamd, netns, _) = added(&node, "0.3.1");
+    drop(ipamd);
+    node.cni(&Cni::on("DEL", "0.3.1", POD_B, "bbb", &netns).with("vethPrefix", &json!("pod"))).nothing();
+    node.assert_clean();
+}
+
 #[test]
 fn with_ipamd_gone_it_leaves_a_tombstone_and_nothing_else() {
     for (with_result, with_netns) in [(true, true), (false, true), (true, false)] {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -37,6 +37,8 @@ struct State {
 
 pub(crate) struct Ipamd {
     state: Arc<Mutex<State>>,
+    /// How many answers have been written.
+    answers: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
     listener: Option<JoinHandle<()>>,
     /// `/run` is private to the node, so that stopping needs a way in that is not a path.
@@ -63,19 +65,23 @@ impl Ipamd {
         let listener = UnixListener::bind(IPAMD_SOCKET).unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (shared, stopped) = (Arc::clone(&state), Arc::clone(&stop));
+        let answers = Arc::new(AtomicU32::new(0));
+        let (shared, stopped, counted) = (Arc::clone(&state), Arc::clone(&stop), Arc::clone(&answers));
         let accept = move || {
             for socket in listener.incoming() {
                 if stopped.load(Ordering::Acquire) {
                     return;
                 }
-                let shared = Arc::clone(&shared);
-                // A plugin that is killed breaks its connection.
-                std::thread::spawn(move || drop(serve(socket.unwrap(), &shared)));
+                let (shared, counted) = (Arc::clone(&shared), Arc::clone(&counted));
+                std::thread::spawn(move || {
+                    // A plugin that is killed breaks its connection.
+                    drop(serve(socket.unwrap(), &shared));
+                    counted.fetch_add(1, Ordering::Release);
+                });
             }
         };
         let listener = Some(std::thread::spawn(accept));
-        Self { state, stop, listener, root: std::fs::File::open("/run/sluice").unwrap() }
+        Self { state, answers, stop, listener, root: std::fs::File::open("/run/sluice").unwrap() }
     }
 
     /// The next ADDs get these, in this order.
@@ -101,6 +107,15 @@ impl Ipamd {
 
     pub(crate) fn forget(&self) {
         self.state.lock().unwrap().assigned.clear();
+    }
+
+    /// Whether all faults have been used up.
+    pub(crate) fn waiting(&self) -> bool {
+        self.state.lock().unwrap().faults.is_empty()
+    }
+
+    pub(crate) fn answers(&self) -> u32 {
+        self.answers.load(Ordering::Acquire)
     }
 
     /// The questions so far, e.g. `add abc`, and empties the list.

@@ -1,26 +1,31 @@
-//! An ADD is killed at every moment of its life; whatever it leaves, the same ADD or a DEL after it converges.
+//! An ADD is killed at every moment between ipamd's answer and its end; whatever it leaves, the same ADD or a DEL after
+//! it converges.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::add::golden;
-use crate::ipamd::address;
+use crate::ipamd::{Fault, Ipamd, address};
 use crate::node::{Answer, Cni, HOST_B, Node, POD_B};
 
-/// How far apart the moments are. An ADD lives some milliseconds and has about ten steps.
-const STEP: Duration = Duration::from_micros(150);
+/// How many moments there are between ipamd's answer and the end of an ADD, which has six steps there.
+const MOMENTS: u32 = 40;
 
 /// What a killed ADD has left: the host's end, its mark, the pod's address, rules, route.
 type Left = (bool, bool, bool, usize, usize);
 
-fn kill_after(node: &Node, add: &Cni, life: Duration) -> bool {
+/// Whether the ADD was through before it was killed, and how long it took from ipamd's answer.
+fn kill_after_answer(node: &Node, ipamd: &Ipamd, add: &Cni, life: Duration) -> (bool, Duration) {
+    let before = ipamd.answers();
     let mut child = node.spawn(add);
-    let born = Instant::now();
-    while born.elapsed() < life {
+    node.wait("ipamd has answered", || ipamd.answers() > before);
+    let answered = Instant::now();
+    while answered.elapsed() < life && child.try_wait().unwrap().is_none() {
         std::hint::spin_loop();
     }
+    let lived = answered.elapsed();
     child.kill().unwrap();
-    Answer::of(child).success
+    (Answer::of(child).success, lived)
 }
 
 fn left(node: &Node) -> Left {
@@ -38,12 +43,17 @@ fn add_again_converges_and_so_does_del() {
     let call = |verb| Cni::on(verb, "1.1.0", POD_B, "bbb", &netns);
     let expected = golden("1.1.0", "bbb", netns.to_str().unwrap());
     ipamd.give(vec![address("10.0.1.60", 1)]);
+    let (through, whole) = kill_after_answer(&node, &ipamd, &call("ADD"), Duration::from_secs(10));
+    assert!(through);
+    node.cni(&call("DEL")).nothing();
     let mut life = Duration::ZERO;
     // Until five in a row have lived long enough to end by themselves.
     let mut survivors = 0;
     let mut round = 0u32;
     while survivors < 5 {
-        survivors = if kill_after(&node, &call("ADD"), life) { survivors + 1 } else { 0 };
+        ipamd.refill(vec![address("10.0.1.60", 1)]);
+        let (through, _) = kill_after_answer(&node, &ipamd, &call("ADD"), life);
+        survivors = if through { survivors + 1 } else { 0 };
         *seen.entry(left(&node)).or_default() += 1;
         if round.is_multiple_of(2) {
             assert_eq!(node.cni(&call("ADD")).result(), expected, "after {life:?}");
@@ -54,11 +64,29 @@ fn add_again_converges_and_so_does_del() {
         node.assert_clean();
         assert_eq!(node.ip("-n b link").as_array().unwrap().len(), 1, "after {life:?}");
         assert_eq!(ipamd.assigned(), [""; 0], "after {life:?}");
-        ipamd.refill(vec![address("10.0.1.60", 1)]);
-        life += STEP;
+        life += whole / MOMENTS;
         round += 1;
-        assert!(round < 2000, "an ADD takes longer than {life:?}");
+        assert!(round < 1000, "an ADD takes longer than {life:?}");
     }
     println!("what {round} killed ADDs had left (host's end, mark, pod's address, rules, route): {seen:?}");
-    assert!(seen.len() >= 4, "the moments are too few to say anything: {seen:?}");
+    assert!(seen.len() >= 3, "the moments are too few to say anything: {seen:?}");
+}
+
+#[test]
+fn while_it_waits_for_ipamd_nothing_is_left() {
+    let node = Node::new();
+    let ipamd = node.ipamd();
+    ipamd.give(vec![address("10.0.1.60", 1)]);
+    ipamd.fault(Fault::Hang);
+    let netns = node.netns("b");
+    let add = Cni::on("ADD", "1.1.0", POD_B, "bbb", &netns);
+    let before = ipamd.answers();
+    let mut child = node.spawn(&add);
+    node.wait("ipamd has the question", || ipamd.waiting());
+    child.kill().unwrap();
+    assert!(!Answer::of(child).success);
+    // The broken connection tells ipamd.
+    node.wait("ipamd has let go", || ipamd.answers() > before);
+    node.assert_clean();
+    node.cni(&add).result();
 }

@@ -95,6 +95,21 @@ fn check_names_every_difference() {
         assert_eq!(node.cni(&add).result(), result);
         check(&result).nothing();
     }
+    // A later plugin may change what is its own to change; it says so in the result.
+    node.sh("ip -n b link set eth0 mtu 1400");
+    let mut tuned = result.clone();
+    tuned["interfaces"][1]["mtu"] = 1400.into();
+    check(&tuned).nothing();
+    // Another MAC address costs the pod its neighbours; ADD mends that and keeps the address.
+    node.sh("ip -n b link set eth0 address 02:00:00:00:00:77");
+    tuned["interfaces"][1]["mac"] = "02:00:00:00:00:77".into();
+    assert_eq!(check(&tuned).error().0, 101);
+    node.cni(&add).result();
+    tuned["interfaces"][1]["mtu"] = 9001.into();
+    check(&tuned).nothing();
+    node.cni(&Cni::on("DEL", "1.1.0", POD_B, "bbb", &netns)).nothing();
+    ipamd.give(vec![address("10.0.1.60", 1)]);
+    node.cni(&add).result();
     let mut other = result.clone();
     other["ips"][0]["address"] = "10.0.1.99/32".into();
     let (code, text) = check(&other).error();
