@@ -9,7 +9,6 @@ use ipnet::Ipv4Net;
 use sluice_contract::id::{Attachment, EniId};
 
 use crate::ledger::{AddressState, Block, Role, Stage};
-use crate::op::Op;
 use crate::state::State;
 use crate::time::Timestamp;
 
@@ -31,7 +30,7 @@ pub enum Violation {
     BlockContents(Ipv4Net),
     /// A pod could be given the ENI's own address.
     PrimaryAddressOffered(Ipv4Addr),
-    /// An ENI holds more addresses and prefixes than the instance type allows, those that are asked for included.
+    /// An ENI holds more addresses and prefixes than the instance type allows.
     AddressLimit {
         /// Which ENI.
         eni: EniId,
@@ -40,7 +39,7 @@ pub enum Violation {
         /// Places that there are.
         limit: u32,
     },
-    /// More ENIs than the instance type allows are attached or being attached.
+    /// More ENIs than the instance type allows are attached.
     EniLimit {
         /// ENIs there.
         enis: u32,
@@ -170,17 +169,14 @@ fn limits(state: &State, found: &mut Vec<Violation>) {
     let Some(node) = state.node() else { return };
     let places = State::places_per_eni(&node.limits);
     for eni in state.ledger().enis().filter(|eni| eni.carries_pods()) {
-        let taken = eni.places_taken() + state.places_asked_for(&eni.id);
+        let taken = eni.places_taken();
         if taken > places {
             found.push(Violation::AddressLimit { eni: eni.id.clone(), taken, limit: places });
         }
     }
-    let attaching = state.flights().values().filter_map(|op| match op {
-        Op::Attach { eni, .. } => state.ledger().eni(eni).filter(|eni| eni.device.is_none()),
-        _ => None,
-    });
+    // What is asked for is held against the limits when it is begun; EC2 may tell of more in the meantime.
     let attached = state.ledger().enis().filter(|eni| eni.card == 0 && eni.device.is_some());
-    let enis = u32::try_from(attached.chain(attaching).count()).unwrap_or(u32::MAX);
+    let enis = u32::try_from(attached.count()).unwrap_or(u32::MAX);
     if enis > node.limits.enis {
         found.push(Violation::EniLimit { enis, limit: node.limits.enis });
     }

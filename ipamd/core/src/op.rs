@@ -156,7 +156,7 @@ impl fmt::Display for Op {
         match self {
             Self::Create(request) => write!(f, "create ENI in {} with {}", request.subnet, request.addresses),
             Self::Attach { eni, card, device, .. } => write!(f, "attach {eni} as card {card} device {device}"),
-            Self::DeleteOnTermination { eni, .. } => write!(f, "delete {eni} with the instance"),
+            Self::DeleteOnTermination { eni, .. } => write!(f, "mark {eni} to go with the instance"),
             Self::Assign { eni, count } => write!(f, "assign {count} to {eni}"),
             Self::Unassign { eni, what } => {
                 write!(f, "unassign from {eni}:")?;

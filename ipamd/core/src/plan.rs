@@ -104,16 +104,14 @@ pub struct Hopeless {
 /// What keeps the pool from growing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// Every ENI that the node may have is there, and full.
+    /// Every ENI that the node may have is there or on its way, and full.
     EniLimit {
-        /// ENIs that are there.
-        enis: u32,
-        /// ENIs that may be there.
+        /// ENIs that the node may have.
         limit: u32,
         /// Whether `MAX_ENI` sets the limit, not the instance type.
         by_setting: bool,
-        /// Addresses that they hold, each ENI's own apart.
-        addresses: u32,
+        /// Addresses that an ENI holds for pods.
+        addresses_each: u32,
     },
     /// No subnet that the node may use has an address left.
     SubnetExhausted {
@@ -156,9 +154,9 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EniLimit { enis, limit, by_setting, addresses } => {
+            Self::EniLimit { limit, by_setting, addresses_each } => {
                 let by = if *by_setting { "MAX_ENI allows" } else { "the instance type allows" };
-                write!(f, "{by} {limit} ENIs, and the {enis} that are there are full ({addresses} addresses)")
+                write!(f, "{by} {limit} ENIs of {addresses_each} addresses, and all of them are taken")
             }
             Self::SubnetExhausted { subnets, .. } => {
                 let (noun, verb) = if subnets.len() == 1 { ("subnet", "has") } else { ("subnets", "have") };

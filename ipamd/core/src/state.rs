@@ -381,10 +381,23 @@ impl State {
                 }
                 self.ledger.set_stage(eni, Stage::Leaving)?;
             }
-            Op::Attach { eni, .. }
-            | Op::Assign { eni, .. }
-            | Op::DeleteOnTermination { eni, .. }
-            | Op::Inspect { eni } => {
+            Op::Assign { eni, count } => {
+                let known = self.ledger.eni_mut(eni)?.places_taken();
+                let places = self.node.as_ref().map_or(u32::MAX, |node| Self::places_per_eni(&node.limits));
+                if known.saturating_add(count.places()) > places {
+                    return stale(&op, "the ENI has no place for them");
+                }
+            }
+            Op::Attach { eni, .. } => {
+                self.ledger.eni_mut(eni)?;
+                let attaching = self.flights.values().filter(|op| matches!(op, Op::Attach { .. })).count();
+                let there = self.ledger.enis().filter(|eni| eni.device.is_some()).count() + attaching;
+                let limit = self.node.as_ref().map_or(u32::MAX, |node| node.limits.enis);
+                if u32::try_from(there).unwrap_or(u32::MAX) >= limit {
+                    return stale(&op, "the instance has no place for it");
+                }
+            }
+            Op::DeleteOnTermination { eni, .. } | Op::Inspect { eni } => {
                 self.ledger.eni_mut(eni)?;
             }
             Op::Survey { .. } | Op::Subnets { .. } => {}

@@ -68,15 +68,10 @@ pub(super) fn cause_of(state: &State, api: Api, obstacle: &Obstacle) -> Cause {
         CloudErrorKind::Throttled => Cause::Throttled { api, until },
         CloudErrorKind::AttachmentLimit => {
             let attached = state.ledger().enis().filter(|eni| eni.device.is_some()).count();
-            let enis = u32::try_from(attached).unwrap_or(u32::MAX);
-            Cause::EniLimit { enis, limit: enis, by_setting: false, addresses: addresses(state) }
+            let places = state.node().map_or(0, |node| State::places_per_eni(&node.limits));
+            let limit = u32::try_from(attached).unwrap_or(u32::MAX);
+            Cause::EniLimit { limit, by_setting: false, addresses_each: places }
         }
         _ => Cause::Unavailable { api, message, until },
     }
-}
-
-/// Addresses that pods have or could have.
-pub(super) fn addresses(state: &State) -> u32 {
-    let carrying = state.ledger().enis().filter(|eni| eni.carries_pods());
-    carrying.map(|eni| eni.count(|_| true)).sum()
 }

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use ipnet::Ipv4Net;
 use sluice_contract::id::SubnetId;
 
-use super::draft::{Draft, addresses, cause_of};
-use super::pool::{Form, PREFIX, Pool, is_short_of_prefixes};
+use super::draft::{Draft, cause_of};
+use super::pool::{Form, PREFIX, Pool, is_short_of_prefixes, spare_words};
 use super::shrink::{give_back, returnable};
 use super::steps::{SUBNETS_HOLD, ask_for_subnets, is_surveyed};
 use super::{Cause, Hopeless, Targets};
@@ -27,7 +27,9 @@ pub(super) struct Growth<'a> {
     form: Form,
     pool: Pool,
     waiting: u32,
-    /// Addresses that are missing and that nothing has been found for yet.
+    /// Addresses that are missing.
+    missing: i64,
+    /// Those of them that nothing has been found for yet.
     left: i64,
     /// ENIs are filled, whatever is missing: their unit is the ENI.
     whole: bool,
@@ -57,6 +59,7 @@ pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: 
         form,
         pool,
         waiting,
+        missing,
         left: missing,
         whole: !form.prefixes && !targets.counts_addresses(),
         denied: None,
@@ -72,18 +75,18 @@ pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: 
             growth.create(draft, false);
         }
     }
-    growth.conclude(draft, missing);
+    growth.conclude(draft);
     missing > 0
 }
 
 fn reason(pool: &Pool, targets: &Targets, form: Form, waiting: u32) -> String {
-    let spare = pool.spare + pool.foreign;
+    let spare = spare_words(pool.spare + pool.foreign);
     let waits = match waiting {
         0 => String::new(),
         1 => "1 ADD waits, ".to_owned(),
         waiting => format!("{waiting} ADDs wait, "),
     };
-    format!("{waits}{spare} addresses are spare or coming, {}", targets.words(form))
+    format!("{waits}{spare} or coming, {}", targets.words(form))
 }
 
 impl Growth<'_> {
@@ -186,22 +189,47 @@ impl Growth<'_> {
     /// Makes new ENIs.
     fn create(&mut self, draft: &mut Draft<'_>, prefixes: bool) {
         let mut slots = self.free_slots(draft);
-        if self.left <= 0 || slots == 0 || !self.may_create(draft, prefixes) {
+        if self.left <= 0 || self.is_cooling_enough(draft) || slots == 0 || !self.may_create(draft, prefixes) {
             return;
         }
         let mut planned: BTreeMap<SubnetId, i64> = BTreeMap::new();
         while self.left > 0 && slots > 0 {
             let Some((id, subnet)) = self.subnet(draft, prefixes, &planned) else { return };
             let places = self.wanted(self.form.places, prefixes);
-            let asked = places.min(asked_at_most(Some(subnet), prefixes)).max(1);
+            let at_most = asked_at_most(Some(subnet), prefixes);
+            let asked = places.min(at_most).max(1);
             self.cover(places.max(1), prefixes);
             slots -= 1;
+            if at_most < u32::MAX {
+                // The subnet has refused more than that: one call at a time shows what it has left.
+                if planned.contains_key(id) || self.is_asked(draft, id) {
+                    continue;
+                }
+            }
             *planned.entry(id.clone()).or_default() += 1 + i64::from(asked) * Self::size(prefixes);
             let op = Op::Create(self.request(draft, id, count(asked, prefixes)));
             if let Err(cause) = draft.ask(op, self.reason.clone()) {
                 self.hindered(draft, places, prefixes, cause);
             }
         }
+    }
+
+    /// Whether what cools is as much as is missing, and nobody waits for it: an ENI is not made for half a minute.
+    fn is_cooling_enough(&mut self, draft: &mut Draft<'_>) -> bool {
+        let waiting_left = i64::from(self.waiting) - self.pool.spare - self.pool.foreign - (self.missing - self.left);
+        let enough = waiting_left <= 0 && self.left <= self.pool.cooling;
+        if enough {
+            self.left = 0;
+            if let Some(cooled) = draft.state.ledger().next_cooled(draft.now) {
+                draft.wake(cooled);
+            }
+        }
+        enough
+    }
+
+    /// Whether an ENI is being made in the subnet.
+    fn is_asked(&self, draft: &Draft<'_>, subnet: &SubnetId) -> bool {
+        draft.ops().any(|op| op.subnet() == Some(subnet))
     }
 
     /// Whether ENIs can be made now; if they will be soon, the need is covered by that.
@@ -297,9 +325,9 @@ impl Growth<'_> {
     }
 
     /// Says why what is still missing will not come.
-    fn conclude(mut self, draft: &mut Draft<'_>, missing: i64) {
+    fn conclude(mut self, draft: &mut Draft<'_>) {
         let state = draft.state;
-        let mut coming = missing - self.left.max(0);
+        let mut coming = self.missing - self.left.max(0);
         let mut pool = self.pool.spare + self.pool.foreign + self.pool.cooling;
         if let Some(obstacle) = draft.obstacle(Api::AttachNetworkInterface)
             && obstacle.kind == CloudErrorKind::Denied
@@ -339,12 +367,7 @@ impl Growth<'_> {
         if self.free_slots(draft) > 0 && draft.state.obstacle(Api::CreateNetworkInterface, draft.now).is_none() {
             return Cause::NoSubnet;
         }
-        Cause::EniLimit {
-            enis: u32::try_from(there(draft.state)).unwrap_or(u32::MAX),
-            limit,
-            by_setting: limit < self.node.limits.enis,
-            addresses: addresses(draft.state),
-        }
+        Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis, addresses_each: self.form.addresses_each() }
     }
 }
 

@@ -26,6 +26,11 @@ impl Form {
     pub(super) const fn of(targets: &Targets, limits: &InstanceLimits) -> Self {
         Self { prefixes: targets.prefixes && limits.prefixes, places: limits.ipv4_per_eni.saturating_sub(1) }
     }
+
+    /// Addresses that a full ENI holds for pods.
+    pub(super) const fn addresses_each(self) -> u32 {
+        if self.prefixes { self.places.saturating_mul(PREFIX) } else { self.places }
+    }
 }
 
 /// Parts of the pool add up: each ENI's, and each create's.
@@ -251,6 +256,11 @@ impl Targets {
             (warm, minimum) => format!("WARM_IP_TARGET={warm} MINIMUM_IP_TARGET={minimum}"),
         }
     }
+}
+
+/// So many addresses, in words.
+pub(super) fn spare_words(addresses: i64) -> String {
+    if addresses == 1 { "1 address is spare".to_owned() } else { format!("{} addresses are spare", addresses.max(0)) }
 }
 
 /// Whether prefixes are not to be had for an ENI now.

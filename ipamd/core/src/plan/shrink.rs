@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use sluice_contract::id::EniId;
 
 use super::draft::Draft;
-use super::pool::{Form, Pool, is_short_of_prefixes};
+use super::pool::{Form, Pool, is_short_of_prefixes, spare_words};
 use super::steps::{is_surveyed, leave, note};
 use super::{MIN_ENI_LIFE, SHRINK_INTERVAL, Targets};
 use crate::cloud::Unassign;
@@ -50,7 +50,7 @@ pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form) {
             leave(
                 draft,
                 eni,
-                &format!("{} addresses are spare without it, {}", pool.spare + pool.foreign, targets.words(form)),
+                &format!("{} without it, {}", spare_words(pool.spare + pool.foreign), targets.words(form)),
             );
         }
     }
@@ -62,8 +62,7 @@ pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form) {
         wanted = true;
         if at_rest && !eni.unsure {
             pool = pool - part;
-            let reason =
-                format!("{} addresses are spare, {}", pool.spare + part.spare + part.foreign, targets.words(form));
+            let reason = format!("{}, {}", spare_words(pool.spare + part.spare + part.foreign), targets.words(form));
             give_back(draft, eni, nets, &reason);
         }
     }

@@ -63,8 +63,11 @@ pub(super) fn take(draft: &mut Draft<'_>, node: &Node, targets: &Targets) {
         if let Some(at) = eni.not_before.filter(|at| *at > draft.now) {
             draft.wake(at);
         } else if eni.unsure || eni.recheck.is_some_and(|at| at <= draft.now) {
-            let op = Op::Inspect { eni: eni.id.clone() };
-            note(draft, op, "a call or IMDS may have shown it otherwise than the ledger has it");
+            // A survey that is due tells of this one, too.
+            if is_surveyed(state, draft.now) {
+                let op = Op::Inspect { eni: eni.id.clone() };
+                note(draft, op, "it may be otherwise than the ledger has it");
+            }
         } else {
             match eni.stage {
                 Stage::Created => attach(draft, node, targets, eni),

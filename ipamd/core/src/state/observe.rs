@@ -251,7 +251,12 @@ impl State {
 
     /// EC2 does not know the ENI. It is forgotten if that is not news of the past and no pod uses it.
     fn unknown_to_ec2(&mut self, id: &EniId, settled: bool, now: Timestamp) -> Result<bool, ApplyError> {
+        let is_worked_on = self.flights.values().any(|op| op.eni() == Some(id));
         let eni = self.ledger.eni_mut(id)?;
+        if is_worked_on {
+            // The end of that call will tell.
+            return Ok(false);
+        }
         if eni.role == Role::Primary {
             // An instance cannot lose its primary ENI: EC2 shows it late.
             return Ok(false);
@@ -269,7 +274,10 @@ impl State {
     fn described_attachment(&mut self, id: &EniId, described: &Ec2Eni, settled: bool) -> Result<bool, ApplyError> {
         let ours = self.node.as_ref().map(|node| node.identity.instance.clone());
         let eni = self.ledger.eni_mut(id)?;
+        let detached = eni.stage == Stage::Leaving && eni.attachment.is_none() && eni.device.is_none();
         match (&described.attachment, eni.stage) {
+            // Detached a moment ago: this is news of the past.
+            (Some(_), _) if detached && !settled => Ok(false),
             (Some(attachment), stage) if attachment.instance == ours || ours.is_none() => {
                 eni.attachment = Some(attachment.attachment.clone());
                 (eni.card, eni.device) = (attachment.card, Some(attachment.device));

@@ -15,7 +15,7 @@ use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
-use sluice_ipamd_core::recover::{KernelView, reconcile, recover};
+use sluice_ipamd_core::recover::{Finding, KernelView, reconcile, recover};
 use sluice_ipamd_core::serve::serve;
 use sluice_ipamd_core::state::{Event, Node, State, tag};
 use sluice_ipamd_core::time::Timestamp;
@@ -145,6 +145,13 @@ impl Life {
     pub(crate) fn hear_late_imds(&mut self) {
         let enis = self.past_enis();
         self.apply(Event::ImdsSeen(self.imds(&enis)));
+    }
+
+    /// IMDS leaves an ENI out.
+    pub(crate) fn hear_imds_without(&mut self, device: u32) {
+        let mut enis = self.imds(&self.ec2.enis);
+        enis.retain(|eni| eni.device != device);
+        self.apply(Event::ImdsSeen(enis));
     }
 
     fn imds(&self, enis: &BTreeMap<EniId, Ec2Eni>) -> Vec<ImdsEni> {
@@ -331,7 +338,7 @@ impl Life {
     }
 
     /// kill -9 and start: what is under way has its effect or not; the queue is gone.
-    pub(crate) fn crash(&mut self, mut has_effect: impl FnMut() -> bool, checkpoint: bool) {
+    pub(crate) fn crash(&mut self, mut has_effect: impl FnMut() -> bool, checkpoint: bool) -> Vec<Finding> {
         for flight in std::mem::take(&mut self.flights) {
             if has_effect() {
                 drop(self.ec2.call(&flight.op));
@@ -354,20 +361,22 @@ impl Life {
         }
         self.apply(Event::NodeKnown(self.node()));
         self.hear_imds();
+        recovered.findings
     }
 
     /// The daemon's look at the kernel.
-    pub(crate) fn look(&mut self) {
+    pub(crate) fn look(&mut self) -> Vec<Finding> {
         let kernel = self.kernel();
         let before: BTreeMap<Attachment, Ipv4Addr> =
             self.state.ledger().owners().map(|(attachment, address)| (attachment.clone(), address)).collect();
-        reconcile(&mut self.state, &kernel, COOLDOWN, self.now);
+        let findings = reconcile(&mut self.state, &kernel, COOLDOWN, self.now);
         for (attachment, address) in before {
             if self.state.ledger().address_of(&attachment).is_none() {
                 self.released.insert(address, self.now);
             }
         }
         self.check("a look at the kernel");
+        findings
     }
 
     /// Addresses of each ENI, by device, without ENIs' own.

@@ -1,4 +1,4 @@
-//! The planner and the state against a small model of EC2: steady states, and random lives.
+//! The planner and the state against a small model of EC2: steady states, scenarios with golden plans, and random lives.
 
 #[cfg(test)]
 mod ec2;
@@ -6,5 +6,7 @@ mod ec2;
 mod life;
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+mod scenarios;
 #[cfg(test)]
 mod steady;

@@ -125,10 +125,10 @@ fn live(life: &mut Life, steps: &[Step]) {
                     bits = bits.rotate_left(1);
                     bits & 1 == 1
                 };
-                life.crash(has_effect, *keeps_checkpoint);
+                drop(life.crash(has_effect, *keeps_checkpoint));
                 life.pump();
             }
-            Step::Look => life.look(),
+            Step::Look => drop(life.look()),
             Step::Imds { late: true } => life.hear_late_imds(),
             Step::Imds { late: false } => life.hear_imds(),
             Step::Others(take, which) => {
