@@ -22,11 +22,15 @@
 #![forbid(unsafe_code)]
 
 pub mod deployment;
+pub mod ec2;
 pub mod fabric;
+mod http;
 pub mod limits;
+pub mod live;
 pub mod model;
 pub mod node;
 pub mod probe;
 pub mod runtime;
 pub mod scene;
+pub mod serve;
 pub mod world;
