@@ -103,7 +103,8 @@ pub enum OpenError {
 
 type Message = NetlinkMessage<RouteNetlinkMessage>;
 
-/// A netlink socket in one network namespace. Cloning is cheap; the socket closes with the last clone.
+/// A netlink socket in one network namespace. Cloning is cheap; the socket closes with the last clone, or with the
+/// runtime in which it was opened.
 #[derive(Debug, Clone)]
 pub struct Netlink {
     requests: ConnectionHandle<RouteNetlinkMessage>,

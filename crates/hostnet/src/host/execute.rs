@@ -154,13 +154,17 @@ impl Host {
                 let (outcomes, failure) = self.carry_out(part, &mut numbers, &mut journal).await;
                 for (planned, outcome) in part.iter().zip(outcomes) {
                     match outcome {
-                        Some(Outcome::Changed) => executed.changed.push(planned.clone()),
+                        Some(Outcome::Changed) => {
+                            tracing::debug!(op = %planned.op, reason = planned.reason, "changed the network");
+                            executed.changed.push(planned.clone());
+                        }
                         Some(Outcome::AlreadySo) => executed.unchanged += 1,
                         None => {}
                     }
                 }
                 if let Some((planned, source)) = failure {
                     let (undone, not_undone) = self.undo(journal, &mut numbers).await;
+                    tracing::debug!(op = %planned.op, undone, left = not_undone.len(), "took changes back");
                     let (op, reason) = (Box::new(planned.op.clone()), planned.reason.clone());
                     return Err(ExecuteError { op, reason, source, undone, not_undone });
                 }

@@ -379,6 +379,21 @@ async fn a_table_of_nftables_is_compared_by_content() {
     assert!(matches!(&error, NftError::Refused { message, .. } if message.contains("nonsense")), "{error:?}");
 }
 
+#[test]
+fn a_missing_nft_is_named() {
+    use nix::mount::{MsFlags, mount};
+
+    let bare = NamespaceThread::spawn(ThreadSpec::new_node("bare", "bare")).unwrap();
+    let error = bare.run_blocking(|| async {
+        for dir in ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"] {
+            // Seen by this thread and its children only.
+            mount(Some("none"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        }
+        nft::ruleset(NftTableId::new(NftFamily::Ip, "t"), "").await.unwrap_err().to_string()
+    });
+    assert_eq!(error.unwrap(), "the program nft is not there: install nftables");
+}
+
 #[tokio::test]
 async fn tables_that_change_are_still_read_whole() {
     let (host, _vpc) = node().await;
