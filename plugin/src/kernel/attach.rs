@@ -115,17 +115,32 @@ impl From<StepError> for AttachError {
 pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), AttachError> {
     let host = Host::current().map_err(StepError::Open)?;
     let pod = Host::of(netns.clone()).map_err(StepError::Open)?;
-    let in_pod = pod.netlink().link_by_name(&layout.attachment.ifname).await.map_err(StepError::Look)?;
-    let on_host = host.netlink().link_by_name(&layout.host).await.map_err(StepError::Look)?;
-    if let (Some(pod_end), Some(host_end)) = (&in_pod, &on_host)
-        && is_host_end_of(host_end, &layout.attachment)
-        && are_ends_of_one_veth(pod_end, host_end)
-    {
-        let done = converge(layout, &host, &pod, host_end).await;
-        return done.map_err(|step| AttachError { step, undone: false, leftovers: Vec::new() });
+    // Nearly always both names are free, so that nobody has to look first: the kernel says when one is taken.
+    let made = match create(layout, &host, &pod).await {
+        Err(error) if error.errno() == Some(Errno::EEXIST) => {
+            let in_pod = pod.netlink().link_by_name(&layout.attachment.ifname).await.map_err(StepError::Look)?;
+            let on_host = host.netlink().link_by_name(&layout.host).await.map_err(StepError::Look)?;
+            if let (Some(pod_end), Some(host_end)) = (&in_pod, &on_host)
+                && is_host_end_of(host_end, &layout.attachment)
+                && are_ends_of_one_veth(pod_end, host_end)
+            {
+                let done = converge(layout, &host, &pod, host_end).await;
+                return done.map_err(|step| AttachError { step, undone: false, leftovers: Vec::new() });
+            }
+            clear_the_way(layout, &host, &pod, in_pod, on_host).await?;
+            create(layout, &host, &pod).await
+        }
+        made => made,
     }
-    clear_the_way(layout, &host, &pod, in_pod, on_host).await?;
+    .map_err(StepError::Create)?;
+    match furnish(layout, &host, &pod, &made).await {
+        Ok(()) => Ok(()),
+        Err(step) => Err(undo(layout, &pod, &made, step).await),
+    }
+}
 
+/// The veth pair, marked by its MAC addresses.
+async fn create(layout: &Layout, host: &Host, pod: &Host) -> Result<Link, LinkError> {
     let spec = VethSpec {
         name: &layout.attachment.ifname,
         mac: Some(layout.pod_mac),
@@ -136,23 +151,22 @@ pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), Att
         peer_namespace: Some(host.namespace()),
         mtu: layout.mtu,
     };
-    let made = pod.netlink().create_veth(&spec).await.map_err(StepError::Create)?;
-    match furnish(layout, &host, &pod, &made).await {
-        Ok(()) => Ok(()),
-        Err(step) => {
-            let mut error = AttachError::new(step);
-            if let StepError::Execute { source, .. } = &error.step {
-                let failures = source.not_undone.iter();
-                error.leftovers = failures.map(|(op, cause)| format!("left behind: {op}: {}", chain(cause))).collect();
-            }
-            // It takes the other end with it, and all that stands on either.
-            if let Err(cause) = pod.netlink().delete_link(made.index).await {
-                error.leftovers.push(format!("left behind: {}: {}", layout.host, chain(&cause)));
-            }
-            error.undone = error.leftovers.is_empty();
-            Err(error)
-        }
+    pod.netlink().create_veth(&spec).await
+}
+
+/// Takes the veth back, and with it the other end and all that stands on either. Rules were taken back where they
+/// were made.
+async fn undo(layout: &Layout, pod: &Host, made: &Link, step: StepError) -> AttachError {
+    let mut error = AttachError::new(step);
+    if let StepError::Execute { source, .. } = &error.step {
+        let failures = source.not_undone.iter();
+        error.leftovers = failures.map(|(op, cause)| format!("left behind: {op}: {}", chain(cause))).collect();
     }
+    if let Err(cause) = pod.netlink().delete_link(made.index).await {
+        error.leftovers.push(format!("left behind: {}: {}", layout.host, chain(&cause)));
+    }
+    error.undone = error.leftovers.is_empty();
+    error
 }
 
 /// Removes what stands under one of the names and may be removed.

@@ -124,9 +124,9 @@ impl Node {
         self.on(move || Path::new("/proc/sys/net/ipv4/conf").join(name).exists())
     }
 
-    /// Waits for a predicate.
+    /// Waits for a predicate. The kernel takes its time to clean up a namespace on a busy machine.
     pub(crate) fn wait(&self, what: &str, mut reached: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !reached() {
             assert!(Instant::now() < deadline, "still not: {what}");
             std::thread::yield_now();
