@@ -8,15 +8,17 @@ pub mod rss;
 pub mod stats;
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
-use sluice_vpcsim::node::NodeError;
+use serde_json::Value;
+use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, PLAIN_CONFLIST};
+use sluice_vpcsim::node::{Node, NodeError};
 use sluice_vpcsim::scene::{Scene, SceneError};
 use sluice_vpcsim::world::WorldError;
 
 use burst::BurstError;
 use report::Report;
-
-use crate::deploy::DeployError;
 
 /// Why a benchmark has no figures.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +34,7 @@ pub enum BenchError {
     Node(#[from] NodeError),
     /// The product does not run.
     #[error(transparent)]
-    Deploy(#[from] DeployError),
+    Deployment(#[from] DeploymentError),
     /// Pods could not be added or deleted.
     #[error(transparent)]
     Burst(#[from] BurstError),
@@ -45,6 +47,9 @@ pub enum BenchError {
         reason: String,
     },
 }
+
+/// How long the pool may take to be as a benchmark needs it.
+const POOL_LIMIT: Duration = Duration::from_secs(120);
 
 /// Tells a person how far a benchmark is.
 pub type Say = fn(&str);
@@ -85,4 +90,18 @@ fn scene(instances: &[(&str, &str)]) -> Result<Scene, SceneError> {
         text.push_str(&format!("  {name}: {{type: {kind}, subnet: main/nodes}}\n"));
     }
     text.parse()
+}
+
+/// The product on `node`, with ipamd running; `settings` are ipamd's environment.
+async fn install(node: &Arc<Node>, settings: &[(&str, &str)]) -> Result<Deployment, DeploymentError> {
+    let environment = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let binaries = Binaries::beside_this_program()?;
+    let product = Deployment::install(Arc::clone(node), &binaries, PLAIN_CONFLIST, environment).await?;
+    product.start_ipamd().await?;
+    Ok(product)
+}
+
+/// A number of the pool, by its name on the introspection page.
+fn count(view: &Value, name: &str) -> Option<u64> {
+    view.get("pool")?.get(name)?.as_u64()
 }

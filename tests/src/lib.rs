@@ -1,8 +1,6 @@
-//! What the tests and benchmarks of the product share: finding the built programs, a real container runtime, the peer
-//! that benchmarks compare with.
+//! What the tests and benchmarks of the product share: a real container runtime, and the measuring of plugins beside a
+//! peer.
 #![forbid(unsafe_code)]
 
 pub mod bench;
-pub mod binaries;
 pub mod containerd;
-pub mod deploy;

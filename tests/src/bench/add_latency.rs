@@ -4,16 +4,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::json;
-use sluice_vpcsim::node::Node;
+use serde_json::{Value, json};
+use sluice_vpcsim::deployment::{Deployment, DeploymentError};
 use sluice_vpcsim::world::World;
 
 use super::burst::{Sandboxes, Subject, Times};
 use super::report::{Part, Report};
 use super::stats::{median, millis, percentile};
-use super::{BenchError, Say, scene};
+use super::{BenchError, POOL_LIMIT, Say, count, install, scene};
 use crate::containerd::DEBIAN_CNI;
-use crate::deploy::{CNI_BIN, Deployment, deploy, plugin_config};
 
 /// The number of the promise.
 pub const ID: &str = "S-01";
@@ -27,7 +26,7 @@ const AT_ONCE: [usize; 3] = [1, 10, 50];
 /// Rounds; each measures everything once, in another order.
 const ROUNDS: usize = 6;
 /// The warm pool: more than two bursts' addresses, on seven ENIs.
-const POOL: u32 = 200;
+const POOL: u64 = 200;
 /// The promise: the most that the median of single ADDs may take, in milliseconds.
 const ALONE: f64 = 10.0;
 /// The most that the 99th percentile of 50 at once may take, in milliseconds.
@@ -57,13 +56,8 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
     say("filling the warm pool");
     let pool = POOL.to_string();
     let settings = [("MINIMUM_IP_TARGET", pool.as_str()), ("WARM_IP_TARGET", "1"), ("IP_COOLDOWN_PERIOD", "1")];
-    let mut ipamd = deploy(node, &settings).await?;
-    let ours = Subject {
-        program: PathBuf::from(CNI_BIN).join("sluice-eni"),
-        path: CNI_BIN.into(),
-        config: plugin_config(),
-        daemons: vec![ipamd.pid()],
-    };
+    let product = install(node, &settings).await?;
+    let ours = Subject::sluice(&product).await;
     let peer = peer_subject();
     let sandboxes = Sandboxes::new(node, PODS).await?;
     let peer_sandboxes = Sandboxes::new(peer_node, PODS).await?;
@@ -78,7 +72,7 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
                 let times = if arm == 1 {
                     peer_sandboxes.burst(peer_node, &peer, &label, level.at_once).await?
                 } else {
-                    await_free(&mut ipamd, node).await?;
+                    await_free(&product).await?;
                     sandboxes.burst(node, &ours, &label, level.at_once).await?
                 };
                 if let Some(bursts) = level.arms.get_mut(arm) {
@@ -91,10 +85,9 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
 }
 
 /// Waits until no ADD of a burst has to wait for an address, and nothing else goes on.
-async fn await_free(ipamd: &mut Deployment, node: &Node) -> Result<(), BenchError> {
-    let wanted = "the whole pool is free";
-    ipamd.wait_for(node, wanted, |pool| pool.free >= POOL && pool.flights == 0).await?;
-    Ok(())
+async fn await_free(product: &Deployment) -> Result<(), DeploymentError> {
+    let free = |view: &Value| count(view, "free") >= Some(POOL) && count(view, "flights") == Some(0);
+    product.pool_until("the whole pool was not free", POOL_LIMIT, free).await.map(drop)
 }
 
 fn peer_subject() -> Subject {

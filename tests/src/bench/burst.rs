@@ -11,9 +11,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sluice_hostnet::netns::{Namespace, NamespaceError};
+use sluice_vpcsim::deployment::Deployment;
 use sluice_vpcsim::node::{Node, NodeError};
+use sluice_vpcsim::runtime::BIN_DIR;
 
 /// Where the plugins' input lies on the node: in memory.
 const DIR: &str = "/run/bench";
@@ -67,8 +69,21 @@ pub struct Subject {
     pub daemons: Vec<u32>,
 }
 
+impl Subject {
+    /// The product, as it is on a node.
+    pub async fn sluice(product: &Deployment) -> Self {
+        let config = json!({ "cniVersion": "1.0.0", "name": "sluice", "type": "sluice-eni" });
+        Self {
+            program: Path::new(BIN_DIR).join("sluice-eni"),
+            path: BIN_DIR.into(),
+            config: config.as_object().cloned().unwrap_or_default(),
+            daemons: product.ipamd_pid().await.into_iter().collect(),
+        }
+    }
+}
+
 /// The network namespaces of pods. They are made once and used by burst after burst: the kernel takes a namespace down
-/// at leisure, which would be in the way of the next burst.
+/// at leisure, which would be in the way of the next burst. A node can have one set.
 #[derive(Debug)]
 pub struct Sandboxes {
     paths: Vec<PathBuf>,

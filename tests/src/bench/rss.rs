@@ -1,20 +1,18 @@
 //! S-06: what ipamd keeps in memory on a full node.
 
-use std::path::PathBuf;
-
+use serde_json::Value;
 use sluice_vpcsim::world::World;
 
 use super::burst::{Sandboxes, Subject};
 use super::report::{Part, Report};
-use super::{BenchError, Say, scene};
-use crate::deploy::{CNI_BIN, deploy, plugin_config};
+use super::{BenchError, POOL_LIMIT, Say, count, install, scene};
 
 /// The number of the promise.
 pub const ID: &str = "S-06";
 /// What is measured, in one line.
 pub const ABOUT: &str = "anonymous memory of ipamd with 232 pods on an m5.4xlarge, prefixes";
 
-/// Pods of the node: the kubelet's limit for the type without prefixes, which AWS keeps up to 30 vCPUs.
+/// Pods of the node: as many as the type holds without prefixes.
 const PODS: usize = 232;
 /// How many of them are added at the same time.
 const AT_ONCE: usize = 10;
@@ -28,20 +26,18 @@ const LIMIT: f64 = 20.0;
 pub async fn run(say: Say) -> Result<Report, BenchError> {
     let world = World::up(&scene(&[("node", "m5.4xlarge")])?).await?;
     let node = world.node("node")?;
-    let mut ipamd = deploy(node, &[("ENABLE_PREFIX_DELEGATION", "true"), ("WARM_PREFIX_TARGET", "1")]).await?;
-    ipamd.wait_for(node, "a warm pool", |pool| pool.free > 0 && pool.flights == 0).await?;
-    let idle = anonymous(ipamd.pid())?;
+    let settings = [("ENABLE_PREFIX_DELEGATION", "true"), ("WARM_PREFIX_TARGET", "1"), ("SLUICE_MAX_PODS", "250")];
+    let product = install(node, &settings).await?;
+    let warm = |view: &Value| count(view, "free") > Some(0) && count(view, "flights") == Some(0);
+    product.pool_until("the pool was not warm", POOL_LIMIT, warm).await?;
+    let pid = product.ipamd_pid().await.unwrap_or_default();
+    let idle = anonymous(pid)?;
     say(&format!("adding {PODS} pods"));
-    let subject = Subject {
-        program: PathBuf::from(CNI_BIN).join("sluice-eni"),
-        path: CNI_BIN.into(),
-        config: plugin_config(),
-        daemons: vec![ipamd.pid()],
-    };
-    Sandboxes::new(node, PODS).await?.fill(node, &subject, AT_ONCE).await?;
-    let wanted = format!("{PODS} addresses are assigned");
-    let pool = ipamd.wait_for(node, &wanted, |pool| pool.assigned == 232 && pool.flights == 0).await?;
-    let full = anonymous(ipamd.pid())?;
+    let sandboxes = Sandboxes::new(node, PODS).await?;
+    sandboxes.fill(node, &Subject::sluice(&product).await, AT_ONCE).await?;
+    let settled = |view: &Value| count(view, "assigned") == Some(PODS as u64) && count(view, "flights") == Some(0);
+    let view = product.pool_until("the pods did not have their addresses", POOL_LIMIT, settled).await?;
+    let full = anonymous(pid)?;
     let row = |what: &str, value: String| vec![what.to_owned(), value];
     Ok(Report {
         id: ID,
@@ -56,8 +52,8 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
             unit: "MiB",
         }],
         rows: vec![
-            row("pods", pool.assigned.to_string()),
-            row("addresses", pool.total.to_string()),
+            row("pods", PODS.to_string()),
+            row("addresses", count(&view, "total").unwrap_or_default().to_string()),
             row("anonymous memory without pods", format!("{idle:.1} MiB")),
             row("with them", format!("{full:.1} MiB")),
         ],
