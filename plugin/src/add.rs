@@ -18,6 +18,9 @@ use crate::{del, note};
 /// How long an ADD waits for an ipamd that is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Capabilities (<https://www.cni.dev/docs/conventions/>) that would be broken by passing them over.
+const UNSUPPORTED: [&str; 4] = ["ips", "ipRanges", "mac", "infinibandGUID"];
+
 pub(crate) fn run(
     conf: &NetConf,
     container: ContainerId,
@@ -28,6 +31,12 @@ pub(crate) fn run(
     let started = Instant::now();
     let options = EniConf::of(conf)?;
     conf.runtime_config()?;
+    for capability in UNSUPPORTED {
+        if conf.raw_runtime_config.as_ref().is_some_and(|given| given.get(capability).is_some()) {
+            let text = format!("runtimeConfig asks for {capability:?}: addresses are ipamd's to choose");
+            return Err(Failure::new(ErrorCode::UnsupportedField, text));
+        }
+    }
     if conf.raw_prev_result.is_some() {
         let text = "the configuration of an ADD has a prevResult: sluice-eni must be the first plugin of its list";
         return Err(Failure::new(ErrorCode::InvalidConfig, text));

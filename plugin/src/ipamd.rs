@@ -31,7 +31,15 @@ pub(crate) enum IpamdError {
         #[source]
         source: io::Error,
     },
-    /// The connection broke, or the deadline passed.
+    /// The deadline passed.
+    #[error("ipamd on {path} gave no answer within {} ms", .waited.as_millis())]
+    Late {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The connection broke.
     #[error("ipamd on {path} gave no answer")]
     Broken {
         /// The socket.
@@ -63,11 +71,13 @@ pub(crate) enum IpamdError {
 }
 
 impl IpamdError {
-    /// Whether the daemon is gone, so that asking again may help and a DEL leaves a tombstone.
+    /// Whether the daemon is gone, or as good as that: asking again may help, and a DEL leaves a tombstone.
     pub(crate) const fn is_gone(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::Broken { source: FrameError::Closed | FrameError::Socket(_), .. }
+            Self::Unreachable { .. }
+                | Self::Late { .. }
+                | Self::Broken { source: FrameError::Closed | FrameError::Socket(_), .. }
         )
     }
 
@@ -81,7 +91,9 @@ impl From<IpamdError> for Failure {
     fn from(error: IpamdError) -> Self {
         match error {
             IpamdError::Refused(refusal) => Self::Refused(refusal),
-            IpamdError::Unreachable { .. } | IpamdError::Broken { .. } => Self::of(ErrorCode::TryAgain, &error),
+            IpamdError::Unreachable { .. } | IpamdError::Late { .. } | IpamdError::Broken { .. } => {
+                Self::of(ErrorCode::TryAgain, &error)
+            }
             IpamdError::Skew { .. } => Self::of(ErrorCode::VersionSkew, &error),
             IpamdError::Unexpected { .. } => Self::of(ErrorCode::Refused, &error),
         }
@@ -156,7 +168,13 @@ impl Ipamd<'_> {
 
     fn exchange(&self, request: &Request) -> Result<Outcome, IpamdError> {
         let path = || self.socket.to_path_buf();
-        let broken = |source| IpamdError::Broken { path: path(), source };
+        let asked = Instant::now();
+        let broken = |source| match &source {
+            FrameError::Socket(error) if is_timeout(error) => {
+                IpamdError::Late { path: path(), waited: asked.elapsed() }
+            }
+            _ => IpamdError::Broken { path: path(), source },
+        };
         let io = |source| broken(FrameError::Socket(source));
         let mut socket =
             UnixStream::connect(self.socket).map_err(|source| IpamdError::Unreachable { path: path(), source })?;
@@ -175,6 +193,11 @@ impl Ipamd<'_> {
             Reply::Refused(refusal) => Err(IpamdError::Refused(refusal)),
         }
     }
+}
+
+/// What a read or write says when the socket's time limit has passed (`socket(7)`, `SO_RCVTIMEO`).
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn millis(duration: Duration) -> u64 {

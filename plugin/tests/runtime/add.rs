@@ -314,7 +314,7 @@ fn an_ipamd_that_does_not_answer_or_answers_garbage_is_named() {
     ipamd.fault(Fault::Hang);
     let (code, text) = node.cni(&add).error();
     assert_eq!(code, 11);
-    assert!(text.contains("ipamd on /run/sluice/ipamd.sock gave no answer"), "{text}");
+    assert!(text.contains("ipamd on /run/sluice/ipamd.sock gave no answer within "), "{text}");
     drop(ipamd);
     let (code, text) = node.cni(&add).error();
     assert_eq!(code, 11);

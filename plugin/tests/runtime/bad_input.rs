@@ -39,6 +39,7 @@ fn every_fault_is_named_and_nothing_is_touched() {
             6,
             "field \"runtimeConfig\" of the configuration has a value of the wrong type",
         ),
+        (add().with("runtimeConfig", &json!({"ips": ["10.0.0.9"]})), 2, "runtimeConfig asks for \"ips\""),
         (add().with("prevResult", &json!({"ips": []})), 7, "sluice-eni must be the first plugin of its list"),
         (add().env("CNI_COMMAND", "ATTACH"), 4, "CNI_COMMAND \"ATTACH\" is not a verb"),
         (add().env("CNI_COMMAND", ""), 4, "CNI_COMMAND missing"),

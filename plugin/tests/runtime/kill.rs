@@ -1,5 +1,5 @@
-//! An ADD is killed at every moment between ipamd's answer and its end; whatever it leaves, the same ADD or a DEL after
-//! it converges.
+//! An ADD or a DEL is killed at every moment between ipamd's first answer and its end; whatever it leaves, the same again
+//! or a DEL after it converges.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ const MOMENTS: u32 = 40;
 /// What a killed ADD has left: the host's end, its mark, the pod's address, rules, route.
 type Left = (bool, bool, bool, usize, usize);
 
-/// Whether the ADD was through before it was killed, and how long it took from ipamd's answer.
-fn kill_after_answer(node: &Node, ipamd: &Ipamd, add: &Cni, life: Duration) -> (bool, Duration) {
+/// Whether the call was through before it was killed, and how long it took from ipamd's answer.
+fn kill_after_answer(node: &Node, ipamd: &Ipamd, call: &Cni, life: Duration) -> (bool, Duration) {
     let before = ipamd.answers();
-    let mut child = node.spawn(add);
+    let mut child = node.spawn(call);
     node.wait("ipamd has answered", || ipamd.answers() > before);
     let answered = Instant::now();
     while answered.elapsed() < life && child.try_wait().unwrap().is_none() {
@@ -70,6 +70,33 @@ fn add_again_converges_and_so_does_del() {
     }
     println!("what {round} killed ADDs had left (host's end, mark, pod's address, rules, route): {seen:?}");
     assert!(seen.len() >= 3, "the moments are too few to say anything: {seen:?}");
+}
+
+#[test]
+fn del_again_converges() {
+    let node = Node::new();
+    let ipamd = node.ipamd();
+    let netns = node.netns("b");
+    let call = |verb| Cni::on(verb, "1.1.0", POD_B, "bbb", &netns);
+    let mut whole = Duration::from_secs(10);
+    let mut seen: BTreeMap<(Left, usize), u32> = BTreeMap::new();
+    for moment in 0..=MOMENTS {
+        ipamd.refill(vec![address("10.0.1.60", 1)]);
+        let result = node.cni(&call("ADD")).result();
+        // The first lives as long as it likes, and tells how long that is.
+        let life = if moment == 0 { whole } else { whole * moment / MOMENTS };
+        let (through, lived) = kill_after_answer(&node, &ipamd, &call("DEL").with("prevResult", &result), life);
+        if moment == 0 {
+            assert!(through);
+            whole = lived;
+        }
+        *seen.entry((left(&node), ipamd.assigned().len())).or_default() += 1;
+        // As containerd comes again: with less.
+        node.cni(&call("DEL").env("CNI_NETNS", "")).nothing();
+        node.assert_clean();
+        assert_eq!(ipamd.assigned(), [""; 0], "after {life:?}");
+    }
+    println!("what killed DELs had left (host's end, mark, pod's address, rules, route; addresses held): {seen:?}");
 }
 
 #[test]
