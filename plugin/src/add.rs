@@ -55,32 +55,24 @@ pub(crate) fn run(
         host_ifname: host.clone(),
     })?;
 
-    let give_back = || {
-        let request = DelRequest { attachment: attachment.clone(), pod: pod.clone(), add_failed: true };
-        if let Err(failure) = del::release(&options, &request) {
-            note(&format!("the address of the failed ADD stays with its attachment until its DEL: {failure}"));
+    // From here on a failed ADD holds an address. It is given back only when nothing of the attachment is in the kernel:
+    // a second ADD that fails must not take the address from the pod that the first has made. Else the DEL that follows
+    // every failed ADD does it.
+    let layout = Layout::new(attachment.clone(), host, options.mtu, reply)
+        .map_err(|error| Failure::of(ErrorCode::Refused, &error))?;
+    kernel::on_runtime(kernel::attach(&layout, &netns))?.map_err(|error| {
+        for left in error.leftovers() {
+            note(left);
         }
-    };
-    let layout = Layout::new(attachment.clone(), host, options.mtu, reply).map_err(|error| {
-        give_back();
-        Failure::of(ErrorCode::Refused, &error)
+        if error.is_undone() {
+            let request = DelRequest { attachment: attachment.clone(), pod: pod.clone(), add_failed: true };
+            if let Err(failure) = del::release(&options, &request) {
+                note(&format!("the address of the failed ADD stays with its attachment until its DEL: {failure}"));
+            }
+        }
+        Failure::new(error.code(), format!("cannot set up {attachment}: {}", chain(&error)))
     })?;
-    match kernel::on_runtime(kernel::attach(&layout, &netns)) {
-        Ok(Ok(())) => Ok(layout.result(netns_path)),
-        Err(failure) => {
-            give_back();
-            Err(failure)
-        }
-        Ok(Err(error)) => {
-            if error.is_undone() {
-                give_back();
-            }
-            for left in error.leftovers() {
-                note(left);
-            }
-            Err(Failure::new(error.code(), format!("cannot set up {attachment}: {}", chain(&error))))
-        }
-    }
+    Ok(layout.result(netns_path))
 }
 
 /// The sandbox's namespace, open, so that it is the same one from here on.

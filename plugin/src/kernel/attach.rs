@@ -68,12 +68,13 @@ pub(crate) struct AttachError {
 }
 
 impl AttachError {
-    const fn new(step: StepError) -> Self {
+    /// Nothing of the attachment is there.
+    const fn absent(step: StepError) -> Self {
         Self { step, undone: true, leftovers: Vec::new() }
     }
 
-    /// Whether everything that this ADD had changed was taken back. Not so where the attachment was there before: its
-    /// pod may be running.
+    /// Whether nothing of the attachment is there, so that its address can be given back. Where that is not known, or
+    /// where it was there before this ADD, its pod may be running: its DEL will tell.
     pub(crate) const fn is_undone(&self) -> bool {
         self.undone
     }
@@ -106,7 +107,7 @@ impl Error for AttachError {
 
 impl From<StepError> for AttachError {
     fn from(step: StepError) -> Self {
-        Self::new(step)
+        Self { step, undone: false, leftovers: Vec::new() }
     }
 }
 
@@ -124,15 +125,17 @@ pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), Att
                 && is_host_end_of(host_end, &layout.attachment)
                 && are_ends_of_one_veth(pod_end, host_end)
             {
-                let done = converge(layout, &host, &pod, host_end).await;
-                return done.map_err(|step| AttachError { step, undone: false, leftovers: Vec::new() });
+                return Ok(converge(layout, &host, &pod, host_end).await?);
             }
-            clear_the_way(layout, &host, &pod, in_pod, on_host).await?;
-            create(layout, &host, &pod).await
+            let lost = on_host.as_ref().is_some_and(|link| is_host_end_of(link, &layout.attachment));
+            clear_the_way(layout, &host, &pod, in_pod, on_host).await.map_err(|step| match step {
+                StepError::PodNameTaken { .. } | StepError::HostNameTaken { .. } if !lost => AttachError::absent(step),
+                _ => step.into(),
+            })?;
+            create(layout, &host, &pod).await.map_err(|error| AttachError::absent(StepError::Create(error)))?
         }
-        made => made,
-    }
-    .map_err(StepError::Create)?;
+        made => made.map_err(StepError::Create)?,
+    };
     match furnish(layout, &host, &pod, &made).await {
         Ok(()) => Ok(()),
         Err(step) => Err(undo(layout, &pod, &made, step).await),
@@ -157,7 +160,7 @@ async fn create(layout: &Layout, host: &Host, pod: &Host) -> Result<Link, LinkEr
 /// Takes the veth back, and with it the other end and all that stands on either. Rules were taken back where they
 /// were made.
 async fn undo(layout: &Layout, pod: &Host, made: &Link, step: StepError) -> AttachError {
-    let mut error = AttachError::new(step);
+    let mut error = AttachError::absent(step);
     if let StepError::Execute { source, .. } = &error.step {
         let failures = source.not_undone.iter();
         error.leftovers = failures.map(|(op, cause)| format!("left behind: {op}: {}", chain(cause))).collect();
