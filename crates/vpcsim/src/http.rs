@@ -132,3 +132,22 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response<Body> 
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
+
+/// Undoes percent encoding, and `+` for a space where forms are read; nothing when an escape is broken or the result is
+/// not UTF-8.
+pub(crate) fn unescape(text: &[u8], form: bool) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.iter();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' if form => b' ',
+            b'%' => {
+                let high = char::from(*rest.next()?).to_digit(16)?;
+                let low = char::from(*rest.next()?).to_digit(16)?;
+                u8::try_from(high * 16 + low).ok()?
+            }
+            other => *other,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}

@@ -12,6 +12,7 @@ use crate::live::iso8601;
 use crate::model::api::{InstanceWithEnis, Listed, TagOf};
 use crate::model::state::{Eni, InstanceState, Permission, SecurityGroup, State, Subnet, Tags, Vpc};
 use crate::model::{ApiError, Reply, Settings};
+use crate::names;
 
 /// The version of the API, and its namespace.
 pub(super) const VERSION: &str = "2016-11-15";
@@ -120,21 +121,6 @@ impl Context<'_> {
         iso8601(self.settings.epoch.saturating_add(at))
     }
 
-    fn private_name(self, address: Ipv4Addr) -> String {
-        let domain =
-            if self.settings.region == "us-east-1" { "ec2" } else { &format!("{}.compute", self.settings.region) };
-        format!("ip-{}.{domain}.internal", dashed(address))
-    }
-
-    fn public_name(self, address: Ipv4Addr) -> String {
-        let domain = if self.settings.region == "us-east-1" {
-            "compute-1"
-        } else {
-            &format!("{}.compute", self.settings.region)
-        };
-        format!("ec2-{}.{domain}.amazonaws.com", dashed(address))
-    }
-
     fn groups(self, xml: &mut Xml, groups: &[SecurityGroupId]) {
         xml.set("groupSet", groups, |xml, id| {
             let name = self.state.security_groups.get(id).map_or("", |group| &group.name);
@@ -154,7 +140,7 @@ impl Context<'_> {
             .text("status", eni.status(self.at))
             .text("macAddress", eni.mac)
             .text("privateIpAddress", eni.primary)
-            .text("privateDnsName", self.private_name(eni.primary))
+            .text("privateDnsName", names::private(&self.settings.region, eni.primary))
             .text("sourceDestCheck", eni.source_dest_check)
             .text("interfaceType", eni.interface_type.as_str());
         self.groups(xml, &eni.groups);
@@ -187,7 +173,7 @@ impl Context<'_> {
             if let Some(association) = eni.association.filter(|association| association.private_ip == address) {
                 xml.element("association", |xml| {
                     xml.text("publicIp", association.public_ip)
-                        .text("publicDnsName", self.public_name(association.public_ip))
+                        .text("publicDnsName", names::public(&self.settings.region, association.public_ip))
                         .text("ipOwnerId", "amazon");
                 });
             }
@@ -196,7 +182,7 @@ impl Context<'_> {
         let all = std::iter::once(&eni.primary).chain(&eni.secondaries);
         xml.set("privateIpAddressesSet", all, |xml, address| {
             xml.text("privateIpAddress", address)
-                .text("privateDnsName", self.private_name(*address))
+                .text("privateDnsName", names::private(&self.settings.region, *address))
                 .text("primary", *address == eni.primary);
             association(xml, *address);
         });
@@ -241,11 +227,14 @@ impl Context<'_> {
         xml.text("instanceId", &instance.id).text("imageId", &instance.image);
         instance_state(xml, "instanceState", instance.state(self.at));
         let public = primary.and_then(|eni| eni.association).map(|association| association.public_ip);
-        xml.text("privateDnsName", primary.map_or_else(String::new, |eni| self.private_name(eni.primary)))
-            .text("dnsName", public.map_or_else(String::new, |address| self.public_name(address)))
-            .text("amiLaunchIndex", index)
-            .text("instanceType", &instance.instance_type)
-            .text("launchTime", self.time(instance.launched));
+        xml.text(
+            "privateDnsName",
+            primary.map_or_else(String::new, |eni| names::private(&self.settings.region, eni.primary)),
+        )
+        .text("dnsName", public.map_or_else(String::new, |address| names::public(&self.settings.region, address)))
+        .text("amiLaunchIndex", index)
+        .text("instanceType", &instance.instance_type)
+        .text("launchTime", self.time(instance.launched));
         xml.element("placement", |xml| {
             xml.text("availabilityZone", &instance.availability_zone).text("tenancy", "default");
         });
@@ -315,7 +304,7 @@ impl Context<'_> {
             .text("cidrBlock", subnet.cidr)
             .text("availableIpAddressCount", subnet.available())
             .text("availabilityZone", &subnet.availability_zone)
-            .text("availabilityZoneId", zone_id(region, &subnet.availability_zone))
+            .text("availabilityZoneId", names::zone_id(region, &subnet.availability_zone))
             .text("defaultForAz", false)
             .text("mapPublicIpOnLaunch", subnet.map_public_ip)
             .text("assignIpv6AddressOnCreation", false);
@@ -423,24 +412,4 @@ fn association_id(of: &impl Display, index: usize) -> String {
     let kind = if prefix == "subnet" { "subnet-cidr-assoc" } else { "vpc-cidr-assoc" };
     let tail: String = digits.chars().skip(3).collect();
     format!("{kind}-{index:03x}{tail}")
-}
-
-/// `use1-az1` for `us-east-1a`.
-fn zone_id(region: &str, zone: &str) -> String {
-    let short: String = region
-        .split('-')
-        .map(|word| match word {
-            "north" | "south" | "east" | "west" | "central" => word.chars().take(1).collect::<String>(),
-            "northeast" => "ne".to_owned(),
-            "southeast" => "se".to_owned(),
-            other => other.to_owned(),
-        })
-        .collect();
-    let number = zone.bytes().last().map_or(1, |letter| letter.saturating_sub(b'a').saturating_add(1));
-    format!("{short}-az{number}")
-}
-
-fn dashed(address: Ipv4Addr) -> String {
-    let [a, b, c, d] = address.octets();
-    format!("{a}-{b}-{c}-{d}")
 }

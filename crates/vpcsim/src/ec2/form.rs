@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::http::unescape;
 use crate::model::ApiError;
 
 /// Parameters of one call. EC2 takes 1000 ids in a Describe call; the rest is far less.
@@ -27,8 +28,10 @@ impl Form {
         let mut values = BTreeMap::new();
         for pair in body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
-            let name = decode(halves.next().unwrap_or_default()).ok_or_else(|| malformed("has a bad escape"))?;
-            let value = decode(halves.next().unwrap_or_default()).ok_or_else(|| malformed("has a bad escape"))?;
+            let name =
+                unescape(halves.next().unwrap_or_default(), true).ok_or_else(|| malformed("has a bad escape"))?;
+            let value =
+                unescape(halves.next().unwrap_or_default(), true).ok_or_else(|| malformed("has a bad escape"))?;
             if values.insert(name, value).is_some() {
                 return Err(malformed("has a parameter twice"));
             }
@@ -171,24 +174,6 @@ impl Form {
         let parsed = value.as_ref().parse();
         parsed.ok().ok_or_else(|| ApiError::invalid_parameter(&format!("{}{name}", self.prefix), value, rule))
     }
-}
-
-/// Undoes form encoding; nothing when an escape is broken or the result is not UTF-8.
-fn decode(text: &[u8]) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.iter();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let high = char::from(*rest.next()?).to_digit(16)?;
-                let low = char::from(*rest.next()?).to_digit(16)?;
-                u8::try_from(high * 16 + low).ok()?
-            }
-            other => *other,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
