@@ -60,6 +60,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How often tombstones are looked for.
 const TOMBSTONES_EVERY: Duration = Duration::from_secs(5);
 
+/// Between two steps that nothing but the plan asked for.
+const WAKE_AFTER: Duration = Duration::from_millis(5);
+
 /// After a checkpoint that could not be written, before the next attempt.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -288,7 +291,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.host_jobs();
         let clock = self.parts.clock;
         let wakes = [serving.wake_at, self.plan.wake_at.filter(|_| !self.stopping)];
-        self.wake_at = wakes.into_iter().flatten().map(|at| clock.instant(at)).min();
+        // A moment at least, so that a time that has passed cannot make the loop spin.
+        let soonest = Instant::now() + WAKE_AFTER;
+        self.wake_at = wakes.into_iter().flatten().map(|at| clock.instant(at).max(soonest)).min();
     }
 
     fn demand(&self) -> Demand {
@@ -483,3 +488,6 @@ fn lost(op: &Op) -> Failure {
 
 /// Only for its name in signatures.
 type OpResult = Result<Outcome, Failure>;
+
+#[cfg(test)]
+mod tests;

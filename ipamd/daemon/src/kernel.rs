@@ -1,9 +1,10 @@
 //! The `Kernel` seam: the host's network as ipamd needs it.
 //!
-//! Two implementations exist: one over hostnet, and a model of a host for tests. Both carry out what
+//! Two implementations exist: [`host::HostKernel`] over hostnet, and a model of a host for tests. Both carry out what
 //! [`desired`] says; they decide nothing.
 
 pub mod desired;
+pub mod host;
 
 use std::future::Future;
 use std::net::Ipv4Addr;

@@ -6,7 +6,7 @@
 //! ```text
 //! let config = Config::from_environment()?;      // every fault at once
 //! // logs by config.log_filter and config.log_format
-//! run(config, cloud, Host::new(), shutdown).await?;
+//! run(config, cloud, HostKernel::current()?, shutdown).await?;
 //! ```
 //!
 //! [`run::run`] returns only when `shutdown` has resolved, or when the daemon cannot start at all.
@@ -32,6 +32,7 @@ pub mod view;
 mod testing;
 
 pub use config::Config;
+pub use kernel::host::HostKernel;
 pub use rpc::ListenError;
 pub use run::{RunError, run};
 pub use store::StoreError;

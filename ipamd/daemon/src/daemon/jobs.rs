@@ -1,14 +1,15 @@
 //! What runs beside the loop: operations, questions to IMDS, and work on the host's network. Each is a task whose end
 //! comes back to the loop; none of them touches the state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use sluice_contract::id::SecurityGroupId;
+use sluice_contract::id::{EniId, SecurityGroupId};
 use sluice_ipamd_core::cloud::{Api, ImdsEni, InstanceIdentity, InstanceLimits};
 use sluice_ipamd_core::ledger::{Eni, Role, Stage};
+use sluice_ipamd_core::limits::limits;
 use sluice_ipamd_core::op::{Failure, Op};
 use sluice_ipamd_core::plan::Targets;
 use sluice_ipamd_core::recover::{KernelView, reconcile};
@@ -235,12 +236,16 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.timers.node.succeeded(now);
         }
         self.note_enis(now);
+        let ledger = self.state.ledger();
+        let is_here = |id: &EniId| ledger.eni(id).filter(|eni| eni.device.is_some());
+        // A table that an ENI has left is cleared before another takes it.
+        let left: BTreeSet<u32> =
+            self.enis.iter().filter(|(id, _)| is_here(id).is_none()).map(|(_, side)| side.network.table).collect();
         let mut due = Vec::new();
         for (id, side) in &mut self.enis {
-            let eni = self.state.ledger().eni(id);
-            let here = eni.filter(|eni| eni.device.is_some());
-            match here {
+            match is_here(id) {
                 None if side.timer.begin(now) => due.push(Job::TearDown(side.network.clone())),
+                Some(_) if left.contains(&side.network.table) => {}
                 Some(eni) if eni.stage != Stage::Leaving && side.timer.begin(now) => {
                     due.push(Job::SetUp(side.network.clone()));
                 }
@@ -397,8 +402,13 @@ async fn learn<C: Cloud>(
         Some(known) => known,
         None => {
             let identity = executor.call(Api::Imds, cloud.identity()).await?;
-            let asked = cloud.instance_limits(&identity.instance_type);
-            let limits = executor.call(Api::DescribeInstanceTypes, asked).await?;
+            let limits = match limits(&identity.instance_type) {
+                Some(limits) => limits,
+                None => {
+                    let asked = cloud.instance_limits(&identity.instance_type);
+                    executor.call(Api::DescribeInstanceTypes, asked).await?
+                }
+            };
             (identity, limits)
         }
     };

@@ -58,6 +58,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         if self.stopping {
             return self.refuse_add(token, stopping());
         }
+        if let Some(held) = self.state.ledger().address_of(&attachment) {
+            // It does not wait, so the planner must not count it as demand.
+            return self.grant(&attachment, held, &[token], true);
+        }
         let owner = Arc::new(Owner { attachment, pod, host_ifname, netns });
         let now = self.parts.clock.now();
         let deadline = now + deadline.saturating_duration_since(Instant::now());

@@ -1,0 +1,225 @@
+//! The daemon in virtual time against vpcsim's model of EC2 and a model of a host. Every test ends with the ledger, EC2
+//! and the host compared.
+
+mod burst;
+mod crash;
+mod requests;
+mod sim;
+mod trouble;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_contract::id::{IfName, PodRef};
+use sluice_contract::rpc::{
+    AddReply, AddRequest, Call, DelReply, DelRequest, Outcome, PodAddress, Refusal, RefusalCode, Reply,
+};
+use sluice_ipamd_core::time::Timestamp;
+use sluice_vpcsim::model::Settings;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::Daemon;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::inbox::Handle;
+use crate::metrics::Metrics;
+use crate::run::start;
+use crate::testing::{TestDir, attachment};
+use crate::view::View;
+use sim::{SimCloud, SimHost};
+
+/// What outlives the daemon.
+struct World {
+    dir: TestDir,
+    clock: Clock,
+    cloud: SimCloud,
+    host: SimHost,
+    environment: BTreeMap<String, String>,
+    starts: u64,
+}
+
+/// A daemon that runs.
+struct Node {
+    handle: Handle,
+    task: JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl World {
+    /// An instance of `instance_type` in a /24, and EC2 as AWS behaves.
+    fn new(instance_type: &str) -> Self {
+        Self::with(Settings::aws(), instance_type, "10.0.1.0/24")
+    }
+
+    fn with(settings: Settings, instance_type: &str, cidr: &str) -> Self {
+        let cloud = SimCloud::new(settings, instance_type, cidr);
+        let host = SimHost::new(cloud.clone());
+        let clock = Clock::starting_at(Timestamp::from_millis(1_767_225_600_000));
+        Self { dir: TestDir::new(), clock, cloud, host, environment: BTreeMap::new(), starts: 0 }
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.into(), value.into());
+    }
+
+    fn config(&self) -> Config {
+        let run_dir = self.dir.path().display().to_string();
+        Config::load(&|name| match name {
+            "SLUICE_RUN_DIR" => Some(run_dir.clone()),
+            name => self.environment.get(name).cloned(),
+        })
+        .unwrap()
+    }
+
+    async fn start(&mut self) -> Node {
+        self.starts += 1;
+        let (handle, inputs) = Handle::new();
+        let metrics = Arc::new(Metrics::new());
+        let (parts, state) =
+            start(self.config(), self.clock, self.cloud.clone(), self.host.clone(), metrics, self.starts).await;
+        let (stop, stops) = oneshot::channel();
+        let task = tokio::spawn(Daemon::new(parts, state).run(inputs, async {
+            if stops.await.is_err() {
+                // The test keeps the sender until it stops the daemon.
+                std::future::pending::<()>().await;
+            }
+        }));
+        Node { handle, task, stop: Some(stop) }
+    }
+
+    /// A daemon that is ready and has nothing left to do.
+    async fn settled(&mut self) -> Node {
+        let node = self.start().await;
+        node.wait("a settled pool", |view| view.ready && view.is_settled()).await;
+        node
+    }
+
+    /// Compares ledger, EC2 and host: no address twice, every ENI known and set up, none left behind.
+    async fn agrees(&self, node: &Node) {
+        let view = node.view().await;
+        assert_eq!(view.pool.violations, 0);
+        let (attached, loose) = self.cloud.owned();
+        assert!(loose.is_empty(), "left behind: {loose:?}");
+        let ec2: BTreeSet<_> = attached.iter().map(|eni| eni.id.clone()).collect();
+        let ours: BTreeSet<_> = view.enis.keys().cloned().collect();
+        assert_eq!(ours, ec2, "the ledger knows the ENIs of EC2");
+        for eni in &attached {
+            let known: BTreeSet<_> = view.enis[&eni.id].blocks.keys().copied().collect();
+            let there: BTreeSet<_> = eni.assigned().filter(|net| net.addr() != eni.primary).collect();
+            assert_eq!(known, there, "the ledger knows the addresses of {}", eni.id);
+        }
+        let host = self.host.state();
+        let secondaries: BTreeSet<_> =
+            attached.iter().filter(|eni| eni.attachment.as_ref().unwrap().device > 0).map(|e| e.id.clone()).collect();
+        assert_eq!(host.enis.keys().cloned().collect::<BTreeSet<_>>(), secondaries, "the host has the ENIs set up");
+        for address in host.pods.keys() {
+            let state = view.enis.values().flat_map(|eni| eni.blocks.values()).find_map(|b| b.get(address)).unwrap();
+            assert_eq!(state.state, "assigned", "{address} lives");
+        }
+    }
+
+    /// What the plugin does after an ADD.
+    fn pod_runs(&self, container: &str, address: Ipv4Addr) {
+        let before = self.host.state().pods.insert(address, host_ifname(container));
+        assert_eq!(before, None, "{address} is given to {container} and lives already");
+    }
+
+    /// What the plugin does before a DEL.
+    fn pod_ends(&self, address: Ipv4Addr) {
+        self.host.state().pods.remove(&address);
+    }
+}
+
+fn host_ifname(container: &str) -> IfName {
+    IfName::new(format!("eni{container:.11}")).unwrap()
+}
+
+impl View {
+    fn is_settled(&self) -> bool {
+        self.node.is_some() && self.under_way.is_empty() && self.pool.pending == 0 && self.pool.waiting == 0
+    }
+}
+
+impl Node {
+    async fn view(&self) -> View {
+        self.handle.look().await.expect("the loop answers")
+    }
+
+    /// Waits, in virtual time, until `holds`; the state must stay so for some seconds.
+    async fn wait(&self, what: &str, holds: impl Fn(&View) -> bool) -> View {
+        let end = Instant::now() + Duration::from_secs(1800);
+        let mut since = 0;
+        loop {
+            let view = self.view().await;
+            since = if holds(&view) { since + 1 } else { 0 };
+            if since > 8 {
+                return view;
+            }
+            assert!(Instant::now() < end, "no {what} in half an hour: {view:#?}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn ask(&self, call: Call, deadline: Duration) -> Reply {
+        let (_, reply) = self.handle.ask(call, Instant::now() + deadline).await;
+        match reply.await {
+            Ok(answer) => answer.reply,
+            Err(_) => Reply::Refused(Refusal::new(RefusalCode::NotReady, "the daemon is gone")),
+        }
+    }
+
+    async fn add_within(&self, container: &str, deadline: Duration) -> Result<PodAddress, Refusal> {
+        match self.ask(Call::Add(add_request(container)), deadline).await {
+            Reply::Done(Outcome::Add(AddReply { mut addresses, mtu })) => {
+                assert_eq!((addresses.len(), mtu), (1, 9001));
+                Ok(addresses.remove(0))
+            }
+            Reply::Refused(refusal) => Err(refusal),
+            other => panic!("ADD answered {other:?}"),
+        }
+    }
+
+    async fn add(&self, container: &str) -> Result<PodAddress, Refusal> {
+        self.add_within(container, Duration::from_secs(60)).await
+    }
+
+    async fn del(&self, container: &str) -> Vec<PodAddress> {
+        let request = DelRequest { attachment: attachment(container), pod: PodRef::default(), add_failed: false };
+        match self.ask(Call::Del(request), Duration::from_secs(10)).await {
+            Reply::Done(Outcome::Del(DelReply { addresses })) => addresses,
+            other => panic!("DEL answered {other:?}"),
+        }
+    }
+
+    /// The process is killed.
+    async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err());
+    }
+
+    /// The process is asked to stop.
+    async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.task.await.unwrap();
+    }
+}
+
+fn add_request(container: &str) -> AddRequest {
+    AddRequest {
+        attachment: attachment(container),
+        pod: PodRef { namespace: "default".into(), name: container.into(), uid: None },
+        netns: format!("/run/netns/{container}"),
+        host_ifname: host_ifname(container),
+    }
+}
+
+fn v4(address: &PodAddress) -> Ipv4Addr {
+    match address.ip {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address}"),
+    }
+}

@@ -1,0 +1,132 @@
+//! kill -9 at every point at which the world may have changed. S-05: no address twice, none forgotten.
+
+use super::burst::burst;
+use super::sim::Crash;
+use super::*;
+
+/// Pods that were answered, as the runtime remembers them.
+async fn add_all(world: &World, node: &Node, pods: &mut BTreeMap<String, PodAddress>, names: &[String]) {
+    let mut replies = Vec::new();
+    for name in names {
+        let call = Call::Add(add_request(name));
+        replies.push((name, node.handle.ask(call, Instant::now() + Duration::from_secs(60)).await.1));
+    }
+    for (name, reply) in replies {
+        let Ok(answer) = reply.await else { continue };
+        let mut reply = match answer.reply {
+            Reply::Done(Outcome::Add(reply)) => reply,
+            other => panic!("{name}: {other:?}\n{:#?}\n{:#?}", node.view().await, world.cloud.model().log()),
+        };
+        let address = reply.addresses.remove(0);
+        match pods.insert(name.clone(), address.clone()) {
+            None => world.pod_runs(name, v4(&address)),
+            Some(before) => assert_eq!(before, address, "{name} keeps its address"),
+        }
+    }
+}
+
+/// 20 pods come; the daemon dies at the point given and starts again; the runtime tries again whatever had no answer.
+async fn die_at(crash: Crash) -> bool {
+    let mut world = World::new("m5.large");
+    let names: Vec<String> = (0..20).map(|index| format!("p{index}")).collect();
+    let mut pods = BTreeMap::new();
+    world.cloud.crash_at(Some(crash));
+    let node = world.start().await;
+    let cloud = world.cloud.clone();
+    let died = tokio::select! {
+        () = cloud.crashed() => true,
+        () = async {
+            add_all(&world, &node, &mut pods, &names).await;
+            node.wait("a settled pool", View::is_settled).await;
+        } => false,
+    };
+    node.kill().await;
+    world.cloud.crash_at(None);
+    let node = world.start().await;
+    for (name, address) in &pods {
+        assert_eq!(node.add(name).await.as_ref(), Ok(address), "{crash:?}: {name} is remembered");
+    }
+    add_all(&world, &node, &mut pods, &names).await;
+    assert_eq!(pods.len(), 20, "{crash:?}");
+    let distinct: BTreeSet<IpAddr> = pods.values().map(|address| address.ip).collect();
+    assert_eq!(distinct.len(), 20, "{crash:?}: an address was given twice");
+    node.wait("a settled pool", View::is_settled).await;
+    world.agrees(&node).await;
+    died
+}
+
+#[tokio::test(start_paused = true)]
+async fn s05_death_at_every_call_leaves_nothing_behind() {
+    let mut points = 0;
+    for point in 1.. {
+        let before = die_at(Crash::BeforeCall(point)).await;
+        let after = die_at(Crash::AfterCall(point)).await;
+        if !before && !after {
+            break;
+        }
+        points += 1;
+    }
+    println!("died at {points} calls, before and after each");
+    assert!(points >= 6, "only {points} calls were made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s05_death_at_any_time_of_a_burst() {
+    for tick in 0..40u64 {
+        let mut world = World::new("m5.large");
+        let node = world.settled().await;
+        let names: Vec<String> = (0..25).map(|index| format!("p{index}")).collect();
+        let mut pods = BTreeMap::new();
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(tick * 251)) => {}
+            () = add_all(&world, &node, &mut pods, &names) => {}
+        }
+        node.kill().await;
+        let node = world.start().await;
+        add_all(&world, &node, &mut pods, &names).await;
+        assert_eq!(pods.len(), 25, "at {tick}");
+        let distinct: BTreeSet<IpAddr> = pods.values().map(|address| address.ip).collect();
+        assert_eq!(distinct.len(), 25, "at {tick}: an address was given twice");
+        node.wait("a settled pool", View::is_settled).await;
+        world.agrees(&node).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s04_a_restart_serves_at_once_without_ec2_and_touches_nothing() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let (addresses, _) = burst(&world, &node, "p", 5).await;
+    let free = node.wait("a settled pool", View::is_settled).await.pool.free;
+    let changes = world.host.state().changes;
+    node.kill().await;
+    world.cloud.set_down(true);
+    let node = world.start().await;
+    let begun = Instant::now();
+    assert!(
+        matches!(node.ask(Call::Status, Duration::from_secs(1)).await, Reply::Done(Outcome::Status(s)) if s.free == free)
+    );
+    assert_eq!(node.add("p0").await.unwrap(), addresses[0]);
+    let new = node.add("new").await.unwrap();
+    assert!(!addresses.iter().any(|address| address.ip == new.ip));
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(world.host.state().changes, changes, "what is right stays untouched");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s05_cooldown_survives_a_crash() {
+    let mut world = World::new("m5.large");
+    world.set("IP_COOLDOWN_PERIOD", "300");
+    let node = world.settled().await;
+    let held = node.add("a").await.unwrap();
+    node.del("a").await;
+    node.kill().await;
+    let node = world.start().await;
+    let mut given = BTreeSet::new();
+    for index in 0..8 {
+        given.insert(node.add(&format!("b{index}")).await.unwrap().ip);
+    }
+    assert!(!given.contains(&held.ip));
+    assert_eq!(node.view().await.pool.cooling, 1);
+}

@@ -1,0 +1,144 @@
+//! The `Kernel` seam over hostnet: the node's real network.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use sluice_contract::id::{IfName, MacAddr};
+use sluice_contract::node::{RULE_TO_POD, TABLE_MAIN};
+use sluice_hostnet::desired::{Desired, View};
+use sluice_hostnet::host::Host;
+use sluice_hostnet::netlink::OpenError;
+use sluice_hostnet::nft;
+use sluice_hostnet::state::{Family, LinkKind, NftRuleset, Observed};
+use sluice_hostnet::watch::WaitForLinkError;
+use sluice_ipamd_core::recover::KernelView;
+use tokio::sync::Mutex;
+
+use super::{EniNetwork, Kernel, KernelError, NodeNetwork, desired};
+
+/// How long an ENI's link is waited for. EC2 takes 2 to 6 seconds to plug one in, and now and then far longer.
+const LINK_SHOWS: Duration = Duration::from_secs(30);
+
+/// How long the primary ENI's link is waited for: the node has booted by it.
+const PRIMARY_SHOWS: Duration = Duration::from_secs(5);
+
+/// What a pod's address is said to live on when its route is gone and its rule is not.
+const UNKNOWN_LINK: &str = "unknown";
+
+/// One network namespace: on a node, the host's.
+#[derive(Debug)]
+pub struct HostKernel {
+    host: Host,
+    /// The table that was wanted last, with the content that `nft` makes of it, which takes two runs of `nft` to learn.
+    ruleset: Mutex<Option<NftRuleset>>,
+}
+
+fn failed<E>(action: impl fmt::Display) -> impl FnOnce(E) -> KernelError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    move |source| KernelError::Failed { action: action.to_string(), source: Box::new(source) }
+}
+
+impl HostKernel {
+    /// The namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// [`OpenError`] when netlink cannot be had.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn current() -> Result<Self, OpenError> {
+        Host::current().map(Self::over)
+    }
+
+    /// The namespace of `host`.
+    #[must_use]
+    pub fn over(host: Host) -> Self {
+        Self { host, ruleset: Mutex::new(None) }
+    }
+
+    async fn link(&self, mac: MacAddr, within: Duration) -> Result<IfName, KernelError> {
+        match self.host.wait_for_link(mac, within).await {
+            Ok(link) => Ok(link.name),
+            Err(WaitForLinkError::Timeout { mac, .. }) => Err(KernelError::NoLink(mac)),
+            Err(error) => Err(failed(format!("looking for the link {mac}"))(error)),
+        }
+    }
+
+    /// The table with its content; learnt anew when the body changes.
+    async fn ruleset(&self, body: String) -> Result<NftRuleset, KernelError> {
+        let mut last = self.ruleset.lock().await;
+        match &*last {
+            Some(known) if known.body == body => Ok(known.clone()),
+            _ => {
+                let learnt =
+                    nft::ruleset(desired::table(), body).await.map_err(failed("loading the nftables table"))?;
+                Ok(last.insert(learnt).clone())
+            }
+        }
+    }
+
+    async fn reconcile(&self, action: &str, desired: &Desired) -> Result<(), KernelError> {
+        let executed = self.host.reconcile(desired).await.map_err(failed(action))?;
+        for planned in executed.changed {
+            tracing::info!(op = %planned.op, reason = planned.reason, "the host's network was changed");
+        }
+        Ok(())
+    }
+}
+
+impl Kernel for HostKernel {
+    async fn pods(&self, veth_prefix: &str) -> Result<KernelView, KernelError> {
+        let view = View {
+            routes: BTreeSet::from([(Family::V4, TABLE_MAIN)]),
+            rules: BTreeSet::from([Family::V4]),
+            ..View::default()
+        };
+        let seen = self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))?;
+        Ok(pods(&seen, veth_prefix))
+    }
+
+    async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
+        let primary = self.link(node.primary_mac, PRIMARY_SHOWS).await?;
+        let mut wanted = desired::node(node, &primary).map_err(failed("naming the sysctls"))?;
+        wanted.nft.push(self.ruleset(desired::ruleset(node, &primary)).await?);
+        self.reconcile("setting up the node's network", &wanted).await
+    }
+
+    async fn set_up_eni(&self, eni: &EniNetwork) -> Result<(), KernelError> {
+        let dev = self.link(eni.mac, LINK_SHOWS).await?;
+        self.reconcile(&format!("setting up {} as {dev}", eni.eni), &desired::eni(eni, &dev)).await
+    }
+
+    async fn tear_down_eni(&self, eni: &EniNetwork) -> Result<(), KernelError> {
+        self.reconcile(&format!("taking away what {} left", eni.eni), &desired::no_eni(eni)).await
+    }
+}
+
+/// The pods' addresses: host routes by pods' interfaces, and rules to pods. Both are counted, so that an address counts as
+/// dead only when all of its pod is gone.
+fn pods(seen: &Observed, veth_prefix: &str) -> KernelView {
+    let mut view = KernelView::default();
+    let unknown = IfName::new(UNKNOWN_LINK).ok();
+    for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_TO_POD && rule.table == TABLE_MAIN) {
+        if let (Some(IpAddr::V4(address)), Some(dev)) = (rule.to.map(|net| net.addr()), &unknown) {
+            view.pods.insert(address, dev.clone());
+        }
+    }
+    for route in seen.routes.iter().filter(|route| route.gateway.is_none() && route.table == TABLE_MAIN) {
+        let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
+        if let (true, IpAddr::V4(address), Some(dev)) = (whole, route.destination.addr(), &route.dev)
+            && dev.as_str().starts_with(veth_prefix)
+            && seen.links.iter().any(|link| link.name == *dev && link.kind == LinkKind::Veth)
+        {
+            view.pods.insert(address, dev.clone());
+        }
+    }
+    view
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! The golden node in a real network namespace, read back through `ip` and `nft` (root).
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+use sluice_contract::id::EniId;
+use sluice_hostnet::netlink::VethSpec;
+use sluice_hostnet::netns::Namespace;
+use sluice_hostnet::state::{Address, Route, Rule, host_prefix};
+use sluice_hostnet::watch::{Watch, Watched};
+
+use super::*;
+use crate::config::Config;
+
+const PRIMARY: MacAddr = MacAddr([2, 0, 0, 0, 1, 0x10]);
+const SECONDARY: MacAddr = MacAddr([2, 0, 0, 0, 1, 0x50]);
+
+fn name(text: &str) -> IfName {
+    IfName::new(text).unwrap()
+}
+
+fn run(namespace: &Namespace, program: &str, arguments: &str) -> String {
+    let output = namespace
+        .run(|| std::process::Command::new(program).args(arguments.split_whitespace()).output())
+        .expect("network namespaces can be entered: run the tests as root")
+        .unwrap_or_else(|error| panic!("{program} is needed (apt-get install iproute2 nftables): {error}"));
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(namespace: &Namespace, arguments: &str) -> Vec<Value> {
+    let text = run(namespace, "ip", &format!("-j {arguments}"));
+    if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() }
+}
+
+async fn plug(host: &Host, vpc: &Namespace, dev: &str, mac: MacAddr) {
+    let peer = format!("{dev}-vpc");
+    let spec = VethSpec {
+        name: &name(dev),
+        mac: Some(mac),
+        up: false,
+        peer_name: &name(&peer),
+        peer_mac: None,
+        peer_namespace: Some(vpc),
+        mtu: 9001,
+    };
+    host.netlink().create_veth(&spec).await.unwrap();
+}
+
+fn node_network() -> NodeNetwork {
+    NodeNetwork {
+        primary_mac: PRIMARY,
+        primary_ip: Ipv4Addr::new(10, 0, 1, 10),
+        vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        config: Config::load(&|_| None).unwrap().network,
+    }
+}
+
+fn eni_network() -> EniNetwork {
+    EniNetwork {
+        eni: EniId::new("eni-00000000000000050").unwrap(),
+        mac: SECONDARY,
+        primary_ip: Ipv4Addr::new(10, 0, 1, 50),
+        subnet: "10.0.1.0/24".parse().unwrap(),
+        table: 2,
+        mtu: 9001,
+    }
+}
+
+/// What a DHCP client leaves on a node: the primary ENI with its address, and the secondary one with the kernel's route
+/// to the subnet, which must go.
+async fn booted() -> (Host, Namespace) {
+    let host = Host::of(Namespace::new_unbound().expect("the tests run as root")).unwrap();
+    let vpc = Namespace::new_unbound().unwrap();
+    plug(&host, &vpc, "eth0", PRIMARY).await;
+    let namespace = host.namespace();
+    run(namespace, "ip", "addr add 10.0.1.10/24 dev eth0");
+    run(namespace, "ip", "link set eth0 up");
+    run(namespace, "ip", "link set lo up");
+    run(&vpc, "ip", "link set eth0-vpc up");
+    run(namespace, "ip", "route add default via 10.0.1.1 dev eth0");
+    (host, vpc)
+}
+
+#[tokio::test]
+async fn the_golden_node_in_a_real_namespace() {
+    let (host, vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    kernel.set_up_node(&node_network()).await.unwrap();
+
+    // The ENI shows while its set-up waits for it.
+    let (eni, late) = (eni_network(), async {
+        plug(&host, &vpc, "eth1", SECONDARY).await;
+        run(&namespace, "ip", "addr add 10.0.1.50/24 dev eth1");
+        run(&vpc, "ip", "link set eth1-vpc up");
+    });
+    let (set_up, ()) = tokio::join!(kernel.set_up_eni(&eni), late);
+    set_up.unwrap();
+    // Whichever came first, a second look finds nothing left to mend.
+    kernel.set_up_eni(&eni).await.unwrap();
+
+    let rules: Vec<String> = json(&namespace, "rule")
+        .iter()
+        .map(|rule| {
+            let or = |field: &str, other: &str| rule[field].as_str().unwrap_or(other).to_owned();
+            let mark = rule["fwmark"].as_str().map(|mark| format!(" fwmark {mark}/{}", or("fwmask", "")));
+            format!(
+                "{}: from {}{} lookup {}",
+                rule["priority"],
+                or("src", "all"),
+                mark.unwrap_or_default(),
+                or("table", "")
+            )
+        })
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            "0: from all lookup local",
+            "1024: from all fwmark 0x80/0x80 lookup main",
+            "32765: from 10.0.1.50 lookup 2",
+            "32766: from all lookup main",
+            "32767: from all lookup default",
+        ]
+    );
+    let routes = |table: &str| {
+        let routes = json(&namespace, &format!("route show table {table}"));
+        routes
+            .iter()
+            .map(|route| {
+                let via = route["gateway"].as_str().map(|via| format!(" via {via}")).unwrap_or_default();
+                format!("{}{via} dev {}", route["dst"].as_str().unwrap(), route["dev"].as_str().unwrap())
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(routes("2"), ["default via 10.0.1.1 dev eth1", "10.0.1.1 dev eth1"]);
+    assert_eq!(routes("main"), ["default via 10.0.1.1 dev eth0", "10.0.1.0/24 dev eth0"], "and none by eth1");
+    let eth1 = json(&namespace, "addr show dev eth1").remove(0);
+    assert_eq!(eth1["mtu"], 9001);
+    assert_eq!(eth1["operstate"], "UP");
+    assert_eq!(eth1["addr_info"][0]["local"], "10.0.1.50");
+    for (key, value) in
+        [("net.ipv4.ip_forward", "1"), ("net.ipv4.conf.eth0.rp_filter", "2"), ("net.ipv4.tcp_early_demux", "1")]
+    {
+        assert_eq!(run(&namespace, "sysctl", &format!("-n {key}")).trim(), value, "{key}");
+    }
+    let table = run(&namespace, "nft", "list table ip sluice");
+    for part in
+        ["snat to 10.0.1.10 fully-random", "ip daddr != 10.0.0.0/16", "iifname \"eni*\"", "fib daddr . iif type local"]
+    {
+        assert!(table.contains(part), "{part} is not in {table}");
+    }
+
+    // What is right stays untouched.
+    let mut watch = Watch::open(&namespace, Watched::ALL).await.unwrap();
+    let before = run(&namespace, "nft", "-a list table ip sluice");
+    kernel.set_up_node(&node_network()).await.unwrap();
+    kernel.set_up_eni(&eni).await.unwrap();
+    assert_eq!(watch.settle().await, []);
+    assert_eq!(run(&namespace, "nft", "-a list table ip sluice"), before, "not even the handles have changed");
+
+    // What is wrong is mended.
+    run(&namespace, "ip", "rule del priority 32765");
+    run(&namespace, "nft", "flush chain ip sluice outbound");
+    kernel.set_up_node(&node_network()).await.unwrap();
+    kernel.set_up_eni(&eni).await.unwrap();
+    assert_eq!(json(&namespace, "rule").len(), 5);
+    assert!(run(&namespace, "nft", "list table ip sluice").contains("ct mark"), "the chain is back");
+
+    // The link goes with the ENI; the rule is ours to take away.
+    run(&namespace, "ip", "link del eth1");
+    kernel.tear_down_eni(&eni).await.unwrap();
+    assert_eq!(json(&namespace, "rule").len(), 4);
+    kernel.tear_down_eni(&eni).await.unwrap();
+}
+
+#[tokio::test]
+async fn pods_are_seen_by_their_routes_and_rules() {
+    let (host, _vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    run(&namespace, "ip", "link add enia type veth peer name p0");
+    run(&namespace, "ip", "link set enia up");
+    run(&namespace, "ip", "link set p0 up");
+    run(&namespace, "ip", "route add 10.0.1.20/32 dev enia scope link");
+    run(&namespace, "ip", "rule add priority 512 to 10.0.1.20/32 lookup main");
+    run(&namespace, "ip", "rule add priority 512 to 10.0.1.21/32 lookup main");
+    run(&namespace, "ip", "route add 10.0.1.99/32 dev eth0 scope link");
+    let view = kernel.pods("eni").await.unwrap();
+    let seen: Vec<_> = view.pods.iter().map(|(address, dev)| format!("{address} {dev}")).collect();
+    assert_eq!(seen, ["10.0.1.20 enia", "10.0.1.21 unknown"]);
+}
+
+#[tokio::test]
+async fn a_link_that_does_not_show_is_an_error_that_says_so() {
+    let (host, _vpc) = booted().await;
+    let kernel = HostKernel::over(host);
+    let missing = NodeNetwork { primary_mac: SECONDARY, ..node_network() };
+    let error = kernel.set_up_node(&missing).await.unwrap_err();
+    assert!(matches!(error, KernelError::NoLink(mac) if mac == SECONDARY), "{error}");
+}
+
+#[test]
+fn only_whole_addresses_by_pods_links_count() {
+    let veth = |text: &str| sluice_hostnet::state::Link {
+        index: 1,
+        name: name(text),
+        mac: None,
+        mtu: 9001,
+        up: true,
+        kind: LinkKind::Veth,
+        peer: None,
+        peer_netns: None,
+        alias: None,
+    };
+    let route = |net: &str, dev: &str| Route::on_link(TABLE_MAIN, net.parse().unwrap(), name(dev));
+    let seen = Observed {
+        links: vec![veth("enia"), veth("eth1")],
+        routes: vec![
+            route("10.0.1.20/32", "enia"),
+            route("10.0.2.0/24", "enia"),
+            route("10.0.1.30/32", "eth1"),
+            route("10.0.1.40/32", "enigone"),
+        ],
+        rules: vec![Rule::to(1535, "10.0.9.9/32".parse().unwrap(), TABLE_MAIN)],
+        addresses: vec![Address::new(name("eth1"), host_prefix(Ipv4Addr::new(10, 0, 1, 50).into()))],
+        ..Observed::default()
+    };
+    let found: Vec<_> = pods(&seen, "eni").pods.into_keys().collect();
+    assert_eq!(found, [Ipv4Addr::new(10, 0, 1, 20)]);
+}
