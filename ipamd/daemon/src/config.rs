@@ -137,6 +137,12 @@ impl Config {
         self.run_dir.join("ipam.json")
     }
 
+    /// The mark of the first readiness since the node booted ([`sluice_contract::node::IPAMD_READY`]).
+    #[must_use]
+    pub fn ready_mark(&self) -> PathBuf {
+        self.run_dir.join("ready")
+    }
+
     /// The directory of tombstones.
     #[must_use]
     pub fn tombstones(&self) -> PathBuf {

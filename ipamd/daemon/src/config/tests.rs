@@ -39,6 +39,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
     assert_eq!(config.socket().to_str(), Some(node::IPAMD_SOCKET));
     assert_eq!(config.checkpoint().to_str(), Some(node::IPAMD_CHECKPOINT));
     assert_eq!(config.tombstones().to_str(), Some(node::TOMBSTONE_DIR));
+    assert_eq!(config.ready_mark().to_str(), Some(node::IPAMD_READY));
     assert_eq!(config.introspection_address, Some("127.0.0.1:61679".parse().unwrap()));
     assert_eq!(config.log_filter, "info");
     assert!(config.without_effect.is_empty());

@@ -297,7 +297,16 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         if !self.ready && self.state.node().is_some() {
             self.ready = true;
+            self.mark_ready();
             tracing::info!("pods can be started");
+        }
+    }
+
+    /// Tells STATUS of the plugin that pods can be started. The mark stays when the daemon goes, and dies with the boot.
+    fn mark_ready(&self) {
+        let mark = self.parts.config.ready_mark();
+        if let Err(error) = std::fs::write(&mark, []) {
+            tracing::error!(path = %mark.display(), error = %error, "the ready mark could not be written");
         }
     }
 
