@@ -42,7 +42,7 @@ pub(crate) fn run(
         .map_err(|error| Failure::of(ErrorCode::CheckFailed, &error))?;
 
     let mut faults = compare(&prev_result, &layout);
-    let reported = prev_result.interfaces.iter().find(|i| i.name == attachment.ifname && i.sandbox.is_some());
+    let reported = prev_result.interfaces.iter().find(|i| i.name == attachment.ifname.as_str() && i.sandbox.is_some());
     faults.extend(
         kernel::on_runtime(kernel::differences(&layout, &netns, reported))?.map_err(|error| {
             Failure::new(ErrorCode::Kernel, format!("cannot look at {attachment}: {}", chain(&error)))
@@ -63,8 +63,8 @@ fn host_name(
 ) -> Result<IfName, Failure> {
     let host_mac = veth::mac(veth::End::Host, attachment);
     let reported = prev_result.interfaces.iter().find(|i| i.sandbox.is_none() && i.mac == Some(host_mac));
-    match reported {
-        Some(interface) => Ok(interface.name.clone()),
+    match reported.and_then(|interface| IfName::new(&interface.name).ok()) {
+        Some(name) => Ok(name),
         None => veth::host_name(&options.veth_prefix, pod, attachment)
             .map_err(|error| Failure::of(ErrorCode::InvalidConfig, &error)),
     }
@@ -74,7 +74,7 @@ fn host_name(
 fn compare(prev_result: &AddResult, layout: &Layout) -> Vec<String> {
     let ifname = &layout.attachment.ifname;
     let mut faults = Vec::new();
-    if !prev_result.interfaces.iter().any(|i| i.name == *ifname && i.sandbox.is_some()) {
+    if !prev_result.interfaces.iter().any(|i| i.name == ifname.as_str() && i.sandbox.is_some()) {
         faults.push(format!("prevResult has no interface {ifname} in a sandbox"));
     }
     let reported: BTreeSet<IpAddr> = addresses_of(Some(prev_result), ifname).into_iter().collect();

@@ -95,8 +95,10 @@ fn host_names(
 ) -> Vec<IfName> {
     let mut names: Vec<IfName> = veth::host_name(&options.veth_prefix, pod, attachment).into_iter().collect();
     for interface in prev_result.iter().flat_map(|result| &result.interfaces) {
-        if interface.sandbox.is_none() && !names.contains(&interface.name) {
-            names.push(interface.name.clone());
+        if let (None, Ok(name)) = (&interface.sandbox, IfName::new(&interface.name))
+            && !names.contains(&name)
+        {
+            names.push(name);
         }
     }
     names
@@ -105,6 +107,6 @@ fn host_names(
 /// The addresses on the attachment's interface in a result.
 pub(crate) fn addresses_of(result: Option<&AddResult>, ifname: &IfName) -> Vec<IpAddr> {
     let Some(result) = result else { return Vec::new() };
-    let on_it = |index: usize| result.interfaces.get(index).is_some_and(|interface| interface.name == *ifname);
+    let on_it = |index: usize| result.interfaces.get(index).is_some_and(|interface| interface.name == ifname.as_str());
     result.ips.iter().filter(|ip| ip.interface.is_some_and(on_it)).map(|ip| ip.address.addr()).collect()
 }

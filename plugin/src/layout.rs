@@ -159,11 +159,11 @@ impl Layout {
     /// What the runtime is told.
     pub(crate) fn result(&self, netns: &Path) -> AddResult {
         let mtu = Some(self.mtu);
-        let host = Interface { mtu, ..Interface::new(self.host.clone(), self.host_mac) };
+        let host = Interface { mtu, ..Interface::new(self.host.as_str(), self.host_mac) };
         let pod = Interface {
             mtu,
             sandbox: Some(netns.to_string_lossy().into_owned()),
-            ..Interface::new(self.attachment.ifname.clone(), self.pod_mac)
+            ..Interface::new(self.attachment.ifname.as_str(), self.pod_mac)
         };
         let ip = |address: &PodAddress| IpConfig {
             interface: Some(1),

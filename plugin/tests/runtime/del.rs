@@ -149,7 +149,13 @@ fn an_adopted_pod_is_known_by_its_route() {
     let node = Node::new();
     let (ipamd, netns, _) = added(&node, "1.0.0");
     node.sh(&format!("ip link set {HOST_B} alias '' address 06:00:00:00:00:01"));
-    node.cni(&Cni::on("DEL", "1.0.0", POD_B, "bbb", &netns)).nothing();
+    let result = json!({"cniVersion": "1.0.0",
+        "interfaces": [{"name": HOST_B}, {"name": "eth0", "mac": "2", "sandbox": netns},
+            {"name": "dummyb5faff8a083", "mac": "0", "sandbox": "1"}],
+        "ips": [{"interface": 1, "address": "10.0.1.60/32"}]});
+    let answer = node.cni(&Cni::on("DEL", "1.0.0", POD_B, "bbb", &netns).with("prevResult", &result));
+    answer.nothing();
+    assert_eq!(answer.stderr, "");
     node.assert_clean();
     assert_eq!(ipamd.assigned(), [""; 0]);
 }

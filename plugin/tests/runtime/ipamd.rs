@@ -143,7 +143,8 @@ fn serve(mut socket: UnixStream, state: &Mutex<State>) -> Result<(), sluice_cont
     let reply = match fault {
         Some(Fault::Refuse(refusal)) => Reply::Refused(refusal),
         Some(Fault::Hang) => {
-            let _ = socket.read(&mut [0]).unwrap();
+            // The end of the stream, or a reset when the plugin left something unread.
+            drop(socket.read(&mut [0]));
             return Ok(());
         }
         Some(Fault::Garbage) => {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::version::SpecVersion;
-use crate::id::{IfName, MacAddr};
+use crate::id::MacAddr;
 
 /// The most entries of each list in a result.
 const LIST_LIMIT: usize = 1024;
@@ -67,8 +67,8 @@ pub struct AddResult {
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
-    pub name: IfName,
+    /// Its name. Not always one of a Linux interface: the VPC CNI reports `dummy` and eleven digits.
+    pub name: String,
     /// Its MAC address.
     pub mac: Option<MacAddr>,
     /// Its MTU in bytes (1.1.0).
@@ -84,8 +84,8 @@ pub struct Interface {
 impl Interface {
     /// An interface with a name and a MAC address.
     #[must_use]
-    pub const fn new(name: IfName, mac: MacAddr) -> Self {
-        Self { name, mac: Some(mac), mtu: None, sandbox: None, socket_path: None, pci_id: None }
+    pub fn new(name: impl Into<String>, mac: MacAddr) -> Self {
+        Self { name: name.into(), mac: Some(mac), mtu: None, sandbox: None, socket_path: None, pci_id: None }
     }
 }
 
@@ -191,7 +191,7 @@ where
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct WireInterface {
-    name: IfName,
+    name: String,
     /// A string, because some plugins put other things than MAC addresses here (the VPC CNI a table id).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mac: Option<String>,
