@@ -407,10 +407,18 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// When the loop has something to do by itself.
     fn wake(&self) -> Instant {
         let Timers { learn, pods, node, check, tombstones, store } = &self.timers;
-        let timers = [learn, pods, node, check, tombstones].into_iter().filter_map(Timer::wake);
+        let timers = [learn, pods, check, tombstones].into_iter().filter_map(Timer::wake);
+        // These two have nothing to do before there is a node to set up, or a change to record.
+        let node = node.wake().filter(|_| self.node_network().is_some());
         let store = store.wake().filter(|_| self.dirty);
         let enis = self.enis.values().filter_map(|eni| eni.timer.wake());
-        timers.chain(store).chain(enis).chain(self.wake_at).min().unwrap_or_else(|| Instant::now() + LOOK_EVERY)
+        timers
+            .chain(node)
+            .chain(store)
+            .chain(enis)
+            .chain(self.wake_at)
+            .min()
+            .unwrap_or_else(|| Instant::now() + LOOK_EVERY)
     }
 
     /// Starts what is due by the clock.
@@ -490,4 +498,4 @@ fn lost(op: &Op) -> Failure {
 type OpResult = Result<Outcome, Failure>;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

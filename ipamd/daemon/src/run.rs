@@ -225,3 +225,6 @@ fn random_seed() -> u64 {
     hasher.write_u32(std::process::id());
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests;

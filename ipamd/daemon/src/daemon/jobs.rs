@@ -231,9 +231,6 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.spawn(Job::Node(Box::new(wanted)));
             }
             self.primary_is_ready();
-        } else if self.timers.node.begin(now) {
-            // Not known yet; what makes it known hurries this timer.
-            self.timers.node.succeeded(now);
         }
         self.note_enis(now);
         let ledger = self.state.ledger();
@@ -245,7 +242,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         for (id, side) in &mut self.enis {
             match is_here(id) {
                 None if side.timer.begin(now) => due.push(Job::TearDown(side.network.clone())),
-                Some(_) if left.contains(&side.network.table) => {}
+                Some(_) if left.contains(&side.network.table) => side.timer.postpone(now),
                 Some(eni) if eni.stage != Stage::Leaving && side.timer.begin(now) => {
                     due.push(Job::SetUp(side.network.clone()));
                 }
@@ -311,7 +308,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     /// What the node's network should be like, once that is known.
-    fn node_network(&self) -> Option<NodeNetwork> {
+    pub(super) fn node_network(&self) -> Option<NodeNetwork> {
         let node = self.state.node()?;
         let primary = self.state.ledger().primary()?;
         Some(NodeNetwork {

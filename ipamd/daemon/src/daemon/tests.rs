@@ -4,7 +4,7 @@
 mod burst;
 mod crash;
 mod requests;
-mod sim;
+pub(crate) mod sim;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -208,7 +208,7 @@ impl Node {
     }
 }
 
-fn add_request(container: &str) -> AddRequest {
+pub(crate) fn add_request(container: &str) -> AddRequest {
     AddRequest {
         attachment: attachment(container),
         pod: PodRef { namespace: "default".into(), name: container.into(), uid: None },

@@ -52,6 +52,11 @@ impl Timer {
         self.due = now + self.backoff.next(random).max(at_least);
     }
 
+    /// Something stands in its way for now.
+    pub(super) fn postpone(&mut self, now: Instant) {
+        self.due = self.due.max(now + PAUSE.0);
+    }
+
     /// It is due now, if it does not run.
     pub(super) fn hurry(&mut self, now: Instant) {
         self.due = self.due.min(now);

@@ -28,7 +28,7 @@ use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork};
 
 /// When the next daemon dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Crash {
+pub(crate) enum Crash {
     /// At its n-th call of EC2, which has no effect.
     BeforeCall(u64),
     /// At its n-th call of EC2, which has its effect.
@@ -37,7 +37,7 @@ pub(super) enum Crash {
 
 /// EC2 and IMDS.
 #[derive(Debug, Clone)]
-pub(super) struct SimCloud(Arc<CloudState>);
+pub(crate) struct SimCloud(Arc<CloudState>);
 
 #[derive(Debug)]
 struct CloudState {
@@ -62,7 +62,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl SimCloud {
     /// A VPC with one instance in a subnet of `cidr`.
-    pub(super) fn new(settings: Settings, instance_type: &str, cidr: &str) -> Self {
+    pub(crate) fn new(settings: Settings, instance_type: &str, cidr: &str) -> Self {
         let mut model = Model::new(settings);
         let vpc = model.add_vpc(&["10.0.0.0/16".parse().unwrap()], None, BTreeMap::new()).unwrap();
         let subnet = CreateSubnet {
@@ -91,35 +91,35 @@ impl SimCloud {
         }))
     }
 
-    pub(super) fn model(&self) -> MutexGuard<'_, Model> {
+    pub(crate) fn model(&self) -> MutexGuard<'_, Model> {
         lock(&self.0.model)
     }
 
-    pub(super) fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         self.0.start.elapsed()
     }
 
     /// Neither EC2 nor IMDS answers.
-    pub(super) fn set_down(&self, down: bool) {
+    pub(crate) fn set_down(&self, down: bool) {
         lock(&self.0.switches).down = down;
     }
 
-    pub(super) fn crash_at(&self, crash: Option<Crash>) {
+    pub(crate) fn crash_at(&self, crash: Option<Crash>) {
         *lock(&self.0.switches) = Switches { crash, ..Switches::default() };
     }
 
     /// Resolves when the crash that was set happens.
-    pub(super) async fn crashed(&self) {
+    pub(crate) async fn crashed(&self) {
         self.0.crashed.notified().await;
     }
 
     /// Calls of each action since the start.
-    pub(super) fn counts(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
         self.model().log().counts().clone()
     }
 
     /// The ENIs of the instance, and those that were made for it and are attached to nothing.
-    pub(super) fn owned(&self) -> (Vec<Eni>, Vec<Eni>) {
+    pub(crate) fn owned(&self) -> (Vec<Eni>, Vec<Eni>) {
         let model = self.model();
         let attached = model.state().attached(&self.0.instance).into_iter().cloned().collect();
         let loose = model.state().enis.values().filter(|eni| eni.attachment.is_none()).cloned().collect();
@@ -412,29 +412,29 @@ impl Cloud for SimCloud {
 
 /// The host: which pods live on it, and what has been set up.
 #[derive(Debug, Clone)]
-pub(super) struct SimHost {
+pub(crate) struct SimHost {
     cloud: SimCloud,
     state: Arc<Mutex<HostState>>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct HostState {
+pub(crate) struct HostState {
     /// Pods' addresses, as their host routes show them.
-    pub(super) pods: BTreeMap<Ipv4Addr, IfName>,
+    pub(crate) pods: BTreeMap<Ipv4Addr, IfName>,
     /// The node's own part.
-    pub(super) node: Option<NodeNetwork>,
+    pub(crate) node: Option<NodeNetwork>,
     /// ENIs that are set up.
-    pub(super) enis: BTreeMap<EniId, EniNetwork>,
+    pub(crate) enis: BTreeMap<EniId, EniNetwork>,
     /// How often something was changed.
-    pub(super) changes: u32,
+    pub(crate) changes: u32,
 }
 
 impl SimHost {
-    pub(super) fn new(cloud: SimCloud) -> Self {
+    pub(crate) fn new(cloud: SimCloud) -> Self {
         Self { cloud, state: Arc::default() }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, HostState> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, HostState> {
         lock(&self.state)
     }
 

@@ -1,0 +1,296 @@
+//! The whole daemon on its real socket and ports, in real time, against a model of EC2 that answers at once.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::time::Instant as StdInstant;
+
+use sluice_contract::rpc::{
+    AddRequest, Call, FRAME_LIMIT, Hello, Outcome, ProtocolRange, RefusalCode, Reply, Request, read_frame, write_frame,
+};
+use sluice_vpcsim::model::Settings;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::*;
+use crate::daemon::tests::add_request;
+use crate::daemon::tests::sim::{SimCloud, SimHost};
+use crate::testing::TestDir;
+
+const LONG: Duration = Duration::from_secs(20);
+
+struct Running {
+    dir: TestDir,
+    cloud: SimCloud,
+    host: SimHost,
+    config: Config,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<Result<(), RunError>>>,
+}
+
+impl Running {
+    async fn with(set: &[(&str, &str)]) -> Self {
+        let dir = TestDir::new();
+        let run_dir = dir.path().join("run").display().to_string();
+        let set: Vec<(String, String)> = set.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let config = Config::load(&|name| match name {
+            "SLUICE_RUN_DIR" => Some(run_dir.clone()),
+            "DISABLE_METRICS" | "DISABLE_INTROSPECTION" if !set.iter().any(|(set, _)| set.contains("ADDRESS")) => {
+                Some("true".into())
+            }
+            _ => set.iter().find(|(set, _)| set == name).map(|(_, value)| value.clone()),
+        })
+        .unwrap();
+        let cloud = SimCloud::new(Settings::instant(), "m5.large", "10.0.1.0/24");
+        let host = SimHost::new(cloud.clone());
+        let mut running = Self { dir, cloud, host, config, stop: None, task: None };
+        running.start();
+        running.ready().await;
+        running
+    }
+
+    fn start(&mut self) {
+        let (stop, stops) = oneshot::channel::<()>();
+        let (config, cloud, host) = (self.config.clone(), self.cloud.clone(), self.host.clone());
+        self.task = Some(tokio::spawn(run(config, cloud, host, async {
+            stops.await.unwrap_or(());
+        })));
+        self.stop = Some(stop);
+    }
+
+    async fn stop(&mut self) {
+        drop(self.stop.take());
+        self.task.take().unwrap().await.unwrap().unwrap();
+    }
+
+    async fn ready(&self) {
+        let end = StdInstant::now() + LONG;
+        loop {
+            if let Some(Reply::Done(_)) = self.ask(Call::Status).await {
+                return;
+            }
+            assert!(StdInstant::now() < end, "not ready in time");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn connect(&self) -> io::Result<UnixStream> {
+        let socket = UnixStream::connect(self.config.socket())?;
+        socket.set_read_timeout(Some(LONG))?;
+        Ok(socket)
+    }
+
+    /// Asks as the plugin does; none when nobody answers.
+    async fn ask(&self, call: Call) -> Option<Reply> {
+        let socket = self.connect().ok()?;
+        spawn_blocking(move || exchange(socket, &Hello::of("test"), &call)).await.unwrap()
+    }
+
+    /// Sends bytes and reads what comes.
+    async fn send(&self, bytes: Vec<u8>) -> Option<Reply> {
+        let mut socket = self.connect().unwrap();
+        spawn_blocking(move || {
+            // The daemon may refuse before it has read all.
+            let _sent = socket.write_all(&bytes);
+            read_frame::<Hello>(&mut socket).ok()?;
+            read_frame::<Reply>(&mut socket).ok()
+        })
+        .await
+        .unwrap()
+    }
+}
+
+fn exchange(mut socket: UnixStream, hello: &Hello, call: &Call) -> Option<Reply> {
+    write_frame(&mut socket, hello).ok()?;
+    write_frame(&mut socket, &Request { deadline_ms: 10_000, call: call.clone() }).ok()?;
+    read_frame::<Hello>(&mut socket).ok()?;
+    read_frame::<Reply>(&mut socket).ok()
+}
+
+fn refused(reply: Option<Reply>) -> (RefusalCode, String) {
+    match reply {
+        Some(Reply::Refused(refusal)) => (refusal.code, refusal.message),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_served_over_the_socket_and_a_restart_remembers_them() {
+    let mut node = Running::with(&[]).await;
+    let mode = std::fs::metadata(node.config.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let first = node.ask(Call::Add(add_request("a"))).await.unwrap();
+    assert!(matches!(&first, Reply::Done(Outcome::Add(reply)) if reply.addresses.len() == 1));
+    node.stop().await;
+    assert!(node.connect().is_err(), "nobody listens after a stop");
+    // EC2 and IMDS are gone; serving begins all the same.
+    node.cloud.set_down(true);
+    let begun = StdInstant::now();
+    node.start();
+    node.ready().await;
+    assert_eq!(node.ask(Call::Add(add_request("a"))).await.unwrap(), first);
+    println!("S-04: a restart served after {:?}", begun.elapsed());
+    assert!(matches!(node.ask(Call::Add(add_request("b"))).await, Some(Reply::Done(_))));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_understood_is_refused_in_words() {
+    let mut node = Running::with(&[]).await;
+    let frame = |body: &[u8]| [&u32::try_from(body.len()).unwrap().to_be_bytes(), body].concat();
+    let hello = sluice_contract::rpc::encode(&Hello::of("test")).unwrap();
+    let (code, message) = refused(node.send(vec![0xff; 64]).await);
+    assert_eq!(code, RefusalCode::BadRequest);
+    assert!(message.contains("over the limit"), "{message}");
+    let (code, message) = refused(node.send(frame(b"not json")).await);
+    assert_eq!(code, RefusalCode::BadRequest);
+    assert!(message.contains("expected message"), "{message}");
+    let (code, _) = refused(node.send([hello.clone(), frame(br#"{"deadline_ms":1,"call":"dance"}"#)].concat()).await);
+    assert_eq!(code, RefusalCode::BadRequest);
+    let over = u32::try_from(FRAME_LIMIT + 1).unwrap().to_be_bytes();
+    let (code, _) = refused(node.send([hello.clone(), over.to_vec()].concat()).await);
+    assert_eq!(code, RefusalCode::BadRequest);
+    let skewed = Hello { protocol: ProtocolRange { min: 7, max: 9 }, software: "sluice-eni 9.0".into() };
+    let socket = node.connect().unwrap();
+    let reply = spawn_blocking(move || exchange(socket, &skewed, &Call::Status)).await.unwrap();
+    let (code, message) = refused(reply);
+    assert_eq!(code, RefusalCode::VersionSkew);
+    assert_eq!(message, "sluice-eni 9.0 speaks protocol 7 to 9, ipamd speaks 1 to 1");
+    // A connection that closes in the middle of a frame is no reason to answer, nor to stop.
+    drop(node.connect().unwrap().write_all(&hello[..hello.len() / 2]));
+    assert!(matches!(node.ask(Call::Status).await, Some(Reply::Done(_))));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_dies_while_it_waits_leaves_no_address_behind() {
+    let mut node = Running::with(&[]).await;
+    for index in 0..27 {
+        assert!(
+            matches!(node.ask(Call::Add(add_request(&format!("p{index}")))).await, Some(Reply::Done(_))),
+            "{index}"
+        );
+    }
+    node.cloud.set_down(true);
+    let mut socket = node.connect().unwrap();
+    write_frame(&mut socket, &Hello::of("test")).unwrap();
+    let call = Call::Add(AddRequest { netns: "/run/netns/x".into(), ..add_request("dies") });
+    write_frame(&mut socket, &Request { deadline_ms: 20_000, call }).unwrap();
+    drop(socket);
+    let (code, _) = refused(node.ask(Call::Add(add_request("one-more"))).await);
+    assert_eq!(code, RefusalCode::EniLimit);
+    let Some(Reply::Done(Outcome::Status(status))) = node.ask(Call::Status).await else { panic!("no status") };
+    assert_eq!((status.free, status.assigned), (0, 27));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_daemons_do_not_run_at_once() {
+    let mut node = Running::with(&[]).await;
+    let (config, cloud, host) = (node.config.clone(), node.cloud.clone(), node.host.clone());
+    let second = tokio::spawn(run(config, cloud, host, std::future::pending()));
+    // The second waits for the first; the socket stays the first one's.
+    assert!(matches!(node.ask(Call::Status).await, Some(Reply::Done(_))));
+    assert!(!second.is_finished());
+    node.stop().await;
+    node.ready().await;
+    second.abort();
+    assert!(second.await.unwrap_err().is_cancelled());
+}
+
+fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut socket = TcpStream::connect(address).ok()?;
+    socket.set_read_timeout(Some(LONG)).ok()?;
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    assert!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
+    Some(body.to_owned())
+}
+
+async fn fetch(address: SocketAddr, path: &'static str) -> String {
+    let end = StdInstant::now() + LONG;
+    loop {
+        if let Some(body) = spawn_blocking(move || get(address, path)).await.unwrap() {
+            return body;
+        }
+        assert!(StdInstant::now() < end, "{path} is not served");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A port that is free now; another process may take it, but hardly does.
+fn free_port() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_show_the_pool_and_a_busy_port_is_not_fatal() {
+    let (busy, metrics) = free_port();
+    let (free, pages) = free_port();
+    drop(free);
+    let (metrics_text, pages_text) = (metrics.to_string(), pages.to_string());
+    let set = [
+        ("SLUICE_METRICS_ADDRESS", metrics_text.as_str()),
+        ("INTROSPECTION_BIND_ADDRESS", pages_text.as_str()),
+        ("WARM_ENI_TARGET", "1"),
+    ];
+    let mut node = Running::with(&set).await;
+    let Some(Reply::Done(Outcome::Add(reply))) = node.ask(Call::Add(add_request("a"))).await else {
+        panic!("no address")
+    };
+    let address = reply.addresses[0].ip;
+    assert!(fetch(pages, "/").await.contains("/v1/enis"));
+    let enis = fetch(pages, "/v1/enis").await;
+    assert!(enis.contains("\"k8sPodName\":\"a\"") && enis.contains(&format!("{address}/32")), "{enis}");
+    assert!(!enis.contains("containerID"), "{enis}");
+    let pool: serde_json::Value = serde_json::from_str(&fetch(pages, "/v1/pool").await).unwrap();
+    assert_eq!((&pool["ready"], &pool["pool"]["assigned"]), (&true.into(), &1.into()));
+    let calls: serde_json::Value = serde_json::from_str(&fetch(pages, "/v1/calls").await).unwrap();
+    assert!(calls["AssignPrivateIpAddresses"]["calls"].as_u64() >= Some(1), "{calls}");
+    assert!(fetch(pages, "/v1/ipamd-env-settings").await.contains("WARM_ENI_TARGET"));
+    assert!(fetch(pages, "/v1/networkutils-env-settings").await.contains("AWS_VPC_ENI_MTU"));
+    // The metrics port was somebody else's at the start, and is free now.
+    drop(busy);
+    let text = fetch(metrics, "/metrics").await;
+    assert!(text.contains("\nawscni_assigned_ip_addresses 1\n"), "{text}");
+    assert!(text.contains("\nawscni_add_ip_req_count 1\n"), "{text}");
+    node.stop().await;
+}
+
+/// 50 ADDs at once cost few checkpoints; prints what a checkpoint and an ADD take.
+#[tokio::test(flavor = "multi_thread")]
+async fn adds_at_once_share_a_checkpoint() {
+    let mut node = Running::with(&[("WARM_IP_TARGET", "26")]).await;
+    let end = StdInstant::now() + LONG;
+    loop {
+        match node.ask(Call::Status).await {
+            Some(Reply::Done(Outcome::Status(status))) if status.free >= 26 => break,
+            _ => assert!(StdInstant::now() < end, "the pool does not fill"),
+        }
+    }
+    let begun = StdInstant::now();
+    let adds: Vec<_> = (0..26)
+        .map(|index| {
+            let socket = node.connect().unwrap();
+            let call = Call::Add(add_request(&format!("p{index}")));
+            spawn_blocking(move || {
+                let begun = StdInstant::now();
+                let reply = exchange(socket, &Hello::of("test"), &call);
+                assert!(matches!(reply, Some(Reply::Done(_))), "{reply:?}");
+                begun.elapsed()
+            })
+        })
+        .collect();
+    let mut took = Vec::new();
+    for add in adds {
+        took.push(add.await.unwrap());
+    }
+    took.sort_unstable();
+    println!("26 ADDs at once: all {:?}, p50 {:?}, max {:?}", begun.elapsed(), took[13], took[25]);
+    node.stop().await;
+    drop(node.dir);
+}
