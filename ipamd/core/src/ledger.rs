@@ -292,6 +292,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Dates all blocks of an ENI back, to when they came at the latest.
+    pub(crate) fn set_added(&mut self, id: &EniId, added: Timestamp) -> Result<(), LedgerError> {
+        self.eni_mut(id)?.blocks.values_mut().for_each(|block| block.added = added);
+        Ok(())
+    }
+
     /// Takes a block out of the queue (`true`) or puts it back.
     pub(crate) fn set_withdrawn(&mut self, id: &EniId, net: Ipv4Net, withdrawn: bool) -> Result<(), LedgerError> {
         if let Some(block) = self.eni_mut(id)?.blocks.get_mut(&net) {

@@ -10,6 +10,8 @@
 pub mod check;
 pub mod checkpoint;
 pub mod cloud;
+#[cfg(test)]
+mod fixture;
 pub mod ledger;
 pub mod limits;
 pub mod op;

@@ -12,11 +12,16 @@ use sluice_contract::id::{Attachment, IfName};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ledger::{AddressState, Owner};
-use crate::state::{Event, SETTLE, State};
+use crate::state::{Event, State};
 use crate::time::Timestamp;
 
 /// An allocation whose pod the kernel does not show is kept for so long: its ADD may be under way.
 pub const ADD_TAKES: Duration = Duration::from_secs(120);
+
+/// After a checkpoint was lost, what is found is not given out for so long, and EC2 is asked a second time before: a first
+/// description may show what was given back just before the crash.
+const FOUND_COOLS: Duration = Duration::from_secs(30);
+const LOOK_TWICE: Duration = Duration::from_secs(20);
 
 /// The pods' addresses as the kernel has them: routes of one address by a pod's host interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,8 +109,8 @@ pub fn recover(
 fn without_checkpoint(seed: u64, cooldown: Duration, now: Timestamp) -> State {
     State {
         imds_trusted: false,
-        found_cool_until: Some(now + cooldown),
-        resurvey_at: Some(now + SETTLE),
+        found_cool_until: Some(now + cooldown.max(FOUND_COOLS)),
+        resurvey_at: Some(now + LOOK_TWICE),
         ..State::new(seed)
     }
 }

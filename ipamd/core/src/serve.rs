@@ -186,3 +186,6 @@ impl Cause {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

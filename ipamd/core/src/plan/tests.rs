@@ -1,1 +1,246 @@
+use super::*;
+use crate::cloud::{Assigned, CloudErrorKind, Ec2Eni, InterfaceType};
+use crate::fixture::{
+    COOLDOWN, at, done, eni, eni_id, failed, failure, ip, net, node, owner, state, subnet, subnet_id,
+};
+use crate::ledger::Stage;
+use crate::op::Outcome;
+use crate::state::{Event, tag};
 
+fn warm_ips(warm_ips: u32) -> Targets {
+    Targets { warm_ips, ..Targets::default() }
+}
+
+fn ops(state: &State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<String> {
+    plan(state, targets, Demand { waiting }, at(seconds)).ops.iter().map(|planned| planned.op.to_string()).collect()
+}
+
+fn begin_all(state: &mut State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<Op> {
+    let ops: Vec<Op> =
+        plan(state, targets, Demand { waiting }, at(seconds)).ops.into_iter().map(|planned| planned.op).collect();
+    for op in &ops {
+        state.apply(Event::Begin(op.clone()), at(seconds)).unwrap();
+    }
+    ops
+}
+
+fn singles(count: u8) -> Vec<String> {
+    (1..=count).map(|host| format!("10.0.0.{host}/32")).collect()
+}
+
+fn with(n: u32, blocks: &[String]) -> Ec2Eni {
+    eni(n, &blocks.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn what_is_under_way_is_not_asked_for_twice() {
+    let mut state = state(vec![eni(1, &[])]);
+    let targets = Targets::default();
+    let begun = begin_all(&mut state, &targets, 15, 1);
+    assert_eq!(
+        begun.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "assign 9 addresses to eni-00000001",
+            "create ENI in subnet-00000001 with 9 addresses",
+            "create ENI in subnet-00000001 with 9 addresses"
+        ]
+    );
+    assert_eq!(ops(&state, &targets, 15, 2), [""; 0]);
+    // More demand than is on its way, on an ENI that is busy: it waits for the end of that call.
+    assert_eq!(ops(&state, &targets, 25, 2), [""; 0]);
+    // The creates are known by their client tokens, also when their calls have ended without an answer.
+    let failure = failure(Api::CreateNetworkInterface, CloudErrorKind::Timeout);
+    state.apply(Event::End(begun[1].clone(), Err(failure)), at(3)).unwrap();
+    assert_eq!(ops(&state, &targets, 15, 4), [""; 0]);
+    let again = plan(&state, &targets, Demand { waiting: 15 }, at(13)).ops;
+    assert_eq!(again.iter().map(|planned| &planned.op).collect::<Vec<_>>(), [&begun[1]], "word for word");
+}
+
+#[test]
+fn a_new_eni_goes_through_its_life_one_step_at_a_time() {
+    let mut state = state(vec![with(1, &singles(9))]);
+    let targets = Targets::default();
+    let create = begin_all(&mut state, &targets, 0, 1);
+    assert_eq!(create, []);
+    let create = begin_all(&mut state, &targets, 1, 1);
+    assert_eq!(create.len(), 1, "nine are no whole ENI's worth once one is taken");
+    let made = Ec2Eni { attachment: None, ..eni(2, &["10.0.1.1/32"]) };
+    state.apply(Event::End(create[0].clone(), Ok(Outcome::Created(made))), at(2)).unwrap();
+    let attach = begin_all(&mut state, &targets, 1, 2);
+    assert_eq!(attach[0].to_string(), "attach eni-00000002 as card 0 device 1");
+    let attachment = crate::fixture::attachment_id(2);
+    state.apply(Event::End(attach[0].clone(), Ok(Outcome::Attached(attachment))), at(5)).unwrap();
+    assert_eq!(ops(&state, &targets, 1, 5), ["mark eni-00000002 to go with the instance"]);
+    // EC2 gave one address where nine were asked for: the rest follows when it is wanted, beside the attribute.
+    assert_eq!(ops(&state, &targets, 2, 5)[1], "assign 8 addresses to eni-00000002");
+    assert_eq!(state.ledger().tally(at(5)).pending, 1);
+    state.apply(Event::EniReady(eni_id(2)), at(6)).unwrap();
+    assert_eq!(state.ledger().tally(at(6)).free, 10);
+}
+
+#[test]
+fn the_lowest_device_number_that_ec2_accepts_is_taken() {
+    let mut third = eni(3, &[]);
+    third.attachment.as_mut().unwrap().device = 2;
+    let created = Ec2Eni { attachment: None, ..eni(2, &[]) };
+    let mut state = state(vec![with(1, &singles(9)), created, third]);
+    let targets = Targets { max_pods: 0, ..Targets::default() };
+    let attach = "attach eni-00000002 as card 0 device 1";
+    let op = plan(&state, &targets, Demand::default(), at(1)).ops.remove(0).op;
+    assert_eq!(op.to_string(), attach);
+    failed(&mut state, &op, CloudErrorKind::Conflict, at(1));
+    // EC2 is asked first what has become of it, then another number is tried, and the first one again a minute later.
+    assert_eq!(ops(&state, &targets, 0, 11)[0], "ask EC2 about eni-00000002");
+    let inspect = Op::Inspect { eni: eni_id(2) };
+    let created = Ec2Eni { attachment: None, ..eni(2, &[]) };
+    let later = |state: &State, seconds| {
+        let mut state = state.clone();
+        done(&mut state, &inspect, Outcome::Inspected(Some(created.clone())), at(seconds));
+        ops(&state, &targets, 0, seconds).remove(0)
+    };
+    assert_eq!(later(&state, 11), "attach eni-00000002 as card 0 device 3");
+    assert_eq!(later(&state, 62), attach);
+}
+
+#[test]
+fn an_eni_of_others_takes_a_place_and_nothing_else() {
+    let mut unmanaged = eni(2, &["10.0.0.20/32"]);
+    unmanaged.tags.insert(tag::NO_MANAGE.to_owned(), "true".to_owned());
+    let mut trunk = eni(3, &["10.0.0.30/32"]);
+    trunk.interface_type = InterfaceType::Trunk;
+    let state = state(vec![with(1, &singles(9)), unmanaged, trunk]);
+    let plan = plan(&state, &Targets::default(), Demand { waiting: 10 }, at(1_000));
+    assert_eq!(plan.ops, []);
+    let limit = Cause::EniLimit { limit: 3, by_setting: false, addresses_each: 9 };
+    assert_eq!(plan.hopeless, Some(Hopeless { cause: limit, beyond: 1 }));
+}
+
+#[test]
+fn an_eni_beyond_the_limit_is_deleted_not_attached() {
+    let created = Ec2Eni { attachment: None, ..eni(4, &["10.0.4.1/32"]) };
+    let state = state(vec![with(1, &singles(9)), eni(2, &[]), eni(3, &[]), created]);
+    let targets = Targets { max_pods: 0, ..Targets::default() };
+    assert!(ops(&state, &targets, 0, 100).contains(&"delete eni-00000004".to_owned()));
+}
+
+#[test]
+fn a_young_eni_and_a_pool_that_has_just_changed_are_left_alone() {
+    let mut state = state(vec![with(1, &singles(9)), eni(2, &[])]);
+    let targets = warm_ips(2);
+    assert_eq!(
+        ops(&state, &targets, 0, 1),
+        ["unassign from eni-00000001: 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.0.7"]
+    );
+    let unassign = plan(&state, &targets, Demand::default(), at(1)).ops.remove(0).op;
+    done(&mut state, &unassign, Outcome::Done, at(1));
+    assert_eq!(ops(&state, &targets, 0, 30), [""; 0]);
+    assert_eq!(plan(&state, &targets, Demand::default(), at(30)).wake_at, Some(at(60)), "one minute old");
+    assert_eq!(ops(&state, &targets, 0, 60), ["detach eni-00000002"]);
+    // While somebody waits, nothing goes.
+    assert_eq!(ops(&state, &targets, 1, 60), ["assign 1 address to eni-00000001"]);
+}
+
+#[test]
+fn cooling_addresses_are_not_spare_and_not_given_back() {
+    let mut state = state(vec![with(1, &singles(4))]);
+    let targets = warm_ips(2);
+    for name in ["a", "b"] {
+        let address = state.ledger().next_available(at(1)).unwrap();
+        state.apply(Event::Assign(address, owner(name)), at(1)).unwrap();
+    }
+    for name in ["a", "b"] {
+        state.apply(Event::Release(owner(name).attachment.clone(), COOLDOWN), at(100)).unwrap();
+    }
+    assert_eq!(ops(&state, &targets, 0, 101), [""; 0], "two are free, two are cooling");
+    assert_eq!(plan(&state, &targets, Demand::default(), at(101)).wake_at, Some(at(130)));
+    assert_eq!(ops(&state, &targets, 0, 130), ["unassign from eni-00000001: 10.0.0.3 10.0.0.4"]);
+}
+
+#[test]
+fn a_change_to_prefixes_makes_room_for_them_and_keeps_the_pods() {
+    let targets = Targets { prefixes: true, ..Targets::default() };
+    let mut state = state(vec![with(1, &singles(9)), with(2, &[]), with(3, &[])]);
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    // There is room on others: the addresses go later, in peace.
+    assert_eq!(ops(&state, &targets, 0, 2), ["assign 1 prefix to eni-00000002"]);
+    let mut full = crate::fixture::state(vec![with(1, &singles(9))]);
+    full.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    assert_eq!(ops(&full, &targets, 0, 2), ["unassign from eni-00000001: 10.0.0.2"]);
+    let unassign = plan(&full, &targets, Demand::default(), at(2)).ops.remove(0).op;
+    done(&mut full, &unassign, Outcome::Done, at(2));
+    let assign = plan(&full, &targets, Demand::default(), at(2)).ops.remove(0).op;
+    let assigned = Assigned { prefixes: [net("10.0.1.0/28")].into(), ..Assigned::default() };
+    done(&mut full, &assign, Outcome::Assigned(assigned), at(2));
+    let rest = ops(&full, &targets, 0, 40);
+    assert_eq!(rest.len(), 1);
+    assert!(rest[0].starts_with("unassign from eni-00000001: 10.0.0.3 "), "{rest:?}");
+    // And back: a free prefix makes room for single addresses.
+    let mut blocks = singles(8);
+    blocks.push("10.0.1.0/28".to_owned());
+    let back = crate::fixture::state(vec![with(1, &blocks)]);
+    assert_eq!(ops(&back, &Targets::default(), 0, 100), ["unassign from eni-00000001: 10.0.1.0/28"]);
+}
+
+#[test]
+fn subnets_are_chosen_by_tag_and_by_what_is_free() {
+    let mut state = state(vec![with(1, &singles(9))]);
+    let subnets = vec![
+        subnet(1, 50, &[]),
+        subnet(2, 400, &[("kubernetes.io/role/cni", "1")]),
+        subnet(3, 900, &[("kubernetes.io/role/cni", "0")]),
+        subnet(4, 900, &[("kubernetes.io/role/cni", "1"), ("cni.networking.k8s.aws/cluster/other", "x")]),
+        subnet(5, 900, &[]),
+    ];
+    state.apply(Event::SubnetsKnown(subnets), at(1)).unwrap();
+    let chosen = |targets: &Targets| ops(&state, targets, 1, 1);
+    let ours = Targets { cluster: Some("ours".to_owned()), ..Targets::default() };
+    assert_eq!(chosen(&ours), ["create ENI in subnet-00000002 with 9 addresses"]);
+    assert_eq!(chosen(&Targets::default()), ["create ENI in subnet-00000004 with 9 addresses"]);
+    let primary_only = Targets { subnet_discovery: false, ..Targets::default() };
+    assert_eq!(chosen(&primary_only), ["create ENI in subnet-00000001 with 9 addresses"]);
+    // One that is short is passed over.
+    state.subnets.get_mut(&subnet_id(2)).unwrap().no_addresses =
+        Some(crate::state::Shortage { until: at(99), times: 1, at_most: 1 });
+    assert_eq!(ops(&state, &ours, 1, 1), ["create ENI in subnet-00000001 with 9 addresses"]);
+}
+
+#[test]
+fn before_ec2_has_spoken_no_eni_is_made_and_nothing_given_back() {
+    let mut state = state(vec![with(1, &singles(9))]);
+    state.survey_at = Some(at(1));
+    assert_eq!(ops(&state, &Targets::default(), 5, 1), ["ask EC2 for all ENIs of this node"]);
+    assert_eq!(ops(&state, &warm_ips(1), 0, 1), ["ask EC2 for all ENIs of this node"]);
+    let unknown = State::new(1);
+    assert_eq!(plan(&unknown, &Targets::default(), Demand { waiting: 1 }, at(0)).held_up, Some(Cause::NotReady));
+}
+
+#[test]
+fn an_eni_whose_attachment_is_unknown_is_asked_about_before_it_is_freed() {
+    let mut state = state(vec![with(1, &singles(9)), eni(2, &[])]);
+    state.ledger.eni_mut(&eni_id(2)).unwrap().attachment = None;
+    assert_eq!(ops(&state, &Targets::default(), 0, 100), ["ask EC2 about eni-00000002"]);
+    let _known = state.apply(Event::EniDescribed(eni_id(2), Some(eni(2, &[]))), at(101));
+    let detach = plan(&state, &Targets::default(), Demand::default(), at(101)).ops.remove(0).op;
+    assert_eq!(detach.to_string(), "detach eni-00000002");
+    done(&mut state, &detach, Outcome::Done, at(101));
+    assert_eq!(state.ledger().eni(&eni_id(2)).unwrap().stage, Stage::Leaving);
+    assert_eq!(ops(&state, &Targets::default(), 0, 102), [""; 0], "a detach takes a while");
+    assert_eq!(ops(&state, &Targets::default(), 0, 103), ["delete eni-00000002"]);
+}
+
+#[test]
+fn no_more_pods_than_the_kubelet_takes_are_prepared_for() {
+    let state = state(vec![with(1, &singles(5))]);
+    let targets = Targets { max_pods: 5, ..Targets::default() };
+    assert_eq!(ops(&state, &targets, 0, 1), [""; 0]);
+    // Who waits is there all the same.
+    assert_eq!(ops(&state, &targets, 6, 1), ["assign 4 addresses to eni-00000001"]);
+}
+
+#[test]
+fn every_operation_has_a_reason() {
+    let state = state(vec![eni(1, &[])]);
+    let planned = plan(&state, &warm_ips(3), Demand { waiting: 2 }, at(1)).ops;
+    assert_eq!(planned[0].reason, "2 ADDs wait, 0 addresses are spare or coming, WARM_IP_TARGET=3");
+    assert_eq!(node().limits.enis, 3);
+}

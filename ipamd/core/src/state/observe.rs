@@ -119,7 +119,7 @@ impl State {
             };
             // An overlap is for EC2 to resolve.
             let used = if trusted { blocks } else { BTreeSet::new() };
-            if self.found(record, used, now).is_err() {
+            if self.found(record, used, self.found_cool_until, now).is_err() {
                 self.survey_wanted(now);
             }
         }
@@ -158,7 +158,7 @@ impl State {
                     self.intents.remove(intent);
                 }
                 let (record, blocks) = self.record_of(eni, now);
-                if self.found(Eni { confirmed: Some(now), ..record }, blocks, now).is_err() {
+                if self.found(Eni { confirmed: Some(now), ..record }, blocks, self.found_cool_until, now).is_err() {
                     // Another ENI of ours has one of its addresses: a description is late.
                     self.survey_at = Some(now + SETTLE);
                 }
@@ -177,14 +177,24 @@ impl State {
         }
     }
 
-    pub(super) fn found(&mut self, eni: Eni, blocks: BTreeSet<Ipv4Net>, now: Timestamp) -> Result<(), ApplyError> {
+    /// Takes in an ENI that is new to the ledger. `cooling_until` is for one whose past is not known.
+    pub(super) fn found(
+        &mut self,
+        eni: Eni,
+        blocks: BTreeSet<Ipv4Net>,
+        cooling_until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<(), ApplyError> {
         let (id, carries_pods) = (eni.id.clone(), eni.carries_pods());
         let subnet = Subnet::unknown(eni.subnet_cidr);
         self.subnets.entry(eni.subnet.clone()).or_insert(subnet);
-        self.ledger.add_eni(eni)?;
+        // After a lost checkpoint no call of ours is known that a description could lag behind: the next one is believed.
+        let since = if cooling_until.is_some_and(|until| until > now) { now.earlier(SETTLE * 2) } else { now };
+        self.ledger.add_eni(Eni { since, ..eni })?;
         if carries_pods {
             let blocks = self.make_way(&id, blocks, false, now);
-            self.ledger.add_blocks(&id, blocks, self.found_cool_until, now)?;
+            self.ledger.add_blocks(&id, blocks, cooling_until, now)?;
+            self.ledger.set_added(&id, since)?;
         }
         Ok(())
     }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-
 use super::observe::blocks_of;
 use super::{ATTACHMENT_LIMIT_PAUSE, ApplyError, Obstacle, PREFIX_PAUSE, SETTLE, SUBNET_PAUSE, Shortage, State};
 use crate::cloud::{AddressCount, Api, CloudError, CloudErrorKind, CreateEni, Ec2Eni};
@@ -63,10 +61,13 @@ impl State {
                 Ok(self.ledger.add_blocks(eni, new, None, now)?)
             }
             (Op::Unassign { eni, what }, Outcome::Done) => {
-                for net in what.addresses.iter().map(|a| Ipv4Net::from(*a)).chain(what.prefixes.iter().copied()) {
-                    self.ledger.remove_block(eni, net, now)?;
-                }
                 self.last_shrunk = Some(now);
+                for net in blocks_of(&what.addresses, &what.prefixes) {
+                    if self.ledger.remove_block(eni, net, now).is_err() {
+                        // The kernel has shown one of its addresses alive meanwhile: it stays withdrawn until that is gone.
+                        self.doubt_eni(eni, now + SETTLE);
+                    }
+                }
                 Ok(())
             }
             (Op::Detach { eni, .. }, Outcome::Done) => {
@@ -76,7 +77,12 @@ impl State {
                 self.last_shrunk = Some(now);
                 Ok(())
             }
-            (Op::Delete { eni }, Outcome::Done) => Ok(self.ledger.remove_eni(eni, now)?),
+            (Op::Delete { eni }, Outcome::Done) => {
+                if self.ledger.remove_eni(eni, now).is_err() {
+                    self.doubt_eni(eni, now + SETTLE);
+                }
+                Ok(())
+            }
             (Op::Inspect { eni }, Outcome::Inspected(described)) => self.described(eni, described.as_ref(), now),
             (Op::Survey { .. }, Outcome::Surveyed(enis)) => {
                 self.surveyed(&enis, now);
@@ -98,7 +104,7 @@ impl State {
         }
         self.last_grown = Some(now);
         let (record, blocks) = self.record_of(eni, now);
-        self.found(crate::ledger::Eni { card, stage: Stage::Created, ..record }, blocks, now)
+        self.found(crate::ledger::Eni { card, stage: Stage::Created, ..record }, blocks, None, now)
     }
 
     fn failed(&mut self, op: &Op, failure: &Failure, now: Timestamp) {
@@ -133,8 +139,10 @@ impl State {
                 self.blocked(op.api(), error, retry);
             }
         }
-        if let (Op::Unassign { eni, what }, CloudErrorKind::Throttled | CloudErrorKind::Denied) = (op, error.kind) {
-            // Certain to have had no effect: pods may have the addresses again.
+        if let (Op::Unassign { eni, what }, CloudErrorKind::Throttled | CloudErrorKind::Denied) = (op, error.kind)
+            // An earlier try without an answer may have had its effect.
+            && self.ledger.eni(eni).is_some_and(|eni| eni.recheck.is_none())
+        {
             for net in blocks_of(&what.addresses, &what.prefixes) {
                 self.ledger.offer_again(eni, net);
             }

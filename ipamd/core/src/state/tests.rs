@@ -1,1 +1,223 @@
+use super::*;
+use crate::check::check;
+use crate::cloud::{Assigned, ImdsEni, InterfaceType, Unassign};
+use crate::fixture::{COOLDOWN, at, attachment_id, done, eni, eni_id, failed, ip, net, node, owner, state, subnet_id};
+use crate::ledger::{AddressState, Role};
 
+#[test]
+fn an_address_cools_and_the_longest_free_comes_first() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32", "10.0.0.2/32"])]);
+    let first = state.ledger().next_available(at(1)).unwrap();
+    state.apply(Event::Assign(first, owner("a")), at(1)).unwrap();
+    assert_eq!(state.ledger().address_of(&owner("a").attachment), Some(first));
+    state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(2)).unwrap();
+    // It is the other one's turn, and then nobody's until 30 s are over.
+    let second = state.ledger().next_available(at(3)).unwrap();
+    assert_ne!(first, second);
+    state.apply(Event::Assign(second, owner("b")), at(3)).unwrap();
+    assert_eq!(state.ledger().next_available(at(31)), None);
+    assert_eq!(state.ledger().next_cooled(at(31)), Some(at(32)));
+    let early = state.apply(Event::Assign(first, owner("c")), at(31)).unwrap_err();
+    assert_eq!(early.to_string(), "address 10.0.0.1 cannot be assigned: it is cooling");
+    state.apply(Event::Assign(first, owner("c")), at(32)).unwrap();
+    assert_eq!(check(&state, at(32)), []);
+}
+
+#[test]
+fn nobody_gets_two_addresses_and_no_address_two_owners() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32", "10.0.0.2/32"])]);
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    let before = state.clone();
+    for (address, who) in [("10.0.0.2", "a"), ("10.0.0.1", "b"), ("10.0.0.9", "b")] {
+        assert!(state.apply(Event::Assign(ip(address), owner(who)), at(1)).is_err());
+    }
+    assert!(state.apply(Event::Release(owner("b").attachment.clone(), COOLDOWN), at(1)).is_err());
+    assert_eq!(state, before);
+}
+
+#[test]
+fn what_is_alive_and_unknown_is_quarantined_until_it_is_gone() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32"])]);
+    let alive = BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.77")]);
+    state.apply(Event::KernelSeen(alive, COOLDOWN), at(1)).unwrap();
+    assert_eq!(state.ledger().next_available(at(1)), None);
+    assert_eq!(state.ledger().strays(), &BTreeSet::from([ip("10.0.0.77")]));
+    // The stray's ENI turns up.
+    state.apply(Event::EniDescribed(eni_id(1), Some(eni(1, &["10.0.0.1/32", "10.0.0.77/32"]))), at(2)).unwrap();
+    assert!(matches!(state.ledger().address(ip("10.0.0.77")), Some(AddressState::Quarantined { .. })));
+    state.apply(Event::KernelSeen(BTreeSet::new(), COOLDOWN), at(3)).unwrap();
+    assert_eq!(state.ledger().next_available(at(32)), None);
+    assert!(state.ledger().next_available(at(33)).is_some());
+    assert_eq!(check(&state, at(33)), []);
+}
+
+#[test]
+fn a_used_eni_is_not_freed_and_used_addresses_are_not_given_back() {
+    let mut state = state(vec![eni(1, &[]), eni(2, &["10.0.0.1/32", "10.0.0.2/32"])]);
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    let detach = Op::Detach { eni: eni_id(2), attachment: attachment_id(2) };
+    let what = Unassign { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    let unassign = Op::Unassign { eni: eni_id(2), what };
+    for op in [&detach, &unassign] {
+        assert!(matches!(state.apply(Event::Begin(op.clone()), at(2)), Err(ApplyError::Stale { .. })));
+    }
+    state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(3)).unwrap();
+    for op in [&detach, &unassign] {
+        assert!(state.apply(Event::Begin(op.clone()), at(32)).is_err(), "it cools");
+    }
+    let primary = Op::Detach { eni: eni_id(1), attachment: attachment_id(1) };
+    assert!(state.apply(Event::Begin(primary), at(33)).is_err());
+    done(&mut state, &unassign, Outcome::Done, at(33));
+    assert!(state.ledger().address(ip("10.0.0.1")).is_none());
+    // A description that shows it for some time yet does not bring it back.
+    let late = eni(2, &["10.0.0.1/32", "10.0.0.2/32"]);
+    state.apply(Event::EniDescribed(eni_id(2), Some(late.clone())), at(35)).unwrap();
+    assert!(state.ledger().address(ip("10.0.0.1")).is_none());
+    // After a minute EC2 is believed.
+    state.apply(Event::EniDescribed(eni_id(2), Some(late)), at(94)).unwrap();
+    assert!(state.ledger().address(ip("10.0.0.1")).is_some());
+}
+
+#[test]
+fn nothing_goes_because_a_description_is_late_and_nothing_in_use_goes_at_all() {
+    let mut state = state(vec![eni(1, &[]), eni(2, &["10.0.0.1/32"])]);
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    let without = Ec2Eni { secondary_ips: BTreeSet::new(), ..eni(2, &[]) };
+    state.apply(Event::EniDescribed(eni_id(2), Some(without.clone())), at(2)).unwrap();
+    assert!(state.ledger().eni(&eni_id(2)).unwrap().unsure, "EC2 is asked again");
+    state.apply(Event::EniDescribed(eni_id(2), None), at(100)).unwrap();
+    state.apply(Event::EniDescribed(eni_id(2), Some(without)), at(200)).unwrap();
+    assert_eq!(state.ledger().address_of(&owner("a").attachment), Some(ip("10.0.0.1")));
+    // Once the pod is gone, so is the address.
+    state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(201)).unwrap();
+    assert_eq!(state.ledger().next_available(at(300)), None, "EC2 says that it is not ours");
+    state.apply(Event::EniDescribed(eni_id(2), None), at(300)).unwrap();
+    assert!(state.ledger().eni(&eni_id(2)).is_none());
+    assert_eq!(check(&state, at(300)), []);
+}
+
+#[test]
+fn imds_removes_nothing_and_its_news_wait_for_ec2() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32"]), eni(2, &["10.0.0.2/32"])]);
+    let shown = ImdsEni {
+        eni: eni_id(1),
+        mac: eni(1, &[]).mac,
+        device: 0,
+        card: 0,
+        subnet: subnet_id(1),
+        subnet_cidr: net("10.0.0.0/16"),
+        primary_ip: ip("10.0.255.1"),
+        secondary_ips: BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.9")]),
+        prefixes: BTreeSet::new(),
+        security_groups: Vec::new(),
+    };
+    let known = |state: &State| state.ledger().enis().map(|eni| eni.blocks.len()).collect::<Vec<_>>();
+    // EC2 has spoken not long ago: IMDS is merely late.
+    state.apply(Event::ImdsSeen(vec![shown.clone()]), at(90)).unwrap();
+    assert!(state.ledger().enis().all(|eni| !eni.unsure));
+    state.apply(Event::ImdsSeen(vec![shown.clone()]), at(400)).unwrap();
+    assert_eq!(known(&state), [1, 1]);
+    assert!(state.ledger().enis().all(|eni| eni.unsure), "the first has something new, the second is missing");
+    // An ENI that is not in the ledger makes EC2 be asked for all.
+    let other = ImdsEni { eni: eni_id(3), device: 2, ..shown };
+    state.apply(Event::ImdsSeen(vec![other]), at(400)).unwrap();
+    assert_eq!(state.survey_at, Some(at(400)));
+    assert!(state.ledger().eni(&eni_id(3)).is_none());
+}
+
+#[test]
+fn a_first_start_believes_imds_about_the_primary_eni_only() {
+    let shown = |n: u32| ImdsEni {
+        eni: eni_id(n),
+        mac: eni(n, &[]).mac,
+        device: n - 1,
+        card: 0,
+        subnet: subnet_id(1),
+        subnet_cidr: net("10.0.0.0/16"),
+        primary_ip: ip(&format!("10.0.255.{n}")),
+        secondary_ips: BTreeSet::from([ip(&format!("10.0.0.{n}"))]),
+        prefixes: BTreeSet::new(),
+        security_groups: Vec::new(),
+    };
+    let mut state = State::new(1);
+    state.apply(Event::NodeKnown(node()), at(0)).unwrap();
+    state.apply(Event::ImdsSeen(vec![shown(1), shown(2)]), at(0)).unwrap();
+    state.apply(Event::EniReady(eni_id(1)), at(0)).unwrap();
+    assert_eq!(state.ledger().next_available(at(0)), Some(ip("10.0.0.1")));
+    assert!(state.ledger().eni(&eni_id(2)).is_none(), "only its tags tell whether it is ours");
+}
+
+#[test]
+fn enis_are_what_their_tags_and_type_say() {
+    let mut unmanaged = eni(2, &["10.0.0.2/32"]);
+    unmanaged.tags.insert(tag::NO_MANAGE.to_owned(), "true".to_owned());
+    let mut trunk = eni(3, &["10.0.0.3/32"]);
+    trunk.interface_type = InterfaceType::Trunk;
+    let mut efa = eni(4, &["10.0.0.4/32"]);
+    efa.interface_type = InterfaceType::Efa;
+    let mut efa_only = eni(5, &[]);
+    efa_only.interface_type = InterfaceType::EfaOnly;
+    let mut elsewhere = eni(6, &["10.0.0.6/32"]);
+    elsewhere.attachment.as_mut().unwrap().instance = None;
+    let mut left_behind = eni(7, &["10.0.0.7/32"]);
+    left_behind.attachment = None;
+    let mut strangers = left_behind.clone();
+    (strangers.eni, strangers.tags) = (eni_id(8), BTreeMap::new());
+    let primary = eni(1, &["10.0.0.1/32"]);
+    let enis = vec![primary, unmanaged, trunk, efa, efa_only, elsewhere, left_behind, strangers];
+    let mut state = State::new(1);
+    let mut big = node();
+    big.limits.enis = 8;
+    state.apply(Event::NodeKnown(big), at(0)).unwrap();
+    state.apply(Event::Surveyed(enis), at(0)).unwrap();
+    let seen: Vec<_> = state
+        .ledger()
+        .enis()
+        .map(|eni| (eni.role, eni.stage, eni.carries_pods(), eni.may_be_freed(), eni.blocks.len()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (Role::Primary, Stage::Attached, true, false, 1),
+            (Role::Unmanaged, Stage::Attached, false, false, 0),
+            (Role::Secondary, Stage::Attached, false, false, 0),
+            (Role::Secondary, Stage::Attached, true, false, 1),
+            (Role::Secondary, Stage::Attached, false, false, 0),
+            (Role::Secondary, Stage::Created, true, true, 1),
+        ]
+    );
+    assert_eq!(check(&state, at(0)), []);
+}
+
+#[test]
+fn an_address_that_ec2_has_moved_on_makes_way() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32"]), eni(2, &[])]);
+    let what = Unassign { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    failed(&mut state, &Op::Unassign { eni: eni_id(1), what }, CloudErrorKind::Timeout, at(1));
+    let assigned = Assigned { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    let assign = Op::Assign { eni: eni_id(2), count: AddressCount::Secondary(1) };
+    done(&mut state, &assign, Outcome::Assigned(assigned), at(2));
+    assert_eq!(state.ledger().eni_of(ip("10.0.0.1")).unwrap().id, eni_id(2));
+    assert_eq!(check(&state, at(2)), []);
+}
+
+#[test]
+fn a_subnet_that_refuses_is_asked_for_half_and_then_left_alone() {
+    let mut state = state(vec![eni(1, &[])]);
+    let asked = |state: &State| {
+        let subnet = &state.subnets()[&subnet_id(1)];
+        let form = AddressCount::Secondary(1);
+        (subnet.asked_at_most(form), subnet.short_until(form, at(1)))
+    };
+    for (count, expected) in
+        [(9, (4, None)), (4, (2, None)), (2, (1, None)), (1, (1, Some(at(16)))), (1, (1, Some(at(31))))]
+    {
+        let op = Op::Assign { eni: eni_id(1), count: AddressCount::Secondary(count) };
+        failed(&mut state, &op, CloudErrorKind::InsufficientAddresses, at(1));
+        assert_eq!(asked(&state), expected);
+    }
+    let assigned = Assigned { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    let op = Op::Assign { eni: eni_id(1), count: AddressCount::Secondary(1) };
+    done(&mut state, &op, Outcome::Assigned(assigned), at(40));
+    assert_eq!(asked(&state), (u32::MAX, None));
+}

@@ -220,7 +220,12 @@ impl Life {
                     eni.secondary_ips.contains(&grant.address)
                         || eni.prefixes.iter().any(|net| net.contains(&grant.address))
                 });
-                assert!(on.is_some_and(|eni| eni.attachment.is_some()), "{} is not ours in EC2", grant.address);
+                assert!(
+                    on.is_some_and(|eni| eni.attachment.is_some()),
+                    "{} is not ours in EC2\n{}",
+                    grant.address,
+                    self.log.join("\n"),
+                );
                 assert!(self.pods.values().all(|held| *held != grant.address), "{} is held by two", grant.address);
                 self.apply(Event::Assign(grant.address, Arc::clone(&grant.owner)));
                 self.pods.insert(grant.owner.attachment.clone(), grant.address);
@@ -242,9 +247,10 @@ impl Life {
                     Err(error) => panic!("{error}"),
                 }
                 self.check(&planned.op.to_string());
-                self.log.push(format!("{} -- {}", planned.op, planned.reason));
-                self.last_op = self.now;
                 let fate = (self.fates)(&planned.op);
+                let outcome = if fate == Fate::Done { String::new() } else { format!(" [{fate:?}]") };
+                self.log.push(format!("{}{outcome} -- {}", planned.op, planned.reason));
+                self.last_op = self.now;
                 let ends = self.now + latency(&planned.op);
                 self.flights.push(Flight { op: planned.op, ends, fate });
                 quiet = false;
@@ -318,12 +324,13 @@ impl Life {
             let retry_after = Duration::from_secs(5);
             self.apply(Event::End(op, result.map_err(|error| Failure { error, retry_after })));
         }
-        // The host sets attached ENIs up at once.
+        // The host sets ENIs up as soon as their links show.
         let attached: Vec<EniId> = self
             .state
             .ledger()
             .enis()
             .filter(|eni| eni.stage == Stage::Attached && eni.carries_pods() && eni.is_subnet_known())
+            .filter(|eni| self.ec2.enis.get(&eni.id).is_some_and(|eni| eni.attachment.is_some()))
             .map(|eni| eni.id.clone())
             .collect();
         for eni in attached {
