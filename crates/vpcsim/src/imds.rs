@@ -37,6 +37,8 @@ enum Asker {
     Source(VpcId),
     /// Always this one.
     Fixed(InstanceId),
+    /// The one that was launched first, of those that are not gone.
+    First,
 }
 
 /// The metadata service of a VPC, or of one instance. Clones share their tokens.
@@ -80,6 +82,12 @@ impl Imds {
     #[must_use]
     pub fn of_instance(live: LiveModel, instance: InstanceId) -> Self {
         Self { live, asker: Asker::Fixed(instance), tokens: Arc::default() }
+    }
+
+    /// For the instance that was launched first, whoever asks; for a model that is empty at first.
+    #[must_use]
+    pub fn of_first_instance(live: LiveModel) -> Self {
+        Self { live, asker: Asker::First, tokens: Arc::default() }
     }
 
     /// Serves until the future is dropped. The listener may have been opened in any network namespace.
@@ -129,6 +137,10 @@ impl Imds {
     fn instance(&self, state: &State, source: IpAddr) -> Option<InstanceId> {
         let vpc = match &self.asker {
             Asker::Fixed(instance) => return Some(instance.clone()),
+            Asker::First => {
+                let here = state.instances.values().filter(|instance| instance.terminated_at.is_none());
+                return Some(here.min_by_key(|instance| instance.launched)?.id.clone());
+            }
             Asker::Source(vpc) => vpc,
         };
         let eni = match source {

@@ -104,7 +104,7 @@ fn interface(leaves: &mut Leaves, state: &State, settings: &Settings, eni: &Eni)
 }
 
 /// The body for a path: a leaf's value, or the names in a directory with `/` after those that are directories. A path may
-/// end with `/` or not, except a leaf's.
+/// end with `/` or not; boto3 asks for leaves with one.
 #[must_use]
 pub fn look_up(tree: &Tree, path: &str) -> Option<String> {
     let path = path.strip_prefix('/')?;
@@ -116,10 +116,11 @@ pub fn look_up(tree: &Tree, path: &str) -> Option<String> {
     if version != "latest" && !dated {
         return None;
     }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
     if let Some(value) = tree.get(rest) {
         return Some(value.clone());
     }
-    let directory = match rest.strip_suffix('/').unwrap_or(rest) {
+    let directory = match rest {
         "" => String::new(),
         inside => format!("{inside}/"),
     };
