@@ -95,6 +95,11 @@ impl Fabric {
         self.routers.get(vpc).map(|router| &router.thread)
     }
 
+    /// The routers' threads, by VPC.
+    pub(crate) fn routers(&self) -> BTreeMap<VpcId, Arc<NamespaceThread>> {
+        self.routers.iter().map(|(vpc, router)| (vpc.clone(), Arc::clone(&router.thread))).collect()
+    }
+
     /// The Internet.
     pub(crate) const fn internet(&self) -> &Internet {
         &self.internet

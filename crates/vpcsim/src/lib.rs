@@ -35,4 +35,5 @@ pub mod probe;
 pub mod runtime;
 pub mod scene;
 pub mod serve;
+pub mod up;
 pub mod world;

@@ -1,10 +1,12 @@
 //! `vpcsim`: a VPC in a box.
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_vpcsim::serve;
+use sluice_vpcsim::world::Chain;
+use sluice_vpcsim::{serve, up};
 
 /// A VPC in a box.
 #[derive(Debug, Parser)]
@@ -18,6 +20,10 @@ struct Cli {
 enum Command {
     /// Serve the EC2 API of an empty account on a local address.
     Ec2(serve::Ec2Options),
+    /// Bring a scene up, in the foreground.
+    Up(up::UpOptions),
+    /// Take worlds down, and what killed ones left.
+    Down(up::DownOptions),
 }
 
 fn main() -> ExitCode {
@@ -30,15 +36,19 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(async {
+    let result: Result<(), Box<dyn std::error::Error>> = runtime.block_on(async {
         match &cli.command {
-            Command::Ec2(options) => serve::run(options, interrupted()).await,
+            Command::Ec2(options) => serve::run(options, interrupted()).await?,
+            Command::Up(options) => up::up(options, interrupted()).await?,
+            Command::Down(options) => up::down(options)?,
         }
+        Ok(())
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "vpcsim ended");
+            // Nothing is left to tell it to when standard error is closed.
+            let _closed = writeln!(std::io::stderr(), "vpcsim: {}", Chain(&*error));
             ExitCode::FAILURE
         }
     }

@@ -6,16 +6,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use sluice_contract::id::{EniId, InstanceId, SubnetId, VpcId};
 use sluice_hostnet::netns::NamespaceThread;
-use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::fabric::{Dropped, Fabric, FabricError, Projection};
+use crate::live::LiveModel;
 use crate::model::api::{Reply, Request};
 use crate::model::{ApiError, CallFailure, Model};
 use crate::node::{Node, NodeError};
@@ -23,6 +23,7 @@ use crate::scene::Scene;
 
 mod build;
 pub(crate) mod leftovers;
+mod services;
 
 use build::Places;
 pub use leftovers::{Outcome, down};
@@ -31,6 +32,9 @@ pub use leftovers::{Outcome, down};
 pub const BASE_DIR: &str = "/run/vpcsim";
 /// How long a wait for a link or a change may take.
 const SHOW: Duration = Duration::from_secs(60);
+
+/// How long after a failure the fabric is tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 /// Why a world did not come up or is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -74,9 +78,28 @@ pub enum WorldError {
         /// What was waited for.
         what: String,
     },
+    /// A service's socket cannot be opened.
+    #[error("the {service:?} service of {vpc} cannot be started")]
+    Service {
+        /// Which.
+        service: Service,
+        /// The VPC.
+        vpc: VpcId,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A machine's boot was cancelled.
     #[error("the machines did not boot")]
     Boot(#[from] tokio::task::JoinError),
+}
+
+/// A service of EC2 that nodes reach at an address of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Service {
+    /// The EC2 API, at [`crate::fabric::EC2_ENDPOINT`].
+    Ec2,
+    /// The instance metadata service, at [`crate::fabric::IMDS`].
+    Imds,
 }
 
 /// A running world. Dropping it takes all of it down.
@@ -85,86 +108,56 @@ pub struct World {
     follower: JoinHandle<()>,
     nodes: BTreeMap<String, Arc<Node>>,
     core: Arc<Core>,
+    services: services::Services,
     places: Places,
     tag: String,
     dir: PathBuf,
 }
 
-/// What the world's tasks share.
+/// What the world shares with the task that makes packets follow the model.
 #[derive(Debug)]
-pub(crate) struct Core {
-    model: Mutex<Model>,
-    began: Instant,
-    changed: Notify,
+struct Core {
+    live: LiveModel,
     fabric: tokio::sync::Mutex<Fabric>,
     machines: BTreeMap<InstanceId, Arc<Node>>,
-    /// The version of the model that the packets follow, and what went wrong last.
-    followed: watch::Sender<u64>,
 }
 
 impl Core {
-    /// Time since the world began: the model's time.
-    pub(crate) fn now(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    /// The model, settled at the present.
-    pub(crate) fn model(&self) -> (MutexGuard<'_, Model>, Duration) {
-        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.now();
-        model.settle(now);
-        (model, now)
-    }
-
-    /// Tells the fabric that the model changed.
-    pub(crate) fn notify(&self) {
-        self.changed.notify_one();
-    }
-
-    /// Waits until packets follow what the model said when this was called.
-    pub(crate) async fn settled(&self) {
-        let version = self.model().0.version();
-        self.notify();
-        let mut followed = self.followed.subscribe();
-        // The sender lives as long as self.
-        let _never = followed.wait_for(|done| *done >= version).await;
-    }
-
-    /// Makes the packets follow the model; returns when to look again.
-    async fn follow(&self) -> Result<Option<Instant>, FabricError> {
+    /// Makes the packets follow the model; returns the version and time that they follow.
+    async fn follow(&self) -> Result<(u64, Duration), FabricError> {
         let mut fabric = self.fabric.lock().await;
-        let (state, version, now, next) = {
-            let (model, now) = self.model();
-            (model.snapshot(), model.version(), now, model.next_change(now))
-        };
+        let (state, version, now) = self.live.with(|model, now| (model.snapshot(), model.version(), now));
         let machines = self.machines.keys().cloned().collect();
         fabric.apply(&Projection::of(&state, now, &machines), &self.machines).await?;
-        self.followed.send_replace(version);
-        Ok(next.and_then(|next| self.began.checked_add(next)))
+        self.live.followed(version);
+        Ok((version, now))
     }
 }
 
-async fn follow(core: Arc<Core>) {
+/// Follows the model until the world is gone.
+async fn follow(core: Weak<Core>, live: LiveModel, (mut version, mut now): (u64, Duration)) {
     loop {
-        let next = match core.follow().await {
-            Ok(next) => next,
+        live.changed(version, now).await;
+        let Some(core) = core.upgrade() else { return };
+        match core.follow().await {
+            Ok(followed) => (version, now) = followed,
             Err(error) => {
                 tracing::error!(error = %Chain(&error), "the fabric does not follow the model");
-                Some(Instant::now() + Duration::from_millis(200))
+                drop(core);
+                tokio::time::sleep(TRY_AGAIN).await;
             }
-        };
-        match next {
-            Some(at) => tokio::select! {
-                () = core.changed.notified() => {}
-                () = tokio::time::sleep_until(at) => {}
-            },
-            None => core.changed.notified().await,
         }
     }
 }
 
 /// An error with its causes, on one line.
-pub(crate) struct Chain<'a>(pub &'a dyn std::error::Error);
+pub struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl std::fmt::Debug for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -210,17 +203,21 @@ impl World {
             nodes.insert(node.name().to_owned(), Arc::new(node));
         }
         let machine = |(name, id): (&String, &InstanceId)| Some((id.clone(), Arc::clone(nodes.get(name)?)));
+        let live = LiveModel::new(model);
         let core = Arc::new(Core {
-            model: Mutex::new(model),
-            began: Instant::now(),
-            changed: Notify::new(),
+            live: live.clone(),
             fabric: tokio::sync::Mutex::new(fabric?),
             machines: places.instances.iter().filter_map(machine).collect(),
-            followed: watch::Sender::new(0),
         });
-        core.follow().await?;
-        let follower = tokio::spawn(follow(Arc::clone(&core)));
-        Ok(Self { follower, nodes, core, places, tag, dir })
+        let first = core.follow().await?;
+        let routers = core.fabric.lock().await.routers();
+        let services = services::Services::new(live.clone(), routers);
+        let follower = tokio::spawn(follow(Arc::downgrade(&core), live, first));
+        let world = Self { follower, nodes, core, services, places, tag, dir };
+        for service in [Service::Ec2, Service::Imds] {
+            world.start_service(service).await?;
+        }
+        Ok(world)
     }
 
     /// What tells this world's processes and directories from those of others.
@@ -270,23 +267,19 @@ impl World {
     /// Time since the world began, which is the model's time.
     #[must_use]
     pub fn now(&self) -> Duration {
-        self.core.now()
+        self.core.live.now()
     }
 
     /// Looks at the model as it is now, or changes it by its scene calls; the packets have followed when this returns.
     pub async fn edit<R>(&self, change: impl FnOnce(&mut Model, Duration) -> R) -> R {
-        let result = {
-            let (mut model, now) = self.core.model();
-            change(&mut model, now)
-        };
-        self.core.settled().await;
+        let result = self.core.live.with(change);
+        self.core.live.settled().await;
         result
     }
 
     /// Looks at the model as it is now.
     pub fn look<R>(&self, look: impl FnOnce(&Model, Duration) -> R) -> R {
-        let (model, now) = self.core.model();
-        look(&model, now)
+        self.core.live.with(|model, now| look(model, now))
     }
 
     /// Calls EC2 as a client in the region would, without HTTP: the reply comes after EC2's latency.
@@ -294,9 +287,7 @@ impl World {
     /// # Errors
     /// EC2's own.
     pub async fn call(&self, request: impl Into<Request>) -> Result<Reply, CallFailure> {
-        let outcome = self.edit(|model, now| model.call(request, now)).await;
-        tokio::time::sleep(outcome.answer_after).await;
-        outcome.result
+        self.core.live.call("", request).await.result
     }
 
     /// Waits until the link of an ENI is on its node, and returns its name there.
@@ -314,6 +305,25 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// The model with its clock, to build other servers on.
+    #[must_use]
+    pub fn live(&self) -> &LiveModel {
+        &self.core.live
+    }
+
+    /// Starts a service in every VPC; it runs from the beginning, so this is for after [`Self::stop_service`].
+    ///
+    /// # Errors
+    /// [`WorldError::Service`] when its socket cannot be opened.
+    pub async fn start_service(&self, service: Service) -> Result<(), WorldError> {
+        self.services.start(service).await
+    }
+
+    /// Stops a service in every VPC: connections break, new ones are refused.
+    pub async fn stop_service(&self, service: Service) {
+        self.services.stop(service).await;
     }
 
     /// Packets that source checks refused so far: what a wrong route on a node looks like from outside.

@@ -136,9 +136,10 @@ impl Projection {
     fn route(&mut self, state: &State) {
         for (vpc, router) in &mut self.routers {
             for (index, table) in (0..).zip(state.route_tables.values().filter(|table| table.vpc == *vpc)) {
+                // What is not for an ENI reaches it only with the check off, as in `SourceDestCheck`.
                 let port = |eni: &EniId| {
                     let link = port_link(eni);
-                    let found = router.ports.iter().find(|port| port.link == link);
+                    let found = router.ports.iter().find(|port| port.link == link && !port.source_check);
                     found.map_or(Target::Blackhole, |port| Target::Port { link: port.link.clone(), via: port.primary })
                 };
                 let routes = table.routes.iter().map(|(destination, target)| {

@@ -200,8 +200,13 @@ table ip vpcsim {
   set public_public { type ipv4_addr; }
   map to_public { type ipv4_addr : ipv4_addr; }
   map to_private { type ipv4_addr : ipv4_addr; }
+  # Its own rule for the verdict: a rule ends early when the set has no room.
+  chain refused {
+    update @dropped { iifname . ip saddr . ip daddr counter }
+    drop
+  }
   chain source_check { type filter hook prerouting priority raw; policy accept;
-    iifname "r*" iifname . ip saddr != @assigned update @dropped { iifname . ip saddr . ip daddr counter } drop
+    iifname "r*" iifname . ip saddr != @assigned jump refused
     iifname "igw" ip daddr != @public_public counter drop
     ip saddr @vpc ip daddr @vpc notrack
   }

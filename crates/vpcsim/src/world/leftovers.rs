@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Makes a world's directory and writes down that it is this process's.
 pub(super) fn claim(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
-    let me = std::process::id();
+    let me = i32::try_from(std::process::id()).map_err(io::Error::other)?;
     let started = start_time(me).ok_or_else(|| io::Error::other("/proc does not tell when this process started"))?;
     std::fs::write(dir.join(OWNER), format!("{me} {started}\n"))
 }
@@ -77,9 +77,9 @@ pub fn down(tag: Option<&str>) -> io::Result<BTreeMap<String, Outcome>> {
 fn take_down(dir: &Path, tag: &str) -> Outcome {
     if let Some(owner) = owner(dir) {
         // A refusal shows by its still being there.
-        let _refused = kill(Pid::from_raw(owner), Signal::SIGTERM);
+        let _refused = kill(Pid::from_raw(owner.pid), Signal::SIGTERM);
         let deadline = Instant::now() + GOES_DOWN;
-        while dir.exists() && alive(dir) {
+        while owner.lives() {
             if Instant::now() >= deadline {
                 return Outcome::Runs;
             }
@@ -98,23 +98,34 @@ fn take_down(dir: &Path, tag: &str) -> Outcome {
     Outcome::Cleaned { processes: left.len() }
 }
 
-fn alive(dir: &Path) -> bool {
-    owner(dir).is_some()
+/// The process that a world belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owner {
+    pid: i32,
+    started: String,
+}
+
+impl Owner {
+    fn lives(&self) -> bool {
+        start_time(self.pid).as_ref() == Some(&self.started)
+    }
 }
 
 /// The process that a world belongs to, if it lives.
-fn owner(dir: &Path) -> Option<i32> {
+fn owner(dir: &Path) -> Option<Owner> {
     let text = std::fs::read_to_string(dir.join(OWNER)).ok()?;
     let (pid, started) = text.trim().split_once(' ')?;
-    let pid: u32 = pid.parse().ok()?;
-    (start_time(pid)? == started).then(|| i32::try_from(pid).ok()).flatten()
+    let owner = Owner { pid: pid.parse().ok()?, started: started.to_owned() };
+    owner.lives().then_some(owner)
 }
 
-/// When a process started, in ticks since boot (proc(5), `stat`, field 22).
-fn start_time(pid: u32) -> Option<String> {
+/// When a process that has not ended started, in ticks since boot (proc(5), `stat`, fields 3 and 22).
+fn start_time(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19).map(str::to_owned)
+    let mut fields = rest.split_whitespace();
+    let ended = matches!(fields.next()?, "Z" | "X");
+    fields.nth(18).filter(|_| !ended).map(str::to_owned)
 }
 
 /// Processes that were started on a node of the world with this tag, or by one that was.
@@ -138,7 +149,7 @@ mod tests {
     fn a_directory_belongs_to_the_process_that_made_it_as_long_as_that_lives() {
         let dir = std::env::temp_dir().join(format!("vpcsim-claim-{}", std::process::id())).join("world");
         claim(&dir).unwrap();
-        assert_eq!(owner(&dir), i32::try_from(std::process::id()).ok());
+        assert_eq!(owner(&dir).map(|owner| owner.pid), i32::try_from(std::process::id()).ok());
         std::fs::write(dir.join(OWNER), "1 1\n").unwrap();
         assert_eq!(owner(&dir), None, "another process has that number now");
         release(&dir);

@@ -175,6 +175,13 @@ pub(crate) fn routes_lead_to_what_they_name_and_into_a_black_hole_when_it_is_gon
     assert_ne!(router.peers["p1"], projection.routers[&vpc_id(2)].peers["p1"], "the far end's MAC, each");
     assert!(!router.ports.iter().find(|port| port.primary.octets()[3] == 90).unwrap().source_check);
 
+    route(&mut state, 1, "198.18.0.0/15", RouteTarget::Eni(eni_id(1)));
+    let last = |state: &State| project(state, HOUR).routers[&vpc_id(1)].tables[&0][3].1.clone();
+    assert_eq!(last(&state), Target::Blackhole, "its check is on");
+    state.enis.get_mut(&eni_id(1)).unwrap().source_dest_check = false;
+    assert!(matches!(last(&state), Target::Port { .. }));
+
+    route(&mut state, 1, "198.18.0.0/15", RouteTarget::Eni(eni_id(7)));
     state.nat_gateways.clear();
     state.peerings.clear();
     state.internet_gateways.clear();
