@@ -137,6 +137,41 @@ impl Node {
         self.on(Ipamd::start)
     }
 
+    /// What `ip monitor` prints of the host's IPv4 routes and rules while `work` is done.
+    pub(crate) fn monitored(&self, work: impl FnOnce()) -> Vec<String> {
+        let start = || Command::new("ip").args(["-4", "monitor", "route", "rule"]).stdout(Stdio::piped()).spawn();
+        let mut monitor = self.on(move || start().unwrap());
+        let stdout = monitor.stdout.take().unwrap();
+        let (lines, seen) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            for line in std::io::BufRead::lines(std::io::BufReader::new(stdout)).map_while(Result::ok) {
+                drop(lines.send(line.trim().to_owned()));
+            }
+        });
+        // A change of our own shows where the monitor begins and where it has caught up.
+        let passed = |mark: &str| {
+            let mut between = Vec::new();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            loop {
+                self.sh(&format!("ip route replace blackhole {mark} && ip route del blackhole {mark}"));
+                while let Ok(line) = seen.recv_timeout(Duration::from_millis(200)) {
+                    if line.contains(mark) && line.starts_with("Deleted") {
+                        return between;
+                    }
+                    between.push(line);
+                }
+                assert!(Instant::now() < deadline, "ip monitor shows nothing");
+            }
+        };
+        passed("192.0.2.1");
+        work();
+        let between = passed("192.0.2.2");
+        monitor.kill().unwrap();
+        monitor.wait().unwrap();
+        reader.join().unwrap();
+        between.into_iter().filter(|line| !line.contains("192.0.2.")).collect()
+    }
+
     /// Starts the plugin.
     pub(crate) fn spawn(&self, call: &Cni) -> Child {
         let mut command = Command::new(PLUGIN);
@@ -201,7 +236,10 @@ impl Node {
 /// Drops what the kernel changes by itself a moment later.
 fn drop_late(value: &mut Value) {
     match value {
-        Value::Array(list) => list.iter_mut().for_each(drop_late),
+        Value::Array(list) => {
+            list.retain(|flag| flag != "NO-CARRIER");
+            list.iter_mut().for_each(drop_late);
+        }
         Value::Object(map) => {
             for late in ["operstate", "tentative", "optimistic"] {
                 map.remove(late);
