@@ -30,7 +30,11 @@ pub(crate) fn run(
     ifname: IfName,
     pod: PodRef,
 ) -> Result<(), Failure> {
-    let options = EniConf::of(conf)?;
+    // A conflist that somebody has broken while the pod ran must not keep the pod from being deleted.
+    let options = EniConf::of(conf).unwrap_or_else(|error| {
+        note(&format!("going on with the defaults: {}", chain(&error)));
+        EniConf::default()
+    });
     let attachment = Attachment { container, ifname, network: conf.name.clone() };
     let prev_result = conf.prev_result().unwrap_or_else(|error| {
         note(&format!("going on without it: {}", chain(&error)));

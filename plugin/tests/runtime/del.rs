@@ -124,6 +124,17 @@ fn a_result_that_cannot_be_read_is_passed_over() {
     drop(ipamd);
 }
 
+#[test]
+fn options_that_cannot_be_used_are_passed_over() {
+    let node = Node::new();
+    let (ipamd, netns, _) = added(&node, "1.0.0");
+    let answer = node.cni(&Cni::on("DEL", "1.0.0", POD_B, "bbb", &netns).with("mtu", &json!("big")));
+    answer.nothing();
+    assert!(answer.stderr.contains("going on with the defaults: field \"mtu\""), "{answer:?}");
+    node.assert_clean();
+    assert_eq!(ipamd.assigned(), [""; 0]);
+}
+
 /// The address went to another pod after ipamd had let go of it; a DEL that comes again with the old result, while
 /// ipamd is away, must not hit it.
 #[test]
