@@ -1,7 +1,15 @@
 //! The EC2 API over HTTP, as aws-sdk-ec2, the AWS CLI and boto3 speak it: the Query protocol (a form is posted, XML comes
 //! back). Signatures are not checked.
 //!
-//! Beside it stands what EC2 does not have, as JSON under `/_vpcsim/`: see [`admin`].
+//! Beside it stands what tests and the demo ask of a simulator and EC2 has no call for, as JSON:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /_vpcsim/health` | `{"now_millis": …}` |
+//! | `GET /_vpcsim/calls?since=N` | the call log after call `N`, the total, and counts by action |
+//! | `GET /_vpcsim/state` | everything that exists |
+//! | `GET`, `POST`, `DELETE /_vpcsim/faults` | the faults set; sets one ([`Fault`](crate::model::Fault)); takes all away |
+//! | `POST /_vpcsim/settings` | changes `time_scale`, `throttle`, `describe_lag_millis`, `imds_lag_millis` |
 
 mod admin;
 mod decode;

@@ -76,7 +76,7 @@ macro_rules! types {
     };
 }
 
-// Figures: DescribeInstanceTypes, as of 2026-08; grouped as in the EC2 User Guide's table of IP addresses per ENI.
+// ENIs and addresses are held against ipamd's full table by a test below.
 types! {
     "c5.large"       [3], 10 10 Nitro 2 cpu 4 GiB x86_64 false;
     "c5.xlarge"      [4], 15 15 Nitro 4 cpu 8 GiB x86_64 false;
@@ -145,6 +145,26 @@ mod tests {
         assert!(!instance_type("m4.large").unwrap().prefixes());
         assert!(instance_type("c5.metal").unwrap().prefixes());
         assert!(instance_type("m5.gigantic").is_none());
+    }
+
+    #[test]
+    fn the_table_agrees_with_ipamds() {
+        let full = include_str!("../../../ipamd/core/src/limits/types.tsv");
+        for entry in INSTANCE_TYPES {
+            let line = full.lines().find(|line| line.split('\t').next() == Some(entry.name)).unwrap();
+            let cards = match entry.cards {
+                [one] => one.to_string(),
+                [first, ..] => format!("{first}x{}", entry.cards.len()),
+                [] => panic!("{} has no network card", entry.name),
+            };
+            let hypervisor = match entry.hypervisor {
+                Hypervisor::Nitro => "nitro",
+                Hypervisor::Xen => "xen",
+                Hypervisor::None => "metal",
+            };
+            let (v4, v6) = (entry.ipv4_per_eni, entry.ipv6_per_eni);
+            assert_eq!(line, format!("{}\t{cards}\t{v4}\t{v6}\t{hypervisor}", entry.name));
+        }
     }
 
     #[test]

@@ -1,12 +1,4 @@
-//! What tests and the demo ask of a simulator and EC2 has no call for.
-//!
-//! | request | answer |
-//! |---|---|
-//! | `GET /_vpcsim/health` | `{"now_millis": …}` |
-//! | `GET /_vpcsim/calls?since=N` | the call log after call `N`, the total, and counts by action |
-//! | `GET /_vpcsim/state` | everything that exists |
-//! | `GET`, `POST`, `DELETE /_vpcsim/faults` | the faults set; sets one ([`Fault`]); takes all away |
-//! | `POST /_vpcsim/settings` | changes time scale, throttling and lags ([`Change`]) |
+//! What stands under `/_vpcsim/`; the table of it is with [`super`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;

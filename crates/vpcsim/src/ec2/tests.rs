@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -104,4 +105,116 @@ async fn faults_are_set_over_http() {
     assert!(call(address, "Action=DescribeVpcs").await.starts_with("HTTP/1.1 200"));
     assert!(send(address, "POST", "/_vpcsim/settings", r#"{"time_scale":-1}"#).await.starts_with("HTTP/1.1 400"));
     assert!(send(address, "POST", "/_vpcsim/settings", r#"{"throttle":false}"#).await.starts_with("HTTP/1.1 200"));
+}
+
+fn parameter() -> impl Strategy<Value = (String, String)> {
+    let name = proptest::sample::select(vec![
+        "NetworkInterfaceId",
+        "InstanceId",
+        "SubnetId",
+        "VpcId",
+        "GroupId",
+        "CidrBlock",
+        "DeviceIndex",
+        "MaxResults",
+        "NextToken",
+        "Filter",
+        "Filter.1.Name",
+        "Filter.1.Value.1",
+        "Filter.x.Name",
+        "TagSpecification.1.ResourceType",
+        "TagSpecification.1.Tag.1.Key",
+        "Tag.1.Key",
+        "ResourceId.1",
+        "IpPermissions.1.IpProtocol",
+        "ImageId",
+        "MinCount",
+        "IpPermissions.1.Groups.1.GroupId",
+        "MaxCount",
+        "InstanceType",
+        "InstanceType.1",
+        "ClientToken",
+        "NetworkInterface.1.SubnetId",
+        "PrivateIpAddresses.1.PrivateIpAddress",
+        "SecondaryPrivateIpAddressCount",
+        "Ipv4PrefixCount",
+        "Ipv4Prefix.1",
+        "PrivateIpAddress.1",
+        "Attachment.DeleteOnTermination",
+        "Description.Value",
+        "AttachmentId",
+        "Force",
+        "DryRun",
+        "GroupName.1",
+        "NetworkInterfaceId.4294967296",
+        "VpcId.1",
+        ".",
+        "1",
+        "",
+    ]);
+    let value = prop_oneof![
+        proptest::sample::select(vec![
+            "",
+            "0",
+            "1",
+            "-1",
+            "4294967295",
+            "4294967296",
+            "true",
+            "10.0.0.0/16",
+            "10.0.0.0/33",
+            "10.0.0.5",
+            "::/0",
+            "eni-0123456789abcdef0",
+            "i-0123456789abcdef0",
+            "subnet-0123456789abcdef0",
+            "vpc-0123456789abcdef0",
+            "vpc",
+            "m5.large",
+            "network-interface",
+            "subnet-id",
+            "tag:",
+            "tag-key",
+            "*?*\\",
+            "ff",
+            "zz",
+        ])
+        .prop_map(str::to_owned),
+        any::<String>(),
+    ];
+    (name.prop_map(str::to_owned), value)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is asked, the answer is a reply or an error of EC2's kind, and well-formed.
+    #[test]
+    fn any_parameters_have_an_answer(
+        action in proptest::sample::select(Action::ALL),
+        parameters in proptest::collection::vec(parameter(), 0..8),
+    ) {
+        let encode = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
+        let mut body = format!("Action={action}&Version=2016-11-15");
+        for (name, value) in &parameters {
+            body.push_str(&format!("&{}={}", encode(name), encode(value)));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _guard = runtime.enter();
+        let api = Ec2::new(LiveModel::new(Model::new(Settings::instant())));
+        let answer = runtime.block_on(api.call(body.as_bytes(), "test")).unwrap();
+        prop_assert!(matches!(answer.status().as_u16(), 200 | 400 | 412), "{}", answer.status());
+        let bytes = runtime.block_on(http_body_util::BodyExt::collect(answer.into_body())).unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        prop_assert_eq!(text.matches('<').count(), text.matches('>').count());
+    }
+
+    #[test]
+    fn any_bytes_have_an_answer(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _guard = runtime.enter();
+        let api = Ec2::new(LiveModel::new(Model::new(Settings::instant())));
+        let answer = runtime.block_on(api.call(&body, "test")).unwrap();
+        prop_assert_eq!(answer.status().as_u16(), 400);
+    }
 }
