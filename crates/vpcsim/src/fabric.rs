@@ -73,7 +73,10 @@ pub(crate) struct Fabric {
 struct Router {
     thread: Arc<NamespaceThread>,
     wire: Wire,
-    state: RouterState,
+    /// What its packet filter holds. Where a change fails half-way, the two differ until the next one.
+    filtered: RouterState,
+    /// What its addresses, routes, rules and neighbours are.
+    routed: RouterState,
     has_gateway: bool,
 }
 
@@ -175,7 +178,7 @@ impl Fabric {
         }
         for (vpc, link) in gone {
             if let Some(router) = self.routers.get_mut(&vpc) {
-                let without = router.state.without_link(&link);
+                let without = router.routed.without_link(&link);
                 router.become_state(without).await?;
                 router.wire.unplug(&link).await?;
                 router.has_gateway &= link != IGW_LINK;
@@ -254,21 +257,19 @@ impl Router {
         let thread = wire::start(vpc.as_str(), &ROUTER_SYSCTLS).await?;
         let wire = Wire::open(vpc.as_str(), Arc::clone(&thread))?;
         wire.nft(router::FILTER.into()).await?;
-        Ok(Self { thread, wire, state: RouterState::default(), has_gateway: false })
+        Ok(Self { thread, wire, filtered: RouterState::default(), routed: RouterState::default(), has_gateway: false })
     }
 
     async fn become_state(&mut self, state: RouterState) -> Result<(), FabricError> {
-        if self.state == state {
-            return Ok(());
-        }
-        let ops = changes::changes(&self.state, &state).map_err(|source| self.wire.bad_name(source))?;
-        let filter = router::filter_changes(&self.state, &state);
         // The filter first: what is routed before it may be sent would be remembered as dropped.
+        let filter = router::filter_changes(&self.filtered, &state);
         if !filter.is_empty() {
             self.wire.nft(filter).await?;
         }
+        self.filtered = state.clone();
+        let ops = changes::changes(&self.routed, &state).map_err(|source| self.wire.bad_name(source))?;
         self.wire.apply(ops).await?;
-        self.state = state;
+        self.routed = state;
         Ok(())
     }
 }

@@ -152,6 +152,20 @@ impl Runtime {
         Ok(())
     }
 
+    /// Detaches `sandbox` as a runtime does that lost its state, or that is done already: no `CNI_NETNS`, no
+    /// `prevResult`. containerd does so after every DEL.
+    ///
+    /// # Errors
+    /// The first plugin's that failed.
+    pub async fn del_blindly(&self, node: &Node, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+        let forgotten = Sandbox { netns: PathBuf::new(), ..sandbox.clone() };
+        for plugin in self.plugins().rev() {
+            execute(node, plugin, Verb::Del, Some(&forgotten), &self.config(plugin, None)).await?;
+        }
+        self.cache().remove(&sandbox.id);
+        Ok(())
+    }
+
     /// Asks every plugin whether `sandbox` is as its ADD left it.
     ///
     /// # Errors

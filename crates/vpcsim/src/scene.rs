@@ -428,6 +428,12 @@ internet_hosts: [198.51.100.10]
     }
 
     #[test]
+    fn the_scene_that_is_shipped_is_good() {
+        let scene: Scene = include_str!("../scenes/two-nodes.yaml").parse().unwrap();
+        assert_eq!(scene.instances.len(), 4);
+    }
+
+    #[test]
     fn what_scenes_do_not_have_is_refused() {
         for (from, to) in [
             ("vpcs:", "vpc:"),

@@ -166,12 +166,14 @@ async fn a_runtime_chains_plugins_by_prev_result_and_deletes_in_reverse() {
     assert_eq!(json(&node, "/run/first.GC").await["cni.dev/valid-attachments"][0]["containerID"], *pod.id);
     runtime.del(&node, &pod).await.unwrap();
     assert_eq!(json(&node, "/run/first.DEL").await["prevResult"]["from"], "second");
+    runtime.del_blindly(&node, &pod).await.unwrap();
+    assert_eq!(json(&node, "/run/first.DEL").await.get("prevResult"), None);
     let calls = node.run(|| std::fs::read_to_string("/run/calls").unwrap()).await.unwrap();
     let verbs: Vec<String> = calls.lines().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
     let bin = |verb: &str, plugin: &str| format!("{verb} /opt/cni/bin/{plugin}");
     let mut expected: Vec<String> =
         ["ADD", "CHECK", "STATUS", "GC"].iter().flat_map(|verb| [bin(verb, "first"), bin(verb, "second")]).collect();
-    expected.extend([bin("DEL", "second"), bin("DEL", "first")]);
+    expected.extend(["second", "first", "second", "first"].map(|plugin| bin("DEL", plugin)));
     assert_eq!(verbs, expected);
     let add = calls.lines().next().unwrap();
     assert!(add.contains("eth0") && add.contains("K8S_POD_NAME=web-0") && add.contains(pod.netns.to_str().unwrap()));

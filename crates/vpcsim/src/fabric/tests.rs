@@ -187,3 +187,69 @@ async fn an_eni_is_plugged_in_and_out_and_in_again_elsewhere() {
     rig.settle().await;
     assert!(!links(&rig, 2).await.contains("eth1"));
 }
+
+#[tokio::test]
+async fn arp_is_answered_for_what_somebody_holds_in_the_subnet_and_for_the_services_only() {
+    if !privileged() {
+        return;
+    }
+    let rig = Rig::up("arp", state()).await;
+    // A node that takes everything to be on its link asks for everything by ARP.
+    let resolves = async |address: &'static str| {
+        let route =
+            move || std::process::Command::new("ip").args(["route", "replace", address, "dev", "eth0"]).status();
+        assert!(rig.node(1).run(route).await.unwrap().unwrap().success());
+        let _answered = rig.ping(1, address, 56, SHORT).await;
+        let entry = move || std::process::Command::new("ip").args(["neigh", "show", address]).output().unwrap();
+        String::from_utf8(rig.node(1).run(entry).await.unwrap().stdout).unwrap().contains("lladdr")
+    };
+    for (address, answered) in [
+        ("10.0.1.11", true),
+        ("10.0.1.1", true),
+        ("169.254.169.254", true),
+        ("10.0.1.77", false),
+        ("10.0.2.30", false),
+        ("198.51.100.10", false),
+    ] {
+        assert_eq!(resolves(address).await, answered, "{address}");
+    }
+}
+
+#[tokio::test]
+async fn the_source_check_can_be_off_and_a_public_address_can_change() {
+    if !privileged() {
+        return;
+    }
+    let mut rig = Rig::up("attributes", state()).await;
+    let eni = |rig: &mut Rig, change: &dyn Fn(&mut crate::model::state::Eni)| {
+        change(rig.state.enis.get_mut(&eni_id(1)).unwrap());
+    };
+    let add = || std::process::Command::new("ip").args(["address", "add", "172.31.0.9/32", "dev", "lo"]).status();
+    assert!(rig.node(1).run(add).await.unwrap().unwrap().success());
+    // Nobody answers to such an address; what counts is whether it was refused.
+    let refused = async |rig: &Rig| {
+        let (from, to) = ("172.31.0.9".parse().unwrap(), "10.0.1.11".parse().unwrap());
+        let ping = move || probe::ping(Some(from), to, 56, SHORT);
+        assert!(rig.node(1).run_async(ping).await.unwrap().is_err());
+        let refused = !rig.fabric.dropped().await.unwrap().is_empty();
+        rig.fabric.forget_dropped().await.unwrap();
+        refused
+    };
+    assert!(refused(&rig).await);
+    eni(&mut rig, &|eni| eni.source_dest_check = false);
+    rig.settle().await;
+    assert!(!refused(&rig).await);
+    eni(&mut rig, &|eni| eni.source_dest_check = true);
+    rig.settle().await;
+    assert!(refused(&rig).await);
+
+    for public in ["203.0.113.44", "203.0.113.45"] {
+        let public = public.parse().unwrap();
+        eni(&mut rig, &|eni| eni.association.as_mut().unwrap().public_ip = public);
+        rig.settle().await;
+        assert_eq!(rig.seen_by(1, HOST).await, Some(public));
+    }
+    eni(&mut rig, &|eni| eni.association = None);
+    rig.settle().await;
+    assert!(!rig.ping(1, &HOST.to_string(), 56, SHORT).await);
+}
