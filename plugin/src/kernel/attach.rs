@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 use sluice_contract::cni::ErrorCode;
@@ -11,9 +12,10 @@ use sluice_hostnet::desired::{Desired, Devices, RouteScope};
 use sluice_hostnet::host::{ExecuteError, Host, ObserveError};
 use sluice_hostnet::netlink::{LinkError, OpenError, VethSpec};
 use sluice_hostnet::netns::Namespace;
-use sluice_hostnet::plan::{Planned, plan};
+use sluice_hostnet::plan::{Op, Planned, plan};
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol};
 
+use super::detach::{routed, rules_of};
 use super::{are_ends_of_one_veth, is_host_end_of, is_pods, mac_text};
 use crate::failure::chain;
 use crate::layout::Layout;
@@ -255,6 +257,11 @@ async fn converge(layout: &Layout, host: &Host, pod: &Host, host_end: &Link) -> 
     let observed = observe("host's side", host, &all).await?;
     let mut ops = plan(&observed, &before);
     ops.extend(plan(&observed, &last));
+    // Whatever else is routed here was the attachment's before ipamd gave it other addresses.
+    let wanted = |ip: &IpAddr| layout.addresses.iter().any(|address| address.ip == *ip);
+    let old = routed(&observed).filter(|(ip, dev)| **dev == layout.host && !wanted(ip)).map(|(ip, _)| ip).collect();
+    let gone = rules_of(&observed, &old).into_iter().map(Op::DeleteRule);
+    ops.extend(gone.map(|op| Planned::new(op, "the attachment has other addresses now")));
     execute_unknown("host's side", host, &ops).await
 }
 

@@ -122,7 +122,7 @@ fn everything() -> View {
 }
 
 /// The pods' addresses that are routed, each with its device.
-fn routed(seen: &Observed) -> impl Iterator<Item = (IpAddr, &IfName)> {
+pub(super) fn routed(seen: &Observed) -> impl Iterator<Item = (IpAddr, &IfName)> {
     seen.routes.iter().filter_map(|route| {
         let destination = route.destination;
         let is_host = destination == host_prefix(destination.addr());
@@ -148,7 +148,8 @@ fn own_addresses(seen: &Observed, link: Option<&Link>, traces: &Traces) -> BTree
     own
 }
 
-fn rules_of(seen: &Observed, addresses: &BTreeSet<IpAddr>) -> Vec<Rule> {
+/// The rules of addresses, whichever table they lead to.
+pub(super) fn rules_of(seen: &Observed, addresses: &BTreeSet<IpAddr>) -> Vec<Rule> {
     let is_one = |net: Option<ipnet::IpNet>| net.is_some_and(|net| addresses.iter().any(|ip| host_prefix(*ip) == net));
     let is_theirs = |rule: &&Rule| match rule.priority {
         RULE_TO_POD => is_one(rule.to) && rule.from.is_none(),

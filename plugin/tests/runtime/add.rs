@@ -190,6 +190,27 @@ fn a_second_add_changes_nothing() {
 }
 
 #[test]
+fn a_second_add_that_gets_another_address_leaves_nothing_of_the_first() {
+    let node = Node::new();
+    let ipamd = node.ipamd();
+    ipamd.give(vec![address("10.0.1.60", 1)]);
+    let b = node.netns("b");
+    let add = Cni::on("ADD", "1.0.0", POD_B, "bbb", &b);
+    node.cni(&add).result();
+    ipamd.forget();
+    ipamd.give(vec![address("10.0.2.61", 2)]);
+    assert_eq!(node.cni(&add).result()["ips"][0]["address"], "10.0.2.61/32");
+    assert_eq!(node.pod_routes(), [format!("10.0.2.61 dev {HOST_B}")]);
+    let rules = ["512: from all to 10.0.2.61 lookup main", "1536: from 10.0.2.61 to - lookup 3"];
+    assert_eq!(node.pod_rules(), rules);
+    let inside = node.ip("-n b -4 addr show dev eth0");
+    let addresses = inside[0]["addr_info"].as_array().unwrap();
+    assert_eq!((addresses.len(), &addresses[0]["local"]), (1, &json!("10.0.2.61")));
+    node.assert_reaches(Some("b"), "b", "10.0.2.61");
+    assert_eq!(node.ip("-n b route").as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn a_new_sandbox_of_the_same_pod_takes_the_place_of_the_old_one_and_the_late_del_spares_it() {
     let node = Node::new();
     let ipamd = node.ipamd();
