@@ -210,6 +210,16 @@ impl Ledger {
         Ok(())
     }
 
+    /// Gives an address in quarantine to the attachment that turns out to have it.
+    pub(crate) fn adopt(&mut self, address: Ipv4Addr, owner: Arc<Owner>, now: Timestamp) -> Result<(), LedgerError> {
+        match self.address(address).ok_or(LedgerError::UnknownAddress(address))? {
+            AddressState::Quarantined { .. } => self.restore_owner(address, owner, now),
+            AddressState::Free { .. } | AddressState::Assigned { .. } | AddressState::Cooling { .. } => {
+                Err(LedgerError::NotAvailable { address, why: "it is not in quarantine" })
+            }
+        }
+    }
+
     /// Takes an attachment's address back; it cools for `cooldown`, if any.
     pub(crate) fn release(
         &mut self,

@@ -184,6 +184,8 @@ pub enum Event {
     EniReady(EniId),
     /// An ADD gets an address.
     Assign(Ipv4Addr, Arc<Owner>),
+    /// An address in quarantine is that of an attachment: the kernel says whose, where the ledger has forgotten it.
+    Adopt(Ipv4Addr, Arc<Owner>),
     /// An attachment is gone; its address cools for so long.
     Release(Attachment, Duration),
     /// Every address that lives in the kernel; one that has left quarantine cools for so long.
@@ -308,6 +310,7 @@ impl State {
             Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now),
             Event::EniReady(id) => self.ready(&id, now)?,
             Event::Assign(address, owner) => self.ledger.assign(address, owner, now)?,
+            Event::Adopt(address, owner) => self.ledger.adopt(address, owner, now)?,
             Event::Release(attachment, cooldown) => {
                 self.ledger.release(&attachment, cooldown, now)?;
             }

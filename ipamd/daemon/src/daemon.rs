@@ -16,6 +16,7 @@ mod timer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use sluice_contract::rpc::{Refusal, RefusalCode};
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind};
+use sluice_ipamd_core::ledger::Owner;
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
@@ -79,6 +81,15 @@ pub(crate) struct Parts<C, K> {
     pub(crate) seed: u64,
 }
 
+/// What the loop starts with.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// The state.
+    pub(crate) state: State,
+    /// Pods that live and that no checkpoint tells of, by address.
+    pub(crate) orphans: BTreeMap<Ipv4Addr, Owner>,
+}
+
 /// The loop's task.
 #[derive(Debug)]
 pub(crate) struct Daemon<C, K> {
@@ -104,6 +115,8 @@ pub(crate) struct Daemon<C, K> {
     tasks: JoinSet<Done>,
     jobs: HashMap<tokio::task::Id, Job>,
     node_done: Option<NodeNetwork>,
+    /// Pods that lived at the start and that no checkpoint told of, by address, until their ENIs are known.
+    orphans: BTreeMap<Ipv4Addr, Owner>,
     enis: BTreeMap<EniId, jobs::EniSide>,
     timers: Timers,
 }
@@ -146,12 +159,14 @@ enum ReplyKind {
 }
 
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
-    /// A daemon that goes on from `state`.
-    pub(crate) fn new(parts: Parts<C, K>, state: State) -> Self {
+    /// A daemon that goes on from `start`.
+    pub(crate) fn new(parts: Parts<C, K>, start: Start) -> Self {
         let now = Instant::now();
+        let state = start.state;
         let targets = jobs::targets(&parts.config, state.node());
         // What served before the restart goes on serving: the tmpfs that held the checkpoint dies with the boot.
         let ready = state.node().is_some() && state.ledger().primary().is_some_and(|eni| eni.takes_pods());
+        let ready = ready || parts.config.ready_mark().exists();
         let timers = Timers {
             learn: Timer::due(now, LOOK_EVERY),
             pods: Timer::due(now + LOOK_EVERY, LOOK_EVERY),
@@ -178,6 +193,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             tasks: JoinSet::new(),
             jobs: HashMap::new(),
             node_done: None,
+            orphans: start.orphans,
             enis: BTreeMap::new(),
             timers,
             parts,

@@ -6,12 +6,13 @@
 pub mod desired;
 pub mod host;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::Serialize;
-use sluice_contract::id::{EniId, MacAddr};
+use sluice_contract::id::{Attachment, EniId, MacAddr};
 use sluice_ipamd_core::recover::KernelView;
 
 /// What the node's own part of the network depends on.
@@ -44,6 +45,15 @@ pub struct EniNetwork {
     pub mtu: u32,
 }
 
+/// The pods of the host as the kernel shows them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Their addresses.
+    pub view: KernelView,
+    /// Whose they are, where the alias of the host's interface tells ([`sluice_contract::node::veth`]).
+    pub attachments: BTreeMap<Ipv4Addr, Attachment>,
+}
+
 /// What the kernel did not do.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -66,7 +76,7 @@ pub enum KernelError {
 /// Every method compares before it changes: what is right already stays untouched.
 pub trait Kernel: Send + Sync + 'static {
     /// Which pods' addresses live on this host.
-    fn pods(&self, veth_prefix: &str) -> impl Future<Output = Result<KernelView, KernelError>> + Send;
+    fn pods(&self, veth_prefix: &str) -> impl Future<Output = Result<Pods, KernelError>> + Send;
 
     /// Sets up what concerns all pods: sysctls, the rule of the primary ENI's mark, the nftables table.
     fn set_up_node(&self, node: &NodeNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;

@@ -137,8 +137,14 @@ impl Server {
             }
         }
         let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
-            tracing::warn!("too many connections are open: one more was closed");
+            tracing::warn!("too many connections are open: one more was refused");
             self.metrics.rejected("too_many");
+            let refusal = Refusal::new(RefusalCode::QueueFull, "too many requests are open on this node's ipamd")
+                .retry_after(Duration::from_secs(1));
+            // It fits into the socket's buffer, so that nobody has to wait for the peer.
+            if let Ok(frames) = frames(&Reply::Refused(refusal)) {
+                let _written = stream.try_write(&frames);
+            }
             return;
         };
         let server = self.clone();
@@ -265,10 +271,16 @@ async fn read_exact(stream: &mut UnixStream, buffer: &mut [u8]) -> Result<(), Fr
     }
 }
 
-/// Writes the greeting and the reply.
-async fn say(stream: &mut UnixStream, reply: &Reply) -> Result<(), FrameError> {
+/// The greeting and the reply.
+fn frames(reply: &Reply) -> Result<Vec<u8>, FrameError> {
     let mut frames = encode(&Hello::of("sluice-ipamd"))?;
     frames.extend(encode_reply(reply)?);
+    Ok(frames)
+}
+
+/// Writes the greeting and the reply.
+async fn say(stream: &mut UnixStream, reply: &Reply) -> Result<(), FrameError> {
+    let frames = frames(reply)?;
     let write = async {
         stream.write_all(&frames).await?;
         stream.shutdown().await

@@ -1,29 +1,32 @@
 //! From the configuration to a running daemon and back: start, serving, graceful stop.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use sluice_contract::id::PodRef;
 use sluice_ipamd_core::checkpoint::Checkpoint;
-use sluice_ipamd_core::recover::{Finding, KernelView, Recovered, recover};
-use sluice_ipamd_core::state::State;
+use sluice_ipamd_core::ledger::Owner;
+use sluice_ipamd_core::recover::{Finding, Recovered, recover};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
 use crate::config::Config;
-use crate::daemon::{Daemon, Parts};
+use crate::daemon::{Daemon, Parts, Start};
 use crate::executor::{Backoff, Executor, Random};
 use crate::http::{Pages, serve_introspection, serve_metrics};
 use crate::inbox::Handle;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Pods};
 use crate::log::ErrorChain;
 use crate::metrics::Metrics;
 use crate::rpc::{ListenError, Server, listen};
@@ -87,7 +90,7 @@ pub async fn run<C: Cloud, K: Kernel>(
     let seed = random_seed();
     let (handle, inputs) = Handle::new();
     let metrics = Arc::new(Metrics::new());
-    let (parts, state) = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), seed).await;
+    let (parts, begin) = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), seed).await;
     let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
     let server = Server::new(handle, metrics, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
@@ -95,7 +98,7 @@ pub async fn run<C: Cloud, K: Kernel>(
     let grace = config.stop_grace + Duration::from_secs(1);
     let serving = tokio::spawn(server.serve(listener, server_stops, grace));
     let pages = tokio::spawn(serve_pages(config, pages));
-    let daemon = tokio::spawn(Daemon::new(parts, state).run(inputs, async {
+    let daemon = tokio::spawn(Daemon::new(parts, begin).run(inputs, async {
         // A sender that is gone means the same.
         let _stop = daemon_stops.await;
     }));
@@ -122,13 +125,13 @@ pub(crate) async fn start<C: Cloud, K: Kernel>(
     kernel: K,
     metrics: Arc<Metrics>,
     seed: u64,
-) -> (Parts<C, K>, State) {
+) -> (Parts<C, K>, Start) {
     let mut random = Random::new(seed);
     let store = Store::new(config.checkpoint());
     let executor =
         Executor::new(Arc::new(cloud), Arc::clone(&metrics), config.ec2_rate, config.call_timeout, random.next());
-    let view = kernel_view(&kernel, &config.network.veth_prefix, &mut random).await;
-    let state = recovered(&store, &view, random.next(), config.pool.cooldown, clock);
+    let pods = kernel_view(&kernel, &config.network.veth_prefix, &mut random).await;
+    let start = recovered(&store, pods, random.next(), config.pool.cooldown, clock);
     let tombstones = Tombstones::new(config.tombstones());
     let parts = Parts {
         config,
@@ -140,15 +143,15 @@ pub(crate) async fn start<C: Cloud, K: Kernel>(
         tombstones,
         seed: random.next(),
     };
-    (parts, state)
+    (parts, start)
 }
 
 /// What the kernel shows. Without it nothing can be served: an address could be alive.
-async fn kernel_view<K: Kernel>(kernel: &K, veth_prefix: &str, random: &mut Random) -> KernelView {
+async fn kernel_view<K: Kernel>(kernel: &K, veth_prefix: &str, random: &mut Random) -> Pods {
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
     loop {
         match kernel.pods(veth_prefix).await {
-            Ok(view) => return view,
+            Ok(pods) => return pods,
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&error), "the kernel's pods could not be read");
                 tokio::time::sleep(backoff.next(random)).await;
@@ -157,8 +160,9 @@ async fn kernel_view<K: Kernel>(kernel: &K, veth_prefix: &str, random: &mut Rand
     }
 }
 
-/// The state that the checkpoint and the kernel give. A checkpoint that cannot be used is put aside.
-fn recovered(store: &Store, kernel: &KernelView, seed: u64, cooldown: Duration, clock: Clock) -> State {
+/// The state that the checkpoint and the kernel give. A checkpoint that cannot be used is put aside; whose the addresses
+/// are that live is then learnt from the kernel.
+fn recovered(store: &Store, pods: Pods, seed: u64, cooldown: Duration, clock: Clock) -> Start {
     let now = clock.now();
     let document = match store.read() {
         Ok(document) => document,
@@ -167,11 +171,13 @@ fn recovered(store: &Store, kernel: &KernelView, seed: u64, cooldown: Duration, 
             Some(Vec::new())
         }
     };
+    let mut forgotten = document.is_none();
     let checkpoint = document.map(|document| Checkpoint::from_json(&document));
-    let Recovered { state, findings } = recover(checkpoint, kernel, seed, cooldown, now);
+    let Recovered { state, findings } = recover(checkpoint, &pods.view, seed, cooldown, now);
     for finding in &findings {
         tracing::warn!(finding = %finding, "found at the start");
         if matches!(finding, Finding::CheckpointLost(_)) {
+            forgotten = true;
             match store.put_aside(now) {
                 Ok(aside) => tracing::error!(kept = %aside.display(), "the checkpoint was put aside"),
                 Err(error) => tracing::error!(error = %ErrorChain(&error), "the checkpoint could not be put aside"),
@@ -181,10 +187,23 @@ fn recovered(store: &Store, kernel: &KernelView, seed: u64, cooldown: Duration, 
     tracing::info!(
         attachments = state.ledger().owners().count(),
         enis = state.ledger().enis().count(),
-        pods_alive = kernel.pods.len(),
+        pods_alive = pods.view.pods.len(),
         "starting"
     );
-    state
+    let orphans = if forgotten { orphans(pods) } else { BTreeMap::new() };
+    Start { state, orphans }
+}
+
+/// The owners that the kernel names. The pods' names are lost with the checkpoint; the attachments are what counts.
+fn orphans(pods: Pods) -> BTreeMap<Ipv4Addr, Owner> {
+    let Pods { view, attachments } = pods;
+    attachments
+        .into_iter()
+        .filter_map(|(address, attachment)| {
+            let host_ifname = view.pods.get(&address)?.clone();
+            Some((address, Owner { attachment, pod: PodRef::default(), host_ifname, netns: String::new() }))
+        })
+        .collect()
 }
 
 async fn serve_pages(config: Config, pages: Pages) {

@@ -2,17 +2,18 @@
 //! comes back to the loop; none of them touches the state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use sluice_contract::id::{EniId, SecurityGroupId};
 use sluice_ipamd_core::cloud::{Api, ImdsEni, InstanceIdentity, InstanceLimits};
-use sluice_ipamd_core::ledger::{Eni, Role, Stage};
+use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::limits;
 use sluice_ipamd_core::op::{Failure, Op};
 use sluice_ipamd_core::plan::Targets;
-use sluice_ipamd_core::recover::{KernelView, reconcile};
+use sluice_ipamd_core::recover::reconcile;
 use sluice_ipamd_core::state::{Event, Node, tag};
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -21,7 +22,7 @@ use super::{Daemon, LOOK_EVERY, OpResult, Timer, lost};
 use crate::cloud::Cloud;
 use crate::config::Config;
 use crate::executor::Executor;
-use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork};
+use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods};
 use crate::log::ErrorChain;
 
 /// The kubelet's default for the most pods of a node.
@@ -49,7 +50,7 @@ pub(super) enum Job {
 pub(super) enum Done {
     Op(Box<(Op, OpResult)>),
     Learn(Result<Box<Learnt>, Failure>),
-    Pods(Result<KernelView, KernelError>),
+    Pods(Result<Pods, KernelError>),
     Node(Box<NodeNetwork>, Result<(), KernelError>),
     SetUp(EniNetwork, Result<(), KernelError>),
     TearDown(EniNetwork, Result<(), KernelError>),
@@ -145,6 +146,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     tracing::warn!(op = %op, error = %error, retry_after = ?retry_after, "EC2 did not do it");
                 }
                 self.apply(Event::End(op, result));
+                self.adopt();
             }
             Done::Learn(Ok(learnt)) => {
                 self.timers.learn.succeeded(now);
@@ -154,7 +156,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(error = %failure.error, "IMDS or EC2 did not tell who this node is");
                 self.timers.learn.failed(now, failure.retry_after, &mut self.random);
             }
-            Done::Pods(Ok(view)) => {
+            Done::Pods(Ok(Pods { view, .. })) => {
                 self.timers.pods.succeeded(now);
                 self.parts.metrics.reconcile("kernel");
                 let cooldown = self.parts.config.pool.cooldown;
@@ -198,7 +200,23 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.apply(Event::NodeKnown(node));
         }
         self.apply(Event::ImdsSeen(enis));
+        self.adopt();
         self.timers.node.hurry(Instant::now());
+    }
+
+    /// Gives addresses in quarantine back to the attachments that the kernel named at the start.
+    fn adopt(&mut self) {
+        let quarantined = |address: &Ipv4Addr| {
+            matches!(self.state.ledger().address(*address), Some(AddressState::Quarantined { .. }))
+        };
+        let due: Vec<Ipv4Addr> = self.orphans.keys().filter(|address| quarantined(address)).copied().collect();
+        for address in due {
+            let Some(owner) = self.orphans.remove(&address) else { continue };
+            let attachment = owner.attachment.clone();
+            if self.apply(Event::Adopt(address, Arc::new(owner))) {
+                tracing::warn!(attachment = %attachment, address = %address, "an address was adopted from the kernel");
+            }
+        }
     }
 
     fn node(

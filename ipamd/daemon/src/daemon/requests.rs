@@ -118,6 +118,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             let refusal = Refusal::new(RefusalCode::Cancelled, "the attachment's DEL came while its ADD waited");
             self.refuse_add(token, refusal);
         }
+        self.orphans.retain(|_, owner| owner.attachment != request.attachment);
         let addresses = self.release(&request.attachment, self.cooldown_after(request));
         Outcome::Del(DelReply { addresses })
     }

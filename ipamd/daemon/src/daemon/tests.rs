@@ -79,10 +79,10 @@ impl World {
         self.starts += 1;
         let (handle, inputs) = Handle::new();
         let metrics = Arc::new(Metrics::new());
-        let (parts, state) =
+        let (parts, begin) =
             start(self.config(), self.clock, self.cloud.clone(), self.host.clone(), metrics, self.starts).await;
         let (stop, stops) = oneshot::channel();
-        let task = tokio::spawn(Daemon::new(parts, state).run(inputs, async {
+        let task = tokio::spawn(Daemon::new(parts, begin).run(inputs, async {
             if stops.await.is_err() {
                 // The test keeps the sender until it stops the daemon.
                 std::future::pending::<()>().await;

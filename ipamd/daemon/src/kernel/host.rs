@@ -6,17 +6,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice_contract::id::{IfName, MacAddr};
-use sluice_contract::node::{RULE_TO_POD, TABLE_MAIN};
+use sluice_contract::node::{RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::nft;
 use sluice_hostnet::state::{Family, LinkKind, NftRuleset, Observed};
 use sluice_hostnet::watch::WaitForLinkError;
-use sluice_ipamd_core::recover::KernelView;
 use tokio::sync::Mutex;
 
-use super::{EniNetwork, Kernel, KernelError, NodeNetwork, desired};
+use super::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods, desired};
 
 /// How long an ENI's link is waited for. EC2 takes 2 to 6 seconds to plug one in, and now and then far longer.
 const LINK_SHOWS: Duration = Duration::from_secs(30);
@@ -91,7 +90,7 @@ impl HostKernel {
 }
 
 impl Kernel for HostKernel {
-    async fn pods(&self, veth_prefix: &str) -> Result<KernelView, KernelError> {
+    async fn pods(&self, veth_prefix: &str) -> Result<Pods, KernelError> {
         let view = View {
             routes: BTreeSet::from([(Family::V4, TABLE_MAIN)]),
             rules: BTreeSet::from([Family::V4]),
@@ -120,24 +119,26 @@ impl Kernel for HostKernel {
 
 /// The pods' addresses: host routes by pods' interfaces, and rules to pods. Both are counted, so that an address counts as
 /// dead only when all of its pod is gone.
-fn pods(seen: &Observed, veth_prefix: &str) -> KernelView {
-    let mut view = KernelView::default();
+fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
+    let mut found = Pods::default();
     let unknown = IfName::new(UNKNOWN_LINK).ok();
     for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_TO_POD && rule.table == TABLE_MAIN) {
         if let (Some(IpAddr::V4(address)), Some(dev)) = (rule.to.map(|net| net.addr()), &unknown) {
-            view.pods.insert(address, dev.clone());
+            found.view.pods.insert(address, dev.clone());
         }
     }
     for route in seen.routes.iter().filter(|route| route.gateway.is_none() && route.table == TABLE_MAIN) {
         let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
         if let (true, IpAddr::V4(address), Some(dev)) = (whole, route.destination.addr(), &route.dev)
             && dev.as_str().starts_with(veth_prefix)
-            && seen.links.iter().any(|link| link.name == *dev && link.kind == LinkKind::Veth)
+            && let Some(link) = seen.links.iter().find(|link| link.name == *dev && link.kind == LinkKind::Veth)
         {
-            view.pods.insert(address, dev.clone());
+            found.view.pods.insert(address, dev.clone());
+            let attachment = link.alias.as_deref().and_then(veth::attachment);
+            found.attachments.extend(attachment.map(|attachment| (address, attachment)));
         }
     }
-    view
+    found
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use sluice_contract::id::{AttachmentId, EniId, IfName, InstanceId, SubnetId, VpcId};
+use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, InstanceId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Attachment, Ec2Eni, Ec2Subnet, ImdsEni,
     InstanceIdentity, InstanceLimits, InterfaceType, Unassign,
@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cloud::Cloud;
-use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork};
+use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods};
 
 /// When the next daemon dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -421,6 +421,8 @@ pub(crate) struct SimHost {
 pub(crate) struct HostState {
     /// Pods' addresses, as their host routes show them.
     pub(crate) pods: BTreeMap<Ipv4Addr, IfName>,
+    /// Whose they are, as the aliases of their links tell.
+    pub(crate) attachments: BTreeMap<Ipv4Addr, Attachment>,
     /// The node's own part.
     pub(crate) node: Option<NodeNetwork>,
     /// ENIs that are set up.
@@ -447,8 +449,10 @@ impl SimHost {
 }
 
 impl Kernel for SimHost {
-    async fn pods(&self, _veth_prefix: &str) -> Result<KernelView, KernelError> {
-        Ok(KernelView { pods: self.state().pods.clone() })
+    async fn pods(&self, _veth_prefix: &str) -> Result<Pods, KernelError> {
+        let state = self.state();
+        let view = KernelView { pods: state.pods.clone() };
+        Ok(Pods { view, attachments: state.attachments.clone() })
     }
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {

@@ -95,6 +95,29 @@ async fn a_full_subnet_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whose_an_address_is_survives_the_loss_of_the_checkpoint() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let (addresses, _) = burst(&world, &node, "p", 12).await;
+    for (index, address) in addresses.iter().enumerate() {
+        world.host.state().attachments.insert(v4(address), attachment(&format!("p{index}")));
+    }
+    node.kill().await;
+    std::fs::remove_file(world.config().checkpoint()).unwrap();
+    let node = world.start().await;
+    // The DEL of one comes before its ENI is known.
+    world.pod_ends(v4(&addresses[0]));
+    assert_eq!(node.del("p0").await, []);
+    let view = node.wait("a settled pool", View::is_settled).await;
+    assert_eq!(view.pool.assigned, 11);
+    assert_eq!(node.add("p5").await.unwrap(), addresses[5]);
+    assert_eq!(node.del("p7").await, [addresses[7].clone()]);
+    world.pod_ends(v4(&addresses[7]));
+    node.wait("no quarantine", |view| view.pool.quarantined == 0 && view.pool.assigned == 10).await;
+    world.agrees(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_corrupt_checkpoint_is_put_aside_and_pods_keep_their_addresses() {
     let mut world = World::new("m5.large");
     let node = world.settled().await;

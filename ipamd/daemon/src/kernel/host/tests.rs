@@ -182,13 +182,16 @@ async fn pods_are_seen_by_their_routes_and_rules() {
     let kernel = HostKernel::over(host.clone());
     run(&namespace, "ip", "link add enia type veth peer name p0");
     run(&namespace, "ip", "link set enia up");
+    let alias = ["link", "set", "enia", "alias", "sluice abc/eth0@sluice"];
+    namespace.run(|| std::process::Command::new("ip").args(alias).status()).unwrap().unwrap();
     run(&namespace, "ip", "link set p0 up");
     run(&namespace, "ip", "route add 10.0.1.20/32 dev enia scope link");
     run(&namespace, "ip", "rule add priority 512 to 10.0.1.20/32 lookup main");
     run(&namespace, "ip", "rule add priority 512 to 10.0.1.21/32 lookup main");
     run(&namespace, "ip", "route add 10.0.1.99/32 dev eth0 scope link");
-    let view = kernel.pods("eni").await.unwrap();
-    let seen: Vec<_> = view.pods.iter().map(|(address, dev)| format!("{address} {dev}")).collect();
+    let pods = kernel.pods("eni").await.unwrap();
+    assert_eq!(pods.attachments.into_values().collect::<Vec<_>>(), [crate::testing::attachment("abc")]);
+    let seen: Vec<_> = pods.view.pods.iter().map(|(address, dev)| format!("{address} {dev}")).collect();
     assert_eq!(seen, ["10.0.1.20 enia", "10.0.1.21 unknown"]);
 }
 
@@ -227,6 +230,6 @@ fn only_whole_addresses_by_pods_links_count() {
         addresses: vec![Address::new(name("eth1"), host_prefix(Ipv4Addr::new(10, 0, 1, 50).into()))],
         ..Observed::default()
     };
-    let found: Vec<_> = pods(&seen, "eni").pods.into_keys().collect();
+    let found: Vec<_> = pods(&seen, "eni").view.pods.into_keys().collect();
     assert_eq!(found, [Ipv4Addr::new(10, 0, 1, 20)]);
 }
