@@ -9,7 +9,7 @@
 //! | `GET /_vpcsim/calls?since=N` | the call log after call `N`, the total, and counts by action |
 //! | `GET /_vpcsim/state` | everything that exists |
 //! | `GET`, `POST`, `DELETE /_vpcsim/faults` | the faults set; sets one ([`Fault`](crate::model::Fault)); takes all away |
-//! | `POST /_vpcsim/settings` | changes `time_scale`, `throttle`, `describe_lag_millis`, `imds_lag_millis` |
+//! | `POST /_vpcsim/settings` | changes `time_scale`, `throttle`, `describe_lag_millis`, `imds_lag_millis`, and by `[shortest, longest]` `link_millis` and `detach_millis` |
 
 mod admin;
 mod decode;

@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 
 use crate::http::{self, Body};
 use crate::live::LiveModel;
-use crate::model::State;
+use crate::model::{FaultEffect, State};
 use tokens::Tokens;
 
 /// The request header with a token's lifetime in seconds.
@@ -94,19 +94,29 @@ impl Imds {
     pub async fn serve(self, listener: TcpListener) {
         http::serve(listener, move |request: Request<Incoming>, peer| {
             let service = self.clone();
-            async move { Some(service.respond(&request, peer)) }
+            async move { service.respond(&request, peer).await }
         })
         .await;
     }
 
-    fn respond(&self, request: &Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    async fn respond(&self, request: &Request<Incoming>, peer: SocketAddr) -> Option<Response<Body>> {
+        match self.live.with(|model, _| model.imds_asked()) {
+            None => {}
+            Some(FaultEffect::Slow { millis }) => tokio::time::sleep(Duration::from_millis(millis)).await,
+            Some(FaultEffect::TimeoutBeforeEffect | FaultEffect::TimeoutAfterEffect) => return None,
+            Some(FaultEffect::Error { message, status, .. }) => {
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+                return Some(http::text(status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), message));
+            }
+            Some(FaultEffect::PartialEffect) => return Some(http::text(StatusCode::INTERNAL_SERVER_ERROR, "")),
+        }
         let query = Query { method: request.method(), path: request.uri().path(), headers: request.headers() };
         let answer = self.answer(query, peer.ip());
         let mut response = http::text(answer.status, answer.body);
         if let Some(ttl) = answer.ttl {
             response.headers_mut().insert(TTL_HEADER, HeaderValue::from(ttl));
         }
-        response
+        Some(response)
     }
 
     /// Answers a request that came from `source`.

@@ -53,6 +53,8 @@ use token::ClientTokens;
 
 /// States kept for those who see late; when calls come so fast that this is not enough, they see less late.
 const KEPT_STATES: usize = 1024;
+/// What stands for the metadata service in faults and counts, where EC2's actions have their names.
+pub const IMDS: &str = "Imds";
 /// Faults that can be set at once.
 pub const MOST_FAULTS: usize = 100;
 
@@ -163,7 +165,7 @@ impl Model {
         if self.faults.len() >= MOST_FAULTS {
             return Err(ApiError::invalid_value(format!("there are {MOST_FAULTS} faults already")));
         }
-        if let Some(name) = &fault.action {
+        if let Some(name) = fault.action.as_deref().filter(|name| *name != IMDS) {
             Action::from_str(name).map_err(|error| ApiError::invalid_value(error.to_string()))?;
         }
         self.faults.push(fault);
@@ -178,12 +180,13 @@ impl Model {
     /// Lets time pass: detaches that are over free their ENIs, instances that ended lose theirs. [`Self::call`] does it
     /// itself. A `now` before the last one counts as the last one.
     pub fn settle(&mut self, now: Duration) {
-        self.now = self.now.max(now);
-        if interface::is_due(&self.state, self.now) {
-            let (end, state) = (self.now, Arc::make_mut(&mut self.state));
-            interface::settle(state, end);
+        // One by one, at the time of each: who sees late must see them as late as everything else.
+        while let Some(due) = interface::next_due(&self.state).filter(|due| *due <= now) {
+            self.now = self.now.max(due);
+            interface::settle(Arc::make_mut(&mut self.state), self.now);
             self.changed();
         }
+        self.now = self.now.max(now);
     }
 
     /// The next time after `now` at which a link comes, a link goes, or an instance changes its state.
@@ -233,7 +236,7 @@ impl Model {
             answer_after = answer_after.checked_div(4).unwrap_or_default();
             Err(ApiError::throttled().into())
         } else {
-            match self.strike(action) {
+            match self.strike(action.as_str()) {
                 None => self.perform(&request, &request, now, &mut seen_at).map_err(CallFailure::from),
                 Some(FaultEffect::Slow { millis }) => {
                     answer_after = answer_after.saturating_add(Duration::from_millis(millis));
@@ -275,10 +278,16 @@ impl Model {
             || self.levels.entry(action).or_insert_with(|| Level::full(bucket, now)).take(bucket, now)
     }
 
-    fn strike(&mut self, action: Action) -> Option<FaultEffect> {
+    /// A request to the metadata service: it is counted, and a fault that names [`IMDS`] may strike it.
+    pub fn imds_asked(&mut self) -> Option<FaultEffect> {
+        self.log.count(IMDS);
+        self.strike(IMDS)
+    }
+
+    fn strike(&mut self, action: &str) -> Option<FaultEffect> {
         let random = &mut self.random;
         let position = self.faults.iter().position(|fault| {
-            fault.action.as_deref().is_none_or(|name| name == action.as_str())
+            fault.action.as_deref().map_or(action != IMDS, |name| name == action)
                 && fault.of_million.is_none_or(|share| random.happens(share))
         })?;
         let fault = self.faults.get_mut(position)?;

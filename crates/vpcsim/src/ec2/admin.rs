@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::http::{self, Body};
 use crate::live::LiveModel;
+use crate::model::behaviour::Span;
 use crate::model::{CallRecord, Fault};
 
 #[derive(Serialize)]
@@ -25,6 +26,10 @@ struct Change {
     throttle: Option<bool>,
     describe_lag_millis: Option<u64>,
     imds_lag_millis: Option<u64>,
+    /// Shortest and longest time from AttachNetworkInterface to the link.
+    link_millis: Option<(u64, u64)>,
+    /// Shortest and longest time from DetachNetworkInterface to the free ENI.
+    detach_millis: Option<(u64, u64)>,
 }
 
 pub(super) fn handle(live: &LiveModel, method: &Method, path: &str, query: &str, body: &[u8]) -> Response<Body> {
@@ -83,6 +88,9 @@ impl Change {
             settings.time_scale = self.time_scale.unwrap_or(settings.time_scale);
             settings.throttle = self.throttle.unwrap_or(settings.throttle);
             settings.describe_lag = self.describe_lag_millis.map_or(settings.describe_lag, Duration::from_millis);
+            let span = |(shortest, longest)| Span::from_millis(shortest, longest);
+            settings.link = self.link_millis.map_or(settings.link, span);
+            settings.detach = self.detach_millis.map_or(settings.detach, span);
             settings.imds_lag = self.imds_lag_millis.map_or(settings.imds_lag, Duration::from_millis);
         });
         http::text(StatusCode::OK, "changed")

@@ -207,7 +207,7 @@ impl Level {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// The action it strikes; all when absent.
+    /// The action it strikes; all of EC2's when absent. `Imds` is a request to the metadata service.
     #[serde(default)]
     pub action: Option<String>,
     /// What happens.

@@ -523,14 +523,11 @@ fn remove(state: &mut State, id: &EniId) {
     eni.ipv6_prefixes.iter().for_each(|prefix| subnet.ipv6_space.release_prefix(*prefix));
 }
 
-/// Whether [`settle`] has anything to do.
-pub(super) fn is_due(state: &State, now: Duration) -> bool {
-    let over = |time: Option<Duration>| time.is_some_and(|time| time <= now);
-    state.enis.values().any(|eni| over(eni.attachment.as_ref().and_then(|attachment| attachment.detached_at)))
-        || state
-            .instances
-            .values()
-            .any(|instance| over(instance.terminated_at.map(|end| end.saturating_add(REMEMBERED))))
+/// When [`settle`] next has something to do.
+pub(super) fn next_due(state: &State) -> Option<Duration> {
+    let detaches = state.enis.values().filter_map(|eni| eni.attachment.as_ref()?.detached_at);
+    let ends = state.instances.values().filter_map(|instance| instance.terminated_at);
+    detaches.chain(ends.map(|end| end.saturating_add(REMEMBERED))).min()
 }
 
 /// Ends detaches that are over, and forgets instances that ended long ago.

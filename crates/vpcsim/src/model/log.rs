@@ -48,10 +48,17 @@ impl CallLog {
         self.total
     }
 
-    /// How many calls there were of each action, forgotten ones too.
+    /// How many calls there were of each action, forgotten ones too, and how many requests to the metadata service
+    /// ([`IMDS`](super::IMDS)).
     #[must_use]
     pub fn counts(&self) -> &BTreeMap<String, u64> {
         &self.counts
+    }
+
+    /// Counts something without a record of its own.
+    pub(super) fn count(&mut self, what: &str) {
+        let count = self.counts.entry(what.to_owned()).or_default();
+        *count = count.saturating_add(1);
     }
 
     pub(super) fn add(
@@ -67,8 +74,7 @@ impl CallLog {
         let action: String = action.chars().take(80).collect();
         // Names that do not exist come from outside: they share one count, so that nobody can grow the map.
         let known = action.parse::<super::api::Action>().is_ok();
-        let count = self.counts.entry(if known { action.clone() } else { "(unknown)".to_owned() }).or_default();
-        *count = count.saturating_add(1);
+        self.count(if known { &action } else { "(unknown)" });
         if self.records.len() >= KEPT_CALLS {
             self.records.pop_front();
         }

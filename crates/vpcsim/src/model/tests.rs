@@ -277,6 +277,39 @@ fn describe_sees_late_and_calls_do_not() {
 }
 
 #[test]
+fn a_detach_that_ended_unseen_is_seen_as_late_as_anything() {
+    let settings = Settings { time_scale: 1.0, describe_lag: seconds(2), ..Settings::instant() };
+    let mut world = world(Settings {
+        detach: Span::from_millis(1000, 1000),
+        link: Span::ZERO,
+        answer: BTreeMap::new(),
+        ..settings
+    });
+    let instance = world.instance("m5.large");
+    let eni = world.create(addresses(0), seconds(1));
+    let attached = attachment(&world.attach(&eni, &instance, 1, seconds(2)));
+    world.model.call(DetachNetworkInterface { attachment: attached, force: false }, seconds(10)).result.unwrap();
+    assert_eq!(world.described(vec![eni.clone()], seconds(12)).unwrap()[0].status(seconds(10)), "in-use");
+    assert_eq!(world.described(vec![eni], seconds(30)).unwrap()[0].status(seconds(28)), "available");
+}
+
+#[test]
+fn a_fault_of_every_action_leaves_the_metadata_service_alone() {
+    let mut model = Model::new(Settings::instant());
+    let fault = |action: Option<&str>| Fault {
+        action: action.map(str::to_owned),
+        effect: FaultEffect::TimeoutBeforeEffect,
+        count: None,
+        of_million: None,
+    };
+    model.add_fault(fault(None)).unwrap();
+    assert_eq!(model.imds_asked(), None);
+    model.add_fault(fault(Some(IMDS))).unwrap();
+    assert_eq!(model.imds_asked(), Some(FaultEffect::TimeoutBeforeEffect));
+    assert_eq!(model.log().counts()[IMDS], 2);
+}
+
+#[test]
 fn pages_hold_what_they_should_and_end() {
     let mut world = world(Settings::instant());
     let all: BTreeSet<EniId> = (0..13).map(|_| world.create(addresses(0), seconds(1))).collect();
