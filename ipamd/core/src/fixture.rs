@@ -120,6 +120,8 @@ pub(crate) fn state(enis: Vec<Ec2Eni>) -> State {
     state.apply(Event::SubnetsKnown(vec![subnet(1, 1000, &[])]), at(0)).unwrap();
     state.apply(Event::Surveyed(enis), at(0)).unwrap();
     for id in ids {
+        // Long since.
+        state.ledger.eni_mut(&id).unwrap().recheck = None;
         state.apply(Event::EniReady(id), at(0)).unwrap();
     }
     state

@@ -25,6 +25,8 @@ impl State {
         let role = match attached {
             Some(attachment) if attachment.card == 0 && attachment.device == 0 => Role::Primary,
             _ if eni.tags.get(tag::NO_MANAGE).is_some_and(|value| value == "true") => Role::Unmanaged,
+            // Further network cards are not used yet.
+            Some(attachment) if attachment.card > 0 => Role::Unmanaged,
             _ if untagged_too || self.is_tagged_ours(eni) => Role::Secondary,
             _ => Role::Unmanaged,
         };
@@ -158,7 +160,12 @@ impl State {
                     self.intents.remove(intent);
                 }
                 let (record, blocks) = self.record_of(eni, now);
-                if self.found(Eni { confirmed: Some(now), ..record }, blocks, self.found_cool_until, now).is_err() {
+                // It may have been freed a moment ago, and be shown late.
+                let recheck = record.may_be_freed().then_some(now + SETTLE);
+                if self
+                    .found(Eni { confirmed: Some(now), recheck, ..record }, blocks, self.found_cool_until, now)
+                    .is_err()
+                {
                     // Another ENI of ours has one of its addresses: a description is late.
                     self.survey_at = Some(now + SETTLE);
                 }
