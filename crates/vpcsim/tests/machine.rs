@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -10,14 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sluice_vpcsim::node::{Node, Program};
 use sluice_vpcsim::runtime::{Runtime, RuntimeError};
-
-fn privileged() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    #[expect(clippy::disallowed_methods, reason = "CI is how a test knows that it must not be skipped")]
-    let must = std::env::var("CI").is_ok();
-    assert!(root || !must, "this test needs root");
-    root
-}
+use support::privileged;
 
 fn fresh_dir() -> PathBuf {
     static DIRS: AtomicU32 = AtomicU32::new(0);

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod support;
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use sluice_vpcsim::fabric::{EC2_ENDPOINT, IMDS};
 use sluice_vpcsim::node::Node;
 use sluice_vpcsim::probe;
 use sluice_vpcsim::world::{Service, World};
+use support::privileged;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -23,14 +26,6 @@ instances:
   node-b: {type: m5.large, subnet: main/only, address: 10.0.1.11}
 ";
 const LIMIT: Duration = Duration::from_secs(5);
-
-fn privileged() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    #[expect(clippy::disallowed_methods, reason = "CI is how a test knows that it must not be skipped")]
-    let must = std::env::var("CI").is_ok();
-    assert!(root || !must, "this test needs root");
-    root
-}
 
 /// One HTTP request from a node: the body of an answer with status 200.
 async fn http(node: &Arc<Node>, to: Ipv4Addr, request: &str, headers: &str, body: &str) -> std::io::Result<String> {

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod support;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use support::privileged;
 
 const SCENE: &str = "
 time_scale: 0
@@ -22,14 +25,6 @@ instances:
   node-b: {type: m5.large, subnet: main/public, address: 10.0.1.20}
 internet_hosts: [198.51.100.10]
 ";
-
-fn privileged() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    #[expect(clippy::disallowed_methods, reason = "CI is how a test knows that it must not be skipped")]
-    let must = std::env::var("CI").is_ok();
-    assert!(root || !must, "this test needs root");
-    root
-}
 
 struct Up {
     child: Child,
