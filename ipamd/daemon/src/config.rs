@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use serde::Serialize;
 use sluice_contract::node;
 
@@ -86,6 +87,12 @@ pub struct NetworkConfig {
     pub randomize_snat: RandomizeSnat,
     /// `AWS_VPC_CNI_NODE_PORT_SUPPORT`: connections to NodePorts are answered by the primary ENI.
     pub node_port_support: bool,
+    /// `AWS_VPC_K8S_CNI_EXTERNALSNAT`: something outside the node translates what leaves the VPC.
+    pub external_snat: bool,
+    /// `AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS`: what goes there is not translated either.
+    pub exclude_snat: Vec<Ipv4Net>,
+    /// `AWS_EXTERNAL_SERVICE_CIDRS`: what goes there leaves by the primary ENI.
+    pub external_services: Vec<Ipv4Net>,
     /// `DISABLE_TCP_EARLY_DEMUX`.
     pub disable_tcp_early_demux: bool,
 }
@@ -234,6 +241,9 @@ impl Config {
                 ],
             ),
             node_port_support: from.boolean("AWS_VPC_CNI_NODE_PORT_SUPPORT", true),
+            external_snat: from.boolean("AWS_VPC_K8S_CNI_EXTERNALSNAT", false),
+            exclude_snat: from.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
+            external_services: from.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
             disable_tcp_early_demux: from.boolean("DISABLE_TCP_EARLY_DEMUX", false),
         }
     }

@@ -19,7 +19,7 @@ use sluice_contract::rpc::RefusalCode;
 use sluice_ipamd_core::cloud::{Api, CloudError};
 
 pub(crate) use kind::Count;
-use kind::{Rate, Seconds, seconds};
+use kind::{Named, Rate, Seconds, seconds};
 
 /// `fn`, VPC CNI's word for a call or a part of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -120,6 +120,7 @@ pub struct PoolGauges {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    names: BTreeMap<&'static str, &'static str>,
     calls: Mutex<BTreeMap<String, CallCount>>,
     errors: Family<Function, Count>,
     add_requests: Count,
@@ -168,15 +169,16 @@ impl Metrics {
     /// All metrics at zero.
     #[must_use]
     pub fn new() -> Self {
-        let mut registry = Registry::default();
+        let mut registry = Named::default();
         let mut gauges = BTreeMap::new();
         for (name, help, _) in GAUGES {
             let gauge = Gauge::default();
-            registry.register(*name, *help, gauge.clone());
+            registry.register(name, help, gauge.clone());
             gauges.insert(*name, gauge);
         }
         let metrics = Self {
             registry: Registry::default(),
+            names: BTreeMap::new(),
             calls: Mutex::default(),
             errors: Family::default(),
             add_requests: Count::default(),
@@ -203,10 +205,11 @@ impl Metrics {
             subnet_free: Family::default(),
         };
         metrics.register(&mut registry);
-        Self { registry, ..metrics }
+        let Named { registry, names } = registry;
+        Self { registry, names, ..metrics }
     }
 
-    fn register(&self, registry: &mut Registry) {
+    fn register(&self, registry: &mut Named) {
         let build: Family<Build, Gauge> = Family::default();
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
         registry.register("awscni_build_info", "Version of the daemon", build);
@@ -244,6 +247,12 @@ impl Metrics {
         registry.register("sluice_ipamd_undelivered_replies_total", help, self.undelivered.clone());
         let help = "Free addresses of a subnet when EC2 was last asked";
         registry.register("sluice_subnet_free_addresses", help, self.subnet_free.clone());
+    }
+
+    /// Every metric's name and meaning.
+    #[must_use]
+    pub const fn names(&self) -> &BTreeMap<&'static str, &'static str> {
+        &self.names
     }
 
     /// The text that Prometheus reads.
@@ -412,5 +421,23 @@ mod tests {
         }
         let calls = metrics.calls();
         assert_eq!(calls["AssignPrivateIpAddresses"], CallCount { calls: 1, failed: 1, throttled: 1 });
+    }
+
+    /// docs/metrics.md is made from the registry. With `UPDATE_GOLDENS` set in the environment it is written anew.
+    #[test]
+    fn the_documentation_is_the_registry() {
+        let mut text = String::from(
+            "# Metrics of ipamd\n\nServed on port 61678 under /metrics, Prometheus text format. `awscni_*` are the AWS VPC \
+             CNI's names; `sluice_*` are ours.\nThis page is made from the registry.\n\n| metric | meaning |\n|---|---|\n",
+        );
+        for (name, help) in Metrics::new().names() {
+            text.push_str(&format!("| `{name}` | {help} |\n"));
+        }
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
+        if std::env::var_os("UPDATE_GOLDENS").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert!(written == text, "set UPDATE_GOLDENS to write docs/metrics.md anew");
     }
 }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
 use super::variables::{Effect, VARIABLES};
 
 /// One variable that is wrong.
@@ -170,6 +172,22 @@ impl<'a> Reader<'a> {
     pub(super) fn address(&mut self, name: &'static str, default: SocketAddr) -> SocketAddr {
         self.parsed(name, default, |value| {
             value.parse().map_err(|_error| "it must be ADDRESS:PORT, e.g. 127.0.0.1:61679".to_owned())
+        })
+    }
+
+    /// IPv4 CIDRs with commas between them.
+    pub(super) fn cidrs(&mut self, name: &'static str) -> Vec<Ipv4Net> {
+        self.parsed(name, Vec::new(), |value| {
+            let parts: Vec<&str> = value.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+            if parts.len() > 256 {
+                return Err("it may have 256 CIDRs".to_owned());
+            }
+            let read = |part: &&str| match part.parse::<Ipv4Net>() {
+                Ok(net) if net.addr() == net.network() => Ok(net),
+                Ok(net) => Err(format!("{part} has host bits set: {} is meant?", net.trunc())),
+                Err(_) => Err(format!("{part:?} is not an IPv4 CIDR such as 10.0.0.0/8")),
+            };
+            parts.iter().map(read).collect()
         })
     }
 

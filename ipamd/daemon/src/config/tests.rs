@@ -33,6 +33,9 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             veth_prefix: "eni".to_owned(),
             randomize_snat: RandomizeSnat::Prng,
             node_port_support: true,
+            external_snat: false,
+            exclude_snat: Vec::new(),
+            external_services: Vec::new(),
             disable_tcp_early_demux: false,
         }
     );
@@ -55,6 +58,7 @@ fn every_fault_is_reported_at_once_with_value_and_rule() {
         ("IP_COOLDOWN_PERIOD", "-1"),
         ("ADDITIONAL_ENI_TAGS", "{\"a\":"),
         ("ENABLE_IPv6", "true"),
+        ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.0.0.0/8, 192.168.1.1/16"),
         ("SLUICE_RUN_DIR", "run"),
         ("INTROSPECTION_BIND_ADDRESS", "localhost"),
     ])
@@ -65,6 +69,7 @@ fn every_fault_is_reported_at_once_with_value_and_rule() {
         [
             "ADDITIONAL_ENI_TAGS",
             "AWS_VPC_ENI_MTU",
+            "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
             "AWS_VPC_K8S_CNI_VETHPREFIX",
             "ENABLE_IPv6",
             "ENABLE_PREFIX_DELEGATION",
@@ -75,7 +80,7 @@ fn every_fault_is_reported_at_once_with_value_and_rule() {
         ]
     );
     let text = faults.to_string();
-    assert!(text.starts_with("the configuration has 9 fault(s):\n"), "{text}");
+    assert!(text.starts_with("the configuration has 10 fault(s):\n"), "{text}");
     assert!(text.contains("\n  AWS_VPC_ENI_MTU=\"9100\": it must be a whole number from 576 to 9001"), "{text}");
 }
 
@@ -99,12 +104,12 @@ fn vpc_cnis_ways_of_saying_none_are_understood() {
 #[test]
 fn what_has_no_effect_yet_is_named() {
     let config = load(&[
-        ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true"),
+        ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true"),
         ("ENABLE_POD_ENI", "false"),
         ("CLUSTER_ENDPOINT", "https://api"),
     ])
     .unwrap();
-    assert_eq!(config.without_effect, ["AWS_VPC_K8S_CNI_EXTERNALSNAT", "CLUSTER_ENDPOINT"]);
+    assert_eq!(config.without_effect, ["AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "CLUSTER_ENDPOINT"]);
 }
 
 #[test]
@@ -113,4 +118,31 @@ fn the_table_names_each_variable_once() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), VARIABLES.len());
+}
+
+/// docs/configuration.md is made from the table. With `UPDATE_GOLDENS` set in the environment it is written anew.
+#[test]
+fn the_documentation_is_the_table() {
+    let mut text = String::from(
+        "# Configuration of ipamd\n\nEnvironment variables: those of the AWS VPC CNI with their defaults, and `SLUICE_*` for \
+         what is ours. An empty value is an\nunset one. Every fault is reported at once, with value and rule, and ipamd does \
+         not start (exit status 64). This page is made from the\ntable in `ipamd/daemon/src/config/variables.rs`.\n",
+    );
+    for (heading, effect) in [
+        ("The pool and the daemon", Effect::Daemon),
+        ("The host's network", Effect::Network),
+        ("Known, and not yet in effect", Effect::Later),
+        ("Known, and without a meaning here", Effect::Never),
+    ] {
+        text.push_str(&format!("\n## {heading}\n| variable | default | meaning |\n|---|---|---|\n"));
+        for Variable { name, default, meaning, .. } in VARIABLES.iter().filter(|variable| variable.effect == effect) {
+            text.push_str(&format!("| `{name}` | {default} | {meaning} |\n"));
+        }
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(written == text, "set UPDATE_GOLDENS to write docs/configuration.md anew");
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::IfName;
-use sluice_contract::node::{RULE_FROM_ENI, RULE_PRIMARY_ENI_MARK, TABLE_MAIN};
+use sluice_contract::node::{RULE_EXTERNAL_SERVICE, RULE_FROM_ENI, RULE_PRIMARY_ENI_MARK, TABLE_MAIN};
 use sluice_hostnet::desired::{Desired, Devices, LinkSettings, RouteScope, RuleScope, Scope};
 use sluice_hostnet::state::{
     Address, Family, InvalidSysctlKey, Mark, NftFamily, NftTableId, Protocol, Route, Rule, Sysctl, SysctlKey,
@@ -28,14 +28,22 @@ pub fn table() -> NftTableId {
 pub fn node(node: &NodeNetwork, primary: &IfName) -> Result<Desired, InvalidSysctlKey> {
     let mark = Mark { value: node.config.connmark, mask: node.config.connmark };
     let early_demux = u8::from(!node.config.disable_tcp_early_demux);
+    let marked = restores_marks(node).then(|| Rule::mark(Family::V4, RULE_PRIMARY_ENI_MARK, mark, TABLE_MAIN));
+    let services = node.config.external_services.iter();
     Ok(Desired {
         scope: Scope {
-            rules: BTreeSet::from([RuleScope::priority(Family::V4, RULE_PRIMARY_ENI_MARK)]),
+            rules: BTreeSet::from([
+                RuleScope::priority(Family::V4, RULE_PRIMARY_ENI_MARK),
+                RuleScope::priority(Family::V4, RULE_EXTERNAL_SERVICE),
+            ]),
             nft: BTreeSet::from([table()]),
             ..Scope::default()
         },
         links: vec![LinkSettings { dev: primary.clone(), up: None, mtu: Some(node.config.eni_mtu) }],
-        rules: vec![Rule::mark(Family::V4, RULE_PRIMARY_ENI_MARK, mark, TABLE_MAIN)],
+        rules: marked
+            .into_iter()
+            .chain(services.map(|cidr| Rule::to(RULE_EXTERNAL_SERVICE, IpNet::from(*cidr), TABLE_MAIN)))
+            .collect(),
         sysctls: vec![
             // The kernel resets per-interface settings when this changes, so it comes first.
             Sysctl::new(SysctlKey::new("net/ipv4/ip_forward")?, 1),
@@ -58,47 +66,61 @@ pub fn node(node: &NodeNetwork, primary: &IfName) -> Result<Desired, InvalidSysc
 #[must_use]
 pub fn ruleset(node: &NodeNetwork, primary: &IfName) -> String {
     let NetworkConfig { connmark, veth_prefix, randomize_snat, node_port_support, .. } = &node.config;
-    let cidrs = cidr_set(&node.vpc_cidrs, node.primary_ip);
-    let node_port = if *node_port_support {
-        format!(
-            "chain node-port {{
-\t\ttype filter hook prerouting priority mangle; policy accept;
-\t\tiifname \"{primary}\" fib daddr . iif type local ct mark set ct mark or {connmark:#x}
-\t}}
-\t"
-        )
-    } else {
-        String::new()
-    };
     let ports = match randomize_snat {
         RandomizeSnat::Prng => " fully-random",
         RandomizeSnat::Hashrandom => " random",
         RandomizeSnat::None => "",
     };
-    format!(
-        "\t{node_port}chain outbound {{
-\t\ttype filter hook prerouting priority dstnat + 10; policy accept;
-\t\tiifname \"{veth_prefix}*\" ct state new ip daddr != {cidrs} fib daddr type != local ct mark set ct mark or {connmark:#x}
-\t\tiifname \"{veth_prefix}*\" ct mark and {connmark:#x} == {connmark:#x} meta mark set meta mark or {connmark:#x}
-\t}}
-\tchain leave-vpc {{
-\t\ttype nat hook postrouting priority srcnat; policy accept;
-\t\toifname != \"vlan*\" ip daddr != {cidrs} fib daddr type != local snat to {ip}{ports}
-\t}}
-",
-        ip = node.primary_ip
-    )
+    let untranslated = untranslated(node);
+    let mut body = String::new();
+    if *node_port_support {
+        let mark = format!("iifname \"{primary}\" fib daddr . iif type local ct mark set ct mark or {connmark:#x}");
+        body += &chain("node-port", "type filter hook prerouting priority mangle", &[mark]);
+    }
+    if restores_marks(node) {
+        let pods = format!("iifname \"{veth_prefix}*\"");
+        let leaves = untranslated.as_ref().map(|cidrs| {
+            format!(
+                "{pods} ct state new ip daddr != {cidrs} fib daddr type != local ct mark set ct mark or {connmark:#x}"
+            )
+        });
+        let restore =
+            format!("{pods} ct mark and {connmark:#x} == {connmark:#x} meta mark set meta mark or {connmark:#x}");
+        let rules: Vec<String> = leaves.into_iter().chain([restore]).collect();
+        body += &chain("outbound", "type filter hook prerouting priority dstnat + 10", &rules);
+    }
+    if let Some(cidrs) = untranslated {
+        let ip = node.primary_ip;
+        let snat = format!("oifname != \"vlan*\" ip daddr != {cidrs} fib daddr type != local snat to {ip}{ports}");
+        body += &chain("leave-vpc", "type nat hook postrouting priority srcnat", &[snat]);
+    }
+    body
 }
 
-/// The CIDRs as an nft set: sorted, without those inside others. It is never empty, which nft would refuse.
-fn cidr_set(cidrs: &[Ipv4Net], fallback: Ipv4Addr) -> String {
-    let mut cidrs = Ipv4Net::aggregate(&cidrs.to_vec());
-    cidrs.sort_unstable();
-    if cidrs.is_empty() {
-        cidrs.push(Ipv4Net::from(fallback));
+fn chain(name: &str, hook: &str, rules: &[String]) -> String {
+    let rules: String = rules.iter().map(|rule| format!("\t\t{rule}\n")).collect();
+    format!("\tchain {name} {{\n\t\t{hook}; policy accept;\n{rules}\t}}\n")
+}
+
+/// Whether marks of connections have to be put on their packets.
+const fn restores_marks(node: &NodeNetwork) -> bool {
+    node.config.node_port_support || !node.config.external_snat
+}
+
+/// Where packets keep their source, as an nft set: sorted, without what lies inside others, never empty, which nft would
+/// refuse. None when they keep it everywhere.
+fn untranslated(node: &NodeNetwork) -> Option<String> {
+    let mut cidrs: Vec<Ipv4Net> = node.vpc_cidrs.iter().chain(&node.config.exclude_snat).copied().collect();
+    if node.config.external_snat || cidrs.iter().any(|cidr| cidr.prefix_len() == 0) {
+        return None;
     }
+    if cidrs.is_empty() {
+        cidrs.push(Ipv4Net::from(node.primary_ip));
+    }
+    cidrs = Ipv4Net::aggregate(&cidrs);
+    cidrs.sort_unstable();
     let elements: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
-    format!("{{ {} }}", elements.join(", "))
+    Some(format!("{{ {} }}", elements.join(", ")))
 }
 
 /// The router of a subnet: its second address (VPC User Guide, "Subnet CIDR blocks").

@@ -1,5 +1,6 @@
 //! Kinds of metrics that the library lacks.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +9,21 @@ use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::{Metric, Registry};
+
+/// A registry that remembers what is in it: the library shows no family before it has a member.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    pub(super) registry: Registry,
+    pub(super) names: BTreeMap<&'static str, &'static str>,
+}
+
+impl Named {
+    pub(super) fn register(&mut self, name: &'static str, help: &'static str, metric: impl Metric) {
+        self.names.insert(name, help);
+        self.registry.register(name, help, metric);
+    }
+}
 
 /// A counter whose name is written as it is: the library would add `_total`, which VPC CNI's names do not have.
 #[derive(Debug, Clone, Default)]

@@ -105,3 +105,28 @@ fn settings_change_the_table() {
     assert!(text.contains("snat to 10.0.1.10\n"), "{text}");
     assert!(text.contains("ct mark and 0x100 == 0x100"), "{text}");
 }
+
+#[test]
+fn external_translation_leaves_only_what_node_ports_need() {
+    let mut node = golden_node();
+    node.config.external_snat = true;
+    let text = ruleset(&node, &dev("eth0"));
+    assert!(!text.contains("snat") && !text.contains("ct state new"), "{text}");
+    assert!(text.contains("chain node-port") && text.contains("meta mark set"), "{text}");
+    assert_eq!(super::node(&node, &dev("eth0")).unwrap().rules.len(), 1);
+    node.config.node_port_support = false;
+    assert_eq!(ruleset(&node, &dev("eth0")), "");
+    assert_eq!(super::node(&node, &dev("eth0")).unwrap().rules, []);
+}
+
+#[test]
+fn exclusions_and_external_services_are_vpc_cnis() {
+    let mut node = golden_node();
+    node.config.exclude_snat = vec!["192.168.0.0/16".parse().unwrap(), "10.0.3.0/24".parse().unwrap()];
+    node.config.external_services = vec!["172.20.0.0/16".parse().unwrap()];
+    assert!(ruleset(&node, &dev("eth0")).contains("{ 10.0.0.0/16, 192.168.0.0/16 }"));
+    let rules: Vec<_> = super::node(&node, &dev("eth0")).unwrap().rules.iter().map(ToString::to_string).collect();
+    assert_eq!(rules, ["1024: from all fwmark 0x80/0x80 lookup 254", "1535: from all to 172.20.0.0/16 lookup 254"]);
+    node.config.exclude_snat = vec!["0.0.0.0/0".parse().unwrap()];
+    assert!(!ruleset(&node, &dev("eth0")).contains("snat"), "everything is excluded");
+}
