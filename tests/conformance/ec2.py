@@ -6,6 +6,7 @@ Every check stands in the order in which it runs; later ones use what earlier on
 passed and failed, and the exit status is non-zero when one failed.
 """
 
+import datetime
 import ipaddress
 import json
 import os
@@ -531,6 +532,8 @@ def the_metadata_service_gives_identity_and_credentials():
     credentials = fetcher.retrieve_iam_role_credentials()
     equal(credentials["role_name"], "vpcsim-node")
     assert credentials["access_key"].startswith("ASIA") and credentials["token"]
+    left = datetime.datetime.fromisoformat(credentials["expiry_time"]) - datetime.datetime.now(datetime.timezone.utc)
+    assert datetime.timedelta(hours=1) < left < datetime.timedelta(hours=7), left
     region = InstanceMetadataRegionFetcher(timeout=5, num_attempts=1, base_url=f"{IMDS}/", config=settings)
     equal(region.retrieve_region(), "us-east-1")
     plain = IMDSFetcher(timeout=5, num_attempts=1, base_url=f"{IMDS}/", config=settings)

@@ -1,7 +1,7 @@
 //! A model with a clock: what the servers and the fabric share.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -29,9 +29,13 @@ struct Inner {
 }
 
 impl LiveModel {
-    /// Starts the clock of `model`: it is 0 now.
+    /// Starts the clock of `model`: it is 0 now, and its calendar is the system's, because clients compare what they are
+    /// told (when credentials expire) with their own.
     #[must_use]
-    pub fn new(model: Model) -> Self {
+    pub fn new(mut model: Model) -> Self {
+        if let Ok(since_1970) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+            model.settings_mut().epoch = since_1970;
+        }
         let (version, _) = watch::channel(model.version());
         let (followed, _) = watch::channel(None);
         Self { inner: Arc::new(Inner { model: Mutex::new(model), began: Instant::now(), version, followed }) }

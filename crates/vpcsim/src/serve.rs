@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::time::SystemTime;
 
 use clap::Args;
 use tokio::net::TcpListener;
@@ -40,12 +39,10 @@ pub struct Ec2Options {
 impl Ec2Options {
     fn settings(&self) -> Settings {
         let base = if self.instant { Settings::instant() } else { Settings::aws() };
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(base.epoch);
         Settings {
             seed: self.seed,
             region: self.region.clone(),
             time_scale: self.time_scale.unwrap_or(base.time_scale),
-            epoch: since_1970,
             ..base
         }
     }
