@@ -208,7 +208,7 @@ impl Ec2Cloud {
         Err(too_many_pages(API))
     }
 
-    async fn ask_limits(&self, instance_type: &str) -> Result<InstanceLimits, CloudError> {
+    pub(crate) async fn ask_limits(&self, instance_type: &str) -> Result<InstanceLimits, CloudError> {
         const API: Api = Api::DescribeInstanceTypes;
         let client = self.client(API).await?;
         let request = client.describe_instance_types().instance_types(InstanceType::from(instance_type));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use aws_sdk_ec2::config::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
 
 /// VPC CNI's name for the EC2 endpoint. The SDK's own name goes before it.
 pub const EC2_ENDPOINT: &str = "AWS_EC2_ENDPOINT";
@@ -21,8 +21,8 @@ pub struct Settings {
     pub imds_endpoint: Option<String>,
     /// The region; none takes the environment's, the profile's, else that of the instance.
     pub region: Option<String>,
-    /// Fixed credentials; none leaves them to the SDK's default chain.
-    pub credentials: Option<Credentials>,
+    /// Where credentials come from; none leaves it to the SDK's default chain.
+    pub credentials: Option<SharedCredentialsProvider>,
 }
 
 /// A setting that cannot be used.

@@ -4,14 +4,17 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use aws_config::imds::client::error::ImdsError;
+use aws_config::imds::client::error::{ImdsError, TokenError};
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind};
 
 /// The longest message that is kept, in characters. An UnauthorizedOperation with its encoded part has about 1,500.
 const LONGEST: usize = 2_000;
+
+/// How the SDK's HTTP client calls a connection that did not come about in time.
+const CONNECT_TIMEOUT: &str = "HTTP connect timeout";
 
 /// What a call asked for, where that changes what its refusal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,9 @@ where
             let status = service.raw().status().as_u16();
             let code = service.err().code().unwrap_or_default();
             let message = service.err().message().unwrap_or_default();
+            if (200..300).contains(&status) {
+                return malformed(api, &format!("the answer cannot be read: {}", causes(error)));
+            }
             let kind = kind_of(code, message, status, asked);
             let mut found = if code.is_empty() {
                 cloud_error(api, kind, &format!("Http{status}"), "the answer has no error code")
@@ -99,6 +105,9 @@ fn unsent(api: Api, error: &(dyn Error + 'static)) -> CloudError {
     if let Some(credentials) = find::<CredentialsError>(error) {
         let (kind, code) = of_credentials(credentials);
         return cloud_error(api, kind, code, &message);
+    }
+    if find::<ConnectorError>(error).is_some_and(ConnectorError::is_timeout) && !message.contains(CONNECT_TIMEOUT) {
+        return cloud_error(api, CloudErrorKind::Timeout, "Timeout", &message);
     }
     if never_sent(error) {
         return cloud_error(api, CloudErrorKind::Unavailable, "Unreachable", &message);
@@ -135,7 +144,10 @@ fn never_sent(error: &(dyn Error + 'static)) -> bool {
         )
     });
     // What the HTTP client says of every failure before a connection stands: names, TLS, sockets.
-    refused || chain(error).any(|cause| cause.to_string().contains("(Connect)"))
+    refused
+        || chain(error)
+            .map(ToString::to_string)
+            .any(|words| words.contains("(Connect)") || words.contains(CONNECT_TIMEOUT))
 }
 
 /// What EC2's error codes mean (EC2 API reference, "Error codes"; reference/vpc-cni.md 2.13).
@@ -217,7 +229,11 @@ fn invalid_parameter(message: &str, asked: Asked) -> CloudErrorKind {
         } else {
             CloudErrorKind::InsufficientPrefixes
         }
-    } else if says("device index") || says("already has an interface attached") || says("not assigned to interface") {
+    } else if says("device index")
+        || says("already has an interface attached")
+        || says("not assigned to interface")
+        || says("is currently in use")
+    {
         CloudErrorKind::Conflict
     } else {
         CloudErrorKind::Other
@@ -251,10 +267,21 @@ pub(crate) fn of_imds(key: &str, error: &ImdsError) -> CloudError {
             return cloud_error(Api::Imds, kind, &code, &format!("reading {key}: the metadata service refuses"));
         }
         ImdsError::IoError(_) => (CloudErrorKind::Timeout, "Timeout"),
-        ImdsError::FailedToLoadToken(token) if !token.is_dispatch_failure() => (CloudErrorKind::Unavailable, "NoToken"),
+        ImdsError::FailedToLoadToken(_) => match token_status(error) {
+            // The service is switched off for this instance, or for those behind one more hop.
+            Some(403) => (CloudErrorKind::Denied, "Http403"),
+            Some(_) => (CloudErrorKind::Unavailable, "NoToken"),
+            None => (CloudErrorKind::Unavailable, "Unreachable"),
+        },
         _ => (CloudErrorKind::Unavailable, "Unreachable"),
     };
     cloud_error(Api::Imds, kind, code, &format!("reading {key}: {}", causes(error)))
+}
+
+/// With which status a token was refused.
+fn token_status(error: &ImdsError) -> Option<u16> {
+    let refused: &SdkError<TokenError, HttpResponse> = error.source()?.downcast_ref()?;
+    Some(refused.raw_response()?.status().as_u16())
 }
 
 /// The error and all its causes, each once.

@@ -19,3 +19,6 @@ mod imds;
 
 pub use cloud::Ec2Cloud;
 pub use config::{InvalidSetting, Settings};
+
+#[cfg(test)]
+mod tests;

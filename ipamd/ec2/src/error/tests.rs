@@ -69,6 +69,7 @@ fn invalid_parameter_value_is_told_apart_by_its_words() {
             Asked::Other,
             Kind::Conflict,
         ),
+        ("Network interface 'eni-0123456789abcdef0' is currently in use.", Asked::Other, Kind::Conflict),
         ("Value (x) for parameter groupId is invalid.", Asked::Other, Kind::Other),
         ("", Asked::Prefixes, Kind::Other),
     ] {
