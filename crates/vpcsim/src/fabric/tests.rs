@@ -189,6 +189,23 @@ async fn an_eni_is_plugged_in_and_out_and_in_again_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_link_that_its_node_destroyed_can_be_unplugged_and_plugged_in_again() {
+    if !privileged() {
+        return;
+    }
+    let mut rig = Rig::up("broken", state()).await;
+    let destroy = || std::process::Command::new("ip").args(["link", "del", "eth0"]).status();
+    assert!(rig.node(2).run(destroy).await.unwrap().unwrap().success());
+    rig.state.enis.get_mut(&eni_id(1)).unwrap().secondaries.insert("10.0.1.66".parse().unwrap());
+    rig.settle().await;
+    let eni = rig.state.enis.remove(&eni_id(2)).unwrap();
+    rig.settle().await;
+    rig.state.enis.insert(eni.id.clone(), eni);
+    rig.settle().await;
+    assert!(rig.ping(1, "10.0.1.11", 56, LIMIT).await);
+}
+
+#[tokio::test]
 async fn arp_is_answered_for_what_somebody_holds_in_the_subnet_and_for_the_services_only() {
     if !privileged() {
         return;
