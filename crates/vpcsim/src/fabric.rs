@@ -128,10 +128,10 @@ impl Fabric {
         }
         self.join_internet(to).await?;
         self.join_peers(to).await?;
-        for (link, plug) in &to.plugs {
-            if !self.plugged.contains_key(link) {
-                self.plug(link, plug, nodes).await?;
-            }
+        let mut new: Vec<_> = to.plugs.iter().filter(|(link, _)| !self.plugged.contains_key(*link)).collect();
+        new.sort_by_key(|(_, plug)| &plug.at);
+        for (link, plug) in new {
+            self.plug(link, plug, nodes).await?;
         }
         for (vpc, spec) in &to.routers {
             if let Some(router) = self.routers.get_mut(vpc) {
@@ -164,6 +164,13 @@ impl Fabric {
         Ok(())
     }
 
+    /// Unplugs all that an instance has; the next [`Self::apply`] plugs it in again, where the instance is then.
+    pub(crate) async fn unplug_machine(&mut self, instance: &InstanceId) -> Result<(), FabricError> {
+        let of = |plug: &Plug| matches!(&plug.at, PlugAt::Instance { id, .. } if id == instance);
+        let plugs = self.plugged.iter().filter(|(_, plug)| of(plug));
+        self.unplug(plugs.map(|(link, plug)| (plug.vpc.clone(), link.clone())).collect()).await
+    }
+
     /// Unplugs what `to` has not, or has elsewhere.
     async fn take_away(&mut self, to: &Projection) -> Result<(), FabricError> {
         self.routers.retain(|vpc, _| to.routers.contains_key(vpc));
@@ -176,6 +183,10 @@ impl Fabric {
                 gone.push((vpc.clone(), IGW_LINK.to_owned()));
             }
         }
+        self.unplug(gone).await
+    }
+
+    async fn unplug(&mut self, gone: Vec<(VpcId, String)>) -> Result<(), FabricError> {
         for (vpc, link) in gone {
             if let Some(router) = self.routers.get_mut(&vpc) {
                 let without = router.routed.without_link(&link);
@@ -235,14 +246,14 @@ impl Fabric {
                 gateway.configure(plug).await?;
                 self.nat_gateways.insert(link.to_owned(), gateway);
             }
-            PlugAt::Instance { id, primary } => {
+            PlugAt::Instance { id, place } => {
                 let Some(node) = nodes.get(id) else { return Ok(()) };
                 let names = self.names.entry(id.clone()).or_default();
                 let name = (0u32..).map(|n| format!("eth{n}")).find(|name| !names.values().any(|used| used == name));
                 let far = End { name: name.unwrap_or_default(), mac: plug.mac, mtu: ETHERNET };
                 router.wire.plug(&near, &far, node.net()).await?;
                 names.insert(link.to_owned(), far.name.clone());
-                if *primary {
+                if *place == (0, 0) {
                     machine::configure(node.net(), &far.name, plug).await?;
                 }
             }

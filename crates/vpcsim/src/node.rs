@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -96,6 +96,8 @@ pub struct Node {
     /// A thread for each sandbox that something was run in.
     pods: Mutex<BTreeMap<PathBuf, Arc<NamespaceThread>>>,
     next_sandbox: AtomicU32,
+    /// Whether the machine lives on as another, which has the directory now.
+    replaced: AtomicBool,
 }
 
 impl Node {
@@ -114,7 +116,31 @@ impl Node {
                 return Err(NodeError::Namespace { node: name.into(), what: "it cannot boot".into(), source });
             }
         };
-        // From here on, dropping the node takes everything away again.
+        let layers = dir.join("layers");
+        Self::set_up(name, dir, tag, thread, move || disk::mount_layers(&layers)).await
+    }
+
+    /// The machine after a restart: `/etc`, `/opt` and `/var` as they were, `/run`, network and processes anew. This
+    /// one is an empty shell from then on.
+    pub(crate) async fn reboot(&self) -> Result<Self, NodeError> {
+        self.kill_processes()?;
+        self.threads().clear();
+        let name = self.name.clone();
+        // From the node's thread, so that the new one begins with its mounts.
+        let thread = self.run(move || NamespaceThread::spawn(ThreadSpec::new_node(name.clone(), name))).await?;
+        let thread = thread.map_err(|source| self.namespace("it cannot boot".into(), source))?;
+        self.replaced.store(true, Ordering::Relaxed);
+        Self::set_up(&self.name, &self.dir, &self.tag, thread, disk::unmount_volatile).await
+    }
+
+    /// From here on, dropping the node takes everything away again.
+    async fn set_up(
+        name: &str,
+        dir: &Path,
+        tag: &str,
+        thread: NamespaceThread,
+        disk: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, NodeError> {
         let mut node = Self {
             name: name.into(),
             dir: dir.into(),
@@ -123,14 +149,16 @@ impl Node {
             thread,
             pods: Mutex::default(),
             next_sandbox: AtomicU32::new(0),
+            replaced: AtomicBool::new(false),
         };
-        let layers = dir.join("layers");
         let set_up = node.run(move || {
-            disk::mount_layers(&layers)?;
+            disk()?;
+            disk::mount_volatile()?;
             disk::boot_sysctls()?;
             Ok(nix::unistd::gettid().as_raw())
         });
-        node.tid = set_up.await?.map_err(|source| io("its file systems and sysctls cannot be set up", source))?;
+        let done = set_up.await?;
+        node.tid = done.map_err(|source| node.io("its file systems and sysctls cannot be set up".into(), source))?;
         node.loopback_up(node.thread.net()).await?;
         Ok(node)
     }
@@ -360,7 +388,9 @@ impl Drop for Node {
             tracing::warn!(%error, "a node goes down with processes left");
         }
         self.threads().clear();
-        remove_dir(&self.dir);
+        if !self.replaced.load(Ordering::Relaxed) {
+            remove_dir(&self.dir);
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use sluice_contract::id::{EniId, InstanceId, SubnetId, VpcId};
@@ -119,16 +119,20 @@ pub struct World {
 struct Core {
     live: LiveModel,
     fabric: tokio::sync::Mutex<Fabric>,
-    machines: BTreeMap<InstanceId, Arc<Node>>,
+    machines: Mutex<BTreeMap<InstanceId, Arc<Node>>>,
 }
 
 impl Core {
+    fn machines(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<Node>>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the packets follow the model; returns the version and time that they follow.
     async fn follow(&self) -> Result<(u64, Duration), FabricError> {
         let mut fabric = self.fabric.lock().await;
         let (state, version, now) = self.live.with(|model, now| (model.snapshot(), model.version(), now));
-        let machines = self.machines.keys().cloned().collect();
-        fabric.apply(&Projection::of(&state, now, &machines), &self.machines).await?;
+        let machines = self.machines().clone();
+        fabric.apply(&Projection::of(&state, now, &machines.keys().cloned().collect()), &machines).await?;
         self.live.followed(version);
         Ok((version, now))
     }
@@ -207,7 +211,7 @@ impl World {
         let core = Arc::new(Core {
             live: live.clone(),
             fabric: tokio::sync::Mutex::new(fabric?),
-            machines: places.instances.iter().filter_map(machine).collect(),
+            machines: Mutex::new(places.instances.iter().filter_map(machine).collect()),
         });
         let first = core.follow().await?;
         let routers = core.fabric.lock().await.routers();
@@ -324,6 +328,23 @@ impl World {
     /// Stops a service in every VPC: connections break, new ones are refused.
     pub async fn stop_service(&self, service: Service) {
         self.services.stop(service).await;
+    }
+
+    /// Restarts a machine: its processes are killed, its disk is as it was, `/run` and network begin anew, and its ENIs
+    /// are there as after the first boot. Whoever holds the old [`Node`] holds an empty shell.
+    ///
+    /// # Errors
+    /// [`WorldError`]; the machine is gone then.
+    pub async fn reboot(&mut self, name: &str) -> Result<(), WorldError> {
+        let id = self.instance(name)?.clone();
+        let node = Arc::new(self.node(name)?.reboot().await?);
+        let mut fabric = self.core.fabric.lock().await;
+        fabric.unplug_machine(&id).await?;
+        self.core.machines().insert(id, Arc::clone(&node));
+        drop(fabric);
+        self.core.follow().await?;
+        self.nodes.insert(name.to_owned(), node);
+        Ok(())
     }
 
     /// Packets that source checks refused so far: what a wrong route on a node looks like from outside.

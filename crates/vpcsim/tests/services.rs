@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_vpcsim::fabric::{EC2_ENDPOINT, IMDS};
-use sluice_vpcsim::node::Node;
+use sluice_vpcsim::model::SceneEni;
+use sluice_vpcsim::node::{Node, Program};
 use sluice_vpcsim::probe;
 use sluice_vpcsim::world::{Service, World};
 use support::privileged;
@@ -133,6 +134,52 @@ async fn a_link_comes_and_goes_and_an_address_works_as_soon_as_ec2_has_answered(
     let (calls, who) =
         world.look(|model, _| (model.log().total(), model.log().records().next().map(|record| record.caller.clone())));
     assert_eq!((calls, who.as_deref()), (4, Some("10.0.1.10")));
+}
+
+#[tokio::test]
+async fn a_machine_that_restarts_keeps_its_disk_and_its_enis_and_nothing_else() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::up(&SCENE.parse().unwrap()).await.unwrap();
+    let place = Some((world.instance("node-a").unwrap().clone(), 0, 1));
+    let subnet = world.subnet("main/only").unwrap().clone();
+    let eni = SceneEni {
+        subnet,
+        private_ip: None,
+        want: Default::default(),
+        want_ipv6: Default::default(),
+        place,
+        tags: Default::default(),
+    };
+    world.edit(|model, _| model.add_eni(&eni)).await.unwrap();
+    let before = Arc::clone(world.node("node-a").unwrap());
+    before.write("/etc/cni/net.d/kept", "x").await.unwrap();
+    before.write("/run/sluice/lost", "x").await.unwrap();
+    let pod = before.sandbox("default", "pod").await.unwrap();
+    let program =
+        Program { name: "daemon".into(), path: "/bin/sleep".into(), args: vec!["1000".into()], ..Program::default() };
+    let mut daemon = before.start(&program).await.unwrap();
+    let rule = || std::process::Command::new("ip").args(["rule", "add", "priority", "9", "lookup", "9"]).status();
+    assert!(before.run(rule).await.unwrap().unwrap().success());
+    let mac = links(&before).await.split("eth1").nth(1).unwrap().split("link/ether ").nth(1).unwrap()[..17].to_owned();
+
+    world.reboot("node-a").await.unwrap();
+    assert!(!daemon.wait().await.unwrap().success());
+    let node = world.node("node-a").unwrap();
+    let netns = pod.netns.clone();
+    let left = node.run(move || {
+        let rules = std::process::Command::new("ip").args(["rule"]).output().unwrap().stdout;
+        let paths = ["/etc/cni/net.d/kept".as_ref(), "/run/sluice/lost".as_ref(), netns.as_path()];
+        (paths.map(std::path::Path::exists), String::from_utf8(rules).unwrap().lines().count())
+    });
+    assert_eq!(left.await.unwrap(), ([true, false, false], 3));
+    let seen = links(node).await;
+    let line = seen.lines().find(|line| line.contains("eth1")).unwrap();
+    assert!(line.contains(&mac) && line.contains("state DOWN"), "{line}");
+    assert_eq!(metadata(node, "local-ipv4").await.unwrap(), "10.0.1.10");
+    drop(before);
+    assert!(node.log("daemon").exists(), "its logs are the machine's, not one boot's");
 }
 
 #[tokio::test]

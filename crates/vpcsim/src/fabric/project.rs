@@ -43,15 +43,15 @@ pub(crate) struct Plug {
     pub at: PlugAt,
 }
 
-/// What an ENI belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What an ENI belongs to. The order is that in which a machine finds its links at boot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PlugAt {
-    /// An instance; the primary ENI is configured at boot.
+    /// An instance.
     Instance {
         /// The instance.
         id: InstanceId,
-        /// Whether it is the ENI at card 0, device 0.
-        primary: bool,
+        /// Its network card and device index; the primary ENI is (0, 0).
+        place: (u32, u32),
     },
     /// A NAT gateway.
     NatGateway,
@@ -89,7 +89,7 @@ impl Projection {
 
     fn plug_instances(&mut self, state: &State, now: Duration, machines: &BTreeSet<InstanceId>) {
         for link in state.links(now).filter(|link| machines.contains(link.instance)) {
-            let at = PlugAt::Instance { id: link.instance.clone(), primary: link.card == 0 && link.device == 0 };
+            let at = PlugAt::Instance { id: link.instance.clone(), place: (link.card, link.device) };
             self.plug(state, link.eni, at);
         }
     }

@@ -3,14 +3,15 @@
 use std::io;
 use std::path::Path;
 
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Directories of the host that a machine sees below a writable layer of its own.
 const LAYERED: [&str; 3] = ["etc", "opt", "var"];
 /// Where runtimes and plugins look; made here so that none of them has to.
 const DIRECTORIES: [&str; 5] = ["/run/netns", "/run/lock", "/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni"];
 
-/// Mounts the layers, which live in a tmpfs at `dir`, and the machine's own `/run` and bpffs.
+/// Mounts what a machine keeps over a reboot: its layers, which live in a tmpfs at `dir`.
 pub(super) fn mount_layers(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     tmpfs(dir)?;
@@ -23,6 +24,11 @@ pub(super) fn mount_layers(dir: &Path) -> io::Result<()> {
         mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .map_err(|errno| context(&format!("overlay on {}", target.display()), &errno.into()))?;
     }
+    Ok(())
+}
+
+/// Mounts what begins anew with every boot: `/run` and the bpffs.
+pub(super) fn mount_volatile() -> io::Result<()> {
     let run = Path::new("/run");
     tmpfs(run)?;
     let var_run = Path::new("/var/run");
@@ -36,6 +42,18 @@ pub(super) fn mount_layers(dir: &Path) -> io::Result<()> {
     if let Err(errno) = mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), Some("mode=0700")) {
         // Needed by the policy half only, which says so itself.
         tracing::debug!(%errno, "no bpffs on this machine");
+    }
+    Ok(())
+}
+
+/// Takes the `/run` and the bpffs of the boot before away, with all that is mounted below.
+pub(super) fn unmount_volatile() -> io::Result<()> {
+    for path in ["/run", "/sys/fs/bpf"] {
+        match umount2(path, MntFlags::MNT_DETACH) {
+            // There was no bpffs to mount.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(context(path, &errno.into())),
+        }
     }
     Ok(())
 }
