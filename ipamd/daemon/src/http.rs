@@ -1,5 +1,7 @@
 //! The two HTTP ports: metrics, and introspection on the loopback address. A busy port is tried again, never fatal.
 
+mod bounded;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use tokio::net::TcpListener;
 use crate::config::{Config, Effect, VARIABLES};
 use crate::inbox::Handle;
 use crate::metrics::Metrics;
+use bounded::Bounded;
 
 /// Between two attempts to get a port.
 const PORT_AGAIN: Duration = Duration::from_secs(5);
@@ -53,7 +56,7 @@ async fn serve(what: &'static str, address: SocketAddr, router: Router) {
             Ok(listener) => {
                 said = false;
                 tracing::info!(what, address = %address, "serving");
-                if let Err(error) = axum::serve(listener, router.clone()).await {
+                if let Err(error) = axum::serve(Bounded::new(listener), router.clone()).await {
                     tracing::error!(what, error = %error, "serving ended");
                 }
             }

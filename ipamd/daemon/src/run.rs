@@ -39,7 +39,7 @@ const PREDECESSOR: Duration = Duration::from_secs(30);
 /// Between two looks at whether it has.
 const PREDECESSOR_AGAIN: Duration = Duration::from_millis(50);
 
-/// Why the daemon could not start. Once it runs, nothing but a stop ends it.
+/// Why the daemon could not start, or did not go on. Once it runs, nothing but a stop or a fault of its own ends it.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The directory of the runtime state cannot be used.
@@ -63,6 +63,9 @@ pub enum RunError {
     /// The socket cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The daemon's loop has ended by itself.
+    #[error("the daemon's loop has ended by itself")]
+    Died(#[source] Option<tokio::task::JoinError>),
 }
 
 /// Runs ipamd until `shutdown` resolves; then stops accepting, hears calls under way out, writes the last checkpoint and
@@ -71,7 +74,8 @@ pub enum RunError {
 /// Serving starts from the checkpoint, before IMDS or EC2 have been asked; both are tried for ever.
 ///
 /// # Errors
-/// [`RunError`] when the daemon cannot start: its directory, its lock or its socket cannot be had.
+/// [`RunError`] when the daemon cannot start (its directory, its lock or its socket cannot be had), and
+/// [`RunError::Died`] after a fault of its own.
 pub async fn run<C: Cloud, K: Kernel>(
     config: Config,
     cloud: C,
@@ -84,13 +88,21 @@ pub async fn run<C: Cloud, K: Kernel>(
     }
     let store = Store::new(config.checkpoint());
     store.prepare()?;
-    let lock = only_one(&config.run_dir.join("ipamd.lock")).await?;
+    tokio::pin!(shutdown);
+    let lock_path = config.run_dir.join("ipamd.lock");
+    let lock = tokio::select! {
+        lock = only_one(&lock_path) => lock?,
+        () = &mut shutdown => return Ok(()),
+    };
     let listener = listen(&config.socket())?;
     // Plugins that connect from here on wait in the socket's queue.
     let seed = random_seed();
     let (handle, inputs) = Handle::new();
     let metrics = Arc::new(Metrics::new());
-    let (parts, begin) = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), seed).await;
+    let (parts, begin) = tokio::select! {
+        begun = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), seed) => begun,
+        () = &mut shutdown => return Ok(()),
+    };
     let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
     let server = Server::new(handle, metrics, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
@@ -98,11 +110,17 @@ pub async fn run<C: Cloud, K: Kernel>(
     let grace = config.stop_grace + Duration::from_secs(1);
     let serving = tokio::spawn(server.serve(listener, server_stops, grace));
     let pages = tokio::spawn(serve_pages(config, pages));
-    let daemon = tokio::spawn(Daemon::new(parts, begin).run(inputs, async {
+    let mut daemon = tokio::spawn(Daemon::new(parts, begin).run(inputs, async {
         // A sender that is gone means the same.
         let _stop = daemon_stops.await;
     }));
-    shutdown.await;
+    tokio::select! {
+        () = shutdown => {}
+        ended = &mut daemon => {
+            // Only a fault of ours ends it. The checkpoint has everything; whoever started us starts us again.
+            return Err(RunError::Died(ended.err()));
+        }
+    }
     let begun = Instant::now();
     drop(stop_server);
     drop(stop_daemon);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use sluice_contract::id::{EniId, SecurityGroupId};
-use sluice_ipamd_core::cloud::{Api, ImdsEni, InstanceIdentity, InstanceLimits};
+use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits};
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::limits;
 use sluice_ipamd_core::op::{Failure, Op};
@@ -416,6 +416,16 @@ pub(super) fn targets(config: &Config, node: Option<&Node>) -> Targets {
     }
 }
 
+fn no_cidrs() -> CloudError {
+    CloudError {
+        api: Api::Imds,
+        kind: CloudErrorKind::Other,
+        code: "NoVpcCidr".to_owned(),
+        message: "IMDS lists no CIDR of the VPC".to_owned(),
+        retry_after: None,
+    }
+}
+
 /// Asks IMDS; what does not change is asked once.
 async fn learn<C: Cloud>(
     executor: &Executor<C>,
@@ -437,6 +447,10 @@ async fn learn<C: Cloud>(
         }
     };
     let vpc_cidrs = executor.call(Api::Imds, cloud.vpc_cidrs()).await?;
+    if vpc_cidrs.is_empty() {
+        // To believe it would be to translate all traffic inside the VPC.
+        return Err(Failure { error: no_cidrs(), retry_after: Duration::from_secs(2) });
+    }
     let enis = executor.call(Api::Imds, cloud.imds_enis()).await?;
     Ok(Learnt { identity, limits, enis, vpc_cidrs })
 }
