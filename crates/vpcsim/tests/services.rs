@@ -162,7 +162,9 @@ async fn a_machine_that_restarts_keeps_its_disk_and_its_enis_and_nothing_else() 
     let mut daemon = before.start(&program).await.unwrap();
     let rule = || std::process::Command::new("ip").args(["rule", "add", "priority", "9", "lookup", "9"]).status();
     assert!(before.run(rule).await.unwrap().unwrap().success());
-    let mac = links(&before).await.split("eth1").nth(1).unwrap().split("link/ether ").nth(1).unwrap()[..17].to_owned();
+    let seen = links(&before).await;
+    let (_, eth1) = seen.split_once("eth1").unwrap();
+    let mac = eth1.split_once("link/ether ").unwrap().1.split(' ').next().unwrap().to_owned();
 
     world.reboot("node-a").await.unwrap();
     assert!(!daemon.wait().await.unwrap().success());
