@@ -2,10 +2,15 @@
 
 #![cfg(test)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use sluice_tests::containerd::{Containerd, DEBIAN_CNI, installed};
+use sluice_tests::containerd::{Containerd, DEBIAN_CNI, Pod, installed};
+use sluice_vpcsim::deployment::{Binaries, Deployment, PLAIN_CONFLIST};
 use sluice_vpcsim::node::Node;
+use sluice_vpcsim::world::World;
 
 /// Whether a test can start containers here. Where it must be able to (`CI` is set), that it cannot is a failure.
 fn may_run() -> bool {
@@ -83,4 +88,139 @@ async fn a_runtime_that_is_dropped_takes_its_pods_with_it() {
     drop(node);
     assert!(groups.iter().all(|group| !group.exists()));
     assert!(!dir.exists());
+}
+
+/// Two nodes with a containerd and an ipamd each.
+const SCENE: &str = "
+time_scale: 0.1
+vpcs:
+  main:
+    cidrs: [10.0.0.0/16]
+    subnets:
+      a: {cidr: 10.0.1.0/24}
+      b: {cidr: 10.0.2.0/24}
+instances:
+  node-a: {type: m5.large, subnet: main/a}
+  node-b: {type: m5.large, subnet: main/b}
+";
+
+/// How long ipamd may take to be ready.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// More pods than the nine addresses of an m5.large's primary ENI.
+const PODS: usize = 11;
+
+/// Everything that the node's kernel knows of pods, as text.
+async fn traces(node: &Node) -> String {
+    let mut all = String::new();
+    for arguments in [&["-o", "link"][..], &["rule"], &["route", "show", "table", "all"], &["neigh"]] {
+        let run = move || std::process::Command::new("ip").args(arguments).output();
+        all.push_str(&String::from_utf8(node.run(run).await.unwrap().unwrap().stdout).unwrap());
+    }
+    all
+}
+
+/// A pod with a busybox that serves the pod's name, and can be told to ask others.
+struct Voice<'node> {
+    containerd: &'node Containerd<'node>,
+    pod: Pod,
+    container: String,
+}
+
+impl<'node> Voice<'node> {
+    async fn of(containerd: &'node Containerd<'node>, pod: &Pod) -> Self {
+        let serve = ["httpd", "-f", "-p", "8080", "-h", "/etc"];
+        let container = containerd.run_container(pod, "web", &serve).await.unwrap();
+        Self { containerd, pod: pod.clone(), container }
+    }
+
+    /// By ICMP and by TCP.
+    async fn reaches(&self, other: &Self) {
+        let (from, to, address) = (&self.pod.name, &other.pod.name, other.pod.addresses[0].to_string());
+        let ping = ["ping", "-c", "1", "-W", "5", &address];
+        let ping = self.containerd.exec(&self.container, &ping).await.unwrap();
+        assert_eq!(ping.status, 0, "{from} pings {to}: {}", ping.text);
+        // busybox's wget is not to be had: linked statically, it dies of its resolver.
+        let ask =
+            format!("/bin/busybox printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 5 {address} 8080");
+        let get = self.containerd.exec(&self.container, &["sh", "-c", &ask]).await.unwrap();
+        assert_eq!(get.text.trim().lines().last(), Some(to.as_str()), "{from} asks {to}: {}", get.text);
+    }
+}
+
+/// The whole product under a container runtime: pods that containerd starts have addresses of the VPC, reach each other
+/// across nodes and ENIs, and leave nothing behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_containerd_starts_have_addresses_of_the_vpc() {
+    if !may_run() {
+        return;
+    }
+    let binaries = Binaries::beside_this_program().unwrap();
+    let world = World::up(&SCENE.parse().unwrap()).await.unwrap();
+    let mut deployed = Vec::new();
+    for name in ["node-a", "node-b"] {
+        let node = world.node(name).unwrap();
+        let product = Deployment::install(Arc::clone(node), &binaries, PLAIN_CONFLIST, BTreeMap::new()).await.unwrap();
+        product.start_ipamd().await.unwrap();
+        deployed.push((node, product, Containerd::start(node).await.unwrap()));
+    }
+    for (_, product, _) in &deployed {
+        let warm = |view: &serde_json::Value| view["ready"] == true && view["pool"]["free"].as_u64() > Some(0);
+        product.pool_until("the pool was not warm", LIMIT, warm).await.unwrap();
+    }
+    let mut all: Vec<Vec<Pod>> = Vec::new();
+    for ((_, _, containerd), (prefix, count)) in deployed.iter().zip([("a", PODS), ("b", 2)]) {
+        let mut pods = Vec::new();
+        for i in 0..count {
+            pods.push(containerd.run_pod("default", &format!("{prefix}-{i}")).await.unwrap());
+        }
+        all.push(pods);
+    }
+
+    let subnets: Vec<ipnet::IpNet> = ["10.0.1.0/24", "10.0.2.0/24"].map(|cidr| cidr.parse().unwrap()).to_vec();
+    let mut addresses = BTreeSet::new();
+    for (pods, subnet) in all.iter().zip(&subnets) {
+        for pod in pods {
+            assert_eq!(pod.addresses.len(), 1, "{pod:?}");
+            assert!(subnet.contains(&pod.addresses[0]), "{pod:?} is not in {subnet}");
+            assert!(addresses.insert(pod.addresses[0]), "{pod:?} has the address of another");
+        }
+    }
+
+    // One pod on either kind of ENI, and two on the other node; everyone reaches everyone.
+    let traced = traces(deployed[0].0).await;
+    let by_secondary = |pod: &&Pod| traced.contains(&format!("from {} lookup 2", pod.addresses[0]));
+    let on_secondary = all[0].iter().find(by_secondary).unwrap_or_else(|| panic!("no pod has table 2:\n{traced}"));
+    let on_primary = all[0].iter().find(|pod| !by_secondary(pod)).expect("a pod on the primary ENI");
+    let mut voices = Vec::new();
+    for (node, pod) in [(0, on_primary), (0, on_secondary), (1, &all[1][0]), (1, &all[1][1])] {
+        voices.push(Voice::of(&deployed[node].2, pod).await);
+    }
+    for from in &voices {
+        for to in &voices {
+            from.reaches(to).await;
+        }
+    }
+    drop(voices);
+    assert_eq!(world.dropped().await.unwrap(), [], "the VPC refused packets of a pod");
+
+    let groups: Vec<_> = deployed.iter().flat_map(|(_, _, containerd)| containerd.cgroups()).collect();
+    assert!(!groups.is_empty());
+    for (node, product, containerd) in deployed {
+        assert!(traces(node).await.contains(" eni"), "pods have host interfaces");
+        containerd.shut_down().await.unwrap();
+        assert_eq!(sandboxes(node).await, 0);
+        let left = traces(node).await;
+        let lines: Vec<&str> = left
+            .lines()
+            .filter(|line| {
+                line.contains(" eni")
+                    || addresses.iter().any(|ip| line.split([' ', '/']).any(|word| word == ip.to_string()))
+            })
+            .collect();
+        assert!(lines.is_empty(), "{}: {lines:#?}", node.name());
+        let none = |view: &serde_json::Value| view["pool"]["assigned"] == 0;
+        product.pool_until("pods that are gone still had addresses", LIMIT, none).await.unwrap();
+    }
+    assert!(groups.iter().all(|group| !group.exists()));
 }
