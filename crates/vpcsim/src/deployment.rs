@@ -23,7 +23,7 @@ use crate::node::{Node, NodeError, Program};
 use crate::runtime::{BIN_DIR, Runtime, RuntimeError, Sandbox};
 
 /// The conflist of a node with the primary plugin alone.
-pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
+pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
 
 /// Between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(20);
