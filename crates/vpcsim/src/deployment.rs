@@ -23,7 +23,7 @@ use crate::node::{Node, NodeError, Program};
 use crate::runtime::{BIN_DIR, Runtime, RuntimeError, Sandbox};
 
 /// The conflist of a node with the primary plugin alone.
-pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
+pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
 
 /// Between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(20);
@@ -200,20 +200,13 @@ impl Deployment {
         self.process.lock().await.as_ref().and_then(Child::id)
     }
 
-    /// Waits until the plugin's STATUS says that pods may start.
+    /// Waits until ipamd says that pods may start. STATUS would say it too, but exists only since CNI 1.1.0.
     ///
     /// # Errors
     /// [`DeploymentError::Ended`] when ipamd gave up, [`DeploymentError::Late`] after `limit`.
     pub async fn ready(&self, limit: Duration) -> Result<(), DeploymentError> {
-        let end = Instant::now() + limit;
-        loop {
-            let last = match self.runtime.status(&self.node).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error.to_string(),
-            };
-            self.alive().await?;
-            self.pause(end, limit, "pods could not be started", last).await?;
-        }
+        let ready = |view: &Value| view.get("ready").and_then(Value::as_bool) == Some(true);
+        self.pool_until("pods could not be started", limit, ready).await.map(drop)
     }
 
     /// A page of ipamd's introspection port.
