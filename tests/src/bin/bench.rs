@@ -8,6 +8,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use sluice_tests::bench::{ALL, Benchmark};
 
+/// The load average up to which a machine counts as quiet.
+const QUIET: f64 = 0.7;
+
 /// Measures what SPECIFICATION promises, beside a peer in the same run.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -30,6 +33,11 @@ fn find(text: &str) -> Result<Benchmark, String> {
 fn say(text: &str) {
     // Progress is for whoever looks on.
     let _nobody = writeln!(std::io::stderr(), "  .. {text}");
+}
+
+/// The average number of processes that want to run, over the last minute (proc(5), `loadavg`).
+fn load() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
 fn main() -> ExitCode {
@@ -58,6 +66,9 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             writeln!(out, "{:6} {:12} {}", benchmark.id, benchmark.name, benchmark.about)?;
         }
         return Ok(true);
+    }
+    if let Some(load) = load().filter(|load| *load > QUIET) {
+        say(&format!("the load average is {load}: on a machine that does other things too, times are too long"));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let chosen = if arguments.benchmarks.is_empty() { ALL.to_vec() } else { arguments.benchmarks.clone() };
