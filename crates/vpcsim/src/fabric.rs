@@ -1,7 +1,8 @@
 //! The packets: each VPC's router is a network namespace, each ENI a link from it to a node, and the Internet another
 //! namespace behind the gateways.
 //!
-//! [`project`] says what must be there, purely; [`Fabric::apply`] makes it so by the difference to what it made before.
+//! What must be there is a pure projection of the model's state; it is made so by the difference to what was made
+//! before.
 
 mod changes;
 mod internet;

@@ -15,6 +15,7 @@
 //! let pod = node.sandbox("default", "web-0").await?;
 //! let result = runtime.add(node, &pod).await?; // the CNI chain, as a runtime executes it
 //! let inside = node.pod(&pod.netns).await?; // inside.run(|| async { ... }) in the pod's network
+//! world.stop_service(sluice_vpcsim::world::Service::Ec2).await; // and start_service; `world.reboot` restarts a node
 //! assert!(world.dropped().await?.is_empty(), "no ENI sent from an address that it does not hold");
 //! # drop((daemon, result, inside)); Ok(())
 //! # }
