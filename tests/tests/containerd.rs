@@ -8,22 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_tests::containerd::{Containerd, DEBIAN_CNI, Pod, installed};
+use sluice_tests::privileged::may_run;
 use sluice_vpcsim::deployment::{Binaries, Deployment, PLAIN_CONFLIST};
 use sluice_vpcsim::node::Node;
 use sluice_vpcsim::world::World;
-
-/// Whether a test can start containers here. Where it must be able to (`CI` is set), that it cannot is a failure.
-fn may_run() -> bool {
-    let obstacle = if nix::unistd::geteuid().is_root() {
-        installed().err().map(|error| error.to_string())
-    } else {
-        Some("containers need root".into())
-    };
-    let Some(obstacle) = obstacle else { return true };
-    assert!(std::env::var_os("CI").is_none(), "{obstacle}");
-    println!("skipped: {obstacle}");
-    false
-}
 
 async fn sandboxes(node: &Node) -> usize {
     node.run(|| std::fs::read_dir("/run/netns").unwrap().count()).await.unwrap()
@@ -45,7 +33,7 @@ async fn reference_node(name: &str) -> Node {
 /// The runtime itself, with plugins that are not ours: what fails here is not the product's fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_starts_and_removes_a_pod_with_the_reference_plugins() {
-    if !may_run() {
+    if !may_run(installed()) {
         return;
     }
     let node = reference_node("runtime-ptp").await;
@@ -74,7 +62,7 @@ async fn containerd_starts_and_removes_a_pod_with_the_reference_plugins() {
 /// A test that fails leaves no container behind either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runtime_that_is_dropped_takes_its_pods_with_it() {
-    if !may_run() {
+    if !may_run(installed()) {
         return;
     }
     let node = reference_node("runtime-drop").await;
@@ -152,7 +140,7 @@ impl<'node> Voice<'node> {
 /// across nodes and ENIs, and leave nothing behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_containerd_starts_have_addresses_of_the_vpc() {
-    if !may_run() {
+    if !may_run(installed()) {
         return;
     }
     let binaries = Binaries::beside_this_program().unwrap();
