@@ -6,14 +6,15 @@ use sluice_contract::id::{EniId, InstanceId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{AddressCount, CloudErrorKind, CreateEni, InstanceLimits, InterfaceType, Unassign};
 use sluice_ipamd_daemon::cloud::Cloud;
 use sluice_vpcsim::ec2::Ec2;
+use sluice_vpcsim::imds::Imds;
 use sluice_vpcsim::live::LiveModel;
 use sluice_vpcsim::model::api::CreateSubnet;
-use sluice_vpcsim::model::{Fault, FaultEffect, Model, SceneInstance, Settings};
+use sluice_vpcsim::model::{self, Fault, FaultEffect, Model, SceneInstance};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::settings;
-use crate::Ec2Cloud;
+use crate::{Ec2Cloud, Settings};
 
 const OWNER: &str = "node.k8s.amazonaws.com/instance_id";
 
@@ -26,18 +27,18 @@ struct Account {
     /// A /28: eleven addresses, and no whole /28 because AWS keeps five of them.
     tiny: SubnetId,
     instance: InstanceId,
-    server: JoinHandle<()>,
+    servers: [JoinHandle<()>; 2],
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.server.abort();
+        self.servers.iter().for_each(JoinHandle::abort);
     }
 }
 
 impl Account {
     async fn open() -> Self {
-        let mut model = Model::new(Settings::instant());
+        let mut model = Model::new(model::Settings::instant());
         let vpc = model.add_vpc(&["10.0.0.0/16".parse().unwrap()], None, BTreeMap::new()).unwrap();
         let mut subnet = |cidr: &str| {
             let tags = [("kubernetes.io/role/cni".to_owned(), "1".to_owned())].into();
@@ -60,10 +61,15 @@ impl Account {
         };
         let instance = model.add_instance(&scene).unwrap();
         let live = LiveModel::new(model);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = tokio::spawn(Ec2::new(live.clone()).serve(listener));
-        Self { live, cloud: Ec2Cloud::new(settings(&url)).unwrap(), vpc, subnet: big, tiny, instance, server }
+        let (ec2, ec2_url) = listen().await;
+        let (imds, imds_url) = listen().await;
+        let servers = [
+            tokio::spawn(Ec2::new(live.clone()).serve(ec2)),
+            tokio::spawn(Imds::of_instance(live.clone(), instance.clone()).serve(imds)),
+        ];
+        // The region is for the metadata service to tell.
+        let settings = Settings { imds_endpoint: Some(imds_url), region: None, ..settings(&ec2_url) };
+        Self { live, cloud: Ec2Cloud::new(settings).unwrap(), vpc, subnet: big, tiny, instance, servers }
     }
 
     fn request(&self, subnet: &SubnetId, addresses: AddressCount, token: &str) -> CreateEni {
@@ -85,6 +91,39 @@ impl Account {
     fn strike(&self, action: &str, effect: FaultEffect) {
         let fault = Fault { action: Some(action.into()), effect, count: Some(1), of_million: None };
         self.live.with(|model, _| model.add_fault(fault)).unwrap();
+    }
+}
+
+async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+#[tokio::test]
+async fn the_metadata_service_and_ec2_tell_the_same() {
+    let account = Account::open().await;
+    let cloud = &account.cloud;
+    let identity = cloud.identity().await.unwrap();
+    assert_eq!((&identity.instance, &identity.vpc), (&account.instance, &account.vpc));
+    assert_eq!(identity.instance_type, "m5.large");
+    assert!(identity.availability_zone.starts_with(&identity.region));
+    assert_eq!(cloud.vpc_cidrs().await.unwrap(), ["10.0.0.0/16".parse().unwrap()]);
+    let request = account.request(&account.subnet, AddressCount::Secondary(2), "token-1");
+    let made = cloud.create_eni(&request).await.unwrap();
+    cloud.attach_eni(&made.eni, &account.instance, 0, 1).await.unwrap();
+    cloud.assign(&made.eni, AddressCount::Prefixes(2)).await.unwrap();
+    let told = cloud.imds_enis().await.unwrap();
+    let owned = cloud.owned_enis(&account.instance).await.unwrap();
+    assert_eq!((told.len(), owned.len()), (2, 2));
+    for eni in &owned {
+        let shown = told.iter().find(|shown| shown.eni == eni.eni).unwrap();
+        let at = eni.attachment.as_ref().unwrap();
+        assert_eq!((shown.mac, shown.device, shown.card), (eni.mac, at.device, at.card));
+        assert_eq!((&shown.subnet, shown.subnet_cidr.to_string().as_str()), (&eni.subnet, "10.0.0.0/20"));
+        assert_eq!((shown.primary_ip, &shown.secondary_ips), (eni.primary_ip, &eni.secondary_ips));
+        assert_eq!((&shown.prefixes, &shown.security_groups), (&eni.prefixes, &eni.security_groups));
+        assert_eq!(at.device == 0, shown.mac == identity.primary_mac);
     }
 }
 
