@@ -190,3 +190,39 @@ async fn a_plugin_that_refuses_is_told_by_its_own_words() {
     runtime.del(&node, &pod).await.unwrap();
     assert_eq!(json(&node, "/run/second.DEL").await.get("prevResult"), None);
 }
+
+/// The program of the next test: boots a machine with a program on it, says which process that is, and waits to be
+/// killed.
+#[tokio::test]
+#[ignore = "it is run by the next test"]
+async fn boots_a_machine_and_waits() {
+    let (node, dir) = boot("doomed").await;
+    let program =
+        Program { name: "daemon".into(), path: "/bin/sleep".into(), args: vec!["1000".into()], ..Program::default() };
+    let child = node.start(&program).await.unwrap();
+    println!("\n{} {}", child.id().unwrap(), dir.display());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_program_dies_with_the_process_that_made_its_machine() {
+    if !privileged() {
+        return;
+    }
+    let arguments = ["--exact", "--ignored", "--nocapture", "boots_a_machine_and_waits"];
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let mut child = command.args(arguments).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let told = lines.map(Result::unwrap).find_map(|line| {
+        let (pid, dir) = line.split_once(' ')?;
+        Some((pid.parse::<u32>().ok()?, PathBuf::from(dir)))
+    });
+    let (pid, dir) = told.unwrap();
+    let command = || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    wait_for("the program runs", || command().contains("sleep")).await;
+    // By SIGKILL: nothing of it can clean up.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for("the program is gone", || !command().contains("sleep")).await;
+    std::fs::remove_dir_all(dir).unwrap();
+}
