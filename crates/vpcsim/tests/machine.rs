@@ -219,10 +219,11 @@ async fn a_program_dies_with_the_process_that_made_its_machine() {
     });
     let (pid, dir) = told.unwrap();
     let command = || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    wait_for("the program runs", || command().contains("sleep")).await;
+    // Not setpriv any more, which sets it up to die.
+    wait_for("the program runs", || command().starts_with("/bin/sleep")).await;
     // By SIGKILL: nothing of it can clean up.
     child.kill().unwrap();
     child.wait().unwrap();
-    wait_for("the program is gone", || !command().contains("sleep")).await;
+    wait_for("the program is gone", || !command().starts_with("/bin/sleep")).await;
     std::fs::remove_dir_all(dir).unwrap();
 }
