@@ -2,6 +2,7 @@
 //! peer.
 #![forbid(unsafe_code)]
 
+pub mod bed;
 pub mod bench;
 pub mod containerd;
 pub mod privileged;

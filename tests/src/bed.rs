@@ -1,0 +1,219 @@
+//! Nodes of a world with the product installed, for tests.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, PLAIN_CONFLIST, Pod};
+use sluice_vpcsim::node::NodeError;
+use sluice_vpcsim::probe::{self, ECHO_PORT};
+use sluice_vpcsim::scene::{Scene, SceneError};
+use sluice_vpcsim::world::{World, WorldError};
+use tokio::process::Command;
+
+/// The host on the Internet of [`scene`].
+pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// How long a node may take to become ready, and a pool to become what a test waits for.
+pub const LIMIT: Duration = Duration::from_secs(60);
+/// How long a connection may take before it counts as lost.
+pub const LOST: Duration = Duration::from_secs(2);
+
+/// Why a bed was not made, or a look at it failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BedError {
+    /// The scene.
+    #[error("the scene is wrong")]
+    Scene(#[from] SceneError),
+    /// The world.
+    #[error("the world failed")]
+    World(#[from] WorldError),
+    /// A node.
+    #[error("a node failed")]
+    Node(#[from] NodeError),
+    /// Sluice on a node.
+    #[error(transparent)]
+    Deployment(#[from] DeploymentError),
+    /// A program did not run or said no.
+    #[error("{command}: {reason}")]
+    Program {
+        /// The program with its arguments.
+        command: String,
+        /// What it said.
+        reason: String,
+    },
+    /// A connection was not answered.
+    #[error("{from} does not reach {to}: {reason}")]
+    Unreachable {
+        /// The namespace.
+        from: String,
+        /// The address.
+        to: Ipv4Addr,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Two m5.large nodes with public addresses in one subnet, and a host on the Internet. `time_scale` multiplies EC2's
+/// latencies.
+#[must_use]
+pub fn scene(time_scale: f64) -> String {
+    format!(
+        "time_scale: {time_scale}\nthrottle: false\nvpcs:\n  main:\n    cidrs: [10.0.0.0/16]\n    internet_gateway: true\n    \
+         subnets: {{nodes: {{cidr: 10.0.1.0/24, routes: {{0.0.0.0/0: internet-gateway}}}}}}\ninstances:\n  node-a: {{type: \
+         m5.large, subnet: main/nodes, public_address: true}}\n  node-b: {{type: m5.large, subnet: main/nodes, \
+         public_address: true}}\ninternet_hosts: [198.51.100.10]\n"
+    )
+}
+
+/// Whether namespaces can be made. Without the privilege a test is passed over on a person's machine, and fails in CI.
+///
+/// # Panics
+/// In CI, when they cannot.
+#[must_use]
+pub fn privileged() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    assert!(root || std::env::var_os("CI").is_none(), "this test needs root, for network namespaces");
+    root
+}
+
+/// A world whose nodes run the product.
+#[derive(Debug)]
+pub struct Bed {
+    /// The nodes by name.
+    pub nodes: BTreeMap<String, Arc<Deployment>>,
+    /// Everything else. It goes last, when nothing of the above is used any more.
+    pub world: World,
+}
+
+impl Bed {
+    /// Brings `scene` up, installs the product on every node, starts ipamd with `settings`, and waits until pods may
+    /// start.
+    ///
+    /// # Errors
+    /// [`BedError`]; what was made is taken away again.
+    pub async fn up(scene: &str, settings: &[(&str, &str)]) -> Result<Self, BedError> {
+        let binaries = Binaries::beside_this_program()?;
+        let world = World::up(&scene.parse::<Scene>()?).await?;
+        let mut nodes = BTreeMap::new();
+        for (name, node) in world.nodes() {
+            let environment =
+                settings.iter().map(|(variable, value)| ((*variable).to_owned(), (*value).to_owned())).collect();
+            let deployment = Deployment::install(Arc::clone(node), &binaries, PLAIN_CONFLIST, environment).await?;
+            deployment.start_ipamd().await?;
+            nodes.insert(name.clone(), Arc::new(deployment));
+        }
+        for node in nodes.values() {
+            node.ready(LIMIT).await?;
+        }
+        Ok(Self { nodes, world })
+    }
+
+    /// A node.
+    ///
+    /// # Errors
+    /// [`WorldError::Unknown`].
+    pub fn node(&self, name: &str) -> Result<&Arc<Deployment>, BedError> {
+        Ok(self.nodes.get(name).ok_or_else(|| WorldError::Unknown { kind: "node", name: name.into() })?)
+    }
+
+    /// How often each EC2 action has been called.
+    #[must_use]
+    pub fn calls(&self) -> BTreeMap<String, u64> {
+        self.world.look(|model, _| model.log().counts().clone())
+    }
+
+    /// A node's own address, and the one that the Internet sees.
+    ///
+    /// # Errors
+    /// [`WorldError::Unknown`] when it has none.
+    pub fn addresses_of(&self, node: &str) -> Result<(Ipv4Addr, Ipv4Addr), BedError> {
+        let id = self.world.instance(node)?;
+        let found = self.world.look(|model, _| {
+            let eni = model.state().attached(id).into_iter().next()?;
+            Some((eni.primary, eni.association.as_ref()?.public_ip))
+        });
+        Ok(found.ok_or_else(|| WorldError::Unknown { kind: "public address of", name: node.into() })?)
+    }
+
+    /// Device number of the ENI that holds `address`, as EC2 knows it.
+    #[must_use]
+    pub fn device_of(&self, address: Ipv4Addr) -> Option<u32> {
+        self.world.look(|model, _| {
+            let eni = model.state().enis.values().find(|eni| eni.holds(address))?;
+            Some(eni.attachment.as_ref()?.device)
+        })
+    }
+}
+
+/// Adds pods to a node until `count` are there, one after the other: `namespace/prefix1`, ….
+///
+/// # Errors
+/// The first ADD that failed.
+pub async fn add_pods(node: &Deployment, namespace: &str, prefix: &str, count: usize) -> Result<Vec<Pod>, BedError> {
+    let mut pods = Vec::new();
+    for number in 1..=count {
+        pods.push(node.add(namespace, &format!("{prefix}{number}")).await?);
+    }
+    Ok(pods)
+}
+
+/// Starts an echo server in a pod, and returns once it listens.
+///
+/// # Errors
+/// [`BedError::Unreachable`] when its address cannot be bound.
+pub async fn serve(node: &Deployment, pod: &Pod) -> Result<(), BedError> {
+    let address = SocketAddrV4::new(pod.address, ECHO_PORT);
+    let inside = node.node().pod(&pod.sandbox.netns).await?;
+    let served = inside.run(move || async move { probe::serve_in_background(address).await }).await;
+    let failed = |reason: String| BedError::Unreachable { from: pod.sandbox.name.clone(), to: pod.address, reason };
+    served.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+}
+
+/// The source address that an echo server at `to` sees when `pod` connects to it.
+///
+/// # Errors
+/// [`BedError::Unreachable`] when there is no answer within [`LOST`].
+pub async fn ask(node: &Deployment, pod: &Pod, to: Ipv4Addr) -> Result<Ipv4Addr, BedError> {
+    let target = SocketAddrV4::new(to, ECHO_PORT);
+    let inside = node.node().pod(&pod.sandbox.netns).await?;
+    let asked = inside.run(move || async move { probe::tcp(None, target, LOST).await }).await;
+    let failed = |reason: String| BedError::Unreachable { from: pod.sandbox.name.clone(), to, reason };
+    Ok(*asked.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?.ip())
+}
+
+/// Runs a program on a node and returns what it prints.
+///
+/// # Errors
+/// [`BedError::Program`] when it cannot be run or exits with another status than 0.
+pub async fn run(node: &Deployment, words: &[&str]) -> Result<String, BedError> {
+    let failed = |reason: String| BedError::Program { command: words.join(" "), reason };
+    let (program, arguments) = words.split_first().ok_or_else(|| failed("no program".into()))?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let output =
+        node.node().spawn(command).await?.wait_with_output().await.map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}
+
+/// What `ip -j` prints on a node, or in the namespace `netns` of one of its pods.
+///
+/// # Errors
+/// [`BedError::Program`].
+pub async fn ip(node: &Deployment, netns: Option<&Path>, words: &[&str]) -> Result<Value, BedError> {
+    let enter = netns.map(|netns| format!("--net={}", netns.display()));
+    let mut all: Vec<&str> = enter.iter().flat_map(|enter| ["nsenter", enter.as_str()]).collect();
+    all.extend(["ip", "-j"]);
+    all.extend(words);
+    let text = run(node, &all).await?;
+    let text = if text.trim().is_empty() { "[]" } else { &text };
+    serde_json::from_str(text)
+        .map_err(|error| BedError::Program { command: all.join(" "), reason: format!("{error}: {text}") })
+}

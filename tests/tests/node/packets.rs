@@ -1,0 +1,181 @@
+//! What packets meet on a node.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use serde_json::Value;
+use sluice_tests::bed::{self, Bed, INTERNET, add_pods, ask, ip, privileged, run, scene, serve};
+use sluice_vpcsim::deployment::Deployment;
+
+/// Rules as `ip rule` prints them.
+async fn rules(node: &Deployment) -> Vec<String> {
+    let rules = ip(node, None, &["rule", "show"]).await.unwrap();
+    let text = |rule: &Value, key: &str| rule[key].as_str().map(str::to_owned);
+    rules
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| {
+            let mut line = format!("{}: from {}", rule["priority"], text(rule, "src").unwrap());
+            if let Some(to) = text(rule, "dst") {
+                line += &format!(" to {to}");
+            }
+            if let Some(mark) = text(rule, "fwmark") {
+                line += &format!(" fwmark {mark}/{}", text(rule, "fwmask").unwrap());
+            }
+            line + &format!(" lookup {}", text(rule, "table").unwrap())
+        })
+        .collect()
+}
+
+/// Routes of a table as `destination via gateway dev device scope`.
+async fn routes(node: &Deployment, netns: Option<&Path>, table: &str) -> Vec<String> {
+    let routes = ip(node, netns, &["route", "show", "table", table]).await.unwrap();
+    let mut lines: Vec<String> = routes
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|route| {
+            let mut line = route["dst"].as_str().unwrap().to_owned();
+            for (key, word) in [("gateway", "via"), ("dev", "dev"), ("scope", "scope")] {
+                if let Some(value) = route[key].as_str() {
+                    line += &format!(" {word} {value}");
+                }
+            }
+            line
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// SPECIFICATION P-02: reference/vpc-cni.md 4.14, with the addresses that EC2 gave.
+#[tokio::test(flavor = "multi_thread")]
+async fn p02_a_node_with_two_pods_is_as_the_vpc_cni_leaves_it() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::up(&scene(0.1), &[("IP_COOLDOWN_PERIOD", "1")]).await.unwrap();
+    let node = bed.node("node-a").unwrap();
+    let a = node.add("default", "sample-pod").await.unwrap();
+    let fill = add_pods(node, "fill", "f", 8).await.unwrap();
+    let b = node.add("kube-system", "coredns-57ff979f67-qqbdh").await.unwrap();
+    for pod in &fill {
+        node.delete(&pod.sandbox).await.unwrap();
+    }
+    assert_eq!(
+        (bed.device_of(a.address), bed.device_of(b.address)),
+        (Some(0), Some(1)),
+        "both kinds of ENI are in use"
+    );
+    let (primary, _) = bed.addresses_of("node-a").unwrap();
+    let id = bed.world.instance("node-a").unwrap().clone();
+    let enis: Vec<Ipv4Addr> =
+        bed.world.look(|model, _| model.state().attached(&id).into_iter().map(|eni| eni.primary).collect());
+    let (one, other) = (a.address.min(b.address), a.address.max(b.address));
+
+    let mut expected = vec![
+        "0: from all lookup local".to_owned(),
+        format!("512: from all to {one} lookup main"),
+        format!("512: from all to {other} lookup main"),
+        "1024: from all fwmark 0x80/0x80 lookup main".to_owned(),
+        format!("1536: from {} lookup 2", b.address),
+    ];
+    expected.extend(
+        enis.iter().enumerate().skip(1).map(|(device, own)| format!("32765: from {own} lookup {}", device + 1)),
+    );
+    expected.extend(["32766: from all lookup main".to_owned(), "32767: from all lookup default".to_owned()]);
+    let mut seen = rules(node).await;
+    // Rules of one priority are compared as a set: their order among each other means nothing.
+    let key = |line: &String| (line.split(':').next().unwrap().parse::<u32>().unwrap(), line.clone());
+    seen.sort_by_key(key);
+    expected.sort_by_key(key);
+    assert_eq!(seen, expected);
+
+    let main = routes(node, None, "main").await;
+    let mut pods_and_node = vec![
+        format!("{} dev enicc21c2d7785 scope link", a.address),
+        format!("{} dev enib5faff8a083 scope link", b.address),
+        "10.0.1.0/24 dev eth0 scope link".to_owned(),
+        "default via 10.0.1.1 dev eth0".to_owned(),
+    ];
+    pods_and_node.sort();
+    assert_eq!(main, pods_and_node, "and no route of the subnet by eth1");
+    assert_eq!(routes(node, None, "2").await, ["10.0.1.1 dev eth1 scope link", "default via 10.0.1.1 dev eth1"]);
+    assert_eq!(primary, enis[0]);
+
+    for (pod, veth) in [(&a, "enicc21c2d7785"), (&b, "enib5faff8a083")] {
+        let inside = Some(pod.sandbox.netns.as_path());
+        assert_eq!(
+            routes(node, inside, "main").await,
+            ["169.254.1.1 dev eth0 scope link", "default via 169.254.1.1 dev eth0"]
+        );
+        let host = ip(node, None, &["link", "show", "dev", veth]).await.unwrap();
+        assert_eq!(host[0]["mtu"], 9001);
+        let link = ip(node, inside, &["addr", "show", "dev", "eth0"]).await.unwrap();
+        assert_eq!(link[0]["mtu"], 9001);
+        let addresses: Vec<String> = link[0]["addr_info"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|address| address["family"] == "inet")
+            .map(|address| {
+                format!("{}/{} {}", address["local"].as_str().unwrap(), address["prefixlen"], address["scope"])
+            })
+            .collect();
+        assert_eq!(addresses, [format!("{}/32 \"global\"", pod.address)]);
+        let neighbours = ip(node, inside, &["-4", "neigh", "show", "dev", "eth0"]).await.unwrap();
+        assert_eq!(
+            (&neighbours[0]["dst"], &neighbours[0]["lladdr"], &neighbours[0]["state"][0]),
+            (&"169.254.1.1".into(), &host[0]["address"], &"PERMANENT".into())
+        );
+    }
+}
+
+/// SPECIFICATION P-01 and P-03: everybody reaches everybody with the right source, and a missing rule shows.
+#[tokio::test(flavor = "multi_thread")]
+async fn p01_pods_reach_each_other_and_the_internet_and_p03_a_missing_rule_breaks_it() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::up(&scene(0.1), &[]).await.unwrap();
+    let mut pods = Vec::new();
+    for name in ["node-a", "node-b"] {
+        let node = bed.node(name).unwrap();
+        for pod in add_pods(node, "default", "p", 10).await.unwrap() {
+            pods.push((name, pod));
+        }
+    }
+    // One of each kind on each node.
+    let cast: Vec<_> = ["node-a", "node-b"]
+        .into_iter()
+        .flat_map(|name| [0, 1].map(|device| (name, device)))
+        .map(|(name, device)| {
+            pods.iter().find(|(node, pod)| *node == name && bed.device_of(pod.address) == Some(device)).unwrap()
+        })
+        .collect();
+    for (name, pod) in &cast {
+        serve(bed.node(name).unwrap(), pod).await.unwrap();
+    }
+    for (name, from) in &cast {
+        let node = bed.node(name).unwrap();
+        for (_, to) in cast.iter().filter(|(_, to)| to.address != from.address) {
+            assert_eq!(ask(node, from, to.address).await.unwrap(), from.address, "{} to {}", from.address, to.address);
+        }
+        let (_, public) = bed.addresses_of(name).unwrap();
+        assert_eq!(ask(node, from, INTERNET).await.unwrap(), public, "from {} to the Internet", from.address);
+    }
+    assert!(bed.world.dropped().await.unwrap().is_empty(), "no ENI sent from an address that it does not hold");
+
+    let [_, (name, victim), (_, other), _] = cast.as_slice() else { panic!("four pods") };
+    let node = bed.node(name).unwrap();
+    let address = victim.address.to_string();
+    run(node, &["ip", "rule", "del", "priority", "1536", "from", &address]).await.unwrap();
+    let error = ask(node, victim, other.address).await.unwrap_err();
+    assert!(matches!(error, bed::BedError::Unreachable { .. }), "{error}");
+    let dropped = bed.world.dropped().await.unwrap();
+    assert!(
+        dropped.iter().any(|drop| drop.source == victim.address && drop.destination == other.address),
+        "the fabric drops what comes from the wrong ENI: {dropped:?}"
+    );
+}

@@ -1,0 +1,96 @@
+//! The warm pool under load, and attachments that come and go in every order.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::Value;
+use sluice_tests::bed::{Bed, LIMIT, add_pods, ip, privileged, scene};
+use tokio::task::JoinSet;
+
+/// SPECIFICATION P-05: a burst that needs every address of the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn p05_27_pods_at_once_are_all_served_by_enis_made_in_parallel() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::up(&scene(0.5), &[]).await.unwrap();
+    let node = bed.node("node-a").unwrap();
+    let before = bed.calls();
+    let mut adding = JoinSet::new();
+    for number in 0..27 {
+        let node = Arc::clone(node);
+        adding.spawn(async move { node.add("burst", &format!("p{number}")).await });
+    }
+    let mut addresses = BTreeSet::new();
+    while let Some(added) = adding.join_next().await {
+        let pod = added.unwrap().unwrap();
+        assert!(addresses.insert(pod.address), "{} was given twice", pod.address);
+    }
+    assert_eq!(addresses.len(), 27);
+    let calls = bed.calls();
+    let made = |action: &str| calls.get(action).copied().unwrap_or(0) - before.get(action).copied().unwrap_or(0);
+    let total: u64 = calls.keys().map(|action| made(action)).sum();
+    println!("EC2 calls of 27 pods at once: {total}, by action since the start of the nodes: {calls:?}");
+    assert_eq!((made("CreateNetworkInterface"), made("AttachNetworkInterface")), (2, 2));
+    assert!(total <= 10, "{total} calls");
+    let instance = bed.world.instance("node-a").unwrap().to_string();
+    let creates: Vec<(u64, u64)> = bed.world.look(|model, _| {
+        let log = model.log().records().filter(|call| call.action == "CreateNetworkInterface");
+        let ours = log.filter(|call| call.parameters.contains(&instance));
+        ours.map(|call| (call.at_millis, call.at_millis + call.answer_millis)).collect()
+    });
+    let [(_, first_end), (second_begin, _)] = creates.as_slice() else { panic!("two creates: {creates:?}") };
+    assert!(second_begin < first_end, "the second ENI was not begun before the first was there: {creates:?}");
+}
+
+/// SPECIFICATION P-04, without crashes: every verb twice, and in a world that has moved on.
+#[tokio::test(flavor = "multi_thread")]
+async fn p04_add_and_del_converge_twice_without_netns_and_without_ipamd() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::up(&scene(0.1), &[("IP_COOLDOWN_PERIOD", "1")]).await.unwrap();
+    let deployment = bed.node("node-a").unwrap();
+    let (node, runtime) = (deployment.node(), deployment.runtime());
+    let bare = |state: Value| (state["pool"]["assigned"].clone(), state["pool"]["violations"].clone());
+
+    let pod = deployment.add("default", "twice").await.unwrap();
+    let again = runtime.add(node, &pod.sandbox).await.unwrap();
+    assert_eq!(again["ips"], pod.result["ips"], "a second ADD gives the same address");
+    runtime.check(node, &pod.sandbox).await.unwrap();
+    runtime.del(node, &pod.sandbox).await.unwrap();
+    runtime.del(node, &pod.sandbox).await.unwrap();
+    node.remove_sandbox(&pod.sandbox).await.unwrap();
+
+    // The namespace goes before the DEL: the kernel has taken the veth along, rules and the address remain.
+    let pod = deployment.add("default", "gone").await.unwrap();
+    node.remove_sandbox(&pod.sandbox).await.unwrap();
+    runtime.del(node, &pod.sandbox).await.unwrap();
+    assert_eq!(bare(deployment.page("/v1/pool").await.unwrap()), (0.into(), 0.into()));
+
+    // ipamd is down at the DEL: it succeeds, and what it left is taken up at the next start.
+    let pod = deployment.add("default", "tombstone").await.unwrap();
+    deployment.kill_ipamd().await;
+    runtime.del(node, &pod.sandbox).await.unwrap();
+    node.remove_sandbox(&pod.sandbox).await.unwrap();
+    deployment.start_ipamd().await.unwrap();
+    let drained = |view: &Value| view["pool"]["assigned"] == 0 && view["ready"] == true;
+    let view = deployment.pool_until("the tombstone was not drained", LIMIT, drained).await.unwrap();
+    assert_eq!(view["pool"]["violations"], 0);
+
+    // A runtime that lost a sandbox tells so by GC.
+    let pods = add_pods(deployment, "default", "gc", 2).await.unwrap();
+    runtime.gc(node, &[&pods[0].sandbox]).await.unwrap();
+    let view = deployment.page("/v1/pool").await.unwrap();
+    assert_eq!(view["pool"]["assigned"], 1, "{view}");
+    runtime.check(node, &pods[0].sandbox).await.unwrap();
+    runtime.gc(node, &[]).await.unwrap();
+    for pod in &pods {
+        node.remove_sandbox(&pod.sandbox).await.unwrap();
+    }
+    let rules = ip(deployment, None, &["rule", "show"]).await.unwrap();
+    let left: Vec<&Value> =
+        rules.as_array().unwrap().iter().filter(|rule| rule["priority"] == 512 || rule["priority"] == 1536).collect();
+    assert!(left.is_empty(), "no rule of a pod is left: {left:?}");
+    assert_eq!(bare(deployment.page("/v1/pool").await.unwrap()), (0.into(), 0.into()));
+}
