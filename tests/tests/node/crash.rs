@@ -57,7 +57,9 @@ async fn p06_ipamd_killed_in_a_burst_serves_again_without_ec2_and_touches_no_run
     let touched: Vec<&Event> = events
         .iter()
         .filter(|event| match event {
-            Event::Route(_, route) => alive.iter().any(|address| route.destination.to_string() == format!("{address}/32")),
+            Event::Route(_, route) => {
+                alive.iter().any(|address| route.destination.to_string() == format!("{address}/32"))
+            }
             Event::Rule(_, rule) => alive.iter().any(|address| {
                 let of = format!("{address}/32");
                 [&rule.from, &rule.to].into_iter().flatten().any(|net| net.to_string() == of)
