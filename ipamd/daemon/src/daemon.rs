@@ -169,7 +169,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let ready = ready || parts.config.ready_mark().exists();
         let timers = Timers {
             learn: Timer::due(now, LOOK_EVERY),
-            pods: Timer::due(now + LOOK_EVERY, LOOK_EVERY),
+            pods: Timer::due(now, LOOK_EVERY),
             node: Timer::due(now, LOOK_EVERY),
             check: Timer::due(now, CHECK_EVERY),
             tombstones: Timer::due(now, TOMBSTONES_EVERY),

@@ -6,7 +6,7 @@
 pub mod desired;
 pub mod host;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::Ipv4Addr;
 
@@ -52,6 +52,8 @@ pub struct Pods {
     pub view: KernelView,
     /// Whose they are, where the alias of the host's interface tells ([`sluice_contract::node::veth`]).
     pub attachments: BTreeMap<Ipv4Addr, Attachment>,
+    /// Route tables of secondary ENIs that are gone: their rule is there, and its address is on no link.
+    pub leftovers: BTreeSet<u32>,
 }
 
 /// What the kernel did not do.
@@ -84,6 +86,6 @@ pub trait Kernel: Send + Sync + 'static {
     /// Sets up a secondary ENI: address, route table and rule. Waits some seconds for its link to show.
     fn set_up_eni(&self, eni: &EniNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;
 
-    /// Takes away what [`Kernel::set_up_eni`] has made and the kernel has not removed with the link.
-    fn tear_down_eni(&self, eni: &EniNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Takes away what [`Kernel::set_up_eni`] has made for a table and the kernel has not removed with the link.
+    fn clear_table(&self, table: u32) -> impl Future<Output = Result<(), KernelError>> + Send;
 }

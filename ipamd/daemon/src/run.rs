@@ -214,7 +214,7 @@ fn recovered(store: &Store, pods: Pods, seed: u64, cooldown: Duration, clock: Cl
 
 /// The owners that the kernel names. The pods' names are lost with the checkpoint; the attachments are what counts.
 fn orphans(pods: Pods) -> BTreeMap<Ipv4Addr, Owner> {
-    let Pods { view, attachments } = pods;
+    let Pods { view, attachments, .. } = pods;
     attachments
         .into_iter()
         .filter_map(|(address, attachment)| {

@@ -43,6 +43,8 @@ pub(super) enum Job {
     SetUp(EniNetwork),
     /// Take an ENI's setting up away.
     TearDown(EniNetwork),
+    /// Clear a table whose ENI nobody remembers.
+    Clear(u32),
 }
 
 /// How it ended.
@@ -54,6 +56,7 @@ pub(super) enum Done {
     Node(Box<NodeNetwork>, Result<(), KernelError>),
     SetUp(EniNetwork, Result<(), KernelError>),
     TearDown(EniNetwork, Result<(), KernelError>),
+    Clear(u32, Result<(), KernelError>),
 }
 
 /// What IMDS tells.
@@ -97,9 +100,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     Done::SetUp(network, result)
                 }
                 Job::TearDown(network) => {
-                    let result = kernel.tear_down_eni(&network).await;
+                    let result = kernel.clear_table(network.table).await;
                     Done::TearDown(network, result)
                 }
+                Job::Clear(table) => Done::Clear(table, kernel.clear_table(table).await),
             }
         });
         self.jobs.insert(task.id(), job);
@@ -118,7 +122,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 let now = Instant::now();
                 let (random, pause) = (&mut self.random, Duration::from_secs(1));
                 match self.jobs.remove(&error.id()) {
-                    None => {}
+                    None | Some(Job::Clear(_)) => {}
                     Some(Job::Op(op)) => {
                         let failure = lost(&op);
                         self.apply(Event::End(op, Err(failure)));
@@ -156,7 +160,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(error = %failure.error, "IMDS or EC2 did not tell who this node is");
                 self.timers.learn.failed(now, failure.retry_after, &mut self.random);
             }
-            Done::Pods(Ok(Pods { view, .. })) => {
+            Done::Pods(Ok(Pods { view, leftovers, .. })) => {
                 self.timers.pods.succeeded(now);
                 self.parts.metrics.reconcile("kernel");
                 let cooldown = self.parts.config.pool.cooldown;
@@ -164,6 +168,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.dirty = true;
                 for finding in findings {
                     tracing::warn!(finding = %finding, "the kernel differs from the ledger");
+                }
+                // Setting up an ENI clears its table anyway.
+                let in_use: BTreeSet<u32> = self.enis.values().map(|side| side.network.table).collect();
+                for table in leftovers.difference(&in_use) {
+                    self.spawn(Job::Clear(*table));
                 }
             }
             Done::Pods(Err(error)) => {
@@ -182,6 +191,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
             Done::SetUp(network, result) => self.eni_set_up(&network, result),
             Done::TearDown(network, result) => self.eni_torn_down(&network, result),
+            Done::Clear(table, Ok(())) => tracing::info!(table, "what an ENI had left behind is cleared"),
+            Done::Clear(table, Err(error)) => {
+                // The next look at the kernel finds it again.
+                tracing::warn!(table, error = %ErrorChain(&error), "a table could not be cleared");
+                self.parts.metrics.error("clear_table");
+            }
         }
     }
 

@@ -5,6 +5,7 @@ mod burst;
 mod crash;
 mod requests;
 pub(crate) mod sim;
+mod storm;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use sluice_contract::id::{IfName, PodRef};
 use sluice_contract::rpc::{
     AddReply, AddRequest, Call, DelReply, DelRequest, Outcome, PodAddress, Refusal, RefusalCode, Reply,
 };
+use sluice_ipamd_core::ledger::Stage;
 use sluice_ipamd_core::time::Timestamp;
 use sluice_vpcsim::model::Settings;
 use tokio::sync::oneshot;
@@ -140,7 +142,8 @@ fn host_ifname(container: &str) -> IfName {
 
 impl View {
     fn is_settled(&self) -> bool {
-        self.node.is_some() && self.under_way.is_empty() && self.pool.pending == 0 && self.pool.waiting == 0
+        let at_rest = self.under_way.is_empty() && self.pool.pending == 0 && self.pool.waiting == 0;
+        self.node.is_some() && at_rest && self.enis.values().all(|eni| eni.stage == Stage::InService)
     }
 }
 

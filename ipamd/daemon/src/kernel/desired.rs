@@ -147,7 +147,7 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Desired {
                     protocols: Some(BTreeSet::from([Protocol::KERNEL])),
                 },
             ]),
-            rules: BTreeSet::from([rule_scope(eni)]),
+            rules: BTreeSet::from([rule_scope(eni.table)]),
             ..Scope::default()
         },
         links: vec![LinkSettings { dev: dev.clone(), up: Some(true), mtu: Some(eni.mtu) }],
@@ -161,13 +161,13 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Desired {
     }
 }
 
-/// Nothing of a secondary ENI whose link may be gone.
+/// Nothing of the secondary ENI that had this table; its link may be gone.
 #[must_use]
-pub fn no_eni(eni: &EniNetwork) -> Desired {
+pub fn no_eni(table: u32) -> Desired {
     Desired {
         scope: Scope {
-            routes: BTreeSet::from([RouteScope::table(eni.table, Family::V4)]),
-            rules: BTreeSet::from([rule_scope(eni)]),
+            routes: BTreeSet::from([RouteScope::table(table, Family::V4)]),
+            rules: BTreeSet::from([rule_scope(table)]),
             ..Scope::default()
         },
         ..Desired::default()
@@ -178,8 +178,8 @@ fn rule(eni: &EniNetwork) -> Rule {
     Rule::from(RULE_FROM_ENI, host_prefix(eni.primary_ip.into()), eni.table)
 }
 
-const fn rule_scope(eni: &EniNetwork) -> RuleScope {
-    RuleScope { family: Family::V4, priority: RULE_FROM_ENI, table: Some(eni.table) }
+const fn rule_scope(table: u32) -> RuleScope {
+    RuleScope { family: Family::V4, priority: RULE_FROM_ENI, table: Some(table) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice_contract::id::{IfName, MacAddr};
-use sluice_contract::node::{RULE_TO_POD, TABLE_MAIN, veth};
+use sluice_contract::node::{RULE_FROM_ENI, RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
@@ -92,6 +92,7 @@ impl HostKernel {
 impl Kernel for HostKernel {
     async fn pods(&self, veth_prefix: &str) -> Result<Pods, KernelError> {
         let view = View {
+            addresses: BTreeSet::from([Family::V4]),
             routes: BTreeSet::from([(Family::V4, TABLE_MAIN)]),
             rules: BTreeSet::from([Family::V4]),
             ..View::default()
@@ -112,8 +113,8 @@ impl Kernel for HostKernel {
         self.reconcile(&format!("setting up {} as {dev}", eni.eni), &desired::eni(eni, &dev)).await
     }
 
-    async fn tear_down_eni(&self, eni: &EniNetwork) -> Result<(), KernelError> {
-        self.reconcile(&format!("taking away what {} left", eni.eni), &desired::no_eni(eni)).await
+    async fn clear_table(&self, table: u32) -> Result<(), KernelError> {
+        self.reconcile(&format!("clearing table {table}"), &desired::no_eni(table)).await
     }
 }
 
@@ -125,6 +126,12 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_TO_POD && rule.table == TABLE_MAIN) {
         if let (Some(IpAddr::V4(address)), Some(dev)) = (rule.to.map(|net| net.addr()), &unknown) {
             found.view.pods.insert(address, dev.clone());
+        }
+    }
+    for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_FROM_ENI && rule.table != TABLE_MAIN) {
+        let gone = |ip: IpAddr| !seen.addresses.iter().any(|address| address.net.addr() == ip);
+        if rule.from.is_some_and(|net| net.prefix_len() == net.max_prefix_len() && gone(net.addr())) {
+            found.leftovers.insert(rule.table);
         }
     }
     for route in seen.routes.iter().filter(|route| route.gateway.is_none() && route.table == TABLE_MAIN) {

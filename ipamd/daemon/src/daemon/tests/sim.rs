@@ -450,9 +450,12 @@ impl SimHost {
 
 impl Kernel for SimHost {
     async fn pods(&self, _veth_prefix: &str) -> Result<Pods, KernelError> {
-        let state = self.state();
-        let view = KernelView { pods: state.pods.clone() };
-        Ok(Pods { view, attachments: state.attachments.clone() })
+        let (pods, attachments, enis) = {
+            let state = self.state();
+            (state.pods.clone(), state.attachments.clone(), state.enis.clone())
+        };
+        let leftovers = enis.values().filter(|eni| !self.has_link(&eni.eni)).map(|eni| eni.table).collect();
+        Ok(Pods { view: KernelView { pods }, attachments, leftovers })
     }
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
@@ -481,8 +484,8 @@ impl Kernel for SimHost {
         Err(KernelError::NoLink(eni.mac))
     }
 
-    async fn tear_down_eni(&self, eni: &EniNetwork) -> Result<(), KernelError> {
-        self.state().enis.remove(&eni.eni);
+    async fn clear_table(&self, table: u32) -> Result<(), KernelError> {
+        self.state().enis.retain(|_, eni| eni.table != table);
         Ok(())
     }
 }

@@ -152,6 +152,7 @@ async fn the_golden_node_in_a_real_namespace() {
         assert!(table.contains(part), "{part} is not in {table}");
     }
 
+    assert!(kernel.pods("eni").await.unwrap().leftovers.is_empty());
     // What is right stays untouched.
     let mut watch = Watch::open(&namespace, Watched::ALL).await.unwrap();
     let before = run(&namespace, "nft", "-a list table ip sluice");
@@ -170,9 +171,11 @@ async fn the_golden_node_in_a_real_namespace() {
 
     // The link goes with the ENI; the rule is ours to take away.
     run(&namespace, "ip", "link del eth1");
-    kernel.tear_down_eni(&eni).await.unwrap();
+    assert_eq!(kernel.pods("eni").await.unwrap().leftovers.into_iter().collect::<Vec<_>>(), [2]);
+    kernel.clear_table(2).await.unwrap();
     assert_eq!(json(&namespace, "rule").len(), 4);
-    kernel.tear_down_eni(&eni).await.unwrap();
+    kernel.clear_table(2).await.unwrap();
+    assert!(kernel.pods("eni").await.unwrap().leftovers.is_empty());
 }
 
 #[tokio::test]
