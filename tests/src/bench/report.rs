@@ -1,7 +1,7 @@
 //! What a benchmark tells: one line for programs, a table for people.
 
 use serde::Serialize;
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
 /// The result of one benchmark.
 #[derive(Debug, Clone)]
@@ -74,7 +74,7 @@ impl Report {
             ratio: number(self.ratio),
             holds: self.holds(),
         };
-        serde_json::to_value(line).unwrap_or_else(|_| Value::Object(Map::new())).to_string()
+        serde_json::to_string(&line).unwrap_or_default()
     }
 
     /// The table, and the promise part by part.
@@ -133,11 +133,8 @@ mod tests {
 
     #[test]
     fn programs_get_one_line() {
-        let line: Value = serde_json::from_str(&report().json()).unwrap();
-        let expected = serde_json::json!(
-            {"id": "S-01", "figure": 81.235, "unit": "ms", "peer": 900.0, "ratio": null, "holds": true});
-        assert_eq!(line, expected);
-        assert!(!report().json().contains('\n'));
+        let line = r#"{"id":"S-01","figure":81.235,"unit":"ms","peer":900.0,"ratio":null,"holds":true}"#;
+        assert_eq!(report().json(), line);
     }
 
     #[test]
