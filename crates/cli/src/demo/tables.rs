@@ -98,26 +98,27 @@ pub(crate) fn pods(rows: &[PodRow], paint: Paint) -> String {
 /// Who reached whom: a row for each sender, a column for each receiver; in a cell the source that the receiver saw.
 #[must_use]
 pub(crate) fn matrix(cells: &[Cell], paint: Paint) -> String {
-    let mut columns: Vec<&str> = Vec::new();
-    let mut rows: BTreeMap<usize, (&str, BTreeMap<&str, &Cell>)> = BTreeMap::new();
-    let mut order: Vec<&str> = Vec::new();
+    let mut senders: Vec<&str> = Vec::new();
+    for cell in cells {
+        if !senders.contains(&cell.from.as_str()) {
+            senders.push(&cell.from);
+        }
+    }
+    // Receivers stand in the senders' order, and those that only receive behind them.
+    let mut columns: Vec<&str> =
+        senders.iter().copied().filter(|name| cells.iter().any(|cell| cell.to == *name)).collect();
     for cell in cells {
         if !columns.contains(&cell.to.as_str()) {
             columns.push(&cell.to);
         }
-        let index = order.iter().position(|from| *from == cell.from).unwrap_or_else(|| {
-            order.push(&cell.from);
-            order.len() - 1
-        });
-        rows.entry(index).or_insert_with(|| (&cell.from, BTreeMap::new())).1.insert(&cell.to, cell);
     }
     let header: Vec<&str> = std::iter::once("from \\ to").chain(columns.iter().copied()).collect();
     let mut table = table(&[]);
     table.set_header(header);
-    for (from, row) in rows.values() {
-        let mut line = vec![(*from).to_owned()];
+    for from in senders {
+        let mut line = vec![from.to_owned()];
         for column in &columns {
-            line.push(match row.get(column) {
+            line.push(match cells.iter().find(|cell| cell.from == from && cell.to == *column) {
                 None => "·".to_owned(),
                 Some(cell) if cell.holds() => format!("✓ {}", cell.expected),
                 Some(cell) => format!("✗ {}", cell.seen.as_deref().unwrap_or("no answer")),
@@ -228,7 +229,7 @@ mod tests {
         );
         assert_eq!(
             text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>(),
-            ["from \\ to pod-b Internet pod-a", "pod-a ✓ 10.0.1.20 ✓ 198.51.100.10 ·", "pod-b · · ✗ no answer"]
+            ["from \\ to pod-a pod-b Internet", "pod-a · ✓ 10.0.1.20 ✓ 198.51.100.10", "pod-b ✗ no answer · ·"]
         );
     }
 }
