@@ -188,6 +188,7 @@ impl Growth<'_> {
 
     /// Makes new ENIs.
     fn create(&mut self, draft: &mut Draft<'_>, prefixes: bool) {
+        self.cover_by_intents(draft.state, prefixes);
         let mut slots = self.free_slots(draft);
         if self.left <= 0 || self.is_cooling_enough(draft) || slots == 0 || !self.may_create(draft, prefixes) {
             return;
@@ -210,6 +211,19 @@ impl Growth<'_> {
             let op = Op::Create(self.request(draft, id, count(asked, prefixes)));
             if let Err(cause) = draft.ask(op, self.reason.clone()) {
                 self.hindered(draft, places, prefixes, cause);
+            }
+        }
+    }
+
+    /// The room of ENIs that are being made takes its share of the need: they are filled as soon as they are there. ENIs
+    /// of a few addresses each would be the price of a burst whose pods come one after the other.
+    fn cover_by_intents(&mut self, state: &State, prefixes: bool) {
+        for intent in state.intents().values() {
+            let same_form = matches!(intent.request.addresses, AddressCount::Prefixes(_)) == prefixes;
+            let room = self.form.places.saturating_sub(intent.request.addresses.places());
+            let places = self.wanted(room, prefixes);
+            if same_form && places > 0 {
+                self.cover(places, prefixes);
             }
         }
     }
