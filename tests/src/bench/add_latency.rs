@@ -139,6 +139,7 @@ fn report(levels: &[Level; 3]) -> Report {
             .map(str::to_owned)
             .to_vec(),
     ];
+    let mut notes = Vec::new();
     for level in levels {
         for (arm, name) in ARMS.iter().enumerate() {
             let mut row = vec![level.at_once.to_string(), (*name).to_owned()];
@@ -148,8 +149,12 @@ fn report(levels: &[Level; 3]) -> Report {
             row.push(format!("{:.1} ms", level.cpu(arm)));
             rows.push(row);
         }
-        let aa = format!("p99 {:.2} of the peer's; A/A {:.2}", level.ratio(0, 1), level.ratio(0, 2));
-        rows.push(vec![level.at_once.to_string(), aa]);
+        notes.push(format!(
+            "{} at once: p99 of ADD is {:.2} of the peer's; A/A {:.2} (medians of {ROUNDS} rounds)",
+            level.at_once,
+            level.ratio(0, 1),
+            level.ratio(0, 2)
+        ));
     }
     let figure = p(99, &crowded.adds(0));
     let ratio = crowded.ratio(0, 1);
@@ -168,5 +173,6 @@ fn report(levels: &[Level; 3]) -> Report {
             part("CPU an ADD, ipamd included", cpu, CPU, "ms"),
         ],
         rows,
+        notes,
     }
 }

@@ -20,6 +20,8 @@ pub struct Report {
     pub parts: Vec<Part>,
     /// The rows of the table that shows the rest.
     pub rows: Vec<Vec<String>>,
+    /// What is to be said beside the table, a line each.
+    pub notes: Vec<String>,
 }
 
 /// One part of a promise.
@@ -82,6 +84,12 @@ impl Report {
     pub fn text(&self) -> String {
         let mut text = table(&self.rows);
         text.push('\n');
+        for note in &self.notes {
+            text.push_str(&format!("  {note}\n"));
+        }
+        if !self.notes.is_empty() {
+            text.push('\n');
+        }
         let parts: Vec<Vec<String>> = self
             .parts
             .iter()
@@ -128,6 +136,7 @@ mod tests {
             ratio: None,
             parts: vec![part(8.0, 10.0), part(81.2, 250.0)],
             rows: vec![vec!["pods".into(), "p50".into()], vec!["1".into(), "123.4".into()]],
+            notes: vec!["A/A 1.02".into()],
         }
     }
 
@@ -144,7 +153,7 @@ mod tests {
         assert!(!report.holds());
         assert_eq!(
             report.text(),
-            "  pods    p50\n  1     123.4\n\n  time   8.00 ms  <= 10.00 ms          holds\n  time  81.20 ms  <= 80.00 ms  DOES NOT HOLD\n"
+            "  pods    p50\n  1     123.4\n\n  A/A 1.02\n\n  time   8.00 ms  <= 10.00 ms          holds\n  time  81.20 ms  <= 80.00 ms  DOES NOT HOLD\n"
         );
         report.parts[0].figure = f64::NAN;
         assert!(!report.parts[0].holds(), "what was not measured does not hold");

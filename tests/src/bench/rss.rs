@@ -57,6 +57,7 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
             row("anonymous memory without pods", format!("{idle:.1} MiB")),
             row("with them", format!("{full:.1} MiB")),
         ],
+        notes: Vec::new(),
     })
 }
 
