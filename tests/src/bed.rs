@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, PLAIN_CONFLIST, Pod};
+use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, Pod};
+use sluice_vpcsim::model::IMDS;
 use sluice_vpcsim::node::NodeError;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
 use sluice_vpcsim::scene::{Scene, SceneError};
@@ -17,6 +18,8 @@ use tokio::process::Command;
 
 /// The host on the Internet of [`scene`].
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// A conflist of CNI 1.1.0, which has all six verbs.
+const CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
 /// How long a node may take to become ready, and a pool to become what a test waits for.
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long a connection may take before it counts as lost.
@@ -102,7 +105,7 @@ impl Bed {
         for (name, node) in world.nodes() {
             let environment =
                 settings.iter().map(|(variable, value)| ((*variable).to_owned(), (*value).to_owned())).collect();
-            let deployment = Deployment::install(Arc::clone(node), &binaries, PLAIN_CONFLIST, environment).await?;
+            let deployment = Deployment::install(Arc::clone(node), &binaries, CONFLIST, environment).await?;
             deployment.start_ipamd().await?;
             nodes.insert(name.clone(), Arc::new(deployment));
         }
@@ -120,10 +123,12 @@ impl Bed {
         Ok(self.nodes.get(name).ok_or_else(|| WorldError::Unknown { kind: "node", name: name.into() })?)
     }
 
-    /// How often each EC2 action has been called.
+    /// How often each EC2 action has been called, questions to the metadata service apart.
     #[must_use]
     pub fn calls(&self) -> BTreeMap<String, u64> {
-        self.world.look(|model, _| model.log().counts().clone())
+        let mut calls = self.world.look(|model, _| model.log().counts().clone());
+        calls.remove(IMDS);
+        calls
     }
 
     /// A node's own address, and the one that the Internet sees.

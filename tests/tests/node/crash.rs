@@ -40,6 +40,11 @@ async fn p06_ipamd_killed_in_a_burst_serves_again_without_ec2_and_touches_no_run
     node.start_ipamd().await.unwrap();
     node.ready(LIMIT).await.unwrap();
     println!("ipamd serves {:.0} ms after its start, without EC2 and IMDS", begun.elapsed().as_secs_f64() * 1000.0);
+    // The primary ENI's nine addresses were in the pool: all of them are served without EC2.
+    let served = |view: &Value| view["pool"]["assigned"] == 9;
+    node.pool_until("the pool was not served from the checkpoint", LIMIT, served).await.unwrap();
+    bed.world.start_service(Service::Ec2).await.unwrap();
+    bed.world.start_service(Service::Imds).await.unwrap();
     while let Some(added) = adding.join_next().await {
         match added.unwrap() {
             Ok(pod) => pods.push(pod),
@@ -75,8 +80,6 @@ async fn p06_ipamd_killed_in_a_burst_serves_again_without_ec2_and_touches_no_run
         assert!(owners.insert(pod.address, &pod.sandbox.name).is_none(), "{} was given twice", pod.address);
     }
     assert_eq!(ask(node, &first[0], first[1].address).await.unwrap(), first[0].address);
-    bed.world.start_service(Service::Ec2).await.unwrap();
-    bed.world.start_service(Service::Imds).await.unwrap();
     let sound =
         |view: &Value| view["pool"]["violations"] == 0 && view["obstacles"].as_object().is_some_and(|o| o.is_empty());
     let view = node.pool_until("EC2 was not found again", LIMIT, sound).await.unwrap();

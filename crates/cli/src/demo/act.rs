@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, PLAIN_CONFLIST, Pod};
+use sluice_vpcsim::model::IMDS;
 use sluice_vpcsim::node::NodeError;
 use sluice_vpcsim::scene::{Scene, SceneError};
 use sluice_vpcsim::world::{World, WorldError};
@@ -365,7 +366,9 @@ impl<'a> Stage<'a> {
     }
 
     fn calls(&self) -> BTreeMap<String, u64> {
-        self.world.look(|model, _| model.log().counts().clone())
+        let mut calls = self.world.look(|model, _| model.log().counts().clone());
+        calls.remove(IMDS);
+        calls
     }
 }
 
