@@ -55,7 +55,7 @@ async fn p02_a_node_with_two_pods_is_as_the_vpc_cni_leaves_it() {
     if !privileged() {
         return;
     }
-    let bed = Bed::up(&scene(0.1), &[("IP_COOLDOWN_PERIOD", "1")]).await.unwrap();
+    let bed = Bed::up(&scene(0.1), &[("IP_COOLDOWN_PERIOD", "1"), ("MAX_ENI", "2")]).await.unwrap();
     let node = bed.node("node-a").unwrap();
     let a = node.add("default", "sample-pod").await.unwrap();
     let fill = add_pods(node, "fill", "f", 8).await.unwrap();
@@ -149,9 +149,10 @@ async fn p01_pods_reach_each_other_and_the_internet_and_p03_a_missing_rule_break
     // One of each kind on each node.
     let cast: Vec<_> = ["node-a", "node-b"]
         .into_iter()
-        .flat_map(|name| [0, 1].map(|device| (name, device)))
-        .map(|(name, device)| {
-            pods.iter().find(|(node, pod)| *node == name && bed.device_of(pod.address) == Some(device)).unwrap()
+        .flat_map(|name| [true, false].map(|primary| (name, primary)))
+        .map(|(name, primary)| {
+            let fits = |device: u32| (device == 0) == primary;
+            pods.iter().find(|(node, pod)| *node == name && bed.device_of(pod.address).is_some_and(fits)).unwrap()
         })
         .collect();
     for (name, pod) in &cast {
