@@ -49,8 +49,10 @@ pub(crate) fn run(conf: &NetConf) -> Result<(), Failure> {
     match ipamd.gc(GcRequest { network: conf.name.clone(), valid }) {
         Ok(reply) => {
             for (attachment, held) in reply.released {
-                // An address rests before it is given to another, so that it is still nobody's.
-                let traces = Traces { held, ..Traces::default() };
+                // An address rests before it is given to another, so that it is still nobody's. A mark that does not
+                // name its attachment can still be told to be that of a known one.
+                let search = stale.iter().all(|(seen, _)| *seen != attachment);
+                let traces = Traces { held, search, ..Traces::default() };
                 if let Err(error) = kernel::on_runtime(kernel::detach(&attachment, &traces))? {
                     errors.push(format!("{attachment}: {}", chain(&error)));
                 }

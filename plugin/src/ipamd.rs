@@ -1,10 +1,12 @@
 //! The client's side of the socket of ipamd.
 
-use std::io;
+use std::io::{self, BufReader};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use sluice_contract::cni::ErrorCode;
 use sluice_contract::rpc::{
     AddReply, AddRequest, Call, CheckRequest, DelReply, DelRequest, FrameError, GcReply, GcRequest, Hello, Outcome,
@@ -176,14 +178,15 @@ impl Ipamd<'_> {
             _ => IpamdError::Broken { path: path(), source },
         };
         let io = |source| broken(FrameError::Socket(source));
-        let mut socket =
-            UnixStream::connect(self.socket).map_err(|source| IpamdError::Unreachable { path: path(), source })?;
         let wait = self.deadline.saturating_duration_since(Instant::now()) + GRACE;
-        socket.set_read_timeout(Some(wait)).map_err(io)?;
-        socket.set_write_timeout(Some(wait)).map_err(io)?;
+        let mut socket = connect_within(self.socket, wait).map_err(|source| {
+            if is_timeout(&source) { io(source) } else { IpamdError::Unreachable { path: path(), source } }
+        })?;
         let mut frames = encode(&Hello::of("sluice-eni")).map_err(broken)?;
         frames.extend(encode(request).map_err(broken)?);
         io::Write::write_all(&mut socket, &frames).map_err(io)?;
+        // Both frames of the answer nearly always come at once.
+        let mut socket = BufReader::new(socket);
         let hello: Hello = read_frame(&mut socket).map_err(broken)?;
         if ProtocolRange::OURS.common(hello.protocol).is_none() {
             return Err(IpamdError::Skew { software: hello.software, theirs: hello.protocol });
@@ -195,7 +198,18 @@ impl Ipamd<'_> {
     }
 }
 
-/// What a read or write says when the socket's time limit has passed (`socket(7)`, `SO_RCVTIMEO`).
+/// A connection on which nothing takes longer than `wait`, connecting included: a daemon that hangs accepts nobody, and
+/// once its queue is full, `connect` waits for a place in it, by default for ever (`unix(7)`, `SO_SNDTIMEO`).
+fn connect_within(path: &Path, wait: Duration) -> io::Result<UnixStream> {
+    let address = UnixAddr::new(path)?;
+    let socket = UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?);
+    socket.set_read_timeout(Some(wait))?;
+    socket.set_write_timeout(Some(wait))?;
+    connect(socket.as_raw_fd(), &address)?;
+    Ok(socket)
+}
+
+/// What a connect, read or write says when the socket's time limit has passed (`socket(7)`, `SO_RCVTIMEO`).
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
@@ -208,3 +222,6 @@ fn millis(duration: Duration) -> u64 {
 pub(crate) fn shrug(what: &str, error: &IpamdError) -> String {
     format!("{what}: {}", chain(error))
 }
+
+#[cfg(test)]
+mod tests;

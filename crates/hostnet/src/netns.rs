@@ -11,11 +11,12 @@ mod thread;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
@@ -163,7 +164,9 @@ impl Namespace {
     /// As [`Namespace::open`].
     pub fn open_kind(kind: NamespaceKind, path: impl AsRef<Path>) -> Result<Self, NamespaceError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| NamespaceError::Open { path: path.into(), source })?;
+        // Without waiting: the path may lead to a pipe.
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+        let file = file.map_err(|source| NamespaceError::Open { path: path.into(), source })?;
         Self::from_file(kind, file, path)
     }
 

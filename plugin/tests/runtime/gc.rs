@@ -84,3 +84,23 @@ fn with_ipamd_gone_it_does_what_it_can_and_says_so() {
     assert_eq!((node.pod_rules().len(), node.pod_routes().len()), (2, 1));
     assert_eq!(node.tombstones().len(), 2);
 }
+
+/// An id that is too long for an alias leaves a hash as mark, and an ADD that was killed early none: neither tells
+/// whose it is, so that ipamd's word has to.
+#[test]
+fn what_its_mark_does_not_tell_is_known_from_the_ledger() {
+    let node = Node::new();
+    let ipamd = node.ipamd();
+    let long = "c".repeat(253);
+    for (name, container, ip) in [("a", long.as_str(), "10.0.1.20"), ("b", "bbb", "10.0.1.60")] {
+        ipamd.give(vec![address(ip, 1)]);
+        let netns = node.netns(name);
+        let add = Cni::on("ADD", "1.1.0", PodName { namespace: "default", name: "x" }, container, &netns);
+        node.cni(&add.env("CNI_ARGS", &format!("K8S_POD_NAME={name};K8S_POD_NAMESPACE=default"))).result();
+    }
+    let unmarked = node.pod_routes()[1].rsplit(' ').next().unwrap().to_owned();
+    node.sh(&format!("ip link set {unmarked} alias ''; ip link set {unmarked} down"));
+    node.cni(&gc(&[])).nothing();
+    node.assert_clean();
+    assert_eq!(ipamd.assigned(), [""; 0]);
+}

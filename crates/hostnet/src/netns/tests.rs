@@ -170,3 +170,19 @@ fn pinned_namespaces_outlive_their_thread() {
     unpin(&dir).unwrap();
     assert!(ThreadSpec::pinned("gone", &dir).unwrap_err().is_gone());
 }
+
+/// Opening a pipe waits for its other end, which may never come.
+#[test]
+fn a_pipe_is_no_namespace_and_is_not_waited_for() {
+    let scratch = Scratch::new();
+    let path = scratch.path("pipe");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (told, answer) = std::sync::mpsc::channel();
+    let opened = path.clone();
+    let opener = std::thread::spawn(move || told.send(Namespace::open(opened)).unwrap());
+    let result = answer.recv_timeout(std::time::Duration::from_secs(10));
+    // Lets an opener that waits go on.
+    drop(OpenOptions::new().read(true).write(true).open(&path));
+    opener.join().unwrap();
+    assert!(matches!(result, Ok(Err(NamespaceError::NotANamespace { .. }))), "{result:?}");
+}
