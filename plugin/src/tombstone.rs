@@ -4,10 +4,17 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sluice_contract::rpc::DelRequest;
 use sluice_contract::rpc::tombstone::{LOCK_FILE, file_name, to_json};
+
+/// How long the lock is waited for. Its holders have it for as long as it takes to read or write some small files.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two tries.
+const RETRY: Duration = Duration::from_millis(2);
 
 /// Why a tombstone could not be left.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +39,7 @@ pub(crate) fn leave(dir: &Path, request: &DelRequest) -> Result<(), TombstoneErr
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("cannot make", dir))?;
     let lock = dir.join(LOCK_FILE);
     let file = private_file(OpenOptions::new().write(true), &lock).map_err(failed("cannot open", &lock))?;
-    // ipamd holds it only while it reads the directory.
-    let guard =
-        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed("cannot lock", &lock)(errno.into()))?;
+    let guard = locked(file).map_err(failed("cannot lock", &lock))?;
     let name = dir.join(file_name(&request.attachment));
     let half = name.with_extension("json.tmp");
     let mut file =
@@ -43,6 +48,20 @@ pub(crate) fn leave(dir: &Path, request: &DelRequest) -> Result<(), TombstoneErr
     std::fs::rename(&half, &name).map_err(failed("cannot name", &name))?;
     drop(guard);
     Ok(())
+}
+
+/// Not `flock`'s own waiting, which would never end if a holder hangs: the runtime asks again.
+fn locked(mut file: File) -> io::Result<Flock<File>> {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(guard) => return Ok(guard),
+            Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < give_up => file,
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        // Waking early only means trying early.
+        std::thread::park_timeout(RETRY);
+    }
 }
 
 fn private_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
@@ -75,6 +94,33 @@ mod tests {
         assert_eq!(found.len(), 1, "{names:?}");
         assert_eq!(names.len(), 2, "{names:?}");
         assert_eq!(from_json(&std::fs::read(found[0]).unwrap()).unwrap(), request);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_holder_hangs_is_not_waited_for_without_end() {
+        let dir = std::env::temp_dir().join(format!("sluice-eni-locked-{}", std::process::id()));
+        let request = DelRequest {
+            attachment: Attachment {
+                container: ContainerId::new("abc").unwrap(),
+                ifname: IfName::new("eth0").unwrap(),
+                network: NetworkName::new("sluice").unwrap(),
+            },
+            pod: PodRef::default(),
+            add_failed: false,
+        };
+        leave(&dir, &request).unwrap();
+        let held = Flock::lock(File::open(dir.join(LOCK_FILE)).unwrap(), FlockArg::LockExclusive).unwrap();
+        let (told, answer) = std::sync::mpsc::channel();
+        let (place, asked) = (dir.clone(), request.clone());
+        let leaving = std::thread::spawn(move || told.send(leave(&place, &asked)).unwrap());
+        let result = answer.recv_timeout(Duration::from_secs(30));
+        // Lets one that still waits go on.
+        drop(held);
+        leaving.join().unwrap();
+        let error = result.expect("it gives up").unwrap_err().to_string();
+        assert_eq!(error, format!("cannot leave a tombstone: cannot lock {}", dir.join(LOCK_FILE).display()));
+        leave(&dir, &request).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -137,9 +137,10 @@ string_id!(
 );
 string_id!(
     /// A Linux network interface: at most 15 bytes (`IFNAMSIZ` less the final zero), no '/', ':' or white space, not "." or "..".
-    IfName, "interface name", "it must have 1 to 15 bytes, no '/', ':' or white space, and not be '.' or '..'",
+    /// Nor a '%', which no link can have: the kernel makes `eth%d` the first `ethN` that is free, and refuses others.
+    IfName, "interface name", "it must have 1 to 15 bytes, no '/', ':', '%' or white space, and not be '.' or '..'",
     |v| (1..=15).contains(&v.len()) && v != "." && v != ".."
-        && v.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':')
+        && v.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'))
 );
 
 /// What one ADD makes and one DEL takes away: a sandbox's attachment to a network by an interface (CNI spec 1.1.0,
@@ -242,6 +243,7 @@ mod tests {
         assert!(IfName::new("sixteen-bytes-xx").is_err());
         assert!(IfName::new("a/b").is_err());
         assert!(IfName::new("..").is_err());
+        assert!(IfName::new("eth%d").is_err());
         assert!(ContainerId::new("../../etc").is_err());
         assert!(ContainerId::new("").is_err());
     }

@@ -46,6 +46,7 @@ fn every_fault_is_named_and_nothing_is_touched() {
         (add().env("CNI_CONTAINERID", ""), 4, "CNI_CONTAINERID missing in the environment; ADD needs it"),
         (add().env("CNI_CONTAINERID", "a/b"), 4, "CNI_CONTAINERID is not valid: container id \"a/b\""),
         (add().env("CNI_IFNAME", "a:b"), 4, "CNI_IFNAME is not valid: interface name \"a:b\""),
+        (add().env("CNI_IFNAME", "eth%d"), 4, "CNI_IFNAME is not valid: interface name \"eth%d\""),
         (add().env("CNI_IFNAME", ""), 4, "CNI_IFNAME missing"),
         (add().env("CNI_NETNS", ""), 4, "CNI_NETNS missing"),
         (add().env("CNI_NETNS", "/run/netns/none"), 4, "cannot open the namespace /run/netns/none"),

@@ -13,4 +13,5 @@ mod ipamd;
 mod kill;
 mod latency;
 mod node;
+mod race;
 mod verbs;
