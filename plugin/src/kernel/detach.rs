@@ -49,7 +49,8 @@ pub(crate) struct Traces {
     pub(crate) names: Vec<IfName>,
     /// The sandbox, where it is still there.
     pub(crate) netns: Option<Namespace>,
-    /// Whether to look through all links for the attachment's mark when no name leads to it.
+    /// Whether to look through all links for the attachment's mark, or for a route to what it holds, when no name leads
+    /// to it.
     pub(crate) search: bool,
     /// Addresses that ipamd says are the attachment's.
     pub(crate) held: Vec<PodAddress>,
@@ -61,12 +62,13 @@ pub(crate) struct Traces {
 pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(), DetachError> {
     let host = Host::current().map_err(DetachError::Open)?;
     let mut link = None;
-    let mut unmarked = None;
+    let mut unmarked = Vec::new();
+    let is_unmarked = |link: &Link| link.kind == LinkKind::Veth && link.alias.is_none();
     for name in &traces.names {
         let found = host.netlink().link_by_name(name).await.map_err(DetachError::Look)?;
         match found {
             Some(found) if is_host_end_of(&found, attachment) => link = link.or(Some(found)),
-            Some(found) if found.kind == LinkKind::Veth && found.alias.is_none() => unmarked = unmarked.or(Some(found)),
+            Some(found) if is_unmarked(&found) => unmarked.push(found),
             _ => {}
         }
     }
@@ -75,15 +77,16 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
     }
     if link.is_none() && traces.search {
         let all = host.netlink().links().await.map_err(DetachError::Look)?;
-        link = all.into_iter().find(|link| is_host_end_of(link, attachment));
+        link = all.iter().find(|link| is_host_end_of(link, attachment)).cloned();
+        unmarked = all.into_iter().filter(is_unmarked).collect();
     }
 
     let mut rules = layout::rules(&traces.held);
     // Without the ledger's word, the kernel's routes tell whose an address is.
     let in_doubt = (traces.held.is_empty() && link.is_some()) || !traces.claimed.is_empty();
-    if in_doubt || (link.is_none() && unmarked.is_some() && !traces.held.is_empty()) {
+    if in_doubt || (link.is_none() && !unmarked.is_empty() && !traces.held.is_empty()) {
         let seen = host.observe(&everything()).await.map_err(DetachError::Observe)?;
-        link = link.or_else(|| unmarked.filter(|unmarked| leads_to_held(&seen, unmarked, &traces.held)));
+        link = link.or_else(|| unmarked.into_iter().find(|unmarked| leads_to_held(&seen, unmarked, &traces.held)));
         rules.extend(rules_of(&seen, &own_addresses(&seen, link.as_ref(), traces)));
     }
     let mut failure = None;

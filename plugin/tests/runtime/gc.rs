@@ -104,3 +104,24 @@ fn what_its_mark_does_not_tell_is_known_from_the_ledger() {
     node.assert_clean();
     assert_eq!(ipamd.assigned(), [""; 0]);
 }
+
+/// A pod that the VPC CNI has made, and ipamd adopted, has no mark at all.
+#[test]
+fn an_adopted_pod_is_known_by_its_route() {
+    let node = Node::new();
+    let ipamd = three_pods(&node);
+    let links: Vec<String> =
+        node.pod_routes().iter().map(|route| route.rsplit(' ').next().unwrap().to_owned()).collect();
+    for (at, link) in links.iter().enumerate() {
+        node.sh(&format!("ip link set {link} alias '' address 06:00:00:00:00:0{at}"));
+    }
+    node.cni(&gc(&["aaa", "bbb"])).nothing();
+    let left = node.pod_routes();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(
+        (node.pod_rules().len(), left[0].starts_with("10.0.1.20 "), left[1].starts_with("10.0.1.60 ")),
+        (4, true, true)
+    );
+    assert_eq!(links.iter().filter(|link| node.has_link(link)).count(), 2);
+    assert_eq!(ipamd.assigned(), ["10.0.1.20", "10.0.1.60"]);
+}
