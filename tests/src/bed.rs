@@ -72,17 +72,6 @@ pub fn scene(time_scale: f64) -> String {
     )
 }
 
-/// Whether namespaces can be made. Without the privilege a test is passed over on a person's machine, and fails in CI.
-///
-/// # Panics
-/// In CI, when they cannot.
-#[must_use]
-pub fn privileged() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none(), "this test needs root, for network namespaces");
-    root
-}
-
 /// A world whose nodes run the product.
 #[derive(Debug)]
 pub struct Bed {

@@ -1,7 +1,17 @@
 //! Tests that need root or system packages. Where they must run (`CI` is set), that they cannot is a failure.
 
+use std::convert::Infallible;
 use std::fmt::Display;
 use std::io::Write;
+
+/// Whether a test can run that needs root and nothing else. If not, standard error says so.
+///
+/// # Panics
+/// When the test cannot run although `CI` is set.
+#[must_use]
+pub fn privileged() -> bool {
+    may_run(Ok::<(), Infallible>(()))
+}
 
 /// Whether a test can run that needs root, and what `needs` looks for. If not, standard error says why.
 ///

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::{Binaries, Deployment, PLAIN_CONFLIST, Pod};
 use sluice_vpcsim::probe;
 use sluice_vpcsim::world::World;
@@ -27,12 +28,6 @@ const INTERNET: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 10)
 const LIMIT: Duration = Duration::from_secs(30);
 /// More than the primary ENI of an m5.large holds.
 const PODS: usize = 12;
-
-fn may_run() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none(), "machines need root");
-    root
-}
 
 /// Installs the product, waits until pods may start, and starts them all at once.
 async fn deploy(world: &World, boot: &str) -> (Deployment, Vec<Pod>) {
@@ -79,7 +74,7 @@ async fn all_reach_all(product: &Deployment, pods: &[Pod]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_restarts_serves_pods_from_what_ec2_knows() {
-    if !may_run() {
+    if !privileged() {
         return;
     }
     let mut world = World::up(&SCENE.parse().unwrap()).await.unwrap();

@@ -94,15 +94,18 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
     };
     let code = match outcome {
         Ok(report) => {
-            if options.json {
+            let told = if options.json {
                 match serde_json::to_string_pretty(&report) {
                     Ok(text) => print(&format!("{text}\n")),
-                    Err(error) => return failed(progress, &error),
+                    Err(error) => Err(error.into()),
                 }
             } else {
-                print(&format!("{}\n", tables::verdict(&report, out)));
+                print(&format!("{}\n", tables::verdict(&report, out)))
+            };
+            match told {
+                Ok(()) => ExitCode::from(u8::from(!report.faults().is_empty())),
+                Err(error) => failed(progress, &error),
             }
-            ExitCode::from(u8::from(!report.faults().is_empty()))
         }
         Err(error) => failed(progress, &error),
     };
@@ -127,7 +130,8 @@ async fn play(
     progress.done("a VPC with two m5.large nodes and a host on the Internet");
     let show = |text: String| {
         if !options.json {
-            print(&format!("\n{text}"));
+            // What cannot be printed is said at the end, when the verdict cannot either.
+            let _told = print(&format!("\n{text}"));
         }
     };
     let mut report = Report::default();
@@ -172,6 +176,8 @@ fn hints(world: &World, progress: &Progress) {
 struct Interrupt {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    /// The terminal is closed.
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Interrupt {
@@ -179,17 +185,26 @@ impl Interrupt {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
 
 fn interrupts() -> std::io::Result<Interrupt> {
-    Ok(Interrupt { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    Ok(Interrupt {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        hangup: signal(SignalKind::hangup())?,
+    })
 }
 
-fn print(text: &str) {
-    // A reader that has gone away has seen what it wanted.
-    let _closed = std::io::stdout().lock().write_all(text.as_bytes());
+fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that has gone away has seen what it wanted.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 fn failed(progress: &Progress, error: &dyn std::error::Error) -> ExitCode {

@@ -105,16 +105,19 @@ impl Binaries {
     /// # Errors
     /// [`DeploymentError::Missing`] says how to build them.
     pub fn beside_this_program() -> Result<Self, DeploymentError> {
+        Ok(Self { ipamd: Self::find("sluice-ipamd")?, eni: Self::find("sluice-eni")? })
+    }
+
+    /// One binary, by its name, in the same place.
+    ///
+    /// # Errors
+    /// [`DeploymentError::Missing`] says how to build it.
+    pub fn find(name: &str) -> Result<PathBuf, DeploymentError> {
         let program = std::env::current_exe().map_err(DeploymentError::Here)?;
         let here = program.parent().unwrap_or(Path::new("/"));
         let directory = if here.ends_with("deps") { here.parent().unwrap_or(here) } else { here };
-        let found = Self { ipamd: directory.join("sluice-ipamd"), eni: directory.join("sluice-eni") };
-        for path in [&found.ipamd, &found.eni] {
-            if !path.is_file() {
-                return Err(DeploymentError::Missing { path: path.clone() });
-            }
-        }
-        Ok(found)
+        let path = directory.join(name);
+        if path.is_file() { Ok(path) } else { Err(DeploymentError::Missing { path }) }
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) mod leftovers;
 mod services;
 
 use build::Places;
+use leftovers::Claim;
 pub use leftovers::{Outcome, down};
 
 /// Where worlds keep what is on the host's disk: a directory each, by tag.
@@ -111,7 +112,8 @@ pub struct World {
     services: services::Services,
     places: Places,
     tag: String,
-    dir: PathBuf,
+    /// Held for its end, which comes after the machines'.
+    _claim: Arc<Claim>,
 }
 
 /// What the world shares with the task that makes packets follow the model.
@@ -185,25 +187,24 @@ impl World {
         static WORLDS: AtomicU32 = AtomicU32::new(0);
         let tag = format!("{}-{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new(BASE_DIR).join(&tag);
-        leftovers::claim(&dir).map_err(|source| WorldError::Directory { path: dir.clone(), source })?;
-        let up = Self::build(scene, tag, dir.clone()).await;
-        if up.is_err() {
-            leftovers::release(&dir);
-        }
-        up
+        let claim = Claim::of(dir.clone()).map_err(|source| WorldError::Directory { path: dir, source })?;
+        Self::build(scene, tag, Arc::new(claim)).await
     }
 
-    async fn build(scene: &Scene, tag: String, dir: PathBuf) -> Result<Self, WorldError> {
+    async fn build(scene: &Scene, tag: String, claim: Arc<Claim>) -> Result<Self, WorldError> {
         let (model, places) = build::model(scene)?;
         let mut booting = tokio::task::JoinSet::new();
         for name in places.instances.keys() {
-            let (name, dir, tag) = (name.clone(), dir.join(name), tag.clone());
-            booting.spawn(async move { Node::boot(&name, &dir, &tag).await });
+            let (name, dir, tag) = (name.clone(), claim.dir().join(name), tag.clone());
+            // A boot that nobody waits for any more still makes the machine's directory: the world's goes after it.
+            let claim = Arc::clone(&claim);
+            booting.spawn(async move { (Node::boot(&name, &dir, &tag).await, claim) });
         }
         let fabric = Fabric::new(&scene.internet_hosts).await;
         let mut nodes = BTreeMap::new();
         while let Some(booted) = booting.join_next().await {
-            let node = booted??;
+            let (node, _claim) = booted?;
+            let node = node?;
             nodes.insert(node.name().to_owned(), Arc::new(node));
         }
         let machine = |(name, id): (&String, &InstanceId)| Some((id.clone(), Arc::clone(nodes.get(name)?)));
@@ -217,7 +218,7 @@ impl World {
         let routers = core.fabric.lock().await.routers();
         let services = services::Services::new(live.clone(), routers);
         let follower = tokio::spawn(follow(Arc::downgrade(&core), live, first));
-        let world = Self { follower, nodes, core, services, places, tag, dir };
+        let world = Self { follower, nodes, core, services, places, tag, _claim: claim };
         for service in [Service::Ec2, Service::Imds] {
             world.start_service(service).await?;
         }
@@ -386,7 +387,6 @@ impl Drop for World {
                 tracing::warn!(%error, "a node goes down with processes left");
             }
         }
-        leftovers::release(&self.dir);
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 use sluice_hostnet::watch::{Change, Event, Watch, Watched};
-use sluice_tests::bed::{Bed, LIMIT, add_pods, ask, privileged, scene, serve};
+use sluice_tests::bed::{Bed, LIMIT, add_pods, ask, scene, serve};
+use sluice_tests::privileged::privileged;
 use sluice_vpcsim::world::Service;
 use tokio::task::JoinSet;
 

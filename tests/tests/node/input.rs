@@ -6,7 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use sluice_contract::node::IPAMD_SOCKET;
-use sluice_tests::bed::{Bed, add_pods, privileged, scene};
+use sluice_tests::bed::{Bed, add_pods, scene};
+use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Binaries;
 
 /// SPECIFICATION P-07: the socket.

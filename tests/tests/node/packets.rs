@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use serde_json::Value;
-use sluice_tests::bed::{self, Bed, INTERNET, add_pods, ask, ip, privileged, run, scene, serve};
+use sluice_tests::bed::{self, Bed, INTERNET, add_pods, ask, ip, run, scene, serve};
+use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Deployment;
 
 /// Rules as `ip rule` prints them.

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
-use sluice_tests::bed::{Bed, LIMIT, add_pods, ip, privileged, scene};
+use sluice_tests::bed::{Bed, LIMIT, add_pods, ip, scene};
+use sluice_tests::privileged::privileged;
 use tokio::task::JoinSet;
 
 /// SPECIFICATION P-05: a burst that needs every address of the node.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -19,16 +19,36 @@ const GOES_DOWN: Duration = Duration::from_secs(20);
 /// How often a wait looks again.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Makes a world's directory and writes down that it is this process's.
-pub(super) fn claim(dir: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(dir)?;
-    let me = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-    let started = start_time(me).ok_or_else(|| io::Error::other("/proc does not tell when this process started"))?;
-    std::fs::write(dir.join(OWNER), format!("{me} {started}\n"))
+/// A world's directory, which goes with this: also when the world was given up while it came up.
+#[derive(Debug)]
+pub(super) struct Claim(PathBuf);
+
+impl Claim {
+    /// Makes the directory and writes down that it is this process's.
+    pub(super) fn of(dir: PathBuf) -> io::Result<Self> {
+        let claim = Self(dir);
+        std::fs::create_dir_all(&claim.0)?;
+        let me = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+        let started =
+            start_time(me).ok_or_else(|| io::Error::other("/proc does not tell when this process started"))?;
+        std::fs::write(claim.0.join(OWNER), format!("{me} {started}\n"))?;
+        Ok(claim)
+    }
+
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        release(&self.0);
+    }
 }
 
 /// Removes a world's directory, and the one above when it was the last.
-pub(super) fn release(dir: &Path) {
+fn release(dir: &Path) {
     if let Err(error) = std::fs::remove_dir_all(dir)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -148,11 +168,12 @@ mod tests {
     #[test]
     fn a_directory_belongs_to_the_process_that_made_it_as_long_as_that_lives() {
         let dir = std::env::temp_dir().join(format!("vpcsim-claim-{}", std::process::id())).join("world");
-        claim(&dir).unwrap();
+        let claim = Claim::of(dir.clone()).unwrap();
+        assert_eq!(claim.dir(), dir);
         assert_eq!(owner(&dir).map(|owner| owner.pid), i32::try_from(std::process::id()).ok());
         std::fs::write(dir.join(OWNER), "1 1\n").unwrap();
         assert_eq!(owner(&dir), None, "another process has that number now");
-        release(&dir);
+        drop(claim);
         assert!(!dir.exists() && !dir.parent().unwrap().exists());
     }
 }
