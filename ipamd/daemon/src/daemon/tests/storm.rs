@@ -129,7 +129,8 @@ impl Storm {
 
 #[tokio::test(start_paused = true)]
 async fn s05_random_lives_end_in_agreement() {
-    for seed in 0..6 {
+    let seeds = if std::env::var_os("SLUICE_TEST_ALL").is_some() { 0..60 } else { 0..6 };
+    for seed in seeds {
         println!("seed {seed}");
         let mut storm = Storm::new(seed).await;
         for _ in 0..50 {
