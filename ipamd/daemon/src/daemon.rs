@@ -10,6 +10,7 @@
 //! So a crash at any point leaves either no trace of a change, or the change in the checkpoint before anybody knew of it.
 //! If the checkpoint cannot be written, what was given in this batch is taken back and refused, and no call is made.
 
+mod gone;
 mod jobs;
 mod requests;
 mod timer;
@@ -111,6 +112,9 @@ pub(crate) struct Daemon<C, K> {
     dirty: bool,
     /// Tombstones whose attachments are released, to be removed after the next checkpoint.
     spent: Vec<PathBuf>,
+    /// Addresses whose pods' remains are being taken from the kernel, with the ADDs that wait for that. None of them can be
+    /// given before it has ended.
+    clearing: BTreeMap<Ipv4Addr, Vec<requests::Asking>>,
     outbox: Vec<Reply>,
     tasks: JoinSet<Done>,
     jobs: HashMap<tokio::task::Id, Job>,
@@ -189,6 +193,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             violations: 0,
             dirty: true,
             spent: Vec::new(),
+            clearing: BTreeMap::new(),
             outbox: Vec::new(),
             tasks: JoinSet::new(),
             jobs: HashMap::new(),

@@ -52,6 +52,8 @@ pub struct Pods {
     pub view: KernelView,
     /// Whose they are, where the alias of the host's interface tells ([`sluice_contract::node::veth`]).
     pub attachments: BTreeMap<Ipv4Addr, Attachment>,
+    /// Addresses of which only rules are left: no interface of a pod carries them.
+    pub dead: BTreeSet<Ipv4Addr>,
     /// Route tables of secondary ENIs that are gone: their rule is there, and its address is on no link.
     pub leftovers: BTreeSet<u32>,
 }
@@ -88,4 +90,9 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Takes away what [`Kernel::set_up_eni`] has made for a table and the kernel has not removed with the link.
     fn clear_table(&self, table: u32) -> impl Future<Output = Result<(), KernelError>> + Send;
+
+    /// Takes away the rules of a pod that is gone; its host route has gone with its interface. Answers whether nothing of
+    /// the pod is left: when an interface of a pod carries the address, nothing is touched.
+    fn clear_pod(&self, address: Ipv4Addr, veth_prefix: &str)
+    -> impl Future<Output = Result<bool, KernelError>> + Send;
 }

@@ -48,12 +48,11 @@ impl Tombstones {
         paths.into_iter().filter_map(|path| Some((path.clone(), read_one(&path)?))).collect()
     }
 
-    /// The tombstone of one attachment, which is removed.
-    pub(crate) fn take(&self, attachment: &Attachment) -> Option<DelRequest> {
+    /// The tombstone of one attachment. It stays until [`Tombstones::remove`].
+    pub(crate) fn find(&self, attachment: &Attachment) -> Option<(PathBuf, DelRequest)> {
         let path = self.0.join(file_name(attachment));
         let request = read_one(&path)?;
-        self.remove(&[path]);
-        Some(request)
+        Some((path, request))
     }
 
     /// Removes tombstones whose attachments have been released.
@@ -128,13 +127,15 @@ mod tests {
     }
 
     #[test]
-    fn one_attachments_tombstone_is_taken_once() {
+    fn one_attachments_tombstone_is_found() {
         let dir = TestDir::new();
         let tombstones = Tombstones::new(dir.path().to_owned());
         write(dir.path(), &del("a"));
-        assert_eq!(tombstones.take(&attachment("b")), None);
-        assert_eq!(tombstones.take(&attachment("a")), Some(del("a")));
-        assert_eq!(tombstones.take(&attachment("a")), None);
+        assert_eq!(tombstones.find(&attachment("b")), None);
+        let (path, request) = tombstones.find(&attachment("a")).unwrap();
+        assert_eq!(request, del("a"));
+        tombstones.remove(&[path]);
+        assert_eq!(tombstones.find(&attachment("a")), None);
     }
 
     #[test]

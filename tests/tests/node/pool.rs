@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sluice_tests::bed::{Bed, LIMIT, add_pods, ip, scene};
 use sluice_tests::privileged::privileged;
+use sluice_vpcsim::deployment::Deployment;
 use tokio::task::JoinSet;
 
 /// SPECIFICATION P-05: a burst that needs every address of the node.
@@ -44,6 +45,13 @@ async fn p05_27_pods_at_once_are_all_served_by_enis_made_in_parallel() {
     assert!(second_begin < first_end, "the second ENI was not begun before the first was there: {creates:?}");
 }
 
+/// The priorities of all rules of pods.
+async fn pod_rules(node: &Deployment) -> Vec<u64> {
+    let rules = ip(node, None, &["rule", "show"]).await.unwrap();
+    let priorities = rules.as_array().unwrap().iter().filter_map(|rule| rule["priority"].as_u64());
+    priorities.filter(|priority| [512, 1536].contains(priority)).collect()
+}
+
 /// SPECIFICATION P-04, without crashes: every verb twice, and in a world that has moved on.
 #[tokio::test(flavor = "multi_thread")]
 async fn p04_add_and_del_converge_twice_without_netns_and_without_ipamd() {
@@ -79,6 +87,19 @@ async fn p04_add_and_del_converge_twice_without_netns_and_without_ipamd() {
     let view = deployment.pool_until("the tombstone was not drained", LIMIT, drained).await.unwrap();
     assert_eq!(view["pool"]["violations"], 0);
 
+    // The same with the sandbox gone and nothing told: the plugin can find no rule, and ipamd removes them.
+    let pods = add_pods(deployment, "default", "lost", 10).await.unwrap();
+    deployment.kill_ipamd().await;
+    for pod in &pods {
+        node.remove_sandbox(&pod.sandbox).await.unwrap();
+        runtime.del_blindly(node, &pod.sandbox).await.unwrap();
+    }
+    assert!(!pod_rules(deployment).await.is_empty(), "the rules are there until ipamd is back");
+    deployment.start_ipamd().await.unwrap();
+    let view = deployment.pool_until("the tombstones were not drained", LIMIT, drained).await.unwrap();
+    assert_eq!(view["pool"]["violations"], 0);
+    assert_eq!(pod_rules(deployment).await, [0_u64; 0]);
+
     // A runtime that lost a sandbox tells so by GC.
     let pods = add_pods(deployment, "default", "gc", 2).await.unwrap();
     runtime.gc(node, &[&pods[0].sandbox]).await.unwrap();
@@ -89,9 +110,6 @@ async fn p04_add_and_del_converge_twice_without_netns_and_without_ipamd() {
     for pod in &pods {
         node.remove_sandbox(&pod.sandbox).await.unwrap();
     }
-    let rules = ip(deployment, None, &["rule", "show"]).await.unwrap();
-    let left: Vec<&Value> =
-        rules.as_array().unwrap().iter().filter(|rule| rule["priority"] == 512 || rule["priority"] == 1536).collect();
-    assert!(left.is_empty(), "no rule of a pod is left: {left:?}");
+    assert_eq!(pod_rules(deployment).await, [0_u64; 0], "no rule of a pod is left");
     assert_eq!(bare(deployment.page("/v1/pool").await.unwrap()), (0.into(), 0.into()));
 }

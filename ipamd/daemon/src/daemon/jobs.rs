@@ -18,6 +18,7 @@ use sluice_ipamd_core::state::{Event, Node, tag};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
+use super::gone::Gone;
 use super::{Daemon, LOOK_EVERY, OpResult, Timer, lost};
 use crate::cloud::Cloud;
 use crate::config::Config;
@@ -45,6 +46,8 @@ pub(super) enum Job {
     TearDown(EniNetwork),
     /// Clear a table whose ENI nobody remembers.
     Clear(u32),
+    /// Take away what a pod that is gone has left behind.
+    ClearPod(Box<Gone>),
 }
 
 /// How it ended.
@@ -57,6 +60,7 @@ pub(super) enum Done {
     SetUp(EniNetwork, Result<(), KernelError>),
     TearDown(EniNetwork, Result<(), KernelError>),
     Clear(u32, Result<(), KernelError>),
+    ClearPod(Box<Gone>, Result<bool, KernelError>),
 }
 
 /// What IMDS tells.
@@ -104,6 +108,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     Done::TearDown(network, result)
                 }
                 Job::Clear(table) => Done::Clear(table, kernel.clear_table(table).await),
+                Job::ClearPod(gone) => {
+                    let result = kernel.clear_pod(gone.address, &prefix).await;
+                    Done::ClearPod(gone, result)
+                }
             }
         });
         self.jobs.insert(task.id(), job);
@@ -123,6 +131,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 let (random, pause) = (&mut self.random, Duration::from_secs(1));
                 match self.jobs.remove(&error.id()) {
                     None | Some(Job::Clear(_)) => {}
+                    Some(Job::ClearPod(gone)) => self.pod_not_cleared(&gone),
                     Some(Job::Op(op)) => {
                         let failure = lost(&op);
                         self.apply(Event::End(op, Err(failure)));
@@ -160,7 +169,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(error = %failure.error, "IMDS or EC2 did not tell who this node is");
                 self.timers.learn.failed(now, failure.retry_after, &mut self.random);
             }
-            Done::Pods(Ok(Pods { view, leftovers, .. })) => {
+            Done::Pods(Ok(_)) if !self.clearing.is_empty() => {
+                // It may show half of what is being taken away.
+                self.timers.pods.failed(now, Duration::ZERO, &mut self.random);
+            }
+            Done::Pods(Ok(Pods { view, leftovers, dead, .. })) => {
                 self.timers.pods.succeeded(now);
                 self.parts.metrics.reconcile("kernel");
                 let cooldown = self.parts.config.pool.cooldown;
@@ -174,6 +187,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 for table in leftovers.difference(&in_use) {
                     self.spawn(Job::Clear(*table));
                 }
+                self.clear_dead(&dead);
             }
             Done::Pods(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the kernel's pods could not be read");
@@ -191,6 +205,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
             Done::SetUp(network, result) => self.eni_set_up(&network, result),
             Done::TearDown(network, result) => self.eni_torn_down(&network, result),
+            Done::ClearPod(gone, Ok(is_clear)) => self.pod_cleared(*gone, is_clear),
+            Done::ClearPod(gone, Err(error)) => {
+                tracing::warn!(address = %gone.address, error = %ErrorChain(&error), "a pod's rules could not be removed");
+                self.parts.metrics.error("clear_pod");
+                self.pod_not_cleared(&gone);
+            }
             Done::Clear(table, Ok(())) => tracing::info!(table, "what an ENI had left behind is cleared"),
             Done::Clear(table, Err(error)) => {
                 // The next look at the kernel finds it again.

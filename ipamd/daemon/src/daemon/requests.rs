@@ -20,11 +20,24 @@ use crate::cloud::Cloud;
 use crate::inbox::{Answer, Asked, stopping};
 use crate::kernel::Kernel;
 
+/// An ADD.
+#[derive(Debug)]
+pub(super) struct Asking {
+    pub(super) token: Token,
+    pub(super) request: AddRequest,
+    pub(super) since: Instant,
+    pub(super) deadline: Instant,
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(super) fn asked(&mut self, asked: Asked) {
         let Asked { token, call, since, deadline, answer } = asked;
         let (kind, outcome) = match call {
-            Call::Add(request) => return self.add(token, request, since, deadline, answer),
+            Call::Add(request) => {
+                self.parts.metrics.add_begun();
+                return self.add(Asking { token, request, since, deadline, answer });
+            }
             Call::Del(request) => (ReplyKind::Del, Ok(self.del(&request))),
             Call::Gc(request) => (ReplyKind::Del, Ok(self.gc(&request))),
             Call::Check(request) => (ReplyKind::Other, self.check_attachment(&request)),
@@ -40,20 +53,17 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.outbox.push(Reply { to: answer, answer: reply.into(), token, kind, since });
     }
 
-    fn add(
-        &mut self,
-        token: Token,
-        request: AddRequest,
-        since: Instant,
-        deadline: Instant,
-        answer: oneshot::Sender<Answer>,
-    ) {
-        self.parts.metrics.add_begun();
-        let AddRequest { attachment, pod, netns, host_ifname } = request;
-        if let Some(tombstone) = self.parts.tombstones.take(&attachment) {
+    pub(super) fn add(&mut self, asking: Asking) {
+        if let Some((path, tombstone)) = self.parts.tombstones.find(&asking.request.attachment) {
             // A DEL of the same attachment was left behind: it came first.
-            self.release(&attachment, self.cooldown_after(&tombstone));
+            self.drain(path, tombstone);
         }
+        let held = self.state.ledger().address_of(&asking.request.attachment);
+        if let Some(parked) = held.and_then(|held| self.clearing.get_mut(&held)) {
+            return parked.push(asking);
+        }
+        let Asking { token, request, since, deadline, answer } = asking;
+        let AddRequest { attachment, pod, netns, host_ifname } = request;
         self.waiting.insert(token, Waiting { answer, since, counted: false });
         if self.stopping {
             return self.refuse_add(token, stopping());
@@ -172,6 +182,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.granted_by.remove(attachment);
         let Some(address) = self.state.ledger().address_of(attachment) else { return Vec::new() };
         let described = self.pod_address(address);
+        if self.clearing.contains_key(&address) {
+            // It is taken back when the kernel is clear of its pod.
+            return described.into_iter().collect();
+        }
         if self.apply(Event::Release(attachment.clone(), cooldown)) {
             tracing::info!(attachment = %attachment, address = %address, "an address was taken back");
         }
@@ -216,17 +230,5 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             device: eni.device?,
             table: eni.table()?,
         })
-    }
-
-    /// Takes in the DELs that plugins have left behind.
-    pub(super) fn drain_tombstones(&mut self) {
-        for (path, request) in self.parts.tombstones.read() {
-            self.parts.metrics.tombstone();
-            self.parts.metrics.del_begun("Tombstone");
-            let released = self.release(&request.attachment, self.cooldown_after(&request));
-            tracing::info!(attachment = %request.attachment, released = released.len(), "a tombstone was drained");
-            self.spent.push(path);
-            self.dirty = true;
-        }
     }
 }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use sluice_contract::id::{IfName, MacAddr};
-use sluice_contract::node::{RULE_FROM_ENI, RULE_TO_POD, TABLE_MAIN, veth};
+use sluice_contract::node::{RULE_FROM_ENI, RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::nft;
-use sluice_hostnet::state::{Family, LinkKind, NftRuleset, Observed};
+use sluice_hostnet::plan::{Op, Planned};
+use sluice_hostnet::state::{Family, LinkKind, NftRuleset, Observed, Rule, host_prefix};
 use sluice_hostnet::watch::WaitForLinkError;
 use tokio::sync::Mutex;
 
@@ -80,6 +81,16 @@ impl HostKernel {
         }
     }
 
+    async fn see_pods(&self) -> Result<Observed, KernelError> {
+        let view = View {
+            addresses: BTreeSet::from([Family::V4]),
+            routes: BTreeSet::from([(Family::V4, TABLE_MAIN)]),
+            rules: BTreeSet::from([Family::V4]),
+            ..View::default()
+        };
+        self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))
+    }
+
     async fn reconcile(&self, action: &str, desired: &Desired) -> Result<(), KernelError> {
         let executed = self.host.reconcile(desired).await.map_err(failed(action))?;
         for planned in executed.changed {
@@ -91,14 +102,7 @@ impl HostKernel {
 
 impl Kernel for HostKernel {
     async fn pods(&self, veth_prefix: &str) -> Result<Pods, KernelError> {
-        let view = View {
-            addresses: BTreeSet::from([Family::V4]),
-            routes: BTreeSet::from([(Family::V4, TABLE_MAIN)]),
-            rules: BTreeSet::from([Family::V4]),
-            ..View::default()
-        };
-        let seen = self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))?;
-        Ok(pods(&seen, veth_prefix))
+        Ok(pods(&self.see_pods().await?, veth_prefix))
     }
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
@@ -116,16 +120,52 @@ impl Kernel for HostKernel {
     async fn clear_table(&self, table: u32) -> Result<(), KernelError> {
         self.reconcile(&format!("clearing table {table}"), &desired::no_eni(table)).await
     }
+
+    async fn clear_pod(&self, address: Ipv4Addr, veth_prefix: &str) -> Result<bool, KernelError> {
+        let seen = self.see_pods().await?;
+        let found = pods(&seen, veth_prefix);
+        if !found.view.pods.contains_key(&address) {
+            return Ok(true);
+        }
+        if !found.dead.contains(&address) {
+            return Ok(false);
+        }
+        let ops: Vec<_> = seen
+            .rules
+            .iter()
+            .filter(|rule| rule_of_pod(rule) == Some(address))
+            .map(|rule| Planned::new(Op::DeleteRule(rule.clone()), "its pod is gone"))
+            .collect();
+        let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the rules of {address}")))?;
+        for planned in executed.changed {
+            tracing::info!(op = %planned.op, reason = planned.reason, "the host's network was changed");
+        }
+        Ok(true)
+    }
 }
 
-/// The pods' addresses: host routes by pods' interfaces, and rules to pods. Both are counted, so that an address counts as
+/// Which pod's rule it is: to its address, or from its address to an ENI's table.
+fn rule_of_pod(rule: &Rule) -> Option<Ipv4Addr> {
+    let net = match (rule.priority, rule.from, rule.to) {
+        (RULE_TO_POD, None, Some(to)) if rule.table == TABLE_MAIN => to,
+        (RULE_FROM_POD, Some(from), None) => from,
+        _ => return None,
+    };
+    match net.addr() {
+        IpAddr::V4(address) if net == host_prefix(net.addr()) => Some(address),
+        _ => None,
+    }
+}
+
+/// The pods' addresses: host routes by pods' interfaces, and pods' rules. Both are counted, so that an address counts as
 /// dead only when all of its pod is gone.
 fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     let mut found = Pods::default();
     let unknown = IfName::new(UNKNOWN_LINK).ok();
-    for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_TO_POD && rule.table == TABLE_MAIN) {
-        if let (Some(IpAddr::V4(address)), Some(dev)) = (rule.to.map(|net| net.addr()), &unknown) {
+    for address in seen.rules.iter().filter_map(rule_of_pod) {
+        if let Some(dev) = &unknown {
             found.view.pods.insert(address, dev.clone());
+            found.dead.insert(address);
         }
     }
     for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_FROM_ENI && rule.table != TABLE_MAIN) {
@@ -141,6 +181,7 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
             && let Some(link) = seen.links.iter().find(|link| link.name == *dev && link.kind == LinkKind::Veth)
         {
             found.view.pods.insert(address, dev.clone());
+            found.dead.remove(&address);
             let attachment = link.alias.as_deref().and_then(veth::attachment);
             found.attachments.extend(attachment.map(|attachment| (address, attachment)));
         }

@@ -145,6 +145,7 @@ async fn tombstones_are_drained_and_a_later_add_is_not_hit() {
     };
     leave("a");
     leave("b");
+    world.host.state().rules.extend([v4(&a), v4(&b)]);
     // The DEL of b came before this ADD: the old address is taken back first, and the new one stays.
     let again = node.add("b").await.unwrap();
     assert_ne!(again.ip, b.ip);
@@ -154,6 +155,45 @@ async fn tombstones_are_drained_and_a_later_add_is_not_hit() {
     assert_ne!(node.add("a").await.unwrap().ip, a.ip);
     let left = std::fs::read_dir(&dir).unwrap().filter(|e| e.as_ref().unwrap().file_name() != ".lock").count();
     assert_eq!(left, 0);
+    assert!(world.host.state().rules.is_empty(), "the rules of the pods are removed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_not_given_before_the_rules_of_its_pod_are_gone() {
+    let mut world = World::new("m5.large");
+    world.set("IP_COOLDOWN_PERIOD", "0");
+    let node = world.settled().await;
+    let a = node.add("a").await.unwrap();
+    world.host.state().rules.insert(v4(&a));
+    world.host.state().broken = true;
+    let request = DelRequest { attachment: attachment("a"), pod: PodRef::default(), add_failed: false };
+    let dir = world.config().tombstones();
+    std::fs::create_dir_all(&dir).unwrap();
+    let name = sluice_contract::rpc::tombstone::file_name(&request.attachment);
+    std::fs::write(dir.join(name), sluice_contract::rpc::tombstone::to_json(&request).unwrap()).unwrap();
+    // The next pod of the attachment must not have it, and neither may others.
+    assert_eq!(node.add("a").await.unwrap_err().code, RefusalCode::NotReady);
+    for index in 0..9 {
+        assert_ne!(node.add(&format!("p{index}")).await.unwrap().ip, a.ip);
+    }
+    world.host.state().broken = false;
+    node.wait("the address back", |view| view.pool.assigned == 9).await;
+    assert!(world.host.state().rules.is_empty());
+    assert_eq!(node.view().await.pool.violations, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_no_pod_has_are_removed_and_their_address_comes_back() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let a = node.add("a").await.unwrap();
+    // Its plugin has said DEL, and has not removed the rules.
+    world.host.state().rules.insert(v4(&a));
+    node.del("a").await;
+    node.wait("quarantine", |view| view.pool.quarantined == 1).await;
+    let view = node.wait("the address back", |view| view.pool.quarantined == 0 && view.is_settled()).await;
+    assert_eq!(view.pool.violations, 0);
+    assert!(world.host.state().rules.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

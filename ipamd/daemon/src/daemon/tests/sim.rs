@@ -423,6 +423,10 @@ pub(crate) struct HostState {
     pub(crate) pods: BTreeMap<Ipv4Addr, IfName>,
     /// Whose they are, as the aliases of their links tell.
     pub(crate) attachments: BTreeMap<Ipv4Addr, Attachment>,
+    /// Addresses that rules of pods name.
+    pub(crate) rules: BTreeSet<Ipv4Addr>,
+    /// Netlink does not answer.
+    pub(crate) broken: bool,
     /// The node's own part.
     pub(crate) node: Option<NodeNetwork>,
     /// ENIs that are set up.
@@ -450,12 +454,14 @@ impl SimHost {
 
 impl Kernel for SimHost {
     async fn pods(&self, _veth_prefix: &str) -> Result<Pods, KernelError> {
-        let (pods, attachments, enis) = {
+        let (mut pods, attachments, enis, rules) = {
             let state = self.state();
-            (state.pods.clone(), state.attachments.clone(), state.enis.clone())
+            (state.pods.clone(), state.attachments.clone(), state.enis.clone(), state.rules.clone())
         };
+        let dead: BTreeSet<Ipv4Addr> = rules.into_iter().filter(|address| !pods.contains_key(address)).collect();
+        pods.extend(dead.iter().map(|address| (*address, IfName::new("unknown").unwrap())));
         let leftovers = enis.values().filter(|eni| !self.has_link(&eni.eni)).map(|eni| eni.table).collect();
-        Ok(Pods { view: KernelView { pods }, attachments, leftovers })
+        Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers })
     }
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
@@ -487,5 +493,20 @@ impl Kernel for SimHost {
     async fn clear_table(&self, table: u32) -> Result<(), KernelError> {
         self.state().enis.retain(|_, eni| eni.table != table);
         Ok(())
+    }
+
+    async fn clear_pod(&self, address: Ipv4Addr, _veth_prefix: &str) -> Result<bool, KernelError> {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut state = self.state();
+        if state.broken {
+            let source = Box::new(std::io::Error::other("no answer"));
+            return Err(KernelError::Failed { action: "removing rules".to_owned(), source });
+        }
+        let is_clear = !state.pods.contains_key(&address);
+        if is_clear {
+            state.rules.remove(&address);
+        }
+        drop(state);
+        Ok(is_clear)
     }
 }

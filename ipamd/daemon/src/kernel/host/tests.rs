@@ -196,6 +196,22 @@ async fn pods_are_seen_by_their_routes_and_rules() {
     assert_eq!(pods.attachments.into_values().collect::<Vec<_>>(), [crate::testing::attachment("abc")]);
     let seen: Vec<_> = pods.view.pods.iter().map(|(address, dev)| format!("{address} {dev}")).collect();
     assert_eq!(seen, ["10.0.1.20 enia", "10.0.1.21 unknown"]);
+    assert_eq!(pods.dead.into_iter().collect::<Vec<_>>(), [Ipv4Addr::new(10, 0, 1, 21)]);
+
+    // What is left of a pod that is gone goes; what belongs to a pod with an interface stays.
+    run(&namespace, "ip", "rule add priority 1536 from 10.0.1.20/32 lookup 2");
+    run(&namespace, "ip", "rule add priority 1536 from 10.0.1.21/32 lookup 2");
+    let before = json(&namespace, "rule").len();
+    assert!(!kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 20), "eni").await.unwrap());
+    assert_eq!(json(&namespace, "rule").len(), before);
+    assert!(kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 21), "eni").await.unwrap());
+    assert_eq!(json(&namespace, "rule").len(), before - 2);
+    assert!(kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 21), "eni").await.unwrap());
+    // A rule by source alone counts as well.
+    run(&namespace, "ip", "rule add priority 1536 from 10.0.1.22/32 lookup 3");
+    assert!(kernel.pods("eni").await.unwrap().dead.contains(&Ipv4Addr::new(10, 0, 1, 22)));
+    assert!(kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 22), "eni").await.unwrap());
+    assert_eq!(kernel.pods("eni").await.unwrap().view.pods.len(), 1);
 }
 
 #[tokio::test]

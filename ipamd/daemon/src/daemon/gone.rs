@@ -1,0 +1,111 @@
+//! Pods that are gone and have left their rules in the kernel: by a DEL that came while this daemon was down, after the
+//! sandbox. The address is held until the rules are removed, so that nobody can be given it meanwhile.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
+use sluice_ipamd_core::ledger::AddressState;
+use sluice_ipamd_core::recover::ADD_TAKES;
+
+use super::jobs::Job;
+use super::{Daemon, LOOK_EVERY, Waiting};
+use crate::cloud::Cloud;
+use crate::kernel::Kernel;
+
+/// An address whose pod is gone.
+#[derive(Debug, Clone)]
+pub(super) struct Gone {
+    pub(super) address: Ipv4Addr,
+    /// The tombstone that tells of it; none for an address in quarantine, which no attachment has.
+    pub(super) tombstone: Option<(PathBuf, DelRequest)>,
+}
+
+impl<C: Cloud, K: Kernel> Daemon<C, K> {
+    /// Takes in the DELs that plugins have left behind.
+    pub(super) fn drain_tombstones(&mut self) {
+        if self.stopping {
+            return;
+        }
+        for (path, request) in self.parts.tombstones.read() {
+            self.drain(path, request);
+        }
+    }
+
+    /// Begins to take one in. One that is being taken in, or waits for the checkpoint only, is passed over.
+    pub(super) fn drain(&mut self, path: PathBuf, request: DelRequest) {
+        if self.spent.contains(&path) {
+            return;
+        }
+        self.orphans.retain(|_, owner| owner.attachment != request.attachment);
+        match self.state.ledger().address_of(&request.attachment) {
+            Some(address) if self.clearing.contains_key(&address) => {}
+            Some(address) => self.clear_pod(Gone { address, tombstone: Some((path, request)) }),
+            None => self.drained(path, &request),
+        }
+    }
+
+    fn drained(&mut self, path: PathBuf, request: &DelRequest) {
+        self.parts.metrics.tombstone();
+        self.parts.metrics.del_begun("Tombstone");
+        tracing::info!(attachment = %request.attachment, "a tombstone was drained");
+        self.spent.push(path);
+        self.dirty = true;
+    }
+
+    fn clear_pod(&mut self, gone: Gone) {
+        self.clearing.insert(gone.address, Vec::new());
+        self.spawn(Job::ClearPod(Box::new(gone)));
+    }
+
+    /// Removes the rules of addresses that nobody has and that no interface carries. A rule that is younger may be that of
+    /// an ADD which is under way, of an attachment that was forgotten with the checkpoint.
+    pub(super) fn clear_dead(&mut self, dead: &BTreeSet<Ipv4Addr>) {
+        if self.stopping {
+            return;
+        }
+        let now = self.parts.clock.now();
+        let old = |address: &Ipv4Addr| match self.state.ledger().address(*address) {
+            Some(AddressState::Quarantined { since }) => now.since(*since) > ADD_TAKES,
+            _ => false,
+        };
+        let due: Vec<Ipv4Addr> = dead.iter().copied().filter(old).collect();
+        for address in due {
+            self.clear_pod(Gone { address, tombstone: None });
+        }
+    }
+
+    /// Nothing of the pod is left, or (`is_clear` false) an interface still carries its address.
+    pub(super) fn pod_cleared(&mut self, gone: Gone, is_clear: bool) {
+        let waiting = self.clearing.remove(&gone.address).unwrap_or_default();
+        let Some((path, request)) = gone.tombstone else { return };
+        let cooldown = self.cooldown_after(&request);
+        // Until the next look at the kernel, which puts an address that lives into quarantine.
+        let cooldown = if is_clear { cooldown } else { cooldown.max(LOOK_EVERY * 2) };
+        self.release(&request.attachment, cooldown);
+        self.drained(path, &request);
+        for asking in waiting {
+            self.add(asking);
+        }
+    }
+
+    /// The tombstone stays, and with it the attachment's hold on the address: the next pass tries again.
+    pub(super) fn pod_not_cleared(&mut self, gone: &Gone) {
+        for asking in self.clearing.remove(&gone.address).unwrap_or_default() {
+            let (token, since) = (asking.token, asking.since);
+            self.waiting.insert(token, Waiting { answer: asking.answer, since, counted: false });
+            let refusal = Refusal::new(
+                RefusalCode::NotReady,
+                format!(
+                    "the rules that an earlier pod of this attachment left for {} could not be removed",
+                    gone.address
+                ),
+            )
+            .hint("ipamd's log says why; it tries again by itself")
+            .retry_after(Duration::from_secs(5));
+            self.refuse_add(token, refusal);
+        }
+    }
+}
