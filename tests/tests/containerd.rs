@@ -136,10 +136,10 @@ impl<'node> Voice<'node> {
     }
 }
 
-/// The whole product under a container runtime: pods that containerd starts have addresses of the VPC, reach each other
-/// across nodes and ENIs, and leave nothing behind.
+/// SPECIFICATION P-09, the whole product under a container runtime: pods that containerd starts have addresses of the
+/// VPC, reach each other across nodes and ENIs, and leave nothing behind.
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_that_containerd_starts_have_addresses_of_the_vpc() {
+async fn p09_pods_that_containerd_starts_have_addresses_of_the_vpc() {
     if !may_run(installed()) {
         return;
     }

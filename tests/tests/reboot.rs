@@ -73,7 +73,7 @@ async fn all_reach_all(product: &Deployment, pods: &[Pod]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_restarts_serves_pods_from_what_ec2_knows() {
+async fn p11_a_node_that_restarts_serves_pods_from_what_ec2_knows() {
     if !privileged() {
         return;
     }

@@ -54,7 +54,7 @@ fn settles(name: &str, limits: InstanceLimits, targets: &Targets, rows: &[Row]) 
 }
 
 #[test]
-fn secondary_addresses_settle_as_in_the_published_table() {
+fn p08_secondary_addresses_settle_as_in_the_published_table() {
     settles(
         "t3.small WARM_ENI=1",
         T3_SMALL,
@@ -88,7 +88,7 @@ fn secondary_addresses_settle_as_in_the_published_table() {
 }
 
 #[test]
-fn prefixes_settle_as_in_the_published_table() {
+fn p08_prefixes_settle_as_in_the_published_table() {
     settles(
         "t3.small WARM_PREFIX=1",
         T3_SMALL,

@@ -6,7 +6,7 @@ use sluice_contract::rpc::{CheckRequest, GcRequest};
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_fresh_node_becomes_ready_and_fills_its_pool() {
+async fn s03_a_fresh_node_fills_its_pool_and_then_calls_nobody() {
     let mut world = World::new("m5.large");
     let node = world.start().await;
     let Reply::Refused(refusal) = node.ask(Call::Status, Duration::from_secs(1)).await else { panic!("ready at once") };
