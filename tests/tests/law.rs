@@ -22,13 +22,15 @@ const EDGES: &[(&str, &[&str])] = &[
         &["sluice-contract", "sluice-hostnet", "sluice-ipamd-core", "sluice-ipamd-daemon", "sluice-ipamd-ec2"],
     ),
     ("sluice-eni", &["sluice-contract", "sluice-hostnet"]),
-    ("sluice", &["sluice-contract", "sluice-hostnet", "sluice-vpcsim"]),
+    ("sluice-policy-core", &["sluice-contract"]),
+    ("sluice", &["sluice-contract", "sluice-hostnet", "sluice-policy-core", "sluice-vpcsim"]),
 ];
 
 /// What must not be among a package's dependencies, at any depth, and why. A name that ends in `*` is a prefix.
 const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-contract", &["tokio", "aws-*", "kube", "netlink-*", "rtnetlink", "aya", "hyper"], "it is plain data"),
     ("sluice-ipamd-core", &["tokio", "aws-*", "kube", "netlink-*", "rtnetlink", "aya", "hyper", "nix"], "it is pure"),
+    ("sluice-policy-core", &["tokio", "aws-*", "kube", "netlink-*", "rtnetlink", "aya", "hyper", "nix"], "it is pure"),
     ("sluice-ipamd-daemon", &["aws-*", "kube", "aya"], "it runs in virtual time, over the seams"),
     ("sluice-hostnet", &["aws-*", "kube", "aya", "hyper"], "plugins are built on it"),
     ("sluice-vpcsim", &["aws-*", "kube", "aya"], "it is what those talk to"),

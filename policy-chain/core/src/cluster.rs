@@ -1,0 +1,241 @@
+//! The state of the cluster that policies speak of: objects as plain data, and one owner that events are applied to.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::flow::Protocol;
+use crate::model::{Policy, PolicyRef, Text};
+
+/// Labels of an object: sorted by key, shared between the objects that have the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Labels(Arc<[(Text, Text)]>);
+
+impl Labels {
+    /// Labels from pairs; of two values for a key, the later one.
+    #[must_use]
+    pub fn new(pairs: impl IntoIterator<Item = (Text, Text)>) -> Self {
+        let map: std::collections::BTreeMap<Text, Text> = pairs.into_iter().collect();
+        Self(map.into_iter().collect())
+    }
+
+    /// The value of a label.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Text> {
+        let at = self.0.binary_search_by(|(name, _)| name.as_ref().cmp(key)).ok()?;
+        self.0.get(at).map(|(_, value)| value)
+    }
+
+    /// All labels, by key.
+    pub fn iter(&self) -> impl Iterator<Item = &(Text, Text)> {
+        self.0.iter()
+    }
+}
+
+/// The label that the API server keeps on every namespace: its name. Immutable.
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// Namespace and name of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodKey {
+    /// Namespace.
+    pub namespace: Text,
+    /// Name.
+    pub name: Text,
+}
+
+impl std::fmt::Display for PodKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// Name.
+    pub name: Text,
+    /// Labels, [`NAMESPACE_NAME_LABEL`] among them whatever the object says.
+    pub labels: Labels,
+}
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub key: PodKey,
+    /// `metadata.uid`; empty where there is none (a pod in a file).
+    pub uid: Text,
+    /// `metadata.creationTimestamp` (RFC 3339, so that the text sorts as the time); empty where there is none. Of two live
+    /// pods that claim an address, the younger has it; of equally old ones, the one with the greater key.
+    pub created: Text,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.serviceAccountName`; `default` where there is none.
+    pub service_account: Text,
+    /// `spec.nodeName`, once it is scheduled.
+    pub node: Option<Text>,
+    /// `spec.hostNetwork`: it is its node, to every policy (DESIGN 6.9).
+    pub host_network: bool,
+    /// `status.phase` is `Succeeded` or `Failed`: it holds no address any more, whatever its status says.
+    pub finished: bool,
+    /// `status.podIPs`, else what the annotation `vpc.amazonaws.com/pod-ips` says.
+    pub addresses: Vec<IpAddr>,
+    /// Container ports that have a name, of all containers and of init containers that stay.
+    pub ports: Vec<NamedPort>,
+    /// Condition `Ready`.
+    pub ready: bool,
+    /// [`crate::model::AUDIT_ANNOTATION`]: its gate records verdicts and lets traffic pass.
+    pub audit: bool,
+}
+
+/// A container port with a name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// Name.
+    pub name: Text,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Number.
+    pub port: u16,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: Text,
+    /// Labels.
+    pub labels: Labels,
+    /// `status.addresses` that are IP addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Namespace and name of a Service or EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Namespace.
+    pub namespace: Text,
+    /// Name.
+    pub name: Text,
+}
+
+/// A Service. One without an address that the service proxy translates (headless, ExternalName) has no `addresses`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.clusterIPs`, `spec.externalIPs` and `status.loadBalancer.ingress[].ip`.
+    pub addresses: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// `spec.selector`; none for a Service whose EndpointSlices someone else writes.
+    pub selector: Option<Labels>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; empty where there is only one port.
+    pub name: Text,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The port that clients dial.
+    pub port: u16,
+    /// The port on every node, if it has one.
+    pub node_port: Option<u16>,
+}
+
+/// An EndpointSlice (discovery.k8s.io/v1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// The Service, from the label `kubernetes.io/service-name`; a slice without it belongs to none.
+    pub service: Option<Text>,
+    /// Ports of every endpoint in it: name, protocol, number. A port without number means "all ports" and is left out.
+    pub ports: Vec<NamedPort>,
+    /// Backends.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `conditions.ready`; missing is true.
+    pub ready: bool,
+}
+
+/// A CiliumCIDRGroup (`cilium.io/v2`, and `v2alpha1`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CidrGroup {
+    /// Name.
+    pub name: Text,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.externalCIDRs`, host bits cleared.
+    pub cidrs: Vec<IpNet>,
+}
+
+/// An object that the policy set knows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    /// Namespace.
+    Namespace(Namespace),
+    /// Pod.
+    Pod(Pod),
+    /// Node.
+    Node(Node),
+    /// Service.
+    Service(Service),
+    /// EndpointSlice.
+    EndpointSlice(EndpointSlice),
+    /// CiliumCIDRGroup.
+    CidrGroup(CidrGroup),
+    /// A policy of any dialect.
+    Policy(Policy),
+}
+
+/// Which object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectId {
+    /// Namespace, by name.
+    Namespace(Text),
+    /// Pod.
+    Pod(PodKey),
+    /// Node, by name.
+    Node(Text),
+    /// Service.
+    Service(ObjectKey),
+    /// EndpointSlice.
+    EndpointSlice(ObjectKey),
+    /// CiliumCIDRGroup, by name.
+    CidrGroup(Text),
+    /// Policy.
+    Policy(PolicyRef),
+}
+
+/// A change of what is known. Applying one twice is applying it once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The object is new, or is so now.
+    Upsert(Object),
+    /// The object is gone.
+    Delete(ObjectId),
+    /// A name was seen to resolve to addresses, until a time (seconds on the caller's clock). A later end wins.
+    Resolved {
+        /// The name asked for.
+        name: crate::l7::dns::Name,
+        /// Its addresses.
+        addresses: Vec<IpAddr>,
+        /// When this is forgotten; none: never.
+        until: Option<u64>,
+    },
+    /// It is this time now: what ended is forgotten.
+    Time(u64),
+}

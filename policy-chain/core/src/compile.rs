@@ -1,0 +1,7 @@
+//! From policies to an image of the kernel's maps: fast, incremental, deterministic.
+//!
+//! [`program`] turns the policies that select a pod into an ordered list of rules over [`predicate`]s; it folds them, for
+//! one peer, to a [`row`]: what happens on each protocol and port.
+
+pub mod predicate;
+pub mod row;

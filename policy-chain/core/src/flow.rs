@@ -1,0 +1,219 @@
+//! What is asked of a policy set, and what it answers.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::cluster::PodKey;
+use crate::model::{PolicyRef, Text};
+
+/// Direction of a flow, as its pod sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// To the pod.
+    Ingress,
+    /// From the pod.
+    Egress,
+}
+
+impl Direction {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// `ingress` or `egress`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An IP protocol, by its number (IANA, Assigned Internet Protocol Numbers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Protocol(pub u8);
+
+impl Protocol {
+    /// ICMP for IPv4; a port is the message's type.
+    pub const ICMP: Self = Self(1);
+    /// TCP.
+    pub const TCP: Self = Self(6);
+    /// UDP.
+    pub const UDP: Self = Self(17);
+    /// ICMPv6; a port is the message's type.
+    pub const ICMPV6: Self = Self(58);
+    /// SCTP.
+    pub const SCTP: Self = Self(132);
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::ICMP => f.write_str("ICMP"),
+            Self::TCP => f.write_str("TCP"),
+            Self::UDP => f.write_str("UDP"),
+            Self::ICMPV6 => f.write_str("ICMPv6"),
+            Self::SCTP => f.write_str("SCTP"),
+            Self(number) => write!(f, "protocol {number}"),
+        }
+    }
+}
+
+/// How a packet came to the pod's gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// From elsewhere, or (egress) from the pod.
+    Forwarded,
+    /// Ingress: from the pod's own node itself, no interface before it (DESIGN 6.3). The peer's address is one of the node's.
+    OwnNode,
+    /// From the pod to one of its Services, which chose the pod itself as the backend (DESIGN 6.11). The peer's address is
+    /// the pod's own.
+    Hairpin,
+}
+
+/// A question: may the first packet of this flow pass the gate of `subject` in this direction?
+///
+/// On egress the peer may be an address:port that the service proxy translates; the answer is then
+/// [`Verdict::Defer`], [`Verdict::Deny`] or [`Verdict::Redirect`] (DESIGN 7), and the backend is asked about next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Query {
+    /// The pod whose gate it is.
+    pub subject: PodKey,
+    /// Direction.
+    pub direction: Direction,
+    /// The other side.
+    pub peer: IpAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Destination port; the type of an ICMP message; 0 where the protocol has none.
+    pub port: u16,
+    /// How the packet came.
+    pub origin: Origin,
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passes.
+    Allow,
+    /// It is dropped, silently.
+    Deny,
+    /// It goes to the proxy, which judges each request.
+    Redirect(Proxied),
+    /// It passes this gate untranslated and is judged where its backend can be seen (DESIGN 7).
+    Defer,
+}
+
+impl Verdict {
+    /// `allow`, `deny`, `redirect` or `defer`.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Redirect(_) => "redirect",
+            Self::Defer => "defer",
+        }
+    }
+}
+
+/// What the proxy does with the requests of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxied {
+    /// The rules with application rules that match the flow, sorted: a request passes if one of them has it.
+    pub rules: Vec<RuleRef>,
+    /// What becomes of a request that none of them has: the verdict without these rules
+    /// ([`Outcome::Allow`]: they only make it seen, DESIGN 6.6), and why.
+    pub otherwise: Outcome,
+}
+
+/// A final verdict, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Passes.
+    Allow(Reason),
+    /// Does not pass.
+    Deny(Reason),
+}
+
+/// A rule of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleRef {
+    /// The policy.
+    pub policy: PolicyRef,
+    /// Direction of the rule.
+    pub direction: Direction,
+    /// Element of `specs` (Cilium; `spec` is before them). 0 in the other dialects.
+    pub spec: u16,
+    /// Of `ingressDeny` or `egressDeny`, not `ingress` or `egress` (Cilium).
+    pub deny: bool,
+    /// Index in its list.
+    pub index: u16,
+}
+
+impl fmt::Display for RuleRef {
+    /// `NetworkPolicy shop/db, ingress[0]`; `CiliumNetworkPolicy shop/db, specs[1].egressDeny[0]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, ", self.policy)?;
+        if self.spec > 0 {
+            write!(f, "specs[{}].", self.spec)?;
+        }
+        write!(f, "{}{}[{}]", self.direction, if self.deny { "Deny" } else { "" }, self.index)
+    }
+}
+
+/// Why a verdict is what it is.
+///
+/// Where several rules of one standing match, the least [`RuleRef`] is named.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// This rule says so.
+    Rule(RuleRef),
+    /// A policy isolates the pod in this direction, and no rule allows the flow. The least policy that does.
+    Isolated(PolicyRef),
+    /// Nothing decides: what no policy restricts is allowed.
+    NoPolicy,
+    /// The pod's own node may always reach it (DESIGN 6.3).
+    OwnNode,
+    /// A pod may always reach its own address (DESIGN 6.11).
+    OwnAddress,
+    /// The address is a Service's: its backends decide (DESIGN 6.8).
+    Service,
+    /// The pod is not known.
+    Unknown,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule(rule) => rule.fmt(f),
+            Self::Isolated(policy) => write!(f, "{policy} isolates the pod, and no rule allows this"),
+            Self::NoPolicy => f.write_str("no policy decides"),
+            Self::OwnNode => f.write_str("the pod's own node may always reach it"),
+            Self::OwnAddress => f.write_str("a pod may always reach itself"),
+            Self::Service => f.write_str("the Service's backends decide"),
+            Self::Unknown => f.write_str("the pod is not known"),
+        }
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// What happens.
+    pub verdict: Verdict,
+    /// Why. For a [`Verdict::Redirect`]: the least of its rules.
+    pub reason: Reason,
+    /// What would happen if the policies that are dry runs (and the pod's gate, if it is one) were in force, where that
+    /// differs in verdict or reason.
+    pub audit: Option<Box<Self>>,
+}
+
+/// The policy log text (`log.value` of Cilium) that goes with a rule.
+pub type PolicyLog = Option<Text>;

@@ -1,0 +1,5 @@
+//! Matchers of the application protocols, without I/O.
+
+pub mod dns;
+pub mod http;
+pub mod sni;

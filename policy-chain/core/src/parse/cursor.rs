@@ -1,0 +1,221 @@
+//! A place in a JSON document that knows its path, so that every fault names where it is.
+
+use serde_json::{Map, Value};
+
+use super::{Issue, Severity};
+use crate::model::{Text, Unusable, Usable};
+
+/// Faults of one object that are told; those after are only counted.
+pub const MAX_ISSUES: usize = 64;
+
+/// How much of a value a message shows.
+const SHOWN: usize = 80;
+
+/// Collects the faults of one object.
+#[derive(Debug, Default)]
+pub struct Report {
+    issues: Vec<Issue>,
+    more: usize,
+}
+
+impl Report {
+    /// Notes a fault, and returns it as the reason why the part that has it cannot be used.
+    pub fn fault(&mut self, severity: Severity, path: &str, message: impl Into<String>) -> Unusable {
+        let message = message.into();
+        if self.issues.len() < MAX_ISSUES {
+            self.issues.push(Issue { severity, path: path.to_owned(), message: message.clone() });
+        } else {
+            self.more += 1;
+        }
+        Unusable { path: path.to_owned(), reason: message }
+    }
+
+    /// Notes what the API server refuses.
+    pub fn refused(&mut self, path: &str, message: impl Into<String>) -> Unusable {
+        self.fault(Severity::Refused, path, message)
+    }
+
+    /// Notes what the API takes and we cannot use.
+    pub fn unusable(&mut self, path: &str, message: impl Into<String>) -> Unusable {
+        self.fault(Severity::Unusable, path, message)
+    }
+
+    /// Notes what is worth knowing.
+    pub fn warn(&mut self, path: &str, message: impl Into<String>) {
+        self.fault(Severity::Warning, path, message);
+    }
+
+    /// All faults, in the order in which they were found.
+    #[must_use]
+    pub fn into_issues(mut self) -> Vec<Issue> {
+        if self.more > 0 {
+            let message = format!("{} more faults are not shown", self.more);
+            self.issues.push(Issue { severity: Severity::Warning, path: String::new(), message });
+        }
+        self.issues
+    }
+}
+
+/// A value and its path.
+#[derive(Debug, Clone)]
+pub struct Cursor<'a> {
+    /// The value.
+    pub value: &'a Value,
+    /// Its path, e.g. `spec.ingress[0]`; empty for the document.
+    pub path: String,
+}
+
+impl<'a> Cursor<'a> {
+    /// The document itself.
+    #[must_use]
+    pub const fn document(value: &'a Value) -> Self {
+        Self { value, path: String::new() }
+    }
+
+    /// The value as a message shows it: JSON, cut.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        shown(self.value)
+    }
+
+    fn mismatch<T>(&self, report: &mut Report, expected: &str) -> Usable<T> {
+        Err(report.refused(&self.path, format!("{} is not {expected}", self.shown())))
+    }
+
+    /// The fields of an object.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn fields(&self, report: &mut Report) -> Usable<Fields<'a>> {
+        match self.value {
+            Value::Object(map) => Ok(Fields { map, path: self.path.clone(), taken: Vec::new() }),
+            _ => self.mismatch(report, "an object"),
+        }
+    }
+
+    /// The elements of a list, each with its path.
+    ///
+    /// # Errors
+    /// It is no list.
+    pub fn elements(&self, report: &mut Report) -> Usable<Vec<Self>> {
+        match self.value {
+            Value::Array(list) => Ok(list
+                .iter()
+                .enumerate()
+                .map(|(index, value)| Cursor { value, path: format!("{}[{index}]", self.path) })
+                .collect()),
+            _ => self.mismatch(report, "a list"),
+        }
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn text(&self, report: &mut Report) -> Usable<&'a str> {
+        match self.value {
+            Value::String(text) => Ok(text),
+            _ => self.mismatch(report, "a string"),
+        }
+    }
+
+    /// A string that is kept.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn owned(&self, report: &mut Report) -> Usable<Text> {
+        self.text(report).map(Into::into)
+    }
+
+    /// `true` or `false`.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn boolean(&self, report: &mut Report) -> Usable<bool> {
+        match self.value {
+            Value::Bool(value) => Ok(*value),
+            _ => self.mismatch(report, "true or false"),
+        }
+    }
+
+    /// A whole number in a range, both ends included.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn number(&self, report: &mut Report, least: i64, most: i64) -> Usable<i64> {
+        match self.value.as_i64() {
+            Some(number) if (least..=most).contains(&number) => Ok(number),
+            _ => self.mismatch(report, &format!("a whole number from {least} to {most}")),
+        }
+    }
+}
+
+/// A value as a message shows it: JSON, cut.
+#[must_use]
+pub fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= SHOWN {
+        return text;
+    }
+    text.chars().take(SHOWN).chain("...".chars()).collect()
+}
+
+/// The fields of an object, which are taken one by one; what is left is not known.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    map: &'a Map<String, Value>,
+    path: String,
+    taken: Vec<&'static str>,
+}
+
+impl<'a> Fields<'a> {
+    /// Path of the object.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Path of one of its fields.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// Whether there are no fields at all (a field with the value `null` is one).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// A field, if it is there and not `null`: the API does not tell the two apart, but a list that is there and empty is
+    /// not a list that is missing.
+    pub fn take(&mut self, name: &'static str) -> Option<Cursor<'a>> {
+        self.taken.push(name);
+        let value = self.map.get(name).filter(|value| !value.is_null())?;
+        Some(Cursor { value, path: self.path_of(name) })
+    }
+
+    /// A field that has to be there.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn required(&mut self, report: &mut Report, name: &'static str) -> Usable<Cursor<'a>> {
+        let path = self.path_of(name);
+        self.take(name).ok_or_else(|| report.refused(&path, "is missing"))
+    }
+
+    /// Says which fields are not known.
+    ///
+    /// # Errors
+    /// There is one: what it would have meant is not known, so the object cannot be used.
+    pub fn finish(self, report: &mut Report) -> Usable<()> {
+        let mut unknown = None;
+        for (name, value) in self.map {
+            if !self.taken.iter().any(|taken| taken == name) {
+                let message = format!("this field is not known (value {})", shown(value));
+                unknown = Some(report.unusable(&self.path_of(name), message));
+            }
+        }
+        unknown.map_or(Ok(()), Err)
+    }
+}
