@@ -1,0 +1,10 @@
+//! Node.
+
+use super::cursor::{Cursor, Report};
+use crate::cluster::Object;
+
+/// Reads a Node.
+pub(super) fn node(document: &Cursor<'_>, report: &mut Report) -> Option<Object> {
+    report.unusable(&document.path, "this kind cannot be read yet");
+    None
+}
