@@ -1,5 +1,10 @@
 //! The state of the cluster that policies speak of: objects as plain data, and one owner that events are applied to.
 
+pub mod labels;
+mod names;
+mod state;
+mod value;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,6 +12,10 @@ use ipnet::IpNet;
 
 use crate::flow::Protocol;
 use crate::model::{Policy, PolicyRef, Text};
+
+pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
+pub use state::{Applied, Cluster, canonical_net};
+pub use value::{Addresses, Created, Uid};
 
 /// Labels of an object: sorted by key, shared between the objects that have the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,11 +74,12 @@ pub struct Namespace {
 pub struct Pod {
     /// Namespace and name.
     pub key: PodKey,
-    /// `metadata.uid`; empty where there is none (a pod in a file).
-    pub uid: Text,
-    /// `metadata.creationTimestamp` (RFC 3339, so that the text sorts as the time); empty where there is none. Of two live
-    /// pods that claim an address, the younger has it; of equally old ones, the one with the greater key.
-    pub created: Text,
+    /// The UID by which the container runtime knows the pod: for the mirror of a static pod, the value of its annotation
+    /// `kubernetes.io/config.mirror`, else `metadata.uid`. Empty where there is none (a pod in a file).
+    pub uid: Uid,
+    /// `metadata.creationTimestamp`. Of two live pods that claim an address, the younger has it; of equally old ones, the one
+    /// with the greater key.
+    pub created: Created,
     /// Labels.
     pub labels: Labels,
     /// `spec.serviceAccountName`; `default` where there is none.
@@ -81,9 +91,9 @@ pub struct Pod {
     /// `status.phase` is `Succeeded` or `Failed`: it holds no address any more, whatever its status says.
     pub finished: bool,
     /// `status.podIPs`, else what the annotation `vpc.amazonaws.com/pod-ips` says.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// Container ports that have a name, of all containers and of init containers that stay.
-    pub ports: Vec<NamedPort>,
+    pub ports: Arc<[NamedPort]>,
     /// Condition `Ready`.
     pub ready: bool,
     /// [`crate::model::AUDIT_ANNOTATION`]: its gate records verdicts and lets traffic pass.

@@ -1,0 +1,201 @@
+//! Small values that a hundred thousand pods have each, in few bytes.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Deref;
+
+use crate::model::Text;
+
+/// Addresses without doubles, in the order given, IPv4-mapped ones as IPv4. One address, the usual case, takes no room of
+/// its own.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Addresses(Few);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Few {
+    One(IpAddr),
+    /// Never of length one, so that equal lists are equal values.
+    Many(Box<[IpAddr]>),
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match &self.0 {
+            Few::One(address) => std::slice::from_ref(address),
+            Few::Many(addresses) => addresses,
+        }
+    }
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let mut list: Vec<IpAddr> = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for address in addresses {
+            let address = address.to_canonical();
+            if seen.insert(address) {
+                list.push(address);
+            }
+        }
+        match list.as_slice() {
+            [one] => Self(Few::One(*one)),
+            _ => Self(Few::Many(list.into_boxed_slice())),
+        }
+    }
+}
+
+impl From<Vec<IpAddr>> for Addresses {
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        addresses.into_iter().collect()
+    }
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self(Few::Many(Box::default()))
+    }
+}
+
+impl<'a> IntoIterator for &'a Addresses {
+    type Item = &'a IpAddr;
+    type IntoIter = std::slice::Iter<'a, IpAddr>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// `metadata.uid`. A UUID takes no room of its own.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uid(UidText);
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum UidText {
+    None,
+    /// As the API server writes one: lower case, with dashes.
+    Uuid([u8; 16]),
+    Other(Text),
+}
+
+impl Uid {
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        matches!(self.0, UidText::None)
+    }
+}
+
+impl Default for Uid {
+    fn default() -> Self {
+        Self(UidText::None)
+    }
+}
+
+impl From<&str> for Uid {
+    fn from(text: &str) -> Self {
+        if text.is_empty() {
+            return Self(UidText::None);
+        }
+        Self(uuid(text).map_or_else(|| UidText::Other(text.into()), UidText::Uuid))
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            UidText::None => Ok(()),
+            UidText::Other(text) => f.write_str(text),
+            UidText::Uuid(bytes) => {
+                for (index, byte) in bytes.iter().enumerate() {
+                    if matches!(index, 4 | 6 | 8 | 10) {
+                        f.write_str("-")?;
+                    }
+                    write!(f, "{byte:02x}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+/// The bytes of a UUID in the API server's form; none for any other text, so that a UID is shown as it was read.
+fn uuid(text: &str) -> Option<[u8; 16]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; 16];
+    let mut digits = text.bytes();
+    if text.len() != 36 {
+        return None;
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) && digits.next() != Some(b'-') {
+            return None;
+        }
+        *byte = digit(digits.next()?)? << 4 | digit(digits.next()?)?;
+    }
+    Some(bytes)
+}
+
+/// `metadata.creationTimestamp`: later is greater, and none at all is least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Created(Option<i64>);
+
+impl Created {
+    /// So many seconds after the beginning of 1970, UTC.
+    #[must_use]
+    pub const fn at(seconds: i64) -> Self {
+        Self(Some(seconds))
+    }
+
+    /// Reads a time as the API server writes it (RFC 3339, in UTC): `2026-11-25T21:15:41Z`; fractions of a second are cut.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+        let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+        let number = |part: &str, digits: usize| {
+            let valid = part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit());
+            valid.then(|| part.parse::<i64>().ok()).flatten()
+        };
+        let three = |text: &'_ str, separator: char, first: usize| {
+            let mut parts = text.split(separator);
+            let read = (number(parts.next()?, first)?, number(parts.next()?, 2)?, number(parts.next()?, 2)?);
+            parts.next().is_none().then_some(read)
+        };
+        let (year, month, day) = three(date, '-', 4)?;
+        let (hour, minute, second) = three(time, ':', 2)?;
+        let valid = (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second < 61;
+        if !valid || fraction.is_empty() || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        // Days since 1970 in the Gregorian calendar, with years that begin in March, so that leap days end them.
+        let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let days =
+            365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
+                - 1;
+        Some(Self::at((days - 719_468) * 86_400 + hour * 3_600 + minute * 60 + second))
+    }
+}
+
+impl From<&str> for Created {
+    /// What is not a time is none at all.
+    fn from(text: &str) -> Self {
+        Self::parse(text).unwrap_or_default()
+    }
+}
