@@ -11,5 +11,6 @@ pub mod compile;
 pub mod flow;
 pub mod l7;
 pub mod model;
+pub mod oracle;
 pub mod parse;
 pub mod settings;

@@ -1,0 +1,249 @@
+//! Admin, then NetworkPolicy and cilium.io together, then Baseline (DESIGN 6.1), for one direction.
+
+use std::collections::BTreeSet;
+
+use super::labels::{CiliumLabels, selects};
+use super::{Answer, Flow, Scene, peers, ports};
+use crate::flow::{Direction, Origin, Outcome, Proxied, Reason, RuleRef, Verdict};
+use crate::model::cilium::{Application, CiliumAllow, CiliumDeny, CiliumRule};
+use crate::model::cluster_network_policy::{Action, ClusterRule, ClusterTier};
+use crate::model::network_policy::NetworkRule;
+use crate::model::{ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Usable};
+
+/// "Admin tier -> NetworkPolicy and CNP (deny > redirect > allow) -> Baseline -> default" (DESIGN 6.1).
+pub(super) fn decide(scene: &Scene<'_>, flow: &Flow<'_>) -> Answer {
+    match cluster_tier(scene, flow, ClusterTier::Admin) {
+        Some((Action::Accept, rule)) => return Outcome::Allow(Reason::Rule(rule)).into(),
+        Some((Action::Deny, rule)) => return Outcome::Deny(Reason::Rule(rule)).into(),
+        // "Pass: skip the remaining rules of this tier."
+        Some((Action::Pass, _)) | None => {}
+    }
+    let found = Found::by(scene, flow);
+    // Cilium: a deny beats every allow, however wide or narrow either is (reference 2.6).
+    if let Some(rule) = found.denied.first() {
+        return Outcome::Deny(Reason::Rule(rule.clone())).into();
+    }
+    let without_proxy = if let Some(reason) = found.allowed.first() {
+        Outcome::Allow(reason.clone())
+    } else if let Some(policy) = found.isolating.first() {
+        Outcome::Deny(Reason::Isolated(policy.clone()))
+    } else {
+        baseline(scene, flow)
+    };
+    // Redirect beats allow (CVE-2024-52529), and does not narrow it (DESIGN 6.6; reference 2.7).
+    match found.proxied.first().cloned() {
+        None => without_proxy.into(),
+        Some(first) => {
+            let proxied = Proxied { rules: found.proxied.into_iter().collect(), otherwise: without_proxy };
+            Answer::new(Verdict::Redirect(proxied), Reason::Rule(first))
+        }
+    }
+}
+
+/// Reached only where no NetworkPolicy and no cilium.io rule isolates the pod and none allows the flow.
+fn baseline(scene: &Scene<'_>, flow: &Flow<'_>) -> Outcome {
+    match cluster_tier(scene, flow, ClusterTier::Baseline) {
+        Some((Action::Accept, rule)) => Outcome::Allow(Reason::Rule(rule)),
+        Some((Action::Deny, rule)) => Outcome::Deny(Reason::Rule(rule)),
+        // Pass is legal in Baseline too; then as without any policy.
+        Some((Action::Pass, _)) | None => Outcome::Allow(Reason::NoPolicy),
+    }
+}
+
+/// What a tier of ClusterNetworkPolicies says. "Policies with lower priority values have higher precedence"; "rules are
+/// evaluated in order, the first that matches decides"; of policies with one priority "implementations can apply any":
+/// Deny, Pass, Accept, then the name (DESIGN 6.7).
+fn cluster_tier(scene: &Scene<'_>, flow: &Flow<'_>, tier: ClusterTier) -> Option<(Action, RuleRef)> {
+    let mut decisions = BTreeSet::new();
+    for policy in scene.policies() {
+        let Policy::Cluster(policy) = policy else { continue };
+        let is_subject = policy.subject.as_ref().is_some_and(|one| peers::is_subject(one, scene, scene.subject));
+        if policy.tier == tier
+            && is_subject
+            && let Some((action, index)) = first_match(policy, scene, flow)
+        {
+            decisions.insert((policy.priority, action, rule_ref(&policy.id, flow.direction, 0, false, index)));
+        }
+    }
+    decisions.pop_first().map(|(_, action, rule)| (action, rule))
+}
+
+fn first_match(policy: &ClusterNetworkPolicy, scene: &Scene<'_>, flow: &Flow<'_>) -> Option<(Action, usize)> {
+    let rules = match flow.direction {
+        Direction::Ingress => &policy.ingress,
+        Direction::Egress => &policy.egress,
+    };
+    rules.iter().enumerate().find_map(|(index, rule)| Some((action(rule, scene, flow)?, index)))
+}
+
+/// What the rule does to the flow, if anything. "Implementations that do not recognise a peer must fail closed": an Accept
+/// that cannot be used matches nothing, a Deny or Pass denies everything.
+fn action(rule: &ClusterRule, scene: &Scene<'_>, flow: &Flow<'_>) -> Option<Action> {
+    match (&rule.matches, rule.action) {
+        (Ok(matches), action) => {
+            let holds = peers::of_cluster_network_policy(&matches.peers, scene, &flow.peer)
+                && ports::hold(&matches.ports, scene, flow);
+            holds.then_some(action)
+        }
+        (Err(_), Action::Accept) => None,
+        (Err(_), Action::Deny | Action::Pass) => Some(Action::Deny),
+    }
+}
+
+/// What the policies of tier Normal have about a flow.
+#[derive(Debug, Default)]
+struct Found {
+    /// Rules of cilium.io that deny it.
+    denied: BTreeSet<RuleRef>,
+    /// Why it is allowed.
+    allowed: BTreeSet<Reason>,
+    /// Rules of cilium.io that have the proxy look at it.
+    proxied: BTreeSet<RuleRef>,
+    /// Policies that isolate the pod in this direction.
+    isolating: BTreeSet<PolicyRef>,
+}
+
+impl Found {
+    fn by(scene: &Scene<'_>, flow: &Flow<'_>) -> Self {
+        let mut found = Self::default();
+        let mut dns = false;
+        let mut tcp = false;
+        for policy in scene.policies() {
+            match policy {
+                Policy::Cluster(_) => {}
+                Policy::Network(policy) => found.add_network_policy(policy, scene, flow),
+                Policy::Cilium(policy) => {
+                    for (spec, rule) in policy.rules.iter().enumerate() {
+                        if is_selected(rule, scene) {
+                            found.add_denials(rule, &policy.id, spec, scene, flow);
+                            for application in found.add_allows(rule, &policy.id, spec, scene, flow) {
+                                match application {
+                                    Application::None => {}
+                                    Application::Dns(_) => dns = true,
+                                    Application::Http(_) | Application::ServerNames(_) => tcp = true,
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        // Cilium refuses "http + dns on one port" (reference 2.7.7); rules of several policies can still meet there. The
+        // parsers cannot share a port, so these rules grant nothing.
+        if dns && tcp {
+            found.proxied.clear();
+        }
+        found
+    }
+
+    /// "The pod is isolated for a direction if a policy selects it and has the direction in its policyTypes. Then only
+    /// what some rule of those policies allows is allowed. Policies do not conflict; they are additive" (Network Policies).
+    fn add_network_policy(&mut self, policy: &NetworkPolicy, scene: &Scene<'_>, flow: &Flow<'_>) {
+        let subject = scene.subject;
+        let rules = match flow.direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        let selected =
+            policy.id.namespace.as_ref() == Some(&subject.key.namespace) && selects(&policy.pods, &subject.labels);
+        let (true, Some(rules)) = (selected, rules) else { return };
+        self.isolating.insert(policy.id.clone());
+        // A pod to itself through its Service is never denied by NetworkPolicy (DESIGN 6.11).
+        if flow.origin == Origin::Hairpin {
+            self.allowed.insert(Reason::Isolated(policy.id.clone()));
+        }
+        let allows = |rule: &Usable<NetworkRule>| {
+            rule.as_ref().is_ok_and(|rule| {
+                peers::of_network_policy(&rule.peers, &policy.id, scene, &flow.peer)
+                    && ports::hold(&rule.ports, scene, flow)
+            })
+        };
+        for (index, _) in rules.iter().enumerate().filter(|(_, rule)| allows(rule)) {
+            self.allowed.insert(Reason::Rule(rule_ref(&policy.id, flow.direction, 0, false, index)));
+        }
+    }
+
+    /// `ingressDeny`, `egressDeny`. One that cannot be used denies all of its direction (DESIGN 6).
+    fn add_denials(&mut self, rule: &CiliumRule, id: &PolicyRef, spec: usize, scene: &Scene<'_>, flow: &Flow<'_>) {
+        for (index, deny) in denials(rule, flow.direction).iter().enumerate() {
+            let denies = deny.as_ref().map_or(true, |deny| {
+                peers::of_cilium(&deny.peers, id, scene, &flow.peer) && ports::hold(&deny.ports, scene, flow)
+            });
+            if denies {
+                self.denied.insert(rule_ref(id, flow.direction, spec, true, index));
+            }
+        }
+    }
+
+    /// `ingress`, `egress`, and whether the pod is under default deny: per direction, if some rule that selects it says so
+    /// (reference 2.5; DESIGN 6.7: also without rules in that direction). Returns the application rules that it added.
+    fn add_allows<'a>(
+        &mut self,
+        rule: &'a CiliumRule,
+        id: &PolicyRef,
+        spec: usize,
+        scene: &Scene<'_>,
+        flow: &Flow<'_>,
+    ) -> Vec<&'a Application> {
+        let (allows, default_deny): (&[Usable<CiliumAllow>], bool) = match flow.direction {
+            Direction::Ingress => (&rule.ingress, rule.default_deny_ingress),
+            Direction::Egress => (&rule.egress, rule.default_deny_egress),
+        };
+        if default_deny {
+            self.isolating.insert(id.clone());
+        }
+        let mut applications = Vec::new();
+        // An allow that cannot be used grants nothing (DESIGN 6).
+        for (index, allow) in allows.iter().enumerate().filter_map(|(index, allow)| Some((index, allow.as_ref().ok()?)))
+        {
+            if !peers::of_cilium(&allow.peers, id, scene, &flow.peer) {
+                continue;
+            }
+            for port in allow.ports.iter().filter(|port| ports::hold(&port.ports, scene, flow)) {
+                let rule = rule_ref(id, flow.direction, spec, false, index);
+                if port.application == Application::None {
+                    self.allowed.insert(Reason::Rule(rule));
+                } else if ports::carries(&port.application, flow.protocol) {
+                    self.proxied.insert(rule);
+                    applications.push(&port.application);
+                }
+            }
+        }
+        applications
+    }
+}
+
+/// The rule of cilium.io that denies the own node by name, if there is one (DESIGN 6.3).
+pub(super) fn denial_of_host(scene: &Scene<'_>, flow: &Flow<'_>) -> Option<RuleRef> {
+    let mut denied = BTreeSet::new();
+    for policy in scene.policies() {
+        let Policy::Cilium(policy) = policy else { continue };
+        for (spec, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| is_selected(rule, scene)) {
+            for (index, deny) in rule.ingress_deny.iter().enumerate() {
+                if deny.as_ref().is_ok_and(|deny| {
+                    peers::names_host(&deny.peers, &flow.peer) && ports::hold(&deny.ports, scene, flow)
+                }) {
+                    denied.insert(rule_ref(&policy.id, Direction::Ingress, spec, true, index));
+                }
+            }
+        }
+    }
+    denied.pop_first()
+}
+
+fn denials(rule: &CiliumRule, direction: Direction) -> &[Usable<CiliumDeny>] {
+    match direction {
+        Direction::Ingress => &rule.ingress_deny,
+        Direction::Egress => &rule.egress_deny,
+    }
+}
+
+/// `endpointSelector`; the namespace of a CiliumNetworkPolicy is part of it.
+fn is_selected(rule: &CiliumRule, scene: &Scene<'_>) -> bool {
+    CiliumLabels::of_pod(scene.cluster, scene.subject).selected_by(&rule.subject)
+}
+
+fn rule_ref(policy: &PolicyRef, direction: Direction, spec: usize, deny: bool, index: usize) -> RuleRef {
+    let small = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
+    RuleRef { policy: policy.clone(), direction, spec: small(spec), deny, index: small(index) }
+}
