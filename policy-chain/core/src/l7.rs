@@ -2,4 +2,7 @@
 
 pub mod dns;
 pub mod http;
+mod permit;
 pub mod sni;
+
+pub use permit::{Message, Permit};

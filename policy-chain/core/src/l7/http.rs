@@ -1,5 +1,11 @@
 //! HTTP requests in the one form in which they are matched and forwarded, and the rules for them.
 
-/// A rule of `rules.http`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpRule {}
+mod pattern;
+mod request;
+mod rule;
+
+pub use request::{BadRequest, Field, RawRequest, Request, Version};
+pub(in crate::l7) use rule::first_match;
+pub use rule::{
+    Edit, HeaderMatchSpec, HttpMatch, HttpRule, HttpRuleSpec, HttpRules, InvalidHttpRule, MismatchAction, Outcome, Pass,
+};
