@@ -45,6 +45,10 @@ impl Labels {
 /// The label that the API server keeps on every namespace: its name. Immutable.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
+/// Annotation with the addresses of a pod, separated by commas (AWS's name): its gate tells them before the API server knows
+/// them, so that the other nodes' gates know the pod at once (DESIGN 6).
+pub const POD_IPS_ANNOTATION: &str = "vpc.amazonaws.com/pod-ips";
+
 /// Namespace and name of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodKey {

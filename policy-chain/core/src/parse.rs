@@ -11,6 +11,7 @@ pub mod metadata;
 mod namespace;
 mod network_policy;
 mod node;
+mod plain;
 mod pod;
 mod service;
 

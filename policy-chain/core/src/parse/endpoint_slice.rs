@@ -1,10 +1,59 @@
 //! EndpointSlice.
 
-use super::cursor::{Cursor, Report};
-use crate::cluster::Object;
+use std::sync::Arc;
 
-/// Reads an EndpointSlice.
+use super::cursor::{Cursor, Fields, Report};
+use super::metadata::{Metadata, NameForm, Scope};
+use super::plain::{address, boolean, list, owned, port, protocol, section, text};
+use crate::cluster::{Endpoint, EndpointSlice, NamedPort, Object, ObjectKey};
+
+/// The label that names the Service of a slice.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// Reads an EndpointSlice. One of address type `FQDN` has names in place of addresses, which no service proxy uses.
 pub(super) fn endpoint_slice(document: &Cursor<'_>, report: &mut Report) -> Option<Object> {
-    report.unusable(&document.path, "this kind cannot be read yet");
-    None
+    let mut document = document.fields(report).ok()?;
+    let metadata = Metadata::read(&mut document, report, Scope::Namespaced, NameForm::Subdomain)?;
+    let kind = text(&mut document, report, "addressType");
+    let names = match kind.as_ref().map(|field| (field, field.value.as_str())) {
+        Some((_, Some("IPv4" | "IPv6"))) => false,
+        Some((_, Some("FQDN"))) => true,
+        Some((field, _)) => {
+            report.refused(&field.path, format!("{} is not IPv4, IPv6 or FQDN", field.shown()));
+            false
+        }
+        None => {
+            report.refused("addressType", "is missing");
+            false
+        }
+    };
+    let ports = list(&mut document, report, "ports").iter().filter_map(|element| slice_port(element, report)).collect();
+    let elements = list(&mut document, report, "endpoints");
+    let endpoints = elements.iter().filter(|_| !names).filter_map(|element| endpoint(element, report)).collect();
+    let service = metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).map(Arc::clone);
+    let key = ObjectKey { namespace: metadata.namespace, name: metadata.name };
+    Some(Object::EndpointSlice(EndpointSlice { key, service, ports, endpoints }))
+}
+
+fn slice_port(element: &Cursor<'_>, report: &mut Report) -> Option<NamedPort> {
+    let mut fields = element.fields(report).ok()?;
+    let name = owned(&mut fields, report, "name").unwrap_or_default();
+    let protocol = protocol(&mut fields, report);
+    let number = fields.take("port").and_then(|field| port(&field, report));
+    Some(NamedPort { name, protocol: protocol?, port: number? })
+}
+
+fn endpoint(element: &Cursor<'_>, report: &mut Report) -> Option<Endpoint> {
+    let mut fields = element.fields(report).ok()?;
+    let mut addresses = Vec::new();
+    for element in list(&mut fields, report, "addresses") {
+        addresses.extend(address(&element, report).filter(|address| !addresses.contains(address)));
+    }
+    let ready = ready(&mut fields, report);
+    (!addresses.is_empty()).then_some(Endpoint { addresses, ready })
+}
+
+/// `conditions.ready`; what does not know is ready (Kubernetes API, `EndpointConditions`).
+fn ready(fields: &mut Fields<'_>, report: &mut Report) -> bool {
+    section(fields, report, "conditions").is_none_or(|mut conditions| boolean(&mut conditions, report, "ready", true))
 }
