@@ -3,5 +3,7 @@
 //! [`program`] turns the policies that select a pod into an ordered list of rules over [`predicate`]s; it folds them, for
 //! one peer, to a [`row`]: what happens on each protocol and port.
 
+pub mod diff;
+pub mod image;
 pub mod predicate;
 pub mod row;

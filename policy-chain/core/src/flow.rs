@@ -98,7 +98,7 @@ pub struct Query {
 }
 
 /// What happens to a packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It passes.
     Allow,
@@ -124,7 +124,7 @@ impl Verdict {
 }
 
 /// What the proxy does with the requests of a flow.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Proxied {
     /// The rules with application rules that match the flow, sorted: a request passes if one of them has it.
     pub rules: Vec<RuleRef>,
@@ -134,7 +134,7 @@ pub struct Proxied {
 }
 
 /// A final verdict, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Passes.
     Allow(Reason),
@@ -204,7 +204,7 @@ impl fmt::Display for Reason {
 }
 
 /// An answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Judgement {
     /// What happens.
     pub verdict: Verdict,

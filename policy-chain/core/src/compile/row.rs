@@ -33,7 +33,7 @@ impl PortPrefix {
 
 /// A row: the longest prefix that holds decides. It always has an entry for [`PortPrefix::ANY`], is sorted by prefix,
 /// and has no entry whose removal would change nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Row<D = Judgement> {
     /// The entries.
     pub entries: Vec<(PortPrefix, D)>,
