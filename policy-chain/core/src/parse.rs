@@ -3,9 +3,11 @@
 pub mod cursor;
 
 mod aws;
+mod cidr;
 mod cidr_group;
 mod cilium;
 mod cluster_network_policy;
+mod cluster_peer;
 mod endpoint_slice;
 pub mod metadata;
 mod namespace;
@@ -13,13 +15,15 @@ mod network_policy;
 mod node;
 mod plain;
 mod pod;
+mod port;
+mod selector;
 mod service;
 
 use std::fmt;
 
 use serde_json::Value;
 
-use self::cursor::{Cursor, Report, shown};
+use self::cursor::{Cursor, Report, quoted};
 use crate::cluster::Object;
 
 /// How much a fault matters.
@@ -111,11 +115,11 @@ fn unknown_kind(version: &str, kind: &str, report: &mut Report) {
     let same_kind: Vec<&str> = KINDS.iter().filter(|known| known.1 == kind).map(|known| known.0).collect();
     if same_kind.is_empty() {
         let known: Vec<String> = KINDS.iter().map(|(version, kind, _)| format!("{version} {kind}")).collect();
-        report.refused("kind", format!("{} is not a known kind; known are {}", shown(&kind.into()), known.join(", ")));
+        report.refused("kind", format!("{} is not a known kind; known are {}", quoted(kind), known.join(", ")));
     } else {
         report.refused(
             "apiVersion",
-            format!("{} is not a known version of {kind}; known are {}", shown(&version.into()), same_kind.join(", ")),
+            format!("{} is not a known version of {kind}; known are {}", quoted(version), same_kind.join(", ")),
         );
     }
 }

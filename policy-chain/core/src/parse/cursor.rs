@@ -1,5 +1,7 @@
 //! A place in a JSON document that knows its path, so that every fault names where it is.
 
+use std::fmt::{self, Write as _};
+
 use serde_json::{Map, Value};
 
 use super::{Issue, Severity};
@@ -56,6 +58,32 @@ impl Report {
     }
 }
 
+/// Puts something together from parts of which some cannot be used: all faults are told, and the first is the reason why
+/// the whole cannot be used.
+#[derive(Debug, Default)]
+pub struct Faults(Option<Unusable>);
+
+impl Faults {
+    /// The part, if it can be used.
+    pub fn keep<T>(&mut self, part: Usable<T>) -> Option<T> {
+        part.map_err(|fault| self.0.get_or_insert(fault)).ok()
+    }
+
+    /// The first fault, if there is one.
+    #[must_use]
+    pub const fn first(&self) -> Option<&Unusable> {
+        self.0.as_ref()
+    }
+
+    /// The whole.
+    ///
+    /// # Errors
+    /// One of its parts cannot be used.
+    pub fn or<T>(self, whole: T) -> Usable<T> {
+        self.0.map_or(Ok(whole), Err)
+    }
+}
+
 /// A value and its path.
 #[derive(Debug, Clone)]
 pub struct Cursor<'a> {
@@ -108,6 +136,20 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The elements of a list that must not have fewer than `least` or more than `most`.
+    ///
+    /// # Errors
+    /// It is no list, or has another length.
+    pub fn elements_between(&self, report: &mut Report, least: usize, most: usize) -> Usable<Vec<Self>> {
+        match self.value {
+            Value::Array(list) if !(least..=most).contains(&list.len()) => {
+                let message = format!("has {} elements; {least} to {most} are possible", list.len());
+                Err(report.refused(&self.path, message))
+            }
+            _ => self.elements(report),
+        }
+    }
+
     /// A string.
     ///
     /// # Errors
@@ -150,14 +192,45 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// A value as a message shows it: JSON, cut.
+/// A value as a message shows it: JSON, cut. A large value is not written out to be cut.
 #[must_use]
 pub fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= SHOWN {
-        return text;
+    let mut text = Cut::default();
+    match write!(text, "{value}") {
+        Ok(()) => text.text,
+        Err(fmt::Error) => text.text + "...",
     }
-    text.chars().take(SHOWN).chain("...".chars()).collect()
+}
+
+/// Text as a message shows it: quoted, cut.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    shown(&Value::String(cut(text)))
+}
+
+/// The beginning of a text, not much longer than what a message shows.
+fn cut(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
+}
+
+/// Takes no more text than a message shows.
+#[derive(Default)]
+struct Cut {
+    text: String,
+    length: usize,
+}
+
+impl fmt::Write for Cut {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        for character in part.chars() {
+            if self.length == SHOWN {
+                return Err(fmt::Error);
+            }
+            self.text.push(character);
+            self.length += 1;
+        }
+        Ok(())
+    }
 }
 
 /// The fields of an object, which are taken one by one; what is left is not known.
@@ -213,7 +286,7 @@ impl<'a> Fields<'a> {
         for (name, value) in self.map {
             if !self.taken.iter().any(|taken| taken == name) {
                 let message = format!("this field is not known (value {})", shown(value));
-                unknown = Some(report.unusable(&self.path_of(name), message));
+                unknown = Some(report.unusable(&self.path_of(&cut(name)), message));
             }
         }
         unknown.map_or(Ok(()), Err)

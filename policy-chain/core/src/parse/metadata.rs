@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::cursor::{Cursor, Fields, Report, shown};
+use super::cursor::{Cursor, Fields, Report, quoted, shown};
 use crate::cluster::Labels;
 use crate::model::{AUDIT_ANNOTATION, Text};
 
@@ -54,7 +54,7 @@ impl<'a> Metadata<'a> {
             return None;
         }
         if let Some(rule) = form.broken_rule(name.0) {
-            report.refused(&name.1, format!("{} is not a name: {rule}", shown(&name.0.into())));
+            report.refused(&name.1, format!("{} is not a name: {rule}", quoted(name.0)));
         }
         let namespace = namespace(&mut fields, report, scope)?;
         let labels = labels(fields.take("labels").as_ref(), report);
@@ -108,13 +108,13 @@ fn namespace(fields: &mut Fields<'_>, report: &mut Report, scope: Scope) -> Opti
         (Scope::Namespaced, None) => Some(DEFAULT_NAMESPACE.into()),
         (Scope::Namespaced, Some((name, path))) => {
             if let Some(rule) = NameForm::Label.broken_rule(name) {
-                report.refused(&path, format!("{} is not a namespace: {rule}", shown(&name.into())));
+                report.refused(&path, format!("{} is not a namespace: {rule}", quoted(name)));
             }
             Some(name.into())
         }
         (Scope::Cluster, None) => Some("".into()),
         (Scope::Cluster, Some((name, path))) => {
-            report.warn(&path, format!("this kind lives in no namespace; {} is not looked at", shown(&name.into())));
+            report.warn(&path, format!("this kind lives in no namespace; {} is not looked at", quoted(name)));
             Some("".into())
         }
     }
@@ -133,7 +133,7 @@ pub fn labels(field: Option<&Cursor<'_>>, report: &mut Report) -> Labels {
             Value::String(text) => pairs.push((key.as_str().into(), text.as_str().into())),
             Value::Null => pairs.push((key.as_str().into(), "".into())),
             _ => {
-                let message = format!("{}: {} is not a string", shown(&key.as_str().into()), shown(value));
+                let message = format!("{}: {} is not a string", quoted(key), shown(value));
                 report.refused(&field.path, message);
             }
         }
