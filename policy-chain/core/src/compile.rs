@@ -3,7 +3,14 @@
 //! [`program`] turns the policies that select a pod into an ordered list of rules over [`predicate`]s; it folds them, for
 //! one peer, to a [`row`]: what happens on each protocol and port.
 
+mod bits;
 pub mod diff;
+mod fold;
 pub mod image;
+mod lower;
+mod port_space;
 pub mod predicate;
+pub mod program;
 pub mod row;
+pub mod select;
+pub mod view;

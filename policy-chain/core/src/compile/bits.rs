@@ -1,0 +1,100 @@
+//! A set of small numbers.
+
+/// Numbers below a bound, one bit each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bits(Vec<u64>);
+
+/// Word and bit of a number.
+const fn place(number: usize) -> (usize, u64) {
+    (number / 64, 1 << (number % 64))
+}
+
+impl Bits {
+    /// How many words a set of numbers below `bound` has; one at the least.
+    pub(super) const fn words(bound: usize) -> usize {
+        if bound == 0 { 1 } else { bound.div_ceil(64) }
+    }
+
+    /// No number, of those below `bound`.
+    pub(super) fn none(bound: usize) -> Self {
+        Self(vec![0; Self::words(bound)])
+    }
+
+    /// Adds a number; one that is not below the bound is ignored.
+    pub(super) fn insert(&mut self, number: usize) {
+        let (word, bit) = place(number);
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= bit;
+        }
+    }
+
+    /// Adds what is not there, and removes what is.
+    pub(super) fn toggle(&mut self, words: &[u64]) {
+        for (word, other) in self.0.iter_mut().zip(words) {
+            *word ^= other;
+        }
+    }
+
+    /// Becomes `other` without what is not in `mask`.
+    pub(super) fn assign_masked(&mut self, other: &Self, mask: &Self) {
+        for ((word, other), mask) in self.0.iter_mut().zip(&other.0).zip(&mask.0) {
+            *word = other & mask;
+        }
+    }
+
+    /// The numbers from `first` up to, not including, `end`, ascending.
+    pub(super) fn range(&self, first: usize, end: usize) -> impl Iterator<Item = usize> {
+        let words = self.0.iter().enumerate().take(end.div_ceil(64)).skip(first / 64);
+        words.flat_map(move |(index, &word)| {
+            let mut rest = word;
+            if index == first / 64 {
+                rest &= u64::MAX << (first % 64);
+            }
+            if index == end / 64 {
+                rest &= (1 << (end % 64)) - 1;
+            }
+            std::iter::from_fn(move || {
+                (rest != 0).then(|| {
+                    let bit = rest.trailing_zeros() as usize;
+                    rest &= rest - 1;
+                    index * 64 + bit
+                })
+            })
+        })
+    }
+
+    /// Every number, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> {
+        self.range(0, self.0.len() * 64)
+    }
+}
+
+/// A table of bits: one row of words for each of several sets of equal bound.
+#[derive(Debug)]
+pub(super) struct Table {
+    words: Vec<u64>,
+    stride: usize,
+}
+
+impl Table {
+    /// `rows` empty sets of numbers below `bound`.
+    pub(super) fn new(rows: usize, bound: usize) -> Self {
+        let stride = Bits::words(bound);
+        Self { words: vec![0; rows * stride], stride }
+    }
+
+    /// Turns one bit over.
+    pub(super) fn toggle(&mut self, row: usize, number: usize) {
+        let (word, bit) = place(number);
+        if word < self.stride
+            && let Some(word) = self.words.get_mut(row * self.stride + word)
+        {
+            *word ^= bit;
+        }
+    }
+
+    /// The rows.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &[u64]> {
+        self.words.chunks_exact(self.stride)
+    }
+}

@@ -1,0 +1,520 @@
+//! From policies to one list of rules in the order in which they are asked, each with its peers as predicates.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::port_space::PortSet;
+use super::predicate::{Namespaces, Predicate};
+use super::select::Selected;
+use crate::cluster::NamedPort;
+use crate::flow::{Direction, RuleRef};
+use crate::model::cilium::{
+    Application, CidrBlock, CiliumAllow, CiliumDeny, CiliumPeers, CiliumRule, Entity, ServiceSelector,
+};
+use crate::model::cluster_network_policy::{Action, ClusterPeer, ClusterRule, ClusterSubject, ClusterTier};
+use crate::model::network_policy::{NetworkPeer, NetworkPeers, NetworkRule};
+use crate::model::port::Ports;
+use crate::model::selector::LabelSelector;
+use crate::model::{CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Text, Usable};
+use crate::settings::Settings;
+
+/// Where a rule stands. The order is that in which entries are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Section {
+    /// Tier Admin.
+    Admin,
+    /// A deny of cilium.io.
+    Deny,
+    /// An allow without application rules.
+    Plain,
+    /// An allow with application rules.
+    Application,
+    /// Tier Baseline.
+    Baseline,
+}
+
+/// What the rules of a section differ in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Effect {
+    /// Admin and Baseline: what the rule does.
+    Ordered(Action),
+    /// Deny and plain allow: nothing.
+    Only,
+    /// The proxy looks for requests of HTTP or TLS.
+    Stream,
+    /// The proxy looks for DNS questions.
+    Dns,
+}
+
+/// One rule, of one section: what its peers are is kept apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) section: Section,
+    pub(super) effect: Effect,
+    /// Admin and Baseline: the policy's priority.
+    pub(super) priority: u16,
+    /// Whether another policy of the same section has the same priority.
+    pub(super) tied: bool,
+    /// Which of [`Lowered::rules`].
+    pub(super) rule: u32,
+    /// Which policy, by the order of the policies' names.
+    pub(super) policy: u32,
+    /// Of a policy that is a dry run.
+    pub(super) audit: bool,
+    pub(super) ports: PortSet,
+}
+
+/// Whose default deny holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Isolation {
+    /// The least policy that isolates, by index in [`Lowered::policies`].
+    pub(super) by: Option<u32>,
+    /// The least NetworkPolicy that does.
+    pub(super) network: Option<u32>,
+}
+
+/// All rules of a direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lowered {
+    /// In the order of their sections; within Admin and Baseline by priority, policy, index; in the others by rule.
+    pub(super) entries: Vec<Entry>,
+    /// Sorted, without doubles.
+    pub(super) rules: Vec<RuleRef>,
+    /// Sorted.
+    pub(super) policies: Vec<PolicyRef>,
+    /// Sorted, without doubles.
+    pub(super) predicates: Vec<Predicate>,
+    /// Which entries each predicate is enough for; ascending.
+    pub(super) by_predicate: Vec<Vec<u32>>,
+    /// The entries whose peer is anyone.
+    pub(super) anyone: Vec<u32>,
+    /// Without the policies that are dry runs.
+    pub(super) enforced: Isolation,
+    /// With them.
+    pub(super) all: Isolation,
+    /// Whether a CIDR group was asked for.
+    pub(super) groups: bool,
+}
+
+/// Whom a rule is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Peers {
+    Anyone,
+    /// Those for whom one of these holds.
+    Of(Vec<Predicate>),
+}
+
+/// A rule before everything is numbered.
+#[derive(Debug)]
+struct Draft {
+    section: Section,
+    priority: u16,
+    rule: RuleRef,
+    effect: Effect,
+    audit: bool,
+    peers: Peers,
+    ports: PortSet,
+}
+
+/// What lowering needs to know.
+pub(super) struct Lowering<'a> {
+    direction: Direction,
+    /// Ingress: the subject's ports, which names are resolved with.
+    own: Option<&'a [NamedPort]>,
+    groups: &'a dyn Fn(&CidrBlock) -> Vec<IpNet>,
+    settings: &'a Settings,
+    drafts: Vec<Draft>,
+    asked_groups: bool,
+    /// Policy, whether it is a NetworkPolicy, whether it is a dry run.
+    isolating: Vec<(PolicyRef, bool, bool)>,
+}
+
+impl std::fmt::Debug for Lowering<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lowering")
+            .field("direction", &self.direction)
+            .field("drafts", &self.drafts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Lowering<'a> {
+    pub(super) const fn new(
+        direction: Direction,
+        subject_ports: &'a [NamedPort],
+        groups: &'a dyn Fn(&CidrBlock) -> Vec<IpNet>,
+        settings: &'a Settings,
+    ) -> Self {
+        let own = match direction {
+            Direction::Ingress => Some(subject_ports),
+            Direction::Egress => None,
+        };
+        Self { direction, own, groups, settings, drafts: Vec::new(), asked_groups: false, isolating: Vec::new() }
+    }
+
+    /// All rules of the direction, of these policies in any order.
+    pub(super) fn lower(mut self, policies: &[Selected]) -> Lowered {
+        for selected in policies {
+            match selected.policy.as_ref() {
+                Policy::Network(policy) => self.network(policy),
+                Policy::Cluster(policy) => self.cluster(policy),
+                Policy::Cilium(policy) => self.cilium(policy, &selected.specs),
+            }
+        }
+        self.number()
+    }
+
+    fn rule(&self, policy: &PolicyRef, spec: usize, deny: bool, index: usize) -> RuleRef {
+        RuleRef { policy: policy.clone(), direction: self.direction, spec: short(spec), deny, index: short(index) }
+    }
+
+    fn push(&mut self, draft: Draft) {
+        let nobody = matches!(&draft.peers, Peers::Of(predicates) if predicates.is_empty());
+        if !nobody && !draft.ports.is_empty() {
+            self.drafts.push(draft);
+        }
+    }
+
+    fn network(&mut self, policy: &NetworkPolicy) {
+        let rules = match self.direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        let Some(rules) = rules else { return };
+        self.isolating.push((policy.id.clone(), true, policy.audit));
+        for (index, rule) in usable(rules) {
+            let NetworkRule { peers, ports } = rule;
+            let draft = Draft {
+                section: Section::Plain,
+                priority: 0,
+                rule: self.rule(&policy.id, 0, false, index),
+                effect: Effect::Only,
+                audit: policy.audit,
+                peers: network_peers(peers, policy.id.namespace.as_ref()),
+                ports: PortSet::new([ports], self.own),
+            };
+            self.push(draft);
+        }
+    }
+
+    fn cluster(&mut self, policy: &ClusterNetworkPolicy) {
+        let rules = match self.direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        let section = match policy.tier {
+            ClusterTier::Admin => Section::Admin,
+            ClusterTier::Baseline => Section::Baseline,
+        };
+        for (index, ClusterRule { action, matches, .. }) in rules.iter().enumerate() {
+            let (action, peers, ports) = match matches {
+                Ok(matches) => (*action, cluster_peers(&matches.peers), &matches.ports),
+                // What an Accept would have meant is not known: it grants nothing. What a Deny or a Pass would have
+                // stopped or let go on to a rule that stops it is not known either: nothing gets past it.
+                Err(_) if *action == Action::Accept => continue,
+                Err(_) => (Action::Deny, Peers::Anyone, &Ports::Any),
+            };
+            let draft = Draft {
+                section,
+                priority: policy.priority,
+                rule: self.rule(&policy.id, 0, false, index),
+                effect: Effect::Ordered(action),
+                audit: policy.audit,
+                peers,
+                ports: PortSet::new([ports], self.own),
+            };
+            self.push(draft);
+        }
+    }
+
+    fn cilium(&mut self, policy: &CiliumPolicy, specs: &[u16]) {
+        let mut isolates = false;
+        for &spec in specs {
+            let spec = usize::from(spec);
+            let Some(rule) = policy.rules.get(spec) else { continue };
+            let CiliumRule {
+                default_deny_ingress,
+                default_deny_egress,
+                ingress,
+                ingress_deny,
+                egress,
+                egress_deny,
+                ..
+            } = rule;
+            let (default_deny, allows, denies) = match self.direction {
+                Direction::Ingress => (default_deny_ingress, ingress, ingress_deny),
+                Direction::Egress => (default_deny_egress, egress, egress_deny),
+            };
+            isolates |= default_deny;
+            for (index, allow) in usable(allows) {
+                let rule = self.rule(&policy.id, spec, false, index);
+                self.cilium_allow(policy, &rule, allow);
+            }
+            for (index, deny) in denies.iter().enumerate() {
+                // A deny that cannot be used denies everything.
+                let (peers, ports) = match deny {
+                    Ok(CiliumDeny { peers, ports }) => (self.cilium_peers(peers, policy.id.namespace.as_ref()), ports),
+                    Err(_) => (Peers::Anyone, &Ports::Any),
+                };
+                let draft = Draft {
+                    section: Section::Deny,
+                    priority: 0,
+                    rule: self.rule(&policy.id, spec, true, index),
+                    effect: Effect::Only,
+                    audit: policy.audit,
+                    peers,
+                    ports: PortSet::new([ports], self.own),
+                };
+                self.push(draft);
+            }
+        }
+        if isolates {
+            self.isolating.push((policy.id.clone(), false, policy.audit));
+        }
+    }
+
+    /// An element may have some ports with and some without application rules.
+    fn cilium_allow(&mut self, policy: &CiliumPolicy, rule: &RuleRef, allow: &CiliumAllow) {
+        let peers = self.cilium_peers(&allow.peers, policy.id.namespace.as_ref());
+        for (section, effect) in [
+            (Section::Plain, Effect::Only),
+            (Section::Application, Effect::Stream),
+            (Section::Application, Effect::Dns),
+        ] {
+            let of = allow.ports.iter().filter(|ports| {
+                effect
+                    == match ports.application {
+                        Application::None => Effect::Only,
+                        Application::Http(_) | Application::ServerNames(_) => Effect::Stream,
+                        Application::Dns(_) => Effect::Dns,
+                    }
+            });
+            let ports = PortSet::new(of.map(|ports| &ports.ports), self.own);
+            let (rule, peers) = (rule.clone(), peers.clone());
+            self.push(Draft { section, priority: 0, rule, effect, audit: policy.audit, peers, ports });
+        }
+    }
+
+    fn cilium_peers(&mut self, peers: &CiliumPeers, namespace: Option<&Text>) -> Peers {
+        let predicates = match peers {
+            CiliumPeers::Any => return Peers::Anyone,
+            CiliumPeers::Nothing => Vec::new(),
+            CiliumPeers::Endpoints(selectors) => selectors.iter().cloned().map(Predicate::Endpoints).collect(),
+            CiliumPeers::Cidrs(rules) => {
+                let mut blocks = Vec::new();
+                for rule in rules {
+                    let networks = match &rule.block {
+                        CidrBlock::Cidr(network) => vec![*network],
+                        group => self.group(group),
+                    };
+                    blocks.extend(self.cilium_blocks(&networks, &rule.except));
+                }
+                blocks
+            }
+            CiliumPeers::Groups(names) => {
+                let networks: Vec<IpNet> =
+                    names.iter().flat_map(|name| self.group(&CidrBlock::Group(Text::clone(name)))).collect();
+                self.cilium_blocks(&networks, &[])
+            }
+            CiliumPeers::Entities(entities) => {
+                if entities.contains(&Entity::All) {
+                    return Peers::Anyone;
+                }
+                entities.iter().filter(|entity| exists(**entity)).copied().map(Predicate::Entity).collect()
+            }
+            CiliumPeers::Services(services) => {
+                services.iter().map(|service| Predicate::Services(with_namespace(service, namespace))).collect()
+            }
+            CiliumPeers::Nodes(selectors) => selectors.iter().cloned().map(Predicate::Nodes).collect(),
+            CiliumPeers::Names(patterns) => patterns.iter().cloned().map(Predicate::Name).collect(),
+        };
+        Peers::Of(predicates)
+    }
+
+    fn group(&mut self, group: &CidrBlock) -> Vec<IpNet> {
+        self.asked_groups = true;
+        (self.groups)(group)
+    }
+
+    fn cilium_blocks(&self, networks: &[IpNet], except: &[IpNet]) -> Vec<Predicate> {
+        let managed = self.settings.cilium_cidrs_match_managed;
+        networks.iter().filter_map(|network| block(*network, except, managed)).collect()
+    }
+
+    /// Sorts everything and gives it its numbers.
+    fn number(self) -> Lowered {
+        let mut drafts = self.drafts;
+        drafts.sort_by(|one, other| {
+            let key = |draft: &Draft| (draft.section, draft.priority);
+            key(one)
+                .cmp(&key(other))
+                .then_with(|| one.rule.cmp(&other.rule))
+                .then_with(|| one.effect.cmp(&other.effect))
+        });
+        let rules = numbered(drafts.iter().map(|draft| &draft.rule));
+        let named = drafts.iter().map(|draft| &draft.rule.policy).chain(self.isolating.iter().map(|(id, _, _)| id));
+        let policies = numbered(named);
+        let predicates = numbered(drafts.iter().flat_map(|draft| match &draft.peers {
+            Peers::Anyone => &[],
+            Peers::Of(predicates) => predicates.as_slice(),
+        }));
+        let mut priorities: BTreeMap<(Section, u16), BTreeSet<&PolicyRef>> = BTreeMap::new();
+        for draft in &drafts {
+            priorities.entry((draft.section, draft.priority)).or_default().insert(&draft.rule.policy);
+        }
+        let mut by_predicate = vec![Vec::new(); predicates.len()];
+        let mut anyone = Vec::new();
+        let mut entries = Vec::new();
+        for (index, draft) in (0..u32::MAX).zip(&drafts) {
+            match &draft.peers {
+                Peers::Anyone => anyone.push(index),
+                Peers::Of(of) => {
+                    for predicate in of {
+                        let list = predicates.get(predicate).and_then(|&at| by_predicate.get_mut(at as usize));
+                        if let Some(list) = list
+                            && list.last() != Some(&index)
+                        {
+                            list.push(index);
+                        }
+                    }
+                }
+            }
+            let together = priorities.get(&(draft.section, draft.priority)).map_or(0, BTreeSet::len);
+            entries.push(Entry {
+                section: draft.section,
+                effect: draft.effect,
+                priority: draft.priority,
+                tied: together > 1,
+                rule: rules.get(&draft.rule).copied().unwrap_or(u32::MAX),
+                policy: policies.get(&draft.rule.policy).copied().unwrap_or(u32::MAX),
+                audit: draft.audit,
+                ports: draft.ports.clone(),
+            });
+        }
+        let isolation = |dry_runs: bool| {
+            let least = |network_only: bool| {
+                let counted = self
+                    .isolating
+                    .iter()
+                    .filter(|(_, network, audit)| (dry_runs || !*audit) && (*network || !network_only));
+                counted.filter_map(|(id, _, _)| policies.get(id)).min().copied()
+            };
+            Isolation { by: least(false), network: least(true) }
+        };
+        Lowered {
+            enforced: isolation(false),
+            all: isolation(true),
+            rules: rules.into_keys().cloned().collect(),
+            policies: policies.into_keys().cloned().collect(),
+            predicates: predicates.into_keys().cloned().collect(),
+            entries,
+            by_predicate,
+            anyone,
+            groups: self.asked_groups,
+        }
+    }
+}
+
+/// Numbers for values, in their order.
+fn numbered<'a, T: Ord>(values: impl Iterator<Item = &'a T>) -> BTreeMap<&'a T, u32> {
+    let distinct: BTreeSet<&T> = values.collect();
+    distinct.into_iter().zip(0..).collect()
+}
+
+fn short(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}
+
+/// The rules that can be used, each with its index in the whole list.
+fn usable<T>(rules: &[Usable<T>]) -> impl Iterator<Item = (usize, &T)> {
+    rules.iter().enumerate().filter_map(|(index, rule)| Some((index, rule.as_ref().ok()?)))
+}
+
+fn network_peers(peers: &NetworkPeers, namespace: Option<&Text>) -> Peers {
+    let NetworkPeers::Of(peers) = peers else { return Peers::Anyone };
+    let mut predicates = Vec::new();
+    for (_, peer) in usable(peers) {
+        match peer {
+            NetworkPeer::Pods { namespaces, pods } => {
+                let namespaces = match (namespaces, namespace) {
+                    (Some(selector), _) => Namespaces::Labelled(selector.clone()),
+                    (None, Some(own)) => Namespaces::Named(Text::clone(own)),
+                    (None, None) => continue,
+                };
+                predicates.push(Predicate::Pods { namespaces, pods: pods.clone() });
+            }
+            NetworkPeer::IpBlock { cidr, except } => predicates.extend(block(*cidr, except, true)),
+            NetworkPeer::Names(patterns) => predicates.extend(patterns.iter().cloned().map(Predicate::Name)),
+        }
+    }
+    Peers::Of(predicates)
+}
+
+fn cluster_peers(peers: &[ClusterPeer]) -> Peers {
+    let mut predicates = Vec::new();
+    for peer in peers {
+        match peer {
+            ClusterPeer::Pods(subject) => {
+                let (namespaces, pods) = match subject {
+                    ClusterSubject::Namespaces(namespaces) => (namespaces.clone(), LabelSelector::default()),
+                    ClusterSubject::Pods { namespaces, pods } => (namespaces.clone(), pods.clone()),
+                };
+                predicates.push(Predicate::Pods { namespaces: Namespaces::Labelled(namespaces), pods });
+            }
+            ClusterPeer::Networks(networks) => {
+                predicates.extend(networks.iter().filter_map(|network| block(*network, &[], true)));
+            }
+            ClusterPeer::Nodes(selector) => predicates.push(Predicate::Nodes(selector.clone())),
+            ClusterPeer::Names(patterns) => predicates.extend(patterns.iter().cloned().map(Predicate::Name)),
+        }
+    }
+    Peers::Of(predicates)
+}
+
+/// A block in the one form that it has as a predicate: exceptions that say nothing are left out. None if nothing is left.
+fn block(cidr: IpNet, except: &[IpNet], managed: bool) -> Option<Predicate> {
+    let cidr = cidr.trunc();
+    let mut inside = Vec::new();
+    for network in except.iter().map(IpNet::trunc) {
+        if network.contains(&cidr) {
+            return None;
+        }
+        if cidr.contains(&network) {
+            inside.push(network);
+        }
+    }
+    inside.sort_unstable();
+    inside.dedup();
+    let except = inside
+        .iter()
+        .filter(|network| !inside.iter().any(|wider| wider != *network && wider.contains(*network)))
+        .copied()
+        .collect();
+    Some(Predicate::Block { cidr, except, managed })
+}
+
+/// Whether there is anything that the entity may be.
+const fn exists(entity: Entity) -> bool {
+    match entity {
+        Entity::Init | Entity::Ingress | Entity::Unmanaged | Entity::Health | Entity::None => false,
+        Entity::All
+        | Entity::World
+        | Entity::WorldIpv4
+        | Entity::WorldIpv6
+        | Entity::Cluster
+        | Entity::Host
+        | Entity::RemoteNode
+        | Entity::KubeApiserver => true,
+    }
+}
+
+/// `k8sService` without a namespace means the policy's own.
+fn with_namespace(service: &ServiceSelector, own: Option<&Text>) -> ServiceSelector {
+    match service {
+        ServiceSelector::Named { namespace: None, name } => {
+            ServiceSelector::Named { namespace: own.cloned(), name: Text::clone(name) }
+        }
+        given => given.clone(),
+    }
+}
