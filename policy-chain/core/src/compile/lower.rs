@@ -1,22 +1,22 @@
 //! From policies to one list of rules in the order in which they are asked, each with its peers as predicates.
 
+mod peers;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use self::peers::{Peers, cluster_peers, network_peers};
 use super::port_space::PortSet;
-use super::predicate::{Namespaces, Predicate};
+use super::predicate::Predicate;
 use super::select::Selected;
 use crate::cluster::NamedPort;
-use crate::flow::{Direction, RuleRef};
-use crate::model::cilium::{
-    Application, CidrBlock, CiliumAllow, CiliumDeny, CiliumPeers, CiliumRule, Entity, ServiceSelector,
-};
-use crate::model::cluster_network_policy::{Action, ClusterPeer, ClusterRule, ClusterSubject, ClusterTier};
-use crate::model::network_policy::{NetworkPeer, NetworkPeers, NetworkRule};
+use crate::flow::{Direction, Protocol, RuleRef};
+use crate::model::cilium::{Application, CidrBlock, CiliumAllow, CiliumDeny, CiliumRule};
+use crate::model::cluster_network_policy::{Action, ClusterRule, ClusterTier};
+use crate::model::network_policy::NetworkRule;
 use crate::model::port::Ports;
-use crate::model::selector::LabelSelector;
-use crate::model::{CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Text, Usable};
+use crate::model::{CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Usable};
 use crate::settings::Settings;
 
 /// Where a rule stands. The order is that in which entries are kept.
@@ -97,14 +97,6 @@ pub(super) struct Lowered {
     pub(super) groups: bool,
 }
 
-/// Whom a rule is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Peers {
-    Anyone,
-    /// Those for whom one of these holds.
-    Of(Vec<Predicate>),
-}
-
 /// A rule before everything is numbered.
 #[derive(Debug)]
 struct Draft {
@@ -170,8 +162,8 @@ impl<'a> Lowering<'a> {
     }
 
     fn push(&mut self, draft: Draft) {
-        let nobody = matches!(&draft.peers, Peers::Of(predicates) if predicates.is_empty());
-        if !nobody && !draft.ports.is_empty() {
+        let somebody = draft.peers.anyone || !draft.peers.predicates.is_empty();
+        if somebody && !draft.ports.is_empty() {
             self.drafts.push(draft);
         }
     }
@@ -213,7 +205,7 @@ impl<'a> Lowering<'a> {
                 // What an Accept would have meant is not known: it grants nothing. What a Deny or a Pass would have
                 // stopped or let go on to a rule that stops it is not known either: nothing gets past it.
                 Err(_) if *action == Action::Accept => continue,
-                Err(_) => (Action::Deny, Peers::Anyone, &Ports::Any),
+                Err(_) => (Action::Deny, Peers::ANYONE, &Ports::Any),
             };
             let draft = Draft {
                 section,
@@ -255,7 +247,7 @@ impl<'a> Lowering<'a> {
                 // A deny that cannot be used denies everything.
                 let (peers, ports) = match deny {
                     Ok(CiliumDeny { peers, ports }) => (self.cilium_peers(peers, policy.id.namespace.as_ref()), ports),
-                    Err(_) => (Peers::Anyone, &Ports::Any),
+                    Err(_) => (Peers::ANYONE, &Ports::Any),
                 };
                 let draft = Draft {
                     section: Section::Deny,
@@ -291,55 +283,15 @@ impl<'a> Lowering<'a> {
                     }
             });
             let ports = PortSet::new(of.map(|ports| &ports.ports), self.own);
+            // Whatever protocols the ports are for, the parsers speak these only.
+            let ports = match effect {
+                Effect::Ordered(_) | Effect::Only => ports,
+                Effect::Stream => ports.within(&[Protocol::TCP]),
+                Effect::Dns => ports.within(&[Protocol::TCP, Protocol::UDP]),
+            };
             let (rule, peers) = (rule.clone(), peers.clone());
             self.push(Draft { section, priority: 0, rule, effect, audit: policy.audit, peers, ports });
         }
-    }
-
-    fn cilium_peers(&mut self, peers: &CiliumPeers, namespace: Option<&Text>) -> Peers {
-        let predicates = match peers {
-            CiliumPeers::Any => return Peers::Anyone,
-            CiliumPeers::Nothing => Vec::new(),
-            CiliumPeers::Endpoints(selectors) => selectors.iter().cloned().map(Predicate::Endpoints).collect(),
-            CiliumPeers::Cidrs(rules) => {
-                let mut blocks = Vec::new();
-                for rule in rules {
-                    let networks = match &rule.block {
-                        CidrBlock::Cidr(network) => vec![*network],
-                        group => self.group(group),
-                    };
-                    blocks.extend(self.cilium_blocks(&networks, &rule.except));
-                }
-                blocks
-            }
-            CiliumPeers::Groups(names) => {
-                let networks: Vec<IpNet> =
-                    names.iter().flat_map(|name| self.group(&CidrBlock::Group(Text::clone(name)))).collect();
-                self.cilium_blocks(&networks, &[])
-            }
-            CiliumPeers::Entities(entities) => {
-                if entities.contains(&Entity::All) {
-                    return Peers::Anyone;
-                }
-                entities.iter().filter(|entity| exists(**entity)).copied().map(Predicate::Entity).collect()
-            }
-            CiliumPeers::Services(services) => {
-                services.iter().map(|service| Predicate::Services(with_namespace(service, namespace))).collect()
-            }
-            CiliumPeers::Nodes(selectors) => selectors.iter().cloned().map(Predicate::Nodes).collect(),
-            CiliumPeers::Names(patterns) => patterns.iter().cloned().map(Predicate::Name).collect(),
-        };
-        Peers::Of(predicates)
-    }
-
-    fn group(&mut self, group: &CidrBlock) -> Vec<IpNet> {
-        self.asked_groups = true;
-        (self.groups)(group)
-    }
-
-    fn cilium_blocks(&self, networks: &[IpNet], except: &[IpNet]) -> Vec<Predicate> {
-        let managed = self.settings.cilium_cidrs_match_managed;
-        networks.iter().filter_map(|network| block(*network, except, managed)).collect()
     }
 
     /// Sorts everything and gives it its numbers.
@@ -355,10 +307,7 @@ impl<'a> Lowering<'a> {
         let rules = numbered(drafts.iter().map(|draft| &draft.rule));
         let named = drafts.iter().map(|draft| &draft.rule.policy).chain(self.isolating.iter().map(|(id, _, _)| id));
         let policies = numbered(named);
-        let predicates = numbered(drafts.iter().flat_map(|draft| match &draft.peers {
-            Peers::Anyone => &[],
-            Peers::Of(predicates) => predicates.as_slice(),
-        }));
+        let predicates = numbered(drafts.iter().flat_map(|draft| &draft.peers.predicates));
         let mut priorities: BTreeMap<(Section, u16), BTreeSet<&PolicyRef>> = BTreeMap::new();
         for draft in &drafts {
             priorities.entry((draft.section, draft.priority)).or_default().insert(&draft.rule.policy);
@@ -367,17 +316,15 @@ impl<'a> Lowering<'a> {
         let mut anyone = Vec::new();
         let mut entries = Vec::new();
         for (index, draft) in (0..u32::MAX).zip(&drafts) {
-            match &draft.peers {
-                Peers::Anyone => anyone.push(index),
-                Peers::Of(of) => {
-                    for predicate in of {
-                        let list = predicates.get(predicate).and_then(|&at| by_predicate.get_mut(at as usize));
-                        if let Some(list) = list
-                            && list.last() != Some(&index)
-                        {
-                            list.push(index);
-                        }
-                    }
+            if draft.peers.anyone {
+                anyone.push(index);
+            }
+            for predicate in &draft.peers.predicates {
+                let list = predicates.get(predicate).and_then(|&at| by_predicate.get_mut(at as usize));
+                if let Some(list) = list
+                    && list.last() != Some(&index)
+                {
+                    list.push(index);
                 }
             }
             let together = priorities.get(&(draft.section, draft.priority)).map_or(0, BTreeSet::len);
@@ -429,92 +376,4 @@ fn short(index: usize) -> u16 {
 /// The rules that can be used, each with its index in the whole list.
 fn usable<T>(rules: &[Usable<T>]) -> impl Iterator<Item = (usize, &T)> {
     rules.iter().enumerate().filter_map(|(index, rule)| Some((index, rule.as_ref().ok()?)))
-}
-
-fn network_peers(peers: &NetworkPeers, namespace: Option<&Text>) -> Peers {
-    let NetworkPeers::Of(peers) = peers else { return Peers::Anyone };
-    let mut predicates = Vec::new();
-    for (_, peer) in usable(peers) {
-        match peer {
-            NetworkPeer::Pods { namespaces, pods } => {
-                let namespaces = match (namespaces, namespace) {
-                    (Some(selector), _) => Namespaces::Labelled(selector.clone()),
-                    (None, Some(own)) => Namespaces::Named(Text::clone(own)),
-                    (None, None) => continue,
-                };
-                predicates.push(Predicate::Pods { namespaces, pods: pods.clone() });
-            }
-            NetworkPeer::IpBlock { cidr, except } => predicates.extend(block(*cidr, except, true)),
-            NetworkPeer::Names(patterns) => predicates.extend(patterns.iter().cloned().map(Predicate::Name)),
-        }
-    }
-    Peers::Of(predicates)
-}
-
-fn cluster_peers(peers: &[ClusterPeer]) -> Peers {
-    let mut predicates = Vec::new();
-    for peer in peers {
-        match peer {
-            ClusterPeer::Pods(subject) => {
-                let (namespaces, pods) = match subject {
-                    ClusterSubject::Namespaces(namespaces) => (namespaces.clone(), LabelSelector::default()),
-                    ClusterSubject::Pods { namespaces, pods } => (namespaces.clone(), pods.clone()),
-                };
-                predicates.push(Predicate::Pods { namespaces: Namespaces::Labelled(namespaces), pods });
-            }
-            ClusterPeer::Networks(networks) => {
-                predicates.extend(networks.iter().filter_map(|network| block(*network, &[], true)));
-            }
-            ClusterPeer::Nodes(selector) => predicates.push(Predicate::Nodes(selector.clone())),
-            ClusterPeer::Names(patterns) => predicates.extend(patterns.iter().cloned().map(Predicate::Name)),
-        }
-    }
-    Peers::Of(predicates)
-}
-
-/// A block in the one form that it has as a predicate: exceptions that say nothing are left out. None if nothing is left.
-fn block(cidr: IpNet, except: &[IpNet], managed: bool) -> Option<Predicate> {
-    let cidr = cidr.trunc();
-    let mut inside = Vec::new();
-    for network in except.iter().map(IpNet::trunc) {
-        if network.contains(&cidr) {
-            return None;
-        }
-        if cidr.contains(&network) {
-            inside.push(network);
-        }
-    }
-    inside.sort_unstable();
-    inside.dedup();
-    let except = inside
-        .iter()
-        .filter(|network| !inside.iter().any(|wider| wider != *network && wider.contains(*network)))
-        .copied()
-        .collect();
-    Some(Predicate::Block { cidr, except, managed })
-}
-
-/// Whether there is anything that the entity may be.
-const fn exists(entity: Entity) -> bool {
-    match entity {
-        Entity::Init | Entity::Ingress | Entity::Unmanaged | Entity::Health | Entity::None => false,
-        Entity::All
-        | Entity::World
-        | Entity::WorldIpv4
-        | Entity::WorldIpv6
-        | Entity::Cluster
-        | Entity::Host
-        | Entity::RemoteNode
-        | Entity::KubeApiserver => true,
-    }
-}
-
-/// `k8sService` without a namespace means the policy's own.
-fn with_namespace(service: &ServiceSelector, own: Option<&Text>) -> ServiceSelector {
-    match service {
-        ServiceSelector::Named { namespace: None, name } => {
-            ServiceSelector::Named { namespace: own.cloned(), name: Text::clone(name) }
-        }
-        given => given.clone(),
-    }
 }

@@ -64,6 +64,23 @@ impl PortSet {
         set.ranges
     }
 
+    /// What of it is of these protocols.
+    pub(super) fn within(self, protocols: &[Protocol]) -> Self {
+        let every = protocols.iter().filter(|_| self.every);
+        let every = every.map(|&protocol| PortRange { protocol, first: 0, last: u16::MAX });
+        let ranges = self.ranges.into_iter().filter(|range| protocols.contains(&range.protocol));
+        let named = self.named.iter().flat_map(|(name, wanted)| {
+            let held = protocols.iter().filter(|protocol| wanted.holds(**protocol));
+            held.map(|&protocol| (Text::clone(name), ProtocolMatch::Exactly(protocol)))
+        });
+        let mut named: Vec<_> = named.collect();
+        named.sort();
+        named.dedup();
+        let mut set = Self { every: false, ranges: every.chain(ranges).collect(), named };
+        set.merge();
+        set
+    }
+
     /// Whether no packet is meant, whatever the peer.
     pub(super) const fn is_empty(&self) -> bool {
         !self.every && self.ranges.is_empty() && self.named.is_empty()

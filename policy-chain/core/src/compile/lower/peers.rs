@@ -1,0 +1,166 @@
+//! Peers of the three dialects, as predicates.
+
+use ipnet::IpNet;
+
+use super::{Lowering, usable};
+use crate::compile::predicate::{Namespaces, Predicate};
+use crate::model::Text;
+use crate::model::cilium::{CidrBlock, CiliumPeers, Entity, ServiceSelector};
+use crate::model::cluster_network_policy::{ClusterPeer, ClusterSubject};
+use crate::model::network_policy::{NetworkPeer, NetworkPeers};
+use crate::model::selector::LabelSelector;
+
+/// Whom a rule is for: those for whom one of the predicates holds, or anyone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Peers {
+    pub(super) anyone: bool,
+    /// Also where `anyone` is set: a deny that names the own node's entity besides is a deny of the own node (DESIGN 6.3).
+    pub(super) predicates: Vec<Predicate>,
+}
+
+impl Peers {
+    pub(super) const ANYONE: Self = Self { anyone: true, predicates: Vec::new() };
+
+    const fn of(predicates: Vec<Predicate>) -> Self {
+        Self { anyone: false, predicates }
+    }
+}
+
+impl Lowering<'_> {
+    /// The peers of an element of a cilium.io policy, which `namespace` has.
+    pub(super) fn cilium_peers(&mut self, peers: &CiliumPeers, namespace: Option<&Text>) -> Peers {
+        let predicates = match peers {
+            CiliumPeers::Any => return Peers::ANYONE,
+            CiliumPeers::Nothing => Vec::new(),
+            CiliumPeers::Endpoints(selectors) => selectors.iter().cloned().map(Predicate::Endpoints).collect(),
+            CiliumPeers::Cidrs(rules) => {
+                let mut blocks = Vec::new();
+                for rule in rules {
+                    let networks = match &rule.block {
+                        CidrBlock::Cidr(network) => vec![*network],
+                        group => self.group(group),
+                    };
+                    blocks.extend(self.cilium_blocks(&networks, &rule.except));
+                }
+                blocks
+            }
+            CiliumPeers::Groups(names) => {
+                let networks: Vec<IpNet> =
+                    names.iter().flat_map(|name| self.group(&CidrBlock::Group(Text::clone(name)))).collect();
+                self.cilium_blocks(&networks, &[])
+            }
+            CiliumPeers::Entities(entities) => {
+                let named = entities.iter().filter(|entity| exists(**entity)).copied().map(Predicate::Entity);
+                return Peers { anyone: entities.contains(&Entity::All), predicates: named.collect() };
+            }
+            CiliumPeers::Services(services) => services
+                .iter()
+                .filter_map(|service| with_namespace(service, namespace))
+                .map(Predicate::Services)
+                .collect(),
+            CiliumPeers::Nodes(selectors) => selectors.iter().cloned().map(Predicate::Nodes).collect(),
+            CiliumPeers::Names(patterns) => patterns.iter().cloned().map(Predicate::Name).collect(),
+        };
+        Peers::of(predicates)
+    }
+
+    fn group(&mut self, group: &CidrBlock) -> Vec<IpNet> {
+        self.asked_groups = true;
+        (self.groups)(group)
+    }
+
+    fn cilium_blocks(&self, networks: &[IpNet], except: &[IpNet]) -> Vec<Predicate> {
+        let managed = self.settings.cilium_cidrs_match_managed;
+        networks.iter().filter_map(|network| block(*network, except, managed)).collect()
+    }
+}
+
+/// The peers of a NetworkPolicy of `namespace`.
+pub(super) fn network_peers(peers: &NetworkPeers, namespace: Option<&Text>) -> Peers {
+    let NetworkPeers::Of(peers) = peers else { return Peers::ANYONE };
+    let mut predicates = Vec::new();
+    for (_, peer) in usable(peers) {
+        match peer {
+            NetworkPeer::Pods { namespaces, pods } => {
+                let namespaces = match (namespaces, namespace) {
+                    (Some(selector), _) => Namespaces::Labelled(selector.clone()),
+                    (None, Some(own)) => Namespaces::Named(Text::clone(own)),
+                    (None, None) => continue,
+                };
+                predicates.push(Predicate::Pods { namespaces, pods: pods.clone() });
+            }
+            NetworkPeer::IpBlock { cidr, except } => predicates.extend(block(*cidr, except, true)),
+            NetworkPeer::Names(patterns) => predicates.extend(patterns.iter().cloned().map(Predicate::Name)),
+        }
+    }
+    Peers::of(predicates)
+}
+
+/// The peers of a rule of a ClusterNetworkPolicy.
+pub(super) fn cluster_peers(peers: &[ClusterPeer]) -> Peers {
+    let mut predicates = Vec::new();
+    for peer in peers {
+        match peer {
+            ClusterPeer::Pods(subject) => {
+                let (namespaces, pods) = match subject {
+                    ClusterSubject::Namespaces(namespaces) => (namespaces.clone(), LabelSelector::default()),
+                    ClusterSubject::Pods { namespaces, pods } => (namespaces.clone(), pods.clone()),
+                };
+                predicates.push(Predicate::Pods { namespaces: Namespaces::Labelled(namespaces), pods });
+            }
+            ClusterPeer::Networks(networks) => {
+                predicates.extend(networks.iter().filter_map(|network| block(*network, &[], true)));
+            }
+            ClusterPeer::Nodes(selector) => predicates.push(Predicate::Nodes(selector.clone())),
+            ClusterPeer::Names(patterns) => predicates.extend(patterns.iter().cloned().map(Predicate::Name)),
+        }
+    }
+    Peers::of(predicates)
+}
+
+/// A block in the one form that it has as a predicate: exceptions that say nothing are left out. None if nothing is left.
+fn block(cidr: IpNet, except: &[IpNet], managed: bool) -> Option<Predicate> {
+    let cidr = cidr.trunc();
+    let mut inside = Vec::new();
+    for network in except.iter().map(IpNet::trunc) {
+        if network.contains(&cidr) {
+            return None;
+        }
+        if cidr.contains(&network) {
+            inside.push(network);
+        }
+    }
+    inside.sort_unstable();
+    inside.dedup();
+    let except = inside
+        .iter()
+        .filter(|network| !inside.iter().any(|wider| wider != *network && wider.contains(*network)))
+        .copied()
+        .collect();
+    Some(Predicate::Block { cidr, except, managed })
+}
+
+/// Whether the entity is a predicate that something may fulfil.
+const fn exists(entity: Entity) -> bool {
+    match entity {
+        // `all` is no predicate: it is anyone.
+        Entity::All | Entity::Init | Entity::Ingress | Entity::Unmanaged | Entity::Health | Entity::None => false,
+        Entity::World
+        | Entity::WorldIpv4
+        | Entity::WorldIpv6
+        | Entity::Cluster
+        | Entity::Host
+        | Entity::RemoteNode
+        | Entity::KubeApiserver => true,
+    }
+}
+
+/// `k8sService` without a namespace means the policy's own. None: there is none to mean.
+fn with_namespace(service: &ServiceSelector, own: Option<&Text>) -> Option<ServiceSelector> {
+    match service {
+        ServiceSelector::Named { namespace: None, name } => {
+            own.map(|own| ServiceSelector::Named { namespace: Some(Text::clone(own)), name: Text::clone(name) })
+        }
+        given => Some(given.clone()),
+    }
+}
