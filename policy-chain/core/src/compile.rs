@@ -5,6 +5,7 @@
 
 mod bits;
 pub mod diff;
+pub mod engine;
 mod fold;
 pub mod image;
 mod lower;
@@ -13,4 +14,5 @@ pub mod predicate;
 pub mod program;
 pub mod row;
 pub mod select;
+mod service;
 pub mod view;

@@ -2,6 +2,8 @@
 
 use ipnet::IpNet;
 
+use super::view::{CiliumView, PodView, matches};
+use crate::cluster::Labels;
 use crate::l7::dns::NamePattern;
 use crate::model::Text;
 use crate::model::cilium::{Entity, ServiceSelector};
@@ -45,4 +47,80 @@ pub enum Namespaces {
     Named(Text),
     /// Those with these labels.
     Labelled(LabelSelector),
+}
+
+/// Whose an address is, as far as labels go.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind<'a> {
+    /// A managed pod's.
+    Pod(PodView<'a>),
+    /// The own node's.
+    OwnNode,
+    /// Another node's.
+    RemoteNode,
+    /// Nobody's that is known.
+    Other,
+}
+
+impl Predicate {
+    /// Whether it holds for what has these labels. Of blocks, Services and names, which are about the address, it does not.
+    pub(super) fn holds(&self, kind: &Kind<'_>, v4: bool, api_server: bool, nodes: &[&Labels]) -> bool {
+        match (self, kind) {
+            (Self::Pods { namespaces, pods }, Kind::Pod(pod)) => {
+                namespaces.holds(pod.namespace, pod.namespace_labels) && matches(pods, pod.labels)
+            }
+            (Self::Endpoints(selector), Kind::Pod(pod)) => CiliumView::Pod(*pod).matches(selector),
+            (Self::Endpoints(selector), kind) => {
+                let mut keys = match kind {
+                    Kind::Pod(_) => vec![],
+                    Kind::OwnNode => vec!["host"],
+                    Kind::RemoteNode => vec!["remote-node"],
+                    Kind::Other if v4 => vec!["world", "world-ipv4"],
+                    Kind::Other => vec!["world", "world-ipv6"],
+                };
+                if api_server {
+                    keys.push("kube-apiserver");
+                }
+                CiliumView::Reserved(&keys).matches(selector)
+            }
+            (Self::Entity(entity), kind) => is_entity(*entity, kind, v4, api_server),
+            (Self::Nodes(selector), Kind::OwnNode | Kind::RemoteNode) => {
+                nodes.iter().any(|labels| matches(selector, labels))
+            }
+            (
+                Self::Pods { .. } | Self::Nodes(_) | Self::Block { .. } | Self::Services(_) | Self::Name(_),
+                Kind::Pod(_) | Kind::OwnNode | Kind::RemoteNode | Kind::Other,
+            ) => false,
+        }
+    }
+}
+
+impl Namespaces {
+    /// Whether a namespace is one of them.
+    pub(super) fn holds(&self, name: &str, labels: &Labels) -> bool {
+        match self {
+            Self::Named(named) => named.as_ref() == name,
+            Self::Labelled(selector) => matches(selector, labels),
+        }
+    }
+}
+
+const fn is_entity(entity: Entity, kind: &Kind<'_>, v4: bool, api_server: bool) -> bool {
+    let other = matches!(kind, Kind::Other);
+    match entity {
+        Entity::All => true,
+        Entity::World => other,
+        Entity::WorldIpv4 => other && v4,
+        Entity::WorldIpv6 => other && !v4,
+        Entity::Cluster => !other || api_server,
+        Entity::Host => matches!(kind, Kind::OwnNode),
+        Entity::RemoteNode => matches!(kind, Kind::RemoteNode),
+        Entity::KubeApiserver => api_server,
+        Entity::Init | Entity::Ingress | Entity::Unmanaged | Entity::Health | Entity::None => false,
+    }
+}
+
+/// Whether all of a prefix is in a block; one that is partly in it is not.
+pub(super) fn in_block(cidr: &IpNet, except: &[IpNet], prefix: &IpNet) -> bool {
+    cidr.contains(prefix) && !except.iter().any(|except| except.contains(prefix))
 }
