@@ -15,4 +15,3 @@ pub mod model;
 pub mod oracle;
 pub mod parse;
 pub mod settings;
-pub mod vector;

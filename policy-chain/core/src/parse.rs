@@ -1,11 +1,11 @@
 //! From JSON or YAML to [`crate::model`] and [`crate::cluster`], with every fault named by path and value.
 
+pub mod cilium;
 pub mod cursor;
 
 mod aws;
 mod cidr;
 mod cidr_group;
-mod cilium;
 mod cluster_network_policy;
 mod cluster_peer;
 mod endpoint_slice;
@@ -123,3 +123,6 @@ fn unknown_kind(version: &str, kind: &str, report: &mut Report) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

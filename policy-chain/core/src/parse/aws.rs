@@ -17,3 +17,6 @@ pub(super) fn cluster_policy(document: &Cursor<'_>, report: &mut Report) -> Opti
 pub(super) fn application_policy(document: &Cursor<'_>, report: &mut Report) -> Option<Object> {
     network_policy::read(document, report, PolicyKind::AwsApplicationNetworkPolicy)
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,3 +87,6 @@ fn without_leading_zeros(address: &str) -> String {
     let ipv4 = last.split('.').map(stripped).collect::<Vec<_>>().join(".");
     before.map_or_else(|| ipv4.clone(), |before| format!("{before}:{ipv4}"))
 }
+
+#[cfg(test)]
+mod tests;

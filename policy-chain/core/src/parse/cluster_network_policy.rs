@@ -301,3 +301,6 @@ fn rule_name(field: &Cursor<'_>, report: &mut Report) -> Option<Text> {
     let cut: String = text.chars().take(LONGEST_NAME).collect();
     Some(cut.into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,14 +136,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The elements of a list that must not have fewer than `least` or more than `most`.
+    /// The elements of a list that must not have fewer than `least` or more than `most` ([`usize::MAX`]: any number).
     ///
     /// # Errors
     /// It is no list, or has another length.
     pub fn elements_between(&self, report: &mut Report, least: usize, most: usize) -> Usable<Vec<Self>> {
         match self.value {
             Value::Array(list) if !(least..=most).contains(&list.len()) => {
-                let message = format!("has {} elements; {least} to {most} are possible", list.len());
+                let possible = match most {
+                    usize::MAX => format!("at least {least} is needed"),
+                    _ => format!("{least} to {most} are possible"),
+                };
+                let message = format!("has {} elements; {possible}", list.len());
                 Err(report.refused(&self.path, message))
             }
             _ => self.elements(report),
@@ -284,7 +288,8 @@ impl<'a> Fields<'a> {
     pub fn finish(self, report: &mut Report) -> Usable<()> {
         let mut unknown = None;
         for (name, value) in self.map {
-            if !self.taken.iter().any(|taken| taken == name) {
+            // `null` is the same as missing, whatever the field would mean.
+            if !value.is_null() && !self.taken.iter().any(|taken| taken == name) {
                 let message = format!("this field is not known (value {})", shown(value));
                 unknown = Some(report.unusable(&self.path_of(&cut(name)), message));
             }

@@ -248,3 +248,6 @@ fn ip_block(field: &Cursor<'_>, report: &mut Report) -> Usable<NetworkPeer> {
         None => faults.or(NetworkPeer::Names(Vec::new())),
     }
 }
+
+#[cfg(test)]
+mod tests;

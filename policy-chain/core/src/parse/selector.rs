@@ -146,3 +146,6 @@ fn is_label_name(text: &str) -> bool {
         && at_end(bytes.last())
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
+
+#[cfg(test)]
+mod tests;
