@@ -5,7 +5,9 @@
 
 mod value;
 
+use std::cell::Cell;
 use std::fmt;
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -26,8 +28,17 @@ pub const MAX_NODES: usize = 2_000_000;
 /// Lists and objects within each other. What Kubernetes has is a third as deep.
 pub const MAX_DEPTH: usize = 64;
 
-/// What YAML's aliases may add to a text, in nodes.
-const MAX_REPLAYED: usize = 100_000;
+/// Faults that are told of a text; with the last of them, reading ends.
+pub const MAX_ERRORS: usize = 100;
+
+/// Aliases and merge keys of a text.
+const MAX_ALIASES: usize = 1_000;
+
+/// Merge keys between two lines `---`.
+const MAX_MERGE_KEYS: usize = 1_000;
+
+/// What aliases may add to what stands between two lines `---`, in nodes.
+const MAX_REPLAYED: usize = 20_000;
 
 /// How much of a message of a parser is shown.
 const SHOWN: usize = 300;
@@ -193,6 +204,7 @@ struct Reader {
     /// The document that is being read, counted from 1.
     document: usize,
     nodes: usize,
+    aliases: usize,
     /// A limit of the text is reached: nothing more is read.
     full: bool,
 }
@@ -200,6 +212,7 @@ struct Reader {
 impl Reader {
     fn error(&mut self, line: usize, column: usize, fault: String, hint: &'static str) {
         self.manifest.errors.push(ManifestError { document: self.document, line, column, fault, hint });
+        self.full |= self.manifest.errors.len() >= MAX_ERRORS;
     }
 
     fn chunk(&mut self, chunk: &Chunk<'_>) {
@@ -215,7 +228,14 @@ impl Reader {
             return;
         }
         self.document += 1;
-        match serde_saphyr::from_multiple_with_options::<Counted>(chunk.text, yaml_options()) {
+        let aliases = Rc::new(Cell::new(0));
+        let told = Rc::clone(&aliases);
+        let options = yaml_options(MAX_ALIASES.saturating_sub(self.aliases));
+        let options =
+            options.with_budget_report(move |report| told.set(report.aliases.saturating_add(report.merge_keys)));
+        let read = serde_saphyr::from_multiple_with_options::<Counted>(chunk.text, options);
+        self.aliases = self.aliases.saturating_add(aliases.get());
+        match read {
             Ok(values) => {
                 for counted in values {
                     self.counted(counted, chunk.line);
@@ -354,16 +374,17 @@ fn complete(item: &mut Value, version: Option<&Value>, kind: &str) {
     map.entry("kind").or_insert_with(|| kind.into());
 }
 
-fn yaml_options() -> serde_saphyr::Options {
+fn yaml_options(max_aliases: usize) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
             max_nodes: MAX_NODES,
             max_events: 3 * MAX_NODES,
             max_documents: MAX_DOCUMENTS,
-            max_aliases: MAX_REPLAYED,
-            max_anchors: MAX_REPLAYED,
-            max_recorded_anchor_events: MAX_REPLAYED,
+            max_aliases: max_aliases,
+            max_merge_keys: max_aliases.min(MAX_MERGE_KEYS),
+            max_anchors: MAX_ALIASES,
+            max_recorded_anchor_events: 10 * MAX_REPLAYED,
             max_recorded_anchor_bytes: MAX_OBJECT_BYTES,
             max_total_scalar_bytes: MAX_TEXT_BYTES,
             // One anchor with many aliases is honest; what the aliases add is bounded below.
@@ -409,10 +430,14 @@ fn yaml_fault(error: &serde_saphyr::Error) -> (String, &'static str) {
             breach:
                 BudgetBreach::Aliases { .. }
                 | BudgetBreach::Anchors { .. }
+                | BudgetBreach::MergeKeys { .. }
                 | BudgetBreach::RecordedAnchorBytes { .. }
                 | BudgetBreach::RecordedAnchorEvents { .. },
             ..
-        } => (format!("aliases make more than {MAX_REPLAYED} nodes of this text"), "write out what '*name' stands for"),
+        } => ("anchors and aliases make too much of this text".to_owned(), "write out what '*name' stands for"),
+        Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
+            (value::TOO_MANY_BYTES.to_owned(), value::hint(value::TOO_MANY_BYTES))
+        }
         Error::NonFiniteFloat { .. } => (value::NO_NUMBER.to_owned(), value::hint(value::NO_NUMBER)),
         Error::UnknownAnchor { .. } => (
             "an alias names an anchor that is not before it in its document".to_owned(),

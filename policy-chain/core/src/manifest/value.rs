@@ -15,7 +15,7 @@ pub(super) const TOO_MANY_NODES: &str = "there are more than 2000000 values";
 pub(super) const TOO_DEEP: &str = "lists and objects are more than 64 levels deep";
 
 /// Aliases make more than [`MAX_TEXT_BYTES`] of it.
-const TOO_MANY_BYTES: &str = "the values have more than 67108864 bytes";
+pub(super) const TOO_MANY_BYTES: &str = "the values have more than 67108864 bytes";
 
 /// A number that JSON does not have.
 pub(super) const NO_NUMBER: &str = "this number cannot be written in JSON";
