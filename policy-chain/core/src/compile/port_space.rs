@@ -249,3 +249,6 @@ impl Trie {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

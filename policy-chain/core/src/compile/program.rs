@@ -237,3 +237,6 @@ pub fn networks<'a>(groups: impl IntoIterator<Item = &'a CidrGroup>, block: &Cid
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
