@@ -133,18 +133,24 @@ impl NamePattern {
         Self::cilium(text)
     }
 
-    /// `matchPattern` of Cilium (`pkg/fqdn/matchpattern`): `**.` at the beginning is one or more labels; any other run of
-    /// `*` is any number of letters, digits, `-` and `_` within its label; `*` or `**` alone is every name, the root too.
+    /// `matchPattern` of Cilium (`pkg/fqdn/matchpattern`): two stars or more and a dot at the beginning are one or more
+    /// labels; any other run of stars is any number of letters, digits, `-` and `_` within its label; nothing but stars is
+    /// every name, the root too.
     ///
     /// # Errors
     /// It is longer than 255 characters, has one that is not a letter, a digit or one of `-_.*`, or has an empty label;
     /// or it is without `*` and no name.
     pub fn cilium(text: &str) -> Result<Self, InvalidName> {
         let bare = Self::checked(text)?;
-        if bare == "*" || bare == "**" {
+        let rest = bare.trim_start_matches('*');
+        if rest.is_empty() {
             return Ok(Self::build(text, "**".to_owned(), Shape::Every));
         }
-        Self::with_prefix(text, bare, "**.")
+        match rest.strip_prefix('.') {
+            Some(rest) if bare.starts_with("**") => Ok(Self::with_stars(text, rest, Shape::Subdomains)),
+            _ if bare.contains('*') => Ok(Self::with_stars(text, bare, Shape::Labels)),
+            _ => Self::without_stars(text, bare),
+        }
     }
 
     /// An element of `domainNames` of ClusterNetworkPolicy (`DomainName` of policy.networking.k8s.io/v1alpha2): a name of
@@ -155,7 +161,8 @@ impl NamePattern {
     /// As for [`Self::cilium`]; there is a `*` elsewhere, there is only one label, or one begins or ends with `-` or `_`.
     pub fn domain(text: &str) -> Result<Self, InvalidName> {
         let bare = Self::checked(text)?;
-        let name = bare.strip_prefix("*.").unwrap_or(bare);
+        let below = bare.strip_prefix("*.");
+        let name = below.unwrap_or(bare);
         if name.contains('*') {
             return Err(InvalidName::new(text, "\"*\" may only be the whole first label"));
         }
@@ -165,7 +172,10 @@ impl NamePattern {
         if name.split('.').any(|label| label.starts_with(['-', '_']) || label.ends_with(['-', '_'])) {
             return Err(InvalidName::new(text, "a label begins and ends with a letter or digit"));
         }
-        Self::with_prefix(text, bare, "*.")
+        match below {
+            Some(name) => Ok(Self::with_stars(text, name, Shape::Subdomains)),
+            None => Self::without_stars(text, name),
+        }
     }
 
     /// What all dialects ask for; gives the text without its final dot.
@@ -184,16 +194,13 @@ impl NamePattern {
         Ok(bare)
     }
 
-    fn with_prefix(text: &str, bare: &str, prefix: &str) -> Result<Self, InvalidName> {
-        if !bare.contains('*') {
-            let name = Name::new(bare)?;
-            return Ok(Self::build(text, name.as_str().to_owned(), Shape::Exact));
-        }
-        let (shape, rest) = match bare.strip_prefix(prefix) {
-            Some(rest) => (Shape::Subdomains, rest),
-            None => (Shape::Labels, bare),
-        };
-        let mut normal = String::with_capacity(bare.len() + 1);
+    fn without_stars(text: &str, bare: &str) -> Result<Self, InvalidName> {
+        let name = Name::new(bare)?;
+        Ok(Self::build(text, name.as_str().to_owned(), Shape::Exact))
+    }
+
+    fn with_stars(text: &str, rest: &str, shape: Shape) -> Self {
+        let mut normal = String::with_capacity(rest.len() + 3);
         if shape == Shape::Subdomains {
             normal.push_str("**.");
         }
@@ -204,7 +211,7 @@ impl NamePattern {
             }
             star = character == '*';
         }
-        Ok(Self::build(text, normal, shape))
+        Self::build(text, normal, shape)
     }
 
     fn build(written: &str, normal: String, shape: Shape) -> Self {
@@ -296,3 +303,6 @@ impl fmt::Display for NamePattern {
         f.write_str(&self.written)
     }
 }
+
+#[cfg(test)]
+mod tests;

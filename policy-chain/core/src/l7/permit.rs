@@ -1,7 +1,7 @@
 //! Whether application rules let one request of a flow pass.
 
 use super::dns::Name;
-use super::http::{self, Pass, Request};
+use super::http::{self, HttpMatch, Request};
 use crate::model::cilium::Application;
 
 /// A request of a flow that goes through the proxy.
@@ -30,7 +30,7 @@ pub enum Permit<'r> {
         /// Which one of its list.
         index: usize,
         /// What comes with an HTTP request that passes.
-        http: Option<Pass<'r>>,
+        http: Option<HttpMatch<'r>>,
     },
     /// No rule has it.
     No,
@@ -52,7 +52,7 @@ impl Application {
             (Self::None, _) => return Permit::All,
             (Self::Http(rules), Message::Http(request)) => {
                 return http::first_match(rules, request)
-                    .map_or(Permit::No, |found| Permit::Rule { index: found.index, http: Some(found.pass) });
+                    .map_or(Permit::No, |found| Permit::Rule { index: found.index, http: Some(found) });
             }
             (Self::Dns(patterns), Message::Dns { name, .. }) => patterns.iter().position(|one| one.matches(name)),
             (Self::ServerNames(patterns), Message::ServerName(name)) => {

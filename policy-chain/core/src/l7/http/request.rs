@@ -2,6 +2,15 @@
 
 use std::borrow::Cow;
 
+use super::{authority, path};
+
+/// Longest method.
+const MAX_METHOD: usize = 64;
+/// Longest target.
+const MAX_TARGET: usize = 32 << 10;
+/// Most fields.
+const MAX_FIELDS: usize = 512;
+
 /// Version of HTTP by which a request came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
@@ -14,7 +23,7 @@ pub enum Version {
 }
 
 /// A header field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Field<'a> {
     /// Name, in any case.
     pub name: &'a [u8],
@@ -38,6 +47,9 @@ pub struct RawRequest<'a> {
 }
 
 /// A request in the one form in which it is matched and forwarded.
+///
+/// It borrows from the request as it came, and only what had to be changed is new. To forward it: [`Self::method`],
+/// [`Self::target`], a Host (or `:authority`) of [`Self::authority`], and [`Self::fields`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request<'a> {
     method: &'a str,
@@ -48,8 +60,19 @@ pub struct Request<'a> {
 
 /// Why a request is refused with 400: it is malformed, or can be read in more than one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadRequest(pub &'static str);
+#[error("bad request: {0}")]
+pub struct BadRequest(pub(super) &'static str);
+
+impl BadRequest {
+    /// The status to answer with.
+    pub const STATUS: u16 = 400;
+
+    /// What is wrong.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        self.0
+    }
+}
 
 impl<'a> Request<'a> {
     /// Brings a request into its canonical form.
@@ -57,13 +80,32 @@ impl<'a> Request<'a> {
     /// # Errors
     /// It is malformed, or has more than one reading.
     pub fn new(raw: RawRequest<'a>) -> Result<Self, BadRequest> {
-        let text = |octets| str::from_utf8(octets).map_err(|_error| BadRequest("not ASCII"));
-        Ok(Self {
-            method: text(raw.method)?,
-            path: Some(Cow::Borrowed(text(raw.target)?)),
-            authority: raw.authority.map(text).transpose()?.map(Cow::Borrowed),
-            fields: raw.fields,
-        })
+        let method = method(raw.method)?;
+        let host = fields(raw.version, raw.fields)?;
+        let target = target(method, &raw)?;
+        let named = match raw.version {
+            Version::Http10 | Version::Http11 => {
+                if raw.version == Version::Http11 && host.is_none() {
+                    return Err(BadRequest("there is no Host"));
+                }
+                target.authority
+            }
+            Version::Http2 => raw.authority.map(ascii).transpose()?,
+        };
+        // RFC 9112, 3.2.2, lets the target win over Host and RFC 9113, 8.3.1, `:authority`; but not every server knows.
+        let named = named.map(authority::canonical).transpose()?;
+        let host = host.map(authority::canonical).transpose()?;
+        let authority = match (named, host) {
+            (Some(named), Some(host)) if named != host => return Err(BadRequest("two different hosts are named")),
+            (named, host) => named.or(host),
+        };
+        if target.path.is_none() && !authority.as_deref().is_some_and(authority::has_port) {
+            return Err(BadRequest("CONNECT needs a host and a port"));
+        }
+        if raw.version == Version::Http2 && authority.is_none() {
+            return Err(BadRequest("there is no :authority"));
+        }
+        Ok(Self { method, path: target.path, authority, fields: raw.fields })
     }
 
     /// Method.
@@ -72,28 +114,150 @@ impl<'a> Request<'a> {
         self.method
     }
 
-    /// Path and query string; `*` for the server as a whole; none for a CONNECT.
+    /// Path and query; `*` for the server as a whole; none for a CONNECT to a host and port.
     #[must_use]
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
     }
 
-    /// Host, and port where the client gave one.
+    /// Host, and port where the client gave one. HTTP/1.0 may be without.
     #[must_use]
     pub fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
     }
 
-    /// The values of the fields of this name, without white space around them.
-    pub fn values<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'a [u8]> + use<'r, 'a> {
-        self.fields
-            .iter()
-            .filter(move |field| field.name.eq_ignore_ascii_case(name.as_bytes()))
-            .map(|field| field.value.trim_ascii())
+    /// What stands in HTTP/1's request line: the path, or for a CONNECT host and port.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        self.path().or(self.authority()).unwrap_or_default()
     }
+
+    /// The fields to forward: all but Host, which is [`Self::authority`].
+    pub fn fields(&self) -> impl Iterator<Item = &'a Field<'a>> + use<'a> {
+        self.fields.iter().filter(|field| !field.name.eq_ignore_ascii_case(b"host"))
+    }
+
+    /// The values of the fields of this name, without white space around them; of Host, the authority.
+    pub fn values<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r [u8]> {
+        let is_host = name.eq_ignore_ascii_case("host");
+        let host = self.authority().filter(|_| is_host).map(str::as_bytes);
+        let fields = if is_host { &[] } else { self.fields };
+        host.into_iter().chain(
+            fields
+                .iter()
+                .filter(move |field| field.name.eq_ignore_ascii_case(name.as_bytes()))
+                .map(|field| field.value.trim_ascii()),
+        )
+    }
+}
+
+/// A target, taken apart.
+struct Target<'a> {
+    authority: Option<&'a str>,
+    path: Option<Cow<'a, str>>,
+}
+
+/// The four forms of RFC 9112, 3.2; in HTTP/2 the first, the last, and nothing for a CONNECT (RFC 9113, 8.3.1 and 8.5).
+fn target<'a>(method: &str, raw: &RawRequest<'a>) -> Result<Target<'a>, BadRequest> {
+    if raw.target.len() > MAX_TARGET {
+        return Err(BadRequest("the target is too long"));
+    }
+    let text = ascii(raw.target)?;
+    let http2 = raw.version == Version::Http2;
+    if method == "CONNECT" && (!http2 || text.is_empty()) {
+        let authority = if http2 { None } else { Some(text) };
+        return Ok(Target { authority, path: None });
+    }
+    if text.starts_with('/') {
+        return Ok(Target { authority: None, path: Some(path::canonical(text)?) });
+    }
+    if text == "*" {
+        if method != "OPTIONS" {
+            return Err(BadRequest("the target \"*\" is for OPTIONS only"));
+        }
+        return Ok(Target { authority: None, path: Some(Cow::Borrowed(text)) });
+    }
+    let (scheme, rest) = text.split_once("://").ok_or(BadRequest("the target is neither a path nor a URI"))?;
+    if http2 {
+        return Err(BadRequest("the :path is no path"));
+    }
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Err(BadRequest("the target's scheme is neither http nor https"));
+    }
+    let (authority, path) = match rest.find(['/', '?', '#']).and_then(|end| rest.split_at_checked(end)) {
+        Some((authority, path)) if path.starts_with('/') => (authority, path::canonical(path)?),
+        Some((authority, path)) => (authority, Cow::Owned(path::canonical(&format!("/{path}"))?.into_owned())),
+        None => (rest, Cow::Borrowed(if method == "OPTIONS" { "*" } else { "/" })),
+    };
+    Ok(Target { authority: Some(authority), path: Some(path) })
+}
+
+fn method(octets: &[u8]) -> Result<&str, BadRequest> {
+    if !is_token(octets) || octets.len() > MAX_METHOD {
+        return Err(BadRequest("the method is no token"));
+    }
+    ascii(octets)
+}
+
+/// Checks the fields; gives Host.
+///
+/// Framing that a server behind could see otherwise is refused here too (RFC 9112, 6.1 and 6.3; RFC 9113, 8.2.2).
+fn fields<'a>(version: Version, fields: &'a [Field<'a>]) -> Result<Option<&'a str>, BadRequest> {
+    if fields.len() > MAX_FIELDS {
+        return Err(BadRequest("there are too many fields"));
+    }
+    let (mut host, mut length, mut coding) = (None, false, false);
+    for Field { name, value } in fields {
+        if !is_token(name) {
+            return Err(BadRequest("a field's name is no token"));
+        }
+        if value.iter().any(|octet| octet.is_ascii_control() && *octet != b'\t') {
+            return Err(BadRequest("a field's value has a control character"));
+        }
+        let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
+        let value = value.trim_ascii();
+        if version == Version::Http2 {
+            let own = [&b"connection"[..], b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"];
+            if name.iter().any(u8::is_ascii_uppercase) || own.iter().any(|own| is(own)) {
+                return Err(BadRequest("a field does not belong into HTTP/2"));
+            }
+        }
+        if is(b"host") {
+            if host.replace(ascii(value)?).is_some() {
+                return Err(BadRequest("there are several Hosts"));
+            }
+        } else if is(b"content-length") {
+            if value.is_empty() || !value.iter().all(u8::is_ascii_digit) || std::mem::replace(&mut length, true) {
+                return Err(BadRequest("Content-Length is not one number"));
+            }
+        } else if is(b"transfer-encoding") {
+            let chunked = value.eq_ignore_ascii_case(b"chunked") && version == Version::Http11;
+            if !chunked || std::mem::replace(&mut coding, true) {
+                return Err(BadRequest("Transfer-Encoding is not \"chunked\", once, in HTTP/1.1"));
+            }
+        }
+    }
+    if length && coding {
+        return Err(BadRequest("there are both Content-Length and Transfer-Encoding"));
+    }
+    Ok(host)
+}
+
+fn ascii(octets: &[u8]) -> Result<&str, BadRequest> {
+    str::from_utf8(octets).ok().filter(|text| text.is_ascii()).ok_or(BadRequest("a character is not ASCII"))
 }
 
 /// Whether it is a token (RFC 9110, 5.6.2), as methods and field names are.
 pub(super) fn is_token(octets: &[u8]) -> bool {
-    !octets.is_empty() && octets.iter().all(|octet| octet.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(octet))
+    let is_tchar = |octet: &u8| {
+        octet.is_ascii_alphanumeric()
+            || matches!(
+                octet,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            )
+    };
+    !octets.is_empty() && octets.iter().all(is_tchar)
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,6 +177,10 @@ impl HttpRule {
             if !is_value(value) {
                 return wrong(field("value"), NOT_A_VALUE.to_owned());
             }
+            if changes_meaning(&header.name) && !matches!(header.mismatch, MismatchAction::Refuse | MismatchAction::Log)
+            {
+                return wrong(field("mismatch"), "this header says where the message goes or ends".to_owned());
+            }
             if value.is_empty() && matches!(header.mismatch, MismatchAction::Add | MismatchAction::Replace) {
                 return wrong(field("value"), "ADD and REPLACE need a value".to_owned());
             }
@@ -209,11 +213,14 @@ impl HttpRule {
         }
         let mut mismatched = 0;
         for (index, header) in self.spec.header_matches.iter().enumerate() {
-            if !has(request, &header.name, header.value.as_deref().filter(|value| !value.is_empty())) {
-                if header.mismatch == MismatchAction::Refuse {
-                    return Outcome::No;
-                }
-                mismatched |= 1 << index;
+            if has(request, &header.name, header.value.as_deref().filter(|value| !value.is_empty())) {
+                continue;
+            }
+            match header.mismatch {
+                MismatchAction::Refuse => return Outcome::No,
+                // Nothing to delete is nothing to tell, as in Cilium's proxy.
+                MismatchAction::Delete if request.values(&header.name).next().is_none() => {}
+                _ => mismatched |= 1 << index,
             }
         }
         Outcome::Pass(Pass { matches: &self.spec.header_matches, mismatched })
@@ -233,6 +240,23 @@ fn has(request: &Request<'_>, name: &str, value: Option<&str>) -> bool {
 
 const NOT_A_NAME: &str = "not the name of a header: letters, digits and !#$%&'*+-.^_`|~ (RFC 9110, 5.1)";
 const NOT_A_VALUE: &str = "not the value of a header: no control characters, no space at either end (RFC 9110, 5.5)";
+
+/// Whether a change of this header would make another request of one that was matched.
+fn changes_meaning(name: &str) -> bool {
+    const NAMES: [&str; 10] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    NAMES.iter().any(|one| one.eq_ignore_ascii_case(name))
+}
 
 /// Reads an element of `headers`.
 fn header(text: &str) -> Result<(String, Option<String>), &'static str> {
@@ -273,13 +297,27 @@ impl Hash for HttpRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpRules(Vec<Arc<HttpRule>>);
 
-/// The first rule that matches a request.
+/// The first rule that matches a request, and those after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpMatch<'r> {
     /// Which one of its list.
     pub index: usize,
     /// What comes with it.
     pub pass: Pass<'r>,
+    later: &'r [Arc<HttpRule>],
+}
+
+impl<'r> HttpMatch<'r> {
+    /// What comes with the request by this rule, and then by every later rule that matches it too: as in Cilium's proxy,
+    /// changes of headers are made by all rules that match, so that they do not depend on the order of the rules. All rules
+    /// see the request as it came. `request` is the one that matched.
+    pub fn passes<'q>(&self, request: &'q Request<'q>) -> impl Iterator<Item = Pass<'r>> + use<'r, 'q> {
+        let later = self.later.iter().filter(|rule| !rule.spec.header_matches.is_empty());
+        std::iter::once(self.pass).chain(later.filter_map(|rule| match rule.matches(request) {
+            Outcome::Pass(pass) => Some(pass),
+            Outcome::No => None,
+        }))
+    }
 }
 
 impl HttpRules {
@@ -305,7 +343,7 @@ impl FromIterator<Arc<HttpRule>> for HttpRules {
 /// The first of `rules` that matches, if one does.
 pub(in crate::l7) fn first_match<'r>(rules: &'r [Arc<HttpRule>], request: &Request<'_>) -> Option<HttpMatch<'r>> {
     rules.iter().enumerate().find_map(|(index, rule)| match rule.matches(request) {
-        Outcome::Pass(pass) => Some(HttpMatch { index, pass }),
+        Outcome::Pass(pass) => Some(HttpMatch { index, pass, later: rules.get(index + 1..).unwrap_or_default() }),
         Outcome::No => None,
     })
 }
