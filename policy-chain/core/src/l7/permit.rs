@@ -63,3 +63,6 @@ impl Application {
         found.map_or(Permit::No, |index| Permit::Rule { index, http: None })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,3 +49,6 @@ impl fmt::Display for ServerNamePattern {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests;

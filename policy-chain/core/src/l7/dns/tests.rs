@@ -201,13 +201,13 @@ fn reference(pattern: &[u8], text: &[u8]) -> bool {
 
 fn reference_cilium(pattern: &str, text: &str) -> bool {
     let stars = pattern.bytes().take_while(|byte| *byte == b'*').count();
-    let rest = &pattern[stars..];
+    let rest = pattern.trim_start_matches('*');
     if rest.is_empty() || rest == "." {
         return true;
     }
     match rest.strip_prefix('.') {
         Some(rest) if stars >= 2 => {
-            let ends = text.match_indices('.').map(|(dot, _)| &text[dot + 1..]);
+            let ends = text.match_indices('.').filter_map(|(dot, _)| text.get(dot + 1..));
             ends.into_iter().any(|tail| reference(rest.as_bytes(), tail.as_bytes()))
         }
         _ => reference(pattern.as_bytes(), text.as_bytes()),

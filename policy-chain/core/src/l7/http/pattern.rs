@@ -90,6 +90,10 @@ pub(super) fn compile(expression: &str) -> Result<Regex, String> {
     };
     build(false).or_else(|_| build(true)).map_err(|error| match error {
         regex::Error::CompiledTooBig(limit) => format!("its program is larger than {limit} bytes"),
-        error => error.to_string(),
+        // The last line says what is wrong; those before show where, in a picture.
+        error => error.to_string().lines().next_back().unwrap_or_default().trim_start_matches("error: ").to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -347,3 +347,6 @@ pub(in crate::l7) fn first_match<'r>(rules: &'r [Arc<HttpRule>], request: &Reque
         Outcome::No => None,
     })
 }
+
+#[cfg(test)]
+mod tests;

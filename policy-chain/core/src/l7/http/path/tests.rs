@@ -153,8 +153,8 @@ fn remove_dot_segments(path: &str) -> String {
             input = format!("/{}", input.get(4..).unwrap_or_default());
             output.truncate(output.rfind('/').unwrap_or(0));
         } else {
-            let end = input[1..].find('/').map_or(input.len(), |end| end + 1);
-            output.push_str(&input[..end]);
+            let end = input.match_indices('/').map(|(slash, _)| slash).find(|slash| *slash > 0).unwrap_or(input.len());
+            output.push_str(input.get(..end).unwrap_or_default());
             input.drain(..end);
         }
     }
