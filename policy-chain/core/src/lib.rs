@@ -15,3 +15,4 @@ pub mod model;
 pub mod oracle;
 pub mod parse;
 pub mod settings;
+pub mod vector;
