@@ -1,5 +1,7 @@
 //! The state of the cluster that policies speak of: objects as plain data, and one owner that events are applied to.
 
+mod interner;
+mod label_set;
 pub mod labels;
 mod names;
 mod state;
@@ -13,34 +15,10 @@ use ipnet::IpNet;
 use crate::flow::Protocol;
 use crate::model::{Policy, PolicyRef, Text};
 
+pub use label_set::Labels;
 pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
 pub use state::{Applied, Cluster, canonical_net};
 pub use value::{Addresses, Created, Uid};
-
-/// Labels of an object: sorted by key, shared between the objects that have the same.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Labels(Arc<[(Text, Text)]>);
-
-impl Labels {
-    /// Labels from pairs; of two values for a key, the later one.
-    #[must_use]
-    pub fn new(pairs: impl IntoIterator<Item = (Text, Text)>) -> Self {
-        let map: std::collections::BTreeMap<Text, Text> = pairs.into_iter().collect();
-        Self(map.into_iter().collect())
-    }
-
-    /// The value of a label.
-    #[must_use]
-    pub fn get(&self, key: &str) -> Option<&Text> {
-        let at = self.0.binary_search_by(|(name, _)| name.as_ref().cmp(key)).ok()?;
-        self.0.get(at).map(|(_, value)| value)
-    }
-
-    /// All labels, by key.
-    pub fn iter(&self) -> impl Iterator<Item = &(Text, Text)> {
-        self.0.iter()
-    }
-}
 
 /// The label that the API server keeps on every namespace: its name. Immutable.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use super::interner::Interner;
 use super::names::{Ends, Names};
 use super::{
     CidrGroup, EndpointSlice, Event, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectId, ObjectKey, Pod,
@@ -44,6 +45,7 @@ pub struct Cluster {
     /// Addresses of names that were forgotten because there were too many, ever.
     pub names_overflowed: u64,
     pub(super) ends: Ends,
+    interner: Interner,
 }
 
 impl PartialEq for Cluster {
@@ -106,18 +108,31 @@ impl Cluster {
         match object {
             Object::Namespace(mut namespace) => {
                 if namespace.labels.get(NAMESPACE_NAME_LABEL) != Some(&namespace.name) {
-                    let name = (NAMESPACE_NAME_LABEL.into(), Arc::clone(&namespace.name));
-                    namespace.labels = Labels::new(namespace.labels.iter().cloned().chain([name]));
+                    namespace.labels = namespace.labels.with(NAMESPACE_NAME_LABEL.into(), Arc::clone(&namespace.name));
                 }
+                namespace.labels = self.interner.labels(&namespace.labels);
                 put(&mut self.namespaces, Arc::clone(&namespace.name), namespace)
             }
-            Object::Pod(pod) => put(&mut self.pods, pod.key.clone(), Arc::new(pod)),
+            Object::Pod(pod) => match self.pods.get_mut(&pod.key) {
+                Some(before) if **before == pod => false,
+                Some(before) => {
+                    *before = Arc::new(self.interner.pod(pod, Some(before)));
+                    true
+                }
+                None => {
+                    let pod = self.interner.pod(pod, None);
+                    self.pods.insert(pod.key.clone(), Arc::new(pod));
+                    true
+                }
+            },
             Object::Node(mut node) => {
                 canonical(&mut node.addresses);
+                node.labels = self.interner.labels(&node.labels);
                 put(&mut self.nodes, Arc::clone(&node.name), node)
             }
             Object::Service(mut service) => {
                 canonical(&mut service.addresses);
+                service.labels = self.interner.labels(&service.labels);
                 put(&mut self.services, service.key.clone(), service)
             }
             Object::EndpointSlice(mut slice) => {

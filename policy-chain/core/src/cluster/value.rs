@@ -154,14 +154,21 @@ fn uuid(text: &str) -> Option<[u8; 16]> {
 }
 
 /// `metadata.creationTimestamp`: later is greater, and none at all is least.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Created(Option<i64>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Created(i64);
+
+impl Default for Created {
+    /// None at all.
+    fn default() -> Self {
+        Self(i64::MIN)
+    }
+}
 
 impl Created {
     /// So many seconds after the beginning of 1970, UTC.
     #[must_use]
     pub const fn at(seconds: i64) -> Self {
-        Self(Some(seconds))
+        Self(seconds)
     }
 
     /// Reads a time as the API server writes it (RFC 3339, in UTC): `2026-11-25T21:15:41Z`; fractions of a second are cut.

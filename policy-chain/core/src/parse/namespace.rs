@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::cursor::{Cursor, Report, shown};
 use super::metadata::{Metadata, NameForm, Scope};
-use crate::cluster::{Labels, NAMESPACE_NAME_LABEL, Namespace, Object};
+use crate::cluster::{NAMESPACE_NAME_LABEL, Namespace, Object};
 
 /// Reads a Namespace. It has the label of its name, whatever the object says: the API server keeps it so.
 pub(super) fn namespace(document: &Cursor<'_>, report: &mut Report) -> Option<Object> {
@@ -16,7 +16,6 @@ pub(super) fn namespace(document: &Cursor<'_>, report: &mut Report) -> Option<Ob
             format!("{NAMESPACE_NAME_LABEL} is always the name; {} is not looked at", shown(&other.as_ref().into()));
         report.warn("metadata.labels", message);
     }
-    let name = (NAMESPACE_NAME_LABEL.into(), Arc::clone(&metadata.name));
-    let labels = Labels::new(metadata.labels.iter().cloned().chain([name]));
+    let labels = metadata.labels.with(NAMESPACE_NAME_LABEL.into(), Arc::clone(&metadata.name));
     Some(Object::Namespace(Namespace { name: metadata.name, labels }))
 }

@@ -22,7 +22,7 @@ pub(super) fn service(document: &Cursor<'_>, report: &mut Report) -> Option<Obje
     };
     let Some(mut spec) = section(&mut document, report, "spec") else { return Some(Object::Service(service)) };
     let selector = labels(spec.take("selector").as_ref(), report);
-    service.selector = Some(selector).filter(|selector| selector.iter().next().is_some());
+    service.selector = Some(selector).filter(|selector| !selector.is_empty());
     let external_name = is(&mut spec, report, "type", "ExternalName");
     let mut addresses = cluster_addresses(&mut spec, report);
     let translated = !external_name && !addresses.is_empty();

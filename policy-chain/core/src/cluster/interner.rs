@@ -1,0 +1,182 @@
+//! What many objects have in common, held once.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use super::label_set::Form;
+use super::{Labels, NamedPort, Pod};
+use crate::model::Text;
+
+/// Longer texts are not shared: the API has no label or name that long.
+const MAX_TEXT: usize = 256;
+
+/// Label keys that are watched; the values of others are taken for common ones.
+const MAX_KEYS: usize = 1_024;
+
+/// After so many objects it can be told whether the values of a key are common ones.
+const ENOUGH: u32 = 16;
+
+/// Makes equal texts, label sets and port lists of objects the same. A memory of bounded size: what it forgets, or never
+/// knew, is held twice, and that is all.
+#[derive(Debug, Clone)]
+pub(super) struct Interner {
+    texts: Cache<str>,
+    forms: Cache<Form>,
+    ports: Cache<[NamedPort]>,
+    keys: BTreeMap<Text, Seen>,
+}
+
+impl Default for Interner {
+    fn default() -> Self {
+        Self {
+            texts: Cache::new(1 << 16),
+            forms: Cache::new(1 << 13),
+            ports: Cache::new(1 << 10),
+            keys: BTreeMap::new(),
+        }
+    }
+}
+
+/// What is known of a label key.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    objects: u32,
+    /// How many of their values were new.
+    new: u32,
+}
+
+impl Interner {
+    /// A text, as others have it.
+    pub(super) fn text(&mut self, text: &Text) -> Text {
+        self.known(text).0
+    }
+
+    fn known(&mut self, text: &Text) -> (Text, bool) {
+        if text.len() > MAX_TEXT { (Arc::clone(text), false) } else { self.texts.share(text) }
+    }
+
+    /// Labels, their form as others have it.
+    pub(super) fn labels(&mut self, labels: &Labels) -> Labels {
+        let (mut form, mut own) = (Vec::new(), Vec::new());
+        for (key, value) in labels.iter() {
+            let key = self.text(key);
+            let (value, known) = self.known(value);
+            let watched = self.keys.len() < MAX_KEYS || self.keys.contains_key(&key);
+            if watched && self.keys.entry(Arc::clone(&key)).or_default().count(known) {
+                own.push(value);
+                form.push((key, None));
+            } else {
+                form.push((key, Some(value)));
+            }
+        }
+        let form = if form.is_empty() { Arc::default() } else { self.forms.share(&form.into()).0 };
+        Labels::of_form(form, if own.is_empty() { Arc::default() } else { own.into() })
+    }
+
+    /// A pod, in few bytes. `before` is what was known of it.
+    pub(super) fn pod(&mut self, mut pod: Pod, before: Option<&Pod>) -> Pod {
+        match before {
+            Some(before) => pod.key = before.key.clone(),
+            None => {
+                pod.key.namespace = self.text(&pod.key.namespace);
+                pod.key.name = self.text(&pod.key.name);
+            }
+        }
+        pod.labels = match before {
+            Some(before) if before.labels == pod.labels => before.labels.clone(),
+            _ => self.labels(&pod.labels),
+        };
+        pod.service_account = self.text(&pod.service_account);
+        pod.node = pod.node.map(|node| self.text(&node));
+        pod.ports = match &*pod.ports {
+            [] => Arc::default(),
+            ports => {
+                let ports: Arc<[NamedPort]> =
+                    ports.iter().map(|port| NamedPort { name: self.text(&port.name), ..port.clone() }).collect();
+                self.ports.share(&ports).0
+            }
+        };
+        pod
+    }
+}
+
+impl Seen {
+    /// Counts a value, and says whether few objects have one value of this key in common: less than four, on average.
+    fn count(&mut self, known: bool) -> bool {
+        if self.objects == u32::MAX {
+            *self = Self { objects: self.objects / 2, new: self.new / 2 };
+        }
+        self.objects += 1;
+        self.new += u32::from(!known);
+        self.objects >= ENOUGH && self.new > self.objects / 4
+    }
+}
+
+/// Values seen lately, in a table that grows up to a limit and then forgets: of the values that could stand in the same
+/// place, the one that fewest hold.
+#[derive(Debug)]
+struct Cache<T: ?Sized> {
+    slots: Vec<Option<Arc<T>>>,
+    used: usize,
+    most: usize,
+}
+
+impl<T: ?Sized> Clone for Cache<T> {
+    fn clone(&self) -> Self {
+        Self { slots: self.slots.clone(), used: self.used, most: self.most }
+    }
+}
+
+/// Places that a value may stand in.
+const WAYS: usize = 4;
+
+impl<T: ?Sized + Hash + Eq> Cache<T> {
+    /// `most` is a power of two, and not less than [`WAYS`].
+    const fn new(most: usize) -> Self {
+        Self { slots: Vec::new(), used: 0, most }
+    }
+
+    /// The value as it is held already, and whether it was.
+    fn share(&mut self, value: &Arc<T>) -> (Arc<T>, bool) {
+        if self.used >= self.slots.len() / 2 && self.slots.len() < self.most {
+            self.grow();
+        }
+        let mut least: Option<&mut Option<Arc<T>>> = None;
+        let holders = |slot: &Option<Arc<T>>| slot.as_ref().map_or(0, Arc::strong_count);
+        for slot in places(&mut self.slots, value) {
+            match slot {
+                Some(held) if **held == **value => return (Arc::clone(held), true),
+                slot if least.as_ref().is_none_or(|least| holders(slot) < holders(least)) => least = Some(slot),
+                _ => {}
+            }
+        }
+        if let Some(slot) = least {
+            self.used += usize::from(slot.is_none());
+            *slot = Some(Arc::clone(value));
+        }
+        (Arc::clone(value), false)
+    }
+
+    fn grow(&mut self) {
+        let size = (self.slots.len() * 2).max(16 * WAYS).min(self.most);
+        let old = std::mem::replace(&mut self.slots, vec![None; size]);
+        self.used = 0;
+        // Those that nobody else holds stay behind.
+        for value in old.into_iter().flatten().filter(|value| Arc::strong_count(value) > 1) {
+            if let Some(slot) = places(&mut self.slots, &value).iter_mut().find(|slot| slot.is_none()) {
+                *slot = Some(value);
+                self.used += 1;
+            }
+        }
+    }
+}
+
+/// The places where a value may stand.
+fn places<'s, T: ?Sized + Hash>(slots: &'s mut [Option<Arc<T>>], value: &T) -> &'s mut [Option<Arc<T>>] {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    let sets = slots.len() / WAYS;
+    let first = usize::try_from(hasher.finish() & 0xffff_ffff).unwrap_or(0).checked_rem(sets).unwrap_or(0) * WAYS;
+    slots.get_mut(first..first + WAYS).unwrap_or_default()
+}

@@ -1,0 +1,95 @@
+//! Labels of an object, shared between the objects that have the same.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use crate::model::Text;
+
+/// The keys of a label set, and the values that many objects have in common.
+pub(super) type Form = [(Text, Option<Text>)];
+
+/// Labels of an object, by key. Many objects have the same form, which they share: the keys, and the values that are
+/// common. What only this one has stands beside it. Nobody sees a difference.
+#[derive(Clone, Default)]
+pub struct Labels {
+    /// Sorted by key, without doubles.
+    form: Arc<Form>,
+    /// The values that the form leaves open, in its order.
+    own: Arc<[Text]>,
+}
+
+impl Labels {
+    /// Labels from pairs; of two values for a key, the later one.
+    #[must_use]
+    pub fn new(pairs: impl IntoIterator<Item = (Text, Text)>) -> Self {
+        let map: BTreeMap<Text, Text> = pairs.into_iter().collect();
+        Self { form: map.into_iter().map(|(key, value)| (key, Some(value))).collect(), own: Arc::default() }
+    }
+
+    /// From a form, sorted by key and without doubles, and as many values as it leaves open.
+    pub(super) const fn of_form(form: Arc<Form>, own: Arc<[Text]>) -> Self {
+        Self { form, own }
+    }
+
+    /// The value of a label.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Text> {
+        let at = self.form.binary_search_by(|(name, _)| name.as_ref().cmp(key)).ok()?;
+        let (before, found) = (self.form.get(..at)?, self.form.get(at)?);
+        found.1.as_ref().or_else(|| self.own.get(before.iter().filter(|(_, value)| value.is_none()).count()))
+    }
+
+    /// All labels, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&Text, &Text)> {
+        let mut own = self.own.iter();
+        self.form.iter().filter_map(move |(key, value)| Some((key, value.as_ref().or_else(|| own.next())?)))
+    }
+
+    /// These labels and one more, whatever its value was.
+    #[must_use]
+    pub fn with(&self, key: Text, value: Text) -> Self {
+        Self::new(self.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).chain([(key, value)]))
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.form.is_empty()
+    }
+}
+
+impl PartialEq for Labels {
+    fn eq(&self, other: &Self) -> bool {
+        (Arc::ptr_eq(&self.form, &other.form) && self.own == other.own) || self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Labels {}
+
+impl PartialOrd for Labels {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Labels {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.iter().cmp(other.iter())
+    }
+}
+
+impl Hash for Labels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.form.len().hash(state);
+        self.iter().for_each(|pair| pair.hash(state));
+    }
+}
+
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
