@@ -24,7 +24,7 @@ impl Report {
     /// Notes a fault, and returns it as the reason why the part that has it cannot be used.
     pub fn fault(&mut self, severity: Severity, path: &str, message: impl Into<String>) -> Unusable {
         let message = message.into();
-        if self.issues.len() < MAX_ISSUES {
+        if !self.is_full() {
             self.issues.push(Issue { severity, path: path.to_owned(), message: message.clone() });
         } else {
             self.more += 1;
@@ -45,6 +45,12 @@ impl Report {
     /// Notes what is worth knowing.
     pub fn warn(&mut self, path: &str, message: impl Into<String>) {
         self.fault(Severity::Warning, path, message);
+    }
+
+    /// Whether further faults are only counted.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.issues.len() >= MAX_ISSUES
     }
 
     /// All faults, in the order in which they were found.

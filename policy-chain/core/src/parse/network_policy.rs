@@ -170,8 +170,16 @@ fn rule(element: &Cursor<'_>, direction: Direction, kind: PolicyKind, report: &m
         Direction::Egress => "to",
     });
     let peers = peers.map_or(Ok(Vec::new()), |field| field.elements(report));
-    let peers = faults.keep(peers).unwrap_or_default();
-    let peers: Vec<_> = peers.iter().map(|element| peer(element, direction, kind, report)).collect();
+    let elements = faults.keep(peers).unwrap_or_default();
+    let mut peers = Vec::new();
+    for element in &elements {
+        let full = report.is_full();
+        let peer = peer(element, direction, kind, report);
+        // One that is only counted is not kept either, unless it is what tells this rule from one without peers.
+        if peer.is_ok() || !full || peers.is_empty() {
+            peers.push(peer);
+        }
+    }
     let ports = fields.take("ports").map_or(Ok(Vec::new()), |field| field.elements(report));
     let ports = faults.keep(ports).unwrap_or_default();
     let ports: Vec<_> = ports.iter().filter_map(|element| faults.keep(network_port(element, report))).collect();

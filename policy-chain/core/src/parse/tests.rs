@@ -182,3 +182,40 @@ fn what_is_beside_spec() {
         assert_eq!(told(&value)[0], "unusable sepc: this field is not known (value {})");
     }
 }
+
+/// Every policy of the acceptance vectors is read without a fault, but for those that are about faults.
+#[test]
+fn policies_of_the_vectors() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/scenarios/policy/netpol.yaml");
+    let text = std::fs::read_to_string(path).expect("the vectors are in the repository");
+    let file = yaml(&text);
+    let list = |value: &Value, name: &str| value[name].as_array().cloned().unwrap_or_default();
+    let mut read = 0;
+    let mut faulty = Vec::new();
+    for vector in list(&file, "vectors") {
+        for value in list(&vector, "steps").iter().flat_map(|step| list(step, "apply")) {
+            let parsed = object(&value);
+            read += 1;
+            assert!(matches!(parsed.object, Some(Object::Policy(_))), "{value}");
+            if parsed.issues.iter().any(|issue| issue.severity > Severity::Warning) {
+                faulty.push((vector["id"].clone(), list(&vector, "tags")));
+            }
+        }
+    }
+    assert!(read > 300, "{read}");
+    let ids: Vec<&str> = faulty.iter().filter_map(|(id, _)| id.as_str()).collect();
+    assert!(
+        faulty.iter().all(|(_, tags)| tags.iter().any(|tag| tag == "fail-closed" || tag == "legacy-schema-v0.1.1")),
+        "{faulty:?}"
+    );
+    assert_eq!(
+        ids,
+        [
+            "pa/06-ingress-same-labels-port-range",
+            "pa/08-ordering-matters-for-overlapping-rules-order-1",
+            "pa/20-banp-deny-all-after-anp",
+            "edge/29-cnp-fail-closed-unknown-peer-deny",
+            "edge/31-cnp-fail-closed-unknown-peer-accept",
+        ]
+    );
+}

@@ -366,6 +366,23 @@ fn rules_have_a_limit() {
     assert_eq!(network(&value).ingress.map(|rules| rules.len()), Some(super::MAX_RULES));
 }
 
+/// Many broken peers take no room, and a rule that has only such ones does not become one without peers.
+#[test]
+fn broken_peers_are_not_hoarded() {
+    let broken = vec![json!({}); 1000];
+    let mut value = with_spec("{ingress: [{}, {}]}");
+    value["spec"]["ingress"][0]["from"] = broken.clone().into();
+    value["spec"]["ingress"][1]["from"] = [broken, vec![json!({"podSelector": {}})]].concat().into();
+    assert_eq!(told(&value).last().map(String::as_str), Some("warning : 1936 more faults are not shown"));
+    let rules = network(&value).ingress.expect("isolated");
+    let usable = |rule: &NetworkRule| match &rule.peers {
+        NetworkPeers::Of(peers) => (peers.len(), peers.iter().filter(|peer| peer.is_ok()).count()),
+        NetworkPeers::All => panic!("all"),
+    };
+    let found: Vec<_> = rules.iter().map(|rule| usable(rule.as_ref().expect("a rule"))).collect();
+    assert_eq!(found, [(64, 0), (2, 1)]);
+}
+
 /// An IPv4 block that is written as IPv6 is IPv4: no packet has such an address.
 #[test]
 fn ipv4_that_is_written_as_ipv6() {
