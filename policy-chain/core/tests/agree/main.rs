@@ -1,0 +1,203 @@
+//! The compiler against the oracle: random clusters, policies of all dialects, flows, histories.
+//!
+//! A failure prints its seed and the smallest case that was found by leaving things out. `SLUICE_TEST_ALL` judges a million
+//! flows; `SLUICE_TEST_SEED` judges those of one seed.
+#![cfg(test)]
+
+mod coverage;
+mod flows;
+mod objects;
+mod policies;
+mod random;
+mod shrink;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use coverage::Coverage;
+use flows::Targets;
+use random::Random;
+use shrink::{Case, shrink};
+use sluice_policy_core::cluster::{Cluster, Event};
+use sluice_policy_core::compile::engine::Engine;
+use sluice_policy_core::compile::image::Image;
+use sluice_policy_core::flow::{Judgement, Query};
+use sluice_policy_core::oracle;
+use sluice_policy_core::settings::Settings;
+
+/// Flows that are judged in one cluster.
+const FLOWS_OF_A_WORLD: u64 = 100;
+
+/// How many flows are judged; few where nothing is optimised, for whoever is at work on the compiler.
+fn flows() -> u64 {
+    match std::env::var_os("SLUICE_TEST_ALL") {
+        Some(_) => 1_000_000,
+        None if cfg!(debug_assertions) => 20_000,
+        None => ALL_KINDS,
+    }
+}
+
+/// So many reach every kind of rule and verdict.
+const ALL_KINDS: u64 = 100_000;
+
+/// The seeds of `flows` flows, or the one that is asked for.
+fn seeds(flows: u64) -> std::ops::Range<u64> {
+    let asked = std::env::var_os("SLUICE_TEST_SEED").map(|seed| seed.to_str().unwrap().parse::<u64>().unwrap());
+    asked.map_or(0..flows.div_ceil(FLOWS_OF_A_WORLD), |seed| seed..seed + 1)
+}
+
+fn cluster_of(events: &[Event]) -> Cluster {
+    let mut cluster = Cluster::default();
+    for event in events {
+        cluster.apply(event.clone());
+    }
+    cluster
+}
+
+/// An engine, and the image that its operations make elsewhere.
+struct Compiled {
+    engine: Engine,
+    mirror: Image,
+}
+
+impl Compiled {
+    fn new(settings: &Settings) -> Self {
+        Self { engine: Engine::new(settings.clone()), mirror: Image::default() }
+    }
+
+    fn of(case: &Case) -> Self {
+        let mut compiled = Self::new(&case.settings);
+        for (index, event) in case.events.iter().enumerate() {
+            compiled.engine.apply(event.clone());
+            if case.commit_every.is_some_and(|every| (index + 1) % every == 0) {
+                compiled.commit();
+            }
+        }
+        compiled.commit();
+        compiled
+    }
+
+    fn commit(&mut self) {
+        for operation in self.engine.commit().operations {
+            self.mirror.apply(&operation);
+        }
+    }
+}
+
+/// What is wrong with an answer.
+fn difference(compiled: &Compiled, cluster: &Cluster, settings: &Settings, query: &Query) -> Option<String> {
+    let expected = oracle::judge(cluster, settings, query);
+    let found = compiled.engine.judge(query);
+    let mirrored = compiled.mirror.judge(query);
+    let shown = |judgement: &Judgement| format!("{judgement:#?}");
+    if found != expected {
+        return Some(format!("oracle: {}\ncompiled: {}", shown(&expected), shown(&found)));
+    }
+    (mirrored != found).then(|| format!("compiled: {}\nby its operations: {}", shown(&found), shown(&mirrored)))
+}
+
+fn difference_of(case: &Case) -> Option<String> {
+    let judged =
+        AssertUnwindSafe(|| difference(&Compiled::of(case), &cluster_of(&case.events), &case.settings, &case.query));
+    catch_unwind(judged).unwrap_or_else(|_| Some("a panic".to_owned()))
+}
+
+/// Fails with the smallest case.
+fn fail(seed: u64, case: Case) -> ! {
+    let case = shrink(case, &|case| difference_of(case).is_some());
+    let difference = difference_of(&case).unwrap_or_else(|| "another run of the case does not fail".to_owned());
+    panic!("seed {seed}: {case:#?}\n{difference}");
+}
+
+/// Judges all seeds, on all processors.
+fn of_all(seeds: std::ops::Range<u64>, judge: impl Fn(u64, &mut Coverage) + Sync) -> Coverage {
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
+    let next = AtomicU64::new(seeds.start);
+    let run = || {
+        let mut coverage = Coverage::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return coverage;
+            }
+            judge(seed, &mut coverage);
+        }
+    };
+    let mut coverage = Coverage::default();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        for thread in running {
+            coverage.merge(thread.join().expect("its panic is printed above"));
+        }
+    });
+    coverage
+}
+
+/// Every verdict, reason, "otherwise" and dry run of the image is the oracle's.
+#[test]
+fn the_image_says_what_the_oracle_says() {
+    let seeds = seeds(flows());
+    let coverage = of_all(seeds.clone(), |seed, coverage| {
+        let mut random = Random::new(seed);
+        let settings = objects::settings(&mut random);
+        let events = objects::world(&mut random);
+        let cluster = cluster_of(&events);
+        let targets = Targets::of(&cluster, &settings);
+        let query = targets.flow(&mut random);
+        let mut case = Case { settings, events, commit_every: None, query };
+        let compiled = catch_unwind(|| Compiled::of(&case)).unwrap_or_else(|_| fail(seed, case.clone()));
+        for _ in 0..FLOWS_OF_A_WORLD {
+            case.query = targets.flow(&mut random);
+            if difference(&compiled, &cluster, &case.settings, &case.query).is_some() {
+                fail(seed, case);
+            }
+            coverage.note(&cluster, &case.query, &compiled.engine.judge(&case.query));
+        }
+    });
+    println!("{}", coverage.report());
+    if (seeds.end - seeds.start) * FLOWS_OF_A_WORLD >= ALL_KINDS {
+        coverage.assert_at_least(3, coverage::WANTED);
+    }
+}
+
+/// An image that was kept up to date event by event says what one says that is made afresh, and is the same but for its
+/// numbers.
+#[test]
+fn a_history_ends_where_a_fresh_start_ends() {
+    of_all(seeds(flows() / 4), |seed, _| {
+        let mut random = Random::new(seed ^ 0x5eed_0000_0000_0000);
+        let settings = objects::settings(&mut random);
+        let mut events = objects::world(&mut random);
+        let began = events.len();
+        events.extend(random.list(5, 30, objects::event));
+        let every = random.between(1, 3);
+        let mut cluster = Cluster::default();
+        let mut compiled = Compiled::new(&settings);
+        for (index, event) in events.iter().enumerate() {
+            cluster.apply(event.clone());
+            compiled.engine.apply(event.clone());
+            if (index + 1) % every != 0 && index + 1 != events.len() {
+                continue;
+            }
+            compiled.commit();
+            if index + 1 < began {
+                continue;
+            }
+            let targets = Targets::of(&cluster, &settings);
+            for _ in 0..8 {
+                let query = targets.flow(&mut random);
+                if difference(&compiled, &cluster, &settings, &query).is_some() {
+                    let (settings, events) = (settings.clone(), events[..=index].to_vec());
+                    fail(seed, Case { settings, events, commit_every: Some(every), query });
+                }
+            }
+        }
+        let mut fresh = Compiled::new(&settings);
+        for event in &events {
+            fresh.engine.apply(event.clone());
+        }
+        fresh.commit();
+        let same = fresh.engine.image().canonical() == compiled.engine.image().canonical();
+        assert!(same, "seed {seed}: the image is not the one that is made afresh");
+    });
+}

@@ -1,0 +1,492 @@
+//! Random policies of all dialects, as the parser would have read them.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use sluice_policy_core::flow::{Direction, Protocol};
+use sluice_policy_core::l7::dns::NamePattern;
+use sluice_policy_core::l7::http::{HttpRule, HttpRuleSpec};
+use sluice_policy_core::l7::sni::ServerNamePattern;
+use sluice_policy_core::model::cilium::{
+    Application, CidrBlock, CidrRule, CiliumAllow, CiliumDeny, CiliumPeers, CiliumPorts, CiliumRule, Entity,
+    ServiceSelector,
+};
+use sluice_policy_core::model::cluster_network_policy::{
+    Action, BANP_PRIORITY, ClusterMatch, ClusterPeer, ClusterRule, ClusterSubject, ClusterTier,
+};
+use sluice_policy_core::model::network_policy::{NetworkPeer, NetworkPeers, NetworkRule};
+use sluice_policy_core::model::port::{PortMatch, PortTarget, Ports, ProtocolMatch};
+use sluice_policy_core::model::selector::{
+    CiliumRequirement, CiliumSelector, LabelSelector, LabelSource, Operator, Requirement,
+};
+use sluice_policy_core::model::{
+    CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyKind, PolicyRef, Text, Unusable, Usable,
+};
+
+use crate::objects::{
+    self, ACCOUNTS, APPS, NAMESPACES, PORT_NAMES, ROLES, TEAMS, block, one_of, policy_ref, port, text,
+};
+use crate::random::Random;
+
+/// A policy of any dialect.
+pub(crate) fn policy(random: &mut Random) -> Policy {
+    let id = policy_ref(random);
+    let audit = random.one_in(7);
+    match id.kind {
+        PolicyKind::NetworkPolicy | PolicyKind::AwsApplicationNetworkPolicy => {
+            Policy::Network(network_policy(random, id, audit))
+        }
+        PolicyKind::CiliumNetworkPolicy | PolicyKind::CiliumClusterwideNetworkPolicy => {
+            let rules = random.list(1, 2, |random| cilium_rule(random, &id));
+            Policy::Cilium(CiliumPolicy { id, audit, rules })
+        }
+        PolicyKind::AdminNetworkPolicy
+        | PolicyKind::ClusterNetworkPolicy
+        | PolicyKind::AwsClusterNetworkPolicy
+        | PolicyKind::BaselineAdminNetworkPolicy => Policy::Cluster(cluster_policy(random, id, audit)),
+    }
+}
+
+/// One part in twenty cannot be used.
+fn usable<T>(random: &mut Random, one: impl FnOnce(&mut Random) -> T) -> Usable<T> {
+    if random.one_in(20) {
+        return Err(Unusable { path: "spec.unknown".to_owned(), reason: "this field is not known".to_owned() });
+    }
+    Ok(one(random))
+}
+
+// --- selectors
+
+fn requirement(random: &mut Random, key: &str, values: &[&str]) -> Requirement {
+    let mut some: Vec<Text> = random.list(1, 2, |random| one_of(random, values));
+    some.sort();
+    some.dedup();
+    let (operator, values) = match random.below(8) {
+        0 | 1 => (Operator::NotIn, some),
+        2 => (Operator::Exists, Vec::new()),
+        3 => (Operator::DoesNotExist, Vec::new()),
+        _ => (Operator::In, some),
+    };
+    Requirement { key: text(key), operator, values }
+}
+
+fn selector(mut requirements: Vec<Requirement>) -> LabelSelector {
+    requirements.sort();
+    requirements.dedup();
+    LabelSelector { requirements }
+}
+
+fn pod_selector(random: &mut Random) -> LabelSelector {
+    selector(random.list(0, 2, |random| match random.below(3) {
+        0 => requirement(random, "role", &ROLES),
+        _ => requirement(random, "app", &APPS),
+    }))
+}
+
+fn namespace_selector(random: &mut Random) -> LabelSelector {
+    selector(random.list(0, 2, |random| match random.below(4) {
+        0 => requirement(random, "kubernetes.io/metadata.name", &NAMESPACES),
+        1 => requirement(random, "env", &["prod"]),
+        _ => requirement(random, "team", &TEAMS),
+    }))
+}
+
+fn node_selector(random: &mut Random) -> LabelSelector {
+    selector(random.list(0, 1, |random| match random.below(3) {
+        0 => requirement(random, "app", &APPS),
+        _ => requirement(random, "zone", &["1", "2"]),
+    }))
+}
+
+/// One condition of an endpoint selector.
+fn cilium_requirement(random: &mut Random) -> CiliumRequirement {
+    let (key, values): (&str, &[&str]) = match random.below(12) {
+        0 => ("io.cilium.k8s.namespace.labels.team", &TEAMS),
+        1 => ("io.cilium.k8s.policy.serviceaccount", &ACCOUNTS),
+        2 => ("io.cilium.k8s.policy.cluster", &["default", "other"]),
+        3 => ("io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name", &NAMESPACES),
+        4 => ("host", &[""]),
+        5 | 6 => ("role", &ROLES),
+        _ => ("app", &APPS),
+    };
+    let source = match random.below(12) {
+        0 => LabelSource::Other(text("container")),
+        1..=3 => LabelSource::Kubernetes,
+        _ => LabelSource::Any,
+    };
+    CiliumRequirement { source, requirement: requirement(random, key, values) }
+}
+
+fn reserved_requirement(random: &mut Random) -> CiliumRequirement {
+    let key =
+        *random.pick(&["host", "host", "remote-node", "world", "world-ipv4", "world-ipv6", "kube-apiserver", "init"]);
+    CiliumRequirement { source: LabelSource::Reserved, requirement: requirement(random, key, &["", "no"]) }
+}
+
+const NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
+
+fn in_namespace(random: &mut Random) -> CiliumRequirement {
+    let source = if random.one_in(2) { LabelSource::Any } else { LabelSource::Kubernetes };
+    CiliumRequirement { source, requirement: requirement(random, NAMESPACE_LABEL, &NAMESPACES) }
+}
+
+/// What the parser adds to a selector that names no namespace (reference 2.3): the policy's own, or that there is one.
+fn with_namespace(mut requirements: Vec<CiliumRequirement>, id: &PolicyRef, always: bool) -> CiliumSelector {
+    let names_one = requirements.iter().any(|one| {
+        one.source == LabelSource::Reserved
+            || &*one.requirement.key == NAMESPACE_LABEL
+            || one.requirement.key.starts_with("io.cilium.k8s.namespace.labels.")
+    });
+    if always || !names_one {
+        let requirement = match &id.namespace {
+            Some(namespace) => {
+                Requirement { key: text(NAMESPACE_LABEL), operator: Operator::In, values: vec![Text::clone(namespace)] }
+            }
+            None => Requirement { key: text(NAMESPACE_LABEL), operator: Operator::Exists, values: Vec::new() },
+        };
+        requirements.push(CiliumRequirement { source: LabelSource::Kubernetes, requirement });
+    }
+    requirements.sort();
+    requirements.dedup();
+    CiliumSelector { requirements }
+}
+
+fn cilium_subject(random: &mut Random, id: &PolicyRef) -> CiliumSelector {
+    let mut requirements: Vec<_> = random.maybe(2, cilium_requirement).into_iter().collect();
+    if random.one_in(10) {
+        requirements.push(reserved_requirement(random));
+    }
+    if id.namespace.is_none() && random.one_in(3) {
+        requirements.push(in_namespace(random));
+    }
+    with_namespace(requirements, id, id.namespace.is_some())
+}
+
+fn cilium_endpoint(random: &mut Random, id: &PolicyRef) -> CiliumSelector {
+    let mut requirements = random.list(0, 2, cilium_requirement);
+    match random.below(6) {
+        0 => requirements = random.list(1, 2, reserved_requirement),
+        1 => requirements.push(reserved_requirement(random)),
+        2 | 3 => requirements.push(in_namespace(random)),
+        _ => {}
+    }
+    with_namespace(requirements, id, false)
+}
+
+// --- ports
+
+fn range(random: &mut Random) -> PortTarget {
+    let first = port(random);
+    if random.one_in(2) {
+        return PortTarget::Range(first, first);
+    }
+    let last = port(random);
+    PortTarget::Range(first.min(last), first.max(last))
+}
+
+fn transport(random: &mut Random) -> ProtocolMatch {
+    ProtocolMatch::Exactly(objects::transport(random))
+}
+
+fn named(random: &mut Random) -> PortTarget {
+    PortTarget::Named(one_of(random, &PORT_NAMES))
+}
+
+fn network_ports(random: &mut Random) -> Ports {
+    if random.one_in(3) {
+        return Ports::Any;
+    }
+    Ports::Of(random.list(1, 3, |random| {
+        let port = match random.below(5) {
+            0 => PortTarget::Any,
+            1 => named(random),
+            _ => range(random),
+        };
+        PortMatch { protocol: transport(random), port }
+    }))
+}
+
+fn cluster_ports(random: &mut Random, with_names: bool) -> Ports {
+    if random.one_in(3) {
+        return Ports::Any;
+    }
+    Ports::Of(random.list(1, 3, |random| match random.below(5) {
+        0 if with_names => PortMatch { protocol: ProtocolMatch::Transport, port: named(random) },
+        _ => PortMatch { protocol: transport(random), port: range(random) },
+    }))
+}
+
+fn cilium_ports(random: &mut Random) -> Ports {
+    match random.below(8) {
+        0 | 1 => Ports::Any,
+        2 => Ports::Of(random.list(1, 2, icmp)),
+        3 => Ports::Of(random.list(1, 2, |random| {
+            let protocol = *random.pick(&[Protocol(47), Protocol(2), Protocol(112)]);
+            PortMatch { protocol: ProtocolMatch::Exactly(protocol), port: PortTarget::Any }
+        })),
+        _ => Ports::Of(random.list(1, 3, |random| {
+            let protocol = if random.one_in(4) { ProtocolMatch::Transport } else { transport(random) };
+            let port = match random.below(5) {
+                0 => PortTarget::Any,
+                1 => named(random),
+                _ => range(random),
+            };
+            PortMatch { protocol, port }
+        })),
+    }
+}
+
+fn icmp(random: &mut Random) -> PortMatch {
+    let protocol = *random.pick(&[Protocol::ICMP, Protocol::ICMPV6]);
+    let kind = *random.pick(&[0, 8, 128]);
+    PortMatch { protocol: ProtocolMatch::Exactly(protocol), port: PortTarget::Range(kind, kind) }
+}
+
+// --- NetworkPolicy
+
+fn network_policy(random: &mut Random, id: PolicyRef, audit: bool) -> NetworkPolicy {
+    let aws = id.kind == PolicyKind::AwsApplicationNetworkPolicy;
+    let mut rules = |direction| {
+        (!random.one_in(3))
+            .then(|| random.list(0, 3, |random| usable(random, |random| network_rule(random, direction, aws))))
+    };
+    let (ingress, egress) = (rules(Direction::Ingress), rules(Direction::Egress));
+    // `policyTypes` has one direction at the least.
+    let ingress = if egress.is_none() { ingress.or(Some(Vec::new())) } else { ingress };
+    let pods = if random.one_in(2) { LabelSelector::default() } else { pod_selector(random) };
+    NetworkPolicy { id, audit, pods, ingress, egress }
+}
+
+fn network_rule(random: &mut Random, direction: Direction, aws: bool) -> NetworkRule {
+    let peers = if random.one_in(5) {
+        NetworkPeers::All
+    } else {
+        NetworkPeers::Of(random.list(1, 2, |random| usable(random, |random| network_peer(random, direction, aws))))
+    };
+    NetworkRule { peers, ports: network_ports(random) }
+}
+
+fn network_peer(random: &mut Random, direction: Direction, aws: bool) -> NetworkPeer {
+    match random.below(6) {
+        0 if aws && direction == Direction::Egress => NetworkPeer::Names(random.list(1, 2, domain)),
+        0..=2 => {
+            let cidr = block(random);
+            NetworkPeer::IpBlock { cidr, except: inside(random, cidr) }
+        }
+        _ => {
+            let namespaces = (!random.one_in(3)).then(|| namespace_selector(random));
+            NetworkPeer::Pods { namespaces, pods: pod_selector(random) }
+        }
+    }
+}
+
+/// Blocks inside of a block: the API takes no others as its exceptions.
+fn inside(random: &mut Random, cidr: IpNet) -> Vec<IpNet> {
+    let others = random.list(0, 5, block);
+    others.into_iter().filter(|other| *other != cidr && cidr.contains(other)).collect()
+}
+
+fn domain(random: &mut Random) -> NamePattern {
+    NamePattern::domain(&one_of(random, &["example.com", "*.example.com", "a.example.com", "example.org"])).unwrap()
+}
+
+// --- ClusterNetworkPolicy
+
+fn cluster_policy(random: &mut Random, id: PolicyRef, audit: bool) -> ClusterNetworkPolicy {
+    let kind = id.kind;
+    let tier = match kind {
+        PolicyKind::AdminNetworkPolicy => ClusterTier::Admin,
+        PolicyKind::BaselineAdminNetworkPolicy => ClusterTier::Baseline,
+        _ => *random.pick(&[ClusterTier::Admin, ClusterTier::Baseline]),
+    };
+    let priority = match kind {
+        PolicyKind::BaselineAdminNetworkPolicy => BANP_PRIORITY,
+        // Few, so that some have the same.
+        _ => *random.pick(&[0, 5, 5, 1000]),
+    };
+    let subject = match random.below(12) {
+        0 => None,
+        1..=4 => Some(ClusterSubject::Namespaces(LabelSelector::default())),
+        _ => Some(cluster_subject(random)),
+    };
+    let mut rules = |direction| random.list(0, 3, |random| cluster_rule(random, direction, kind));
+    let (ingress, egress) = (rules(Direction::Ingress), rules(Direction::Egress));
+    ClusterNetworkPolicy { id, audit, tier, priority, subject, ingress, egress }
+}
+
+fn cluster_subject(random: &mut Random) -> ClusterSubject {
+    let namespaces = namespace_selector(random);
+    if random.one_in(2) {
+        return ClusterSubject::Namespaces(namespaces);
+    }
+    ClusterSubject::Pods { namespaces, pods: pod_selector(random) }
+}
+
+fn cluster_rule(random: &mut Random, direction: Direction, kind: PolicyKind) -> ClusterRule {
+    let mut actions = vec![Action::Accept, Action::Deny, Action::Pass];
+    if kind == PolicyKind::BaselineAdminNetworkPolicy {
+        actions.pop();
+    }
+    let action = *random.pick(&actions);
+    let matches = usable(random, |random| {
+        let peers = random.list(1, 2, |random| cluster_peer(random, direction, kind, action));
+        let only_pods = peers.iter().all(|peer| matches!(peer, ClusterPeer::Pods(_)));
+        ClusterMatch { peers, ports: cluster_ports(random, only_pods) }
+    });
+    let name = random.maybe(3, |_| text("a rule"));
+    ClusterRule { name, action, matches }
+}
+
+fn cluster_peer(random: &mut Random, direction: Direction, kind: PolicyKind, action: Action) -> ClusterPeer {
+    let egress = direction == Direction::Egress;
+    let with_names = egress && action == Action::Accept && kind != PolicyKind::BaselineAdminNetworkPolicy;
+    let with_nodes = egress && kind != PolicyKind::AwsClusterNetworkPolicy;
+    match random.below(7) {
+        0 | 1 if egress => ClusterPeer::Networks(random.list(1, 2, block)),
+        2 if with_nodes => ClusterPeer::Nodes(node_selector(random)),
+        3 if with_names => ClusterPeer::Names(random.list(1, 2, domain)),
+        _ => ClusterPeer::Pods(cluster_subject(random)),
+    }
+}
+
+// --- cilium.io
+
+fn cilium_rule(random: &mut Random, id: &PolicyRef) -> CiliumRule {
+    let subject = cilium_subject(random, id);
+    let mut allows = |direction| {
+        random.list(0, 2, |random| {
+            usable(random, |random| CiliumAllow {
+                peers: cilium_peers(random, direction, id, false),
+                ports: cilium_port_lists(random, direction),
+            })
+        })
+    };
+    let (ingress, egress) = (allows(Direction::Ingress), allows(Direction::Egress));
+    let mut denials = |direction| {
+        let most = usize::from(random.one_in(2));
+        random.list(0, most, |random| {
+            usable(random, |random| CiliumDeny {
+                peers: cilium_peers(random, direction, id, true),
+                ports: cilium_ports(random),
+            })
+        })
+    };
+    let (ingress_deny, egress_deny) = (denials(Direction::Ingress), denials(Direction::Egress));
+    let mut default_deny = |rules: bool| if random.one_in(3) { random.one_in(4) } else { rules };
+    CiliumRule {
+        subject,
+        default_deny_ingress: default_deny(!ingress.is_empty() || !ingress_deny.is_empty()),
+        default_deny_egress: default_deny(!egress.is_empty() || !egress_deny.is_empty()),
+        ingress,
+        ingress_deny,
+        egress,
+        egress_deny,
+        log: random.maybe(5, |_| text("seen")),
+    }
+}
+
+fn cilium_peers(random: &mut Random, direction: Direction, id: &PolicyRef, deny: bool) -> CiliumPeers {
+    let egress = direction == Direction::Egress;
+    match random.below(14) {
+        0 => CiliumPeers::Any,
+        1 => CiliumPeers::Nothing,
+        2 | 3 => CiliumPeers::Cidrs(random.list(1, 2, cidr_rule)),
+        4..=6 => CiliumPeers::Entities(random.list(1, 2, entity)),
+        7 if deny && !egress => CiliumPeers::Entities(vec![Entity::Host, entity(random)]),
+        7 if egress => CiliumPeers::Services(random.list(1, 2, service_selector)),
+        12 if egress => CiliumPeers::Services(random.list(1, 2, service_selector)),
+        8 => CiliumPeers::Groups(random.list(1, 2, |random| one_of(random, &["g0", "g1", "g9"]))),
+        9 => CiliumPeers::Nodes(random.list(1, 2, node_selector)),
+        10 | 11 if egress && !deny => CiliumPeers::Names(random.list(1, 2, name_pattern)),
+        _ => CiliumPeers::Endpoints(random.list(1, 2, |random| cilium_endpoint(random, id))),
+    }
+}
+
+fn cidr_rule(random: &mut Random) -> CidrRule {
+    match random.below(5) {
+        0 => {
+            CidrRule { block: CidrBlock::Group(one_of(random, &["g0", "g1", "g9"])), except: random.list(0, 1, block) }
+        }
+        1 => {
+            let labels = selector(random.list(0, 1, |random| requirement(random, "team", &TEAMS)));
+            CidrRule { block: CidrBlock::Groups(labels), except: random.list(0, 1, block) }
+        }
+        _ => {
+            let cidr = block(random);
+            CidrRule { block: CidrBlock::Cidr(cidr), except: inside(random, cidr) }
+        }
+    }
+}
+
+fn entity(random: &mut Random) -> Entity {
+    *random.pick(&[
+        Entity::All,
+        Entity::World,
+        Entity::World,
+        Entity::WorldIpv4,
+        Entity::WorldIpv6,
+        Entity::Cluster,
+        Entity::Cluster,
+        Entity::Host,
+        Entity::Host,
+        Entity::RemoteNode,
+        Entity::KubeApiserver,
+        Entity::KubeApiserver,
+        Entity::Init,
+        Entity::Ingress,
+        Entity::Unmanaged,
+        Entity::Health,
+        Entity::None,
+    ])
+}
+
+fn service_selector(random: &mut Random) -> ServiceSelector {
+    let namespace = random.maybe(3, |random| one_of(random, &NAMESPACES));
+    if random.one_in(2) {
+        return ServiceSelector::Named { namespace, name: one_of(random, &["s0", "s1", "s2", "kubernetes"]) };
+    }
+    ServiceSelector::Labels { namespace, selector: pod_selector(random) }
+}
+
+const PATTERNS: [&str; 6] = ["example.com", "*.example.com", "**.example.com", "a.example.com", "*", "exam*.com"];
+
+fn name_pattern(random: &mut Random) -> NamePattern {
+    NamePattern::cilium(&one_of(random, &PATTERNS)).unwrap()
+}
+
+/// The ports of an allowing element: without application rules, or one or two lists of which some have them.
+fn cilium_port_lists(random: &mut Random, direction: Direction) -> Vec<CiliumPorts> {
+    if random.one_in(3) {
+        return vec![CiliumPorts { ports: cilium_ports(random), application: Application::None }];
+    }
+    random.list(1, 2, |random| match random.below(4) {
+        0 => CiliumPorts { ports: cilium_ports(random), application: Application::None },
+        1 if direction == Direction::Egress => {
+            let ports = random.list(1, 2, |random| {
+                let protocol = *random.pick(&[Protocol::TCP, Protocol::UDP, Protocol::UDP]);
+                let port = *random.pick(&[53, 53, 53, 80, 443]);
+                PortMatch { protocol: ProtocolMatch::Exactly(protocol), port: PortTarget::Range(port, port) }
+            });
+            CiliumPorts { ports: Ports::Of(ports), application: Application::Dns(random.list(1, 2, name_pattern)) }
+        }
+        _ => {
+            let ports = random.list(1, 2, |random| {
+                let port = if random.one_in(4) { named(random) } else { range(random) };
+                PortMatch { protocol: ProtocolMatch::Exactly(Protocol::TCP), port }
+            });
+            CiliumPorts { ports: Ports::Of(ports), application: over_tcp(random) }
+        }
+    })
+}
+
+fn over_tcp(random: &mut Random) -> Application {
+    if random.one_in(3) {
+        let names = random.list(1, 2, |random| ServerNamePattern::new(&one_of(random, &PATTERNS)).unwrap());
+        return Application::ServerNames(names);
+    }
+    Application::Http(random.list(1, 2, |random| {
+        let method = random.maybe(2, |random| (*random.pick(&["GET", "POST|PUT"])).to_owned());
+        let path = random.maybe(2, |random| (*random.pick(&["/public/.*", "/"])).to_owned());
+        Arc::new(HttpRule::new(HttpRuleSpec { method, path, ..HttpRuleSpec::default() }).unwrap())
+    }))
+}
