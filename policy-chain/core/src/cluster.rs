@@ -231,3 +231,6 @@ pub enum Event {
     /// It is this time now: what ended is forgotten.
     Time(u64),
 }
+
+#[cfg(test)]
+mod tests;
