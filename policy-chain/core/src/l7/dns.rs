@@ -86,6 +86,11 @@ impl Name {
         Self(".".into())
     }
 
+    /// Whether it has only characters for which a star may stand; the root has no character at all.
+    fn is_plain(&self) -> bool {
+        &*self.0 != "." && self.0.bytes().all(|byte| is_plain(byte) || byte == b'.')
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -233,11 +238,10 @@ impl NamePattern {
             Shape::Every => true,
             Shape::Exact => self.normal == name.0,
             // A star stands for plain characters only, and so does the rest of a pattern.
-            _ if !name.0.bytes().all(|byte| is_plain(byte) || byte == b'.') || &*name.0 == "." => false,
-            Shape::Labels => tail_matches(&self.normal, &name.0) == Some(false),
+            Shape::Labels => tail_matches(&self.normal, &name.0) == Some(false) && name.is_plain(),
             Shape::Subdomains => {
                 let rest = self.normal.strip_prefix("**.").unwrap_or(&self.normal);
-                tail_matches(rest, &name.0) == Some(true)
+                tail_matches(rest, &name.0) == Some(true) && name.is_plain()
             }
         }
     }

@@ -1,6 +1,7 @@
 //! HTTP requests in the one form in which they are matched and forwarded, and the rules for them.
 
 mod authority;
+mod class;
 mod path;
 mod pattern;
 mod request;

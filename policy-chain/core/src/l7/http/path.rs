@@ -15,6 +15,7 @@
 
 use std::borrow::Cow;
 
+use super::class::Class;
 use super::request::BadRequest;
 
 /// Brings `/path?query` into its one form; `target` begins with a slash. Takes time linear in its length.
@@ -57,10 +58,12 @@ fn is_canonical(target: &[u8]) -> bool {
     true
 }
 
-/// A character that stands in a path for itself, and has no meaning there.
-const fn is_plain(byte: u8) -> bool {
-    is_unreserved(byte)
-        || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b'@')
+/// Characters that stand in a path for themselves, and have no meaning there: `pchar` of RFC 3986, 3.3, less `%` and `;`.
+static PLAIN: Class = Class::of(b"-._~!$&'()*+,=:@");
+
+/// Whether a character is one of [`PLAIN`].
+fn is_plain(byte: u8) -> bool {
+    PLAIN.has(byte)
 }
 
 /// `unreserved` of RFC 3986, 2.3.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::class::Class;
 use super::{authority, path};
 
 /// Longest method.
@@ -211,11 +212,10 @@ fn fields<'a>(version: Version, fields: &'a [Field<'a>]) -> Result<Option<&'a st
         if !is_token(name) {
             return Err(BadRequest("a field's name is no token"));
         }
-        if value.iter().any(|octet| octet.is_ascii_control() && *octet != b'\t') {
+        if has_control(value) {
             return Err(BadRequest("a field's value has a control character"));
         }
         let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
-        let value = value.trim_ascii();
         if version == Version::Http2 {
             let own = [&b"connection"[..], b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"];
             if name.iter().any(u8::is_ascii_uppercase) || own.iter().any(|own| is(own)) {
@@ -223,15 +223,16 @@ fn fields<'a>(version: Version, fields: &'a [Field<'a>]) -> Result<Option<&'a st
             }
         }
         if is(b"host") {
-            if host.replace(ascii(value)?).is_some() {
+            if host.replace(ascii(value.trim_ascii())?).is_some() {
                 return Err(BadRequest("there are several Hosts"));
             }
         } else if is(b"content-length") {
+            let value = value.trim_ascii();
             if value.is_empty() || !value.iter().all(u8::is_ascii_digit) || std::mem::replace(&mut length, true) {
                 return Err(BadRequest("Content-Length is not one number"));
             }
         } else if is(b"transfer-encoding") {
-            let chunked = value.eq_ignore_ascii_case(b"chunked") && version == Version::Http11;
+            let chunked = value.trim_ascii().eq_ignore_ascii_case(b"chunked") && version == Version::Http11;
             if !chunked || std::mem::replace(&mut coding, true) {
                 return Err(BadRequest("Transfer-Encoding is not \"chunked\", once, in HTTP/1.1"));
             }
@@ -247,16 +248,17 @@ fn ascii(octets: &[u8]) -> Result<&str, BadRequest> {
     str::from_utf8(octets).ok().filter(|text| text.is_ascii()).ok_or(BadRequest("a character is not ASCII"))
 }
 
+/// `tchar` of RFC 9110, 5.6.2.
+static TOKEN: Class = Class::of(b"!#$%&'*+-.^_`|~");
+
 /// Whether it is a token (RFC 9110, 5.6.2), as methods and field names are.
 pub(super) fn is_token(octets: &[u8]) -> bool {
-    let is_tchar = |octet: &u8| {
-        octet.is_ascii_alphanumeric()
-            || matches!(
-                octet,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-            )
-    };
-    !octets.is_empty() && octets.iter().all(is_tchar)
+    !octets.is_empty() && octets.iter().all(|octet| TOKEN.has(*octet))
+}
+
+/// Whether there is a control character other than a tab. Looks at all octets, many at a time.
+fn has_control(octets: &[u8]) -> bool {
+    octets.iter().fold(false, |found, octet| found | ((*octet < 0x20) & (*octet != b'\t')) | (*octet == 0x7f))
 }
 
 #[cfg(test)]
