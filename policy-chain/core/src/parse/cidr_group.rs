@@ -1,6 +1,6 @@
 //! CiliumCIDRGroup (`cilium.io/v2`, and `v2alpha1`, which says the same).
 
-use super::cilium::cidr;
+use super::cilium::{cidr, told};
 use super::cursor::{Cursor, Report};
 use super::metadata::{Metadata, NameForm, Scope};
 use crate::cluster::{CidrGroup, Object};
@@ -24,6 +24,3 @@ pub(super) fn cidr_group(document: &Cursor<'_>, report: &mut Report) -> Option<O
     cidrs.dedup();
     Some(Object::CidrGroup(CidrGroup { name: metadata.name, labels: metadata.labels, cidrs }))
 }
-
-/// A fault in a field that has no meaning is only told.
-fn told<T>(_: T) {}

@@ -48,7 +48,7 @@ fn read(document: &Cursor<'_>, report: &mut Report, kind: PolicyKind) -> Option<
     let namespace = (scope == Scope::Namespaced).then(|| Text::clone(&metadata.namespace));
 
     let mut rules = Vec::new();
-    let mut told = false;
+    let mut subjects = false;
     let (one, more) = (fields.take("spec"), fields.take("specs"));
     if one.is_none() && more.is_none() {
         report.refused("spec", format!("Invalid {} spec(s): empty policy", kind.as_str()));
@@ -64,13 +64,13 @@ fn read(document: &Cursor<'_>, report: &mut Report, kind: PolicyKind) -> Option<
     for spec in one.iter().chain(&more) {
         let (rule, known) = rule(spec, namespace.as_ref(), report);
         rules.push(rule);
-        told |= known;
+        subjects |= known;
     }
     if let Err(why) = fields.finish(report) {
         rules.iter_mut().for_each(|rule| spoil(rule, &why));
     }
     let id = PolicyRef { kind, namespace, name: metadata.name };
-    told.then(|| Object::Policy(Policy::Cilium(CiliumPolicy { id, audit, rules })))
+    subjects.then(|| Object::Policy(Policy::Cilium(CiliumPolicy { id, audit, rules })))
 }
 
 /// Reads one `spec`, and tells whether it says whom it governs. One that does not, or governs nodes, becomes a rule that
@@ -101,16 +101,16 @@ fn rule(spec: &Cursor<'_>, namespace: Option<&Text>, report: &mut Report) -> (Ci
     let default_deny_field = fields.take("enableDefaultDeny");
     let said = default_deny(default_deny_field.as_ref(), &mut faults, report);
     if let Some(labels) = fields.take("labels") {
-        faults.keep(labels.elements(report));
+        told(labels.elements(report));
     }
     if let Some(description) = fields.take("description") {
-        faults.keep(description.text(report));
+        told(description.text(report));
     }
     let log = fields.take("log").and_then(|log| faults.keep(read_log(&log, report))).flatten();
     faults.keep(fields.finish(report));
 
-    let told = !matches!(subject, Subject::Unknown);
-    let Subject::Pods(subject) = subject else { return (governs_nobody(), told) };
+    let known = !matches!(subject, Subject::Unknown);
+    let Subject::Pods(subject) = subject else { return (governs_nobody(), known) };
     let mut rule = CiliumRule {
         subject,
         default_deny_ingress: said.0.unwrap_or(inward),
@@ -124,7 +124,7 @@ fn rule(spec: &Cursor<'_>, namespace: Option<&Text>, report: &mut Report) -> (Ci
     if let Some(why) = faults.first() {
         spoil(&mut rule, why);
     }
-    (rule, told)
+    (rule, known)
 }
 
 /// Whom a rule governs.
@@ -182,13 +182,11 @@ fn read_log(log: &Cursor<'_>, report: &mut Report) -> Usable<Option<Text>> {
     let value = match fields.take("value") {
         None => None,
         Some(value) => {
-            let text = value.text(report)?;
-            if text.chars().count() > MAX_LOG {
+            let text = value.text(report).ok().filter(|text| !text.is_empty());
+            if text.is_some_and(|text| text.chars().count() > MAX_LOG) {
                 report.refused(&value.path, format!("{} has more than {MAX_LOG} characters", value.shown()));
-                None
-            } else {
-                Some(text).filter(|text| !text.is_empty())
             }
+            text.filter(|text| text.chars().count() <= MAX_LOG)
         }
     };
     fields.finish(report)?;
@@ -258,6 +256,9 @@ fn list<T>(
         Ok(list) => list.iter().map(|element| read(element, report)).collect(),
     }
 }
+
+/// For what changes no verdict: a fault in it is reported already, and that is all.
+pub(super) fn told<T>(_: Usable<T>) {}
 
 /// Makes all of a rule unusable.
 fn spoil(rule: &mut CiliumRule, why: &Unusable) {

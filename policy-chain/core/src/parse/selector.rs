@@ -108,14 +108,22 @@ fn requirement(field: &Cursor<'_>, report: &mut Report, grammar: Severity) -> Us
     }
 }
 
-fn label_key(key: &str, path: &str, report: &mut Report, grammar: Severity) -> Usable<Text> {
+/// Reads a label key.
+///
+/// # Errors
+/// It is none.
+pub(super) fn label_key(key: &str, path: &str, report: &mut Report, grammar: Severity) -> Usable<Text> {
     match broken_key_rule(key) {
         None => Ok(key.into()),
         Some(rule) => Err(report.fault(grammar, path, format!("{} is not a label key: {rule}", quoted(key)))),
     }
 }
 
-fn label_value(value: &str, path: &str, report: &mut Report, grammar: Severity) -> Usable<Text> {
+/// Reads a label value.
+///
+/// # Errors
+/// It is none.
+pub(super) fn label_value(value: &str, path: &str, report: &mut Report, grammar: Severity) -> Usable<Text> {
     if value.is_empty() || is_label_name(value) {
         return Ok(value.into());
     }

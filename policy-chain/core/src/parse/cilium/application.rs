@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::cursor::{Cursor, Faults, Fields, Report};
+use super::super::cursor::{Cursor, Faults, Fields, Report, shown};
 use super::each;
 use super::ports::{self, Port};
 use crate::flow::{Direction, Protocol};
@@ -38,7 +38,7 @@ pub(super) fn port_rule(cursor: &Cursor<'_>, direction: Direction, report: &mut 
         faults.or(())?;
         return Err(report.refused(&cursor.path, "cannot be read"));
     };
-    if ports.is_empty() && rules_need_no_port(&rules) {
+    if ports.is_empty() && !matches!(rules, Application::Dns(_)) {
         report.warn(&cursor.path, "names no port, and so allows nothing; port \"0\" is every port");
     }
     let application = match rules {
@@ -47,10 +47,6 @@ pub(super) fn port_rule(cursor: &Cursor<'_>, direction: Direction, report: &mut 
     };
     let ports = faults.keep(placed(ports, &application, direction, &cursor.path, report)).unwrap_or_default();
     faults.or(CiliumPorts { ports: Ports::Of(ports), application })
-}
-
-const fn rules_need_no_port(rules: &Application) -> bool {
-    !matches!(rules, Application::Dns(_))
 }
 
 /// The ports as the application rules take them: HTTP and server names are for TCP, DNS is for TCP and UDP.
@@ -130,7 +126,7 @@ fn tls(fields: &mut Fields<'_>, faults: &mut Faults, report: &mut Report) -> boo
 /// `listener`: not supported.
 fn listener(fields: &mut Fields<'_>, direction: Direction, has_rules: bool, faults: &mut Faults, report: &mut Report) {
     let Some(field) = fields.take("listener") else { return };
-    let name = field.value.get("name").map(super::super::cursor::shown).unwrap_or_default();
+    let name = field.value.get("name").map(shown).unwrap_or_default();
     faults.keep::<()>(Err(match (direction, has_rules) {
         (Direction::Ingress, _) => report.refused(&field.path, format!("Listener is not allowed on ingress ({name})")),
         (Direction::Egress, true) => {
@@ -238,8 +234,12 @@ fn http_rule(cursor: &Cursor<'_>, report: &mut Report) -> Usable<HttpRule> {
     };
     faults.keep(fields.finish(report));
     let spec = faults.or(HttpRuleSpec { path, method, host, headers, header_matches })?;
-    // What Cilium refuses, and what it takes and Envoy then rejects: both make the rule unusable.
-    HttpRule::new(spec).map_err(|error| report.unusable(&format!("{}.{}", cursor.path, error.field), error.reason))
+    HttpRule::new(spec).map_err(|error| {
+        let value = cursor.value.get(&error.field).map(|value| format!("{}: ", shown(value))).unwrap_or_default();
+        // Of the lines that a regular expression's fault has, the last one says what it is.
+        let reason = error.reason.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
+        report.unusable(&format!("{}.{}", cursor.path, error.field), format!("{value}{reason}"))
+    })
 }
 
 fn header_match(cursor: &Cursor<'_>, report: &mut Report) -> Usable<HeaderMatchSpec> {

@@ -6,12 +6,15 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::super::cursor::{Cursor, Faults, Report};
+use super::super::cursor::{Cursor, Faults, Report, quoted, shown};
 use super::each;
 use crate::model::{Text, Usable};
 
 /// What the names of CiliumCIDRGroups begin with that stand for AWS security groups.
 pub const NAME_PREFIX: &str = "sluice-aws-";
+
+/// Bytes of an id, a name or a region.
+const MAX_TEXT: usize = 255;
 
 /// Bytes of the hash in a name.
 const HASH: usize = 16;
@@ -113,8 +116,7 @@ fn aws(cursor: &Cursor<'_>, report: &mut Report) -> Usable<AwsGroup> {
     };
     let ids = texts("securityGroupsIds", report);
     let names = texts("securityGroupsNames", report);
-    let region =
-        fields.take("region").and_then(|field| faults.keep(field.owned(report))).filter(|text| !text.is_empty());
+    let region = fields.take("region").and_then(|field| faults.keep(text(&field, report)));
     let labels = fields.take("labels").and_then(|field| faults.keep(labels(&field, report))).unwrap_or_default();
     faults.keep(fields.finish(report));
     let group = faults.or(AwsGroup { labels, ids, names, region })?;
@@ -124,12 +126,14 @@ fn aws(cursor: &Cursor<'_>, report: &mut Report) -> Usable<AwsGroup> {
     Ok(group)
 }
 
+/// An id, a name or a region, as far as every one of them is alike (EC2, `CreateSecurityGroup`).
 fn text(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Text> {
-    let text = cursor.owned(report)?;
-    if text.is_empty() {
-        return Err(report.unusable(&cursor.path, "is empty"));
+    let text = cursor.text(report)?;
+    if text.is_empty() || text.len() > MAX_TEXT || text.chars().any(char::is_control) {
+        let message = format!("{} is not 1 to {MAX_TEXT} printable characters", cursor.shown());
+        return Err(report.unusable(&cursor.path, message));
     }
-    Ok(text)
+    Ok(text.into())
 }
 
 fn labels(field: &Cursor<'_>, report: &mut Report) -> Usable<BTreeMap<Text, Text>> {
@@ -139,9 +143,12 @@ fn labels(field: &Cursor<'_>, report: &mut Report) -> Usable<BTreeMap<Text, Text
     let mut faults = Faults::default();
     let mut labels = BTreeMap::new();
     for (key, value) in map {
-        let value = Cursor { value, path: field.path.clone() };
-        if let Some(value) = faults.keep(value.owned(report)) {
-            labels.insert(key.as_str().into(), value);
+        let value = match value.as_str() {
+            Some(value) if !value.chars().chain(key.chars()).any(char::is_control) => Ok(value),
+            _ => Err(report.unusable(&field.path, format!("{}: {} is not printable text", quoted(key), shown(value)))),
+        };
+        if let Some(value) = faults.keep(value) {
+            labels.insert(key.as_str().into(), value.into());
         }
     }
     faults.or(labels)

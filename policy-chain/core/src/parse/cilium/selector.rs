@@ -1,6 +1,8 @@
 //! Selectors of Cilium: label sources, and the namespace that a policy adds.
 
-use super::super::cursor::{Cursor, Faults, Fields, Report, shown};
+use super::super::Severity;
+use super::super::cursor::{Cursor, Faults, Fields, Report, quoted, shown};
+use super::super::selector::{label_key, label_value};
 use super::each;
 use crate::model::selector::{CiliumRequirement, CiliumSelector, LabelSelector, LabelSource, Operator, Requirement};
 use crate::model::{Text, Usable};
@@ -135,10 +137,13 @@ fn match_labels(field: &Cursor<'_>, report: &mut Report) -> Usable<Vec<Written>>
     };
     let mut faults = Faults::default();
     let mut written = Vec::new();
-    for (key, value) in map {
-        let key = faults.keep(read_key(key, &field.path, report));
-        let cursor = Cursor { value, path: field.path.clone() };
-        let value = faults.keep(cursor.text(report).and_then(|text| read_value(text, &field.path, report)));
+    for (name, value) in map {
+        let key = faults.keep(read_key(name, &field.path, report));
+        let value = match value.as_str() {
+            Some(text) => label_value(text, &field.path, report, Severity::Refused),
+            None => Err(report.refused(&field.path, format!("{}: {} is not a string", quoted(name), shown(value)))),
+        };
+        let value = faults.keep(value);
         if let (Some((source, key)), Some(value)) = (key, value) {
             let requirement = Requirement { key, operator: Operator::In, values: vec![value] };
             written.push(Written { source, requirement, path: field.path.clone() });
@@ -162,7 +167,7 @@ fn match_expression(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Written>
             let elements = faults.keep(field.elements(report)).unwrap_or_default();
             let values = each(&elements, report, |cursor, report| {
                 let text = cursor.text(report)?;
-                read_value(text, &cursor.path, report)
+                label_value(text, &cursor.path, report, Severity::Refused)
             });
             faults.keep(values)
         }
@@ -217,50 +222,12 @@ fn read_key(text: &str, path: &str, report: &mut Report) -> Usable<(LabelSource,
         let message = format!("{}: labels of the source {source}: are not known here; use {instead}", given());
         return Err(report.unusable(path, message));
     }
-    if !is_qualified(key) || !is_part(source) {
-        let message = format!(
-            "invalid label selector: {} is not a label key: [source:][prefix/]name, the name of at most 63 letters, \
-             digits, '-', '_' and '.', with a letter or digit at both ends, the prefix a DNS subdomain",
-            given()
-        );
-        return Err(report.refused(path, message));
-    }
+    let key = label_key(key, path, report, Severity::Refused)?;
     let source = match source {
         "any" => LabelSource::Any,
         "k8s" => LabelSource::Kubernetes,
         "reserved" => LabelSource::Reserved,
-        other => LabelSource::Other(other.into()),
+        other => LabelSource::Other(label_key(other, path, report, Severity::Refused)?),
     };
-    Ok((source, key.into()))
-}
-
-fn read_value(text: &str, path: &str, report: &mut Report) -> Usable<Text> {
-    if text.is_empty() || is_part(text) {
-        return Ok(text.into());
-    }
-    let message = format!(
-        "invalid label selector: {} is not a label value: at most 63 letters, digits, '-', '_' and '.', \
-         with a letter or digit at both ends",
-        shown(&text.into())
-    );
-    Err(report.refused(path, message))
-}
-
-/// `[prefix/]name` (apimachinery, `IsQualifiedName`).
-fn is_qualified(key: &str) -> bool {
-    match key.split_once('/') {
-        None => is_part(key),
-        Some((prefix, name)) => {
-            super::super::metadata::NameForm::Subdomain.broken_rule(prefix).is_none() && is_part(name)
-        }
-    }
-}
-
-/// A name, or a value that is not empty.
-fn is_part(text: &str) -> bool {
-    let end = |character: Option<char>| character.is_some_and(|one| one.is_ascii_alphanumeric());
-    text.len() <= 63
-        && text.chars().all(|one| one.is_ascii_alphanumeric() || matches!(one, '-' | '_' | '.'))
-        && end(text.chars().next())
-        && end(text.chars().next_back())
+    Ok((source, key))
 }
