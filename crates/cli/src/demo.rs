@@ -15,7 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use act::{ActError, Stage};
 use report::Report;
-use tables::Paint;
+
+use crate::paint::Paint;
 
 /// Exit status when something of the demo could not be done at all.
 const EX_SOFTWARE: u8 = 70;

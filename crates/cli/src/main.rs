@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod paint;
+mod policy;
 
 use std::process::ExitCode;
 
@@ -19,10 +21,25 @@ struct Arguments {
 enum Command {
     /// Bring up a VPC in a box with two nodes and pods, and show addresses, routes, traffic and the warm pool at work.
     Demo(demo::Options),
+    /// Work with network policies, without a cluster.
+    #[command(subcommand)]
+    Policy(policy::Command),
 }
 
+/// Exit status after arguments that cannot be meant (`sysexits.h`).
+const EX_USAGE: u8 = 64;
+
 fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => {
+            // A closed output is no reason for another status.
+            let _closed = told.print();
+            return ExitCode::from(if told.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
+    match arguments.command {
         Command::Demo(options) => demo::main(&options),
+        Command::Policy(command) => policy::main(&command),
     }
 }

@@ -118,8 +118,27 @@ pub struct Failure {
     pub got: Expected,
     /// What is wrong.
     pub wrong: Wrong,
-    /// What each gate on the way says, and why.
-    pub legs: Vec<String>,
+    /// The gates on the way, in order: egress at the source, ingress at the destination.
+    pub gates: Vec<Gate>,
+}
+
+/// What a gate on the way of a probe says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// Direction.
+    pub direction: Direction,
+    /// The pod whose gate it is.
+    pub subject: String,
+    /// The other side, as this gate sees it.
+    pub peer: String,
+    /// Whether the other side is the address of a Service, which is judged again behind it.
+    pub service: bool,
+    /// `allow`, `deny`, `redirect` or `defer`.
+    pub verdict: &'static str,
+    /// The rule that decided, or what did instead of one.
+    pub rule: String,
+    /// Verdict and rule in a line, with what the proxy has to do and what is recorded.
+    pub answer: String,
 }
 
 /// What is wrong with a probe.
@@ -348,7 +367,7 @@ impl<'a> Run<'a> {
             expected: row.verdict,
             got,
             wrong,
-            legs: legs.iter().map(told).collect(),
+            gates: legs.iter().map(gate).collect(),
         }
     }
 
@@ -384,17 +403,32 @@ fn differs(query: &Query, judgement: &Judgement, other: &Judgement) -> String {
 }
 
 fn asked(query: &Query) -> String {
-    let peer = match query.direction {
+    format!("{} of {} {}", query.direction, query.subject, peer(query))
+}
+
+/// `to 10.0.0.1, port 80/TCP`.
+fn peer(query: &Query) -> String {
+    let Query { direction, peer, protocol, port, origin, .. } = query;
+    let to = match direction {
         Direction::Ingress => "from",
         Direction::Egress => "to",
     };
-    let Query { subject, direction, peer: address, protocol, port, origin } = query;
     let origin = match origin {
         Origin::Forwarded => "",
         Origin::OwnNode => " of its own node",
         Origin::Hairpin => " through its own Service",
     };
-    format!("{direction} of {subject} {peer} {address}{origin}, port {port}/{protocol}")
+    format!("{to} {peer}{origin}, {}", port_text(*protocol, *port))
+}
+
+/// `80/TCP`, `ICMP type 8`.
+#[must_use]
+pub fn port_text(protocol: Protocol, port: u16) -> String {
+    match protocol {
+        Protocol::ICMP | Protocol::ICMPV6 => format!("{protocol} type {port}"),
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => format!("{port}/{protocol}"),
+        _ => protocol.to_string(),
+    }
 }
 
 fn answered(judgement: &Judgement) -> String {
@@ -414,8 +448,15 @@ fn answered(judgement: &Judgement) -> String {
     text
 }
 
-/// What a gate says, in a line.
-fn told(leg: &Leg) -> String {
-    let what = if leg.frontend { " (a Service)" } else { "" };
-    format!("{}{what}: {}", asked(&leg.query), answered(&leg.judgement))
+fn gate(leg: &Leg) -> Gate {
+    let Query { subject, direction, .. } = &leg.query;
+    Gate {
+        direction: *direction,
+        subject: subject.to_string(),
+        peer: peer(&leg.query),
+        service: leg.frontend,
+        verdict: leg.judgement.verdict.as_str(),
+        rule: leg.judgement.reason.to_string(),
+        answer: answered(&leg.judgement),
+    }
 }

@@ -1,0 +1,22 @@
+//! `sluice policy`: unit tests of network policies.
+
+mod vectors;
+
+use std::process::ExitCode;
+
+/// Subcommands of `sluice policy`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Run vectors (unit tests of policies: a cluster, steps, and which traffic has to pass) through the compiler that the
+    /// nodes use. docs/policy-vectors.md tells how they are written.
+    ///
+    /// Exit status: 0 if all is as expected, 1 if not, 65 if a file cannot be read.
+    Test(vectors::Options),
+}
+
+/// Runs a subcommand.
+pub(crate) fn main(command: &Command) -> ExitCode {
+    match command {
+        Command::Test(options) => vectors::main(options),
+    }
+}

@@ -1,0 +1,124 @@
+//! `sluice policy test`: vectors through the production compiler.
+
+mod lines;
+mod report;
+
+use std::io::{self, IsTerminal as _, Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use sluice_policy_core::oracle;
+use sluice_policy_core::settings::Settings;
+use sluice_policy_core::vector::judge::{Afresh, Compiled, Judge};
+use sluice_policy_core::vector::run::{Counts, Judges, Outcome, run};
+use sluice_policy_core::vector::schema::Suite;
+
+use crate::paint::Paint;
+
+/// Exit status when a probe is not as expected.
+const FAILED: u8 = 1;
+/// Exit status when a file cannot be read (`sysexits.h`: `EX_DATAERR`).
+const EX_DATAERR: u8 = 65;
+
+/// Options of `sluice policy test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Files of vectors; `-` is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Print one JSON object a line: failures, vectors that are not judged, files, and last the number of probes that
+    /// passed, failed, are undefined and were skipped.
+    #[arg(long)]
+    json: bool,
+    /// Ask the reference evaluator beside the compiler. Where they differ, the probe fails.
+    #[arg(long)]
+    oracle: bool,
+}
+
+/// What came of one file.
+struct File<'a> {
+    path: &'a Path,
+    vectors: usize,
+    seconds: f64,
+    outcome: Outcome,
+}
+
+/// Where the results go.
+trait Printer {
+    fn file(&mut self, file: &File<'_>) -> io::Result<()>;
+    fn unreadable(&mut self, path: &Path, fault: &str) -> io::Result<()>;
+    fn end(&mut self, files: usize, counts: Counts) -> io::Result<()>;
+}
+
+/// Runs all files.
+pub(crate) fn main(options: &Options) -> ExitCode {
+    let out = io::stdout();
+    let paint = Paint { colours: out.is_terminal() };
+    let mut out = io::BufWriter::new(out.lock());
+    let printed = if options.json {
+        all(options, &mut lines::Lines { out: &mut out })
+    } else {
+        all(options, &mut report::Report { out: &mut out, paint })
+    };
+    match printed {
+        Ok(code) => code,
+        // Whoever reads has seen enough; what was found still counts.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(FAILED),
+        Err(error) => {
+            complain(&format!("the result cannot be written: {error}"));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn complain(text: &str) {
+    // A closed standard error is no reason to stop.
+    let _closed = writeln!(io::stderr().lock(), "sluice: {text}");
+}
+
+fn all(options: &Options, printer: &mut dyn Printer) -> io::Result<ExitCode> {
+    let mut counts = Counts::default();
+    let mut unreadable = false;
+    for path in &options.files {
+        match one(path, options.oracle) {
+            Ok(file) => {
+                counts += file.outcome.counts;
+                printer.file(&file)?;
+            }
+            Err(fault) => {
+                unreadable = true;
+                complain(&format!("{}: {fault}", path.display()));
+                printer.unreadable(path, &fault)?;
+            }
+        }
+    }
+    printer.end(options.files.len(), counts)?;
+    Ok(ExitCode::from(match (unreadable, counts.failed) {
+        (true, _) => EX_DATAERR,
+        (false, 0) => 0,
+        (false, _) => FAILED,
+    }))
+}
+
+fn one(path: &Path, oracle: bool) -> Result<File<'_>, String> {
+    let begun = Instant::now();
+    let suite = read(path)?;
+    let compiled = || Box::new(Compiled::new(Settings::default())) as Box<dyn Judge>;
+    let by_oracle = || Box::new(Afresh::new(Settings::default(), oracle::judge)) as Box<dyn Judge>;
+    let judges = Judges { judge: &compiled, beside: if oracle { Some(&by_oracle) } else { None } };
+    let outcome = run(&suite, judges).map_err(|fault| fault.to_string())?;
+    Ok(File { path, vectors: suite.vectors.len(), seconds: begun.elapsed().as_secs_f64(), outcome })
+}
+
+fn read(path: &Path) -> Result<Suite, String> {
+    let text = if path.as_os_str() == "-" {
+        let mut text = String::new();
+        io::stdin().lock().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = text.map_err(|error| format!("cannot be read: {error}"))?;
+    sluice_policy_core::vector::read(&text)
+        .map_err(|error| format!("is no file of vectors (docs/policy-vectors.md):\n{error}"))
+}
