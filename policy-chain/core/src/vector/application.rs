@@ -1,5 +1,8 @@
 //! What the proxy makes of a request.
 
+use std::net::IpAddr;
+
+use super::probe::Leg;
 use super::schema::Request;
 use super::world::World;
 use crate::flow::{Direction, Outcome, Proxied, Query, Reason, RuleRef};
@@ -12,11 +15,11 @@ use crate::model::cilium::CiliumPorts;
 use crate::model::port::{PortMatch, PortTarget, Ports};
 
 /// What the proxy does with a request of a redirected flow, and why. A request that has two readings is refused.
-pub(super) fn outcome(world: &World, query: &Query, proxied: &Proxied, request: &Request) -> Outcome {
-    let passes = |rule: &&RuleRef| with_message(request, |message| permits(world, query, rule, message));
+pub(super) fn outcome(world: &World, leg: &Leg, proxied: &Proxied, request: &Request) -> Outcome {
+    let passes = |rule: &&RuleRef| with_message(leg, request, |message| permits(world, &leg.query, rule, message));
     match proxied.rules.iter().find(|rule| passes(rule) == Some(true)) {
         Some(rule) => Outcome::Allow(Reason::Rule(rule.clone())),
-        None if with_message(request, |_| ()).is_none() => {
+        None if with_message(leg, request, |_| ()).is_none() => {
             let reason = proxied.rules.first().map_or(Reason::NoPolicy, |rule| Reason::Rule(rule.clone()));
             Outcome::Deny(reason)
         }
@@ -25,12 +28,16 @@ pub(super) fn outcome(world: &World, query: &Query, proxied: &Proxied, request: 
 }
 
 /// Calls `then` with the request in the form in which rules see it; none if it has no such form.
-fn with_message<T>(request: &Request, then: impl FnOnce(&Message<'_>) -> T) -> Option<T> {
+fn with_message<T>(leg: &Leg, request: &Request, then: impl FnOnce(&Message<'_>) -> T) -> Option<T> {
     match request {
         Request::Http { method, target, host, headers } => {
-            let host = Some(host).filter(|host| !host.is_empty()).map(|host| ("Host", host.as_ref()));
-            let fields: Vec<Field<'_>> = host
-                .into_iter()
+            // A client that is told no name sends the address that it dials (RFC 9110, 7.2).
+            let dialled = match leg.dialled {
+                IpAddr::V4(address) => address.to_string(),
+                IpAddr::V6(address) => format!("[{address}]"),
+            };
+            let host = if host.is_empty() { dialled.as_str() } else { host };
+            let fields: Vec<Field<'_>> = std::iter::once(("Host", host))
                 .chain(headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
                 .map(|(name, value): (&str, &str)| Field { name: name.as_bytes(), value: value.as_bytes() })
                 .collect();

@@ -28,6 +28,8 @@ pub struct Probe<'a> {
 pub struct Leg {
     /// Node of the gate.
     pub node: Option<Text>,
+    /// The address that is dialled: the destination's, or that of the Service before it.
+    pub dialled: IpAddr,
     /// What is asked.
     pub query: Query,
     /// Whether the peer is the address of a Service: what becomes of the probe is then said by its backend, which is next.
@@ -162,7 +164,7 @@ impl Probe<'_> {
         let mut legs = Vec::new();
         let mut ask = |node: Option<&Text>, query: Query, frontend: bool| {
             let judgement = judge(node, &query);
-            legs.push(Leg { node: node.cloned(), query, frontend, judgement });
+            legs.push(Leg { node: node.cloned(), dialled: way.address, query, frontend, judgement });
         };
         let (backend, target) = match &way.behind {
             Some(behind) => (behind.backend, behind.port),
@@ -223,7 +225,7 @@ pub fn fate(world: &World, legs: &[Leg], request: Option<&Request>, of: fn(&Judg
             }
             Verdict::Redirect(to) => {
                 proxied = true;
-                match request.map(|request| application::outcome(world, &leg.query, to, request)) {
+                match request.map(|request| application::outcome(world, leg, to, request)) {
                     None => because.push(why),
                     Some(Outcome::Allow(reason)) => because.push((leg.query.direction, reason)),
                     Some(Outcome::Deny(reason)) => refused.push((leg.query.direction, reason)),

@@ -3,10 +3,20 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use sluice_policy_core::vector::run::{Counts, Failure, Gate, Wrong};
 
 use super::{File, Printer};
+
+/// The last line.
+#[derive(Debug, Serialize)]
+struct Totals {
+    passed: usize,
+    failed: usize,
+    undefined: usize,
+    skipped: usize,
+}
 
 /// Prints JSON.
 pub(super) struct Lines<'a> {
@@ -46,7 +56,9 @@ impl Printer for Lines<'_> {
     }
 
     fn end(&mut self, _files: usize, counts: Counts) -> io::Result<()> {
-        self.line(&numbers(counts))?;
+        let Counts { passed, failed, undefined, skipped } = counts;
+        let totals = Totals { passed, failed, undefined, skipped };
+        writeln!(self.out, "{}", serde_json::to_string(&totals)?)?;
         self.out.flush()
     }
 }

@@ -1,0 +1,113 @@
+//! `sluice policy`, as a user calls it: what it prints, and its exit status.
+
+#![cfg(test)]
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const GOOD: &str = "
+schemaVersion: 1
+fixtures:
+  two:
+    namespaces: {a: {}}
+    pods: {a/x: {ip: 10.0.0.1}, a/y: {ip: 10.0.0.2}}
+vectors:
+- id: open
+  fixture: two
+  steps:
+  - expect: [{from: [a/x, a/y], to: [a/x, a/y], port: 80, verdict: allow}]
+- id: tie
+  fixture: two
+  tags: [tie-undefined-upstream]
+  steps:
+  - expect: [{from: a/x, to: a/y, port: 80, verdict: deny}]
+";
+
+/// Runs it with a text on standard input.
+fn sluice(arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may end before it has read everything.
+    let _closed = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn last(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn what_passes_ends_with_the_counts() {
+    let output = sluice(&["policy", "test", "--json", "-"], GOOD);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(last(&output), r#"{"passed":2,"failed":0,"undefined":1,"skipped":0}"#);
+    let undefined: Vec<Value> = lines(&output).into_iter().filter(|line| line["type"] == "undefined").collect();
+    assert_eq!(undefined.len(), 1);
+    assert_eq!((&undefined[0]["vector"], &undefined[0]["agree"]), (&"tie".into(), &0.into()));
+}
+
+#[test]
+fn what_fails_is_told_with_the_rule_that_decided() {
+    let bad = GOOD.replace(
+        "  - expect: [{from: [a/x, a/y]",
+        "  - name: isolate
+    apply:
+    - {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: a}, spec: {podSelector: {}}}
+    expect: [{from: [a/x, a/y]",
+    );
+    let output = sluice(&["policy", "test", "--json", "--oracle", "-"], &bad);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(last(&output), r#"{"passed":0,"failed":2,"undefined":1,"skipped":0}"#);
+    let failure = lines(&output).into_iter().find(|line| line["type"] == "failure").unwrap();
+    for (key, value) in
+        [("vector", "open"), ("stepName", "isolate"), ("from", "a/x"), ("to", "a/y"), ("protocol", "TCP")]
+    {
+        assert_eq!(failure[key], value);
+    }
+    assert_eq!((&failure["expected"], &failure["got"]), (&"allow".into(), &"deny".into()));
+    assert_eq!(failure["gates"][1]["direction"], "ingress");
+    assert!(failure["gates"][1]["rule"].as_str().unwrap().starts_with("NetworkPolicy a/p"), "{failure}");
+    let text = sluice(&["policy", "test", "-"], &bad);
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in ["open", "step 1: isolate", "a/x -> a/y", "80/TCP", "expected allow, got deny", "NetworkPolicy a/p"] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_65_and_what_cannot_be_meant_64() {
+    let typo = GOOD.replace("verdict: allow", "verdict: allow, prot: TCP");
+    let output = sluice(&["policy", "test", "--json", "-", "/nonexistent"], &typo);
+    assert_eq!(output.status.code(), Some(65));
+    assert_eq!(last(&output), r#"{"passed":0,"failed":0,"undefined":0,"skipped":0}"#);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("vectors[0].steps[0].expect[0].prot"), "{told}");
+    assert!(told.contains("/nonexistent"), "{told}");
+    let unknown = sluice(&["policy", "test", "-"], &GOOD.replace("to: a/y", "to: a/z"));
+    assert_eq!(unknown.status.code(), Some(65));
+    for arguments in [&["policy", "test"][..], &["policy", "test", "--jsn", "x"], &["policy"], &["polcy"]] {
+        assert_eq!(sluice(arguments, "").status.code(), Some(64), "{arguments:?}");
+    }
+    assert_eq!(sluice(&["policy", "test", "--help"], "").status.code(), Some(0));
+}
+
+#[test]
+fn every_vector_of_the_repository_passes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/policy");
+    let path = folder.join("sluice.yaml");
+    let output = sluice(&["policy", "test", "--json", path.to_str().unwrap()], "");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+}
