@@ -7,6 +7,7 @@ mod bits;
 pub mod diff;
 pub mod engine;
 mod fold;
+mod identity;
 pub mod image;
 mod lower;
 mod port_space;

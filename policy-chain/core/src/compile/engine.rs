@@ -1,34 +1,91 @@
 //! The owner of an image: events in, operations out.
+//!
+//! [`Engine::apply`] notes what an event may change, [`Engine::commit`] works that out and nothing else:
+//!
+//! 1. which policies select which of the node's pods, and the programs that these make;
+//! 2. the predicates that come into force with new programs, and the addresses for which they hold;
+//! 3. the classes of addresses, the tables of policies, the frontends of Services, the gates: then the image has what
+//!    is old and what is new, and no gate has anything old;
+//! 4. programs that nobody runs any more go, with the predicates that only they asked, and classes are merged.
+//!
+//! An update has the operations of 1 to 3, then those of 4. A predicate in force is one of a policy that selects a pod of the
+//! node.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod atoms;
+mod book;
+mod checkpoint;
+mod fronts;
+mod programs;
+mod store;
+mod subjects;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::diff::{self, Operation};
-use super::image::{DecisionId, Endpoint, FrontendKey, Identity, Image, OwnAddress, PolicyId, RowEntries, RowId};
-use super::predicate::{Kind, Predicate, in_block};
-use super::program::{PeerFacts, Program, Selected, networks, selects};
-use super::row::{PortPrefix, Row};
-use super::service;
-use super::view::{PodView, matches};
-use crate::cluster::{Cluster, EndpointSlice, Event, Labels, NamedPort, Pod, PodKey, Service};
-use crate::flow::{Direction, Judgement, Origin, Protocol, Query};
-use crate::model::Text;
+use self::atoms::{Atom, Atoms, plain};
+use self::book::{Book, Context, managed};
+use self::checkpoint::Restored;
+use self::fronts::{Dialled, Fronts};
+use self::programs::{Born, Gone, Programs};
+pub(in crate::compile) use self::store::Numbers;
+use self::store::Store;
+use self::subjects::Subject;
+use super::diff::Operation;
+use super::identity::{Classes, Key, Kind, Moves, NONE};
+use super::image::Image;
+use super::predicate::Predicate;
+use super::view::matches;
+use crate::cluster::{Applied, Cluster, Event, Labels, Object, ObjectId, ObjectKey, PodKey};
+use crate::flow::{Judgement, Query};
+use crate::l7::dns::Name;
 use crate::model::cilium::ServiceSelector;
+use crate::model::{PolicyRef, Text};
 use crate::settings::Settings;
 
-/// Compiles what it is told into an image.
+pub use self::checkpoint::{Checkpoint, CheckpointFrontend, CheckpointIdentity};
+
+/// Compiles what it is told into an image, for one node.
 #[derive(Debug)]
 pub struct Engine {
     settings: Settings,
     cluster: Cluster,
-    image: Image,
+    /// Labels of the namespaces that have a pod or an object.
+    namespaces: BTreeMap<Text, Labels>,
+    slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    atoms: Atoms,
+    book: Book,
+    classes: Classes,
+    programs: Programs,
+    fronts: Fronts,
+    subjects: BTreeMap<PodKey, Subject>,
+    subject_addresses: BTreeMap<IpAddr, BTreeSet<PodKey>>,
+    store: Store,
+    restored: Restored,
+    dirty: Dirty,
+    born_blocks: Vec<Atom>,
+    /// Whether the rows of the own node are those of an API server.
+    host_api_server: bool,
+    names_told: u64,
+}
+
+/// What events may have changed.
+#[derive(Debug, Default)]
+struct Dirty {
+    subjects: BTreeSet<PodKey>,
+    namespaces: BTreeSet<Text>,
+    policies: BTreeSet<PolicyRef>,
+    services: BTreeSet<ObjectKey>,
+    names: BTreeSet<Name>,
+    groups: bool,
+    own_node: bool,
+    first: bool,
 }
 
 /// What a commit changed.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Update {
     /// What to write to the kernel's maps, in this order.
     pub operations: Vec<Operation>,
@@ -38,42 +95,41 @@ pub struct Update {
 
 /// Something that someone should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
-struct Key {
-    holds: BTreeSet<usize>,
-    /// The own node's: what holds where it is the source of a forwarded packet.
-    forwarded: Option<BTreeSet<usize>>,
-    ports: Vec<NamedPort>,
+pub enum Notice {
+    /// Addresses of names were forgotten because there were too many, so many since the last commit. What rules allow
+    /// these names does not allow the addresses.
+    NamesForgotten(u64),
 }
-
-type Backends = Vec<(IpAddr, u16)>;
 
 impl Engine {
     /// An engine that knows nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, cluster: Cluster::default(), image: Image::default() }
-    }
-
-    /// Takes an event in.
-    pub fn apply(&mut self, event: Event) {
-        self.cluster.apply(event);
-    }
-
-    /// Brings the image up to date.
-    pub fn commit(&mut self) -> Update {
-        let new = Build::new(&self.cluster, &self.settings).image(&self.image);
-        let operations = diff::diff(&self.image, &new);
-        self.image = new;
-        Update { operations, notices: Vec::new() }
+        Self {
+            settings,
+            cluster: Cluster::default(),
+            namespaces: BTreeMap::new(),
+            slices_of: BTreeMap::new(),
+            atoms: Atoms::default(),
+            book: Book::default(),
+            classes: Classes::new(),
+            programs: Programs::new(),
+            fronts: Fronts::default(),
+            subjects: BTreeMap::new(),
+            subject_addresses: BTreeMap::new(),
+            store: Store::new(),
+            restored: Restored::default(),
+            dirty: Dirty { first: true, ..Dirty::default() },
+            born_blocks: Vec::new(),
+            host_api_server: false,
+            names_told: 0,
+        }
     }
 
     /// The image as of the last commit.
     #[must_use]
     pub const fn image(&self) -> &Image {
-        &self.image
+        self.store.image()
     }
 
     /// What is known.
@@ -85,379 +141,472 @@ impl Engine {
     /// May the first packet of a flow pass, as of the last commit?
     #[must_use]
     pub fn judge(&self, query: &Query) -> Judgement {
-        self.image.judge(query)
+        self.image().judge(query)
     }
-}
 
-fn managed(pod: &Pod) -> bool {
-    !pod.host_network && !pod.finished
-}
-
-#[derive(Debug)]
-struct Build<'a> {
-    cluster: &'a Cluster,
-    settings: &'a Settings,
-    image: Image,
-    rows: BTreeMap<Vec<(PortPrefix, DecisionId)>, RowId>,
-    decisions: Vec<Judgement>,
-    namespaces: BTreeMap<Text, Labels>,
-    predicates: Vec<Predicate>,
-    asked: BTreeSet<Text>,
-    pods: BTreeMap<IpAddr, Arc<Pod>>,
-}
-
-impl<'a> Build<'a> {
-    fn new(cluster: &'a Cluster, settings: &'a Settings) -> Self {
-        let mut pods: BTreeMap<IpAddr, Arc<Pod>> = BTreeMap::new();
-        for pod in cluster.pods.values().filter(|pod| managed(pod)) {
-            for address in &pod.addresses {
-                let youngest =
-                    pods.get(address).is_none_or(|other| (other.created, &other.key) < (pod.created, &pod.key));
-                if youngest {
-                    pods.insert(*address, Arc::clone(pod));
+    /// Takes an event in.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Upsert(object) => {
+                let id = id_of(&object);
+                self.object(Event::Upsert(object), &id);
+            }
+            Event::Delete(id) => self.object(Event::Delete(id.clone()), &id),
+            Event::Resolved { .. } | Event::Time(_) => {
+                if let Applied::Names(names) = self.cluster.apply(event) {
+                    self.dirty.names.extend(names);
                 }
             }
         }
-        let names = cluster.pods.keys().map(|key| Arc::clone(&key.namespace));
-        let namespaces = names.map(|name| (Arc::clone(&name), cluster.namespace_labels(&name))).collect();
-        Self {
-            cluster,
-            settings,
-            image: Image::default(),
-            rows: BTreeMap::new(),
-            decisions: Vec::new(),
-            namespaces,
-            predicates: Vec::new(),
-            asked: BTreeSet::new(),
-            pods,
+    }
+
+    fn object(&mut self, event: Event, id: &ObjectId) {
+        match id {
+            ObjectId::Pod(key) => {
+                let old = self.cluster.pods.get(key).cloned();
+                if self.cluster.apply(event) != Applied::Object {
+                    return;
+                }
+                let new = self.cluster.pods.get(key).cloned();
+                if let Some(old) = &old {
+                    self.book.release(old);
+                    for address in &old.addresses {
+                        if let Some(keys) = self.subject_addresses.get_mut(address) {
+                            keys.remove(key);
+                            if keys.is_empty() {
+                                self.subject_addresses.remove(address);
+                            }
+                        }
+                    }
+                }
+                if let Some(new) = &new {
+                    self.book.claim(new);
+                }
+                let local = |pod: &Arc<crate::cluster::Pod>| managed(pod) && pod.node == self.settings.node;
+                if old.as_ref().is_some_and(local) || new.as_ref().is_some_and(local) {
+                    self.dirty.subjects.insert(key.clone());
+                }
+                self.note_namespace(&key.namespace);
+            }
+            ObjectId::Namespace(name) => {
+                if self.cluster.apply(event) == Applied::Object {
+                    self.note_namespace(name);
+                }
+            }
+            ObjectId::Node(name) => {
+                let old = self.cluster.nodes.get(name).cloned();
+                if self.cluster.apply(event) == Applied::Object {
+                    self.book.set_node(old.as_ref(), self.cluster.nodes.get(name));
+                    self.dirty.own_node |= self.settings.node.as_ref() == Some(name);
+                }
+            }
+            ObjectId::Service(key) => {
+                if self.cluster.apply(event) == Applied::Object {
+                    self.dirty.services.insert(key.clone());
+                }
+            }
+            ObjectId::EndpointSlice(key) => {
+                let old = self.service_of(key);
+                if self.cluster.apply(event) != Applied::Object {
+                    return;
+                }
+                let new = self.service_of(key);
+                if let Some(old) = old {
+                    if let Some(slices) = self.slices_of.get_mut(&old) {
+                        slices.remove(key);
+                        if slices.is_empty() {
+                            self.slices_of.remove(&old);
+                        }
+                    }
+                    self.dirty.services.insert(old);
+                }
+                if let Some(new) = new {
+                    self.slices_of.entry(new.clone()).or_default().insert(key.clone());
+                    self.dirty.services.insert(new);
+                }
+            }
+            ObjectId::CidrGroup(_) => self.dirty.groups |= self.cluster.apply(event) == Applied::Object,
+            ObjectId::Policy(id) => {
+                if self.cluster.apply(event) == Applied::Object {
+                    self.dirty.policies.insert(id.clone());
+                }
+            }
         }
     }
 
-    fn view<'b>(&'b self, pod: &'b Pod) -> Option<PodView<'b>> {
-        Some(PodView {
-            namespace: &pod.key.namespace,
-            namespace_labels: self.namespaces.get(&pod.key.namespace)?,
-            labels: &pod.labels,
-            service_account: &pod.service_account,
-        })
+    fn service_of(&self, slice: &ObjectKey) -> Option<ObjectKey> {
+        let name = self.cluster.slices.get(slice)?.service.clone()?;
+        Some(ObjectKey { namespace: Text::clone(&slice.namespace), name })
     }
 
-    fn intern(&mut self, row: Row<Judgement>) -> RowId {
-        let mut entries = Vec::new();
-        for (prefix, judgement) in row.entries {
-            let known = self.decisions.iter().position(|one| *one == judgement);
-            let number = known.unwrap_or_else(|| {
-                self.decisions.push(judgement.clone());
-                self.decisions.len() - 1
-            });
-            let id = DecisionId(u32::try_from(number).unwrap_or(u32::MAX));
-            self.image.decisions.insert(id, Arc::new(judgement));
-            entries.push((prefix, id));
+    /// A namespace has other labels than it had, or has pods from now on, or none any more.
+    fn note_namespace(&mut self, name: &Text) {
+        let first = PodKey { namespace: Text::clone(name), name: "".into() };
+        let has_pods = self.cluster.pods.range(first..).next().is_some_and(|(key, _)| key.namespace == *name);
+        if !has_pods && !self.cluster.namespaces.contains_key(name) {
+            self.namespaces.remove(name);
+            return;
         }
-        let next = RowId(u32::try_from(self.rows.len()).unwrap_or(u32::MAX));
-        let id = *self.rows.entry(entries.clone()).or_insert(next);
-        self.image.rows.insert(id, Arc::new(RowEntries { entries }));
-        id
+        if let (Some(known), Some(object)) = (self.namespaces.get(name), self.cluster.namespaces.get(name))
+            && *known == object.labels
+        {
+            return;
+        }
+        let labels = self.cluster.namespace_labels(name);
+        if self.namespaces.get(name) != Some(&labels) {
+            self.namespaces.insert(Text::clone(name), labels);
+            self.dirty.namespaces.insert(Text::clone(name));
+        }
     }
 
-    fn services(&self, selector: &ServiceSelector, address: IpAddr) -> bool {
-        let meant = self.cluster.services.values().filter(|service| match selector {
+    /// Brings the image up to date.
+    pub fn commit(&mut self) -> Update {
+        let overflowed = self.cluster.names_overflowed;
+        let (mut moves, mut released, mut gates) = (Moves::default(), Vec::new(), Vec::new());
+        if std::mem::take(&mut self.dirty.first) {
+            for root in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+                if let Ok(root) = IpNet::new(root, 0) {
+                    self.book.add_region(root, &mut self.classes);
+                }
+            }
+        }
+        // Policies and programs.
+        let mut born = Born::default();
+        let mut changed = self.resolve(&mut born, &mut released);
+        // Addresses.
+        let mut gone_fronts = self.update_services();
+        self.bring_into_force(&born);
+        let touched = self.book.settle(&mut self.atoms, &self.namespaces, &born.atoms, &mut self.classes, &mut moves);
+        for namespace in std::mem::take(&mut self.dirty.namespaces) {
+            self.book.relabel(&namespace, &mut self.atoms, &self.namespaces, &born.atoms);
+        }
+        self.add_atoms(&born);
+        self.classify(&born, &mut moves);
+        let restored = &mut self.restored;
+        let atoms = &self.atoms;
+        self.classes.number_all(&mut |key| restored.identity(key, atoms));
+        // Tables.
+        self.programs.fill(&moves.born, &self.classes, &self.atoms, &mut self.store);
+        let api_server = self.own_api_server();
+        self.programs.set_host_rows(api_server == self.host_api_server, api_server, &mut self.store);
+        self.host_api_server = api_server;
+        self.write_addresses(&moves);
+        let refreshed = self.fronts.refresh(&self.book, &self.classes);
+        let mut moved = self.fronts.fill(&refreshed, &mut self.programs, &mut self.store);
+        Fronts::forget(&gone_fronts, &mut self.programs, &mut self.store);
+        if !gone_fronts.is_empty() {
+            let egress = self.programs.iter().filter(|(_, instance)| instance.frontend_row.is_some());
+            moved.extend(egress.map(|(index, _)| index));
+        }
+        self.note_moves(&moves, &mut moved);
+        // Gates.
+        for front in refreshed.iter().filter_map(|index| self.fronts.get(*index)) {
+            for (address, _) in &front.backends {
+                changed.extend(self.subject_addresses.get(address).into_iter().flatten().cloned());
+            }
+        }
+        for address in
+            gone_fronts.drain(..).flat_map(|(_, front)| front.backends).map(|(address, _)| address).chain(touched)
+        {
+            changed.extend(self.subject_addresses.get(&address).into_iter().flatten().cloned());
+        }
+        self.drop_subjects(&changed, &mut released, &mut gates);
+        self.set_gates(&changed, &moved, &mut gates);
+        let mut operations = self.store.operations();
+        // What is old.
+        self.retire(&released, &gates, &mut moves);
+        operations.append(&mut self.store.operations());
+        self.settle();
+        let forgotten = overflowed.saturating_sub(std::mem::replace(&mut self.names_told, overflowed));
+        let notices = if forgotten > 0 { vec![Notice::NamesForgotten(forgotten)] } else { Vec::new() };
+        Update { operations, notices }
+    }
+
+    /// Services, their backends and their frontends.
+    fn update_services(&mut self) -> Vec<(u32, fronts::Front)> {
+        let mut dirty = std::mem::take(&mut self.dirty.services);
+        let api = ObjectKey { namespace: "default".into(), name: "kubernetes".into() };
+        if dirty.contains(&api) {
+            self.book.set_api_servers(self.backends_of(&api));
+        }
+        if !dirty.is_empty() {
+            let asked: Vec<Atom> = self.atoms.about_services.iter().copied().collect();
+            for atom in asked {
+                let addresses = self.backers(atom);
+                self.book.set_backers(atom, addresses);
+            }
+        }
+        if std::mem::take(&mut self.dirty.own_node) {
+            let with_node_ports = self
+                .cluster
+                .services
+                .values()
+                .filter(|service| service.ports.iter().any(|port| port.node_port.is_some()));
+            dirty.extend(with_node_ports.map(|service| service.key.clone()));
+        }
+        let none = BTreeSet::new();
+        let own_node = self.settings.node.as_ref().and_then(|name| self.cluster.nodes.get(name));
+        let mut gone = Vec::new();
+        for key in dirty {
+            let slices = self.slices_of.get(&key).unwrap_or(&none);
+            let restored = &mut self.restored;
+            gone.append(&mut self.fronts.set_service(
+                &key,
+                Dialled { cluster: &self.cluster, slices, own_node },
+                &mut self.classes,
+                &mut |id| restored.frontend(id),
+                &mut self.store,
+            ));
+        }
+        gone
+    }
+
+    /// The addresses of a Service's ready endpoints.
+    fn backends_of(&self, service: &ObjectKey) -> BTreeSet<IpAddr> {
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        let slices = slices.filter_map(|slice| self.cluster.slices.get(slice));
+        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
+        ready.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect()
+    }
+
+    /// The addresses for which a predicate about Services holds.
+    fn backers(&self, atom: Atom) -> BTreeSet<IpAddr> {
+        let Some(Predicate::Services(selector)) = self.atoms.predicate(atom) else { return BTreeSet::new() };
+        match selector {
             ServiceSelector::Named { namespace, name } => {
-                namespace.as_ref() == Some(&service.key.namespace) && *name == service.key.name
+                let Some(namespace) = namespace.clone() else { return BTreeSet::new() };
+                let key = ObjectKey { namespace, name: Text::clone(name) };
+                if self.cluster.services.contains_key(&key) { self.backends_of(&key) } else { BTreeSet::new() }
             }
             ServiceSelector::Labels { namespace, selector } => {
-                namespace.as_ref().is_none_or(|namespace| *namespace == service.key.namespace)
-                    && matches(selector, &service.labels)
-            }
-        });
-        meant
-            .flat_map(|service| self.slices(service))
-            .any(|slice| slice.endpoints.iter().any(|endpoint| endpoint.ready && endpoint.addresses.contains(&address)))
-    }
-
-    fn slices<'b>(&'b self, service: &'b Service) -> impl Iterator<Item = &'b EndpointSlice> {
-        self.cluster.slices.values().filter(move |slice| {
-            slice.key.namespace == service.key.namespace && slice.service.as_ref() == Some(&service.key.name)
-        })
-    }
-
-    fn backends(&self, service: &Service, name: &Text, protocol: Protocol, v4: bool) -> Backends {
-        let mut found = BTreeSet::new();
-        for slice in self.slices(service) {
-            let Some(target) = slice.ports.iter().find(|port| port.name == *name && port.protocol == protocol) else {
-                continue;
-            };
-            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
-                let family = endpoint.addresses.iter().filter(|address| address.is_ipv4() == v4);
-                found.extend(family.map(|address| (*address, target.port)));
-            }
-        }
-        found.into_iter().collect()
-    }
-
-    fn is_api_server(&self, address: IpAddr) -> bool {
-        self.cluster.slices.values().any(|slice| {
-            slice.key.namespace.as_ref() == "default"
-                && slice.service.as_deref() == Some("kubernetes")
-                && slice.endpoints.iter().any(|endpoint| endpoint.ready && endpoint.addresses.contains(&address))
-        })
-    }
-
-    fn holding(
-        &self,
-        prefix: &IpNet,
-        kind: &Kind<'_>,
-        api_server: bool,
-        named: bool,
-        nodes: &[&Labels],
-    ) -> BTreeSet<usize> {
-        let v4 = matches!(prefix, IpNet::V4(_));
-        let host = prefix.prefix_len() == prefix.max_prefix_len();
-        let holds = |predicate: &Predicate| match predicate {
-            Predicate::Block { cidr, except, managed } => {
-                (*managed || matches!(kind, Kind::Other)) && in_block(cidr, except, prefix)
-            }
-            Predicate::Services(selector) => host && self.services(selector, prefix.addr()),
-            Predicate::Name(pattern) => {
-                named
-                    && matches!(kind, Kind::Other)
-                    && self
-                        .cluster
-                        .names
-                        .iter()
-                        .any(|(name, addresses)| addresses.contains_key(&prefix.addr()) && pattern.matches(name))
-            }
-            other => other.holds(kind, v4, api_server, nodes),
-        };
-        self.predicates.iter().enumerate().filter(|(_, predicate)| holds(predicate)).map(|(index, _)| index).collect()
-    }
-
-    fn key(&self, prefix: &IpNet, host: bool, named: bool) -> Key {
-        let address = prefix.addr();
-        if !host {
-            return Key { holds: self.holding(prefix, &Kind::Other, false, named, &[]), ..Key::default() };
-        }
-        let api_server = self.is_api_server(address);
-        let nodes: Vec<_> = self.cluster.nodes.values().filter(|node| node.addresses.contains(&address)).collect();
-        let labels: Vec<&Labels> = nodes.iter().map(|node| &node.labels).collect();
-        if let Some(pod) = self.pods.get(&address) {
-            let Some(view) = self.view(pod) else { return Key::default() };
-            let holds = self.holding(prefix, &Kind::Pod(view), api_server, named, &labels);
-            return Key { holds, forwarded: None, ports: self.ports(pod) };
-        }
-        if nodes.iter().any(|node| Some(&node.name) == self.settings.node.as_ref()) {
-            let holds = self.holding(prefix, &Kind::OwnNode, api_server, named, &labels);
-            let forwarded = Some(self.holding(prefix, &Kind::Other, false, named, &[]));
-            return Key { holds, forwarded, ports: Vec::new() };
-        }
-        let kind = if nodes.is_empty() { Kind::Other } else { Kind::RemoteNode };
-        Key { holds: self.holding(prefix, &kind, api_server, named, &labels), ..Key::default() }
-    }
-
-    fn ports(&self, pod: &Pod) -> Vec<NamedPort> {
-        let mut ports: Vec<_> = pod.ports.iter().filter(|port| self.asked.contains(&port.name)).cloned().collect();
-        ports.sort();
-        ports.dedup();
-        ports
-    }
-
-    fn row(&self, program: &Program, key: &Key, origin: Origin) -> Row<Judgement> {
-        let holds = match (program.direction(), &key.forwarded, origin) {
-            (Direction::Ingress, Some(forwarded), Origin::Forwarded) => forwarded,
-            _ => &key.holds,
-        };
-        let index = |at: usize| self.predicates.iter().position(|one| program.predicates().get(at) == Some(one));
-        let facts = PeerFacts {
-            holds: &|at| index(at).is_some_and(|index| holds.contains(&index)),
-            named_ports: &key.ports,
-            origin,
-        };
-        program.row(&facts)
-    }
-
-    fn image(mut self, old: &Image) -> Image {
-        // Whose gates, and their programs.
-        let subjects: Vec<Arc<Pod>> =
-            self.cluster.pods.values().filter(|pod| managed(pod) && pod.node == self.settings.node).cloned().collect();
-        let groups = |block: &_| networks(self.cluster.cidr_groups.values(), block);
-        let mut programs: Vec<(Program, Vec<(PodKey, Direction)>)> = Vec::new();
-        for pod in &subjects {
-            let Some(view) = self.view(pod) else { continue };
-            for direction in Direction::BOTH {
-                let selected: Vec<Selected> =
-                    self.cluster.policies.values().filter_map(|policy| selects(policy, direction, &view)).collect();
-                let program = Program::new(direction, &selected, &pod.ports, &groups, self.settings);
-                if program.is_open() {
-                    continue;
-                }
-                match programs.iter_mut().find(|(one, _)| *one == program) {
-                    Some((_, of)) => of.push((pod.key.clone(), direction)),
-                    None => programs.push((program, vec![(pod.key.clone(), direction)])),
-                }
-            }
-        }
-        let predicates: BTreeSet<_> = programs.iter().flat_map(|(program, _)| program.predicates()).cloned().collect();
-        self.predicates = predicates.into_iter().collect();
-        self.asked = programs.iter().flat_map(|(program, _)| program.named_ports()).cloned().collect();
-        // Addresses.
-        let mut hosts: BTreeSet<IpAddr> = self.pods.keys().copied().collect();
-        hosts.extend(self.cluster.nodes.values().flat_map(|node| node.addresses.iter().copied()));
-        for slice in self.cluster.slices.values() {
-            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
-                for address in &endpoint.addresses {
-                    let asked = self.predicates.iter().any(|predicate| match predicate {
-                        Predicate::Services(selector) => self.services(selector, *address),
-                        _ => false,
-                    });
-                    if asked || self.is_api_server(*address) {
-                        hosts.insert(*address);
-                    }
-                }
-            }
-        }
-        let mut regions: BTreeSet<IpNet> = ["0.0.0.0/0", "::/0"].iter().filter_map(|net| net.parse().ok()).collect();
-        for predicate in &self.predicates {
-            if let Predicate::Block { cidr, except, .. } = predicate {
-                regions.insert(*cidr);
-                regions.extend(except);
-            }
-        }
-        let mut keys: BTreeMap<IpNet, Key> =
-            regions.iter().map(|region| (*region, self.key(region, false, false))).collect();
-        keys.extend(hosts.iter().map(|host| (IpNet::from(*host), self.key(&IpNet::from(*host), true, false))));
-        let mut named: BTreeMap<IpNet, Key> = BTreeMap::new();
-        for address in self.cluster.names.values().flat_map(BTreeMap::keys) {
-            let prefix = IpNet::from(*address);
-            let key = self.key(&prefix, true, true);
-            if key.holds.iter().any(|index| matches!(self.predicates.get(*index), Some(Predicate::Name(_)))) {
-                named.insert(prefix, key);
-            }
-        }
-        let mut numbers: BTreeMap<Key, Identity> = BTreeMap::new();
-        let mut next = Identity::FIRST.0;
-        for (prefixes, list) in [(&mut self.image.ipcache, &keys), (&mut self.image.names, &named)] {
-            for (prefix, key) in list {
-                let identity = *numbers.entry(key.clone()).or_insert_with(|| {
-                    next += 1;
-                    Identity(next - 1)
+                let meant = self.cluster.services.values().filter(|service| {
+                    namespace.as_ref().is_none_or(|namespace| *namespace == service.key.namespace)
+                        && matches(selector, &service.labels)
                 });
-                prefixes.set(*prefix, Some(identity));
+                meant.flat_map(|service| self.backends_of(&service.key)).collect()
             }
         }
-        // Frontends.
-        let own_node = self.settings.node.as_ref().and_then(|name| self.cluster.nodes.get(name));
-        let mut frontends: BTreeMap<Identity, (Protocol, Backends)> = BTreeMap::new();
-        for service in self.cluster.services.values() {
-            for port in &service.ports {
-                for v4 in [true, false] {
-                    let at_service = service.addresses.iter().map(|address| (*address, port.port));
-                    let at_node = own_node
-                        .into_iter()
-                        .flat_map(|node| node.addresses.iter().filter_map(|address| Some((*address, port.node_port?))));
-                    let at: Vec<FrontendKey> = at_service
-                        .chain(at_node)
-                        .filter(|(address, _)| address.is_ipv4() == v4)
-                        .map(|(address, number)| (address, port.protocol, number))
-                        .filter(|key| !self.image.frontends.contains_key(key))
-                        .collect();
-                    if at.is_empty() {
-                        continue;
-                    }
-                    let identity = Identity(next);
-                    next += 1;
-                    self.image.frontends.extend(at.into_iter().map(|key| (key, identity)));
-                    let backends = self.backends(service, &port.name, port.protocol, v4);
-                    frontends.insert(identity, (port.protocol, backends));
-                }
-            }
-        }
-        // Policies.
-        let mut endpoints: BTreeMap<PodKey, Endpoint> = subjects
+    }
+
+    /// The parts of the book that new predicates need: regions, backers, names.
+    fn bring_into_force(&mut self, born: &Born) {
+        let blocks: Vec<Atom> = born
+            .atoms
             .iter()
-            .map(|pod| {
-                let mut addresses: Vec<_> = pod
-                    .addresses
-                    .iter()
-                    .map(|address| OwnAddress { address: *address, ingress: None, egress: None })
-                    .collect();
-                addresses.sort_by_key(|own| own.address);
-                let (none, revision) = (PolicyId::NONE, 1);
-                (pod.key.clone(), Endpoint { addresses, ingress: none, egress: none, audit: pod.audit, revision })
-            })
+            .filter(|atom| matches!(self.atoms.predicate(**atom), Some(Predicate::Block { .. })))
+            .copied()
             .collect();
-        let mut policies = 0;
-        for (program, of) in &programs {
-            let rows: BTreeMap<Identity, Row<Judgement>> =
-                numbers.iter().map(|(key, id)| (*id, self.row(program, key, Origin::Forwarded))).collect();
-            let default = program.default_row(Origin::Forwarded);
-            let own = Key {
-                holds: self.holding(&IpNet::from(IpAddr::from([0, 0, 0, 0])), &Kind::OwnNode, false, false, &[]),
-                ..Key::default()
-            };
-            let host = self.row(program, &own, Origin::OwnNode);
-            let mut tables: HashMap<Vec<(Identity, Row<Judgement>)>, PolicyId> = HashMap::new();
-            for (key, direction) in of {
-                let Some(pod) = self.cluster.pods.get(key) else { continue };
-                let mut hairpins: BTreeMap<IpAddr, Row<Judgement>> = BTreeMap::new();
-                for address in &pod.addresses {
-                    let prefix = IpNet::from(*address);
-                    let Some(view) = self.view(pod) else { continue };
-                    let holds = self.holding(&prefix, &Kind::Pod(view), self.is_api_server(*address), false, &[]);
-                    let hairpin = Key { holds, forwarded: None, ports: self.ports(pod) };
-                    hairpins.insert(*address, self.row(program, &hairpin, Origin::Hairpin));
+        self.born_blocks = blocks;
+        for atom in &born.atoms {
+            if self.atoms.about_services.contains(atom) {
+                let addresses = self.backers(*atom);
+                self.book.set_backers(*atom, addresses);
+            }
+        }
+        let mut names = std::mem::take(&mut self.dirty.names);
+        if born.atoms.iter().any(|atom| self.atoms.about_names.contains(atom)) {
+            names.extend(self.cluster.names.keys().cloned());
+        }
+        for name in names {
+            self.update_name(&name);
+        }
+    }
+
+    fn update_name(&mut self, name: &Name) {
+        let addresses: BTreeSet<IpAddr> =
+            self.cluster.names.get(name).into_iter().flat_map(BTreeMap::keys).copied().collect();
+        let meant = |atom: &&Atom| matches!(self.atoms.predicate(**atom), Some(Predicate::Name(pattern)) if pattern.matches(name));
+        let atoms: BTreeSet<Atom> = self.atoms.about_names.iter().filter(meant).copied().collect();
+        self.book.set_name(name, atoms, addresses);
+    }
+
+    /// Gives new atoms to what they hold for.
+    fn add_atoms(&mut self, born: &Born) {
+        let blocks = std::mem::take(&mut self.born_blocks);
+        self.book.add_blocks(&blocks, &self.atoms, &mut self.classes);
+        let (mut others, mut api_servers) = (false, false);
+        for atom in &born.atoms {
+            let Some(predicate) = self.atoms.predicate(*atom) else { continue };
+            self.book.set_pods(*atom, predicate, &self.namespaces, true);
+            others |= self.atoms.about_kind.contains(atom);
+            api_servers |= matches!(predicate, Predicate::Entity(_));
+        }
+        for name in &born.port_names {
+            self.book.add_port_name(name, &mut self.atoms);
+        }
+        if others {
+            self.book.affect_all_but_pods();
+        }
+        if api_servers {
+            self.book.affect_api_servers();
+        }
+    }
+
+    /// Moves entries to the classes that they belong to.
+    fn classify(&mut self, born: &Born, moves: &mut Moves) {
+        let context = Context { atoms: &self.atoms, own: self.settings.node.as_ref(), nodes: &self.cluster.nodes };
+        let facts = std::mem::take(&mut self.book.facts);
+        let mut affected = std::mem::take(&mut self.book.affected);
+        let is_born = |atom: u32| {
+            born.atoms.contains(&plain(atom))
+                || self.atoms.port_of(atom).is_some_and(|port| born.port_names.contains(&port.name))
+        };
+        let mut moving: Vec<(u32, Key, u32)> = Vec::new();
+        for entry in facts {
+            let Some(key) = self.book.key(entry, &self.classes, context) else { continue };
+            let same =
+                self.classes.key_of(entry).is_some_and(|old| old.iter().eq(key.iter().filter(|atom| !is_born(**atom))));
+            if same {
+                affected.insert(entry);
+            } else {
+                affected.remove(&entry);
+                let before = self.classes.get(entry).map_or(NONE, |entry| entry.class);
+                self.classes.take_out(entry, moves);
+                moving.push((entry, key, before));
+            }
+        }
+        let mut refined = Vec::new();
+        for entry in affected {
+            if let Some(key) = self.book.key(entry, &self.classes, context) {
+                refined.push((entry, key));
+            }
+        }
+        self.classes.refine(refined, moves);
+        for (entry, key, before) in moving {
+            self.classes.place(entry, &key, before, moves);
+        }
+    }
+
+    /// Writes the addresses whose identity changed.
+    fn write_addresses(&mut self, moves: &Moves) {
+        let mut prefixes = std::mem::take(&mut self.book.prefixes);
+        let mut names = std::mem::take(&mut self.book.name_addresses);
+        for (entry, _) in &moves.entries {
+            let Some(entry) = self.classes.get(*entry) else { continue };
+            match entry.kind {
+                Kind::Host | Kind::Region => {
+                    prefixes.insert(entry.prefix);
                 }
-                let mut listed = Vec::new();
-                if *direction == Direction::Egress {
-                    for (identity, (protocol, backends)) in &frontends {
-                        let judged: Vec<&Judgement> = backends
-                            .iter()
-                            .filter_map(|(address, port)| {
-                                let row = hairpins.get(address).or_else(|| rows.get(&self.image.identity(*address)));
-                                row?.get(*protocol, *port)
-                            })
-                            .collect();
-                        let row = Row { entries: vec![(PortPrefix::ANY, service::frontend(judged))] };
-                        listed.push((*identity, row));
-                    }
-                }
-                let known = tables.get(&listed).copied();
-                let id = known.unwrap_or_else(|| {
-                    policies += 1;
-                    PolicyId(policies)
-                });
-                if known.is_none() {
-                    for (identity, row) in rows.iter().chain(listed.iter().map(|(identity, row)| (identity, row))) {
-                        let row = self.intern(row.clone());
-                        self.image.peers.insert((id, *identity), row);
-                    }
-                    for (identity, row) in [(Identity::ANY, &default), (Identity::HOST, &host)] {
-                        let row = self.intern(row.clone());
-                        self.image.peers.insert((id, identity), row);
-                    }
-                    tables.insert(listed, id);
-                }
-                let hairpins: BTreeMap<IpAddr, RowId> =
-                    hairpins.into_iter().map(|(address, row)| (address, self.intern(row))).collect();
-                let Some(endpoint) = endpoints.get_mut(key) else { continue };
-                for own in &mut endpoint.addresses {
-                    let row = hairpins.get(&own.address).copied();
-                    match direction {
-                        Direction::Ingress => own.ingress = row,
-                        Direction::Egress => own.egress = row,
-                    }
-                }
-                match direction {
-                    Direction::Ingress => endpoint.ingress = id,
-                    Direction::Egress => endpoint.egress = id,
+                Kind::Name => {
+                    names.insert(entry.prefix.addr());
                 }
             }
         }
-        for (key, mut endpoint) in endpoints {
-            if let Some(before) = old.endpoints.get(&key) {
-                endpoint.revision = before.revision + 1;
-            }
-            self.image.endpoints.insert(key, Arc::new(endpoint));
+        for prefix in prefixes {
+            let class = self.book.class_of(&prefix, &self.classes);
+            self.store.set_address(prefix, class.and_then(|class| self.classes.number(class)));
+            self.fronts.touch(prefix.network(), prefix.broadcast());
         }
-        self.image
+        for address in names {
+            let class = self.book.class_of_name(address, &self.classes);
+            self.store.set_name(IpNet::from(address), class.and_then(|class| self.classes.number(class)));
+            self.fronts.touch(address, address);
+        }
+    }
+
+    /// In which programs an address that had an identity has another row now.
+    fn note_moves(&self, moves: &Moves, moved: &mut BTreeSet<u32>) {
+        let now = |entry: &u32| self.classes.get(*entry).map(|entry| entry.class);
+        let mut pairs: BTreeSet<(u32, u32)> = moves
+            .entries
+            .iter()
+            .filter(|(_, before)| *before != NONE)
+            .filter_map(|(entry, before)| Some((*before, now(entry)?)))
+            .collect();
+        let lost = moves.lost.iter().filter(|(_, before)| *before != NONE);
+        pairs.extend(lost.filter_map(|(address, before)| Some((*before, self.book.class(*address, &self.classes)?))));
+        pairs.retain(|(before, now)| before != now);
+        if pairs.is_empty() {
+            return;
+        }
+        for (index, instance) in self.programs.iter() {
+            if pairs.iter().any(|(before, now)| instance.row_at(*before) != instance.row_at(*now)) {
+                moved.insert(index);
+            }
+        }
+    }
+
+    /// Whether the own node is an API server.
+    fn own_api_server(&self) -> bool {
+        let node = self.settings.node.as_ref().and_then(|name| self.cluster.nodes.get(name));
+        node.is_some_and(|node| node.addresses.iter().any(|address| self.book.api_servers.contains(address)))
+    }
+
+    /// Drops what nobody needs any more.
+    fn retire(&mut self, released: &[u32], gates: &[(u32, programs::Overrides)], moves: &mut Moves) {
+        let front = |index: u32| self.fronts.get(index).map(|front| front.identity);
+        for (program, overrides) in gates {
+            self.programs.release_variant(*program, overrides, &self.classes, &front, &mut self.store);
+        }
+        released.iter().for_each(|program| self.programs.release(*program));
+        moves.entries.clear();
+        moves.lost.clear();
+        moves.born.clear();
+        let gone = self.programs.retire(&mut self.atoms, &mut self.store);
+        if !gone.atoms.is_empty() || !gone.port_names.is_empty() {
+            self.put_out_of_force(&gone, moves);
+        }
+        let swept = self.classes.sweep(&moves.dead);
+        self.programs.forget_classes(&swept, &mut self.store);
+        self.fronts.settle(&mut self.store);
+        self.programs.settle(&mut self.store);
+        self.store.sweep();
+    }
+
+    fn put_out_of_force(&mut self, gone: &Gone, moves: &mut Moves) {
+        for atom in &gone.atoms {
+            let Some(predicate) = self.atoms.predicate(*atom) else { continue };
+            self.book.set_pods(*atom, predicate, &self.namespaces, false);
+            match predicate {
+                Predicate::Block { .. } => {
+                    self.book.remove_block(*atom, &self.atoms, &mut self.classes, moves);
+                }
+                Predicate::Services(_) => self.book.set_backers(*atom, BTreeSet::new()),
+                _ => {}
+            }
+        }
+        let mut ports: BTreeSet<Atom> = BTreeSet::new();
+        for name in &gone.port_names {
+            ports.append(&mut self.atoms.remove_ports(name));
+        }
+        if !ports.is_empty() {
+            self.book.remove_ports(&ports);
+        }
+        let names = gone.atoms.iter().any(|atom| self.atoms.about_names.contains(atom));
+        for atom in &gone.atoms {
+            self.atoms.remove(*atom);
+        }
+        if names {
+            for name in self.book.names() {
+                self.update_name(&name);
+            }
+        }
+        self.classes.merge(&|atom| gone.atoms.contains(&plain(atom)) || ports.contains(&atom), moves);
+        self.book.settle(&mut self.atoms, &self.namespaces, &BTreeSet::new(), &mut self.classes, moves);
+        self.classify(&Born::default(), moves);
+        let (restored, atoms) = (&mut self.restored, &self.atoms);
+        self.classes.number_all(&mut |key| restored.identity(key, atoms));
+        self.programs.fill(&moves.born, &self.classes, &self.atoms, &mut self.store);
+        self.write_addresses(moves);
+        let refreshed = self.fronts.refresh(&self.book, &self.classes);
+        self.fronts.fill(&refreshed, &mut self.programs, &mut self.store);
+    }
+
+    fn settle(&mut self) {
+        self.book.settle_groups();
+        self.classes.settle();
+        self.store.settle();
+    }
+}
+
+fn id_of(object: &Object) -> ObjectId {
+    match object {
+        Object::Namespace(object) => ObjectId::Namespace(Text::clone(&object.name)),
+        Object::Pod(object) => ObjectId::Pod(object.key.clone()),
+        Object::Node(object) => ObjectId::Node(Text::clone(&object.name)),
+        Object::Service(object) => ObjectId::Service(object.key.clone()),
+        Object::EndpointSlice(object) => ObjectId::EndpointSlice(object.key.clone()),
+        Object::CidrGroup(object) => ObjectId::CidrGroup(Text::clone(&object.name)),
+        Object::Policy(object) => ObjectId::Policy(object.id().clone()),
     }
 }

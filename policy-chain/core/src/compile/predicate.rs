@@ -2,12 +2,12 @@
 
 use ipnet::IpNet;
 
-use super::view::{CiliumView, PodView, matches};
-use crate::cluster::Labels;
+use super::view::{CiliumView, POD_NAMESPACE, PodView, matches};
+use crate::cluster::{Labels, NAMESPACE_NAME_LABEL};
 use crate::l7::dns::NamePattern;
 use crate::model::Text;
 use crate::model::cilium::{Entity, ServiceSelector};
-use crate::model::selector::{CiliumSelector, LabelSelector};
+use crate::model::selector::{CiliumRequirement, CiliumSelector, LabelSelector, LabelSource, Operator, Requirement};
 
 /// A condition on an address. Equal conditions of different rules are equal values.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +91,29 @@ impl Predicate {
                 Self::Pods { .. } | Self::Nodes(_) | Self::Block { .. } | Self::Services(_) | Self::Name(_),
                 Kind::Pod(_) | Kind::OwnNode | Kind::RemoteNode | Kind::Other,
             ) => false,
+        }
+    }
+}
+
+impl Predicate {
+    /// The namespaces whose pods it can hold for, if it names them.
+    pub(super) fn namespaces(&self) -> Option<&[Text]> {
+        match self {
+            Self::Pods { namespaces: Namespaces::Named(name), .. } => Some(std::slice::from_ref(name)),
+            Self::Pods { namespaces: Namespaces::Labelled(selector), .. } => {
+                let named =
+                    |one: &&Requirement| one.operator == Operator::In && one.key.as_ref() == NAMESPACE_NAME_LABEL;
+                selector.requirements.iter().find(named).map(|one| one.values.as_slice())
+            }
+            Self::Endpoints(selector) => {
+                let named = |one: &&CiliumRequirement| {
+                    one.requirement.operator == Operator::In
+                        && one.requirement.key.as_ref() == POD_NAMESPACE
+                        && one.source != LabelSource::Reserved
+                };
+                selector.requirements.iter().find(named).map(|one| one.requirement.values.as_slice())
+            }
+            Self::Block { .. } | Self::Entity(_) | Self::Nodes(_) | Self::Services(_) | Self::Name(_) => None,
         }
     }
 }

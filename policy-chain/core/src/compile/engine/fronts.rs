@@ -1,0 +1,375 @@
+//! Frontends of Services.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use super::book::Book;
+use super::programs::{Instance, Programs};
+use super::store::Store;
+use crate::cluster::{Cluster, Node, ObjectKey};
+use crate::compile::identity::Classes;
+use crate::compile::image::{DecisionId, FrontendKey, Identity, RowEntries, RowId};
+use crate::compile::row::PortPrefix;
+use crate::compile::service;
+use crate::flow::{Direction, Protocol};
+use crate::model::Text;
+
+/// A port of a Service, in one family.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct FrontId {
+    pub(super) service: ObjectKey,
+    pub(super) name: Text,
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+    pub(super) v4: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Front {
+    pub(super) id: FrontId,
+    pub(super) identity: Identity,
+    /// Where it is dialled, with the place of the port in its Service.
+    keys: BTreeSet<(FrontendKey, u16)>,
+    /// By address, then port.
+    pub(super) backends: Vec<(IpAddr, u16)>,
+    /// The backends' classes and ports, each once, in the order of the first backend that has them.
+    classes: Vec<(u32, u16)>,
+}
+
+/// What frontends are made of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dialled<'a> {
+    pub(super) cluster: &'a Cluster,
+    /// The slices of the Service.
+    pub(super) slices: &'a BTreeSet<ObjectKey>,
+    pub(super) own_node: Option<&'a Node>,
+}
+
+/// All frontends.
+#[derive(Debug, Default)]
+pub(super) struct Fronts {
+    list: Vec<Option<Front>>,
+    free: Vec<u32>,
+    freed: Vec<u32>,
+    by_id: BTreeMap<FrontId, u32>,
+    claims: BTreeMap<FrontendKey, BTreeSet<(ObjectKey, u16, u32)>>,
+    /// Which frontends have a backend at an address.
+    at: BTreeSet<(IpAddr, u32)>,
+    /// Those whose backends, or their classes, changed.
+    dirty: BTreeSet<u32>,
+    cache: HashMap<Vec<DecisionId>, RowId>,
+}
+
+impl Fronts {
+    pub(super) fn get(&self, index: u32) -> Option<&Front> {
+        self.list.get(index as usize)?.as_ref()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Front)> {
+        (0..).zip(&self.list).filter_map(|(index, front)| Some((index, front.as_ref()?)))
+    }
+
+    /// The frontends with a backend at an address.
+    pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = u32> {
+        self.at.range((address, 0)..=(address, u32::MAX)).map(|(_, index)| *index)
+    }
+
+    /// The classes of addresses changed.
+    pub(super) fn touch(&mut self, first: IpAddr, last: IpAddr) {
+        let of: Vec<u32> = self.at.range((first, 0)..=(last, u32::MAX)).map(|(_, index)| *index).collect();
+        self.dirty.extend(of);
+    }
+
+    /// A Service changed, or its slices, or where it is dialled. Returns the frontends that are gone, and the backends of
+    /// all that changed.
+    pub(super) fn set_service(
+        &mut self,
+        key: &ObjectKey,
+        dialled: Dialled<'_>,
+        classes: &mut Classes,
+        restored: &mut dyn FnMut(&FrontId) -> Option<u32>,
+        store: &mut Store,
+    ) -> Vec<(u32, Front)> {
+        let mut wanted = wanted(key, dialled);
+        let first = FrontId { service: key.clone(), name: "".into(), protocol: Protocol(0), port: 0, v4: false };
+        let known: Vec<(FrontId, u32)> = self
+            .by_id
+            .range(first..)
+            .take_while(|(id, _)| id.service == *key)
+            .map(|(id, index)| (id.clone(), *index))
+            .collect();
+        let mut gone = Vec::new();
+        let mut changed_keys: BTreeSet<FrontendKey> = BTreeSet::new();
+        for (id, index) in known {
+            let (keys, backends) = wanted.remove(&id).unwrap_or_default();
+            let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { continue };
+            let old_keys = std::mem::replace(&mut front.keys, keys);
+            let new_keys = front.keys.clone();
+            for (address, at) in old_keys.difference(&new_keys) {
+                changed_keys.insert(*address);
+                self.unclaim(address, &(key.clone(), *at, index));
+            }
+            for (address, at) in new_keys.difference(&old_keys) {
+                changed_keys.insert(*address);
+                self.claims.entry(*address).or_default().insert((key.clone(), *at, index));
+            }
+            self.set_backends(index, backends);
+            if new_keys.is_empty()
+                && let Some(front) = self.list.get_mut(index as usize).and_then(Option::take)
+            {
+                self.by_id.remove(&id);
+                self.dirty.remove(&index);
+                self.freed.push(index);
+                classes.numbers.give_back(front.identity.0);
+                gone.push((index, front));
+            }
+        }
+        for (id, (keys, backends)) in wanted {
+            let index = self.free.pop().unwrap_or_else(|| {
+                self.list.push(None);
+                u32::try_from(self.list.len() - 1).unwrap_or(u32::MAX)
+            });
+            let identity = Identity(restored(&id).unwrap_or_else(|| classes.numbers.take()));
+            for (address, at) in &keys {
+                changed_keys.insert(*address);
+                self.claims.entry(*address).or_default().insert((key.clone(), *at, index));
+            }
+            let front = Front { id: id.clone(), identity, keys, backends: Vec::new(), classes: Vec::new() };
+            if let Some(slot) = self.list.get_mut(index as usize) {
+                *slot = Some(front);
+            }
+            self.by_id.insert(id, index);
+            self.dirty.insert(index);
+            self.set_backends(index, backends);
+        }
+        for address in changed_keys {
+            let winner = self.claims.get(&address).and_then(BTreeSet::first);
+            let identity = winner.and_then(|(_, _, index)| self.get(*index)).map(|front| front.identity);
+            store.set_frontend(address, identity);
+        }
+        gone
+    }
+
+    fn unclaim(&mut self, address: &FrontendKey, claim: &(ObjectKey, u16, u32)) {
+        if let Some(claims) = self.claims.get_mut(address) {
+            claims.remove(claim);
+            if claims.is_empty() {
+                self.claims.remove(address);
+            }
+        }
+    }
+
+    fn set_backends(&mut self, index: u32, backends: Vec<(IpAddr, u16)>) {
+        let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        if front.backends == backends {
+            return;
+        }
+        for (address, _) in &front.backends {
+            self.at.remove(&(*address, index));
+        }
+        for (address, _) in &backends {
+            self.at.insert((*address, index));
+        }
+        front.backends = backends;
+        self.dirty.insert(index);
+    }
+
+    /// Brings the classes of backends up to date, and gives the frontends for which they are others, or which are new.
+    pub(super) fn refresh(&mut self, book: &Book, classes: &Classes) -> Vec<u32> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut changed = Vec::new();
+        for index in dirty {
+            let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { continue };
+            let mut list: Vec<(u32, u16)> = Vec::new();
+            let mut seen: BTreeSet<(u32, u16)> = BTreeSet::new();
+            for (address, port) in &front.backends {
+                if let Some(class) = book.class(*address, classes)
+                    && seen.insert((class, *port))
+                {
+                    list.push((class, *port));
+                }
+            }
+            front.classes = list;
+            changed.push(index);
+        }
+        changed
+    }
+
+    /// What a program decides for a frontend. The row is kept until [`Self::settle`].
+    fn decide(&mut self, index: u32, instance: &Instance, store: &mut Store) -> Option<RowId> {
+        let front = self.list.get(index as usize)?.as_ref()?;
+        let protocol = front.id.protocol;
+        let mut decisions: Vec<DecisionId> = Vec::new();
+        for (class, port) in &front.classes {
+            if let Some(decision) = store.entries(instance.row_at(*class)).and_then(|row| row.get(protocol, *port))
+                && !decisions.contains(decision)
+            {
+                decisions.push(*decision);
+            }
+        }
+        Some(combined(&mut self.cache, decisions, store))
+    }
+
+    /// What a program decides for a frontend at a pod that is one of its backends, with the pod's own rows.
+    pub(super) fn decide_at(
+        &mut self,
+        index: u32,
+        instance: &Instance,
+        own: &BTreeMap<IpAddr, RowId>,
+        book: &Book,
+        classes: &Classes,
+        store: &mut Store,
+    ) -> Option<RowId> {
+        let front = self.list.get(index as usize)?.as_ref()?;
+        let protocol = front.id.protocol;
+        let mut decisions: Vec<DecisionId> = Vec::new();
+        for (address, port) in &front.backends {
+            let row = match own.get(address) {
+                Some(row) => *row,
+                None => instance.row_at(book.class(*address, classes)?),
+            };
+            if let Some(decision) = store.entries(row).and_then(|row| row.get(protocol, *port))
+                && !decisions.contains(decision)
+            {
+                decisions.push(*decision);
+            }
+        }
+        Some(combined(&mut self.cache, decisions, store))
+    }
+
+    /// Fills the frontends of new programs, and brings these up to date in the others. Gives the programs in which what
+    /// there was before changed.
+    pub(super) fn fill(&mut self, changed: &[u32], programs: &mut Programs, store: &mut Store) -> BTreeSet<u32> {
+        let mut moved = BTreeSet::new();
+        let all: Vec<u32> = self.iter().map(|(index, _)| index).collect();
+        for (number, instance) in programs.iter_mut() {
+            if instance.program.direction() == Direction::Ingress {
+                continue;
+            }
+            if instance.frontend_row.is_none() {
+                self.fill_new(&all, instance, store);
+                continue;
+            }
+            for front in changed {
+                let Some(identity) = self.get(*front).map(|front| front.identity) else { continue };
+                let Some(row) = self.decide(*front, instance, store) else { continue };
+                let before = instance.row_of_front(*front);
+                if before == Some(row) {
+                    continue;
+                }
+                moved.insert(number);
+                let listed = (instance.frontend_row != Some(row)).then_some(row);
+                if let Some(row) = listed {
+                    store.refer(row);
+                }
+                let old = match listed {
+                    Some(row) => instance.listed.insert(*front, row),
+                    None => instance.listed.remove(front),
+                };
+                if let Some(old) = old {
+                    store.release(old);
+                }
+                for (overrides, variant) in &instance.variants {
+                    if !overrides.iter().any(|(one, _)| one == front) {
+                        store.set_peer(variant.id, identity, listed);
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    /// The row that most frontends have is not listed.
+    fn fill_new(&mut self, all: &[u32], instance: &mut Instance, store: &mut Store) {
+        let rows: Vec<(u32, RowId)> =
+            all.iter().filter_map(|front| Some((*front, self.decide(*front, instance, store)?))).collect();
+        let mut counts: BTreeMap<RowId, usize> = BTreeMap::new();
+        for (_, row) in &rows {
+            *counts.entry(*row).or_default() += 1;
+        }
+        let most = counts.iter().max_by_key(|(row, count)| (**count, std::cmp::Reverse(**row))).map(|(row, _)| *row);
+        let usual = most.unwrap_or_else(|| {
+            let default = store.entries(instance.default_row).and_then(|row| row.get(Protocol::TCP, 0)).copied();
+            combined(&mut self.cache, default.into_iter().collect(), store)
+        });
+        store.refer(usual);
+        instance.frontend_row = Some(usual);
+        for (front, row) in rows.into_iter().filter(|(_, row)| *row != usual) {
+            store.refer(row);
+            instance.listed.insert(front, row);
+        }
+    }
+
+    /// A frontend is gone.
+    pub(super) fn forget(gone: &[(u32, Front)], programs: &mut Programs, store: &mut Store) {
+        for (_, instance) in programs.iter_mut() {
+            for (index, front) in gone {
+                if let Some(row) = instance.listed.remove(index) {
+                    store.release(row);
+                }
+                for variant in instance.variants.values() {
+                    store.set_peer(variant.id, front.identity, None);
+                }
+            }
+        }
+    }
+
+    pub(super) fn settle(&mut self, store: &mut Store) {
+        for (_, row) in self.cache.drain() {
+            store.release(row);
+        }
+        self.freed.sort_unstable();
+        self.free.append(&mut self.freed);
+    }
+}
+
+fn combined(cache: &mut HashMap<Vec<DecisionId>, RowId>, decisions: Vec<DecisionId>, store: &mut Store) -> RowId {
+    if let Some(row) = cache.get(&decisions) {
+        return *row;
+    }
+    let judgement = service::frontend(decisions.iter().filter_map(|id| store.judgement(*id)));
+    let decision = store.decision(judgement);
+    let row = store.row(RowEntries { entries: vec![(PortPrefix::ANY, decision)] });
+    cache.insert(decisions, row);
+    row
+}
+
+type Wanted = BTreeMap<FrontId, (BTreeSet<(FrontendKey, u16)>, Vec<(IpAddr, u16)>)>;
+
+/// The frontends of a Service: its addresses and ports, and the own node's with its node ports; each with the ready
+/// endpoints of its slices in the same family.
+fn wanted(key: &ObjectKey, dialled: Dialled<'_>) -> Wanted {
+    let Dialled { cluster, slices, own_node } = dialled;
+    let mut wanted = Wanted::new();
+    let Some(service) = cluster.services.get(key) else { return wanted };
+    for (at, port) in (0_u16..).zip(&service.ports) {
+        let at_service = service.addresses.iter().map(|address| (*address, port.port));
+        let at_node = own_node
+            .into_iter()
+            .flat_map(|node| node.addresses.iter().filter_map(|address| Some((*address, port.node_port?))));
+        for (address, number) in at_service.chain(at_node) {
+            let id = FrontId {
+                service: key.clone(),
+                name: Text::clone(&port.name),
+                protocol: port.protocol,
+                port: port.port,
+                v4: address.is_ipv4(),
+            };
+            let (keys, _) = wanted.entry(id).or_default();
+            keys.insert(((address, port.protocol, number), at));
+        }
+    }
+    for (id, (_, backends)) in &mut wanted {
+        let mut found: BTreeSet<(IpAddr, u16)> = BTreeSet::new();
+        for slice in slices.iter().filter_map(|slice| cluster.slices.get(slice)) {
+            let target = slice.ports.iter().find(|port| port.name == id.name && port.protocol == id.protocol);
+            let Some(target) = target else { continue };
+            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
+                let family = endpoint.addresses.iter().filter(|address| address.is_ipv4() == id.v4);
+                found.extend(family.map(|address| (*address, target.port)));
+            }
+        }
+        *backends = found.into_iter().collect();
+    }
+    wanted
+}

@@ -1,0 +1,497 @@
+//! Programs in use, and their tables in the image.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::atoms::{Atom, Atoms, plain};
+use super::book::holds;
+use super::store::{Numbers, Store};
+use crate::cluster::{CidrGroup, Labels, NamedPort};
+use crate::compile::identity::{Class, Classes};
+use crate::compile::image::{Identity, PolicyId, RowEntries, RowId};
+use crate::compile::predicate::Kind;
+use crate::compile::program::{PeerFacts, Program, RowKey, Selected, networks};
+use crate::flow::{Direction, Origin};
+use crate::model::Text;
+use crate::settings::Settings;
+
+/// The policies of a program, by where they are in memory, and which parts of them count.
+type List = Vec<(usize, Vec<u16>)>;
+
+/// Rows of frontends that are other than the rest of those who run the program have, because the pod is a backend.
+pub(super) type Overrides = Vec<(u32, RowId)>;
+
+#[derive(Debug)]
+pub(super) struct Variant {
+    pub(super) id: PolicyId,
+    references: u32,
+}
+
+/// A program that local pods run.
+#[derive(Debug)]
+pub(super) struct Instance {
+    pub(super) program: Program,
+    /// Keeps the policies where they are, so that a [`List`] means them.
+    selected: Vec<Selected>,
+    ports: BTreeSet<Vec<NamedPort>>,
+    references: u32,
+    /// The atom of each of the program's predicates.
+    predicates: Vec<Atom>,
+    sorted: Vec<Atom>,
+    default_key: RowKey,
+    pub(super) default_row: RowId,
+    host_row: Option<RowId>,
+    /// The row of a frontend that is not listed (egress).
+    pub(super) frontend_row: Option<RowId>,
+    /// The rows of classes that do not have the default row.
+    pub(super) table: BTreeMap<u32, RowId>,
+    /// The rows of frontends that do not have the row of frontends.
+    pub(super) listed: BTreeMap<u32, RowId>,
+    pub(super) variants: BTreeMap<Overrides, Variant>,
+    cache: HashMap<RowKey, RowId>,
+}
+
+#[derive(Debug)]
+pub(super) struct Programs {
+    list: Vec<Option<Instance>>,
+    free: Vec<u32>,
+    by_list: HashMap<(Direction, List), Vec<u32>>,
+    by_key: HashMap<(Direction, List, Vec<NamedPort>), u32>,
+    numbers: Numbers,
+    /// Those that have no table yet.
+    pub(super) born: Vec<u32>,
+}
+
+/// What programs depend on besides policies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) groups: &'a BTreeMap<Text, CidrGroup>,
+    pub(super) settings: &'a Settings,
+}
+
+/// What came into force with new programs.
+#[derive(Debug, Default)]
+pub(super) struct Born {
+    pub(super) atoms: BTreeSet<Atom>,
+    pub(super) port_names: BTreeSet<Text>,
+}
+
+/// What went out of force with old ones.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    pub(super) atoms: BTreeSet<Atom>,
+    pub(super) port_names: BTreeSet<Text>,
+}
+
+fn list_of(selected: &[Selected]) -> List {
+    selected.iter().map(|one| (std::sync::Arc::as_ptr(&one.policy).addr(), one.specs.clone())).collect()
+}
+
+impl Programs {
+    pub(super) fn new() -> Self {
+        Self {
+            list: Vec::new(),
+            free: Vec::new(),
+            by_list: HashMap::new(),
+            by_key: HashMap::new(),
+            numbers: Numbers::from(1),
+            born: Vec::new(),
+        }
+    }
+
+    pub(super) fn get(&self, index: u32) -> Option<&Instance> {
+        self.list.get(index as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut Instance> {
+        self.list.get_mut(index as usize)?.as_mut()
+    }
+
+    /// All programs, with their numbers.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Instance)> {
+        (0..).zip(&mut self.list).filter_map(|(index, instance)| Some((index, instance.as_mut()?)))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Instance)> {
+        (0..).zip(&self.list).filter_map(|(index, instance)| Some((index, instance.as_ref()?)))
+    }
+
+    /// The program for these policies; none if it restricts nothing.
+    pub(super) fn acquire(
+        &mut self,
+        direction: Direction,
+        selected: &[Selected],
+        ports: &[NamedPort],
+        inputs: &Inputs<'_>,
+        (atoms, store): (&mut Atoms, &mut Store),
+        born: &mut Born,
+    ) -> Option<u32> {
+        if selected.is_empty() {
+            return None;
+        }
+        let ports = if direction == Direction::Ingress { ports } else { &[] };
+        let list = list_of(selected);
+        let key = (direction, list.clone(), ports.to_vec());
+        if let Some(index) = self.by_key.get(&key).copied() {
+            self.get_mut(index)?.references += 1;
+            return Some(index);
+        }
+        let program =
+            Program::new(direction, selected, ports, &|block| networks(inputs.groups.values(), block), inputs.settings);
+        if program.is_open() {
+            return None;
+        }
+        let same = |index: &&u32| self.get(**index).is_some_and(|instance| instance.program == program);
+        let known = self.by_list.get(&(direction, list.clone())).and_then(|of| of.iter().find(same)).copied();
+        if let Some(index) = known {
+            self.by_key.insert(key, index);
+            let instance = self.get_mut(index)?;
+            instance.ports.insert(ports.to_vec());
+            instance.references += 1;
+            return Some(index);
+        }
+        let mut predicates = Vec::with_capacity(program.predicates().len());
+        for predicate in program.predicates() {
+            let (atom, new) = atoms.refer(predicate);
+            if new {
+                born.atoms.insert(atom);
+            }
+            predicates.push(atom);
+        }
+        for name in program.named_ports() {
+            if atoms.refer_name(name) {
+                born.port_names.insert(Text::clone(name));
+            }
+        }
+        let default_key = program.default_key(Origin::Forwarded);
+        let default_row = row_of(&program, &default_key, store);
+        let mut sorted = predicates.clone();
+        sorted.sort_unstable();
+        let instance = Instance {
+            program,
+            selected: selected.to_vec(),
+            ports: BTreeSet::from([ports.to_vec()]),
+            references: 1,
+            predicates,
+            sorted,
+            default_key,
+            default_row,
+            host_row: None,
+            frontend_row: None,
+            table: BTreeMap::new(),
+            listed: BTreeMap::new(),
+            variants: BTreeMap::new(),
+            cache: HashMap::new(),
+        };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.list.push(None);
+            u32::try_from(self.list.len() - 1).unwrap_or(u32::MAX)
+        });
+        *self.list.get_mut(index as usize)? = Some(instance);
+        self.by_list.entry((direction, list)).or_default().push(index);
+        self.by_key.insert(key, index);
+        self.born.push(index);
+        Some(index)
+    }
+
+    /// One pod less runs a program.
+    pub(super) fn release(&mut self, index: u32) {
+        if let Some(instance) = self.get_mut(index) {
+            instance.references = instance.references.saturating_sub(1);
+        }
+    }
+
+    /// CIDR groups changed: the programs that depend on them have to be looked for anew. Gives them.
+    pub(super) fn groups_changed(&mut self) -> BTreeSet<u32> {
+        let depend: BTreeSet<u32> =
+            self.iter().filter(|(_, instance)| instance.program.depends_on_groups()).map(|(index, _)| index).collect();
+        self.by_key.retain(|_, index| !depend.contains(index));
+        depend
+    }
+
+    /// Fills the tables of new programs, and adds new classes to the others'.
+    pub(super) fn fill(&mut self, new: &[u32], classes: &Classes, atoms: &Atoms, store: &mut Store) {
+        let born = std::mem::take(&mut self.born);
+        let by_atom = if born.len() > 1 { Some(ByAtom::new(classes)) } else { None };
+        for (index, instance) in self.iter_mut() {
+            if born.contains(&index) {
+                match &by_atom {
+                    Some(by_atom) => {
+                        for class in by_atom.of(instance) {
+                            instance.add(class, classes, atoms, store);
+                        }
+                    }
+                    None => {
+                        let all: Vec<u32> = classes.iter().map(|(class, _)| class).collect();
+                        for class in all {
+                            instance.add(class, classes, atoms, store);
+                        }
+                    }
+                }
+            } else {
+                for class in new {
+                    instance.add(*class, classes, atoms, store);
+                }
+            }
+        }
+    }
+
+    /// What happens to the own node's packets, where nothing came in by an interface.
+    pub(super) fn set_host_rows(&mut self, only_new: bool, api_server: bool, store: &mut Store) {
+        for (_, instance) in self.iter_mut() {
+            if instance.program.direction() == Direction::Egress || (only_new && instance.host_row.is_some()) {
+                continue;
+            }
+            let key = {
+                let predicates = instance.program.predicates();
+                let nodes: [&Labels; 0] = [];
+                let holds = |at: usize| {
+                    predicates.get(at).is_some_and(|one| one.holds(&Kind::OwnNode, true, api_server, &nodes))
+                };
+                instance.program.key(&PeerFacts { holds: &holds, named_ports: &[], origin: Origin::OwnNode })
+            };
+            let row = row_of(&instance.program, &key, store);
+            for variant in instance.variants.values() {
+                store.set_peer(variant.id, Identity::HOST, Some(row));
+            }
+            if let Some(before) = instance.host_row.replace(row) {
+                store.release(before);
+            }
+        }
+    }
+
+    /// The policy id of a program with these overrides.
+    pub(super) fn variant(
+        &mut self,
+        index: u32,
+        overrides: &Overrides,
+        classes: &Classes,
+        front: &dyn Fn(u32) -> Option<Identity>,
+        store: &mut Store,
+    ) -> PolicyId {
+        let Some(instance) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { return PolicyId::NONE };
+        if let Some(variant) = instance.variants.get_mut(overrides) {
+            variant.references += 1;
+            return variant.id;
+        }
+        let id = PolicyId(self.numbers.take());
+        for (_, row) in overrides {
+            store.refer(*row);
+        }
+        store.set_peer(id, Identity::ANY, Some(instance.default_row));
+        if let Some(row) = instance.host_row {
+            store.set_peer(id, Identity::HOST, Some(row));
+        }
+        if let Some(row) = instance.frontend_row {
+            store.set_peer(id, Identity::FRONTEND, Some(row));
+        }
+        for (class, row) in &instance.table {
+            if let Some(number) = classes.number(*class) {
+                store.set_peer(id, number, Some(*row));
+            }
+        }
+        for (index, row) in instance.listed.iter().chain(overrides.iter().map(|(index, row)| (index, row))) {
+            if let Some(number) = front(*index) {
+                store.set_peer(id, number, Some(*row));
+            }
+        }
+        instance.variants.insert(overrides.clone(), Variant { id, references: 1 });
+        id
+    }
+
+    /// One gate less has a policy id.
+    pub(super) fn release_variant(
+        &mut self,
+        index: u32,
+        overrides: &Overrides,
+        classes: &Classes,
+        front: &dyn Fn(u32) -> Option<Identity>,
+        store: &mut Store,
+    ) {
+        let Some(instance) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let Some(variant) = instance.variants.get_mut(overrides) else { return };
+        variant.references = variant.references.saturating_sub(1);
+        if variant.references > 0 {
+            return;
+        }
+        let id = variant.id;
+        instance.variants.remove(overrides);
+        for identity in [Identity::ANY, Identity::HOST, Identity::FRONTEND] {
+            store.set_peer(id, identity, None);
+        }
+        for class in instance.table.keys() {
+            if let Some(number) = classes.number(*class) {
+                store.set_peer(id, number, None);
+            }
+        }
+        for index in instance.listed.keys().chain(overrides.iter().map(|(index, _)| index)) {
+            if let Some(number) = front(*index) {
+                store.set_peer(id, number, None);
+            }
+        }
+        for (_, row) in overrides {
+            store.release(*row);
+        }
+        self.numbers.give_back(id.0);
+    }
+
+    /// Classes are gone.
+    pub(super) fn forget_classes(&mut self, swept: &[(u32, Option<Identity>)], store: &mut Store) {
+        for (_, instance) in self.iter_mut() {
+            for (class, number) in swept {
+                let Some(row) = instance.table.remove(class) else { continue };
+                store.release(row);
+                for variant in instance.variants.values() {
+                    if let Some(number) = number {
+                        store.set_peer(variant.id, *number, None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops the programs that nobody runs any more.
+    pub(super) fn retire(&mut self, atoms: &mut Atoms, store: &mut Store) -> Gone {
+        let mut gone = Gone::default();
+        for (index, slot) in (0_u32..).zip(&mut self.list) {
+            if slot.as_ref().is_none_or(|instance| instance.references > 0) {
+                continue;
+            }
+            let Some(instance) = slot.take() else { continue };
+            let rows = instance.table.values().chain(instance.listed.values());
+            rows.chain(&instance.host_row).chain(&instance.frontend_row).for_each(|row| store.release(*row));
+            store.release(instance.default_row);
+            for row in instance.cache.values() {
+                store.release(*row);
+            }
+            gone.atoms.extend(instance.predicates.iter().filter(|atom| atoms.release(**atom)));
+            for name in instance.program.named_ports() {
+                if atoms.release_name(name) {
+                    gone.port_names.insert(Text::clone(name));
+                }
+            }
+            let direction = instance.program.direction();
+            let list = list_of(&instance.selected);
+            for ports in instance.ports {
+                let key = (direction, list.clone(), ports);
+                if self.by_key.get(&key) == Some(&index) {
+                    self.by_key.remove(&key);
+                }
+            }
+            if let Some(of) = self.by_list.get_mut(&(direction, list.clone())) {
+                of.retain(|one| *one != index);
+                if of.is_empty() {
+                    self.by_list.remove(&(direction, list));
+                }
+            }
+            self.free.push(index);
+        }
+        gone
+    }
+
+    /// Forgets what is kept for the time of a commit only.
+    pub(super) fn settle(&mut self, store: &mut Store) {
+        for (_, instance) in self.iter_mut() {
+            for (_, row) in instance.cache.drain() {
+                store.release(row);
+            }
+        }
+        self.numbers.settle();
+    }
+}
+
+fn row_of(program: &Program, key: &RowKey, store: &mut Store) -> RowId {
+    let row: RowEntries = program.map_row(key, |judgement| store.decision(judgement));
+    store.row(row)
+}
+
+impl Instance {
+    fn add(&mut self, index: u32, classes: &Classes, atoms: &Atoms, store: &mut Store) {
+        let Some(class) = classes.class(index) else { return };
+        let asks = !self.program.named_ports().is_empty();
+        let meant = |atom: &u32| self.sorted.binary_search(&plain(*atom)).is_ok() || (asks && is_port(*atom));
+        if !class.key.iter().any(meant) || self.table.contains_key(&index) {
+            return;
+        }
+        let Some(row) = self.row(class, atoms, store) else { return };
+        store.refer(row);
+        self.table.insert(index, row);
+        if let Some(number) = classes.number(index) {
+            for variant in self.variants.values() {
+                store.set_peer(variant.id, number, Some(row));
+            }
+        }
+    }
+
+    /// The row of a class; none if it is the default one.
+    fn row(&mut self, class: &Class, atoms: &Atoms, store: &mut Store) -> Option<RowId> {
+        let direction = self.program.direction();
+        let ports = if self.program.named_ports().is_empty() { Vec::new() } else { atoms.ports_of(&class.key) };
+        let predicate = |at: usize| self.predicates.get(at).is_some_and(|atom| holds(&class.key, *atom, direction));
+        let facts = PeerFacts { holds: &predicate, named_ports: &ports, origin: Origin::Forwarded };
+        let key = self.program.key(&facts);
+        if key == self.default_key {
+            return None;
+        }
+        if let Some(row) = self.cache.get(&key) {
+            return (*row != self.default_row).then_some(*row);
+        }
+        let row = row_of(&self.program, &key, store);
+        self.cache.insert(key, row);
+        (row != self.default_row).then_some(row)
+    }
+
+    /// The row for facts that are no class's, with a reference.
+    pub(super) fn row_for(&self, facts: &PeerFacts<'_>, store: &mut Store) -> RowId {
+        row_of(&self.program, &self.program.key(facts), store)
+    }
+
+    /// The row of a class, which may be the default one.
+    pub(super) fn row_at(&self, class: u32) -> RowId {
+        self.table.get(&class).copied().unwrap_or(self.default_row)
+    }
+
+    /// The row of a frontend.
+    pub(super) fn row_of_front(&self, front: u32) -> Option<RowId> {
+        self.listed.get(&front).copied().or(self.frontend_row)
+    }
+
+    pub(super) fn atom(&self, at: usize) -> Option<Atom> {
+        self.predicates.get(at).copied()
+    }
+}
+
+const fn is_port(atom: Atom) -> bool {
+    atom >> 30 == 2
+}
+
+/// Which classes have an atom.
+struct ByAtom {
+    classes: HashMap<Atom, Vec<u32>>,
+    with_ports: Vec<u32>,
+}
+
+impl ByAtom {
+    fn new(classes: &Classes) -> Self {
+        let mut by_atom = Self { classes: HashMap::new(), with_ports: Vec::new() };
+        for (index, class) in classes.iter() {
+            let mut ports = false;
+            for atom in class.key.iter() {
+                ports |= is_port(*atom);
+                by_atom.classes.entry(plain(*atom)).or_default().push(index);
+            }
+            if ports {
+                by_atom.with_ports.push(index);
+            }
+        }
+        by_atom
+    }
+
+    fn of(&self, instance: &Instance) -> BTreeSet<u32> {
+        let mut found: BTreeSet<u32> =
+            instance.predicates.iter().filter_map(|atom| self.classes.get(atom)).flatten().copied().collect();
+        if !instance.program.named_ports().is_empty() {
+            found.extend(&self.with_ports);
+        }
+        found
+    }
+}
