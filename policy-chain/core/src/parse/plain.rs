@@ -67,3 +67,6 @@ pub(super) fn protocol(fields: &mut Fields<'_>, report: &mut Report) -> Option<P
 pub(super) fn port(field: &Cursor<'_>, report: &mut Report) -> Option<u16> {
     field.number(report, 1, 65_535).ok().and_then(|number| u16::try_from(number).ok())
 }
+
+#[cfg(test)]
+mod tests;
