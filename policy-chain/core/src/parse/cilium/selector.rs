@@ -54,13 +54,13 @@ pub(super) fn subject(cursor: &Cursor<'_>, namespace: Option<&Text>, report: &mu
 }
 
 /// An element of `fromEndpoints` or `toEndpoints`. Without a word on namespaces or `reserved:` labels it is for the
-/// policy's namespace, or in a cluster-wide policy for endpoints that have one: `{}` never means the world or a host.
+/// policy's namespace, or in a cluster-wide policy for endpoints that have one: neither `{}` nor "not of this namespace"
+/// ever means the world or a host.
 pub(super) fn peer(cursor: &Cursor<'_>, namespace: Option<&Text>, report: &mut Report) -> Usable<CiliumSelector> {
     let written = read(cursor, report)?;
-    let Some(namespace) = namespace else { return Ok(clusterwide(written)) };
-    let added =
-        (!names_namespaces(&written)).then(|| namespace_requirement(Operator::In, vec![Text::clone(namespace)]));
-    Ok(selector(written, added))
+    let Some(namespace) = namespace.filter(|_| !names_namespaces(&written)) else { return Ok(clusterwide(written)) };
+    let own = namespace_requirement(Operator::In, vec![Text::clone(namespace)]);
+    Ok(selector(written, Some(own)))
 }
 
 /// A selector of objects that have Kubernetes labels only: nodes, Services, CiliumCIDRGroups.
@@ -87,16 +87,21 @@ pub(super) fn nobody() -> CiliumSelector {
     CiliumSelector { requirements: vec![CiliumRequirement { source: LabelSource::Other("none".into()), requirement }] }
 }
 
+/// Endpoints that have a namespace, unless the selector asks for such, or for a `reserved:` label.
 fn clusterwide(written: Vec<Written>) -> CiliumSelector {
-    let added = (!names_namespaces(&written)).then(|| namespace_requirement(Operator::Exists, Vec::new()));
-    selector(written, added)
+    let has_one = written.iter().any(|one| {
+        one.source == LabelSource::Reserved
+            || (matches!(one.requirement.operator, Operator::In | Operator::Exists) && names_namespace(one))
+    });
+    selector(written, (!has_one).then(|| namespace_requirement(Operator::Exists, Vec::new())))
 }
 
 fn names_namespaces(written: &[Written]) -> bool {
-    written.iter().any(|one| {
-        one.source == LabelSource::Reserved
-            || one.is_system(|key| key == NAMESPACE || key.starts_with(NAMESPACE_LABELS))
-    })
+    written.iter().any(|one| one.source == LabelSource::Reserved || names_namespace(one))
+}
+
+fn names_namespace(one: &Written) -> bool {
+    one.is_system(|key| key == NAMESPACE || key.starts_with(NAMESPACE_LABELS))
 }
 
 fn namespace_requirement(operator: Operator, values: Vec<Text>) -> CiliumRequirement {
