@@ -5,7 +5,7 @@
 //! and the page "Network Policies"), ClusterNetworkPolicy (`policy.networking.k8s.io/v1alpha2` type comments), Cilium
 //! (`pkg/policy/api`, documentation "Layer 3/4/7 Policy"), and DESIGN 6 and 7 where those leave room.
 //!
-//! - [`judge`]: whose gate, own address, Services, own node, dry runs.
+//! - [`judge`]: whose gate, own address, Services, own node, dry runs. [`judge_request`]: requests of a proxied flow.
 //! - `tiers`: Admin, then NetworkPolicy with cilium.io, then Baseline.
 //! - `peers`, `ports`: does a rule mean this peer, this port.
 //! - `address`, `labels`: who has an address, and what is known of it.
@@ -25,6 +25,7 @@ use address::Peer;
 
 use crate::cluster::{Cluster, Pod};
 use crate::flow::{Direction, Judgement, Origin, Outcome, Protocol, Proxied, Query, Reason, Verdict};
+use crate::l7::Message;
 use crate::model::Policy;
 use crate::settings::Settings;
 
@@ -36,6 +37,40 @@ pub fn judge(cluster: &Cluster, settings: &Settings, query: &Query) -> Judgement
     };
     let ask = |dry_runs| Scene { cluster, settings, subject, dry_runs }.answer(query);
     if subject.audit { audited(ask(true)) } else { compared(ask(false), ask(true)) }
+}
+
+/// May one request of this flow pass, once the flow itself is through the gate?
+///
+/// A request passes if one of the rules that the proxy has for the flow lets it; else what becomes of it is what would
+/// become of the flow without those rules (DESIGN 6.6; Cilium: "rules of one list are ORed"). A flow that is not proxied is
+/// not looked into: its verdict is that of all its requests. None: the address is a Service's, and the backend that it is
+/// sent to has to be asked about (DESIGN 8).
+#[must_use]
+pub fn judge_request(cluster: &Cluster, settings: &Settings, query: &Query, message: &Message<'_>) -> Option<Outcome> {
+    let judgement = judge(cluster, settings, query);
+    let proxied = match judgement.verdict {
+        Verdict::Allow => return Some(Outcome::Allow(judgement.reason)),
+        Verdict::Deny => return Some(Outcome::Deny(judgement.reason)),
+        Verdict::Defer => return None,
+        Verdict::Redirect(proxied) => proxied,
+    };
+    let subject = gate(cluster, settings, query)?;
+    let scene = Scene { cluster, settings, subject, dry_runs: true };
+    let peer = query.peer.to_canonical();
+    let Query { direction, protocol, port, origin, .. } = *query;
+    if direction == Direction::Egress
+        && origin != Origin::Hairpin
+        && services::frontend(&scene, peer, protocol, port).is_some()
+    {
+        return None;
+    }
+    let peer = Peer::of(&scene, direction, origin, peer);
+    let flow = Flow { direction, origin, peer, protocol, port };
+    // The verdict has named the rules; of dry runs it has none, unless the pod is one.
+    let having = proxied.rules.into_iter().find(|rule| {
+        tiers::applications(&scene, &flow, rule).iter().any(|application| application.permits(message).passes())
+    });
+    Some(having.map_or(proxied.otherwise, |rule| Outcome::Allow(Reason::Rule(rule))))
 }
 
 /// The pod whose gate is asked about. Only pods of this node have a gate here; a pod with `hostNetwork` is its node
@@ -194,3 +229,6 @@ impl<'a> Scene<'a> {
         tiers::decide(self, &Flow { direction, origin, peer, protocol, port })
     }
 }
+
+#[cfg(test)]
+mod tests;

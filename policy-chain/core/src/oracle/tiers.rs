@@ -213,6 +213,23 @@ impl Found {
     }
 }
 
+/// The application rules that one rule of cilium.io has for a flow. They are those of its port lists that mean the flow's
+/// port: "rules of one port do not restrict another" (reference 2.7).
+pub(super) fn applications<'a>(scene: &Scene<'a>, flow: &Flow<'_>, rule: &RuleRef) -> Vec<&'a Application> {
+    let Some(Policy::Cilium(policy)) = scene.cluster.policies.get(&rule.policy).map(AsRef::as_ref) else {
+        return Vec::new();
+    };
+    let Some(spec) = policy.rules.get(usize::from(rule.spec)) else { return Vec::new() };
+    let allows = match flow.direction {
+        Direction::Ingress => &spec.ingress,
+        Direction::Egress => &spec.egress,
+    };
+    let Some(Ok(allow)) = allows.get(usize::from(rule.index)) else { return Vec::new() };
+    let meant = allow.ports.iter().filter(|port| ports::hold(&port.ports, scene, flow));
+    let applications = meant.map(|port| &port.application);
+    applications.filter(|one| **one != Application::None && ports::carries(one, flow.protocol)).collect()
+}
+
 /// The rule of cilium.io that denies the own node by name, if there is one (DESIGN 6.3).
 pub(super) fn denial_of_host(scene: &Scene<'_>, flow: &Flow<'_>) -> Option<RuleRef> {
     let mut denied = BTreeSet::new();
