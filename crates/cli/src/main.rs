@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod explain;
 mod paint;
 mod policy;
 
@@ -21,6 +22,8 @@ struct Arguments {
 enum Command {
     /// Bring up a VPC in a box with two nodes and pods, and show addresses, routes, traffic and the warm pool at work.
     Demo(demo::Options),
+    /// Say whether one may reach another, and which rules say so.
+    Explain(explain::Options),
     /// Work with network policies, without a cluster.
     #[command(subcommand)]
     Policy(policy::Command),
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Demo(options) => demo::main(&options),
+        Command::Explain(options) => explain::main(&options),
         Command::Policy(command) => policy::main(&command),
     }
 }

@@ -12,6 +12,7 @@
 //! - `services`: what the service proxy translates, and to what.
 
 mod address;
+pub mod explain;
 mod labels;
 mod peers;
 mod ports;

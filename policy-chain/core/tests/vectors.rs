@@ -4,7 +4,10 @@
 
 use std::path::Path;
 
+use sluice_policy_core::cluster::Cluster;
+use sluice_policy_core::flow::{Judgement, Query, Reason, Verdict};
 use sluice_policy_core::oracle;
+use sluice_policy_core::oracle::explain::{Effect, Standing, matching};
 use sluice_policy_core::settings::Settings;
 use sluice_policy_core::vector::judge::{Afresh, Compiled, Judge};
 use sluice_policy_core::vector::run::{Counts, Judges, Outcome};
@@ -66,4 +69,64 @@ fn every_vector_passes_by_the_compiler_and_the_oracle() {
 fn every_vector_of_our_own_passes_by_the_compiler_and_the_oracle() {
     let outcome = run("sluice.yaml", Judges { judge: &by_compiler, beside: Some(&by_oracle) });
     assert_eq!(outcome.counts, Counts { passed: 212, failed: 0, undefined: 0, skipped: 0 });
+}
+
+/// The verdict that follows from the list of matching rules, and whether it is drawn from one at all.
+fn first_that_decides(cluster: &Cluster, settings: &Settings, query: &Query) -> (&'static str, Option<Reason>) {
+    let found: Vec<_> = matching(cluster, settings, query).into_iter().filter(|one| !one.dry_run).collect();
+    let tier = |wanted: fn(&Standing) -> bool| {
+        let mut of = found.iter().filter(move |one| wanted(&one.standing));
+        of.next().map(|one| (one.effect, Reason::Rule(one.rule.clone().unwrap())))
+    };
+    let word = |effect: Effect| if effect == Effect::Deny { "deny" } else { "allow" };
+    if let Some((effect, rule)) = tier(|standing| matches!(standing, Standing::Admin(_)))
+        && effect != Effect::Pass
+    {
+        return (word(effect), Some(rule));
+    }
+    let normal = found.iter().find(|one| one.standing == Standing::Normal);
+    match normal.map(|one| (one.effect, one)) {
+        Some((Effect::Isolate, one)) => return ("deny", Some(Reason::Isolated(one.policy.clone()))),
+        Some((Effect::Proxy, one)) => return ("redirect", Some(Reason::Rule(one.rule.clone().unwrap()))),
+        Some((effect, one)) => return (word(effect), Some(Reason::Rule(one.rule.clone().unwrap()))),
+        None => {}
+    }
+    match tier(|standing| matches!(standing, Standing::Baseline(_))) {
+        Some((Effect::Pass, _)) | None => ("allow", None),
+        Some((effect, rule)) => (word(effect), Some(rule)),
+    }
+}
+
+/// `sluice explain` lists all that matches; the first of the list has to be what decides.
+fn explained(cluster: &Cluster, settings: &Settings, query: &Query) -> Judgement {
+    let judgement = oracle::judge(cluster, settings, query);
+    let audited = cluster.pods.get(&query.subject).is_some_and(|pod| pod.audit);
+    let by_policy = match judgement.reason {
+        Reason::Rule(_) | Reason::Isolated(_) | Reason::NoPolicy => true,
+        Reason::OwnNode | Reason::OwnAddress | Reason::Service | Reason::Unknown => false,
+    };
+    let service = cluster.services.values().any(|service| service.addresses.contains(&query.peer))
+        || cluster.nodes.values().any(|node| node.addresses.contains(&query.peer) && query.port >= 30_000);
+    let hairpin = query.origin == sluice_policy_core::flow::Origin::Hairpin;
+    if by_policy && !service && !audited && !hairpin {
+        let (verdict, reason) = first_that_decides(cluster, settings, query);
+        assert_eq!(judgement.verdict.as_str(), verdict, "{query:?}: {judgement:?}");
+        assert_eq!(judgement.reason, reason.unwrap_or(Reason::NoPolicy), "{query:?}: {judgement:?}");
+    }
+    judgement
+}
+
+#[test]
+fn what_is_listed_first_decides() {
+    let explained = |cluster: &Cluster, settings: &Settings, query: &Query| {
+        let judgement = oracle::judge(cluster, settings, query);
+        if judgement.verdict == Verdict::Defer { judgement } else { explained(cluster, settings, query) }
+    };
+    let make = || Box::new(Afresh::new(Settings::default(), explained)) as Box<dyn Judge>;
+    let mut netpol = suite("netpol.yaml");
+    netpol.vectors.retain(|vector| !["e2e/", "legacy/", "cyclonus/"].iter().any(|of| vector.id.starts_with(of)));
+    for suite in [netpol, suite("sluice.yaml")] {
+        let outcome = vector::run(&suite, Judges { judge: &make, beside: None }).unwrap();
+        assert_eq!(outcome.counts.failed, 0);
+    }
 }

@@ -248,7 +248,7 @@ pub(super) fn denial_of_host(scene: &Scene<'_>, flow: &Flow<'_>) -> Option<RuleR
     denied.pop_first()
 }
 
-fn denials(rule: &CiliumRule, direction: Direction) -> &[Usable<CiliumDeny>] {
+pub(super) fn denials(rule: &CiliumRule, direction: Direction) -> &[Usable<CiliumDeny>] {
     match direction {
         Direction::Ingress => &rule.ingress_deny,
         Direction::Egress => &rule.egress_deny,
@@ -256,11 +256,11 @@ fn denials(rule: &CiliumRule, direction: Direction) -> &[Usable<CiliumDeny>] {
 }
 
 /// `endpointSelector`; the namespace of a CiliumNetworkPolicy is part of it.
-fn is_selected(rule: &CiliumRule, scene: &Scene<'_>) -> bool {
+pub(super) fn is_selected(rule: &CiliumRule, scene: &Scene<'_>) -> bool {
     CiliumLabels::of_pod(scene.cluster, scene.subject).selected_by(&rule.subject)
 }
 
-fn rule_ref(policy: &PolicyRef, direction: Direction, spec: usize, deny: bool, index: usize) -> RuleRef {
+pub(super) fn rule_ref(policy: &PolicyRef, direction: Direction, spec: usize, deny: bool, index: usize) -> RuleRef {
     let small = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
     RuleRef { policy: policy.clone(), direction, spec: small(spec), deny, index: small(index) }
 }

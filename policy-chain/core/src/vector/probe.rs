@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::application;
 use super::schema::{Endpoint, Expected, Family, Mode, Request, Row, Via};
 use super::world::{Behind, Fault, Party, World};
-use crate::cluster::{ObjectKey, PodKey};
+use crate::cluster::{ObjectKey, PodKey, ServicePort};
 use crate::flow::{Direction, Judgement, Origin, Outcome, Protocol, Query, Reason, Verdict};
 use crate::model::Text;
 
@@ -108,6 +108,16 @@ impl Probe<'_> {
                 let behind = world.behind(service, row.protocol, |port| port.port == row.port, row.family);
                 let wanted = behind.into_iter().filter(|one| row.target_port.is_none_or(|target| target == one.port));
                 return Ok(wanted.map(|one| (one.frontend, one)).map(|(at, one)| through(one, at)).collect());
+            }
+        }
+        if let Endpoint::Address(address) = self.to {
+            let dialled = world.cluster().services.values().find(|service| {
+                let port = |one: &ServicePort| one.protocol == row.protocol && one.port == row.port;
+                service.addresses.contains(address) && service.ports.iter().any(port)
+            });
+            if let Some(service) = dialled {
+                let behind = world.behind(service, row.protocol, |port| port.port == row.port, row.family);
+                return Ok(behind.into_iter().map(|one| through(one, *address)).collect());
             }
         }
         let to = world.party(self.to, row.family, &format!("{}.to", row.path))?;

@@ -448,7 +448,9 @@ fn answered(judgement: &Judgement) -> String {
     text
 }
 
-fn gate(leg: &Leg) -> Gate {
+/// What a gate on the way says.
+#[must_use]
+pub fn gate(leg: &Leg) -> Gate {
     let Query { subject, direction, .. } = &leg.query;
     Gate {
         direction: *direction,
