@@ -9,6 +9,7 @@ mod flows;
 mod objects;
 mod policies;
 mod random;
+mod render;
 mod shrink;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,12 +19,14 @@ use coverage::Coverage;
 use flows::Targets;
 use random::Random;
 use shrink::{Case, shrink};
-use sluice_policy_core::cluster::{Cluster, Event};
+use sluice_policy_core::cluster::{Cluster, Event, Object};
 use sluice_policy_core::compile::engine::Engine;
 use sluice_policy_core::compile::image::Image;
 use sluice_policy_core::flow::{Judgement, Query};
-use sluice_policy_core::oracle;
+use sluice_policy_core::model::network_policy::NetworkPeers;
+use sluice_policy_core::model::{Policy, Unusable};
 use sluice_policy_core::settings::Settings;
+use sluice_policy_core::{oracle, parse};
 
 /// Flows that are judged in one cluster.
 const FLOWS_OF_A_WORLD: u64 = 100;
@@ -200,4 +203,44 @@ fn a_history_ends_where_a_fresh_start_ends() {
         let same = fresh.engine.image().canonical() == compiled.engine.image().canonical();
         assert!(same, "seed {seed}: the image is not the one that is made afresh");
     });
+}
+
+/// What a policy says is the same after it was written down and read.
+#[test]
+fn a_policy_is_read_as_it_was_meant() {
+    let mut read = [0, 0];
+    for seed in 0..4_000 {
+        let meant = policies::policy(&mut Random::new(seed));
+        let Some(written) = render::policy(&meant) else { continue };
+        let found = parse::object(&written);
+        let Some(Object::Policy(found)) = found.object else { panic!("seed {seed}: {written:#}: {:?}", found.issues) };
+        assert_eq!(without_reasons(found), without_reasons(meant.clone()), "seed {seed}: {written:#}");
+        read[usize::from(matches!(meant, Policy::Cluster(_)))] += 1;
+    }
+    assert!(read.iter().all(|count| *count > 200), "{read:?}");
+}
+
+/// A policy whose unusable parts are all unusable for the same reason.
+fn without_reasons(mut policy: Policy) -> Policy {
+    let reason = || Unusable { path: String::new(), reason: String::new() };
+    match &mut policy {
+        Policy::Network(one) => {
+            for rule in one.ingress.iter_mut().chain(&mut one.egress).flatten() {
+                match rule {
+                    Err(why) => *why = reason(),
+                    Ok(rule) => {
+                        if let NetworkPeers::Of(peers) = &mut rule.peers {
+                            peers.iter_mut().filter_map(|peer| peer.as_mut().err()).for_each(|why| *why = reason());
+                        }
+                    }
+                }
+            }
+        }
+        Policy::Cluster(one) => {
+            let rules = one.ingress.iter_mut().chain(&mut one.egress);
+            rules.filter_map(|rule| rule.matches.as_mut().err()).for_each(|why| *why = reason());
+        }
+        Policy::Cilium(_) => {}
+    }
+    policy
 }

@@ -55,6 +55,17 @@ fn usable<T>(random: &mut Random, one: impl FnOnce(&mut Random) -> T) -> Usable<
     Ok(one(random))
 }
 
+/// Without doubles, which the API refuses in some lists.
+fn distinct<T: PartialEq>(list: Vec<T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for one in list {
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
+}
+
 // --- selectors
 
 fn requirement(random: &mut Random, key: &str, values: &[&str]) -> Requirement {
@@ -165,7 +176,15 @@ fn cilium_subject(random: &mut Random, id: &PolicyRef) -> CiliumSelector {
 fn cilium_endpoint(random: &mut Random, id: &PolicyRef) -> CiliumSelector {
     let mut requirements = random.list(0, 2, cilium_requirement);
     match random.below(6) {
-        0 => requirements = random.list(1, 2, reserved_requirement),
+        0 => {
+            requirements = random.list(1, 2, reserved_requirement);
+            // A key without a source means a reserved label too.
+            if random.one_in(2) {
+                let mut one = reserved_requirement(random);
+                one.source = LabelSource::Any;
+                requirements.push(one);
+            }
+        }
         1 => requirements.push(reserved_requirement(random)),
         2 | 3 => requirements.push(in_namespace(random)),
         _ => {}
@@ -342,9 +361,9 @@ fn cluster_peer(random: &mut Random, direction: Direction, kind: PolicyKind, act
     let with_names = egress && action == Action::Accept && kind != PolicyKind::BaselineAdminNetworkPolicy;
     let with_nodes = egress && kind != PolicyKind::AwsClusterNetworkPolicy;
     match random.below(7) {
-        0 | 1 if egress => ClusterPeer::Networks(random.list(1, 2, block)),
+        0 | 1 if egress => ClusterPeer::Networks(distinct(random.list(1, 2, block))),
         2 if with_nodes => ClusterPeer::Nodes(node_selector(random)),
-        3 if with_names => ClusterPeer::Names(random.list(1, 2, domain)),
+        3 if with_names => ClusterPeer::Names(distinct(random.list(1, 2, domain))),
         _ => ClusterPeer::Pods(cluster_subject(random)),
     }
 }
