@@ -1,0 +1,271 @@
+//! What users stumble over, as far as it is about meaning: each has a fixed answer here, and is told where it is a fault.
+
+use std::fmt::Write as _;
+
+use sluice_policy_core::settings::Settings;
+
+use super::world::{World, admin, ccnp, cnp, np};
+
+const ISOLATED: &str = "deny by CiliumNetworkPolicy shop/p isolates the pod, and no rule allows this";
+
+/// A policy that only denies is a default deny of its direction, unless it says that it is none.
+#[test]
+fn cilium_deny_only_isolates() {
+    for (direction, arrow) in [("ingress", "<"), ("egress", ">")] {
+        let field = if direction == "ingress" { "fromCIDR" } else { "toCIDR" };
+        let policy = |more: &str| {
+            cnp("p", &format!("endpointSelector: {{}}, {more}{direction}Deny: [{{{field}: [203.0.113.0/24]}}]"))
+        };
+        World::new(&policy("")).holds(&format!(
+            "shop/web-0 {arrow} 203.0.113.1 TCP/80 deny by CiliumNetworkPolicy shop/p, {direction}Deny[0]
+             shop/web-0 {arrow} shop/api-0|198.51.100.1 TCP/80 {ISOLATED}"
+        ));
+        World::new(&policy(&format!("enableDefaultDeny: {{{direction}: false}}, "))).holds(&format!(
+            "shop/web-0 {arrow} 203.0.113.1 TCP/80 deny by CiliumNetworkPolicy shop/p, {direction}Deny[0]
+             shop/web-0 {arrow} shop/api-0|198.51.100.1 TCP/80 allow by no policy decides"
+        ));
+        let other = if direction == "ingress" { ">" } else { "<" };
+        World::new(&policy(""))
+            .holds(&format!("shop/web-0 {other} 203.0.113.1|shop/api-0 TCP/80 allow by no policy decides"));
+    }
+}
+
+/// `ingress: []` is refused by the API server and enforces nothing (39 policies were so for 101 days): it is told, loudly.
+/// `ingress: [{}]` is the default deny.
+#[test]
+fn cilium_empty_list_of_rules() {
+    World::faulty(&cnp("p", "endpointSelector: {}, ingress: []"), &["Refused spec"])
+        .holds("shop/web-0 < shop/api-0 TCP/80 allow by no policy decides");
+    World::new(&cnp("p", "endpointSelector: {}, ingress: [{}]")).holds(&format!(
+        "shop/web-0 < shop/api-0|203.0.113.1 TCP/80 {ISOLATED}
+         shop/web-0 > shop/api-0 TCP/80 allow by no policy decides"
+    ));
+    // enableDefaultDeny counts without rules of the direction, which Cilium passes over (DESIGN 6.7).
+    World::new(&cnp("p", "endpointSelector: {}, enableDefaultDeny: {ingress: true}, egress: [{toEntities: [all]}]"))
+        .holds(&format!("shop/web-0 < shop/api-0 TCP/80 {ISOLATED}\nshop/web-0 > shop/api-0 TCP/80 allow"));
+}
+
+/// An address block: of NetworkPolicy and of cluster policies it matches pods, of cilium.io it does not (DESIGN 6.2).
+#[test]
+fn ip_blocks_and_pods() {
+    let cilium = cnp("p", "endpointSelector: {}, egress: [{toCIDR: [10.9.0.0/16]}]");
+    World::new(&cilium).holds(&format!(
+        "shop/web-0 > shop/api-0|10.9.0.2|10.9.0.1 TCP/80 {ISOLATED}\nshop/web-0 > 10.9.9.9 TCP/80 allow"
+    ));
+    let settings = Settings { cilium_cidrs_match_managed: true, ..Settings::default() };
+    World::with(&settings, &cilium, &[]).holds(
+        "shop/web-0 > shop/api-0|10.9.0.2|10.9.0.1|10.9.9.9 TCP/80 allow by CiliumNetworkPolicy shop/p, egress[0]",
+    );
+    let network = np("p", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.9.0.0/16}}]}]");
+    World::new(&network)
+        .holds("shop/web-0 > shop/api-0|10.9.0.2|10.9.0.1|10.9.9.9 TCP/80 allow by NetworkPolicy shop/p, egress[0]");
+    let cluster = admin("p", 5, "subject: {namespaces: {}}, egress: [{action: Deny, to: [{networks: [10.9.0.0/16]}]}]");
+    World::new(&cluster).holds(
+        "shop/web-0 > shop/api-0|10.9.0.2|10.9.0.1|10.9.9.9 TCP/80|ICMP/8 deny by ClusterNetworkPolicy p, egress[0]",
+    );
+}
+
+/// One expression that does not compile took every policy of the pod with it (41314). Here it takes itself: the other
+/// expressions of its list, the other rules, and the other policies are in force.
+#[test]
+fn cilium_41314_one_bad_expression() {
+    let bomb = "(a{1,1000}){1,1000}";
+    for bad in ["(", "a{1,1000000}", bomb, "(?=a)", "\\\\1", "[z-a]"] {
+        let policy = |http: &str| {
+            cnp("p", &format!(
+                "endpointSelector: {{matchLabels: {{app: api}}}}, ingress: [
+                 {{fromEndpoints: [{{}}], toPorts: [{{ports: [{{port: '8080', protocol: TCP}}], rules: {{http: [{http}]}}}}]}},
+                 {{fromEntities: [world]}}]"
+            ))
+        };
+        let plain = np("q", "podSelector: {}, ingress: [{ports: [{port: 9090}]}]");
+        let some = [policy(&format!("{{path: \"{bad}\"}}, {{path: '/ok'}}")), plain.clone()].concat();
+        World::faulty(&some, &["Unusable spec.ingress[0].toPorts[0].rules.http[0].path"]).holds(
+            "shop/api-0 < shop/web-0 TCP/8080 redirect else deny
+             shop/api-0 < shop/web-0 TCP/8080 GET api /ok pass
+             shop/api-0 < shop/web-0 TCP/8080 GET api /aa refuse
+             shop/api-0 < 203.0.113.1 TCP/8080 allow by CiliumNetworkPolicy shop/p, ingress[1]
+             shop/api-0 < shop/web-0 TCP/9090 allow by NetworkPolicy shop/q, ingress[0]",
+        );
+        // With none left, the rule allows nothing: neither unproxied nor every request.
+        let none = [policy(&format!("{{path: \"{bad}\"}}")), plain].concat();
+        World::faulty(&none, &["Unusable spec.ingress[0].toPorts[0].rules.http[0].path"]).holds(
+            "shop/api-0 < shop/web-0 TCP/8080 deny
+             shop/api-0 < 203.0.113.1 TCP/8080 allow by CiliumNetworkPolicy shop/p, ingress[1]
+             shop/api-0 < shop/web-0 TCP/9090 allow by NetworkPolicy shop/q, ingress[0]",
+        );
+    }
+}
+
+/// A range that is none refused the whole update. Here it takes its rule; a deny with it denies its whole direction.
+#[test]
+fn cilium_one_bad_range() {
+    let ports = "toPorts: [{ports: [{port: '90', endPort: 80, protocol: TCP}]}]";
+    World::faulty(
+        &cnp("p", &format!("endpointSelector: {{}}, ingress: [{{{ports}}}, {{fromEndpoints: [{{matchLabels: {{app: api}}}}]}}]")),
+        &["Unusable spec.ingress[0].toPorts[0].ports[0].endPort"],
+    )
+    .holds(&format!("shop/web-0 < shop/api-0 TCP/80 allow by CiliumNetworkPolicy shop/p, ingress[1]\nshop/web-0 < shop/web-1 TCP/80|TCP/90|TCP/85 {ISOLATED}"));
+    World::faulty(
+        &cnp("p", &format!("endpointSelector: {{}}, enableDefaultDeny: {{ingress: false}}, ingressDeny: [{{fromEndpoints: [{{matchLabels: {{app: api}}}}], {ports}}}]")),
+        &["Unusable spec.ingressDeny[0].toPorts[0].ports[0].endPort"],
+    )
+    .holds("shop/web-0 < shop/api-0|shop/web-1|203.0.113.1 TCP/1|UDP/53 deny by CiliumNetworkPolicy shop/p, ingressDeny[0]\nshop/web-0 > shop/api-0 TCP/1 allow");
+}
+
+/// Rules for DNS and for HTTP on one port of one peer cannot both be had: neither opens anything.
+#[test]
+fn cilium_two_protocols_on_one_port() {
+    let dns = "{toPorts: [{ports: [{port: '53', protocol: ANY}], rules: {dns: [{matchPattern: '*'}]}}]}";
+    let http = "{toPorts: [{ports: [{port: '53', protocol: TCP}], rules: {http: [{}]}}]}";
+    World::new(&cnp("p", &format!("endpointSelector: {{}}, egress: [{dns}, {http}]"))).holds(&format!(
+        "shop/web-0 > 203.0.113.1 TCP/53 {ISOLATED}
+         shop/web-0 > 203.0.113.1 UDP/53 redirect else deny
+         shop/web-0 > 203.0.113.1 UDP/53 DNS www.example.com pass"
+    ));
+}
+
+/// Names: the apex, one label, several labels, in either dialect; never pods, whatever resolves to them.
+#[test]
+fn names_apex_and_wildcards() {
+    let table = [
+        ("matchName: example.com", [true, false, false]),
+        ("matchName: EXAMPLE.com.", [true, false, false]),
+        ("matchPattern: '*.example.com'", [false, true, false]),
+        ("matchPattern: '**.example.com'", [false, true, true]),
+        ("matchPattern: '*'", [true, true, true]),
+        ("matchPattern: 'w*.example.com'", [false, true, false]),
+        ("matchPattern: '*example.com'", [true, false, false]),
+    ];
+    let resolve = |world: &mut World| {
+        for (name, address) in [
+            ("example.com", "203.0.113.1"),
+            ("www.example.com", "203.0.113.2"),
+            ("a.b.example.com", "203.0.113.3"),
+            ("notexample.org", "203.0.113.4"),
+        ] {
+            world.resolves(name, address);
+        }
+        world.resolves("www.example.com", "10.9.1.3");
+        world.resolves("www.example.com", "10.9.0.2");
+    };
+    for (selector, expected) in table {
+        let mut world =
+            World::new(&cnp("p", &format!("endpointSelector: {{}}, egress: [{{toFQDNs: [{{{selector}}}]}}]")));
+        world.holds("shop/web-0 > 203.0.113.1|203.0.113.2 TCP/443 deny");
+        resolve(&mut world);
+        for (address, allowed) in ["203.0.113.1", "203.0.113.2", "203.0.113.3"].iter().zip(expected) {
+            world.holds(&format!("shop/web-0 > {address} TCP/443 {}", if allowed { "allow" } else { "deny" }));
+        }
+        world.holds("shop/web-0 > shop/api-0|10.9.0.2 TCP/443 deny");
+        if selector != "matchPattern: '*'" {
+            world.holds("shop/web-0 > 203.0.113.4 TCP/443 deny");
+        }
+    }
+    // Cluster policies: `*.` is one label or more, never the apex (NPEP-133).
+    for (name, expected) in [("example.com", [true, false, false]), ("'*.example.com'", [false, true, true])] {
+        let mut world = World::new(&admin(
+            "p",
+            5,
+            &format!(
+                "subject: {{namespaces: {{}}}}, egress: [{{action: Accept, to: [{{domainNames: [{name}]}}]}}, {{action: Deny, to: [{{networks: [0.0.0.0/0]}}]}}]"
+            ),
+        ));
+        resolve(&mut world);
+        for (address, allowed) in ["203.0.113.1", "203.0.113.2", "203.0.113.3"].iter().zip(expected) {
+            world.holds(&format!("shop/web-0 > {address} TCP/443 {}", if allowed { "allow" } else { "deny" }));
+        }
+        world.holds("shop/web-0 > shop/api-0|10.9.0.2|203.0.113.4 TCP/443 deny");
+    }
+}
+
+/// S3 and its like: hundreds of addresses of a name, all of which count (NPEP-133 asks for a hundred); and two names at one
+/// address share its verdict.
+#[test]
+fn names_with_many_addresses() {
+    let mut world =
+        World::new(&cnp("p", "endpointSelector: {}, egress: [{toFQDNs: [{matchPattern: '*.s3.example.com'}]}]"));
+    let mut lines = String::new();
+    for number in 0..300_u32 {
+        let address = std::net::Ipv4Addr::from(0xcb00_7100 + number);
+        world.resolves("b.s3.example.com", &address.to_string());
+        writeln!(lines, "shop/web-0 > {address} TCP/443 allow by CiliumNetworkPolicy shop/p, egress[0]").unwrap();
+    }
+    world.resolves("other.example.org", "203.0.113.7");
+    world.resolves("other.example.org", "198.51.100.7");
+    world.holds(&lines);
+    world.holds("shop/web-0 > 198.51.100.7 TCP/443 deny");
+}
+
+/// Search lists: a name with the suffixes of the cluster is another name, refused where no rule has it, and the name itself
+/// goes on.
+#[test]
+fn names_and_search_lists() {
+    World::new(&cnp("p", "endpointSelector: {}, egress: [{toPorts: [{ports: [{port: '53', protocol: ANY}], rules: {dns: [{matchName: example.com}, {matchPattern: '*.svc.cluster.local'}]}}]}]")).holds(
+        "shop/web-0 > 203.0.113.53 UDP/53|TCP/53 DNS example.com pass
+         shop/web-0 > 203.0.113.53 UDP/53|TCP/53 DNS EXAMPLE.COM. pass
+         shop/web-0 > 203.0.113.53 UDP/53|TCP/53 DNS api.svc.cluster.local pass
+         shop/web-0 > 203.0.113.53 UDP/53|TCP/53 DNS example.com.shop.svc.cluster.local refuse
+         shop/web-0 > 203.0.113.53 UDP/53|TCP/53 DNS example.com.evil.org refuse",
+    );
+}
+
+/// Names that share an address are told apart by the TLS server name.
+#[test]
+fn names_that_share_an_address() {
+    let mut world = World::new(&cnp(
+        "p",
+        "endpointSelector: {}, egress: [{toFQDNs: [{matchName: a.example.com}], toPorts: [{ports: [{port: '443', protocol: TCP}], serverNames: [a.example.com]}]}]",
+    ));
+    world.resolves("a.example.com", "203.0.113.7");
+    world.resolves("b.example.com", "203.0.113.7");
+    world.holds(
+        "shop/web-0 > 203.0.113.7 TCP/443 redirect else deny
+         shop/web-0 > 203.0.113.7 TCP/443 SNI a.example.com pass
+         shop/web-0 > 203.0.113.7 TCP/443 SNI b.example.com refuse
+         shop/web-0 > 203.0.113.7 TCP/80 deny",
+    );
+}
+
+/// A field that is not known makes its rule fail closed, in every dialect, and is told; the rest is in force.
+#[test]
+fn unknown_fields_fail_closed() {
+    World::faulty(
+        &np("p", "podSelector: {}, ingress: [{from: [{serviceSelector: {}}]}, {from: [{podSelector: {matchLabels: {app: api}}}]}]"),
+        &["Unusable spec.ingress[0].from[0].serviceSelector"],
+    )
+    .holds("shop/web-0 < shop/api-0 TCP/80 allow by NetworkPolicy shop/p, ingress[1]\nshop/web-0 < shop/web-1|203.0.113.1 TCP/80 deny");
+    World::faulty(
+        &cnp("p", "endpointSelector: {}, egress: [{toMoons: [luna]}, {toEndpoints: [{matchLabels: {app: api}}]}], egressDeny: [{toCIDR: [203.0.113.0/24]}]"),
+        &["Unusable spec.egress[0].toMoons"],
+    )
+    .holds("shop/web-0 > shop/api-0 TCP/80 allow by CiliumNetworkPolicy shop/p, egress[1]\nshop/web-0 > shop/web-1|198.51.100.1 TCP/80 deny");
+    World::faulty(
+        &ccnp("p", "endpointSelector: {}, enableDefaultDeny: {egress: false}, egressDeny: [{toMoons: [luna]}]"),
+        &["Unusable spec.egressDeny[0].toMoons"],
+    )
+    .holds("shop/web-0|other/web-0 > shop/api-0|198.51.100.1 TCP/80 deny by CiliumClusterwideNetworkPolicy p, egressDeny[0]\nshop/web-0 < shop/api-0 TCP/80 allow");
+    for (action, verdict) in [
+        ("Accept", "allow by ClusterNetworkPolicy p, ingress[1]"),
+        ("Deny", "deny by ClusterNetworkPolicy p, ingress[0]"),
+        ("Pass", "deny by ClusterNetworkPolicy p, ingress[0]"),
+    ] {
+        World::faulty(
+            &admin("p", 5, &format!("subject: {{namespaces: {{}}}}, ingress: [{{action: {action}, from: [{{moons: {{}}}}]}}, {{action: Accept, from: [{{namespaces: {{}}}}]}}]")),
+            &["Unusable spec.ingress[0].from[0].moons"],
+        )
+        .holds(&format!("shop/web-0 < shop/api-0|other/api-0 TCP/80 {verdict}"));
+    }
+}
+
+/// Which policy dropped it: the reason names one, also where several do, and always the same.
+#[test]
+fn which_policy_dropped_it() {
+    World::new(
+        &[np("b", "podSelector: {}"), np("a", "podSelector: {}"), cnp("c", "endpointSelector: {}, ingress: [{}]")]
+            .concat(),
+    )
+    .holds("shop/web-0 < shop/api-0 TCP/80 deny by NetworkPolicy shop/a isolates the pod, and no rule allows this");
+    World::new(&[np("a", "podSelector: {}"), cnp("c", "endpointSelector: {}, ingressDeny: [{fromEntities: [world]}, {fromEntities: [all]}]")].concat())
+        .holds("shop/web-0 < shop/api-0 TCP/80 deny by CiliumNetworkPolicy shop/c, ingressDeny[1]\nshop/web-0 < 203.0.113.1 TCP/80 deny by CiliumNetworkPolicy shop/c, ingressDeny[0]");
+}
