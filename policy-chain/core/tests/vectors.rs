@@ -68,7 +68,7 @@ fn every_vector_passes_by_the_compiler_and_the_oracle() {
 #[test]
 fn every_vector_of_our_own_passes_by_the_compiler_and_the_oracle() {
     let outcome = run("sluice.yaml", Judges { judge: &by_compiler, beside: Some(&by_oracle) });
-    assert_eq!(outcome.counts, Counts { passed: 212, failed: 0, undefined: 0, skipped: 0 });
+    assert_eq!(outcome.counts, Counts { passed: 215, failed: 0, undefined: 0, skipped: 0 });
 }
 
 /// The verdict that follows from the list of matching rules, and whether it is drawn from one at all.
@@ -125,8 +125,9 @@ fn what_is_listed_first_decides() {
     let make = || Box::new(Afresh::new(Settings::default(), explained)) as Box<dyn Judge>;
     let mut netpol = suite("netpol.yaml");
     netpol.vectors.retain(|vector| !["e2e/", "legacy/", "cyclonus/"].iter().any(|of| vector.id.starts_with(of)));
-    for suite in [netpol, suite("sluice.yaml")] {
+    // A judge without memory cuts the two connections that a name opened which has ended since.
+    for (suite, cut) in [(netpol, 0), (suite("sluice.yaml"), 2)] {
         let outcome = vector::run(&suite, Judges { judge: &make, beside: None }).unwrap();
-        assert_eq!(outcome.counts.failed, 0);
+        assert_eq!(outcome.counts.failed, cut);
     }
 }

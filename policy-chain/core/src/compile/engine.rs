@@ -515,7 +515,7 @@ impl Engine {
             .collect();
         let lost = moves.lost.iter().filter(|(_, before)| *before != NONE);
         pairs.extend(lost.filter_map(|(address, before)| Some((*before, self.book.class(*address, &self.classes)?))));
-        pairs.retain(|(before, now)| before != now);
+        pairs.retain(|(before, now)| before != now && !self.is_name_ended(*before, *now));
         if pairs.is_empty() {
             return;
         }
@@ -524,6 +524,15 @@ impl Engine {
                 moved.insert(index);
             }
         }
+    }
+
+    /// Whether all that an address lost is names that it was known by. Flows that were opened by such a name go on (NPEP-133:
+    /// "existing connections stay"), so no gate looks at its flows again for that.
+    fn is_name_ended(&self, before: u32, now: u32) -> bool {
+        let (Some(before), Some(now)) = (self.classes.class(before), self.classes.class(now)) else { return false };
+        let is_name = |atom: &u32| matches!(self.atoms.predicate(*atom), Some(Predicate::Name(_)));
+        now.key.iter().all(|atom| before.key.contains(atom))
+            && before.key.iter().all(|atom| is_name(atom) || now.key.contains(atom))
     }
 
     /// Whether the own node is an API server.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::cluster::{Cluster, Event, Object};
+use crate::cluster::{Cluster, Event, Object, PodKey};
 use crate::compile::engine::Engine;
 use crate::compile::image::Image;
 use crate::flow::{Judgement, Query};
@@ -17,6 +17,10 @@ pub trait Judge: fmt::Debug {
 
     /// Judges at a gate on this node (none: of a pod without node).
     fn judge(&self, node: Option<&Text>, query: &Query) -> Judgement;
+
+    /// The revision of a pod's gate: while it stays, flows that are open stay as they were judged (DESIGN 6.5). None from a
+    /// judge that has no memory: then they are judged anew.
+    fn revision(&self, node: Option<&Text>, pod: &PodKey) -> Option<u64>;
 }
 
 /// A judge that looks at the whole cluster anew for each question, as a function.
@@ -49,6 +53,10 @@ impl<F: Fn(&Cluster, &Settings, &Query) -> Judgement> Judge for Afresh<F> {
     fn judge(&self, node: Option<&Text>, query: &Query) -> Judgement {
         let settings = Settings { node: node.cloned(), ..self.settings.clone() };
         (self.judge)(&self.cluster, &settings, query)
+    }
+
+    fn revision(&self, _: Option<&Text>, _: &PodKey) -> Option<u64> {
+        None
     }
 }
 
@@ -109,5 +117,9 @@ impl Judge for Compiled {
             Some(node) => node.image.judge(query),
             None => Image::default().judge(query),
         }
+    }
+
+    fn revision(&self, node: Option<&Text>, pod: &PodKey) -> Option<u64> {
+        self.nodes.get(&node.cloned())?.image.endpoints.get(pod).map(|endpoint| endpoint.revision)
     }
 }

@@ -177,10 +177,12 @@ impl Wrong {
 type FlowKey = (Endpoint, Endpoint, Protocol, u16, Family);
 
 /// How a flow was opened.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 struct Opened {
     passed: bool,
     proxied: bool,
+    /// The revisions of the gates on its way.
+    gates: BTreeMap<PodKey, Option<u64>>,
 }
 
 /// Runs all vectors of a file, each on a cluster of its own.
@@ -304,17 +306,33 @@ impl<'a> Run<'a> {
             got = other.clone();
         }
         let key = (probe.from.clone(), probe.to.clone(), row.protocol, row.port, row.family);
+        let gates = || {
+            let gate = |leg: &Leg| {
+                let pod = leg.query.subject.clone();
+                let revision = self.judge.revision(leg.node.as_ref(), &pod);
+                (pod, revision)
+            };
+            ways.iter().flatten().map(gate).collect::<BTreeMap<_, _>>()
+        };
         if row.established {
             // What is not told to have been opened was opened before anything was in force.
-            let opened = self.flows.get(&key).copied().unwrap_or(Opened { passed: true, proxied: false });
+            let opened = self.flows.get(&key).cloned().unwrap_or(Opened { passed: true, ..Opened::default() });
             if !opened.passed {
                 wrong = Some(Wrong::NotOpen);
+            } else if !opened.proxied && opened.gates == gates() && opened.gates.values().all(Option::is_some) {
+                // No gate looks at it again: a name that ended, say, cuts no flow.
+                got.verdict = Expected::Allow;
             } else if got.proxied && !opened.proxied && got.verdict == Expected::Allow {
                 // A direct flow whose verdict becomes REDIRECT is reset (DESIGN 6.5).
                 got.verdict = Expected::Deny;
             }
         } else {
-            self.flows.insert(key, Opened { passed: got.verdict != Expected::Deny, proxied: got.proxied });
+            let passed = got.verdict != Expected::Deny;
+            let opened = Opened { passed, proxied: got.proxied, gates: gates() };
+            // An attempt that fails does not end a connection that there is.
+            if passed || !self.flows.get(&key).is_some_and(|open| open.passed) {
+                self.flows.insert(key, opened);
+            }
         }
         if wrong.as_ref().is_none_or(|wrong| *wrong == Wrong::Verdict) {
             wrong = (got.verdict != row.verdict).then_some(Wrong::Verdict);
