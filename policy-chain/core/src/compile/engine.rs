@@ -274,7 +274,7 @@ impl Engine {
         let mut born = Born::default();
         let mut changed = self.resolve(&mut born, &mut released);
         // Addresses.
-        let mut gone_fronts = self.update_services();
+        let gone_fronts = self.update_services();
         self.bring_into_force(&born);
         let touched = self.book.settle(&mut self.atoms, &self.namespaces, &born.atoms, &mut self.classes, &mut moves);
         for namespace in std::mem::take(&mut self.dirty.namespaces) {
@@ -305,9 +305,7 @@ impl Engine {
                 changed.extend(self.subject_addresses.get(address).into_iter().flatten().cloned());
             }
         }
-        for address in
-            gone_fronts.drain(..).flat_map(|(_, front)| front.backends).map(|(address, _)| address).chain(touched)
-        {
+        for address in self.fronts.take_left().into_iter().chain(touched) {
             changed.extend(self.subject_addresses.get(&address).into_iter().flatten().cloned());
         }
         self.drop_subjects(&changed, &mut released, &mut gates);

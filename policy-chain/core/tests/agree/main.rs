@@ -19,14 +19,14 @@ use coverage::Coverage;
 use flows::Targets;
 use random::Random;
 use shrink::{Case, shrink};
-use sluice_policy_core::cluster::{Cluster, Event, Object};
+use sluice_policy_core::cluster::{Cluster, Event, Object, PodKey};
 use sluice_policy_core::compile::engine::Engine;
 use sluice_policy_core::compile::image::Image;
-use sluice_policy_core::flow::{Judgement, Query};
+use sluice_policy_core::flow::{Direction, Judgement, Origin, Protocol, Query, Verdict};
 use sluice_policy_core::model::network_policy::NetworkPeers;
 use sluice_policy_core::model::{Policy, Unusable};
 use sluice_policy_core::settings::Settings;
-use sluice_policy_core::{oracle, parse};
+use sluice_policy_core::{manifest, oracle, parse};
 
 /// Flows that are judged in one cluster.
 const FLOWS_OF_A_WORLD: u64 = 100;
@@ -243,4 +243,47 @@ fn without_reasons(mut policy: Policy) -> Policy {
         Policy::Cilium(_) => {}
     }
     policy
+}
+
+/// A pod is a backend of the Service that it dials, so its own row decides with the others'; then another pod is the backend.
+#[test]
+fn a_pod_that_is_a_backend_no_more_is_judged_by_the_new_ones() {
+    let slice = |backend: &str| {
+        format!(
+            "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, \
+             metadata: {{namespace: a, name: s-1, labels: {{kubernetes.io/service-name: s}}}}, \
+             ports: [{{name: \"\", port: 80, protocol: TCP}}], endpoints: [{{addresses: [{backend}]}}]}}"
+        )
+    };
+    let objects = [
+        "{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p}, spec: {nodeName: n1, containers: [{name: c}]}, \
+          status: {phase: Running, podIPs: [{ip: 10.0.0.1}]}}",
+        "{apiVersion: v1, kind: Service, metadata: {namespace: a, name: s}, \
+          spec: {clusterIPs: [10.96.0.1], ports: [{port: 80}]}}",
+        &slice("10.0.0.1"),
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: a, name: deny}, \
+          spec: {podSelector: {}, policyTypes: [Egress]}}",
+    ];
+    let event = |text: &str| {
+        let value = manifest::documents(text).unwrap().remove(0);
+        Event::Upsert(parse::object(&value).object.unwrap())
+    };
+    let query = Query {
+        subject: PodKey { namespace: "a".into(), name: "p".into() },
+        direction: Direction::Egress,
+        peer: "10.96.0.1".parse().unwrap(),
+        protocol: Protocol::TCP,
+        port: 80,
+        origin: Origin::Forwarded,
+    };
+    let mut case = Case {
+        settings: Settings { node: Some("n1".into()), ..Settings::default() },
+        events: objects.into_iter().map(event).collect(),
+        commit_every: Some(1),
+        query,
+    };
+    let verdict = |case: &Case| Compiled::of(case).engine.judge(&case.query).verdict;
+    assert_eq!((verdict(&case), difference_of(&case)), (Verdict::Defer, None));
+    case.events.push(event(&slice("10.0.0.2")));
+    assert_eq!((verdict(&case), difference_of(&case)), (Verdict::Deny, None));
 }

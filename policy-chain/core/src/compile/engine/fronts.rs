@@ -57,6 +57,8 @@ pub(super) struct Fronts {
     at: BTreeSet<(IpAddr, u32)>,
     /// Those whose backends, or their classes, changed.
     dirty: BTreeSet<u32>,
+    /// Addresses that were a backend of a frontend and are no more.
+    left: BTreeSet<IpAddr>,
     cache: HashMap<Vec<DecisionId>, RowId>,
 }
 
@@ -166,12 +168,18 @@ impl Fronts {
         }
         for (address, _) in &front.backends {
             self.at.remove(&(*address, index));
+            self.left.insert(*address);
         }
         for (address, _) in &backends {
             self.at.insert((*address, index));
         }
         front.backends = backends;
         self.dirty.insert(index);
+    }
+
+    /// The addresses that lost a frontend since this was asked last: a pod that has one decides that frontend as others do now.
+    pub(super) fn take_left(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.left)
     }
 
     /// Brings the classes of backends up to date, and gives the frontends for which they are others, or which are new.
