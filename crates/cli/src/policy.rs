@@ -1,5 +1,7 @@
-//! `sluice policy`: unit tests of network policies.
+//! `sluice policy`: unit tests of network policies, and what is wrong in them.
 
+mod check;
+mod files;
 mod vectors;
 
 use std::process::ExitCode;
@@ -12,11 +14,17 @@ pub(crate) enum Command {
     ///
     /// Exit status: 0 if all is as expected, 1 if not, 65 if a file cannot be read.
     Test(vectors::Options),
+    /// Look for what is wrong, doubtful or without effect in policies: what the API refuses, rules that others cover,
+    /// selectors that select nothing. docs/policy-check.md tells all findings.
+    ///
+    /// Exit status: 0 if there is no error, 1 if there is one, 65 if something cannot be read.
+    Check(check::Options),
 }
 
 /// Runs a subcommand.
 pub(crate) fn main(command: &Command) -> ExitCode {
     match command {
         Command::Test(options) => vectors::main(options),
+        Command::Check(options) => check::main(options),
     }
 }

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod compile;
 pub mod flow;
 pub mod l7;
+pub mod lint;
 pub mod manifest;
 pub mod model;
 pub mod oracle;

@@ -110,6 +110,25 @@ fn read(document: &Cursor<'_>, report: &mut Report) -> Option<Object> {
     }
 }
 
+/// How the warning begins that a NetworkPolicy's `policyTypes` leaves out a direction that it has rules for.
+pub(crate) const NOT_IN_FORCE: &str = "is not in force";
+
+/// Whether objects of this version and kind are read.
+pub(crate) fn is_known(version: &str, kind: &str) -> bool {
+    KINDS.iter().any(|known| (known.0, known.1) == (version, kind))
+}
+
+/// Whether objects of some version of this API group and kind are read.
+pub(crate) fn is_known_kind(group: &str, kind: &str) -> bool {
+    let group_of = |version: &'static str| version.split_once('/').map_or("", |(group, _)| group);
+    KINDS.iter().any(|known| (group_of(known.0), known.1) == (group, kind))
+}
+
+/// The versions of a kind that are read.
+pub(crate) fn versions(kind: &str) -> Vec<&'static str> {
+    KINDS.iter().filter(|known| known.1 == kind).map(|known| known.0).collect()
+}
+
 /// Says that there is no such kind, and which there are: other versions of the kind, if any, else all.
 fn unknown_kind(version: &str, kind: &str, report: &mut Report) {
     let same_kind: Vec<&str> = KINDS.iter().filter(|known| known.1 == kind).map(|known| known.0).collect();

@@ -5,13 +5,13 @@
 
 use serde_json::Value;
 
-use super::Severity;
 use super::cidr::{CidrForm, cidr};
 use super::cluster_peer::domain_names;
 use super::cursor::{Cursor, Faults, Fields, Report, quoted};
 use super::metadata::{Metadata, NameForm, Scope};
 use super::port::network_port;
 use super::selector::label_selector;
+use super::{NOT_IN_FORCE, Severity};
 use crate::cluster::Object;
 use crate::flow::Direction;
 use crate::model::network_policy::{NetworkPeer, NetworkPeers, NetworkPolicy, NetworkRule};
@@ -82,7 +82,7 @@ impl Spec {
         });
         for (isolated, field, name) in [(types.ingress, &ingress, "Ingress"), (types.egress, &egress, "Egress")] {
             if let Some(field) = field.as_ref().filter(|field| !isolated && !is_empty_list(Some(field))) {
-                report.warn(&field.path, format!("is not in force: policyTypes does not have {name}"));
+                report.warn(&field.path, format!("{NOT_IN_FORCE}: policyTypes does not have {name}"));
             }
         }
         let ingress = rules(ingress.as_ref(), Direction::Ingress, kind, report, &faults);

@@ -10,6 +10,7 @@ mod objects;
 mod policies;
 mod random;
 mod render;
+mod shadow;
 mod shrink;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

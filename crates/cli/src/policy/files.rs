@@ -1,0 +1,51 @@
+//! Files of objects, and directories of them.
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+/// Files of a directory tree that are read.
+const MAX_FILES: usize = 100_000;
+
+/// Directories within each other.
+const MAX_DEPTH: usize = 32;
+
+/// What stands for standard input.
+pub(crate) const STDIN: &str = "-";
+
+/// The bytes of a file; `-` is standard input.
+pub(crate) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    if path.as_os_str() == STDIN {
+        let mut bytes = Vec::new();
+        io::stdin().lock().read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
+    std::fs::read(path)
+}
+
+/// The files of a directory tree whose names end in .yaml, .yml or .json, by name. Names that begin with a dot are left out.
+pub(crate) fn of_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    walk(path, 0, &mut files)?;
+    Ok(files)
+}
+
+fn walk(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    if depth > MAX_DEPTH || files.len() > MAX_FILES {
+        let message = format!("more than {MAX_FILES} files, or {MAX_DEPTH} directories within each other");
+        return Err(io::Error::other(message));
+    }
+    let mut entries = std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    entries.sort();
+    for entry in entries {
+        let name = entry.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with('.') {
+            continue;
+        }
+        if entry.is_dir() {
+            walk(&entry, depth + 1, files)?;
+        } else if [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end)) {
+            files.push(entry);
+        }
+    }
+    Ok(())
+}
