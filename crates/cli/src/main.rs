@@ -3,6 +3,7 @@
 
 mod demo;
 mod explain;
+mod files;
 mod paint;
 mod policy;
 

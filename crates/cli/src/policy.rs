@@ -1,7 +1,6 @@
 //! `sluice policy`: unit tests of network policies, and what is wrong in them.
 
 mod check;
-mod files;
 mod vectors;
 
 use std::process::ExitCode;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sluice_policy_core::lint::{self, Checked, Document, Finding, Role, Severity};
 use sluice_policy_core::manifest;
 
-use super::files;
+use crate::files;
 use crate::paint::Paint;
 
 /// Exit status where there is a finding of the severity `error`.

@@ -3,6 +3,8 @@
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use sluice_policy_core::manifest;
+
 /// Files of a directory tree that are read.
 const MAX_FILES: usize = 100_000;
 
@@ -12,14 +14,24 @@ const MAX_DEPTH: usize = 32;
 /// What stands for standard input.
 pub(crate) const STDIN: &str = "-";
 
+/// Bytes of a file that are read.
+const MAX_BYTES: u64 = manifest::MAX_TEXT_BYTES as u64;
+
 /// The bytes of a file; `-` is standard input.
 pub(crate) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     if path.as_os_str() == STDIN {
-        let mut bytes = Vec::new();
-        io::stdin().lock().read_to_end(&mut bytes)?;
-        return Ok(bytes);
+        return limited(io::stdin().lock());
     }
-    std::fs::read(path)
+    limited(std::fs::File::open(path)?)
+}
+
+fn limited(file: impl io::Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes; split it")));
+    }
+    Ok(bytes)
 }
 
 /// The files of a directory tree whose names end in .yaml, .yml or .json, by name. Names that begin with a dot are left out.
