@@ -90,7 +90,7 @@ ids! {
     ContradictorySelector = "contradictory-selector", Warning;
     /// A policy that selects no pod.
     SelectsNoPod = "selects-no-pod", Warning;
-    /// A peer or port that matches nothing.
+    /// A rule that matches nothing.
     MatchesNothing = "matches-nothing", Warning;
     /// A CiliumCIDRGroup that is not there.
     UnknownCidrGroup = "unknown-cidr-group", Warning;
@@ -114,6 +114,8 @@ ids! {
     NoDns = "no-dns", Warning;
     /// `{}` in a list of rules of cilium.io.
     EmptyRule = "empty-rule", Info;
+    /// A peer that is not there, of a rule that has others.
+    AbsentPeer = "absent-peer", Info;
     /// A block with addresses of pods.
     BlockHoldsPods = "block-holds-pods", Info;
     /// A dry run.

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::peers::selected_kinds;
 use super::read::Read;
 use super::single::{rule_ref, usable};
 use super::values::Labelled;
@@ -87,7 +88,7 @@ pub(super) fn check(item: &Item<'_>, known: &Known<'_>, findings: &mut Findings)
     if known.cluster.pods.is_empty() && known.cluster.cidr_groups.is_empty() && known.cluster.services.is_empty() {
         return;
     }
-    let mut of = Of { item, known, findings };
+    let mut of = Of { item, known, findings, absent: Vec::new() };
     match item.policy.as_ref() {
         Policy::Network(policy) => of.network(policy),
         Policy::Cluster(policy) => of.cluster(policy),
@@ -99,6 +100,8 @@ struct Of<'a, 'b> {
     item: &'a Item<'a>,
     known: &'a Known<'a>,
     findings: &'b mut Findings,
+    /// Peers of the rule that is looked at that are nobody: path, message, hint.
+    absent: Vec<(String, String, &'static str)>,
 }
 
 /// Whether a pod is selected.
@@ -137,7 +140,18 @@ impl Of<'_, '_> {
         if !self.known.pods().any(|(_, view)| selects(&view)) {
             let message = format!("no pod is one of these peers{why}");
             let hint = "mend the selector, or remove the peer; pods with hostNetwork are matched as their node only";
-            self.tell(Id::MatchesNothing, path, &message, hint);
+            self.absent.push((path.to_owned(), message, hint));
+        }
+    }
+
+    /// Tells of the peers of a rule that are nobody. Where some are there, the others may come; where none is, the rule does
+    /// nothing.
+    fn tell_absent(&mut self, peers: usize) {
+        let all = self.absent.len() >= peers;
+        for (path, message, hint) in std::mem::take(&mut self.absent) {
+            let id = if all { Id::MatchesNothing } else { Id::AbsentPeer };
+            let message = if all && peers > 1 { format!("{message}, nor one of the rule's others") } else { message };
+            self.tell(id, &path, &message, hint);
         }
     }
 
@@ -184,6 +198,7 @@ impl Of<'_, '_> {
                         NetworkPeer::Names(_) => {}
                     }
                 }
+                self.tell_absent(peers.len());
             }
         }
     }
@@ -227,6 +242,7 @@ impl Of<'_, '_> {
                         ClusterPeer::Names(_) => {}
                     }
                 }
+                self.tell_absent(rule.peers.len());
             }
         }
     }
@@ -237,8 +253,8 @@ impl Of<'_, '_> {
             return;
         }
         if !nodes.values().any(|node| matches(selector, &node.labels)) {
-            let message = "no node has these labels";
-            self.tell(Id::MatchesNothing, path, message, "mend the selector, or remove the peer");
+            let message = "no node has these labels".to_owned();
+            self.absent.push((path.to_owned(), message, "mend the selector, or remove the peer"));
         }
     }
 
@@ -274,6 +290,10 @@ impl Of<'_, '_> {
         match peers {
             CiliumPeers::Endpoints(selectors) => {
                 for (index, selector) in selectors.iter().enumerate() {
+                    // It may be for what is no pod.
+                    if selected_kinds(selector) != 0 {
+                        continue;
+                    }
                     let selects = |view: &PodView<'_>| CiliumView::Pod(*view).matches(selector);
                     self.peer(
                         &element(index),
@@ -283,6 +303,7 @@ impl Of<'_, '_> {
                         "",
                     );
                 }
+                self.tell_absent(selectors.len());
             }
             CiliumPeers::Cidrs(rules) => {
                 for (index, rule) in rules.iter().enumerate() {
@@ -302,6 +323,7 @@ impl Of<'_, '_> {
                 for (index, selector) in selectors.iter().enumerate() {
                     self.nodes(&element(index), selector);
                 }
+                self.tell_absent(selectors.len());
             }
             // The groups of toGroups are made by the system, when it sees the policy.
             CiliumPeers::Any

@@ -12,7 +12,7 @@ use crate::model::network_policy::{NetworkPeer, NetworkPeers};
 use crate::model::selector::CiliumSelector;
 
 /// Addresses that are no pod's, by what they are and whether they are the API server's: a bit each.
-type Kinds = u8;
+pub(super) type Kinds = u8;
 
 const OWN_NODE: Kinds = 0b0000_0011;
 const REMOTE_NODE: Kinds = 0b0000_1100;
@@ -242,7 +242,7 @@ pub(super) fn excepts_all(cidr: &IpNet, except: &[IpNet]) -> bool {
 }
 
 /// The kinds of addresses whose labels a selector of Cilium selects.
-fn selected_kinds(selector: &CiliumSelector) -> Kinds {
+pub(super) fn selected_kinds(selector: &CiliumSelector) -> Kinds {
     let mut kinds = 0;
     let bases: [(Kinds, &[&str]); 4] = [
         (OWN_NODE, &["host"]),
