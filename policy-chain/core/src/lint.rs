@@ -130,8 +130,11 @@ pub fn check(documents: &[Document]) -> Checked {
         known::check(item, &known, &mut findings);
     }
     let mut set = Set { items: &read.items, rules: &rules, findings: &mut findings };
-    set.compare();
-    reach::check(&mut set);
+    let compared = set.compare();
+    let looked = reach::check(&mut set);
+    if !(compared && looked) || known.is_exhausted() {
+        set.tell_cut();
+    }
     findings.all.sort_by_key(|(index, finding)| (*index, std::cmp::Reverse(finding.id.severity())));
     Checked {
         findings: findings.all.into_iter().map(|(_, finding)| finding).collect(),
@@ -155,6 +158,10 @@ pub fn shadowed(policies: &[Arc<Policy>]) -> Vec<(RuleRef, RuleRef)> {
 struct Budget(usize);
 
 impl Budget {
+    const fn is_left(self) -> bool {
+        self.0 > 0
+    }
+
     const fn take(&mut self) -> bool {
         let left = self.0.checked_sub(1);
         if let Some(left) = left {
@@ -231,8 +238,8 @@ struct Set<'a, 'b> {
 }
 
 impl<'a> Set<'a, '_> {
-    /// What rules do to each other.
-    fn compare(&mut self) {
+    /// What rules do to each other. False: there were too many to compare all.
+    fn compare(&mut self) -> bool {
         let rules = self.rules;
         let mut budget = Budget(MAX_COMPARED);
         let covered = cover::covered(rules, &mut budget);
@@ -290,13 +297,14 @@ impl<'a> Set<'a, '_> {
                 "give the two policies different priorities",
             );
         }
-        if budget.0 == 0
-            && let Some(item) = self.items.iter().find(|item| item.is_checked())
-        {
-            let message =
-                format!("there are too many rules to compare all of them; {MAX_COMPARED} pairs were compared");
-            let hint = "check fewer files at a time to have all rules compared";
-            self.findings.of(item, Id::NotAllCompared, "", message, hint);
+        budget.is_left()
+    }
+
+    /// Tells that not everything was looked at.
+    fn tell_cut(&mut self) {
+        if let Some(item) = self.items.iter().find(|item| item.is_checked()) {
+            let message = "there are too many rules and pods to compare all of them: findings may be missing";
+            self.findings.of(item, Id::NotAllCompared, "", message, "check fewer files at a time");
         }
     }
 

@@ -3,8 +3,10 @@
 //! Little is known where the files hold policies only, and then little is said. Pods, or workloads that make pods, show
 //! their namespace. Pods themselves, as a cluster lists them, show that the files hold all of the cluster.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -13,7 +15,7 @@ use super::read::Read;
 use super::single::{rule_ref, usable};
 use super::values::Labelled;
 use super::{Document, Findings, Id, Item, Role, place};
-use crate::cluster::{Cluster, Labels, Pod};
+use crate::cluster::{Cluster, Labels, Pod, PodKey};
 use crate::compile::view::{CiliumView, PodView, matches};
 use crate::flow::Direction;
 use crate::model::cilium::{CidrBlock, CiliumPeers, CiliumPolicy, ServiceSelector};
@@ -23,8 +25,8 @@ use crate::model::port::{PortTarget, Ports};
 use crate::model::selector::{CiliumSelector, LabelSelector};
 use crate::model::{ClusterNetworkPolicy, NetworkPolicy, Policy, Text};
 
-/// Pods that are looked at for each selector.
-const MAX_PODS: usize = 200_000;
+/// Pods that are looked at, for all selectors together.
+const MAX_LOOKS: usize = 20_000_000;
 
 /// What is known of the cluster.
 #[derive(Debug)]
@@ -33,12 +35,16 @@ pub(super) struct Known<'a> {
     namespaces: BTreeMap<Text, Labels>,
     /// Those that have pods.
     with_pods: BTreeSet<&'a str>,
+    /// Addresses of pods that policies may match.
+    addresses: BTreeMap<IpAddr, &'a PodKey>,
     /// Whether all pods are known.
     all_pods: bool,
     /// Whether all namespaces are known, with their labels.
     all_namespaces: bool,
     /// Whether all of the cluster is known.
     whole: bool,
+    /// How many pods may still be looked at.
+    looks: Cell<usize>,
 }
 
 impl<'a> Known<'a> {
@@ -46,8 +52,9 @@ impl<'a> Known<'a> {
         let cluster = &read.cluster;
         let is =
             |document: &Document, kind: &str| document.value.get("kind").and_then(|kind| kind.as_str()) == Some(kind);
-        let all_pods = documents.iter().any(|document| is(document, "Pod"));
-        let whole = all_pods && documents.iter().any(|document| document.role == Role::Cluster);
+        let pods = documents.iter().any(|document| is(document, "Pod"));
+        let whole = pods && documents.iter().any(|document| document.role == Role::Cluster);
+        let all_pods = whole || (pods && !cluster.namespaces.is_empty());
         let mut namespaces: BTreeMap<Text, Labels> =
             cluster.namespaces.keys().map(|name| (Text::clone(name), cluster.namespace_labels(name))).collect();
         for key in cluster.pods.keys() {
@@ -57,13 +64,31 @@ impl<'a> Known<'a> {
         }
         let with_pods = cluster.pods.keys().map(|key| key.namespace.as_ref()).collect();
         let all_namespaces = all_pods && !cluster.namespaces.is_empty();
-        Self { cluster, namespaces, with_pods, all_pods, all_namespaces, whole }
+        let mut addresses = BTreeMap::new();
+        for (key, pod) in cluster.pods.iter().filter(|(_, pod)| !pod.host_network && !pod.finished) {
+            addresses.extend(pod.addresses.iter().map(|address| (*address, key)));
+        }
+        Self { cluster, namespaces, with_pods, addresses, all_pods, all_namespaces, whole, looks: Cell::new(MAX_LOOKS) }
     }
 
-    /// The pods that policies may govern or match.
+    /// The pods that policies may govern or match. They end early where too many were looked at ([`Self::is_exhausted`]).
     fn pods(&self) -> impl Iterator<Item = (&Pod, PodView<'_>)> {
-        let managed = |pod: &&Pod| !pod.host_network && !pod.finished;
-        let view = |pod: &'a Pod| {
+        self.views(self.cluster.pods.values())
+    }
+
+    /// Those that may be of a set: of the namespaces that it names.
+    fn pods_for<'s>(&'s self, set: &'s Labelled) -> Box<dyn Iterator<Item = (&'s Pod, PodView<'s>)> + 's> {
+        let Some(names) = set.namespaces() else { return Box::new(self.pods()) };
+        let of = |namespace: &Text| {
+            let first = PodKey { namespace: Text::clone(namespace), name: Text::default() };
+            let namespace = Text::clone(namespace);
+            self.cluster.pods.range(first..).take_while(move |(key, _)| key.namespace == namespace).map(|(_, pod)| pod)
+        };
+        Box::new(self.views(names.iter().flat_map(of)))
+    }
+
+    fn views<'s>(&'s self, pods: impl Iterator<Item = &'s Arc<Pod>>) -> impl Iterator<Item = (&'s Pod, PodView<'s>)> {
+        let view = |pod: &'s Pod| {
             let namespace_labels = self.namespaces.get(&pod.key.namespace)?;
             let view = PodView {
                 namespace: &pod.key.namespace,
@@ -73,7 +98,32 @@ impl<'a> Known<'a> {
             };
             Some((pod, view))
         };
-        self.cluster.pods.values().map(AsRef::as_ref).filter(managed).filter_map(view).take(MAX_PODS)
+        let may_look = |_: &&Pod| {
+            let left = self.looks.get();
+            self.looks.set(left.saturating_sub(1));
+            left > 0
+        };
+        let managed = |pod: &&Pod| !pod.host_network && !pod.finished;
+        pods.map(AsRef::as_ref).take_while(may_look).filter(managed).filter_map(view)
+    }
+
+    /// Whether no more pods are looked at: what was not found may be there.
+    pub(super) const fn is_exhausted(&self) -> bool {
+        self.looks.get() == 0
+    }
+
+    /// Why no namespace or pod matches, if it is one condition alone.
+    fn why(&self, namespaces: Option<&LabelSelector>, pods: &LabelSelector) -> String {
+        if let Some(selector) = namespaces
+            && !self.namespaces.values().any(|labels| matches(selector, labels))
+        {
+            return culprit(selector, &self.namespaces.values().collect::<Vec<_>>()).map_or_else(
+                || " (no namespace has all of these labels)".to_owned(),
+                |one| format!(" (no namespace has {one})"),
+            );
+        }
+        let labels: Vec<&Labels> = self.pods().map(|(pod, _)| &pod.labels).collect();
+        culprit(pods, &labels).map_or_else(String::new, |one| format!(" (no pod has {one})"))
     }
 
     /// Whether it can be told that no pod is one of these.
@@ -109,6 +159,9 @@ type Selects<'a> = &'a dyn Fn(&PodView<'_>) -> bool;
 
 impl Of<'_, '_> {
     fn tell(&mut self, id: Id, path: &str, message: &str, hint: &str) {
+        if self.known.is_exhausted() {
+            return;
+        }
         self.findings.of(self.item, id, path, message, hint);
     }
 
@@ -119,13 +172,13 @@ impl Of<'_, '_> {
         pods: &Labelled,
         by_namespace_labels: bool,
         selects: Selects<'_>,
-        why: &str,
+        why: &dyn Fn() -> String,
     ) -> bool {
         let known = self.known;
-        let some = known.pods().any(|(_, view)| selects(&view));
+        let some = known.pods_for(pods).any(|(_, view)| selects(&view));
         if !some && (pods.is_empty() || known.shows(pods, by_namespace_labels)) {
             let path = place::subject(self.item, spec);
-            let message = format!("the policy selects no pod{why}: it does nothing");
+            let message = format!("the policy selects no pod{}: it does nothing", why());
             let hint = "mend the selector, or remove the policy; pods with hostNetwork are never selected";
             self.tell(Id::SelectsNoPod, &path, &message, hint);
         }
@@ -133,12 +186,19 @@ impl Of<'_, '_> {
     }
 
     /// Tells if a peer is no pod that is known.
-    fn peer(&mut self, path: &str, pods: &Labelled, by_namespace_labels: bool, selects: Selects<'_>, why: &str) {
+    fn peer(
+        &mut self,
+        path: &str,
+        pods: &Labelled,
+        by_namespace_labels: bool,
+        selects: Selects<'_>,
+        why: &dyn Fn() -> String,
+    ) {
         if pods.is_empty() || !self.known.shows(pods, by_namespace_labels) {
             return;
         }
-        if !self.known.pods().any(|(_, view)| selects(&view)) {
-            let message = format!("no pod is one of these peers{why}");
+        if !self.known.pods_for(pods).any(|(_, view)| selects(&view)) {
+            let message = format!("no pod is one of these peers{}", why());
             let hint = "mend the selector, or remove the peer; pods with hostNetwork are matched as their node only";
             self.absent.push((path.to_owned(), message, hint));
         }
@@ -155,31 +215,17 @@ impl Of<'_, '_> {
         }
     }
 
-    /// Why no namespace or pod matches, if it is one condition alone.
-    fn why(&self, namespaces: Option<&LabelSelector>, pods: &LabelSelector) -> String {
-        if let Some(selector) = namespaces
-            && !self.known.namespaces.values().any(|labels| matches(selector, labels))
-        {
-            return culprit(selector, &self.known.namespaces.values().collect::<Vec<_>>()).map_or_else(
-                || " (no namespace has all of these labels)".to_owned(),
-                |one| format!(" (no namespace has {one})"),
-            );
-        }
-        let labels: Vec<&Labels> = self.known.pods().map(|(pod, _)| &pod.labels).collect();
-        culprit(pods, &labels).map_or_else(String::new, |one| format!(" (no pod has {one})"))
-    }
-
     fn network(&mut self, policy: &NetworkPolicy) {
         let own = policy.id.namespace.as_ref();
         let in_own = |view: &PodView<'_>| own.is_some_and(|own| **own == *view.namespace);
         let subject = Labelled::pods_of(own, &policy.pods);
         let selects = |view: &PodView<'_>| in_own(view) && matches(&policy.pods, view.labels);
-        let why = own.map_or_else(String::new, |own| format!(" of namespace {own}"));
+        let why = || own.map_or_else(String::new, |own| format!(" of namespace {own}"));
         let some = self.subject(0, &subject, false, &selects, &why);
         for (direction, rules) in [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)] {
             for (index, rule) in usable(rules.as_deref().unwrap_or_default()) {
                 let path = place::rule(self.item, &rule_ref(self.item, direction, 0, false, index));
-                self.named_ports(&path, direction, &rule.ports, some, &selects);
+                self.named_ports(&path, direction, &rule.ports, some.then_some(&subject), &selects);
                 let NetworkPeers::Of(peers) = &rule.peers else { continue };
                 for (index, peer) in usable(peers) {
                     let path = format!("{path}.{}[{index}]", place::from_or_to(direction));
@@ -206,7 +252,8 @@ impl Of<'_, '_> {
     fn pods_of_namespaces(&mut self, path: &str, namespaces: &LabelSelector, pods: &LabelSelector) {
         let set = Labelled::pods_in(namespaces, pods);
         let selects = |view: &PodView<'_>| matches(namespaces, view.namespace_labels) && matches(pods, view.labels);
-        let why = self.why(Some(namespaces), pods);
+        let known = self.known;
+        let why = || known.why(Some(namespaces), pods);
         self.peer(path, &set, by_labels(namespaces), &selects, &why);
     }
 
@@ -219,13 +266,15 @@ impl Of<'_, '_> {
         };
         let (namespaces, pods) = parts(subject);
         let selects = |view: &PodView<'_>| matches(&namespaces, view.namespace_labels) && matches(&pods, view.labels);
-        let why = self.why(Some(&namespaces), &pods);
-        let some = self.subject(0, &Labelled::cluster(subject), by_labels(&namespaces), &selects, &why);
+        let known = self.known;
+        let why = || known.why(Some(&namespaces), &pods);
+        let subject = Labelled::cluster(subject);
+        let some = self.subject(0, &subject, by_labels(&namespaces), &selects, &why);
         for (direction, rules) in [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)] {
             for (index, rule) in rules.iter().enumerate() {
                 let Ok(rule) = &rule.matches else { continue };
                 let path = place::rule(self.item, &rule_ref(self.item, direction, 0, false, index));
-                self.named_ports(&path, direction, &rule.ports, some, &selects);
+                self.named_ports(&path, direction, &rule.ports, some.then_some(&subject), &selects);
                 for (index, peer) in rule.peers.iter().enumerate() {
                     let path = format!("{path}.{}[{index}]", place::from_or_to(direction));
                     match peer {
@@ -262,7 +311,7 @@ impl Of<'_, '_> {
         for (spec, rule) in (0..=u16::MAX).zip(&policy.rules) {
             let selects = |view: &PodView<'_>| CiliumView::Pod(*view).matches(&rule.subject);
             let set = Labelled::endpoints(&rule.subject);
-            let some = self.subject(spec, &set, asks_namespace_labels(&rule.subject), &selects, "");
+            let some = self.subject(spec, &set, asks_namespace_labels(&rule.subject), &selects, &String::new);
             for direction in Direction::BOTH {
                 let (allows, denies) = match direction {
                     Direction::Ingress => (&rule.ingress, &rule.ingress_deny),
@@ -272,13 +321,13 @@ impl Of<'_, '_> {
                     let path = place::rule(self.item, &rule_ref(self.item, direction, spec, false, index));
                     self.cilium_peers(&path, direction, &allow.peers);
                     for ports in &allow.ports {
-                        self.named_ports(&path, direction, &ports.ports, some, &selects);
+                        self.named_ports(&path, direction, &ports.ports, some.then_some(&set), &selects);
                     }
                 }
                 for (index, deny) in usable(denies) {
                     let path = place::rule(self.item, &rule_ref(self.item, direction, spec, true, index));
                     self.cilium_peers(&path, direction, &deny.peers);
-                    self.named_ports(&path, direction, &deny.ports, some, &selects);
+                    self.named_ports(&path, direction, &deny.ports, some.then_some(&set), &selects);
                 }
             }
         }
@@ -300,7 +349,7 @@ impl Of<'_, '_> {
                         &Labelled::endpoints(selector),
                         asks_namespace_labels(selector),
                         &selects,
-                        "",
+                        &String::new,
                     );
                 }
                 self.tell_absent(selectors.len());
@@ -376,17 +425,27 @@ impl Of<'_, '_> {
         }
     }
 
-    /// Names of ports: on ingress the subject's, on egress the peers'.
-    fn named_ports(&mut self, rule: &str, direction: Direction, ports: &Ports, some: bool, selects: Selects<'_>) {
+    /// Names of ports: on ingress the subject's, of whom some are known, on egress the peers'.
+    fn named_ports(
+        &mut self,
+        rule: &str,
+        direction: Direction,
+        ports: &Ports,
+        subject: Option<&Labelled>,
+        selects: Selects<'_>,
+    ) {
         let Ports::Of(list) = ports else { return };
         let known = self.known;
         let mut told = BTreeSet::new();
         for one in list {
             let PortTarget::Named(name) = &one.port else { continue };
             let has = |pod: &Pod| pod.ports.iter().any(|port| port.name == *name && one.protocol.holds(port.protocol));
-            let (shown, found) = match direction {
-                Direction::Ingress => (some, known.pods().any(|(pod, view)| selects(&view) && has(pod))),
-                Direction::Egress => (known.all_pods, known.pods().any(|(pod, _)| has(pod))),
+            let (shown, found) = match (direction, subject) {
+                (Direction::Ingress, None) => (false, false),
+                (Direction::Ingress, Some(set)) => {
+                    (true, known.pods_for(set).any(|(pod, view)| selects(&view) && has(pod)))
+                }
+                (Direction::Egress, _) => (known.all_pods, known.all_pods && known.pods().any(|(pod, _)| has(pod))),
             };
             if shown && !found && told.insert(name) {
                 let whose = match direction {
@@ -403,11 +462,9 @@ impl Of<'_, '_> {
 
     /// Blocks and the addresses of pods.
     fn block(&mut self, path: &str, cidr: &IpNet, except: &[IpNet], managed: bool) {
-        let inside = |address: &IpAddr| cidr.contains(address) && !except.iter().any(|one| one.contains(address));
-        let Some(pod) = self.known.pods().find(|(pod, _)| pod.addresses.iter().any(inside)).map(|(pod, _)| &pod.key)
-        else {
-            return;
-        };
+        let inside = self.known.addresses.range(cidr.network()..=cidr.broadcast());
+        let left_out = |address: &IpAddr| except.iter().any(|one| one.contains(address));
+        let Some((_, pod)) = inside.into_iter().find(|(address, _)| !left_out(address)) else { return };
         let (message, hint) = if managed {
             (
                 format!("the block holds addresses of pods ({pod} for one): it matches them too"),

@@ -1,6 +1,6 @@
 //! What all policies together leave their subjects: a way to DNS, names that are learned, anything at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cover::is_every;
 use super::peers::Part;
@@ -14,21 +14,26 @@ use crate::model::cilium::{Application, CiliumRule};
 use crate::model::cluster_network_policy::Action;
 
 /// Pairs of policies and rules that are looked at.
-const MAX_PAIRS: usize = 2_000_000;
+const MAX_PAIRS: usize = 10_000_000;
 
 /// The port of DNS.
 const DNS_PORT: u16 = 53;
 
-pub(super) fn check(set: &mut Set<'_, '_>) {
+/// Looks at all policies. False: there were too many to look at all.
+pub(super) fn check(set: &mut Set<'_, '_>) -> bool {
     let mut pairs = super::Budget(MAX_PAIRS);
     let mut isolations: BTreeMap<(usize, u16, Direction), &Isolation> = BTreeMap::new();
     for one in &set.rules.isolations {
         isolations.insert((one.policy, one.spec, one.direction), one);
     }
+    let mut by_name = BTreeSet::new();
+    for rule in set.rules.all.iter().filter(|rule| asks_by_name(rule)) {
+        by_name.insert((rule.policy, rule.rule.spec));
+    }
     for isolation in isolations.values() {
         let Some(item) = set.items.get(isolation.policy).filter(|item| item.is_checked()) else { continue };
         deny_only(set, item, isolation, &mut pairs);
-        if isolation.direction == Direction::Egress {
+        if isolation.direction == Direction::Egress && by_name.contains(&(isolation.policy, isolation.spec)) {
             no_dns(set, item, isolation, &mut pairs);
         }
     }
@@ -37,6 +42,7 @@ pub(super) fn check(set: &mut Set<'_, '_>) {
             never_learned(set, item, rule, &mut pairs);
         }
     }
+    pairs.is_left()
 }
 
 /// The rules of a direction that may be for the same pods.
@@ -102,19 +108,19 @@ fn deny_only(set: &mut Set<'_, '_>, item: &Item<'_>, isolation: &Isolation, pair
     set.findings.of(item, Id::DenyOnly, &path, message, hint);
 }
 
+/// Whether a rule lets pods reach what they find by name: pods, Services and names. Addresses need no name server.
+fn asks_by_name(rule: &Rule) -> bool {
+    let by_name = |part: &Part| matches!(part, Part::Pods(_) | Part::Services(_) | Part::Name(_));
+    rule.rule.direction == Direction::Egress
+        && matches!(rule.effect, Effect::Allow(_))
+        && rule.usable
+        && !rule.is_empty()
+        && rule.peers.parts.iter().any(by_name)
+}
+
 /// A policy that lets pods out, to peers that are found by name, and nowhere to a name server.
 fn no_dns(set: &mut Set<'_, '_>, item: &Item<'_>, isolation: &Isolation, pairs: &mut super::Budget) {
     if isolation.subject.is_empty() {
-        return;
-    }
-    let mine = |rule: &&Rule| {
-        rule.policy == isolation.policy && rule.rule.spec == isolation.spec && rule.rule.direction == Direction::Egress
-    };
-    let allows = |rule: &&Rule| matches!(rule.effect, Effect::Allow(_)) && rule.usable && !rule.is_empty();
-    // Addresses need no name server; pods, Services and names do.
-    let by_name = |part: &Part| matches!(part, Part::Pods(_) | Part::Services(_) | Part::Name(_));
-    let asks = set.rules.all.iter().filter(mine).filter(allows).any(|rule| rule.peers.parts.iter().any(by_name));
-    if !asks {
         return;
     }
     let Some(rules) = rules_for(&set.rules.all, Direction::Egress, &isolation.subject, pairs) else { return };
