@@ -68,11 +68,11 @@ fn warnings_are_told_and_are_no_failure() {
     let text = text(&output);
     for part in [
         "-\n",
-        "  NetworkPolicy shop/db  line 2\n",
+        "  NetworkPolicy shop/db  line 1\n",
         "    warning shadowed-rule  spec.ingress[1]: it adds nothing: spec.ingress[0] allows all of it\n",
         "      is:  {\"ports\":[{\"port\":80}]}\n",
         "      do:  remove it",
-        "    info other-kind  1 object that is no policy is passed over: 1 ConfigMap\n",
+        "\n  info other-kind  1 object that is no policy is passed over: 1 ConfigMap\n",
         "2 objects, 1 policy: 1 warning, 1 note\n",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
@@ -100,7 +100,7 @@ fn json_is_one_object() {
     ] {
         assert_eq!(finding[key], value);
     }
-    assert_eq!(finding["line"], 2);
+    assert_eq!(finding["line"], 1);
     assert!(finding["hint"].as_str().unwrap().starts_with("remove it"));
 }
 

@@ -188,7 +188,8 @@ fn write(text: &mut String, checked: &Checked, paint: Paint) -> std::fmt::Result
                 writeln!(text, "  {}  {}", printable(&first.object), paint.dim(&format!("line {}", first.line)))?;
             }
             for finding in object {
-                self::finding(text, finding, paint)?;
+                let indent = if finding.object.is_empty() { "  " } else { "    " };
+                self::finding(text, finding, indent, paint)?;
             }
         }
         writeln!(text)?;
@@ -207,15 +208,15 @@ fn write(text: &mut String, checked: &Checked, paint: Paint) -> std::fmt::Result
     Ok(())
 }
 
-fn finding(text: &mut String, finding: &Finding, paint: Paint) -> std::fmt::Result {
+fn finding(text: &mut String, finding: &Finding, indent: &str, paint: Paint) -> std::fmt::Result {
     let severity = finding.id.severity();
     let mark = coloured(severity, severity.as_str(), paint);
     let path = if finding.path.is_empty() { String::new() } else { format!("{}: ", printable(&finding.path)) };
-    writeln!(text, "    {mark} {}  {path}{}", paint.dim(finding.id.as_str()), printable(&finding.message))?;
+    writeln!(text, "{indent}{mark} {}  {path}{}", paint.dim(finding.id.as_str()), printable(&finding.message))?;
     if !finding.value.is_empty() && !finding.message.contains(&finding.value) {
-        writeln!(text, "      {}", paint.dim(&format!("is:  {}", printable(&finding.value))))?;
+        writeln!(text, "{indent}  {}", paint.dim(&format!("is:  {}", printable(&finding.value))))?;
     }
-    writeln!(text, "      {}", paint.dim(&format!("do:  {}", printable(&finding.hint))))
+    writeln!(text, "{indent}  {}", paint.dim(&format!("do:  {}", printable(&finding.hint))))
 }
 
 fn coloured(severity: Severity, text: &str, paint: Paint) -> String {
