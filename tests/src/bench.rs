@@ -3,6 +3,7 @@
 
 pub mod add_latency;
 pub mod burst;
+pub mod policy;
 pub mod report;
 pub mod rss;
 pub mod stats;
@@ -38,6 +39,12 @@ pub enum BenchError {
     /// Pods could not be added or deleted.
     #[error(transparent)]
     Burst(#[from] BurstError),
+    /// The made-up cluster of the policy benchmarks is not read.
+    #[error(transparent)]
+    Policy(#[from] policy::NotRead),
+    /// A size has no figure.
+    #[error("a size was not measured")]
+    Incomplete,
     /// A process's memory could not be read.
     #[error("{path} cannot be used: {reason}")]
     Memory {
@@ -71,7 +78,7 @@ pub struct Benchmark {
 }
 
 /// Every benchmark.
-pub const ALL: [Benchmark; 2] = [
+pub const ALL: [Benchmark; 6] = [
     Benchmark {
         id: add_latency::ID,
         name: "add_latency",
@@ -79,6 +86,30 @@ pub const ALL: [Benchmark; 2] = [
         run: |say| Box::pin(add_latency::run(say)),
     },
     Benchmark { id: rss::ID, name: "rss", about: rss::ABOUT, run: |say| Box::pin(rss::run(say)) },
+    Benchmark {
+        id: policy::compile::ID,
+        name: "policy_compile",
+        about: policy::compile::ABOUT,
+        run: |say| Box::pin(std::future::ready(policy::compile::run(say))),
+    },
+    Benchmark {
+        id: policy::event::ID,
+        name: "policy_event",
+        about: policy::event::ABOUT,
+        run: |say| Box::pin(std::future::ready(policy::event::run(say))),
+    },
+    Benchmark {
+        id: policy::memory::ID,
+        name: "policy_memory",
+        about: policy::memory::ABOUT,
+        run: |say| Box::pin(policy::memory::run(say)),
+    },
+    Benchmark {
+        id: policy::maps::ID,
+        name: "policy_maps",
+        about: policy::maps::ABOUT,
+        run: |say| Box::pin(std::future::ready(policy::maps::run(say))),
+    },
 ];
 
 /// A VPC with these machines, name and instance type, in which EC2 answers at once: its latency is not measured.

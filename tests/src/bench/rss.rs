@@ -62,7 +62,10 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
 }
 
 /// `RssAnon` of `/proc/PID/status` (proc(5)), in MiB.
-fn anonymous(pid: u32) -> Result<f64, BenchError> {
+///
+/// # Errors
+/// [`BenchError::Memory`] if the file cannot be read.
+pub fn anonymous(pid: u32) -> Result<f64, BenchError> {
     let path = format!("/proc/{pid}/status");
     let unreadable = |reason: String| BenchError::Memory { path: path.clone(), reason };
     let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;

@@ -63,7 +63,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let mut out = std::io::stdout();
     if arguments.list {
         for benchmark in ALL {
-            writeln!(out, "{:6} {:12} {}", benchmark.id, benchmark.name, benchmark.about)?;
+            writeln!(out, "{:14} {:14} {}", benchmark.id, benchmark.name, benchmark.about)?;
         }
         return Ok(true);
     }
