@@ -93,8 +93,9 @@ fn compared(enforced: Answer, full: Answer) -> Judgement {
 /// is seen; what would have happened is told, unless it is the same.
 fn audited(full: Answer) -> Judgement {
     let enforced = match &full.verdict {
-        Verdict::Allow => return full.into(),
-        Verdict::Deny | Verdict::Defer => Answer::new(Verdict::Allow, Reason::NoPolicy),
+        // What is left to the backends is judged, and told, once more there.
+        Verdict::Allow | Verdict::Defer => return full.into(),
+        Verdict::Deny => Answer::new(Verdict::Allow, Reason::NoPolicy),
         Verdict::Redirect(proxied) => {
             let passes = Proxied { rules: proxied.rules.clone(), otherwise: Outcome::Allow(Reason::NoPolicy) };
             Answer::new(Verdict::Redirect(passes), full.reason.clone())

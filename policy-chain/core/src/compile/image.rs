@@ -276,10 +276,9 @@ pub fn audited(judgement: Judgement) -> Judgement {
         None => judgement,
     };
     match &full.verdict {
-        Verdict::Allow => full,
-        Verdict::Deny | Verdict::Defer => {
-            Judgement { verdict: Verdict::Allow, reason: Reason::NoPolicy, audit: Some(Box::new(full)) }
-        }
+        // A deferred flow is judged, and recorded, where its backend can be seen.
+        Verdict::Allow | Verdict::Defer => full,
+        Verdict::Deny => Judgement { verdict: Verdict::Allow, reason: Reason::NoPolicy, audit: Some(Box::new(full)) },
         Verdict::Redirect(proxied) => Judgement {
             verdict: Verdict::Redirect(Proxied {
                 rules: proxied.rules.clone(),
