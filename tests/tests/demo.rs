@@ -14,8 +14,8 @@ use serde_json::Value;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Binaries;
 use sluice_vpcsim::world::BASE_DIR;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
@@ -66,15 +66,30 @@ fn of_worlds(owner: u32) -> (BTreeSet<String>, BTreeSet<String>) {
 }
 
 /// A demo that runs.
-fn start() -> Child {
+fn start(options: &[&str]) -> Child {
     let mut command = Command::new(Binaries::find("sluice").unwrap());
-    command.args(["demo", "--json"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["demo", "--json"]).args(options).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.kill_on_drop(true).spawn().unwrap()
 }
 
 fn as_before(before: &Machine, demo: u32) {
     assert_eq!(*before, Machine::now(), "the machine is not as it was");
     assert_eq!(of_worlds(demo), Default::default(), "something of the demo's is left");
+}
+
+/// Waits until the demo says so; what it says after is still to be read.
+async fn told(demo: &mut Child, what: &str) -> Lines<BufReader<ChildStderr>> {
+    let mut progress = BufReader::new(demo.stderr.take().unwrap()).lines();
+    let waiting = async {
+        while let Some(line) = progress.next_line().await.unwrap() {
+            if line.contains(what) {
+                return;
+            }
+        }
+        panic!("the demo ended and did not say {what:?}");
+    };
+    timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("the demo does not say {what:?}"));
+    progress
 }
 
 /// SPECIFICATION P-01.
@@ -85,7 +100,7 @@ async fn p01_the_demo_holds_and_leaves_nothing() {
     }
     let _alone = MACHINE.lock().await;
     let before = Machine::now();
-    let demo = start();
+    let demo = start(&[]);
     let pid = demo.id().unwrap();
     let output = timeout(LIMIT, demo.wait_with_output()).await.expect("the demo takes too long").unwrap();
     let progress = String::from_utf8_lossy(&output.stderr);
@@ -108,18 +123,9 @@ async fn p01_an_interrupted_demo_says_so_and_leaves_nothing() {
     }
     let _alone = MACHINE.lock().await;
     let before = Machine::now();
-    let mut demo = start();
+    let mut demo = start(&[]);
     let pid = demo.id().unwrap();
-    let mut progress = BufReader::new(demo.stderr.take().unwrap()).lines();
-    let running = async {
-        while let Some(line) = progress.next_line().await.unwrap() {
-            if line.contains("sluice-ipamd runs") {
-                return;
-            }
-        }
-        panic!("the demo ended before ipamd ran");
-    };
-    timeout(LIMIT, running).await.expect("ipamd does not run");
+    let mut progress = told(&mut demo, "sluice-ipamd runs").await;
     let (directories, processes) = of_worlds(pid);
     assert!(!directories.is_empty() && processes.len() >= 2, "{directories:?} {processes:?}");
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
@@ -132,5 +138,33 @@ async fn p01_an_interrupted_demo_says_so_and_leaves_nothing() {
     });
     assert_eq!(status.await.expect("the demo does not end").code(), Some(130));
     assert_eq!(rest, "", "an interrupted demo has found nothing");
+    as_before(&before, pid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p01_a_kept_demo_runs_on_until_it_is_interrupted() {
+    if !privileged() {
+        return;
+    }
+    let _alone = MACHINE.lock().await;
+    let before = Machine::now();
+    let mut demo = start(&["--keep"]);
+    let pid = demo.id().unwrap();
+    let mut stdout = demo.stdout.take().unwrap();
+    let mut progress = told(&mut demo, "Everything stays up").await;
+    let daemons = of_worlds(pid).1.into_iter().filter(|pid| {
+        let program = std::fs::read_link(Path::new("/proc").join(pid).join("exe")).unwrap_or_default();
+        program.file_name().is_some_and(|name| name == "sluice-ipamd")
+    });
+    assert_eq!(daemons.count(), 2, "there is a node without ipamd to look at");
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
+    let mut report = Vec::new();
+    let status = timeout(LIMIT, async {
+        while progress.next_line().await.unwrap().is_some() {}
+        stdout.read_to_end(&mut report).await.unwrap();
+        demo.wait().await.unwrap()
+    });
+    assert_eq!(status.await.expect("the demo does not end").code(), Some(0), "the matrix was as it has to be");
+    serde_json::from_slice::<Value>(&report).expect("standard output is JSON and nothing else");
     as_before(&before, pid);
 }

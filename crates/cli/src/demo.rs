@@ -7,9 +7,10 @@ mod tables;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_vpcsim::deployment::Binaries;
+use sluice_vpcsim::deployment::{Binaries, Deployment};
 use sluice_vpcsim::world::World;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -85,8 +86,10 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
         Err(error) => return failed(progress, &error),
     };
     let mut world = None;
+    // The daemons end with this: before the world does, and not while it is kept for a look around.
+    let mut running = Vec::new();
     let outcome = tokio::select! {
-        outcome = play(&mut world, options, progress, out) => outcome,
+        outcome = play(&mut world, &mut running, options, progress, out) => outcome,
         () = interrupt.wait() => {
             progress.line("interrupted: taking everything down");
             down(world).await;
@@ -116,12 +119,14 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
         hints(world, progress);
         interrupt.wait().await;
     }
+    drop(running);
     down(world).await;
     code
 }
 
 async fn play(
     world: &mut Option<World>,
+    running: &mut Vec<Arc<Deployment>>,
     options: &Options,
     progress: &Progress,
     out: Paint,
@@ -137,6 +142,7 @@ async fn play(
     };
     let mut report = Report::default();
     let mut stage = Stage::set(world, &binaries, progress).await?;
+    running.extend(stage.deployments.values().cloned());
     stage.pods(progress).await?;
     report.nodes = stage.node_rows().await?;
     show(tables::nodes(&report.nodes, out));
