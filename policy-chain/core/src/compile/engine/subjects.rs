@@ -116,10 +116,12 @@ impl Engine {
             self.subjects.insert(key.clone(), subject);
             programs.insert(key.clone());
         }
-        // One policy at a time, for all pods.
+        // One policy at a time, for all the other pods that it may select.
         for id in &policies {
             let policy = self.cluster.policies.get(id).cloned();
-            let keys: Vec<PodKey> = self.subjects.keys().cloned().collect();
+            let meant = |key: &&PodKey| id.namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace);
+            let keys: Vec<PodKey> =
+                self.subjects.keys().filter(meant).filter(|key| !whole.contains(*key)).cloned().collect();
             for key in keys {
                 let Some(pod) = self.subjects.get(&key).map(|subject| Arc::clone(&subject.pod)) else { continue };
                 for direction in Direction::BOTH {
