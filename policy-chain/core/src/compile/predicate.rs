@@ -23,7 +23,7 @@ pub enum Predicate {
     Block {
         /// The block.
         cidr: IpNet,
-        /// Left out; sorted, without doubles.
+        /// Left out; sorted, none inside of another.
         except: Vec<IpNet>,
         /// Whether the addresses of managed pods and nodes count (not in cilium.io rules, DESIGN 6.2).
         managed: bool,
@@ -143,7 +143,10 @@ const fn is_entity(entity: Entity, kind: &Kind<'_>, v4: bool, api_server: bool) 
     }
 }
 
-/// Whether all of a prefix is in a block; one that is partly in it is not.
+/// Whether all of a prefix is in a block; one that is partly in it is not. The exceptions are sorted, and none is inside of
+/// another: only the last that is not after the prefix can contain it.
 pub(super) fn in_block(cidr: &IpNet, except: &[IpNet], prefix: &IpNet) -> bool {
-    cidr.contains(prefix) && !except.iter().any(|except| except.contains(prefix))
+    let before = except.partition_point(|one| one <= prefix);
+    let nearest = before.checked_sub(1).and_then(|at| except.get(at));
+    cidr.contains(prefix) && !nearest.is_some_and(|except| except.contains(prefix))
 }

@@ -7,6 +7,7 @@ mod pattern;
 mod request;
 mod rule;
 
+pub use pattern::Budget;
 pub use request::{BadRequest, Field, RawRequest, Request, Version};
 pub(in crate::l7) use rule::first_match;
 pub use rule::{

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use serde_json::{Map, Value};
 
 use super::{Issue, Severity};
+use crate::l7::http::Budget;
 use crate::model::{Text, Unusable, Usable};
 
 /// Faults of one object that are told; those after are only counted.
@@ -18,6 +19,8 @@ const SHOWN: usize = 80;
 pub struct Report {
     issues: Vec<Issue>,
     more: usize,
+    /// What the object's regular expressions may still take.
+    pub(super) expressions: Budget,
 }
 
 impl Report {

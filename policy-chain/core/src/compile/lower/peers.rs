@@ -71,7 +71,8 @@ impl Lowering<'_> {
 
     fn cilium_blocks(&self, networks: &[IpNet], except: &[IpNet]) -> Vec<Predicate> {
         let managed = self.settings.cilium_cidrs_match_managed;
-        networks.iter().filter_map(|network| block(*network, except, managed)).collect()
+        let exceptions = exceptions(except);
+        networks.iter().filter_map(|network| block(*network, &exceptions, managed)).collect()
     }
 }
 
@@ -89,7 +90,7 @@ pub(super) fn network_peers(peers: &NetworkPeers, namespace: Option<&Text>) -> P
                 };
                 predicates.push(Predicate::Pods { namespaces, pods: pods.clone() });
             }
-            NetworkPeer::IpBlock { cidr, except } => predicates.extend(block(*cidr, except, true)),
+            NetworkPeer::IpBlock { cidr, except } => predicates.extend(block(*cidr, &exceptions(except), true)),
             NetworkPeer::Names(patterns) => predicates.extend(patterns.iter().cloned().map(Predicate::Name)),
         }
     }
@@ -118,25 +119,23 @@ pub(super) fn cluster_peers(peers: &[ClusterPeer]) -> Peers {
     Peers::of(predicates)
 }
 
+/// Exceptions in order, without those inside of others: no two have an address in common.
+fn exceptions(except: &[IpNet]) -> Vec<IpNet> {
+    let mut all: Vec<IpNet> = except.iter().map(IpNet::trunc).collect();
+    // A network comes before all that is inside of it, and nothing else comes between.
+    all.sort_unstable();
+    all.dedup_by(|network, before| before.contains(&*network));
+    all
+}
+
 /// A block in the one form that it has as a predicate: exceptions that say nothing are left out. None if nothing is left.
-fn block(cidr: IpNet, except: &[IpNet], managed: bool) -> Option<Predicate> {
+fn block(cidr: IpNet, exceptions: &[IpNet], managed: bool) -> Option<Predicate> {
     let cidr = cidr.trunc();
-    let mut inside = Vec::new();
-    for network in except.iter().map(IpNet::trunc) {
-        if network.contains(&cidr) {
-            return None;
-        }
-        if cidr.contains(&network) {
-            inside.push(network);
-        }
+    let (before, after) = exceptions.split_at_checked(exceptions.partition_point(|one| *one <= cidr))?;
+    if before.last().is_some_and(|one| one.contains(&cidr)) {
+        return None;
     }
-    inside.sort_unstable();
-    inside.dedup();
-    let except = inside
-        .iter()
-        .filter(|network| !inside.iter().any(|wider| wider != *network && wider.contains(*network)))
-        .copied()
-        .collect();
+    let except = after.iter().take_while(|one| cidr.contains(*one)).copied().collect();
     Some(Predicate::Block { cidr, except, managed })
 }
 

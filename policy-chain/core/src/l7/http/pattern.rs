@@ -6,6 +6,22 @@ use regex::bytes::{Regex, RegexBuilder};
 const MAX_LENGTH: usize = 8192;
 /// Most memory of a compiled expression. RE2's program of 221 instructions, which Cilium refuses (#41314), needs a tenth.
 const MAX_PROGRAM: usize = 128 << 10;
+/// Sizes of programs that are tried, one after the other: which of them it was is all that one can know of a program.
+const SIZES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, MAX_PROGRAM];
+/// Memory of the programs of one object together. An expression of 20 characters can need a thousand times its own size, and
+/// an object has room for a hundred thousand of them.
+const MAX_PROGRAMS: usize = 16 << 20;
+
+/// Memory that the expressions of one object may still take. Those that were too large in vain have had their part as well:
+/// it is time, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget(usize);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(MAX_PROGRAMS)
+    }
+}
 
 /// An expression that a whole text has to match. Takes time linear in the text's length.
 #[derive(Debug, Clone)]
@@ -19,17 +35,36 @@ pub(super) enum Pattern {
 }
 
 impl Pattern {
-    /// Compiles it.
-    pub(super) fn new(expression: &str) -> Result<Self, String> {
+    /// Compiles it, within what is left.
+    pub(super) fn within(expression: &str, budget: &mut Budget) -> Result<Self, String> {
         if expression.len() > MAX_LENGTH {
             return Err(format!("longer than {MAX_LENGTH} characters"));
         }
         if let Some(simple) = Self::simple(expression) {
             return Ok(simple);
         }
-        // Once alone, so that no parenthesis of it can close ours.
-        compile(expression)?;
-        compile(&format!(r"\A(?:{expression})\z")).map(Self::Regex)
+        for size in SIZES {
+            if size > budget.0 {
+                return Err(format!("the expressions of this object need more than {MAX_PROGRAMS} bytes; split it"));
+            }
+            // Once alone, so that no parenthesis of it can close ours.
+            let alone = compile(expression, size).map(|_| ());
+            match alone.and_then(|()| compile(&format!(r"\A(?:{expression})\z"), size)) {
+                Ok(regex) => {
+                    budget.0 -= size;
+                    return Ok(Self::Regex(regex));
+                }
+                Err(regex::Error::CompiledTooBig(_)) => {}
+                Err(error) => {
+                    budget.0 = budget.0.saturating_sub(expression.len());
+                    // The last line says what is wrong; those before show where, in a picture.
+                    let text = error.to_string();
+                    return Err(text.lines().next_back().unwrap_or_default().trim_start_matches("error: ").to_owned());
+                }
+            }
+        }
+        budget.0 = budget.0.saturating_sub(MAX_PROGRAM);
+        Err(format!("its program is larger than {MAX_PROGRAM} bytes"))
     }
 
     /// Whether all of `text`, printable ASCII, matches.
@@ -84,14 +119,12 @@ impl Pattern {
 
 /// What is matched is ASCII, so classes of ASCII mean the same as Unicode's, and are far smaller; but `\pL` exists in the
 /// latter only.
-pub(super) fn compile(expression: &str) -> Result<Regex, String> {
-    let build = |unicode| {
-        RegexBuilder::new(expression).unicode(unicode).size_limit(MAX_PROGRAM).dfa_size_limit(MAX_PROGRAM).build()
-    };
-    build(false).or_else(|_| build(true)).map_err(|error| match error {
-        regex::Error::CompiledTooBig(limit) => format!("its program is larger than {limit} bytes"),
-        // The last line says what is wrong; those before show where, in a picture.
-        error => error.to_string().lines().next_back().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+pub(super) fn compile(expression: &str, size: usize) -> Result<Regex, regex::Error> {
+    let build =
+        |unicode| RegexBuilder::new(expression).unicode(unicode).size_limit(size).dfa_size_limit(MAX_PROGRAM).build();
+    build(false).or_else(|error| match error {
+        regex::Error::CompiledTooBig(_) => Err(error),
+        _ => build(true),
     })
 }
 

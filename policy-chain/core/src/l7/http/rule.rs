@@ -3,7 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::pattern::Pattern;
+use super::pattern::{Budget, Pattern};
 use super::request::{Request, is_token};
 
 /// Most headers and header matches of a rule together.
@@ -148,12 +148,20 @@ impl HttpRule {
     /// An expression does not compile or would need too much memory, a header name is no token, a header value could not
     /// stand in a message, or an action needs a value that is not there.
     pub fn new(spec: HttpRuleSpec) -> Result<Self, InvalidHttpRule> {
+        Self::within(spec, &mut Budget::default())
+    }
+
+    /// Compiles one rule of several, whose expressions have a budget together.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; or the budget is used up.
+    pub fn within(spec: HttpRuleSpec, budget: &mut Budget) -> Result<Self, InvalidHttpRule> {
         let wrong = |field: String, reason: String| Err(InvalidHttpRule { field, reason });
-        let pattern = |field: &str, value: &Option<String>| match value.as_deref() {
+        let mut pattern = |field: &str, value: &Option<String>| match value.as_deref() {
             None | Some("") => Ok(None),
-            Some(expression) => {
-                Pattern::new(expression).map(Some).map_err(|reason| InvalidHttpRule { field: field.to_owned(), reason })
-            }
+            Some(expression) => Pattern::within(expression, budget)
+                .map(Some)
+                .map_err(|reason| InvalidHttpRule { field: field.to_owned(), reason }),
         };
         let path = pattern("path", &spec.path)?;
         let method = pattern("method", &spec.method)?;

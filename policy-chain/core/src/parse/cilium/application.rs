@@ -234,7 +234,7 @@ fn http_rule(cursor: &Cursor<'_>, report: &mut Report) -> Usable<HttpRule> {
     };
     faults.keep(fields.finish(report));
     let spec = faults.or(HttpRuleSpec { path, method, host, headers, header_matches })?;
-    HttpRule::new(spec).map_err(|error| {
+    HttpRule::within(spec, &mut report.expressions).map_err(|error| {
         let value = cursor.value.get(&error.field).map(|value| format!("{}: ", shown(value))).unwrap_or_default();
         // Of the lines that a regular expression's fault has, the last one says what it is.
         let reason = error.reason.lines().next_back().unwrap_or_default().trim_start_matches("error: ");

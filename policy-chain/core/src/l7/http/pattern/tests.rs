@@ -1,6 +1,23 @@
 use proptest::prelude::*;
 
-use super::{Pattern, compile};
+use super::{Budget, MAX_PROGRAM, MAX_PROGRAMS, Pattern, SIZES, compile};
+
+fn compiled(expression: &str) -> Result<Pattern, String> {
+    Pattern::within(expression, &mut Budget::default())
+}
+
+#[test]
+fn the_expressions_of_an_object_have_a_budget() {
+    let mut budget = Budget::default();
+    let fits = (0..10_000).take_while(|number| Pattern::within(&format!("[a-z]{number}"), &mut budget).is_ok()).count();
+    assert_eq!(fits, MAX_PROGRAMS / SIZES[0]);
+    assert!(Pattern::within("[a-z]", &mut budget).unwrap_err().contains("split"));
+    assert!(Pattern::within("/texts/.*", &mut budget).is_ok(), "a text needs no program");
+    // What is too large is not tried for ever.
+    let mut budget = Budget::default();
+    let reasons = (0..10_000).map(|_| Pattern::within("((a{99}){99}){99}", &mut budget).unwrap_err());
+    assert_eq!(reasons.filter(|reason| reason.contains("its program")).count(), MAX_PROGRAMS / MAX_PROGRAM);
+}
 
 #[test]
 fn an_expression_matches_a_whole_text() {
@@ -31,7 +48,7 @@ fn an_expression_matches_a_whole_text() {
         ),
         ("/a%2Fb", &["/a%2Fb"], &["/a/b"]),
     ] {
-        let pattern = Pattern::new(expression).unwrap();
+        let pattern = compiled(expression).unwrap();
         for text in matching {
             assert!(pattern.matches(text), "{expression} {text}");
         }
@@ -47,19 +64,19 @@ fn what_does_not_stand_alone_is_refused() {
     for expression in
         ["a)|(b", ")", "(", "[", "*a", "a**b(", r"\", "a{2", r"(?P<", r"\Q", r"(a)\1", "(?=a)", "(?x) a # b"]
     {
-        assert!(Pattern::new(expression).is_err(), "{expression}");
+        assert!(compiled(expression).is_err(), "{expression}");
     }
 }
 
 #[test]
 fn large_programs_are_refused_with_a_reason() {
     for expression in ["(((a{100}){100}){100}){100}", "((.*){1000}){1000}", "(?:a?){60000}", r"[\pL\pN]{1000}"] {
-        let reason = Pattern::new(expression).unwrap_err();
+        let reason = compiled(expression).unwrap_err();
         assert!(reason.contains("larger than 131072 bytes"), "{expression}: {reason}");
     }
     let deep = format!("{}{}", "(".repeat(4000), ")".repeat(4000));
-    assert!(Pattern::new(&deep).is_err());
-    let reason = Pattern::new(&"a".repeat(8193)).unwrap_err();
+    assert!(compiled(&deep).is_err());
+    let reason = compiled(&"a".repeat(8193)).unwrap_err();
     assert!(reason.contains("8192"), "{reason}");
 }
 
@@ -67,7 +84,7 @@ fn large_programs_are_refused_with_a_reason() {
 #[test]
 fn programs_beyond_re2s_limit_are_no_problem() {
     let hosts: Vec<_> = (0..60).map(|number| format!("host-{number}[.]example[.]com(:443)?")).collect();
-    let pattern = Pattern::new(&hosts.join("|")).unwrap();
+    let pattern = compiled(&hosts.join("|")).unwrap();
     assert!(pattern.matches("host-59.example.com:443"));
     assert!(!pattern.matches("host-60.example.com"));
 }
@@ -77,7 +94,7 @@ fn programs_beyond_re2s_limit_are_no_problem() {
 fn hostile_expressions_take_linear_time() {
     let text = "a".repeat(20_000);
     for expression in ["(a+)+b", "(a|a)*b", "(a*)*b", ".*a.*a.*a.*a.*a.*a.*b", "(.*a){12}b", "(?:a?){50}a{50}b"] {
-        assert!(!Pattern::new(expression).unwrap().matches(&text), "{expression}");
+        assert!(!compiled(expression).unwrap().matches(&text), "{expression}");
     }
 }
 
@@ -95,7 +112,7 @@ proptest! {
     #[test]
     fn what_needs_no_automaton_means_the_same(expression in expressions(), texts in prop::collection::vec("[ab/.*#-]{0,6}", 8)) {
         if let Some(simple) = Pattern::simple(&expression) {
-            let regex = compile(&format!(r"\A(?:{expression})\z"));
+            let regex = compile(&format!(r"\A(?:{expression})\z"), MAX_PROGRAM);
             prop_assert!(regex.is_ok(), "{} is no expression", expression);
             let regex = regex.unwrap();
             for text in texts.iter().chain([&expression, &expression.replace(".*", "ab"), &expression.replace('\\', "")]) {
@@ -106,7 +123,7 @@ proptest! {
 
     #[test]
     fn nothing_panics(expression in "\\PC{0,40}|[ -~]{0,40}", text in "[ -~]{0,40}") {
-        if let Ok(pattern) = Pattern::new(&expression) {
+        if let Ok(pattern) = compiled(&expression) {
             std::hint::black_box(pattern.matches(&text));
         }
     }
