@@ -178,7 +178,6 @@ pub(crate) const WANTED: &[&str] = &[
     "ingress, own node: allow",
     "ingress, own node: deny",
     "pod audit: deny instead of allow",
-    "pod audit: defer instead of allow",
     "pod audit: redirect instead of redirect",
     "policy audit: allow instead of allow",
     "policy audit: allow instead of deny",
