@@ -23,6 +23,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("sluice-eni", &["sluice-contract", "sluice-hostnet"]),
     ("sluice-policy-core", &["sluice-contract"]),
+    ("sluice-policy-bpf", &["sluice-contract", "sluice-hostnet", "sluice-policy-core"]),
+    ("sluice-policy", &["sluice-contract", "sluice-hostnet"]),
+    ("sluice-policyd", &["sluice-contract", "sluice-hostnet", "sluice-policy-core", "sluice-policy-bpf"]),
     ("sluice", &["sluice-contract", "sluice-hostnet", "sluice-policy-core", "sluice-vpcsim"]),
 ];
 
@@ -35,6 +38,8 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-hostnet", &["aws-*", "kube", "aya", "hyper"], "plugins are built on it"),
     ("sluice-vpcsim", &["aws-*", "kube", "aya"], "it is what those talk to"),
     ("sluice-eni", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),
+    ("sluice-policy", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),
+    ("sluice-policyd", &["aws-*"], "EC2's SDK is seen by sluice-ipamd-ec2 alone"),
     ("sluice", &["aws-*"], "EC2's SDK is seen by sluice-ipamd-ec2 alone"),
 ];
 

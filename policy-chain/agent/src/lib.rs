@@ -1,0 +1,1 @@
+//! The policy agent of a node.

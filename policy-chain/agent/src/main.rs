@@ -1,0 +1,3 @@
+//! The policy agent of a node.
+
+fn main() {}

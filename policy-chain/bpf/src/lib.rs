@@ -1,0 +1,1 @@
+//! Policy in the kernel: eBPF programs, their maps, and how they are attached.
