@@ -1,1 +1,15 @@
-//! The policy agent of a node.
+//! The policy agent of a node: it keeps the gates of the node's pods as the cluster's policies want them, and has a gate
+//! ready before a pod's first packet.
+//!
+//! ```text
+//! source (Kubernetes API, or files) ── Told ──> daemon's loop ── Operation ──> gates in the kernel
+//!                                                 ▲      │ the engine of policy-core
+//!              sluice-policy ── ADD, DEL ──> rpc ──┘      └── endpoints, checkpoint, journal on disk
+//! ```
+//!
+//! One task owns the state. The [`cluster::Cluster`] and [`datapath::Datapath`] seams let it run in virtual time against
+//! models as it runs on a node.
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod datapath;

@@ -1,0 +1,163 @@
+//! The `Datapath` seam: the gates in the kernel.
+//!
+//! Two implementations exist: one over `sluice_policy_bpf::Gate`, and a model for tests that judges
+//! packets as the programs do. Both carry out; what is to be done is decided by the engine and the daemon's loop.
+//!
+//! The promise that all of it stands on: **an interface that was bound once lets nothing pass that its pod's endpoint does
+//! not**, whatever happens to this process, until the interface is gone.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::IpAddr;
+
+use sluice_contract::id::IfName;
+use sluice_policy_core::cluster::PodKey;
+use sluice_policy_core::compile::diff::Operation;
+use sluice_policy_core::compile::image::Image;
+
+/// The host's side of one interface of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index on the host.
+    pub index: u32,
+    /// Its name on the host.
+    pub name: IfName,
+    /// The addresses of the pod behind it.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What the pinned maps held when they were opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Whether there were pinned maps at all.
+    pub pinned: bool,
+    /// Gates by index of the host's interface, with the revision that each has.
+    pub endpoints: BTreeMap<u32, u64>,
+    /// The greatest number of an identity, in any map.
+    pub identity: u32,
+    /// The greatest number of a policy.
+    pub policy: u32,
+    /// The greatest number of a row.
+    pub row: u32,
+    /// The greatest number of a decision.
+    pub decision: u32,
+}
+
+/// Why a write to the kernel's maps failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The map is full.
+    #[error("the map {map} is full: it holds {limit} entries")]
+    Full {
+        /// Its name.
+        map: &'static str,
+        /// Entries that it can hold.
+        limit: u32,
+    },
+    /// The kernel refused.
+    #[error("{action} failed")]
+    Kernel {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Why an interface could not be attached to or looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such interface: the pod has gone.
+    #[error("the interface {name} (index {index}) is gone")]
+    Gone {
+        /// Its name.
+        name: IfName,
+        /// Its index.
+        index: u32,
+    },
+    /// The kernel refused.
+    #[error("{action} failed")]
+    Kernel {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Something that a gate saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Index of the host's interface.
+    pub index: u32,
+    /// The number of the decision; 0 where none was found.
+    pub decision: u32,
+    /// What happened to the packet, e.g. `drop`.
+    pub verdict: &'static str,
+    /// Why a packet was dropped that no decision was found for, e.g. `unknown_endpoint`; empty otherwise.
+    pub cause: &'static str,
+    /// The packet in words: `10.0.0.1:4242 -> 10.0.0.2:80 TCP`.
+    pub flow: String,
+}
+
+/// The gates of the node.
+///
+/// Between [`Datapath::bind`] and [`Datapath::attach`], and wherever something is missing, packets are dropped.
+pub trait Datapath: Send + 'static {
+    /// Carries out an operation. [`Operation::SetEndpoint`] of a pod to which no interface is bound is remembered and
+    /// written when one is; it also opens an endpoint that was locked down. [`Operation::RemoveEndpoint`] makes the pod's
+    /// interfaces drop.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; nothing was written then.
+    fn apply(&mut self, operation: &Operation) -> Result<(), ApplyError>;
+
+    /// The interface belongs to the pod from now on. If the pod's endpoint is not known yet, an entry that the
+    /// maps have for the interface already (from before a restart) stays as it is, and one that they have not stays
+    /// missing: its packets are dropped. Binding the same again changes nothing but the addresses.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the interface drops then.
+    fn bind(&mut self, pod: &PodKey, interface: &Interface) -> Result<(), ApplyError>;
+
+    /// The interface belongs to nobody from now on: it drops everything for as long as it is there. Programs stay
+    /// attached. An interface that is not bound, or gone, is success.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    fn unbind(&mut self, index: u32) -> Result<(), ApplyError>;
+
+    /// The pod's interfaces drop everything, established flows too, until the next [`Operation::SetEndpoint`] of the pod.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    fn lock_down(&mut self, pod: &PodKey) -> Result<(), ApplyError>;
+
+    /// Puts the gate's programs on both directions of a bound interface, in place of the drop program if that is there.
+    /// Programs that are there already stay. Where nothing is there the interface passes no packet in between.
+    fn attach(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send;
+
+    /// What is missing or foreign at an interface, in words; empty when its gate is as it should be.
+    fn check(&mut self, interface: &Interface) -> impl Future<Output = Result<Vec<String>, AttachError>> + Send;
+
+    /// Removes everything from the pinned maps that `image` has not; the entries of interfaces that are not bound, and of
+    /// bound ones whose pod has no endpoint in it, drop from then on. After the first whole image has been applied.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; what was not removed is removed by the next call.
+    fn sweep(&mut self, image: &Image) -> Result<(), ApplyError>;
+
+    /// What the gates have seen since the last call, a bounded number; more may be there.
+    fn seen(&mut self) -> Vec<Seen>;
+
+    /// Packets by number of the decision, since the maps were made.
+    fn counters(&mut self) -> BTreeMap<u32, u64>;
+
+    /// Packets dropped by cause, since the maps were made.
+    fn drops(&mut self) -> BTreeMap<&'static str, u64>;
+
+    /// Forgets flows that have ended, a bounded number at a time. To be called every few seconds.
+    fn expire(&mut self);
+}
