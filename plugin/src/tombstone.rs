@@ -93,7 +93,7 @@ mod tests {
         let found: Vec<_> = names.iter().filter(|name| is_tombstone(name)).collect();
         assert_eq!(found.len(), 1, "{names:?}");
         assert_eq!(names.len(), 2, "{names:?}");
-        assert_eq!(from_json(&std::fs::read(found[0]).unwrap()).unwrap(), request);
+        assert_eq!(from_json::<DelRequest>(&std::fs::read(found[0]).unwrap()).unwrap(), request);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -21,6 +21,31 @@ pub const TOMBSTONE_DIR: &str = "/run/sluice/tombstones";
 /// A mark that ipamd leaves when it has become ready for the first time since the node booted; STATUS of the plugin
 /// looks at nothing else (DESIGN 5).
 pub const IPAMD_READY: &str = "/run/sluice/ready";
+/// The socket on which policyd serves the chained plugin.
+pub const POLICYD_SOCKET: &str = "/run/sluice/policyd.sock";
+/// Directory of policyd's own state: checkpoint, snapshot, ready mark, tombstones.
+pub const POLICY_DIR: &str = "/run/sluice/policy";
+/// A mark that policyd leaves when policy is in force for the first time since the node booted; STATUS of the chained
+/// plugin looks at nothing else (DESIGN 5).
+pub const POLICYD_READY: &str = "/run/sluice/policy/ready";
+/// Where the chained plugin leaves a DEL that policyd could not be told of: one file an attachment.
+pub const POLICY_TOMBSTONE_DIR: &str = "/run/sluice/policy/tombstones";
+/// Our directory in the file system of BPF objects; in it, one directory a layout.
+pub const BPF_DIR: &str = "/sys/fs/bpf/sluice";
+/// The layout of pinned maps and programs. A change of any key, value or meaning raises it.
+pub const GATE_LAYOUT: u32 = 1;
+/// Where the pins of [`GATE_LAYOUT`] are: maps by name, `programs/`, `links/`.
+pub const GATE_DIR: &str = "/sys/fs/bpf/sluice/1";
+/// The pinned program that drops every packet: what the primary plugin puts on both hooks of a pod's host interface
+/// before anything can reach the pod.
+pub const DROP_PROGRAM: &str = "/sys/fs/bpf/sluice/1/programs/drop";
+/// Priority of the gate's tc filters, the lowest number: before all others.
+pub const GATE_FILTER_PRIORITY: u16 = 1;
+/// Handle of the gate's tc filters: with interface, hook and priority it names the filter, so that one program replaces
+/// another in one step.
+pub const GATE_FILTER_HANDLE: u32 = 1;
+/// TCP port of policyd's Prometheus metrics, on all addresses.
+pub const POLICYD_METRICS_PORT: u16 = 9962;
 /// The conflist that `sluice install` writes; runtimes load the first by name.
 pub const CONFLIST: &str = "/etc/cni/net.d/00-sluice.conflist";
 /// TCP port of ipamd's Prometheus metrics, on all addresses.
@@ -132,6 +157,12 @@ mod tests {
         assert_eq!(route_table(0, 14), 15);
         assert_eq!(route_table(1, 0), 10_100);
         assert_eq!(route_table(3, 2), 10_302);
+    }
+
+    #[test]
+    fn the_pins_are_those_of_the_layout() {
+        assert_eq!(GATE_DIR, format!("{BPF_DIR}/{GATE_LAYOUT}"));
+        assert_eq!(DROP_PROGRAM, format!("{GATE_DIR}/programs/drop"));
     }
 
     #[test]

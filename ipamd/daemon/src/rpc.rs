@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sluice_contract::rpc::{
-    FrameError, Hello, ProtocolRange, Refusal, RefusalCode, Reply, Request, decode, encode, frame_length,
+    FrameError, Hello, Outcome, ProtocolRange, Refusal, RefusalCode, Reply, Request, decode, encode, frame_length,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -296,7 +296,7 @@ fn encode_reply(reply: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     match encode(reply) {
         Err(FrameError::TooLong { length }) => {
             let message = format!("the reply would take {length} bytes, more than a frame holds");
-            encode(&Reply::Refused(Refusal::new(RefusalCode::Other, message)))
+            encode(&Reply::<Outcome>::Refused(Refusal::new(RefusalCode::Other, message)))
         }
         frame => frame,
     }

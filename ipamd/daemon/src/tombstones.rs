@@ -86,7 +86,7 @@ fn read_one(path: &Path) -> Option<DelRequest> {
     });
     let why = match content {
         Ok(content) if content.len() as u64 > SIZE_LIMIT => "it is too long".to_owned(),
-        Ok(content) => match from_json(&content) {
+        Ok(content) => match from_json::<DelRequest>(&content) {
             Ok(request) => return Some(request),
             Err(error) => ErrorChain(&error).to_string(),
         },

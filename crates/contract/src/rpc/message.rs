@@ -47,14 +47,15 @@ impl Hello {
     }
 }
 
-/// What a plugin asks, and how long it will wait for the answer.
+/// What a plugin asks, and how long it will wait for the answer. `C` is the questions of one socket: [`Call`] of
+/// ipamd's, [`PolicyCall`](super::PolicyCall) of policyd's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
+pub struct Request<C = Call> {
     /// Milliseconds that the plugin will wait from now; the daemon answers before, with a refusal if need be.
     pub deadline_ms: u64,
     /// The question.
     #[serde(flatten)]
-    pub call: Call,
+    pub call: C,
 }
 
 /// The questions that ipamd answers.
@@ -168,12 +169,13 @@ pub struct StatusReply {
     pub assigned: u32,
 }
 
-/// What a daemon answers.
+/// What a daemon answers. `O` is the answers of one socket: [`Outcome`] of ipamd's,
+/// [`PolicyOutcome`](super::PolicyOutcome) of policyd's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reply {
+pub enum Reply<O = Outcome> {
     /// It was done.
-    Done(Outcome),
+    Done(O),
     /// It was not; nothing has changed.
     Refused(Refusal),
 }
@@ -216,7 +218,8 @@ pub enum RefusalCode {
     UnknownAttachment,
     /// The daemon has not yet been ready since the node booted.
     NotReady,
-    /// The policy of the pod is not in force yet (policyd).
+    /// The policy of the pod is not in force yet: policyd does not know the pod, is not synchronised, or a map is full;
+    /// or its drop program is not there to be attached.
     PolicyNotReady,
     /// No protocol version is common to both sides.
     VersionSkew,

@@ -1,29 +1,32 @@
-//! Tombstones: a DEL that the primary plugin could not bring to ipamd, left as a file in
-//! [`crate::node::TOMBSTONE_DIR`] for ipamd to find.
+//! Tombstones: a DEL that a plugin could not bring to its daemon, left as a file for the daemon to find: in
+//! [`crate::node::TOMBSTONE_DIR`] for ipamd, in [`crate::node::POLICY_TOMBSTONE_DIR`] for policyd.
 //!
-//! The plugin writes one file an attachment, named by [`file_name`], whose content is the JSON of its [`DelRequest`]:
+//! The plugin writes one file an attachment, named by [`file_name`], whose content is the JSON of its
+//! [`DelRequest`](super::DelRequest) or [`PolicyDel`](super::PolicyDel):
 //!
 //! 1. create the directory (mode 0700) if it is missing;
 //! 2. open [`LOCK_FILE`] in it (create, mode 0600) and lock it exclusively (`flock`);
 //! 3. write `NAME.tmp`, then rename it to `NAME`; the same attachment overwrites its older tombstone;
 //! 4. close the lock.
 //!
-//! ipamd takes the same lock while it reads and removes them: at start before it serves, on a timer, and for one
+//! The daemon takes the same lock while it reads and removes them: at start before it serves, on a timer, and for one
 //! attachment before that attachment's ADD. A file that cannot be read is renamed to `NAME.bad` and reported; files of other
 //! names are let alone.
 
 use std::path::Path;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha1::{Digest, Sha1};
 
-use super::{DelRequest, FrameError};
+use super::FrameError;
 use crate::id::Attachment;
 use crate::node::hex;
 
 /// The file whose `flock` guards the directory.
 pub const LOCK_FILE: &str = ".lock";
 
-/// The longest tombstone that ipamd reads, in bytes.
+/// The longest tombstone that a daemon reads, in bytes.
 pub const SIZE_LIMIT: u64 = 16 * 1024;
 
 /// What the names of tombstones end in.
@@ -52,15 +55,15 @@ pub fn is_tombstone(name: &Path) -> bool {
 ///
 /// # Errors
 /// [`FrameError::Json`] when a field cannot be written as JSON.
-pub fn to_json(request: &DelRequest) -> Result<Vec<u8>, FrameError> {
+pub fn to_json<D: Serialize>(request: &D) -> Result<Vec<u8>, FrameError> {
     serde_json::to_vec(request).map_err(FrameError::Json)
 }
 
 /// Reads the content of a tombstone.
 ///
 /// # Errors
-/// [`FrameError::Json`] when it is not a [`DelRequest`].
-pub fn from_json(content: &[u8]) -> Result<DelRequest, FrameError> {
+/// [`FrameError::Json`] when it is not a `D`.
+pub fn from_json<D: DeserializeOwned>(content: &[u8]) -> Result<D, FrameError> {
     serde_json::from_slice(content).map_err(FrameError::Json)
 }
 
@@ -68,6 +71,7 @@ pub fn from_json(content: &[u8]) -> Result<DelRequest, FrameError> {
 mod tests {
     use super::*;
     use crate::id::{ContainerId, IfName, NetworkName, PodRef};
+    use crate::rpc::DelRequest;
 
     fn attachment(container: &str, ifname: &str) -> Attachment {
         Attachment {
@@ -95,7 +99,7 @@ mod tests {
             pod: PodRef { namespace: "default".into(), name: "web-0".into(), uid: None },
             add_failed: true,
         };
-        assert_eq!(from_json(&to_json(&request).unwrap()).unwrap(), request);
-        assert!(from_json(b"{\"attachment\":").is_err());
+        assert_eq!(from_json::<DelRequest>(&to_json(&request).unwrap()).unwrap(), request);
+        assert!(from_json::<DelRequest>(b"{\"attachment\":").is_err());
     }
 }
