@@ -1,8 +1,10 @@
 //! The `Cluster` seam: where pods, Services and policies come from, and where what the node finds out goes.
 //!
-//! Two implementations exist: the Kubernetes API, and a directory of YAML files. A source reads
+//! Two implementations exist: the Kubernetes API, and [`directory::Directory`]. A source reads
 //! objects with policy-core's `parse` (one way for files and for the API) and tells them in the order in which they
 //! changed. It decides nothing.
+
+pub mod directory;
 
 use std::fmt;
 use std::future::Future;

@@ -9,7 +9,12 @@
 //!
 //! One task owns the state. The [`cluster::Cluster`] and [`datapath::Datapath`] seams let it run in virtual time against
 //! models as it runs on a node.
-#![forbid(unsafe_code)]
+//!
+//! `unsafe` is needed to have tokio wait for a file descriptor, in one place.
 
 pub mod cluster;
 pub mod datapath;
+pub mod log;
+
+#[cfg(test)]
+mod testing;

@@ -193,6 +193,22 @@ pub enum Object {
     Policy(Policy),
 }
 
+impl Object {
+    /// Which it is.
+    #[must_use]
+    pub fn id(&self) -> ObjectId {
+        match self {
+            Self::Namespace(object) => ObjectId::Namespace(Text::clone(&object.name)),
+            Self::Pod(object) => ObjectId::Pod(object.key.clone()),
+            Self::Node(object) => ObjectId::Node(Text::clone(&object.name)),
+            Self::Service(object) => ObjectId::Service(object.key.clone()),
+            Self::EndpointSlice(object) => ObjectId::EndpointSlice(object.key.clone()),
+            Self::CidrGroup(object) => ObjectId::CidrGroup(Text::clone(&object.name)),
+            Self::Policy(object) => ObjectId::Policy(object.id().clone()),
+        }
+    }
+}
+
 /// Which object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectId {

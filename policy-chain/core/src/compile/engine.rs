@@ -38,7 +38,7 @@ use super::identity::{Classes, Key, Kind, Moves, NONE};
 use super::image::Image;
 use super::predicate::Predicate;
 use super::view::matches;
-use crate::cluster::{Applied, Cluster, Event, Labels, Object, ObjectId, ObjectKey, PodKey};
+use crate::cluster::{Applied, Cluster, Event, Labels, ObjectId, ObjectKey, PodKey};
 use crate::flow::{Judgement, Query};
 use crate::l7::dns::Name;
 use crate::model::cilium::ServiceSelector;
@@ -148,7 +148,7 @@ impl Engine {
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Upsert(object) => {
-                let id = id_of(&object);
+                let id = object.id();
                 self.object(Event::Upsert(object), &id);
             }
             Event::Delete(id) => self.object(Event::Delete(id.clone()), &id),
@@ -603,17 +603,5 @@ impl Engine {
         self.book.settle_groups();
         self.classes.settle();
         self.store.settle();
-    }
-}
-
-fn id_of(object: &Object) -> ObjectId {
-    match object {
-        Object::Namespace(object) => ObjectId::Namespace(Text::clone(&object.name)),
-        Object::Pod(object) => ObjectId::Pod(object.key.clone()),
-        Object::Node(object) => ObjectId::Node(Text::clone(&object.name)),
-        Object::Service(object) => ObjectId::Service(object.key.clone()),
-        Object::EndpointSlice(object) => ObjectId::EndpointSlice(object.key.clone()),
-        Object::CidrGroup(object) => ObjectId::CidrGroup(Text::clone(&object.name)),
-        Object::Policy(object) => ObjectId::Policy(object.id().clone()),
     }
 }
