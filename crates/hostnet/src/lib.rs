@@ -11,8 +11,11 @@
 //! - [`netlink`]: the socket, and what a plugin does with one link.
 //! - [`watch`]: changes as they happen.
 //! - [`nft`], [`sysctl`]: what netlink does not reach.
-#![forbid(unsafe_code)]
+//! - [`tc`], [`bpf`]: programs on the hooks of a link, and how one that is pinned is opened.
+//!
+//! `unsafe` is allowed in [`bpf`] alone, for one call that has no safe door.
 
+pub mod bpf;
 pub mod desired;
 pub mod host;
 pub mod netlink;
@@ -21,4 +24,5 @@ pub mod nft;
 pub mod plan;
 pub mod state;
 pub mod sysctl;
+pub mod tc;
 pub mod watch;

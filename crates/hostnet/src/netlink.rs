@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload, NlasIterator,
+    ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_proto::{ConnectionHandle, NetlinkCodec};
@@ -267,6 +267,12 @@ impl Request {
     /// A question for one object. Without an ack, or there would be two answers.
     pub(crate) const fn get(message: RouteNetlinkMessage) -> Self {
         Self { message, flags: NLM_F_REQUEST }
+    }
+
+    /// A question whose answer old kernels send to nobody but those who listen for changes, unless they are asked to
+    /// echo it (`rtnetlink_send`).
+    pub(crate) const fn echo(message: RouteNetlinkMessage) -> Self {
+        Self { message, flags: NLM_F_REQUEST | NLM_F_ECHO }
     }
 
     fn into_message(self) -> Message {
