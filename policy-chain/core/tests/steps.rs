@@ -17,7 +17,7 @@ use flows::Targets;
 use random::Random;
 use sluice_policy_core::cluster::{Event, Object, ObjectId};
 use sluice_policy_core::compile::diff::diff;
-use sluice_policy_core::compile::engine::Engine;
+use sluice_policy_core::compile::engine::{Checkpoint, Engine, Floor};
 use sluice_policy_core::compile::image::Image;
 use sluice_policy_core::flow::{Judgement, Query, Verdict};
 
@@ -116,6 +116,7 @@ fn numbers(image: &Image) -> BTreeMap<String, u32> {
 
 #[test]
 fn numbers_outlive_a_restart() {
+    let mut reused = (0, 0);
     for seed in 0..cases() / 4 {
         let mut random = Random::new(seed);
         let settings = objects::settings(&mut random);
@@ -132,14 +133,59 @@ fn numbers_outlive_a_restart() {
             events.push(event);
         }
         let text = serde_json::to_string(&engine.checkpoint()).unwrap();
-        let mut restored = Engine::restore(settings, &serde_json::from_str(&text).unwrap());
+        let (old, written) = (engine.image(), serde_json::from_str(&text).unwrap());
+        let floor = floor_of(old);
+        let mut restored = Engine::restore(settings.clone(), &written, floor);
         for event in &events {
             restored.apply(event.clone());
         }
         restored.commit();
         assert_eq!(numbers(engine.image()), numbers(restored.image()), "seed {seed}");
         assert_eq!(engine.checkpoint(), restored.checkpoint(), "seed {seed}");
+        assert!(restored.image().canonical() == old.canonical(), "seed {seed}");
+        nothing_shared(restored.image(), floor);
+        // A form that this program does not know is as good as none: then identities are above the floor too.
+        let unknown = Checkpoint { version: Checkpoint::VERSION + 1, ..written };
+        let mut restored = Engine::restore(settings, &unknown, floor);
+        for event in &events {
+            restored.apply(event.clone());
+        }
+        restored.commit();
+        nothing_shared(restored.image(), floor);
+        let lowest = numbers(restored.image()).values().min().copied();
+        assert!(lowest.is_none_or(|lowest| lowest > floor.identity), "seed {seed}");
+        // What is below is used again once nothing of before is left.
+        restored.forget_checkpoint();
+        for _ in 0..20 {
+            restored.apply(objects::event(&mut random));
+            restored.commit();
+        }
+        let again = restored.image();
+        let rows = again.rows.keys().filter(|row| row.0 <= floor.row).count();
+        let identities = numbers(again).values().filter(|number| **number <= floor.identity).count();
+        reused = (reused.0 + rows, reused.1 + identities);
     }
+    assert!(reused.0 > 0 && reused.1 > 0, "{reused:?}");
+}
+
+/// What the maps of an image hold.
+fn floor_of(image: &Image) -> Floor {
+    let peers = image.peers.keys().map(|(_, identity)| identity.0);
+    Floor {
+        policy: image.peers.keys().map(|(policy, _)| policy.0).max().unwrap_or_default(),
+        row: image.rows.keys().map(|row| row.0).max().unwrap_or_default(),
+        decision: image.decisions.keys().map(|decision| decision.0).max().unwrap_or_default(),
+        identity: numbers(image).into_values().chain(peers).max().unwrap_or_default(),
+        revision: image.endpoints.values().map(|endpoint| endpoint.revision).max().unwrap_or_default(),
+    }
+}
+
+/// No number of policies, rows, decisions and revisions is one of those before the restart.
+fn nothing_shared(image: &Image, floor: Floor) {
+    assert!(image.peers.keys().all(|(policy, _)| policy.0 > floor.policy));
+    assert!(image.rows.keys().all(|row| row.0 > floor.row));
+    assert!(image.decisions.keys().all(|decision| decision.0 > floor.decision));
+    assert!(image.endpoints.values().all(|endpoint| endpoint.revision > floor.revision));
 }
 
 #[test]

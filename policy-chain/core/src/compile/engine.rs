@@ -15,9 +15,11 @@ mod atoms;
 mod book;
 mod checkpoint;
 mod fronts;
+mod numbers;
 mod programs;
 mod store;
 mod subjects;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,8 +31,8 @@ use self::atoms::{Atom, Atoms, plain};
 use self::book::{Book, Context, managed};
 use self::checkpoint::Restored;
 use self::fronts::{Dialled, Fronts};
+pub(in crate::compile) use self::numbers::Numbers;
 use self::programs::{Born, Gone, Programs};
-pub(in crate::compile) use self::store::Numbers;
 use self::store::Store;
 use self::subjects::Subject;
 use super::diff::Operation;
@@ -45,7 +47,7 @@ use crate::model::cilium::ServiceSelector;
 use crate::model::{PolicyRef, Text};
 use crate::settings::Settings;
 
-pub use self::checkpoint::{Checkpoint, CheckpointFrontend, CheckpointIdentity};
+pub use self::checkpoint::{Checkpoint, CheckpointFrontend, CheckpointIdentity, Floor};
 
 /// Compiles what it is told into an image, for one node.
 #[derive(Debug)]
@@ -64,6 +66,8 @@ pub struct Engine {
     subject_addresses: BTreeMap<IpAddr, BTreeSet<PodKey>>,
     store: Store,
     restored: Restored,
+    /// Revisions of gates are above this.
+    first_revision: u64,
     dirty: Dirty,
     born_blocks: Vec<Atom>,
     /// Whether the rows of the own node are those of an API server.
@@ -119,6 +123,7 @@ impl Engine {
             subject_addresses: BTreeMap::new(),
             store: Store::new(),
             restored: Restored::default(),
+            first_revision: 0,
             dirty: Dirty { first: true, ..Dirty::default() },
             born_blocks: Vec::new(),
             host_api_server: false,
@@ -603,5 +608,6 @@ impl Engine {
         self.book.settle_groups();
         self.classes.settle();
         self.store.settle();
+        self.restored.settle();
     }
 }

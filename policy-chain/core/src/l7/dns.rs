@@ -127,6 +127,11 @@ enum Shape {
 }
 
 impl NamePattern {
+    /// The form that equal patterns have in common.
+    pub(crate) fn normal(&self) -> &str {
+        &self.normal
+    }
+
     /// `matchName` of Cilium: this name only.
     ///
     /// # Errors

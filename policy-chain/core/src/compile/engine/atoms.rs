@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::words;
 use crate::cluster::NamedPort;
 use crate::compile::predicate::Predicate;
 use crate::model::Text;
@@ -193,12 +194,14 @@ impl Atoms {
     pub(super) fn text(&self, atom: Atom) -> String {
         match atom & KIND {
             PORT => match self.ports_by_atom.get(&atom) {
-                Some(port) => format!("port {} {} {}", port.name, port.protocol, port.port),
+                Some(port) => words::port(port),
                 None => String::new(),
             },
             OWN_NODE => "own node".to_owned(),
-            FORWARDED => format!("forwarded {:?}", self.predicate(atom & !KIND)),
-            _ => format!("{:?}", self.predicate(atom)),
+            FORWARDED => {
+                format!("forwarded {}", self.predicate(atom & !KIND).map(words::predicate).unwrap_or_default())
+            }
+            _ => self.predicate(atom).map(words::predicate).unwrap_or_default(),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::atoms::{Atom, Atoms, plain};
 use super::book::holds;
-use super::store::{Numbers, Store};
+use super::numbers::Numbers;
+use super::store::Store;
 use crate::cluster::{CidrGroup, Labels, NamedPort};
 use crate::compile::identity::{Class, Classes};
 use crate::compile::image::{Identity, PolicyId, RowEntries, RowId};
@@ -96,6 +97,16 @@ impl Programs {
             numbers: Numbers::from(1),
             born: Vec::new(),
         }
+    }
+
+    /// Numbers of policies are above this.
+    pub(super) fn number_above(&mut self, policy: u32) {
+        self.numbers = Numbers::above(1, policy, &BTreeSet::new());
+    }
+
+    /// Nothing below is in use any more.
+    pub(super) fn open_numbers(&mut self) {
+        self.numbers.open();
     }
 
     pub(super) fn get(&self, index: u32) -> Option<&Instance> {

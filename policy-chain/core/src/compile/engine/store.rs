@@ -1,51 +1,15 @@
 //! The image as the engine writes it: rows and decisions shared and counted, and what was there before each change.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::numbers::Numbers;
 use crate::cluster::PodKey;
 use crate::compile::diff::{self, Before, Operation};
 use crate::compile::image::{DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, RowEntries, RowId};
 use crate::flow::Judgement;
-
-/// Numbers that are given out and come back. What comes back is given out again after a commit at the earliest, and what
-/// came back first is given out first.
-#[derive(Debug)]
-pub(in crate::compile) struct Numbers {
-    next: u32,
-    free: VecDeque<u32>,
-    freed: Vec<u32>,
-}
-
-impl Numbers {
-    pub(in crate::compile) const fn from(first: u32) -> Self {
-        Self { next: first, free: VecDeque::new(), freed: Vec::new() }
-    }
-
-    pub(in crate::compile) fn take(&mut self) -> u32 {
-        self.free.pop_front().unwrap_or_else(|| {
-            let number = self.next;
-            self.next = self.next.saturating_add(1);
-            number
-        })
-    }
-
-    pub(in crate::compile) fn give_back(&mut self, number: u32) {
-        self.freed.push(number);
-    }
-
-    pub(in crate::compile) fn settle(&mut self) {
-        self.freed.sort_unstable();
-        self.free.extend(self.freed.drain(..));
-    }
-
-    /// Never gives out what is below.
-    pub(in crate::compile) fn skip_to(&mut self, first: u32) {
-        self.next = self.next.max(first);
-    }
-}
 
 #[derive(Debug)]
 struct Counted<T> {
@@ -82,6 +46,18 @@ impl Store {
             unused_decisions: BTreeSet::new(),
             decision_numbers: Numbers::from(1),
         }
+    }
+
+    /// Numbers of rows and decisions are above these.
+    pub(super) fn number_above(&mut self, row: u32, decision: u32) {
+        self.row_numbers = Numbers::above(1, row, &BTreeSet::new());
+        self.decision_numbers = Numbers::above(1, decision, &BTreeSet::new());
+    }
+
+    /// Nothing below is in use any more.
+    pub(super) fn open_numbers(&mut self) {
+        self.row_numbers.open();
+        self.decision_numbers.open();
     }
 
     pub(super) const fn image(&self) -> &Image {

@@ -103,7 +103,7 @@ impl Engine {
             let mut subject = subject.unwrap_or_else(|| Subject {
                 pod: Arc::clone(&pod),
                 sides: [Side::default(), Side::default()],
-                revision: 0,
+                revision: self.first_revision,
             });
             subject.pod = pod;
             for (side, mut selected) in subject.sides.iter_mut().zip(sides) {
