@@ -2,6 +2,7 @@
 //! peer.
 #![forbid(unsafe_code)]
 
+pub mod apiserver;
 pub mod bed;
 pub mod bench;
 pub mod containerd;
