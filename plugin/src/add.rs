@@ -10,6 +10,7 @@ use sluice_contract::rpc::{AddRequest, DelRequest};
 use sluice_hostnet::netns::Namespace;
 
 use crate::failure::{Failure, chain};
+use crate::gate::Gate;
 use crate::ipamd::Ipamd;
 use crate::kernel;
 use crate::layout::Layout;
@@ -46,6 +47,8 @@ pub(crate) fn run(
     let host = veth::host_name(&options.veth_prefix, pod, &attachment)
         .map_err(|error| Failure::of(ErrorCode::InvalidConfig, &error))?;
 
+    let gate = options.gated.then(Gate::open).transpose()?;
+
     let deadline = started + options.deadline;
     let ipamd = Ipamd { socket: &options.ipamd_socket, deadline, patience: PATIENCE.min(options.deadline) };
     let reply = ipamd.add(AddRequest {
@@ -60,7 +63,7 @@ pub(crate) fn run(
     // every failed ADD does it.
     let layout = Layout::new(attachment.clone(), host, options.mtu, reply)
         .map_err(|error| Failure::of(ErrorCode::Refused, &error))?;
-    kernel::on_runtime(kernel::attach(&layout, &netns))?.map_err(|error| {
+    kernel::on_runtime(kernel::attach(&layout, &netns, gate.as_ref()))?.map_err(|error| {
         for left in error.leftovers() {
             note(left);
         }

@@ -9,6 +9,7 @@ mod check;
 mod config;
 mod del;
 mod failure;
+mod gate;
 mod gc;
 mod ipamd;
 mod kernel;

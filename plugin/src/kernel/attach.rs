@@ -14,10 +14,12 @@ use sluice_hostnet::netlink::{LinkError, OpenError, VethSpec};
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::{Op, Planned, plan};
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol};
+use sluice_hostnet::tc::TcError;
 
 use super::detach::{routed, rules_of};
 use super::{are_ends_of_one_veth, is_host_end_of, is_pods, mac_text};
 use crate::failure::chain;
+use crate::gate::Gate;
 use crate::layout::Layout;
 
 /// Why an attachment could not be made.
@@ -41,6 +43,12 @@ enum StepError {
     Create(#[source] LinkError),
     #[error("the kernel did not tell the number of {name}")]
     NoPeer { name: IfName },
+    #[error("cannot close {name} until there is a policy")]
+    Gate {
+        name: IfName,
+        #[source]
+        source: TcError,
+    },
     #[error("cannot mark {name}")]
     Mark {
         name: IfName,
@@ -114,8 +122,9 @@ impl From<StepError> for AttachError {
 }
 
 /// Makes the attachment of `layout` in `netns`. The same attachment again is brought to the same state; what another
-/// sandbox of the same pod has left under the host's name is replaced.
-pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), AttachError> {
+/// sandbox of the same pod has left under the host's name is replaced. Where a policy is to come, `gate` keeps the pod
+/// closed until then.
+pub(crate) async fn attach(layout: &Layout, netns: &Namespace, gate: Option<&Gate>) -> Result<(), AttachError> {
     let host = Host::current().map_err(StepError::Open)?;
     let pod = Host::of(netns.clone()).map_err(StepError::Open)?;
     // Nearly always both names are free, so that nobody has to look first: the kernel says when one is taken.
@@ -127,7 +136,7 @@ pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), Att
                 && is_host_end_of(host_end, &layout.attachment)
                 && are_ends_of_one_veth(pod_end, host_end)
             {
-                return Ok(converge(layout, &host, &pod, host_end).await?);
+                return Ok(converge(layout, &host, &pod, host_end, gate).await?);
             }
             let lost = on_host.as_ref().is_some_and(|link| is_host_end_of(link, &layout.attachment));
             clear_the_way(layout, &host, &pod, in_pod, on_host).await.map_err(|step| match step {
@@ -138,7 +147,7 @@ pub(crate) async fn attach(layout: &Layout, netns: &Namespace) -> Result<(), Att
         }
         made => made.map_err(StepError::Create)?,
     };
-    match furnish(layout, &host, &pod, &made).await {
+    match furnish(layout, &host, &pod, &made, gate).await {
         Ok(()) => Ok(()),
         Err(step) => Err(undo(layout, &pod, &made, step).await),
     }
@@ -204,9 +213,17 @@ async fn clear_the_way(
     }
 }
 
-/// Everything but the veth itself. The host's route comes last: nothing reaches the pod before.
-async fn furnish(layout: &Layout, host: &Host, pod: &Host, made: &Link) -> Result<(), StepError> {
+async fn close(layout: &Layout, host: &Host, index: u32, gate: Option<&Gate>) -> Result<(), StepError> {
+    let Some(gate) = gate else { return Ok(()) };
+    let failed = |source| StepError::Gate { name: layout.host.clone(), source };
+    gate.close(host.netlink(), index).await.map_err(failed)
+}
+
+/// Everything but the veth itself. The gate comes first, while the host's end is down, and the host's route last:
+/// nothing reaches the pod before.
+async fn furnish(layout: &Layout, host: &Host, pod: &Host, made: &Link, gate: Option<&Gate>) -> Result<(), StepError> {
     let index = made.peer.ok_or_else(|| StepError::NoPeer { name: layout.host.clone() })?;
+    close(layout, host, index, gate).await?;
     let alias = veth::alias(&layout.attachment);
     host.netlink()
         .set_alias(index, &alias)
@@ -232,7 +249,17 @@ async fn furnish(layout: &Layout, host: &Host, pod: &Host, made: &Link) -> Resul
 }
 
 /// Brings an attachment that is there to what it should be. What is right is not touched: its pod may be running.
-async fn converge(layout: &Layout, host: &Host, pod: &Host, host_end: &Link) -> Result<(), StepError> {
+async fn converge(
+    layout: &Layout,
+    host: &Host,
+    pod: &Host,
+    host_end: &Link,
+    gate: Option<&Gate>,
+) -> Result<(), StepError> {
+    // One that is up has been closed before, and policyd sees to it that it is gated, in whichever way it is by now.
+    if !host_end.up {
+        close(layout, host, host_end.index, gate).await?;
+    }
     let alias = veth::alias(&layout.attachment);
     if host_end.alias.as_ref() != Some(&alias) {
         host.netlink()

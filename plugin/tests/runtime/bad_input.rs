@@ -33,6 +33,7 @@ fn every_fault_is_named_and_nothing_is_touched() {
         (add().with("type", &json!("")), 7, "field \"type\" is missing"),
         (add().with("mtu", &json!("big")), 7, "field \"mtu\" of the configuration: it must be a number of bytes"),
         (add().with("vethPrefix", &json!("vlan")), 7, "field \"vethPrefix\" of the configuration"),
+        (add().with("gated", &json!("yes")), 7, "field \"gated\" of the configuration: it must be true or false"),
         (add().with("deadlineSeconds", &json!(0)), 7, "field \"deadlineSeconds\" of the configuration"),
         (
             add().with("runtimeConfig", &json!({"portMappings": 7})),

@@ -7,7 +7,10 @@
 
 mod add;
 mod bad_input;
+#[path = "../../../crates/hostnet/src/bpf/testing.rs"]
+mod bpf;
 mod del;
+mod gated;
 mod gc;
 mod ipamd;
 mod kill;

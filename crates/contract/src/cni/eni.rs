@@ -37,6 +37,8 @@ pub struct EniConf {
     pub run_dir: PathBuf,
     /// `deadlineSeconds`: how long an ADD waits for an address.
     pub deadline: Duration,
+    /// `gated`: sluice-policy follows in the list, so that the pod is closed until its policy is in force.
+    pub gated: bool,
 }
 
 impl Default for EniConf {
@@ -47,6 +49,7 @@ impl Default for EniConf {
             ipamd_socket: node::IPAMD_SOCKET.into(),
             run_dir: node::RUN_DIR.into(),
             deadline: DEADLINE,
+            gated: false,
         }
     }
 }
@@ -77,6 +80,9 @@ impl EniConf {
             options.deadline = Duration::from_secs(seconds.ok_or_else(|| {
                 rule("deadlineSeconds", format!("it must be a number of seconds, {} to {}", 1, DEADLINE_MAX.as_secs()))
             })?);
+        }
+        if let Some(gated) = field("gated") {
+            options.gated = gated.as_bool().ok_or_else(|| rule("gated", "it must be true or false"))?;
         }
         Ok(options)
     }

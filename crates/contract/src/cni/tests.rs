@@ -302,6 +302,10 @@ fn our_options_are_checked() {
     assert_eq!(of(json!({"mtu": ""})).unwrap().mtu, None);
     assert_eq!(of(json!({"deadlineSeconds": 5})).unwrap().deadline, Duration::from_secs(5));
     assert_eq!(of(json!({"ipamdSocket": "/tmp/x"})).unwrap().ipamd_socket, Path::new("/tmp/x"));
+    assert_eq!(
+        [json!({}), json!({"gated": null}), json!({"gated": true})].map(|json| of(json).unwrap().gated),
+        [false, false, true]
+    );
     for bad in [
         json!({"mtu": 100}),
         json!({"mtu": "9002"}),
@@ -317,6 +321,7 @@ fn our_options_are_checked() {
         json!({"deadlineSeconds": 1000}),
         json!({"ipamdSocket": "x"}),
         json!({"runDir": 7}),
+        json!({"gated": "true"}),
     ] {
         assert_eq!(of(bad.clone()).unwrap_err().code(), ErrorCode::InvalidConfig, "{bad}");
     }

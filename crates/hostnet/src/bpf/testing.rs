@@ -17,6 +17,7 @@ pub(crate) const PASS: [u64; 2] = [0x0000_0000_0000_00b7, 0x95];
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
+/// What runs at the hooks of a link.
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 
 /// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the rest for zeros.
@@ -37,8 +38,13 @@ struct Pin {
 
 /// Loads a program for the hooks of a link. Its instructions are `struct bpf_insn`, as numbers.
 pub(crate) fn load(instructions: &[u64]) -> OwnedFd {
+    load_as(BPF_PROG_TYPE_SCHED_CLS, instructions)
+}
+
+/// Loads a program of a type of `enum bpf_prog_type`.
+pub(crate) fn load_as(prog_type: u32, instructions: &[u64]) -> OwnedFd {
     let attributes = Load {
-        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        prog_type,
         insn_cnt: instructions.len().try_into().unwrap(),
         insns: instructions.as_ptr().addr() as u64,
         license: c"GPL".as_ptr().addr() as u64,

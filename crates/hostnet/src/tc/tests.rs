@@ -7,7 +7,7 @@ use std::time::Duration;
 use sluice_contract::id::IfName;
 
 use super::*;
-use crate::bpf::testing::{DROP, PASS, load, program_id};
+use crate::bpf::testing::{DROP, PASS, load, load_as, program_id};
 use crate::desired::{Desired, LinkSettings};
 use crate::host::Host;
 use crate::netlink::VethSpec;
@@ -233,7 +233,10 @@ async fn what_is_no_program_of_a_hook_and_a_slot_of_another_kind_are_refused() {
     let pair = Pair::new().await;
     pair.netlink().ensure_clsact(pair.index).await.unwrap();
     let file: OwnedFd = std::fs::File::open("/proc/self/status").unwrap().into();
-    assert_eq!(pair.put(Hook::Egress, Slot::GATE, &file).await.unwrap_err().errno(), Some(Errno::EINVAL));
+    let socket_filter = load_as(1, &DROP);
+    for other in [file, socket_filter] {
+        assert_eq!(pair.put(Hook::Egress, Slot::GATE, &other).await.unwrap_err().errno(), Some(Errno::EINVAL));
+    }
     pair.tc("filter add dev host0 egress protocol all prio 1 u32 match u32 0 0 classid 1:1");
     let error = pair.put(Hook::Egress, Slot::GATE, &load(&PASS)).await.unwrap_err();
     assert_eq!(error.errno(), Some(Errno::EINVAL), "{error:?}");
