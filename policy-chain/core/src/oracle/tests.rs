@@ -1,5 +1,5 @@
 //! What the specifications say, row by row. NetworkPolicy and ClusterNetworkPolicy have their vectors besides
-//! (`tests/vectors.rs`); here is what no vector of theirs has: Cilium's rules, and what DESIGN decides.
+//! (`tests/policy/vectors.rs`); here is what no vector of theirs has: Cilium's rules, and what DESIGN decides.
 
 use super::{judge, judge_request};
 use crate::cluster::{Cluster, Event, PodKey};

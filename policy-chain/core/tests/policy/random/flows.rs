@@ -7,8 +7,8 @@ use sluice_policy_core::cluster::{Cluster, PodKey};
 use sluice_policy_core::flow::{Direction, Origin, Protocol, Query};
 use sluice_policy_core::settings::Settings;
 
-use crate::objects::{BLOCKS, TRANSPORTS, node_address, pod_address, port, text, transport, world_address};
-use crate::random::Random;
+use super::Random;
+use super::objects::{BLOCKS, TRANSPORTS, node_address, pod_address, port, text, transport, world_address};
 
 /// What a cluster offers to aim at.
 #[derive(Debug)]

@@ -1,34 +1,9 @@
 //! How much memory a cluster's objects take, counted at the allocator.
-#![expect(unsafe_code, reason = "an allocator that counts is an unsafe trait")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sluice_policy_core::cluster::{Cluster, Event, Labels, NamedPort, Object, Pod, PodKey};
 use sluice_policy_core::flow::Protocol;
 
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator as it came.
-// JUSTIFICATION: bytes can be counted exactly in no other way.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::cost::held;
 
 /// A pod as one of a Deployment with three replicas, and a label that no other pod has.
 fn pod(number: u32) -> Pod {
@@ -66,25 +41,21 @@ fn pod(number: u32) -> Pod {
 }
 
 #[test]
-#[expect(
-    clippy::tests_outside_test_module,
-    reason = "this file is a test binary of its own: the allocator counts for all of it"
-)]
 fn a_hundred_thousand_pods_take_at_most_40_mib() {
     let bytes_of = |pods: u32, updates: u32| {
-        let before = HELD.load(Ordering::Relaxed);
+        let before = held();
         let mut cluster = Cluster::default();
         for number in 0..pods {
             cluster.apply(Event::Upsert(Object::Pod(pod(number))));
         }
         assert_eq!(cluster.pods.len(), pods as usize);
         // A second look at a pod, as after a new LIST, adds nothing; and neither does a change.
-        let first = HELD.load(Ordering::Relaxed) - before;
+        let first = held() - before;
         for number in 0..updates {
             cluster.apply(Event::Upsert(Object::Pod(pod(number))));
             cluster.apply(Event::Upsert(Object::Pod(Pod { ready: false, ..pod(number) })));
         }
-        (first, HELD.load(Ordering::Relaxed) - before)
+        (first, held() - before)
     };
     let (tenth, _) = bytes_of(10_000, 0);
     let (first, again) = bytes_of(100_000, 10_000);

@@ -1,8 +1,6 @@
 //! Small examples of what the engine promises about identities and revisions: which number an address has, when it gets
 //! another one, and when open flows are judged again (DESIGN 6.5).
 
-#![cfg(test)]
-
 use std::net::IpAddr;
 
 use sluice_policy_core::cluster::{Event, ObjectId, PodKey};
@@ -11,7 +9,8 @@ use sluice_policy_core::compile::engine::{Engine, Update};
 use sluice_policy_core::flow::{Direction, Origin, Protocol, Query, Verdict};
 use sluice_policy_core::l7::dns::Name;
 use sluice_policy_core::settings::Settings;
-use sluice_policy_core::{manifest, parse};
+
+use crate::sound_objects;
 
 struct Node(Engine);
 
@@ -23,10 +22,8 @@ impl Node {
     }
 
     fn tell(&mut self, yaml: &str) -> Update {
-        for document in manifest::documents(yaml).unwrap() {
-            let parsed = parse::object(&document);
-            assert_eq!(parsed.issues, [], "{document}");
-            self.0.apply(Event::Upsert(parsed.object.unwrap()));
+        for object in sound_objects(yaml) {
+            self.0.apply(Event::Upsert(object));
         }
         self.0.commit()
     }
@@ -101,9 +98,8 @@ fn a_class_that_is_meant_as_a_whole_keeps_its_number() {
     assert_eq!(node.identity("10.0.1.12"), web);
     assert_ne!(node.identity("10.0.1.11"), web);
     // Once nobody asks for it any more, the two are one again.
-    let canary = parse::object(&manifest::documents(&ingress("canary", "{canary: 'yes'}")).unwrap()[0]).object;
-    let Some(sluice_policy_core::cluster::Object::Policy(policy)) = canary else { panic!("a policy") };
-    node.event(Event::Delete(ObjectId::Policy(policy.id().clone())));
+    let canary = sound_objects(&ingress("canary", "{canary: 'yes'}")).remove(0);
+    node.event(Event::Delete(canary.id()));
     assert_eq!(node.identity("10.0.1.11"), web);
 }
 

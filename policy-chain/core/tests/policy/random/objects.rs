@@ -12,8 +12,7 @@ use sluice_policy_core::l7::dns::Name;
 use sluice_policy_core::model::{Policy, PolicyKind, PolicyRef, Text};
 use sluice_policy_core::settings::Settings;
 
-use crate::policies;
-use crate::random::Random;
+use super::{Random, policies};
 
 pub(crate) const NAMESPACES: [&str; 4] = ["a", "b", "c", "default"];
 pub(crate) const NODES: [&str; 3] = ["n1", "n2", "n3"];

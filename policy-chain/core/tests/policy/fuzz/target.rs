@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use serde_json::Value;
-use sluice_policy_core::cluster::{Cluster, Event, Object, ObjectId, PodKey};
+use sluice_policy_core::cluster::{Cluster, Event, Object, PodKey};
 use sluice_policy_core::compile::engine::Engine;
 use sluice_policy_core::compile::image::Image;
 use sluice_policy_core::flow::{Direction, Origin, Protocol, Query};
@@ -14,8 +14,9 @@ use sluice_policy_core::parse::cursor::MAX_ISSUES;
 use sluice_policy_core::parse::{self, Parsed, Severity};
 use sluice_policy_core::settings::Settings;
 
-use crate::Cost;
+use crate::cost::Cost;
 use crate::random::Random;
+use crate::sound_objects;
 
 /// How far the cases came, and what they took.
 #[derive(Debug, Default)]
@@ -84,10 +85,8 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn new(cluster: &str) -> Self {
-        let documents = manifest::documents(cluster).unwrap();
-        let base = documents.iter().filter_map(|one| parse::object(one).object);
-        let settings = Settings { node: Some("n1".into()), ..Settings::default() };
-        Self { base: base.map(Event::Upsert).collect(), settings }
+        let base = sound_objects(cluster).into_iter().map(Event::Upsert).collect();
+        Self { base, settings: Settings { node: Some("n1".into()), ..Settings::default() } }
     }
 
     /// Reads a text, adds it to the cluster, and holds the image equal to the oracle.
@@ -121,7 +120,7 @@ impl Target {
         // Some things go again, and some come before the cluster.
         for _ in 0..random.below(3) {
             let Event::Upsert(object) = random.pick(&events) else { continue };
-            events.push(Event::Delete(id(object)));
+            events.push(Event::Delete(object.id()));
         }
         if random.one_in(3) {
             let (one, other) = (random.below(events.len()), random.below(events.len()));
@@ -200,18 +199,6 @@ fn query(random: &mut Random, subjects: &[&PodKey]) -> Query {
     let own = peer.to_string() == "10.9.0.1" && direction == Direction::Ingress && random.one_in(2);
     let origin = if own { Origin::OwnNode } else { Origin::Forwarded };
     Query { subject: (*random.pick(subjects)).clone(), direction, peer, protocol, port, origin }
-}
-
-fn id(object: &Object) -> ObjectId {
-    match object.clone() {
-        Object::Namespace(one) => ObjectId::Namespace(one.name),
-        Object::Pod(one) => ObjectId::Pod(one.key),
-        Object::Node(one) => ObjectId::Node(one.name),
-        Object::Service(one) => ObjectId::Service(one.key),
-        Object::EndpointSlice(one) => ObjectId::EndpointSlice(one.key),
-        Object::CidrGroup(one) => ObjectId::CidrGroup(one.name),
-        Object::Policy(one) => ObjectId::Policy(one.id().clone()),
-    }
 }
 
 /// What is told of an object is bounded, names a place that is there, or one that is missing in a place that is, and shows

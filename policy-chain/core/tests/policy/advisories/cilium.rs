@@ -3,7 +3,7 @@
 use sluice_policy_core::compile::engine::Engine;
 use sluice_policy_core::settings::Settings;
 
-use super::world::{World, ccnp, cnp, events, np};
+use crate::world::{World, ccnp, cnp, events, np};
 
 const HTTP_GET_A: &str =
     "toPorts: [{ports: [{port: '8080', protocol: TCP}], rules: {http: [{method: GET, path: /a}]}}]";

@@ -2,48 +2,25 @@
 
 use std::net::IpAddr;
 
-use sluice_policy_core::cluster::{Cluster, Event, Object, ObjectId, PodKey};
+use sluice_policy_core::cluster::{Cluster, Event, PodKey};
 use sluice_policy_core::flow::{Direction, Judgement, Origin, Outcome, Protocol, Query, Verdict};
 use sluice_policy_core::l7::Message;
 use sluice_policy_core::l7::dns::Name;
 use sluice_policy_core::l7::http::{Field, RawRequest, Request, Version};
 use sluice_policy_core::l7::sni::server_name;
-use sluice_policy_core::manifest;
 use sluice_policy_core::model::Policy;
 use sluice_policy_core::model::port::{PortTarget, Ports};
 use sluice_policy_core::oracle;
-use sluice_policy_core::parse;
 use sluice_policy_core::settings::Settings;
 use sluice_policy_core::vector::judge::{Afresh, Compiled, Judge};
+
+use crate::{CLUSTER, objects, sound_objects};
 
 /// What the oracle says, and what images say that came to be in different ways.
 #[derive(Debug)]
 pub(crate) struct World {
     judges: Vec<(&'static str, Box<dyn Judge>)>,
     cluster: Cluster,
-}
-
-/// The objects of manifests, and their faults as `Severity path: message`.
-pub(crate) fn objects(text: &str) -> (Vec<Object>, Vec<String>) {
-    let (mut objects, mut faults) = (Vec::new(), Vec::new());
-    for document in manifest::documents(text).unwrap_or_else(|error| panic!("{error}")) {
-        let parsed = parse::object(&document);
-        objects.extend(parsed.object);
-        faults.extend(parsed.issues.iter().map(|issue| format!("{:?} {issue}", issue.severity)));
-    }
-    (objects, faults)
-}
-
-fn id(object: Object) -> ObjectId {
-    match object {
-        Object::Namespace(one) => ObjectId::Namespace(one.name),
-        Object::Pod(one) => ObjectId::Pod(one.key),
-        Object::Node(one) => ObjectId::Node(one.name),
-        Object::Service(one) => ObjectId::Service(one.key),
-        Object::EndpointSlice(one) => ObjectId::EndpointSlice(one.key),
-        Object::CidrGroup(one) => ObjectId::CidrGroup(one.name),
-        Object::Policy(one) => ObjectId::Policy(one.id().clone()),
-    }
 }
 
 impl World {
@@ -59,8 +36,7 @@ impl World {
 
     /// The same with settings.
     pub(crate) fn with(settings: &Settings, text: &str, expected: &[&str]) -> Self {
-        let (mut all, none) = objects(include_str!("cluster.yaml"));
-        assert_eq!(none, [""; 0]);
+        let mut all = sound_objects(CLUSTER);
         let (more, faults) = objects(text);
         assert_eq!(faults.len(), expected.len(), "{faults:#?}");
         for (fault, expected) in faults.iter().zip(expected) {
@@ -105,7 +81,7 @@ impl World {
 
     /// Objects go.
     pub(crate) fn delete(&mut self, text: &str) {
-        objects(text).0.into_iter().for_each(|object| self.happens(Event::Delete(id(object))));
+        objects(text).0.into_iter().for_each(|object| self.happens(Event::Delete(object.id())));
     }
 
     /// A name resolves to an address.
@@ -262,7 +238,7 @@ impl World {
 
 /// All that there is, as events.
 pub(crate) fn events(text: &str) -> Vec<Event> {
-    let all = [include_str!("cluster.yaml"), text].map(|text| objects(text).0);
+    let all = [CLUSTER, text].map(|text| objects(text).0);
     all.into_iter().flatten().map(Event::Upsert).collect()
 }
 

@@ -9,7 +9,7 @@ use sluice_policy_core::compile::image::Image;
 use sluice_policy_core::flow::{Direction, Judgement, Origin, Protocol, Query};
 use sluice_policy_core::settings::Settings;
 
-use super::world::{World, admin, aws, events, key, np};
+use crate::world::{World, admin, aws, events, key, np};
 
 /// 24 ports for one address, and what is more is dropped in silence. Every port counts, of allows and of denies.
 #[test]

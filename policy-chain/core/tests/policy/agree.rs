@@ -2,14 +2,8 @@
 //!
 //! A failure prints its seed and the smallest case that was found by leaving things out. `SLUICE_TEST_ALL` judges a million
 //! flows; `SLUICE_TEST_SEED` judges those of one seed.
-#![cfg(test)]
 
 mod coverage;
-mod flows;
-mod objects;
-mod policies;
-mod random;
-mod render;
 mod shadow;
 mod shrink;
 
@@ -17,8 +11,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coverage::Coverage;
-use flows::Targets;
-use random::Random;
 use shrink::{Case, shrink};
 use sluice_policy_core::cluster::{Cluster, Event, Object, PodKey};
 use sluice_policy_core::compile::engine::Engine;
@@ -27,7 +19,11 @@ use sluice_policy_core::flow::{Direction, Judgement, Origin, Protocol, Query, Ve
 use sluice_policy_core::model::network_policy::NetworkPeers;
 use sluice_policy_core::model::{Policy, Unusable};
 use sluice_policy_core::settings::Settings;
-use sluice_policy_core::{manifest, oracle, parse};
+use sluice_policy_core::{oracle, parse};
+
+use crate::random::flows::Targets;
+use crate::random::{Random, objects, policies, render};
+use crate::sound_objects;
 
 /// Flows that are judged in one cluster.
 const FLOWS_OF_A_WORLD: u64 = 100;
@@ -265,10 +261,7 @@ fn a_pod_that_is_a_backend_no_more_is_judged_by_the_new_ones() {
         "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: a, name: deny}, \
           spec: {podSelector: {}, policyTypes: [Egress]}}",
     ];
-    let event = |text: &str| {
-        let value = manifest::documents(text).unwrap().remove(0);
-        Event::Upsert(parse::object(&value).object.unwrap())
-    };
+    let event = |text: &str| Event::Upsert(sound_objects(text).remove(0));
     let query = Query {
         subject: PodKey { namespace: "a".into(), name: "p".into() },
         direction: Direction::Egress,

@@ -1,7 +1,5 @@
 //! The vectors of tests/scenarios/policy, by the oracle and by the compiler: every one passes, and none is left out.
 
-#![cfg(test)]
-
 use std::path::Path;
 
 use sluice_policy_core::cluster::Cluster;

@@ -4,85 +4,23 @@
 //! comes, nothing panics, time and memory are bounded by the size of the text, what cannot be used is told by path and
 //! value, and for what was accepted the image says what the oracle says. `SLUICE_TEST_ALL` tries 20 times as many;
 //! `SLUICE_TEST_SEED` one.
-#![cfg(test)]
-#![expect(unsafe_code, reason = "an allocator that counts is an unsafe trait")]
-
-#[path = "../agree/random.rs"]
-mod random;
 
 mod large;
 mod mutate;
 mod target;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mutate::Corpus;
-use random::Random;
 use serde_json::Value;
 use sluice_policy_core::manifest;
 use target::{Counts, Target};
 
-struct Counting;
-
-thread_local! {
-    /// Bytes that this thread holds, and the most that it held.
-    static HELD: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
-}
-
-fn count(bytes: isize) {
-    // A thread that ends has none any more; nobody asks it.
-    let _ended = HELD.try_with(|held| {
-        let (now, most) = held.get();
-        let now = now + bytes;
-        held.set((now, most.max(now)));
-    });
-}
-
-// SAFETY: every call goes to the system's allocator as it came.
-// JUSTIFICATION: bytes can be counted exactly in no other way.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(isize::try_from(layout.size()).unwrap_or(isize::MAX));
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-isize::try_from(layout.size()).unwrap_or(isize::MAX));
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// What something took.
-#[derive(Debug, Clone, Copy)]
-struct Cost {
-    /// Nanoseconds that this thread ran: others do not count.
-    nanoseconds: u64,
-    /// The most bytes that it held, beyond those that it held before.
-    bytes: usize,
-}
-
-fn nanoseconds() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
-    text.split_whitespace().next().and_then(|word| word.parse().ok()).expect("nanoseconds on a processor")
-}
-
-/// Does something and tells what it took. What it returns counts.
-fn cost<T>(work: impl FnOnce() -> T) -> (T, Cost) {
-    let (before, began) = (HELD.get().0, nanoseconds());
-    HELD.set((before, before));
-    let done = work();
-    let nanoseconds = nanoseconds() - began;
-    (done, Cost { nanoseconds, bytes: usize::try_from(HELD.get().1 - before).unwrap_or(0) })
-}
+use crate::CLUSTER;
+use crate::cost::cost;
+use crate::random::Random;
 
 /// The objects that stand in a text of vectors.
 fn objects_in(value: &Value, found: &mut Vec<Value>) {
@@ -93,8 +31,6 @@ fn objects_in(value: &Value, found: &mut Vec<Value>) {
         _ => {}
     }
 }
-
-const CLUSTER: &str = include_str!("../advisories/cluster.yaml");
 
 fn corpus() -> Corpus {
     let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/policy");
@@ -109,13 +45,13 @@ fn corpus() -> Corpus {
     objects.dedup();
     assert!(objects.len() > 300, "{} objects in the scenarios", objects.len());
     // Those that have every field, and the cluster, as often as all the others together.
-    let whole: Vec<Value> = [include_str!("corpus.yaml"), CLUSTER]
+    let whole: Vec<Value> = [include_str!("fuzz/corpus.yaml"), CLUSTER]
         .iter()
         .flat_map(|text| manifest::documents(text).unwrap_or_else(|error| panic!("{error}")))
         .collect();
     let times = objects.len() / whole.len() + 1;
     objects.extend(std::iter::repeat_n(whole, times).flatten());
-    let texts = include_str!("corpus.yaml").split("---\n").chain([CLUSTER]).map(str::to_owned).collect();
+    let texts = include_str!("fuzz/corpus.yaml").split("---\n").chain([CLUSTER]).map(str::to_owned).collect();
     Corpus::new(objects, texts)
 }
 

@@ -7,9 +7,10 @@ use sluice_policy_core::model::Policy;
 use sluice_policy_core::model::cilium::Application;
 use sluice_policy_core::parse::{self, Parsed, Severity};
 
+use super::target::{Counts, Target};
+use crate::CLUSTER;
+use crate::cost::{Cost, cost};
 use crate::random::Random;
-use crate::target::{Counts, Target};
-use crate::{CLUSTER, Cost, cost};
 
 const MILLISECOND: u64 = if cfg!(debug_assertions) { 20_000_000 } else { 1_000_000 };
 

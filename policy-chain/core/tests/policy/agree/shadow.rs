@@ -8,10 +8,10 @@ use sluice_policy_core::flow::{Direction, Judgement, Outcome, RuleRef, Verdict};
 use sluice_policy_core::lint;
 use sluice_policy_core::model::{Policy, PolicyRef};
 
-use crate::flows::Targets;
-use crate::random::Random;
-use crate::shrink::Case;
-use crate::{Compiled, cluster_of, objects};
+use super::shrink::Case;
+use super::{Compiled, cluster_of};
+use crate::random::flows::Targets;
+use crate::random::{Random, objects};
 
 /// Flows that are judged for each cluster with shadowed rules.
 const FLOWS: usize = 150;

@@ -1,25 +1,15 @@
 //! What the operations of an update promise: each step of them is safe, and numbers outlive a restart.
 
-#![cfg(test)]
-
-#[path = "agree/flows.rs"]
-mod flows;
-#[path = "agree/objects.rs"]
-mod objects;
-#[path = "agree/policies.rs"]
-mod policies;
-#[path = "agree/random.rs"]
-mod random;
-
 use std::collections::BTreeMap;
 
-use flows::Targets;
-use random::Random;
 use sluice_policy_core::cluster::{Event, Object, ObjectId};
 use sluice_policy_core::compile::diff::diff;
 use sluice_policy_core::compile::engine::{Checkpoint, Engine, Floor};
 use sluice_policy_core::compile::image::Image;
 use sluice_policy_core::flow::{Judgement, Query, Verdict};
+
+use crate::random::flows::Targets;
+use crate::random::{Random, objects};
 
 /// Cases; more in `./test --all`.
 fn cases() -> u64 {

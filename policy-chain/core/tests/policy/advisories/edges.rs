@@ -1,6 +1,6 @@
 //! Cases of the NetworkPolicy API that the vectors of tests/scenarios/policy do not ask, or ask of one dialect only.
 
-use super::world::{World, admin, cnp, np};
+use crate::world::{World, admin, cnp, np};
 
 /// A named port is a name and a protocol, of the pod that is dialled: in every dialect.
 #[test]

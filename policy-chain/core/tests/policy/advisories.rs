@@ -22,10 +22,8 @@
 //! | AWS: CPU and memory of event logs | benchmarks of the gate's events |
 //! | Cilium: overflow of a policy map locks down | the owner of the kernel's maps |
 //! | Cilium: conflist, marks, martians, restarts, DNS latency | the gate, the proxy and the installer: no policy is compiled there |
-#![cfg(test)]
 
 mod aws_agent;
 mod cilium;
 mod edges;
 mod pains;
-mod world;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sluice_policy_core::settings::Settings;
 
-use super::world::{World, admin, ccnp, cnp, np};
+use crate::world::{World, admin, ccnp, cnp, np};
 
 const ISOLATED: &str = "deny by CiliumNetworkPolicy shop/p isolates the pod, and no rule allows this";
 

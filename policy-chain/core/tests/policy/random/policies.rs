@@ -23,10 +23,10 @@ use sluice_policy_core::model::{
     CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyKind, PolicyRef, Text, Unusable, Usable,
 };
 
-use crate::objects::{
+use super::Random;
+use super::objects::{
     self, ACCOUNTS, APPS, NAMESPACES, PORT_NAMES, ROLES, TEAMS, block, one_of, policy_ref, port, text,
 };
-use crate::random::Random;
 
 /// A policy of any dialect.
 pub(crate) fn policy(random: &mut Random) -> Policy {
