@@ -3,13 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sluice_contract::cni::{AddResult, EniConf, ErrorCode, NetConf};
+use sluice_contract::cni::{AddResult, EniConf, ErrorCode, Failure, NetConf, chain};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
 use sluice_contract::node::veth;
 use sluice_contract::rpc::{AddRequest, DelRequest};
-use sluice_hostnet::netns::Namespace;
+use sluice_hostnet::plugin::{on_runtime, sandbox};
 
-use crate::failure::{Failure, chain};
 use crate::gate::Gate;
 use crate::ipamd::Ipamd;
 use crate::kernel;
@@ -63,7 +62,7 @@ pub(crate) fn run(
     // every failed ADD does it.
     let layout = Layout::new(attachment.clone(), host, options.mtu, reply)
         .map_err(|error| Failure::of(ErrorCode::Refused, &error))?;
-    kernel::on_runtime(kernel::attach(&layout, &netns, gate.as_ref()))?.map_err(|error| {
+    on_runtime(kernel::attach(&layout, &netns, gate.as_ref()))?.map_err(|error| {
         for left in error.leftovers() {
             note(left);
         }
@@ -76,14 +75,4 @@ pub(crate) fn run(
         Failure::new(error.code(), format!("cannot set up {attachment}: {}", chain(&error)))
     })?;
     Ok(layout.result(netns_path))
-}
-
-/// The sandbox's namespace, open, so that it is the same one from here on.
-pub(crate) fn sandbox(path: &Path) -> Result<Namespace, Failure> {
-    let netns = Namespace::open(path).map_err(|error| Failure::of(ErrorCode::InvalidEnvironment, &error))?;
-    if netns.is_current() {
-        let text = format!("CNI_NETNS {} is the host's own namespace", path.display());
-        return Err(Failure::new(ErrorCode::InvalidEnvironment, text));
-    }
-    Ok(netns)
 }

@@ -5,14 +5,13 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sluice_contract::cni::{AddResult, EniConf, ErrorCode, NetConf};
+use sluice_contract::cni::{AddResult, EniConf, ErrorCode, Failure, NetConf, chain};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
 use sluice_contract::node::veth;
 use sluice_contract::rpc::CheckRequest;
+use sluice_hostnet::plugin::{on_runtime, sandbox};
 
-use crate::add::sandbox;
 use crate::del::addresses_of;
-use crate::failure::{Failure, chain};
 use crate::ipamd::Ipamd;
 use crate::kernel;
 use crate::layout::Layout;
@@ -44,7 +43,7 @@ pub(crate) fn run(
     let mut faults = compare(&prev_result, &layout);
     let reported = prev_result.interfaces.iter().find(|i| i.name == attachment.ifname.as_str() && i.sandbox.is_some());
     faults.extend(
-        kernel::on_runtime(kernel::differences(&layout, &netns, reported))?.map_err(|error| {
+        on_runtime(kernel::differences(&layout, &netns, reported))?.map_err(|error| {
             Failure::new(ErrorCode::Kernel, format!("cannot look at {attachment}: {}", chain(&error)))
         })?,
     );

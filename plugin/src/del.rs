@@ -7,16 +7,16 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sluice_contract::cni::{AddResult, EniConf, ErrorCode, NetConf};
+use sluice_contract::cni::{AddResult, EniConf, ErrorCode, Failure, NetConf, chain};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
 use sluice_contract::node::{TOMBSTONE_DIR, veth};
 use sluice_contract::rpc::{CheckRequest, DelRequest};
 use sluice_hostnet::netns::Namespace;
+use sluice_hostnet::plugin::{ClientError, on_runtime, tombstone};
 
-use crate::failure::{Failure, chain};
-use crate::ipamd::{Ipamd, IpamdError, shrug};
+use crate::ipamd::{Ipamd, shrug};
 use crate::kernel::{self, Traces};
-use crate::{note, tombstone};
+use crate::note;
 
 /// How long a DEL waits for an ipamd that is gone, before it leaves a tombstone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub(crate) fn run(
     };
     let request = DelRequest { attachment: attachment.clone(), pod, add_failed: false };
     let held = ipamd(&options).check(CheckRequest { attachment: attachment.clone() });
-    let gone = held.as_ref().is_err_and(IpamdError::is_gone);
+    let gone = held.as_ref().is_err_and(ClientError::is_gone);
     match held {
         Ok(reply) => traces.held = reply.addresses,
         // The ledger has let go of them: they may be another's by now.
@@ -59,7 +59,7 @@ pub(crate) fn run(
             traces.claimed = addresses_of(prev_result.as_ref(), &attachment.ifname);
         }
     }
-    let detached = kernel::on_runtime(kernel::detach(&attachment, &traces))?;
+    let detached = on_runtime(kernel::detach(&attachment, &traces))?;
     // Also when the kernel refuses: the runtime will ask again, and the address cools anyway. A daemon that is gone is
     // not waited for twice.
     if gone { bury(&options, &request) } else { release(&options, &request) }?;
@@ -87,7 +87,7 @@ pub(crate) fn release(options: &EniConf, request: &DelRequest) -> Result<(), Fai
 /// Leaves a tombstone.
 pub(crate) fn bury(options: &EniConf, request: &DelRequest) -> Result<(), Failure> {
     let dir = options.run_dir.join(Path::new(TOMBSTONE_DIR).file_name().unwrap_or_default());
-    tombstone::leave(&dir, request).map_err(|error| Failure::of(ErrorCode::Io, &error))
+    tombstone::leave(&dir, &request.attachment, request).map_err(|error| Failure::of(ErrorCode::Io, &error))
 }
 
 /// What the host's end may be called: after the pod, where the runtime still knows it, and as the result says.

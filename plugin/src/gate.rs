@@ -5,14 +5,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use sluice_contract::cni::ErrorCode;
+use sluice_contract::cni::{ErrorCode, Failure};
 use sluice_contract::node::DROP_PROGRAM;
 use sluice_contract::rpc::{Refusal, RefusalCode};
 use sluice_hostnet::bpf::open_pinned;
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::tc::{Existing, Hook, Program, Slot, TcError};
-
-use crate::failure::Failure;
 
 /// What `tc filter show` calls the program.
 const NAME: &str = "sluice-drop";

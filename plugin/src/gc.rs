@@ -5,12 +5,12 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use sluice_contract::cni::{EniConf, ErrorCode, GcAttachment, NetConf};
+use sluice_contract::cni::{EniConf, ErrorCode, Failure, GcAttachment, NetConf, chain};
 use sluice_contract::id::{Attachment, PodRef};
 use sluice_contract::rpc::{DelRequest, GcRequest};
+use sluice_hostnet::plugin::on_runtime;
 
 use crate::del;
-use crate::failure::{Failure, chain};
 use crate::ipamd::Ipamd;
 use crate::kernel::{self, Traces};
 
@@ -32,14 +32,14 @@ pub(crate) fn run(conf: &NetConf) -> Result<(), Failure> {
     };
     let mut errors = Vec::new();
 
-    let marked = kernel::on_runtime(kernel::marked())?.unwrap_or_else(|error| {
+    let marked = on_runtime(kernel::marked())?.unwrap_or_else(|error| {
         errors.push(chain(&error));
         Vec::new()
     });
     let stale: Vec<_> = marked.into_iter().filter(|(attachment, _)| is_stale(attachment)).collect();
     for (attachment, name) in &stale {
         let traces = Traces { names: vec![name.clone()], ..Traces::default() };
-        if let Err(error) = kernel::on_runtime(kernel::detach(attachment, &traces))? {
+        if let Err(error) = on_runtime(kernel::detach(attachment, &traces))? {
             errors.push(format!("{attachment}: {}", chain(&error)));
         }
     }
@@ -53,7 +53,7 @@ pub(crate) fn run(conf: &NetConf) -> Result<(), Failure> {
                 // name its attachment can still be told to be that of a known one.
                 let search = stale.iter().all(|(seen, _)| *seen != attachment);
                 let traces = Traces { held, search, ..Traces::default() };
-                if let Err(error) = kernel::on_runtime(kernel::detach(&attachment, &traces))? {
+                if let Err(error) = on_runtime(kernel::detach(&attachment, &traces))? {
                     errors.push(format!("{attachment}: {}", chain(&error)));
                 }
             }

@@ -6,27 +6,13 @@ mod attach;
 mod detach;
 mod differences;
 
-use std::future::Future;
-
-use sluice_contract::cni::ErrorCode;
 use sluice_contract::id::{Attachment, MacAddr};
 use sluice_contract::node::veth::{self, End};
 use sluice_hostnet::state::{Link, LinkKind};
 
-use crate::failure::Failure;
-
 pub(crate) use attach::attach;
 pub(crate) use detach::{Traces, detach, marked};
 pub(crate) use differences::differences;
-
-/// Runs `work` on a runtime of the calling thread.
-pub(crate) fn on_runtime<F: Future>(work: F) -> Result<F::Output, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(ErrorCode::Io, format!("cannot start: {error}")))?;
-    Ok(runtime.block_on(work))
-}
 
 /// Whether a link is the host's end of an attachment.
 fn is_host_end_of(link: &Link, attachment: &Attachment) -> bool {

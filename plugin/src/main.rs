@@ -6,57 +6,29 @@
 
 mod add;
 mod check;
-mod config;
 mod del;
-mod failure;
 mod gate;
 mod gc;
 mod ipamd;
 mod kernel;
 mod layout;
 mod status;
-mod tombstone;
 
-use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use serde_json::Value;
-use sluice_contract::cni::{ErrorCode, Invocation, NetConf, STDIN_LIMIT, SpecVersion, VersionReply};
+use sluice_contract::cni::{Failure, Invocation, NetConf, VersionReply};
+use sluice_hostnet::plugin;
 
-use crate::failure::Failure;
+/// The plugin's name.
+const NAME: &str = "sluice-eni";
 
 fn main() -> ExitCode {
-    let stdin = match read_stdin() {
-        Ok(stdin) => stdin,
-        Err(error) => {
-            let failure = Failure::of(ErrorCode::Io, &error);
-            return print(&failure.object(SpecVersion::NEWEST), ExitCode::FAILURE);
-        }
-    };
-    match answer(&stdin) {
-        Ok(Some(value)) => print(&value, ExitCode::SUCCESS),
-        Ok(None) => ExitCode::SUCCESS,
-        Err(failure) => {
-            note(&failure.to_string());
-            let version = NetConf::version_of(&stdin).unwrap_or(SpecVersion::NEWEST);
-            print(&failure.object(version), ExitCode::FAILURE)
-        }
-    }
-}
-
-/// All of standard input, or a byte more than is read of a configuration. A person at a terminal is not waited for.
-fn read_stdin() -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let stdin = std::io::stdin().lock();
-    if !stdin.is_terminal() {
-        let limit = u64::try_from(STDIN_LIMIT).unwrap_or(u64::MAX);
-        stdin.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    }
-    Ok(bytes)
+    plugin::run(NAME, answer)
 }
 
 fn answer(stdin: &[u8]) -> Result<Option<Value>, Failure> {
-    let invocation = Invocation::parse(&config::environment())?;
+    let invocation = Invocation::parse(&plugin::environment())?;
     if invocation == Invocation::Version {
         return Ok(serde_json::to_value(VersionReply::to(stdin)).ok());
     }
@@ -80,17 +52,5 @@ fn answer(stdin: &[u8]) -> Result<Option<Value>, Failure> {
 
 /// One line for people: runtimes log a plugin's standard error.
 pub(crate) fn note(text: &str) {
-    // Nobody reads it if it cannot be written.
-    drop(writeln!(std::io::stderr(), "sluice-eni: {text}"));
-}
-
-fn print(value: &impl serde::Serialize, status: ExitCode) -> ExitCode {
-    let mut out = std::io::stdout().lock();
-    match serde_json::to_writer(&mut out, value).map_err(std::io::Error::from).and_then(|()| out.flush()) {
-        Ok(()) => status,
-        Err(error) => {
-            note(&format!("cannot write the answer: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    plugin::note(NAME, text);
 }

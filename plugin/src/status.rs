@@ -4,10 +4,8 @@
 
 use std::path::Path;
 
-use sluice_contract::cni::{EniConf, ErrorCode, NetConf};
+use sluice_contract::cni::{EniConf, ErrorCode, Failure, NetConf};
 use sluice_contract::node::IPAMD_READY;
-
-use crate::failure::Failure;
 
 pub(crate) fn run(conf: &NetConf) -> Result<(), Failure> {
     let options = EniConf::of(conf)?;

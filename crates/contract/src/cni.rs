@@ -10,6 +10,7 @@
 mod conf;
 mod eni;
 mod error;
+mod failure;
 mod invocation;
 mod result;
 mod version;
@@ -21,6 +22,7 @@ use crate::id::{ContainerId, IfName};
 pub use conf::{Bandwidth, ConfError, NetConf, PortMapping, RuntimeConfig, RuntimeDns, STDIN_LIMIT};
 pub use eni::{ATTACHMENT_KEY, EniAttachment, EniConf};
 pub use error::{ErrorCode, ErrorObject};
+pub use failure::{Failure, chain};
 pub use invocation::{Environment, Invocation, InvocationError, PodArgs, Verb};
 pub use result::{AddResult, Dns, Interface, IpConfig, ResultError, Route};
 pub use version::{SpecVersion, UnknownVersion, VersionReply};

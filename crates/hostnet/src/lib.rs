@@ -11,6 +11,7 @@
 //! - [`netlink`]: the socket, and what a plugin does with one link.
 //! - [`watch`]: changes as they happen.
 //! - [`nft`], [`sysctl`]: what netlink does not reach.
+//! - [`plugin`]: what the process of a CNI plugin does, whichever plugin it is.
 //! - [`tc`], [`bpf`]: programs on the hooks of a link, and how one that is pinned is opened.
 //!
 //! `unsafe` is allowed in [`bpf`] alone, for one call that has no safe door.
@@ -22,6 +23,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod plan;
+pub mod plugin;
 pub mod state;
 pub mod sysctl;
 pub mod tc;

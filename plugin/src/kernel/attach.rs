@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use nix::errno::Errno;
-use sluice_contract::cni::ErrorCode;
+use sluice_contract::cni::{ErrorCode, chain};
 use sluice_contract::id::IfName;
 use sluice_contract::node::{TABLE_MAIN, veth};
 use sluice_hostnet::desired::{Desired, Devices, RouteScope};
@@ -18,7 +18,6 @@ use sluice_hostnet::tc::TcError;
 
 use super::detach::{routed, rules_of};
 use super::{are_ends_of_one_veth, is_host_end_of, is_pods, mac_text};
-use crate::failure::chain;
 use crate::gate::Gate;
 use crate::layout::Layout;
 

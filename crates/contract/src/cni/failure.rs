@@ -3,12 +3,12 @@
 use std::error::Error;
 use std::fmt;
 
-use sluice_contract::cni::{ConfError, ErrorCode, ErrorObject, InvocationError, SpecVersion};
-use sluice_contract::rpc::Refusal;
+use super::{ConfError, ErrorCode, ErrorObject, InvocationError, SpecVersion};
+use crate::rpc::Refusal;
 
 /// A failure with the code that it has on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub enum Failure {
     /// Found here.
     Own {
         /// The code.
@@ -22,17 +22,20 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// A failure with a code and a text.
-    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::Own { code, message: message.into() }
     }
 
     /// `error` and all that caused it.
-    pub(crate) fn of(code: ErrorCode, error: &dyn Error) -> Self {
+    #[must_use]
+    pub fn of(code: ErrorCode, error: &dyn Error) -> Self {
         Self::Own { code, message: chain(error) }
     }
 
     /// The object for standard output.
-    pub(crate) fn object(&self, version: SpecVersion) -> ErrorObject {
+    #[must_use]
+    pub fn object(&self, version: SpecVersion) -> ErrorObject {
         match self {
             Self::Own { code, message } => ErrorObject::new(version, *code, message.as_str()),
             Self::Refused(refusal) => ErrorObject::of_refusal(version, refusal),
@@ -62,7 +65,8 @@ impl From<InvocationError> for Failure {
 }
 
 /// `error: its cause: the cause of that`.
-pub(crate) fn chain(error: &dyn Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -76,7 +80,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_contract::cni::{NetConf, Verb};
+    use crate::cni::{NetConf, Verb};
 
     #[test]
     fn each_cause_is_told_once() {
