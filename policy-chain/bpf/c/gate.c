@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/* The gate of a pod at its host interface, in both directions, and what judges Services at the uplinks (DESIGN 7).
+ *
+ * An established flow costs one lookup of its endpoint and one of its connection. Everything else is out of line. */
+
+#include "common.h"
+#include "parse.h"
+#include "report.h"
+#include "judge.h"
+#include "conntrack.h"
+#include "flow.h"
+#include "fragment.h"
+#include "backend.h"
+#include "unusual.h"
+
+/* Ethernet, IPv6 and what is read of TCP. */
+#define PLAIN_HEADERS (ETHERNET_HEADER + 40 + 14)
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* The headers of a packet in pages are brought to where `parse_plain` reads. */
+static __always_inline void pull(struct __sk_buff *skb)
+{
+	__u32 linear = (long)skb->data_end - (long)skb->data;
+
+	if (linear < PLAIN_HEADERS && linear < skb->len)
+		bpf_skb_pull_data(skb, skb->len < PLAIN_HEADERS ? skb->len : PLAIN_HEADERS);
+}
+
+/* Whether a flow's packet passes as the last one did, and there is nothing to write down but that it came. */
+static __always_inline bool goes_on(struct scene *scene, const struct endpoint *endpoint)
+{
+	struct connection *connection = bpf_map_lookup_elem(&connections, &scene->key);
+	__u64 verdict, expires;
+	__u32 state;
+
+	if (!connection || connection->expires <= scene->now)
+		return false;
+	verdict = connection->judged ^ endpoint->revision << JUDGED_REVISION_SHIFT;
+	if (verdict != VERDICT_ALLOW && verdict != VERDICT_DEFER)
+		return false;
+	state = connection->state;
+	if (connection->direction != scene->towards && !(state & CONNECTION_ANSWERED))
+		return false;
+	expires = scene->now + timeout(scene->key.protocol, state);
+	/* Not for each packet: the line stays shared between processors. */
+	if (expires - connection->expires > SECOND)
+		connection->expires = expires;
+	return true;
+}
+
+static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
+{
+	__u32 index = skb->ifindex, towards = hook == HOOK_FROM_POD ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	struct scene scene = {};
+	struct endpoint *endpoint, *from;
+	bool is_flow, plain;
+	int reason = DROP_NONE, action;
+
+	scene.hook = hook;
+	scene.towards = towards;
+	scene.direction = towards;
+	scene.ether_type = bpf_ntohs(skb->protocol);
+	scene.now = bpf_ktime_get_coarse_ns();
+	endpoint = bpf_map_lookup_elem(&endpoints, &index);
+	if (!endpoint)
+		return dropped(skb, &scene, DROP_UNKNOWN_ENDPOINT);
+	scene.endpoint = endpoint->id;
+	pull(skb);
+	plain = !skb->vlan_present && parse_plain(skb, &scene.packet, scene.ether_type);
+	if (!plain) {
+		reason = unusual(skb, endpoint, &scene);
+		if (reason == PASSES && !(endpoint->flags & ENDPOINT_LOCKDOWN))
+			return PASS;
+	}
+	is_flow = key_of(&scene.packet, towards, &scene.key);
+	scene.key.endpoint = endpoint->id;
+	if (endpoint->flags & ENDPOINT_LOCKDOWN)
+		return dropped(skb, &scene, DROP_LOCKDOWN);
+	if (reason)
+		return dropped(skb, &scene, reason);
+	if (towards == DIRECTION_EGRESS) {
+		if (!(endpoint->flags & ENDPOINT_ANY_SOURCE) && !is_own(endpoint, &scene.packet.source))
+			return dropped(skb, &scene, DROP_SPOOFED);
+	} else if (skb->ingress_ifindex) {
+		from = sender(skb, &scene.packet);
+		if (from && from->egress) {
+			struct connection_key key = scene.key;
+
+			reason = second(skb, from, &scene);
+			if (reason)
+				return dropped(skb, &scene, reason);
+			forget(&scene, endpoint->id);
+			scene.direction = towards;
+			scene.origin = ORIGIN_FORWARDED;
+			scene.key = key;
+		}
+	}
+	if (is_flow && scene.packet.part == PART_WHOLE && !is_opening(&scene.packet) &&
+	    !(scene.packet.protocol == PROTOCOL_TCP && scene.packet.flags & (TCP_FIN | TCP_RST)) &&
+	    goes_on(&scene, endpoint))
+		return PASS;
+	if (!is_flow && is_error(&scene.packet) && related(skb, endpoint, &scene))
+		return PASS;
+	action = slow(skb, endpoint, &scene, is_flow);
+	if (action == PASS && scene.packet.part == PART_FIRST) {
+		reason = first_fragment(&scene.packet, endpoint->id, towards, scene.now);
+		if (reason)
+			return dropped(skb, &scene, reason);
+	}
+	return action;
+}
+
+/* Ingress of the host interface: what the pod sends. */
+SEC("classifier")
+int from_pod(struct __sk_buff *skb)
+{
+	return gate(skb, HOOK_FROM_POD);
+}
+
+/* Egress of the host interface: what goes to the pod. */
+SEC("classifier")
+int to_pod(struct __sk_buff *skb)
+{
+	return gate(skb, HOOK_TO_POD);
+}
+
+/* Egress of an uplink: what leaves the node. */
+SEC("classifier")
+int uplink(struct __sk_buff *skb)
+{
+	struct scene scene = {};
+	struct endpoint *from;
+	int reason;
+
+	if (skb->ingress_ifindex == 0)
+		return PASS;
+	scene.hook = HOOK_UPLINK;
+	scene.towards = DIRECTION_EGRESS;
+	scene.ether_type = bpf_ntohs(skb->protocol);
+	scene.now = bpf_ktime_get_coarse_ns();
+	pull(skb);
+	if (!parse_plain(skb, &scene.packet, scene.ether_type)) {
+		if (scene.ether_type == TYPE_IPV4)
+			reason = parse(skb, &scene.packet, ETHERNET_HEADER, 0);
+		else if (scene.ether_type == TYPE_IPV6)
+			reason = parse(skb, &scene.packet, ETHERNET_HEADER, PARSE_IPV6);
+		else
+			return PASS;
+		/* No pod's gate let it pass like this. */
+		if (reason)
+			return dropped(skb, &scene, reason);
+	}
+	from = sender(skb, &scene.packet);
+	if (!from || !from->egress)
+		return PASS;
+	reason = second(skb, from, &scene);
+	return reason ? dropped(skb, &scene, reason) : PASS;
+}
+
+/* On both sides of a host interface until its gate is set up. */
+SEC("classifier")
+int drop(struct __sk_buff *skb)
+{
+	count_drop(DROP_NOT_READY, skb->len);
+	return SHOT;
+}

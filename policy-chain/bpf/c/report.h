@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* What others are told: counters and events. */
+#pragma once
+
+#include "common.h"
+
+static __always_inline void count_drop(__u32 reason, __u32 length)
+{
+	struct counter *counter = bpf_map_lookup_elem(&drops, &reason);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += length;
+	}
+}
+
+/* Counts a judgement. */
+static __always_inline void count_decision(__u32 decision, __u32 length)
+{
+	struct counter *counter = bpf_map_lookup_elem(&counters, &decision);
+	struct counter first = {};
+
+	if (!counter) {
+		bpf_map_update_elem(&counters, &decision, &first, BPF_NOEXIST);
+		counter = bpf_map_lookup_elem(&counters, &decision);
+	}
+	if (counter) {
+		counter->packets++;
+		counter->bytes += length;
+	} else {
+		count_drop(DROP_COUNTER_LOST, length);
+	}
+}
+
+/* The reader polls; it is woken only when a quarter of the ring is full (a wake-up for each event costs 15 us a connection). */
+GLOBAL int report(struct __sk_buff *skb, const struct scene *scene, __u32 kind, __u32 reason)
+{
+	struct event *event;
+	__u64 size;
+
+	if (!scene)
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event) {
+		count_drop(DROP_EVENT_LOST, skb->len);
+		return 0;
+	}
+	event->time = bpf_ktime_get_ns();
+	event->endpoint = scene->endpoint;
+	event->interface = skb->ifindex;
+	event->decision = scene->decision;
+	event->length = skb->len;
+	event->own = scene->key.own;
+	event->peer = scene->key.peer;
+	event->other = scene->other;
+	event->own_port = scene->key.own_port;
+	event->peer_port = scene->key.peer_port;
+	event->other_port = scene->other_port;
+	event->ether_type = scene->ether_type;
+	event->protocol = scene->packet.protocol;
+	event->flags = scene->packet.flags;
+	event->kind = kind;
+	event->hook = scene->hook;
+	event->direction = scene->direction;
+	event->origin = scene->origin;
+	event->verdict = scene->verdict;
+	event->reason = reason;
+	event->basis = scene->basis;
+	event->audit = scene->audit;
+	__builtin_memset(event->unused, 0, sizeof(event->unused));
+	size = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+	bpf_ringbuf_submit(event, size > bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / 4 ? BPF_RB_FORCE_WAKEUP
+											   : BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+GLOBAL int dropped(struct __sk_buff *skb, const struct scene *scene, __u32 reason)
+{
+	if (!scene)
+		return SHOT;
+	count_drop(reason, skb->len);
+	if (scene->decision)
+		count_decision(scene->decision, skb->len);
+	report(skb, scene, EVENT_DROP, reason);
+	return SHOT;
+}

@@ -1,0 +1,4 @@
+//! The compiled programs.
+
+/// The object file that `build.rs` made of `c/`, aligned as ELF's readers want it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.o"));
