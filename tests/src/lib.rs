@@ -7,3 +7,4 @@ pub mod bed;
 pub mod bench;
 pub mod containerd;
 pub mod privileged;
+pub mod prober;
