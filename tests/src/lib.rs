@@ -8,3 +8,4 @@ pub mod bench;
 pub mod containerd;
 pub mod privileged;
 pub mod prober;
+pub mod service_proxy;

@@ -224,9 +224,7 @@ impl Prober {
             for ((address, transport, port), socket) in opened.await?? {
                 let broken = |source| ProberError::Socket { transport, address: (address, port).into(), source };
                 let task = match socket {
-                    Listening::Tcp(socket) => {
-                        Some(tokio::spawn(greet(TcpListener::from_std(socket).map_err(broken)?)))
-                    }
+                    Listening::Tcp(socket) => Some(tokio::spawn(greet(TcpListener::from_std(socket).map_err(broken)?))),
                     Listening::Udp(socket) => Some(tokio::spawn(echo(UdpSocket::from_std(socket).map_err(broken)?))),
                     Listening::Raw => {
                         let station = Station { net: net.clone(), address };

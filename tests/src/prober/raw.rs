@@ -99,9 +99,7 @@ impl Raw {
 
     pub(super) async fn send(&self, to: SocketAddr, id: u16) -> io::Result<()> {
         let packet = match self.shared.transport {
-            Transport::Sctp => {
-                sctp(Sctp { source: id, destination: to.port(), chunk: Chunk::Init(u32::from(id) + 1) })
-            }
+            Transport::Sctp => sctp(Sctp { source: id, destination: to.port(), chunk: Chunk::Init(u32::from(id) + 1) }),
             _ => ping(self.shared.v4, id),
         };
         self.shared.socket.send_to(&packet, SocketAddr::new(to.ip(), 0)).await.map(drop)
@@ -131,7 +129,9 @@ async fn read(shared: Arc<Shared>) {
             continue;
         }
         match read_sctp(packet) {
-            Some(Sctp { source, destination, chunk: Chunk::Init(tag) }) if lock(&shared.served).contains(&destination) => {
+            Some(Sctp { source, destination, chunk: Chunk::Init(tag) })
+                if lock(&shared.served).contains(&destination) =>
+            {
                 let answer = Sctp { source: destination, destination: source, chunk: Chunk::InitAck(tag) };
                 // Lost is lost; clients ask again.
                 let _lost = shared.socket.send_to(&sctp(answer), SocketAddr::new(peer.ip(), 0)).await;
