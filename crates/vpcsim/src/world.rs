@@ -26,8 +26,7 @@ pub(crate) mod leftovers;
 mod services;
 
 use build::Places;
-use leftovers::Claim;
-pub use leftovers::{Outcome, down};
+pub use leftovers::{Claim, Outcome, down};
 
 /// Where worlds keep what is on the host's disk: a directory each, by tag.
 pub const BASE_DIR: &str = "/run/vpcsim";

@@ -21,11 +21,14 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// A world's directory, which goes with this: also when the world was given up while it came up.
 #[derive(Debug)]
-pub(super) struct Claim(PathBuf);
+pub struct Claim(PathBuf);
 
 impl Claim {
     /// Makes the directory and writes down that it is this process's.
-    pub(super) fn of(dir: PathBuf) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The system's, when it cannot be made or written.
+    pub fn of(dir: PathBuf) -> io::Result<Self> {
         let claim = Self(dir);
         std::fs::create_dir_all(&claim.0)?;
         let me = i32::try_from(std::process::id()).map_err(io::Error::other)?;
@@ -36,7 +39,8 @@ impl Claim {
     }
 
     /// The directory.
-    pub(super) fn dir(&self) -> &Path {
+    #[must_use]
+    pub fn dir(&self) -> &Path {
         &self.0
     }
 }

@@ -50,11 +50,16 @@ pub struct Fate {
 }
 
 /// A way to the destination: the Service's address, if it is dialled, and who is reached.
-struct Way {
-    behind: Option<Behind>,
-    address: IpAddr,
-    port: u16,
-    party: Party,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// The Service, if one is dialled, and the backend behind it.
+    pub behind: Option<Behind>,
+    /// The address that is dialled.
+    pub address: IpAddr,
+    /// The port that is dialled.
+    pub port: u16,
+    /// Who is reached.
+    pub party: Party,
 }
 
 impl Probe<'_> {
@@ -90,8 +95,12 @@ impl Probe<'_> {
         world.in_front_of(address, self.row.protocol, self.row.port, self.row.target_port)
     }
 
-    /// The ways to the destination: one, or one for each backend where the destination is a Service.
-    fn ways(&self, world: &World, from: &Party) -> Result<Vec<Way>, Fault> {
+    /// The ways to the destination: one, or one for each backend where the destination is a Service; none where nobody is
+    /// behind it.
+    ///
+    /// # Errors
+    /// The destination is not there, or has no address of the family.
+    pub fn ways(&self, world: &World, from: &Party) -> Result<Vec<Way>, Fault> {
         let row = self.row;
         let direct = |party: Party| Way { behind: None, address: party.address, port: row.port, party };
         let through = |behind: Behind, frontend: IpAddr| Way {

@@ -407,7 +407,7 @@ impl<'a> Run<'a> {
 }
 
 /// The probes of a row: the cross product, without those to oneself; one to oneself only if it is written so.
-pub(super) fn pairs(row: &Row) -> impl Iterator<Item = (&Endpoint, &Endpoint)> {
+pub fn pairs(row: &Row) -> impl Iterator<Item = (&Endpoint, &Endpoint)> {
     let lists = row.from.list || row.to.list;
     row.from
         .endpoints
