@@ -150,6 +150,8 @@ pub enum ProberError {
 }
 
 type Place = (NamespaceId, IpAddr);
+/// What is served in a namespace.
+type Service = (IpAddr, Transport, u16);
 
 /// The servers and raw sockets of a cluster. Dropping it closes them.
 #[derive(Debug, Default)]
@@ -201,7 +203,7 @@ impl Prober {
     /// # Errors
     /// [`ProberError`]; what was opened stays open.
     pub async fn serve(&self, wanted: impl IntoIterator<Item = (Station, Transport, u16)>) -> Result<(), ProberError> {
-        let mut by_net: BTreeMap<NamespaceId, (Namespace, BTreeSet<(IpAddr, Transport, u16)>)> = BTreeMap::new();
+        let mut by_net: BTreeMap<NamespaceId, (Namespace, BTreeSet<Service>)> = BTreeMap::new();
         {
             let servers = lock(&self.servers);
             for (station, transport, port) in wanted {
@@ -214,7 +216,7 @@ impl Prober {
         }
         for (id, (net, wanted)) in by_net {
             let opened = on(&net, move || {
-                let open = |(address, transport, port): (IpAddr, Transport, u16)| {
+                let open = |(address, transport, port): Service| {
                     let at = SocketAddr::new(address, port);
                     let opened = listen(transport, at);
                     opened.map_err(|source| ProberError::Socket { transport, address: at, source })

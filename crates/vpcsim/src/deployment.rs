@@ -20,13 +20,18 @@ use tokio::time::Instant;
 
 use crate::fabric::EC2_ENDPOINT;
 use crate::node::{Node, NodeError, Program};
+use crate::policyd::{Policyd, Source};
 use crate::runtime::{BIN_DIR, Runtime, RuntimeError, Sandbox};
 
 /// The conflist of a node with the primary plugin alone.
 pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
 
+/// The conflist of a node whose pods have gates.
+pub const GATED_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice",
+    "plugins": [{"type": "sluice-eni", "gated": true}, {"type": "sluice-policy"}]}"#;
+
 /// Between two looks at what is waited for.
-const LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// How long a page of the introspection port may take.
 const PAGE: Duration = Duration::from_secs(5);
 /// The longest page that is read, in bytes.
@@ -39,6 +44,15 @@ pub struct Binaries {
     pub ipamd: PathBuf,
     /// `sluice-eni`.
     pub eni: PathBuf,
+}
+
+/// Where the binaries of the policy half are on this machine.
+#[derive(Debug, Clone)]
+pub struct GateBinaries {
+    /// `sluice-policyd`.
+    pub policyd: PathBuf,
+    /// `sluice-policy`.
+    pub policy: PathBuf,
 }
 
 /// Why a node does not run Sluice.
@@ -59,9 +73,11 @@ pub enum DeploymentError {
     /// The plugin or its conflist.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// `sluice-ipamd` ended by itself.
-    #[error("sluice-ipamd on {node} has ended ({status}); its last words:\n{log}")]
+    /// A daemon ended by itself.
+    #[error("{program} on {node} has ended ({status}); its last words:\n{log}")]
     Ended {
+        /// Which.
+        program: &'static str,
         /// The node.
         node: String,
         /// How.
@@ -82,8 +98,10 @@ pub enum DeploymentError {
         last: String,
     },
     /// A page of the introspection port could not be read.
-    #[error("the page {page} of sluice-ipamd on {node} cannot be read: {reason}")]
+    #[error("the page {page} of {program} on {node} cannot be read: {reason}")]
     Page {
+        /// The daemon.
+        program: &'static str,
         /// The node.
         node: String,
         /// Its path.
@@ -121,6 +139,16 @@ impl Binaries {
     }
 }
 
+impl GateBinaries {
+    /// As [`Binaries::beside_this_program`].
+    ///
+    /// # Errors
+    /// [`DeploymentError::Missing`] says how to build them.
+    pub fn beside_this_program() -> Result<Self, DeploymentError> {
+        Ok(Self { policyd: Binaries::find("sluice-policyd")?, policy: Binaries::find("sluice-policy")? })
+    }
+}
+
 /// A pod that has an address.
 #[derive(Debug, Clone)]
 pub struct Pod {
@@ -142,6 +170,7 @@ pub struct Deployment {
     ipamd: PathBuf,
     environment: BTreeMap<String, String>,
     process: Mutex<Option<Child>>,
+    policyd: Option<Policyd>,
 }
 
 impl Deployment {
@@ -158,7 +187,32 @@ impl Deployment {
         node.install(&binaries.eni, &Path::new(BIN_DIR).join("sluice-eni")).await?;
         node.write(CONFLIST, conflist).await?;
         let runtime = Runtime::start(&node).await?;
-        Ok(Self { node, runtime, ipamd: binaries.ipamd.clone(), environment, process: Mutex::default() })
+        let (ipamd, process) = (binaries.ipamd.clone(), Mutex::default());
+        Ok(Self { node, runtime, ipamd, environment, process, policyd: None })
+    }
+
+    /// Puts both plugins and a conflist that names them in place, and gives the node a policyd that has the cluster from
+    /// `source`; [`Self::policyd`] starts it.
+    ///
+    /// # Errors
+    /// [`DeploymentError`] when a file cannot be put in place.
+    pub async fn install_gated(
+        node: Arc<Node>,
+        binaries: &Binaries,
+        gate: &GateBinaries,
+        environment: BTreeMap<String, String>,
+        source: Source,
+    ) -> Result<Self, DeploymentError> {
+        node.install(&gate.policy, &Path::new(BIN_DIR).join("sluice-policy")).await?;
+        let policyd = Policyd::new(Arc::clone(&node), gate.policyd.clone(), source);
+        let installed = Self::install(node, binaries, GATED_CONFLIST, environment).await?;
+        Ok(Self { policyd: Some(policyd), ..installed })
+    }
+
+    /// The policy agent, where there is one.
+    #[must_use]
+    pub const fn policyd(&self) -> Option<&Policyd> {
+        self.policyd.as_ref()
     }
 
     /// The node.
@@ -217,17 +271,7 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::Page`].
     pub async fn page(&self, path: &str) -> Result<Value, DeploymentError> {
-        let (node, page) = (self.node.name().to_owned(), path.to_owned());
-        let asked = page.clone();
-        let answer = self.node.run_async(move || async move {
-            match tokio::time::timeout(PAGE, get(&asked)).await {
-                Ok(answer) => answer,
-                Err(_elapsed) => Err(format!("no answer within {} s", PAGE.as_secs())),
-            }
-        });
-        let text =
-            answer.await?.map_err(|reason| DeploymentError::Page { node: node.clone(), page: page.clone(), reason })?;
-        serde_json::from_slice(&text).map_err(|error| DeploymentError::Page { node, page, reason: error.to_string() })
+        page(&self.node, "sluice-ipamd", IPAMD_INTROSPECTION_PORT, path).await
     }
 
     /// Waits until the page `/v1/pool` is as `wanted` says, and returns it.
@@ -285,9 +329,7 @@ impl Deployment {
     /// The last lines of ipamd's log.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
-        let text = std::fs::read_to_string(self.node.log("ipamd")).unwrap_or_default();
-        let all: Vec<&str> = text.lines().collect();
-        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+        self.node.log_tail("ipamd", lines)
     }
 
     async fn alive(&self) -> Result<(), DeploymentError> {
@@ -298,7 +340,8 @@ impl Deployment {
             Some(status) => {
                 *process = None;
                 let node = self.node.name().to_owned();
-                Err(DeploymentError::Ended { node, status: status.to_string(), log: self.log_tail(20) })
+                let (program, log) = ("sluice-ipamd", self.log_tail(20));
+                Err(DeploymentError::Ended { program, node, status: status.to_string(), log })
             }
         }
     }
@@ -320,8 +363,23 @@ fn address_of(result: &Value) -> Option<Ipv4Addr> {
     })
 }
 
-async fn get(path: &str) -> Result<Vec<u8>, String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, IPAMD_INTROSPECTION_PORT));
+/// A page of a daemon of the node, from the loopback address.
+pub(crate) async fn page(node: &Node, program: &'static str, port: u16, path: &str) -> Result<Value, DeploymentError> {
+    let asked = path.to_owned();
+    let answer = node.run_async(move || async move {
+        match tokio::time::timeout(PAGE, get(port, &asked)).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Err(format!("no answer within {} s", PAGE.as_secs())),
+        }
+    });
+    let failed =
+        |reason: String| DeploymentError::Page { program, node: node.name().to_owned(), page: path.to_owned(), reason };
+    let text = answer.await?.map_err(failed)?;
+    serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
+}
+
+async fn get(port: u16, path: &str) -> Result<Vec<u8>, String> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let words = |error: &dyn std::error::Error| error.to_string();
     let stream = TcpStream::connect(address).await.map_err(|error| words(&error))?;
     let (mut sender, connection) =

@@ -32,6 +32,7 @@ pub mod live;
 pub mod model;
 mod names;
 pub mod node;
+pub mod policyd;
 pub mod probe;
 pub mod runtime;
 pub mod scene;

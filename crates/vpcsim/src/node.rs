@@ -257,6 +257,14 @@ impl Node {
         self.dir.join("log").join(format!("{name}.log"))
     }
 
+    /// The last lines of that log.
+    #[must_use]
+    pub fn log_tail(&self, name: &str, lines: usize) -> String {
+        let text = std::fs::read_to_string(self.log(name)).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+    }
+
     /// Copies a file of the host to `to` on the node, directories included, and keeps its mode.
     ///
     /// # Errors

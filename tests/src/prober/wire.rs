@@ -57,9 +57,9 @@ pub(super) fn sctp(packet: Sctp) -> Vec<u8> {
 pub(super) fn read_sctp(bytes: &[u8]) -> Option<Sctp> {
     let number = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let long = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let chunk = match bytes.get(12)? {
-        &INIT => Chunk::Init(long(16)?),
-        &INIT_ACK => Chunk::InitAck(long(4)?),
+    let chunk = match *bytes.get(12)? {
+        INIT => Chunk::Init(long(16)?),
+        INIT_ACK => Chunk::InitAck(long(4)?),
         _ => return None,
     };
     Some(Sctp { source: number(0)?, destination: number(2)?, chunk })

@@ -1,0 +1,16 @@
+//! Vectors with packets: a cluster of a vectors file built in namespaces, its steps applied to a real agent, and every row
+//! probed with real TCP, UDP, SCTP and ICMP.
+//!
+//! [`place`] gives every pod of a fixture a node and, for IPv6, an address; [`town`] builds nodes and pods over vpcsim's
+//! machines, each pod by the real plugin chain; [`objects`] writes the cluster as the agent reads it; [`mod@run`] carries a file out.
+//!
+//! Addresses are those of the file: prefixes in its policies mean what they say. Pods get them from an address
+//! daemon that speaks ipamd's protocol and knows them beforehand ([`ipamd`]).
+
+pub mod ipamd;
+pub mod objects;
+pub mod place;
+pub mod report;
+pub mod run;
+pub mod stage;
+pub mod town;
