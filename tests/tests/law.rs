@@ -13,9 +13,10 @@ use serde_json::Value;
 const EDGES: &[(&str, &[&str])] = &[
     ("sluice-contract", &[]),
     ("sluice-hostnet", &["sluice-contract"]),
+    ("sluice-daemon", &["sluice-contract"]),
     ("sluice-vpcsim", &["sluice-contract", "sluice-hostnet"]),
     ("sluice-ipamd-core", &["sluice-contract"]),
-    ("sluice-ipamd-daemon", &["sluice-contract", "sluice-hostnet", "sluice-ipamd-core"]),
+    ("sluice-ipamd-daemon", &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-ipamd-core"]),
     ("sluice-ipamd-ec2", &["sluice-contract", "sluice-ipamd-core", "sluice-ipamd-daemon"]),
     (
         "sluice-ipamd",
@@ -25,7 +26,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sluice-policy-core", &["sluice-contract"]),
     ("sluice-policy-bpf", &["sluice-contract", "sluice-hostnet", "sluice-policy-core"]),
     ("sluice-policy", &["sluice-contract", "sluice-hostnet"]),
-    ("sluice-policyd", &["sluice-contract", "sluice-hostnet", "sluice-policy-core", "sluice-policy-bpf"]),
+    (
+        "sluice-policyd",
+        &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-policy-core", "sluice-policy-bpf"],
+    ),
     ("sluice", &["sluice-contract", "sluice-hostnet", "sluice-policy-core", "sluice-vpcsim"]),
 ];
 
@@ -36,10 +40,16 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-policy-core", &["tokio", "aws-*", "kube", "netlink-*", "rtnetlink", "aya", "hyper", "nix"], "it is pure"),
     ("sluice-ipamd-daemon", &["aws-*", "kube", "aya"], "it runs in virtual time, over the seams"),
     ("sluice-hostnet", &["aws-*", "kube", "aya", "hyper"], "plugins are built on it"),
+    ("sluice-daemon", &["aws-*", "kube", "netlink-*", "rtnetlink", "aya"], "daemons are built on it"),
     ("sluice-vpcsim", &["aws-*", "kube", "aya"], "it is what those talk to"),
     ("sluice-eni", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),
     ("sluice-policy", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),
-    ("sluice-policyd", &["aws-*"], "EC2's SDK is seen by sluice-ipamd-ec2 alone"),
+    // aws-lc-rs is the cryptography under TLS to the API server, not the SDK.
+    (
+        "sluice-policyd",
+        &["aws-sdk-*", "aws-config", "aws-smithy-*", "aws-types"],
+        "EC2's SDK is seen by sluice-ipamd-ec2 alone",
+    ),
     ("sluice", &["aws-*"], "EC2's SDK is seen by sluice-ipamd-ec2 alone"),
 ];
 

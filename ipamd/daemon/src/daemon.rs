@@ -23,7 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_contract::id::{Attachment, EniId};
-use sluice_contract::rpc::{Refusal, RefusalCode};
+use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
+use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind};
@@ -46,7 +47,6 @@ use crate::kernel::{Kernel, NodeNetwork};
 use crate::log::ErrorChain;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use crate::tombstones::Tombstones;
 use crate::view::{self, View};
 use jobs::{Done, Job};
 use timer::Timer;
@@ -78,7 +78,7 @@ pub(crate) struct Parts<C, K> {
     pub(crate) kernel: Arc<K>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) store: Store,
-    pub(crate) tombstones: Tombstones,
+    pub(crate) tombstones: Tombstones<DelRequest>,
     pub(crate) seed: u64,
 }
 

@@ -1,11 +1,8 @@
 //! The two HTTP ports: metrics, and introspection on the loopback address. A busy port is tried again, never fatal.
 
-mod bounded;
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -13,15 +10,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use sluice_daemon::http::{METRICS_CONTENT, serve};
 
 use crate::config::{Config, Effect, VARIABLES};
 use crate::inbox::Handle;
 use crate::metrics::Metrics;
-use bounded::Bounded;
-
-/// Between two attempts to get a port.
-const PORT_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the handlers look at.
 #[derive(Debug, Clone)]
@@ -49,32 +42,11 @@ pub(crate) async fn serve_introspection(address: SocketAddr, pages: Pages) {
     serve("introspection", address, router).await;
 }
 
-async fn serve(what: &'static str, address: SocketAddr, router: Router) {
-    let mut said = false;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                said = false;
-                tracing::info!(what, address = %address, "serving");
-                if let Err(error) = axum::serve(Bounded::new(listener), router.clone()).await {
-                    tracing::error!(what, error = %error, "serving ended");
-                }
-            }
-            Err(error) if !said => {
-                said = true;
-                tracing::warn!(what, address = %address, error = %error, "the port cannot be had; trying on");
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(PORT_AGAIN).await;
-    }
-}
-
 async fn metrics(State(pages): State<Pages>) -> Response {
     if let Some(view) = pages.handle.look().await {
         pages.metrics.set_pool(&view.pool);
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], pages.metrics.encode()).into_response()
+    ([(header::CONTENT_TYPE, METRICS_CONTENT)], pages.metrics.encode()).into_response()
 }
 
 async fn index() -> Json<Value> {

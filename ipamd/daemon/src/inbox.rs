@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_contract::id::Attachment;
-use sluice_contract::rpc::{Call, Refusal, RefusalCode, Reply};
+use sluice_contract::rpc::{Call, Outcome, Refusal};
 use sluice_ipamd_core::queue::Token;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -42,27 +42,12 @@ pub(crate) struct Asked {
     pub(crate) answer: oneshot::Sender<Answer>,
 }
 
-/// A reply.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    /// What to write.
-    pub(crate) reply: Reply,
-    /// The attachment that was given an address by this very request: if the reply cannot be written, the address goes
-    /// back.
-    pub(crate) granted: Option<Attachment>,
-}
+/// The name in greetings and refusals.
+pub(crate) const SOFTWARE: &str = "sluice-ipamd";
 
-impl From<Reply> for Answer {
-    fn from(reply: Reply) -> Self {
-        Self { reply, granted: None }
-    }
-}
-
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        Reply::Refused(refusal).into()
-    }
-}
+/// A reply. Granted is the attachment that was given an address by this very request: if the reply cannot be written, the
+/// address goes back.
+pub(crate) type Answer = sluice_daemon::rpc::Answer<Outcome, Attachment>;
 
 /// Sends inputs to the loop.
 #[derive(Debug, Clone)]
@@ -73,9 +58,7 @@ pub(crate) struct Handle {
 
 /// The refusal of a daemon that is on its way out.
 pub(crate) fn stopping() -> Refusal {
-    Refusal::new(RefusalCode::NotReady, "ipamd is stopping")
-        .hint("it is restarted by its supervisor; the runtime will try again")
-        .retry_after(std::time::Duration::from_secs(1))
+    sluice_daemon::rpc::stopping(SOFTWARE)
 }
 
 impl Handle {

@@ -20,12 +20,10 @@ mod executor;
 mod http;
 mod inbox;
 pub mod kernel;
-pub mod log;
 pub mod metrics;
 mod rpc;
 pub mod run;
 mod store;
-mod tombstones;
 pub mod view;
 
 #[cfg(test)]
@@ -33,6 +31,7 @@ mod testing;
 
 pub use config::Config;
 pub use kernel::host::HostKernel;
-pub use rpc::ListenError;
 pub use run::{RunError, run};
+pub use sluice_daemon::log;
+pub use sluice_daemon::rpc::ListenError;
 pub use store::StoreError;

@@ -3,8 +3,6 @@
 //! Names are written exactly as VPC CNI writes them (Prometheus text format 0.0.4), so that dashboards carry over.
 //! Counters count where things happen; gauges of the pool are set from the state when somebody asks.
 
-mod kind;
-
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,10 +14,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use sluice_contract::rpc::RefusalCode;
+use sluice_daemon::metrics::{Count, Named, Rate, Seconds, seconds};
 use sluice_ipamd_core::cloud::{Api, CloudError};
-
-pub(crate) use kind::Count;
-use kind::{Named, Rate, Seconds, seconds};
 
 /// `fn`, VPC CNI's word for a call or a part of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

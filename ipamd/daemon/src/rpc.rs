@@ -1,314 +1,50 @@
-//! The socket that plugins speak to: one task a connection, one request a connection.
-//!
-//! Only root is heard. Connections, frames and the time to send them are limited; what cannot be understood is refused in
-//! words and logged. A connection that closes before its reply has withdrawn its request.
+//! ipamd behind the socket that the primary plugin speaks to.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use sluice_contract::rpc::{
-    FrameError, Hello, Outcome, ProtocolRange, Refusal, RefusalCode, Reply, Request, decode, encode, frame_length,
-};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use sluice_contract::id::Attachment;
+use sluice_contract::rpc::{Call, Outcome};
+use sluice_daemon::rpc::{Incident, Service};
+use sluice_ipamd_core::queue::Token;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use crate::inbox::{Answer, Handle, Input};
-use crate::log::ErrorChain;
+use crate::inbox::{Answer, Handle, Input, SOFTWARE};
 use crate::metrics::Metrics;
 
-/// How long a connection may take to send its request.
-const HEARING: Duration = Duration::from_secs(5);
-
-/// How long a reply may take to be written.
-const WRITING: Duration = Duration::from_secs(5);
-
-/// Connections beyond the ADDs that may wait.
-const SPARE_CONNECTIONS: usize = 128;
-
-/// A deadline is met this much before it passes, so that the reply arrives in time: a tenth of it, this at most.
-const MARGIN: Duration = Duration::from_millis(500);
-
-/// How long the loop may be late before a connection answers for it.
-const LOOP_GRACE: Duration = Duration::from_secs(2);
-
-/// Why the socket could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("opening the socket {} failed", path.display())]
-pub struct ListenError {
-    path: PathBuf,
-    source: io::Error,
-}
-
-/// Opens the socket, in place of one that a daemon before has left.
-///
-/// # Errors
-/// [`ListenError`].
-pub(crate) fn listen(path: &Path) -> Result<UnixListener, ListenError> {
-    let failed = |source| ListenError { path: path.to_owned(), source };
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    // Bound under a name that nobody connects to, so that the socket never has wider rights than it should.
-    let hidden = path.with_extension("sock.new");
-    match fs::remove_file(&hidden) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&hidden).map_err(failed)?;
-    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    fs::rename(&hidden, path).map_err(failed)?;
-    Ok(listener)
-}
-
-/// Serves connections.
+/// What the socket's server asks.
 #[derive(Debug, Clone)]
-pub(crate) struct Server {
-    handle: Handle,
-    metrics: Arc<Metrics>,
-    connections: Arc<Semaphore>,
-    add_deadline: Duration,
+pub(crate) struct Plugins {
+    pub(crate) handle: Handle,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
-impl Server {
-    pub(crate) fn new(handle: Handle, metrics: Arc<Metrics>, max_waiting: u32, add_deadline: Duration) -> Self {
-        let limit = usize::try_from(max_waiting).unwrap_or(usize::MAX).saturating_add(SPARE_CONNECTIONS);
-        Self { handle, metrics, connections: Arc::new(Semaphore::new(limit)), add_deadline }
+impl Service for Plugins {
+    type Call = Call;
+    type Outcome = Outcome;
+    type Granted = Attachment;
+    type Token = Token;
+
+    const SOFTWARE: &'static str = SOFTWARE;
+
+    async fn ask(&self, call: Call, deadline: Instant) -> (Token, oneshot::Receiver<Answer>) {
+        self.handle.ask(call, deadline).await
     }
 
-    /// Serves until `stop` resolves, then lets the connections that are open come to their end for `grace`.
-    pub(crate) async fn serve(self, listener: UnixListener, stop: oneshot::Receiver<()>, grace: Duration) {
-        let mut open = JoinSet::new();
-        tokio::pin!(stop);
-        loop {
-            tokio::select! {
-                _ = &mut stop => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.accept(stream, &mut open),
-                    Err(error) => {
-                        // No file descriptors, most likely: closing ones free some.
-                        tracing::error!(error = %error, "a connection could not be accepted");
-                        self.metrics.error("accept");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-                Some(ended) = open.join_next(), if !open.is_empty() => self.ended(ended),
-            }
-        }
-        drop(listener);
-        let drained = timeout(grace, async {
-            while let Some(ended) = open.join_next().await {
-                self.ended(ended);
-            }
-        });
-        if drained.await.is_err() {
-            tracing::warn!(open = open.len(), "connections were still open at the stop");
-        }
+    async fn withdrawn(&self, token: Token) {
+        self.handle.send(Input::Withdrawn(token)).await;
     }
 
-    fn ended(&self, ended: Result<(), tokio::task::JoinError>) {
-        if let Err(error) = ended {
-            tracing::error!(error = %ErrorChain(&error), "a connection's task ended badly");
-            self.metrics.error("connection");
-        }
+    async fn undelivered(&self, token: Token, granted: Attachment) {
+        self.handle.send(Input::Undelivered(token, granted)).await;
     }
 
-    fn accept(&self, stream: UnixStream, open: &mut JoinSet<()>) {
-        match stream.peer_cred() {
-            Ok(peer) if peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw() => {}
-            Ok(peer) => {
-                tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a connection that is not root's was closed");
-                self.metrics.rejected("not_root");
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(error = %error, "a connection whose owner is unknown was closed");
-                self.metrics.rejected("no_credentials");
-                return;
-            }
-        }
-        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
-            tracing::warn!("too many connections are open: one more was refused");
-            self.metrics.rejected("too_many");
-            let refusal = Refusal::new(RefusalCode::QueueFull, "too many requests are open on this node's ipamd")
-                .retry_after(Duration::from_secs(1));
-            // It fits into the socket's buffer, so that nobody has to wait for the peer.
-            if let Ok(frames) = frames(&Reply::Refused(refusal)) {
-                let _written = stream.try_write(&frames);
-            }
-            return;
-        };
-        let server = self.clone();
-        open.spawn(async move {
-            server.connection(stream).await;
-            drop(permit);
-        });
-    }
-
-    async fn connection(&self, mut stream: UnixStream) {
-        let heard = timeout(HEARING, hear(&mut stream)).await.unwrap_or(Err(Deaf::Silent));
-        let request = match heard {
-            Ok(request) => request,
-            Err(deaf) => return self.not_understood(&mut stream, deaf).await,
-        };
-        let begun = Instant::now();
-        let asked_for = Duration::from_millis(request.deadline_ms).min(self.add_deadline);
-        let deadline = begun + asked_for.saturating_sub(MARGIN.min(asked_for / 10));
-        let (token, reply) = self.handle.ask(request.call, deadline).await;
-        let answer = tokio::select! {
-            answer = timeout_at(deadline + LOOP_GRACE, reply) => match answer {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_ended)) => crate::inbox::stopping().into(),
-                Err(_late) => {
-                    tracing::error!("the daemon's loop did not answer in time");
-                    self.metrics.error("loop");
-                    Refusal::new(RefusalCode::NotReady, "ipamd did not answer in time").into()
-                }
-            },
-            () = closed(&mut stream) => {
-                self.handle.send(Input::Withdrawn(token)).await;
-                return;
-            }
-        };
-        let Answer { reply, granted } = answer;
-        if let Err(error) = say(&mut stream, &reply).await {
-            tracing::warn!(error = %ErrorChain(&error), "a reply could not be written");
-            self.metrics.undelivered();
-            if let Some(attachment) = granted {
-                self.handle.send(Input::Undelivered(token, attachment)).await;
-            }
-        }
-    }
-
-    async fn not_understood(&self, stream: &mut UnixStream, deaf: Deaf) {
-        let refusal = match deaf {
-            Deaf::Closed => {
-                self.metrics.rejected("closed");
-                return;
-            }
-            Deaf::Silent => {
-                self.metrics.rejected("silent");
-                Refusal::new(RefusalCode::BadRequest, format!("no request came within {HEARING:?}"))
-            }
-            Deaf::Skew(theirs) => {
-                self.metrics.rejected("version_skew");
-                let ours = ProtocolRange::OURS;
-                let message = format!(
-                    "{} speaks protocol {} to {}, ipamd speaks {} to {}",
-                    theirs.software, theirs.protocol.min, theirs.protocol.max, ours.min, ours.max
-                );
-                Refusal::new(RefusalCode::VersionSkew, message)
-                    .hint("install the plugin of the daemon's version: `sluice install`")
-            }
-            Deaf::Garbage(error) => {
-                self.metrics.rejected("garbage");
-                Refusal::new(RefusalCode::BadRequest, ErrorChain(&error).to_string())
-            }
-        };
-        tracing::warn!(code = %refusal.code, reason = %refusal.message, "a request was not understood");
-        self.metrics.refused(refusal.code);
-        if let Err(error) = say(stream, &Reply::Refused(refusal)).await {
-            tracing::debug!(error = %ErrorChain(&error), "a refusal could not be written");
-        }
-    }
-}
-
-/// Why no request was heard.
-#[derive(Debug)]
-enum Deaf {
-    /// The peer closed.
-    Closed,
-    /// Nothing came in time.
-    Silent,
-    /// No version is common.
-    Skew(Hello),
-    /// It is not the protocol.
-    Garbage(FrameError),
-}
-
-impl From<FrameError> for Deaf {
-    fn from(error: FrameError) -> Self {
-        match error {
-            FrameError::Closed | FrameError::Socket(_) => Self::Closed,
-            FrameError::TooLong { .. } | FrameError::Json(_) => Self::Garbage(error),
-        }
-    }
-}
-
-async fn hear(stream: &mut UnixStream) -> Result<Request, Deaf> {
-    let hello: Hello = read_frame(stream).await?;
-    if hello.protocol.common(ProtocolRange::OURS).is_none() {
-        return Err(Deaf::Skew(hello));
-    }
-    Ok(read_frame(stream).await?)
-}
-
-async fn read_frame<T: DeserializeOwned>(stream: &mut UnixStream) -> Result<T, FrameError> {
-    let mut prefix = [0; 4];
-    read_exact(stream, &mut prefix).await?;
-    let length = frame_length(prefix)?;
-    // Grows as bytes come, so that an announced length alone takes no memory.
-    let mut body = Vec::with_capacity(length.min(4096));
-    let limit = u64::try_from(length).unwrap_or(u64::MAX);
-    stream.take(limit).read_to_end(&mut body).await.map_err(FrameError::Socket)?;
-    if body.len() < length { Err(FrameError::Closed) } else { decode(&body) }
-}
-
-async fn read_exact(stream: &mut UnixStream, buffer: &mut [u8]) -> Result<(), FrameError> {
-    match stream.read_exact(buffer).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(FrameError::Closed),
-        Err(error) => Err(FrameError::Socket(error)),
-    }
-}
-
-/// The greeting and the reply.
-fn frames(reply: &Reply) -> Result<Vec<u8>, FrameError> {
-    let mut frames = encode(&Hello::of("sluice-ipamd"))?;
-    frames.extend(encode_reply(reply)?);
-    Ok(frames)
-}
-
-/// Writes the greeting and the reply.
-async fn say(stream: &mut UnixStream, reply: &Reply) -> Result<(), FrameError> {
-    let frames = frames(reply)?;
-    let write = async {
-        stream.write_all(&frames).await?;
-        stream.shutdown().await
-    };
-    timeout(WRITING, write)
-        .await
-        .unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(FrameError::Socket)
-}
-
-/// A reply that is too long for a frame is refused in one that is not.
-fn encode_reply(reply: &impl Serialize) -> Result<Vec<u8>, FrameError> {
-    match encode(reply) {
-        Err(FrameError::TooLong { length }) => {
-            let message = format!("the reply would take {length} bytes, more than a frame holds");
-            encode(&Reply::<Outcome>::Refused(Refusal::new(RefusalCode::Other, message)))
-        }
-        frame => frame,
-    }
-}
-
-/// Resolves when the peer has closed. What it sends after its request is passed over, up to a limit.
-async fn closed(stream: &mut UnixStream) {
-    let mut surplus = [0; 256];
-    for _ in 0..64 {
-        match stream.read(&mut surplus).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+    fn incident(&self, incident: Incident) {
+        match incident {
+            Incident::Error(part) => self.metrics.error(part),
+            Incident::Rejected(why) => self.metrics.rejected(why),
+            Incident::Refused(code) => self.metrics.refused(code),
+            Incident::Undelivered => self.metrics.undelivered(),
         }
     }
 }

@@ -1,18 +1,16 @@
 //! From the configuration to a running daemon and back: start, serving, graceful stop.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use sluice_contract::id::PodRef;
+use sluice_daemon::lock::{LockError, only_one};
+use sluice_daemon::rpc::{ListenError, Server, listen};
+use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::ledger::Owner;
 use sluice_ipamd_core::recover::{Finding, Recovered, recover};
@@ -25,19 +23,12 @@ use crate::config::Config;
 use crate::daemon::{Daemon, Parts, Start};
 use crate::executor::{Backoff, Executor, Random};
 use crate::http::{Pages, serve_introspection, serve_metrics};
-use crate::inbox::Handle;
+use crate::inbox::{Handle, SOFTWARE};
 use crate::kernel::{Kernel, Pods};
 use crate::log::ErrorChain;
 use crate::metrics::Metrics;
-use crate::rpc::{ListenError, Server, listen};
+use crate::rpc::Plugins;
 use crate::store::{Store, StoreError};
-use crate::tombstones::Tombstones;
-
-/// How long a start waits for the daemon before to end.
-const PREDECESSOR: Duration = Duration::from_secs(30);
-
-/// Between two looks at whether it has.
-const PREDECESSOR_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why the daemon could not start, or did not go on. Once it runs, nothing but a stop or a fault of its own ends it.
 #[derive(Debug, thiserror::Error)]
@@ -45,21 +36,9 @@ pub enum RunError {
     /// The directory of the runtime state cannot be used.
     #[error("the directory of the runtime state cannot be used")]
     Store(#[from] StoreError),
-    /// The lock file cannot be opened.
-    #[error("opening the lock {} failed", path.display())]
-    Lock {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Another ipamd runs on this node.
-    #[error("another sluice-ipamd holds {} and did not end within {PREDECESSOR:?}", path.display())]
-    Running {
-        /// The lock.
-        path: PathBuf,
-    },
+    /// Another ipamd runs on this node, or that cannot be told.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The socket cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -91,7 +70,7 @@ pub async fn run<C: Cloud, K: Kernel>(
     tokio::pin!(shutdown);
     let lock_path = config.run_dir.join("ipamd.lock");
     let lock = tokio::select! {
-        lock = only_one(&lock_path) => lock?,
+        lock = only_one(SOFTWARE, &lock_path) => lock?,
         () = &mut shutdown => return Ok(()),
     };
     let listener = listen(&config.socket())?;
@@ -104,7 +83,7 @@ pub async fn run<C: Cloud, K: Kernel>(
         () = &mut shutdown => return Ok(()),
     };
     let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
-    let server = Server::new(handle, metrics, config.max_waiting, config.add_deadline);
+    let server = Server::new(Plugins { handle, metrics }, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
     let (stop_daemon, daemon_stops) = oneshot::channel::<()>();
     let grace = config.stop_grace + Duration::from_secs(1);
@@ -236,24 +215,6 @@ async fn serve_pages(config: Config, pages: Pages) {
         }
     };
     tokio::join!(metrics, introspection);
-}
-
-/// Makes sure that one ipamd runs on the node: a second one would hand out the same addresses. The one before may take a
-/// moment to end.
-async fn only_one(path: &Path) -> Result<Flock<File>, RunError> {
-    let failed = |source: io::Error| RunError::Lock { path: path.to_owned(), source };
-    let end = Instant::now() + PREDECESSOR;
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((_, error)) if error != nix::errno::Errno::EWOULDBLOCK => return Err(failed(error.into())),
-            Err(_) if Instant::now() > end => return Err(RunError::Running { path: path.to_owned() }),
-            Err((unlocked, _)) => file = unlocked,
-        }
-        tokio::time::sleep(PREDECESSOR_AGAIN).await;
-    }
 }
 
 /// A number that no other process has: the standard library seeds its hash maps from the kernel's random numbers.

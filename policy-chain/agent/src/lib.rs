@@ -14,7 +14,6 @@
 
 pub mod cluster;
 pub mod datapath;
-pub mod log;
 
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,6 @@
 //! The whole daemon on its real socket and ports, in real time, against a model of EC2 that answers at once.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -155,7 +155,7 @@ async fn what_cannot_be_understood_is_refused_in_words() {
     let reply = spawn_blocking(move || exchange(socket, &skewed, &Call::Status)).await.unwrap();
     let (code, message) = refused(reply);
     assert_eq!(code, RefusalCode::VersionSkew);
-    assert_eq!(message, "sluice-eni 9.0 speaks protocol 7 to 9, ipamd speaks 1 to 1");
+    assert_eq!(message, "sluice-eni 9.0 speaks protocol 7 to 9, sluice-ipamd speaks 1 to 1");
     // A connection that closes in the middle of a frame is no reason to answer, nor to stop.
     drop(node.connect().unwrap().write_all(&hello[..hello.len() / 2]));
     assert!(matches!(node.ask(Call::Status).await, Some(Reply::Done(_))));

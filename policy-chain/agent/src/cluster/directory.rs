@@ -263,7 +263,7 @@ impl Cluster for Directory {
             match self.follow(&mut contents, &mut asked, &told).await {
                 Ok(()) => return,
                 Err(error) => {
-                    let why = crate::log::ErrorChain(&error).to_string();
+                    let why = sluice_daemon::log::ErrorChain(&error).to_string();
                     if why != said {
                         said.clone_from(&why);
                         if told.send(Told::Stale { why }).await.is_err() {

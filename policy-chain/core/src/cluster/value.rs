@@ -171,6 +171,12 @@ impl Created {
         Self(seconds)
     }
 
+    /// Seconds after the beginning of 1970, UTC; none where there is no time at all.
+    #[must_use]
+    pub const fn seconds(self) -> Option<i64> {
+        if self.0 == i64::MIN { None } else { Some(self.0) }
+    }
+
     /// Reads a time as the API server writes it (RFC 3339, in UTC): `2026-11-25T21:15:41Z`; fractions of a second are cut.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

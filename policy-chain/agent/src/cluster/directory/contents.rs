@@ -256,7 +256,7 @@ mod tests {
         let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n";
         contents.read(files(&[("a.yaml", &format!("{WEB}---\n{DB}"))]));
         let now = contents.read(files(&[("a.yaml", &format!("{WEB}---\n{deployment}"))]));
-        assert_eq!(shown(&now), ["-Namespace db", "!a.yaml, line 5"]);
+        assert_eq!(shown(&now), ["-Namespace db", "!a.yaml, line 4"]);
     }
 
     #[test]

@@ -13,13 +13,16 @@ use prometheus_client::registry::{Metric, Registry};
 
 /// A registry that remembers what is in it: the library shows no family before it has a member.
 #[derive(Debug, Default)]
-pub(super) struct Named {
-    pub(super) registry: Registry,
-    pub(super) names: BTreeMap<&'static str, &'static str>,
+pub struct Named {
+    /// The library's registry.
+    pub registry: Registry,
+    /// Help texts by name.
+    pub names: BTreeMap<&'static str, &'static str>,
 }
 
 impl Named {
-    pub(super) fn register(&mut self, name: &'static str, help: &'static str, metric: impl Metric) {
+    /// Adds a metric.
+    pub fn register(&mut self, name: &'static str, help: &'static str, metric: impl Metric) {
         self.names.insert(name, help);
         self.registry.register(name, help, metric);
     }
@@ -27,10 +30,11 @@ impl Named {
 
 /// A counter whose name is written as it is: the library would add `_total`, which VPC CNI's names do not have.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Count(Arc<AtomicU64>);
+pub struct Count(Arc<AtomicU64>);
 
 impl Count {
-    pub(crate) fn add(&self) {
+    /// One more.
+    pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -50,11 +54,13 @@ impl EncodeMetric for Count {
 }
 
 /// A gauge of a fraction.
-pub(super) type Rate = Gauge<f64, AtomicU64>;
+pub type Rate = Gauge<f64, AtomicU64>;
 
 /// A distribution of seconds, from 50 microseconds to a minute and a half.
-pub(super) type Seconds = Histogram;
+pub type Seconds = Histogram;
 
-pub(super) fn seconds() -> Seconds {
+/// [`Seconds`] without a value yet.
+#[must_use]
+pub fn seconds() -> Seconds {
     Histogram::new(exponential_buckets(0.000_05, 3.0, 14))
 }

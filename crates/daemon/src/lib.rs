@@ -1,0 +1,16 @@
+//! What both daemons of a node, ipamd and policyd, have in common.
+//!
+//! - [`rpc`]: the server of the socket that plugins speak to.
+//! - [`tombstones`]: what plugins left behind while the daemon was down.
+//! - [`http`]: ports for metrics and introspection.
+//! - [`metrics`]: kinds of metrics that the library lacks.
+//! - [`lock`]: one daemon of a kind on a node.
+//! - [`log`]: errors in logs.
+#![forbid(unsafe_code)]
+
+pub mod http;
+pub mod lock;
+pub mod log;
+pub mod metrics;
+pub mod rpc;
+pub mod tombstones;
