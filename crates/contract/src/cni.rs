@@ -12,6 +12,7 @@ mod eni;
 mod error;
 mod failure;
 mod invocation;
+mod policy;
 mod result;
 mod version;
 
@@ -24,6 +25,7 @@ pub use eni::{ATTACHMENT_KEY, EniAttachment, EniConf};
 pub use error::{ErrorCode, ErrorObject};
 pub use failure::{Failure, chain};
 pub use invocation::{Environment, Invocation, InvocationError, PodArgs, Verb};
+pub use policy::PolicyConf;
 pub use result::{AddResult, Dns, Interface, IpConfig, ResultError, Route};
 pub use version::{SpecVersion, UnknownVersion, VersionReply};
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -192,6 +193,17 @@ fn wrong_type<T: serde::de::DeserializeOwned>(field: &'static str, value: &Value
         Err(source) => ConfError::Type { field, source },
         Ok(_) => ConfError::Rule { field, rule: "its value cannot be used".to_owned() },
     }
+}
+
+/// The error of a value that breaks its field's rule.
+pub(super) fn rule(field: &'static str, rule: impl Into<String>) -> ConfError {
+    ConfError::Rule { field, rule: rule.into() }
+}
+
+/// An option that is a path.
+pub(super) fn absolute(field: &'static str, value: &Value) -> Result<PathBuf, ConfError> {
+    let path = value.as_str().filter(|path| path.starts_with('/') && path.len() <= 4095);
+    path.map(PathBuf::from).ok_or_else(|| rule(field, "it must be an absolute path"))
 }
 
 /// One bad entry fails the whole list: an attachment that is passed over here would be taken away.

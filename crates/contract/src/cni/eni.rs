@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::conf::{ConfError, NetConf};
+use super::conf::{ConfError, NetConf, absolute, rule};
 use crate::id::{EniId, IfName, MacAddr};
 use crate::node;
 use crate::rpc::PodAddress;
@@ -88,10 +88,6 @@ impl EniConf {
     }
 }
 
-fn rule(field: &'static str, rule: impl Into<String>) -> ConfError {
-    ConfError::Rule { field, rule: rule.into() }
-}
-
 fn veth_prefix(value: &Value) -> Result<String, ConfError> {
     let fits = |prefix: &&str| {
         (1..=4).contains(&prefix.len())
@@ -116,11 +112,6 @@ fn mtu_of(value: &Value) -> Result<Option<u32>, ConfError> {
         Some(mtu) if (MTU_MIN..=MTU_MAX).contains(&mtu) => Ok(Some(mtu)),
         _ => Err(rule("mtu", format!("it must be a number of bytes, {MTU_MIN} to {MTU_MAX}"))),
     }
-}
-
-fn absolute(field: &'static str, value: &Value) -> Result<PathBuf, ConfError> {
-    let path = value.as_str().filter(|path| path.starts_with('/') && path.len() <= 4095);
-    path.map(PathBuf::from).ok_or_else(|| rule(field, "it must be an absolute path"))
 }
 
 /// What lies behind one interface of a pod: the ENI, and the table by which the pod's packets leave.

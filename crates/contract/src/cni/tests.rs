@@ -328,6 +328,30 @@ fn our_options_are_checked() {
 }
 
 #[test]
+fn the_options_of_the_chained_plugin_are_checked() {
+    let of = |option: Value| {
+        let mut json = json!({"cniVersion": "1.0.0", "name": "n", "type": "t"});
+        json.as_object_mut().unwrap().extend(option.as_object().unwrap().clone());
+        PolicyConf::of(&conf(Verb::Add, &json).unwrap())
+    };
+    assert_eq!(of(json!({})).unwrap(), PolicyConf::default());
+    assert_eq!(of(json!({"policyWaitSeconds": 120})).unwrap().wait, Duration::from_secs(120));
+    assert_eq!(of(json!({"policydSocket": "/tmp/x"})).unwrap().policyd_socket, Path::new("/tmp/x"));
+    assert_eq!(of(json!({"runDir": "/tmp/x", "other": 1})).unwrap().run_dir, Path::new("/tmp/x"));
+    for bad in [
+        json!({"policyWaitSeconds": 0}),
+        json!({"policyWaitSeconds": 121}),
+        json!({"policyWaitSeconds": 1.5}),
+        json!({"policyWaitSeconds": "10"}),
+        json!({"policydSocket": "x"}),
+        json!({"policydSocket": ""}),
+        json!({"runDir": ["/x"]}),
+    ] {
+        assert_eq!(of(bad.clone()).unwrap_err().code(), ErrorCode::InvalidConfig, "{bad}");
+    }
+}
+
+#[test]
 fn a_refusal_becomes_an_error_with_its_hint() {
     let refusal = Refusal::new(RefusalCode::PoolGrowing, "no address was free within 60 s")
         .hint("see `sluice status`")

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkVeth};
 use sluice_contract::id::{IfName, MacAddr};
@@ -208,6 +209,26 @@ impl Netlink {
         match self.link_by_name(name).await? {
             Some(link) if is_it(&link) => self.delete_link(link.index).await.map(|()| true),
             _ => Ok(false),
+        }
+    }
+
+    /// The number by which this socket's namespace knows another, as [`Link::peer_netns`] has it; none where it has given
+    /// it none, because no link leads there.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn number_of(&self, namespace: &Namespace) -> Result<Option<i32>, NetlinkError> {
+        let mut question = NsidMessage::default();
+        question.attributes.push(NsidAttribute::Fd(namespace.as_fd().as_raw_fd().cast_unsigned()));
+        match self.get(RouteNetlinkMessage::GetNsId(question)).await? {
+            RouteNetlinkMessage::NewNsId(answer) => {
+                Ok(answer.attributes.iter().find_map(|attribute| match attribute {
+                    // `NETNSA_NSID_NOT_ASSIGNED` is -1.
+                    NsidAttribute::Id(id) => Some(*id).filter(|id| *id >= 0),
+                    _ => None,
+                }))
+            }
+            _ => Err(NetlinkError::Unexpected),
         }
     }
 
