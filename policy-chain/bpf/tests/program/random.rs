@@ -1,0 +1,1 @@
+../../../core/tests/policy/random.rs
