@@ -10,6 +10,7 @@
 //! - [`host`]: one namespace to look at and to change: observes, and carries plans out with undo.
 //! - [`netlink`]: the socket, and what a plugin does with one link.
 //! - [`watch`]: changes as they happen.
+//! - [`conntrack`]: the flows that connection tracking knows.
 //! - [`nft`], [`sysctl`]: what netlink does not reach.
 //! - [`plugin`]: what the process of a CNI plugin does, whichever plugin it is.
 //! - [`tc`], [`bpf`]: programs on the hooks of a link, and how one that is pinned is opened.
@@ -17,6 +18,7 @@
 //! `unsafe` is allowed in [`bpf`] alone, for one call that has no safe door.
 
 pub mod bpf;
+pub mod conntrack;
 pub mod desired;
 pub mod host;
 pub mod netlink;

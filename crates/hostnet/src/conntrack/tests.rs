@@ -1,0 +1,61 @@
+//! Against the real connection tracking, in a namespace made for it (root).
+
+use std::net::UdpSocket;
+use std::process::Command;
+
+use super::*;
+
+const RULES: &str = "table inet t {
+ chain output { type filter hook output priority 0
+ ct state new accept
+ }
+ chain nat { type nat hook output priority -100
+ ip daddr 10.96.0.1 udp dport 53 dnat ip to 127.0.0.2:5353
+ }
+}";
+
+fn run(namespace: &Namespace, program: &str, arguments: &[&str]) {
+    let output = namespace.run(|| Command::new(program).args(arguments).output()).unwrap();
+    let output = output.unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_translated_flow_and_a_plain_one_are_listed_in_both_families() {
+    let namespace = Namespace::new_unbound().unwrap();
+    run(&namespace, "ip", &["link", "set", "lo", "up"]);
+    run(&namespace, "ip", &["route", "add", "10.96.0.0/16", "dev", "lo", "src", "127.0.0.1"]);
+    run(&namespace, "nft", &[RULES]);
+    let (v4, v6) = namespace
+        .run(|| {
+            let v4 = UdpSocket::bind("127.0.0.1:0").unwrap();
+            v4.send_to(b"x", "10.96.0.1:53").unwrap();
+            let v6 = UdpSocket::bind("[::1]:0").unwrap();
+            v6.send_to(b"x", "[::1]:7777").unwrap();
+            (v4.local_addr().unwrap(), v6.local_addr().unwrap())
+        })
+        .unwrap();
+
+    let udp = flows(&namespace, 10, |flow| flow.original.protocol == 17).unwrap();
+    let translated = udp.iter().find(|flow| flow.original.source_port == v4.port()).unwrap();
+    assert_eq!(translated.original.destination, IpAddr::from([10, 96, 0, 1]));
+    assert_eq!(translated.original.destination_port, 53);
+    assert_eq!((translated.reply.source, translated.reply.source_port), (IpAddr::from([127, 0, 0, 2]), 5353));
+    assert!(translated.expires_in > Duration::from_secs(1), "{translated:?}");
+    let plain = udp.iter().find(|flow| flow.original.source_port == v6.port()).unwrap();
+    assert_eq!((plain.original.source, plain.original.destination), (v6.ip(), v6.ip()));
+    assert_eq!(plain.original.destination_port, 7777);
+
+    let limited = flows(&namespace, 0, |flow| flow.original.protocol == 17);
+    assert!(matches!(limited, Err(ConntrackError::TooMany { limit: 0 })), "{limited:?}");
+    assert_eq!(flows(&namespace, 10, |flow| flow.original.protocol == 6).unwrap(), []);
+}
+
+#[test]
+fn what_is_cut_off_or_strange_is_no_flow() {
+    assert!(message(&[20, 0, 0, 0, 0, 1]).is_none());
+    assert!(message(&[200, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_none());
+    assert!(message(&[3, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_none());
+    assert_eq!(flow(&[]), None);
+    assert_eq!(flow(&[8, 0, 1, 0x80, 4, 0, 1, 0x80]), None);
+}
