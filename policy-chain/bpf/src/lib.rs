@@ -1,6 +1,15 @@
 //! Policy in the kernel: eBPF programs, their maps, and how they are attached.
 //!
-//! The programs are C (`c/`), compiled with clang by `build.rs`. [`layout`] is what both sides agree on.
+//! The programs are C (`c/`), compiled with clang by `build.rs`. [`layout`] is what both sides agree on. [`gate`] owns the
+//! maps that they read, [`filters`] and [`links`] put the programs on interfaces, [`events`] reads what they tell.
+//!
+//! `unsafe` is allowed in [`layout`], which says that its types are plain data, and in `sys`, which calls bpf(2).
 
+pub mod events;
+pub mod filters;
+pub mod gate;
 pub mod layout;
+pub mod links;
 pub mod object;
+pub mod programs;
+mod sys;

@@ -1,0 +1,227 @@
+//! Programs on interfaces, by clsact: attached, looked after, and put back.
+//!
+//! A gate is where it should be when its program is in the gate's own slot of a hook, or is attached there by a tcx link
+//! ([`links`](crate::links)), which the kernel asks before all filters.
+
+use std::io;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use sluice_hostnet::netlink::Netlink;
+use sluice_hostnet::tc::{self, Existing, Filter, Hook, Slot, TcError};
+
+use crate::programs::{Program, Programs};
+use crate::sys;
+
+/// Why programs could not be attached or looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// There is no such interface: its pod has gone.
+    #[error("interface {index} is gone")]
+    Gone {
+        /// Its index.
+        index: u32,
+    },
+    /// The kernel refused, or there is no room.
+    #[error("cannot put the gate on interface {index}")]
+    Tc {
+        /// Its index.
+        index: u32,
+        /// What the kernel said.
+        #[source]
+        source: TcError,
+    },
+    /// The kernel does not say which links an interface has.
+    #[error("cannot ask for the links of interface {index}")]
+    Links {
+        /// Its index.
+        index: u32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What is in the place of a program that is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Instead {
+    /// Nothing: packets pass unjudged.
+    Nothing,
+    /// The program that drops everything: the gate has not been set up.
+    Drop,
+    /// Another program, such as this one of an older process.
+    Other {
+        /// Its number in the kernel, where it is a program.
+        program: Option<u32>,
+        /// What it is called.
+        name: Option<String>,
+    },
+}
+
+/// A program that is not where it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Where.
+    pub hook: Hook,
+    /// Which.
+    pub program: Program,
+    /// What is there.
+    pub instead: Instead,
+}
+
+/// Puts programs on interfaces. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Filters {
+    programs: Arc<Programs>,
+    netlink: Netlink,
+}
+
+impl Filters {
+    /// Of [`Gate::programs`](crate::gate::Gate::programs), in the namespace of `netlink`, which must be that of the threads
+    /// that call.
+    #[must_use]
+    pub const fn new(programs: Arc<Programs>, netlink: Netlink) -> Self {
+        Self { programs, netlink }
+    }
+
+    /// Puts the gate's programs on both hooks of a pod's interface, each in one step in the place of what is there. What a
+    /// link has attached already stays.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn attach(&self, index: u32) -> Result<(), FilterError> {
+        let mut wanted = Vec::new();
+        for (hook, program) in Program::POD {
+            if !self.is_linked(index, hook, program)? {
+                wanted.push((hook, program));
+            }
+        }
+        self.put(index, &wanted, Existing::Replace).await
+    }
+
+    /// Puts the program that drops everything on the hooks that have nothing yet: what to do where the primary plugin has
+    /// not done it, before anything else.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn attach_drop(&self, index: u32) -> Result<(), FilterError> {
+        self.put(index, &Program::CLOSED, Existing::Keep).await
+    }
+
+    /// Puts the program that judges Services on an uplink.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn attach_uplink(&self, index: u32) -> Result<(), FilterError> {
+        self.put(index, &Program::UPLINK, Existing::Replace).await
+    }
+
+    /// Takes it away again.
+    ///
+    /// # Errors
+    /// [`FilterError`]; an interface that is gone is success.
+    pub async fn detach_uplink(&self, index: u32) -> Result<(), FilterError> {
+        for (hook, _) in Program::UPLINK {
+            self.netlink.remove_filter(index, hook, Slot::GATE).await.map_err(|source| failed(index, source))?;
+        }
+        Ok(())
+    }
+
+    /// Which programs a pod's interface lacks; empty: none. An interface that is gone lacks all.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn check(&self, index: u32) -> Result<Vec<Missing>, FilterError> {
+        self.missing(index, &Program::POD).await
+    }
+
+    /// Which programs an uplink lacks.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn check_uplink(&self, index: u32) -> Result<Vec<Missing>, FilterError> {
+        self.missing(index, &Program::UPLINK).await
+    }
+
+    /// Puts back what a pod's interface lacks, and says what that was.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn repair(&self, index: u32) -> Result<Vec<Missing>, FilterError> {
+        let missing = self.check(index).await?;
+        let wanted: Vec<_> = missing.iter().map(|missing| (missing.hook, missing.program)).collect();
+        if !wanted.is_empty() {
+            self.put(index, &wanted, Existing::Replace).await?;
+        }
+        Ok(missing)
+    }
+
+    /// Takes the filters away whose program a link has attached to the same hook: a packet needs to be judged once.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn leave_to_links(&self, index: u32) -> Result<(), FilterError> {
+        for (hook, program) in Program::POD {
+            if self.is_linked(index, hook, program)? {
+                self.netlink.remove_filter(index, hook, Slot::GATE).await.map_err(|source| failed(index, source))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn put(&self, index: u32, wanted: &[(Hook, Program)], existing: Existing) -> Result<(), FilterError> {
+        let programs: Vec<_> = wanted
+            .iter()
+            .map(|(hook, program)| {
+                (*hook, tc::Program { fd: self.programs.descriptor(*program), name: program.name() })
+            })
+            .collect();
+        if programs.is_empty() {
+            return Ok(());
+        }
+        let put = self.netlink.attach(index, Slot::GATE, &programs, existing).await;
+        put.map_err(|source| failed(index, source))
+    }
+
+    async fn missing(&self, index: u32, wanted: &[(Hook, Program)]) -> Result<Vec<Missing>, FilterError> {
+        let mut missing = Vec::new();
+        for (hook, program) in wanted.iter().copied() {
+            if self.is_linked(index, hook, program)? {
+                continue;
+            }
+            let filters = self.netlink.filters(index, hook).await.map_err(|source| failed(index, source))?;
+            if let Some(instead) = self.instead(filters.first(), program) {
+                missing.push(Missing { hook, program, instead });
+            }
+        }
+        Ok(missing)
+    }
+
+    /// What is first on a hook in the place of a program; none: the program itself.
+    fn instead(&self, first: Option<&Filter>, program: Program) -> Option<Instead> {
+        let Some(first) = first else { return Some(Instead::Nothing) };
+        let ours = first.slot == Slot::GATE && first.direct_action;
+        if ours && first.program == Some(self.programs.id(program)) {
+            None
+        } else if ours && first.program == Some(self.programs.id(Program::Drop)) {
+            Some(Instead::Drop)
+        } else {
+            Some(Instead::Other { program: first.program, name: first.name.clone() })
+        }
+    }
+
+    fn is_linked(&self, index: u32, hook: Hook, program: Program) -> Result<bool, FilterError> {
+        let attached = sys::tcx_programs(index, hook).map_err(|source| match source.raw_os_error() {
+            Some(libc::ENODEV) => FilterError::Gone { index },
+            _ => FilterError::Links { index, source },
+        })?;
+        Ok(attached.contains(&self.programs.id(program)))
+    }
+}
+
+fn failed(index: u32, source: TcError) -> FilterError {
+    match source.errno() {
+        Some(Errno::ENODEV) => FilterError::Gone { index },
+        _ => FilterError::Tc { index, source },
+    }
+}

@@ -1,0 +1,266 @@
+//! The gates of a node: the owner of the pinned maps and programs.
+//!
+//! ```text
+//! Gate     maps: endpoints, identities, policies, counters, flows   one owner, synchronous, a system call a write
+//! Filters  programs on interfaces, by clsact                        any task, asynchronous (netlink)
+//! Links    programs on interfaces, by pinned tcx links              a thread of its own: each takes a grace period
+//! Events   what the programs tell                                   one reader
+//! ```
+//!
+//! Nothing passes that no map allows: an interface without an entry drops, an entry with the flag for lockdown drops, and
+//! a row or a decision that is missing drops. So whatever is half done, by a crash or a full map, is closed and not open.
+
+mod apply;
+mod connections;
+mod counters;
+mod keys;
+mod maps;
+mod open;
+mod pins;
+mod pods;
+mod sweep;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sluice_contract::id::IfName;
+use sluice_policy_core::cluster::PodKey;
+use sluice_policy_core::compile::image::{PolicyId, RowEntries, RowId};
+
+use crate::events::Events;
+use crate::layout;
+use crate::programs::Programs;
+use maps::Maps;
+use pins::Pins;
+use pods::Pod;
+
+pub use connections::Expired;
+pub use counters::Counters;
+pub use open::{GateConfig, OpenError};
+pub use pods::Bound;
+pub use sweep::Swept;
+
+/// An instant of `CLOCK_MONOTONIC`, in nanoseconds: what the programs measure time with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ktime(pub u64);
+
+impl Ktime {
+    /// This instant; 0 on a kernel without the clock, which there is none of.
+    #[must_use]
+    pub fn now() -> Self {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+        Self(now.ok().and_then(|now| u64::try_from(std::time::Duration::from(now).as_nanos()).ok()).unwrap_or_default())
+    }
+
+    /// This long after it.
+    #[must_use]
+    pub fn plus(self, duration: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The host's side of one interface of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: IfName,
+    /// The addresses behind it: what the pod may send from.
+    pub addresses: Vec<IpAddr>,
+    /// The pod may send from any address, because it routes for others.
+    pub any_source: bool,
+    /// Index of the bridge that it is a port of, if it is: what a bridge forwards names the bridge, not the port.
+    pub bridge: Option<u32>,
+}
+
+/// Why a write to the maps failed. What was asked for has then not been done, not even half.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The map is full.
+    #[error("the map {map} is full: it holds {limit} entries")]
+    Full {
+        /// Its name.
+        map: &'static str,
+        /// What it can hold.
+        limit: u32,
+    },
+    /// The pod has more addresses than an entry has room for. Its gate is locked down.
+    #[error("pod {pod} has {count} addresses, and its gate has room for {limit}")]
+    Addresses {
+        /// The pod.
+        pod: PodKey,
+        /// What it has.
+        count: usize,
+        /// What there is room for.
+        limit: usize,
+    },
+    /// The kernel refused.
+    #[error("the kernel refuses to {action} the map {map}")]
+    Kernel {
+        /// Its name.
+        map: &'static str,
+        /// What was tried: `write to`, `remove from`, `read`.
+        action: &'static str,
+        /// Its word.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A gate as it was found pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundEndpoint {
+    /// The number by which its flows and events go.
+    pub id: u32,
+    /// Policy for what goes to the pod.
+    pub ingress: PolicyId,
+    /// Policy for what comes out of it.
+    pub egress: PolicyId,
+    /// Everything is dropped.
+    pub locked: bool,
+    /// The gate is a dry run.
+    pub audit: bool,
+    /// Moves when flows have to be judged again. Not the number of the pod's [`Endpoint`], but above it.
+    ///
+    /// [`Endpoint`]: sluice_policy_core::compile::image::Endpoint
+    pub revision: u64,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The greatest numbers in use: who begins anew without knowing what they mean begins above them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Highest {
+    /// Of [`Identity`](sluice_policy_core::compile::image::Identity).
+    pub identity: u32,
+    /// Of [`PolicyId`].
+    pub policy: u32,
+    /// Of [`RowId`].
+    pub row: u32,
+    /// Of [`DecisionId`](sluice_policy_core::compile::image::DecisionId).
+    pub decision: u32,
+    /// Of an endpoint's revision.
+    pub revision: u64,
+}
+
+impl Highest {
+    fn identity(&mut self, number: u32) {
+        self.identity = self.identity.max(number);
+    }
+
+    fn policy(&mut self, number: u32) {
+        self.policy = self.policy.max(number);
+    }
+
+    fn row(&mut self, number: u32) {
+        self.row = self.row.max(number);
+    }
+
+    fn decision(&mut self, number: u32) {
+        self.decision = self.decision.max(number);
+    }
+}
+
+/// What the pinned maps held when they were opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The maps that were not there, by name, in the order of [`layout::MAPS`]; all of them on a node that had no gate.
+    pub made: Vec<&'static str>,
+    /// Gates, by index of the host's interface.
+    pub endpoints: BTreeMap<u32, FoundEndpoint>,
+    /// Where numbers can go on.
+    pub highest: Highest,
+    /// Entries, by the map's name.
+    pub entries: BTreeMap<&'static str, usize>,
+}
+
+impl Found {
+    /// Whether there was nothing.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.made.len() == layout::MAPS.len()
+    }
+}
+
+/// What is set for all gates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Until then a TCP packet of no known flow that opens none may be the reply half of one (DESIGN 7); none: it may not.
+    pub adopt_until: Option<Ktime>,
+    /// A flow that was let pass stays so when policy changes (DESIGN 6.5).
+    pub keep_established: bool,
+}
+
+/// The owner of a node's gates. There is one at a time: it holds a lock for as long as it lives, or its process does.
+///
+/// What is pinned stays when it is dropped, and goes on judging.
+#[derive(Debug)]
+pub struct Gate {
+    maps: Maps,
+    programs: Arc<Programs>,
+    events: Option<Events>,
+    pods: BTreeMap<PodKey, Pod>,
+    /// The pod of each interface.
+    bound: BTreeMap<u32, PodKey>,
+    /// Entries from before, of which nothing has been written since.
+    kept: BTreeMap<u32, layout::Endpoint>,
+    /// Entries of interfaces that belong to nobody: they drop until their link is gone.
+    closed: BTreeSet<u32>,
+    /// Tries cannot be asked for the entries of a row.
+    rows: BTreeMap<RowId, Arc<RowEntries>>,
+    last_id: u32,
+    /// Where redirected flows go; 0: there is no proxy.
+    proxy_port: u16,
+    /// Where the next step of the flows' expiry goes on.
+    expiry: connections::Walk,
+    pins: Pins,
+}
+
+impl Gate {
+    /// What each map can hold, by its name.
+    pub fn limits(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.maps.limits.iter().map(|(name, limit)| (*name, *limit))
+    }
+
+    /// The interfaces that are bound, and their pods.
+    pub fn interfaces(&self) -> impl Iterator<Item = (u32, &PodKey)> {
+        self.bound.iter().map(|(index, pod)| (*index, pod))
+    }
+
+    /// The pod that an event's number of an endpoint stands for.
+    #[must_use]
+    pub fn pod_of(&self, endpoint: u32) -> Option<&PodKey> {
+        self.pods.iter().find(|(_, pod)| pod.id == endpoint).map(|(key, _)| key)
+    }
+
+    /// The reader of what the programs tell; there is one.
+    pub const fn events(&mut self) -> Option<Events> {
+        self.events.take()
+    }
+
+    /// The programs, to attach them.
+    #[must_use]
+    pub fn programs(&self) -> Arc<Programs> {
+        Arc::clone(&self.programs)
+    }
+
+    /// Sets what is set for all gates.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn set(&mut self, settings: Settings) -> Result<(), ApplyError> {
+        let value = layout::Settings {
+            adopt_until: settings.adopt_until.map_or(0, |until| until.0),
+            flags: if settings.keep_established { layout::SETTING_KEEP_ESTABLISHED } else { 0 },
+            unused: 0,
+        };
+        let written = self.maps.settings.set(0, value, 0);
+        written.map_err(|error| maps::kernel("settings", "write to", error))
+    }
+}
+
+#[cfg(test)]
+mod tests;

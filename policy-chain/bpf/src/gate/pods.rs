@@ -1,0 +1,333 @@
+//! Gates: which interface is whose, and what its entry says.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sluice_policy_core::cluster::PodKey;
+use sluice_policy_core::compile::image::{Endpoint, RowId};
+
+use super::maps::removed;
+use super::{ApplyError, Gate, Interface};
+use crate::layout::{
+    self, Address, ENDPOINT_ANY_SOURCE, ENDPOINT_AUDIT, ENDPOINT_BRIDGE, ENDPOINT_LOCKDOWN, OwnAddress,
+};
+
+/// Addresses that an entry has room for.
+const ADDRESSES: usize = layout::ENDPOINT_ADDRESSES as usize;
+
+/// What holds for an interface after it was bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The pod's endpoint.
+    InForce,
+    /// What held before the restart, until the pod's endpoint is known.
+    Kept,
+    /// Everything is dropped, until the pod's endpoint is known.
+    Waiting,
+}
+
+/// A pod of the node.
+#[derive(Debug)]
+pub(super) struct Pod {
+    /// The number by which its flows go; another for every life of a pod of this name.
+    pub(super) id: u32,
+    /// What is added to the compiler's revision, so that the number in the map never goes back.
+    base: u64,
+    endpoint: Option<Arc<Endpoint>>,
+    locked: bool,
+    interfaces: BTreeMap<u32, Interface>,
+}
+
+impl Pod {
+    const fn new(id: u32) -> Self {
+        // Above 0: what is seeded is of revision 0, and so is judged before it passes.
+        Self { id, base: 1, endpoint: None, locked: false, interfaces: BTreeMap::new() }
+    }
+
+    /// The addresses of the compiler's endpoint, with their rows, and those of the interfaces.
+    fn addresses(&self) -> Vec<OwnAddress> {
+        let row = |row: Option<RowId>| row.map_or(0, |row| row.0);
+        let known = self.endpoint.iter().flat_map(|endpoint| &endpoint.addresses).map(|own| OwnAddress {
+            address: Address::from(own.address.to_canonical()),
+            ingress: row(own.ingress),
+            egress: row(own.egress),
+        });
+        let mut addresses: Vec<OwnAddress> = known.collect();
+        for address in self.interfaces.values().flat_map(|interface| &interface.addresses) {
+            let address = Address::from(address.to_canonical());
+            if !addresses.iter().any(|own| own.address == address) {
+                addresses.push(OwnAddress { address, ingress: 0, egress: 0 });
+            }
+        }
+        addresses
+    }
+
+    /// The entry of one of its interfaces. Closed, if something is missing.
+    fn entry(&self, interface: &Interface) -> layout::Endpoint {
+        let addresses = self.addresses();
+        let open = !self.locked && addresses.len() <= ADDRESSES;
+        let mut entry = layout::Endpoint { id: self.id, revision: self.base, ..Default::default() };
+        for (slot, address) in entry.addresses.iter_mut().zip(addresses) {
+            *slot = address;
+        }
+        match &self.endpoint {
+            Some(endpoint) => {
+                entry.ingress = endpoint.ingress.0;
+                entry.egress = endpoint.egress.0;
+                entry.revision = self.base.saturating_add(endpoint.revision);
+                entry.flags = if open { 0 } else { ENDPOINT_LOCKDOWN };
+                if endpoint.audit {
+                    entry.flags |= ENDPOINT_AUDIT;
+                }
+            }
+            None => entry.flags = ENDPOINT_LOCKDOWN,
+        }
+        if interface.any_source {
+            entry.flags |= ENDPOINT_ANY_SOURCE;
+        }
+        entry
+    }
+}
+
+impl Gate {
+    /// The interface belongs to the pod from now on. Binding it again changes what is other than before.
+    ///
+    /// An entry that the interface has from before a restart stays as it is until the pod's endpoint is set.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the interface drops then.
+    pub fn bind(&mut self, pod: &PodKey, interface: Interface) -> Result<Bound, ApplyError> {
+        let index = interface.index;
+        if self.bound.get(&index).is_some_and(|other| other != pod) {
+            self.release(index)?;
+        }
+        self.closed.remove(&index);
+        let kept = self.kept.get(&index).copied().filter(|entry| holds(entry, &interface));
+        if kept.is_none() {
+            // It was another pod's.
+            self.kept.remove(&index);
+        }
+        let id = match kept.filter(|kept| kept.id != 0 && !self.is_taken(kept.id, pod)) {
+            Some(kept) => kept.id,
+            None => self.next_id(),
+        };
+        let entry = self.pods.entry(pod.clone()).or_insert_with(|| Pod::new(id));
+        if entry.interfaces.is_empty() {
+            entry.id = id;
+        }
+        if let Some(kept) = kept {
+            entry.base = entry.base.max(kept.revision.saturating_add(1));
+        }
+        entry.interfaces.insert(index, interface);
+        self.bound.insert(index, pod.clone());
+        self.write(pod)?;
+        let in_force = self.pods.get(pod).is_some_and(|pod| pod.endpoint.is_some() && !pod.locked);
+        Ok(match (in_force, self.kept.contains_key(&index)) {
+            (true, _) => Bound::InForce,
+            (false, true) => Bound::Kept,
+            (false, false) => Bound::Waiting,
+        })
+    }
+
+    /// The interface belongs to nobody from now on: it drops everything for as long as it is there. One that is not known
+    /// is success.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn unbind(&mut self, index: u32) -> Result<(), ApplyError> {
+        let mut entry = match self.maps.endpoints.get(&index, 0) {
+            Ok(entry) => entry,
+            // Nothing passes where nothing is.
+            Err(_) => return self.release(index),
+        };
+        entry.flags |= ENDPOINT_LOCKDOWN;
+        self.put(index, entry)?;
+        self.release(index)?;
+        self.closed.insert(index);
+        Ok(())
+    }
+
+    /// The link is gone: nothing is kept of it. One that is not known is success.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn forget(&mut self, index: u32) -> Result<(), ApplyError> {
+        removed("endpoints", self.maps.endpoints.remove(&index))?;
+        self.release(index)?;
+        self.kept.remove(&index);
+        self.closed.remove(&index);
+        self.pins.remove_links(index);
+        Ok(())
+    }
+
+    /// All interfaces of the pod drop everything, established flows too, until its endpoint is set again (DESIGN 6.10).
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn lock_down(&mut self, pod: &PodKey) -> Result<(), ApplyError> {
+        let Some(entry) = self.pods.get_mut(pod) else { return Ok(()) };
+        entry.locked = true;
+        self.write(pod)
+    }
+
+    /// Every entry from before a restart that has not been written since drops everything from now on: what to do when
+    /// nobody knows any more what the numbers in the maps mean. Says how many they are.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn lock_down_kept(&mut self) -> Result<usize, ApplyError> {
+        let kept: Vec<(u32, layout::Endpoint)> = self.kept.iter().map(|(index, entry)| (*index, *entry)).collect();
+        for (index, mut entry) in kept.iter().copied() {
+            entry.flags |= ENDPOINT_LOCKDOWN;
+            self.put(index, entry)?;
+            // It is still from before: its number and revision are gone on with.
+            self.kept.insert(index, entry);
+        }
+        Ok(kept.len())
+    }
+
+    /// In what the interface's entry is not as it should be, in words; empty: in nothing.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn differences(&self, index: u32) -> Result<Vec<String>, ApplyError> {
+        let mut words = Vec::new();
+        let Some((pod, interface)) = self.bound.get(&index).and_then(|key| {
+            let pod = self.pods.get(key)?;
+            Some((pod, pod.interfaces.get(&index)?))
+        }) else {
+            return Ok(vec![format!("interface {index} belongs to no pod")]);
+        };
+        let Ok(entry) = self.maps.endpoints.get(&index, 0) else {
+            return Ok(vec![format!("interface {index} has no entry")]);
+        };
+        if self.kept.contains_key(&index) {
+            words.push(format!("interface {index} is as before the restart"));
+        } else if entry != pod.entry(interface) {
+            words.push(format!("the entry of interface {index} was changed by somebody else"));
+        }
+        if entry.flags & ENDPOINT_LOCKDOWN != 0 {
+            words.push(format!("interface {index} is locked down"));
+        }
+        Ok(words)
+    }
+
+    /// The addresses behind an interface, as its entry has them.
+    pub(super) fn own_addresses(&self, index: u32) -> Vec<IpAddr> {
+        let entry = self.maps.endpoints.get(&index, 0).unwrap_or_default();
+        entry.addresses.iter().filter(|own| !own.address.is_none()).map(|own| own.address.into()).collect()
+    }
+
+    pub(super) fn set_endpoint(&mut self, pod: &PodKey, endpoint: &Arc<Endpoint>) -> Result<(), ApplyError> {
+        let entry = match self.pods.get_mut(pod) {
+            Some(entry) => entry,
+            None => {
+                let id = self.next_id();
+                self.pods.entry(pod.clone()).or_insert_with(|| Pod::new(id))
+            }
+        };
+        entry.endpoint = Some(Arc::clone(endpoint));
+        entry.locked = false;
+        self.write(pod)
+    }
+
+    pub(super) fn set_revision(&mut self, pod: &PodKey, revision: u64) -> Result<(), ApplyError> {
+        let Some(endpoint) = self.pods.get_mut(pod).and_then(|pod| pod.endpoint.as_mut()) else { return Ok(()) };
+        Arc::make_mut(endpoint).revision = revision;
+        self.write(pod)
+    }
+
+    pub(super) fn remove_endpoint(&mut self, pod: &PodKey) -> Result<(), ApplyError> {
+        let Some(entry) = self.pods.get_mut(pod) else { return Ok(()) };
+        entry.endpoint = None;
+        entry.locked = true;
+        self.write(pod)?;
+        self.pods.retain(|key, entry| key != pod || !entry.interfaces.is_empty());
+        Ok(())
+    }
+
+    /// Writes the entries of a pod's interfaces.
+    fn write(&mut self, key: &PodKey) -> Result<(), ApplyError> {
+        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+        let undecided = pod.endpoint.is_none() && !pod.locked;
+        let count = pod.addresses().len();
+        let entries: Vec<(u32, layout::Endpoint)> =
+            pod.interfaces.iter().map(|(index, interface)| (*index, pod.entry(interface))).collect();
+        let ports: Vec<Interface> = pod.interfaces.values().filter(|port| port.bridge.is_some()).cloned().collect();
+        for port in &ports {
+            self.put_port(port)?;
+        }
+        for (index, entry) in entries {
+            if undecided && self.kept.contains_key(&index) {
+                continue;
+            }
+            self.put(index, entry)?;
+        }
+        if count > ADDRESSES {
+            return Err(ApplyError::Addresses { pod: key.clone(), count, limit: ADDRESSES });
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, index: u32, entry: layout::Endpoint) -> Result<(), ApplyError> {
+        let written = self.maps.endpoints.insert(index, entry, 0);
+        written.map_err(|error| self.maps.failed("endpoints", error))?;
+        self.kept.remove(&index);
+        Ok(())
+    }
+
+    /// Makes known whose addresses are behind a port of a bridge.
+    fn put_port(&mut self, port: &Interface) -> Result<(), ApplyError> {
+        let Some(bridge) = port.bridge else { return Ok(()) };
+        for address in &port.addresses {
+            let written = self.maps.owners.insert(Address::from(address.to_canonical()), port.index, 0);
+            written.map_err(|error| self.maps.failed("owners", error))?;
+        }
+        self.put(bridge, layout::Endpoint { flags: ENDPOINT_BRIDGE, ..Default::default() })
+    }
+
+    /// Takes the interface from its pod. Its entry is the caller's business.
+    fn release(&mut self, index: u32) -> Result<(), ApplyError> {
+        let Some(key) = self.bound.remove(&index) else { return Ok(()) };
+        let next = self.next_id();
+        let Some(pod) = self.pods.get_mut(&key) else { return Ok(()) };
+        let interface = pod.interfaces.remove(&index);
+        if pod.interfaces.is_empty() {
+            // The next pod of this name has flows of its own.
+            *pod = Pod { endpoint: pod.endpoint.take(), locked: pod.locked, ..Pod::new(next) };
+            if pod.endpoint.is_none() {
+                self.pods.remove(&key);
+            }
+        }
+        for address in interface.iter().filter(|port| port.bridge.is_some()).flat_map(|port| &port.addresses) {
+            let address = Address::from(address.to_canonical());
+            if self.maps.owners.get(&address, 0).is_ok_and(|owner| owner == index) {
+                removed("owners", self.maps.owners.remove(&address))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_taken(&self, id: u32, by_other_than: &PodKey) -> bool {
+        self.pods.iter().any(|(key, pod)| pod.id == id && key != by_other_than && !pod.interfaces.is_empty())
+    }
+
+    /// A number that no entry has. They are used up after four thousand million pods, and then begin anew.
+    fn next_id(&mut self) -> u32 {
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            let id = self.last_id;
+            let taken = self.pods.values().any(|pod| pod.id == id) || self.kept.values().any(|entry| entry.id == id);
+            if !taken {
+                return id;
+            }
+        }
+    }
+}
+
+/// Whether an entry may be of this interface: it has its addresses.
+fn holds(entry: &layout::Endpoint, interface: &Interface) -> bool {
+    let known = |address: Address| entry.addresses.iter().any(|own| own.address == address);
+    interface.addresses.iter().all(|address| known(Address::from(address.to_canonical())))
+}

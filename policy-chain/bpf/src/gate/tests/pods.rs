@@ -1,0 +1,160 @@
+//! Entries of interfaces.
+
+use sluice_policy_core::compile::diff::Operation;
+use sluice_policy_core::compile::image::{Endpoint, OwnAddress};
+
+use super::*;
+use crate::layout::{ENDPOINT_ANY_SOURCE, ENDPOINT_BRIDGE, ENDPOINT_LOCKDOWN};
+
+fn endpoint(address: &str, ingress: u32, revision: u64) -> Arc<Endpoint> {
+    let address = OwnAddress { address: address.parse().unwrap(), ingress: Some(RowId(5)), egress: None };
+    let (ingress, egress) = (PolicyId(ingress), PolicyId::NONE);
+    Arc::new(Endpoint { addresses: vec![address], ingress, egress, audit: false, revision })
+}
+
+fn set(gate: &mut Gate, name: &str, endpoint: Arc<Endpoint>) {
+    gate.apply(&Operation::SetEndpoint(key(name), endpoint)).unwrap();
+}
+
+#[test]
+fn a_pod_is_closed_until_its_endpoint_is_known() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let waiting = gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap();
+        assert_eq!(waiting, Bound::Waiting);
+        assert_eq!(entries(&gate)[&7].flags, ENDPOINT_LOCKDOWN);
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        let entry = entries(&gate)[&7];
+        assert_eq!((entry.flags, entry.ingress, entry.egress), (0, 3, 0));
+        assert_eq!((entry.addresses[0].ingress, entry.addresses[0].egress), (5, 0));
+        assert_eq!(gate.pod_of(entry.id), Some(&key("db")));
+        // The other order: what was set is remembered.
+        set(&mut gate, "api", endpoint("10.0.0.2", 4, 1));
+        assert_eq!(gate.bind(&key("api"), interface(8, &["10.0.0.2"])).unwrap(), Bound::InForce);
+        assert_eq!(entries(&gate)[&8].ingress, 4);
+        assert_ne!(entries(&gate)[&8].id, entry.id);
+    });
+}
+
+#[test]
+fn a_revision_moves_all_interfaces_of_a_pod() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap();
+        gate.bind(&key("db"), interface(8, &["10.0.0.8"])).unwrap();
+        let before = entries(&gate);
+        assert_eq!(before[&7].id, before[&8].id);
+        assert_eq!(before[&7].addresses, before[&8].addresses, "a pod may answer by its other interface");
+        gate.apply(&Operation::SetRevision(key("db"), 4)).unwrap();
+        let after = entries(&gate);
+        for index in [7, 8] {
+            assert_eq!(after[&index].revision, before[&index].revision + 3);
+        }
+    });
+}
+
+#[test]
+fn lockdown_lasts_until_the_endpoint_is_set_again() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap();
+        gate.lock_down(&key("db")).unwrap();
+        gate.apply(&Operation::SetRevision(key("db"), 2)).unwrap();
+        assert_eq!(entries(&gate)[&7].flags, ENDPOINT_LOCKDOWN);
+        assert_eq!(gate.differences(7).unwrap(), ["interface 7 is locked down"]);
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 3));
+        assert_eq!(entries(&gate)[&7].flags, 0);
+        gate.apply(&Operation::RemoveEndpoint(key("db"))).unwrap();
+        assert_eq!(entries(&gate)[&7].flags, ENDPOINT_LOCKDOWN, "a pod that the cluster does not know");
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 4));
+        assert_eq!(entries(&gate)[&7].flags, 0);
+    });
+}
+
+#[test]
+fn an_interface_of_nobody_drops_until_it_is_gone() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap();
+        let first = entries(&gate)[&7];
+        gate.unbind(7).unwrap();
+        gate.unbind(7).unwrap();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 2));
+        assert_eq!(entries(&gate)[&7], layout::Endpoint { flags: ENDPOINT_LOCKDOWN, ..first });
+        assert!(gate.pod_of(first.id).is_none());
+        gate.forget(7).unwrap();
+        gate.forget(7).unwrap();
+        assert_eq!(entries(&gate), BTreeMap::new());
+        // The next pod of the name has flows of its own.
+        gate.bind(&key("db"), interface(9, &["10.0.0.1"])).unwrap();
+        assert_ne!(entries(&gate)[&9].id, first.id);
+        assert_eq!(gate.unbind(4711).ok(), Some(()), "nobody knows it");
+    });
+}
+
+#[test]
+fn a_restart_changes_nothing_until_the_endpoint_is_set() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        for (name, index, address) in [("db", 7, "10.0.0.1"), ("api", 8, "10.0.0.2"), ("x", 9, "10.0.0.3")] {
+            set(&mut gate, name, endpoint(address, 3, 41));
+            gate.bind(&key(name), interface(index, &[address])).unwrap();
+        }
+        let before = entries(&gate);
+        drop(gate);
+        let (mut gate, _) = open();
+        assert_eq!(gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap(), Bound::Kept);
+        assert_eq!(entries(&gate), before);
+        assert_eq!(gate.differences(7).unwrap(), ["interface 7 is as before the restart"]);
+        set(&mut gate, "db", endpoint("10.0.0.1", 9, 1));
+        let after = entries(&gate)[&7];
+        assert_eq!((after.id, after.ingress), (before[&7].id, 9), "its flows are its own still");
+        assert!(after.revision > before[&7].revision, "and are judged again");
+        // Another pod's interface by now: what was there is not gone on with.
+        assert_eq!(gate.bind(&key("new"), interface(8, &["10.0.0.77"])).unwrap(), Bound::Waiting);
+        let other = entries(&gate)[&8];
+        assert!(other.flags == ENDPOINT_LOCKDOWN && other.id != before[&8].id, "{other:?}");
+        // Whoever does not know what the numbers mean closes what is left.
+        assert_eq!(gate.lock_down_kept().unwrap(), 1);
+        assert_eq!(entries(&gate)[&9].flags, ENDPOINT_LOCKDOWN);
+        assert_eq!(gate.bind(&key("x"), interface(9, &["10.0.0.3"])).unwrap(), Bound::Kept);
+        set(&mut gate, "x", endpoint("10.0.0.3", 3, 1));
+        assert_eq!((entries(&gate)[&9].flags, entries(&gate)[&9].id), (0, before[&9].id));
+    });
+}
+
+#[test]
+fn more_addresses_than_there_is_room_for_close_the_gate() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        let many = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"];
+        let error = gate.bind(&key("db"), interface(7, &many)).unwrap_err();
+        assert_eq!(error.to_string(), "pod shop/db has 5 addresses, and its gate has room for 4");
+        assert_eq!(entries(&gate)[&7].flags, ENDPOINT_LOCKDOWN);
+        gate.bind(&key("db"), interface(7, &many[..4])).unwrap();
+        assert_eq!(entries(&gate)[&7].flags, 0);
+    });
+}
+
+#[test]
+fn a_port_of_a_bridge_is_known_by_its_addresses() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        let port = Interface { bridge: Some(4), any_source: true, ..interface(7, &["10.0.0.1"]) };
+        gate.bind(&key("db"), port).unwrap();
+        let owner = |gate: &Gate| gate.maps.owners.get(&IpAddr::from([10, 0, 0, 1]).into(), 0).ok();
+        assert_eq!(owner(&gate), Some(7));
+        assert_eq!(entries(&gate)[&4].flags, ENDPOINT_BRIDGE);
+        assert_eq!(entries(&gate)[&7].flags, ENDPOINT_ANY_SOURCE);
+        gate.unbind(7).unwrap();
+        assert_eq!(owner(&gate), None);
+        drop(gate);
+        let (_, found) = open();
+        assert_eq!(found.endpoints.keys().collect::<Vec<_>>(), [&7], "a bridge is no pod");
+    });
+}

@@ -1,0 +1,161 @@
+//! Programs on a real interface: attached, looked after, put back, promoted.
+
+use std::process::Command;
+
+use sluice_hostnet::netlink::Netlink;
+use sluice_hostnet::tc::{Existing, Hook, Slot};
+
+use super::*;
+use crate::filters::{FilterError, Filters, Instead, Missing};
+use crate::links::Links;
+use crate::programs::Program;
+
+fn run(program: &str, arguments: &str) {
+    let output = Command::new(program).args(arguments.split_whitespace()).output();
+    let output = output.unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// An interface, and its index.
+async fn veth(netlink: &Netlink) -> u32 {
+    run("ip", "link add eni0 type veth peer name peer0");
+    netlink.link_by_name(&IfName::new("eni0").unwrap()).await.unwrap().unwrap().index
+}
+
+fn missing(hook: Hook, program: Program, instead: Instead) -> Missing {
+    Missing { hook, program, instead }
+}
+
+#[test]
+fn filters_are_attached_and_put_back() {
+    on_a_node(|| async {
+        let (gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        let nothing = [(Hook::Ingress, Program::FromPod), (Hook::Egress, Program::ToPod)]
+            .map(|(hook, program)| missing(hook, program, Instead::Nothing));
+        assert_eq!(filters.check(index).await.unwrap(), nothing);
+
+        filters.attach_drop(index).await.unwrap();
+        let closed = nothing.clone().map(|missing| Missing { instead: Instead::Drop, ..missing });
+        assert_eq!(filters.check(index).await.unwrap(), closed);
+        filters.attach(index).await.unwrap();
+        assert_eq!(filters.check(index).await.unwrap(), []);
+        // What drops everything never takes the place of a gate.
+        filters.attach_drop(index).await.unwrap();
+        assert_eq!(filters.check(index).await.unwrap(), []);
+
+        netlink.remove_filter(index, Hook::Ingress, Slot::GATE).await.unwrap();
+        assert_eq!(filters.repair(index).await.unwrap(), nothing[..1]);
+        assert_eq!(filters.check(index).await.unwrap(), []);
+        run("tc", "qdisc del dev eni0 clsact");
+        assert_eq!(filters.repair(index).await.unwrap(), nothing);
+        assert_eq!(filters.repair(index).await.unwrap(), []);
+
+        // Another program in the slot.
+        let other = sluice_hostnet::tc::Program { fd: gate.programs.descriptor(Program::Uplink), name: "other" };
+        netlink.attach(index, Slot::GATE, &[(Hook::Egress, other)], Existing::Replace).await.unwrap();
+        let instead =
+            Instead::Other { program: Some(gate.programs.id(Program::Uplink)), name: Some("other".to_owned()) };
+        assert_eq!(filters.repair(index).await.unwrap(), [missing(Hook::Egress, Program::ToPod, instead)]);
+
+        netlink.delete_link(index).await.unwrap();
+        assert!(!filters.check(index).await.is_ok_and(|missing| missing.is_empty()));
+        let gone = filters.attach(index).await;
+        assert!(matches!(gone, Err(FilterError::Gone { index: gone }) if gone == index), "{gone:?}");
+    });
+}
+
+#[test]
+fn filters_of_an_older_process_are_replaced() {
+    on_a_node(|| async {
+        let (gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        Filters::new(gate.programs(), netlink.clone()).attach(index).await.unwrap();
+        let old = gate.programs.id(Program::FromPod);
+        drop(gate);
+        let (gate, _) = open();
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        let name = Some("from_pod".to_owned());
+        let found = filters.check(index).await.unwrap();
+        assert_eq!(found[0], missing(Hook::Ingress, Program::FromPod, Instead::Other { program: Some(old), name }));
+        filters.attach(index).await.unwrap();
+        assert_eq!(filters.check(index).await.unwrap(), []);
+        assert_eq!(netlink.filters(index, Hook::Ingress).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn an_uplink_is_judged_at_egress() {
+    on_a_node(|| async {
+        let (gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        filters.attach_uplink(index).await.unwrap();
+        assert_eq!(filters.check_uplink(index).await.unwrap(), []);
+        assert_eq!(netlink.filters(index, Hook::Ingress).await.unwrap(), []);
+        filters.detach_uplink(index).await.unwrap();
+        filters.detach_uplink(index).await.unwrap();
+        assert_eq!(filters.check_uplink(index).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn an_interface_is_promoted_to_links_that_outlive_everything() {
+    on_a_node(|| async {
+        if !Links::supported() {
+            let kernel = nix::sys::utsname::uname().unwrap();
+            panic!("the kernel {} has no tcx links: Linux 6.6 is needed for this test", kernel.release().display());
+        }
+        let (mut gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        let name = IfName::new("eni0").unwrap();
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        filters.attach(index).await.unwrap();
+        let mut links = Links::open(Path::new(ROOT)).unwrap();
+        links.promote(index, &name).unwrap();
+        links.promote(index, &name).unwrap();
+        filters.leave_to_links(index).await.unwrap();
+        assert_eq!(netlink.filters(index, Hook::Ingress).await.unwrap(), []);
+        assert_eq!(filters.check(index).await.unwrap(), [], "a link is as good as a filter");
+        run("tc", "qdisc del dev eni0 clsact");
+        assert_eq!(filters.repair(index).await.unwrap(), [], "and better against this");
+        let pinned = pins(&Path::new(ROOT).join("links"));
+        assert_eq!(pinned, [format!("{index}_from_pod"), format!("{index}_to_pod")]);
+        // Attaching goes on as it was.
+        filters.attach(index).await.unwrap();
+        assert_eq!(netlink.filters(index, Hook::Egress).await.unwrap(), []);
+
+        // A new process, new programs: the links run them when it has opened the gates.
+        drop((links, filters, gate));
+        let (new, _) = open();
+        gate = new;
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        assert_eq!(filters.check(index).await.unwrap(), []);
+        assert_eq!(pins(&Path::new(ROOT).join("links")), pinned);
+
+        // The link's pin goes with the interface.
+        netlink.delete_link(index).await.unwrap();
+        gate.forget(index).unwrap();
+        assert_eq!(pins(&Path::new(ROOT).join("links")), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn pins_of_links_whose_interface_is_gone_are_removed_by_the_next_opening() {
+    on_a_node(|| async {
+        let (gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        Links::open(Path::new(ROOT)).unwrap().promote(index, &IfName::new("eni0").unwrap()).unwrap();
+        drop(gate);
+        netlink.delete_link(index).await.unwrap();
+        assert_eq!(pins(&Path::new(ROOT).join("links")).len(), 2);
+        drop(open());
+        assert_eq!(pins(&Path::new(ROOT).join("links")), [] as [&str; 0]);
+    });
+}

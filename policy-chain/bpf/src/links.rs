@@ -1,0 +1,234 @@
+//! Programs on interfaces, by pinned tcx links (Linux 6.6): what took a pod's gate off by accident, a `tc qdisc del`
+//! that is, does not touch these.
+//!
+//! Attaching one waits for a grace period of RCU, 8 to 20 ms, with the kernel's lock for all network configuration held.
+//! So ADD does without, and a link follows when there is time: one interface at a time, with pauses.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aya::programs::links::{FdLink, LinkError as AyaLinkError, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use sluice_contract::id::IfName;
+use sluice_hostnet::tc::Hook;
+
+use crate::gate::Ktime;
+use crate::programs::Program;
+use crate::sys;
+
+/// Between two interfaces: the lock is free for others nine tenths of the time and more.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Interfaces that wait for their links, at most: more pods than a node has. Who does not fit stays with filters.
+const WAITING: usize = 4096;
+
+/// Name of the pin of a link.
+pub(crate) fn name(index: u32, program: Program) -> String {
+    format!("{index}_{}", program.name())
+}
+
+fn parse(name: &str) -> Option<(u32, &str)> {
+    let (index, program) = name.split_once('_')?;
+    Some((index.parse().ok()?, program))
+}
+
+/// Why an interface could not be given links.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The programs that are pinned could not be opened.
+    #[error("cannot open the pinned program {program}")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The kernel refused to attach it; an interface that is gone among others.
+    #[error("cannot attach {program} to {interface} by a link")]
+    Attach {
+        /// Which.
+        program: &'static str,
+        /// Where to.
+        interface: IfName,
+        /// Why.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// It could not be pinned; it is not attached then.
+    #[error("cannot pin the link {path}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Gives interfaces links. Everything here blocks: it is for a thread of its own.
+#[derive(Debug)]
+pub struct Links {
+    directory: PathBuf,
+    programs: Vec<(Hook, Program, SchedClassifier)>,
+}
+
+impl Links {
+    /// Of the programs pinned below `root`, where an open [`Gate`](crate::gate::Gate) has put them.
+    ///
+    /// # Errors
+    /// [`LinkError::Program`].
+    pub fn open(root: &Path) -> Result<Self, LinkError> {
+        let mut programs = Vec::new();
+        for (hook, program) in Program::POD {
+            let opened = SchedClassifier::from_pin(root.join("programs").join(program.name()));
+            let opened =
+                opened.map_err(|source| LinkError::Program { program: program.name(), source: Box::new(source) })?;
+            programs.push((hook, program, opened));
+        }
+        Ok(Self { directory: root.join("links"), programs })
+    }
+
+    /// Whether the kernel has links for this, in the caller's namespace.
+    #[must_use]
+    pub fn supported() -> bool {
+        // The loopback interface, which every namespace has, is the first.
+        sys::tcx_query(1, Hook::Ingress).is_ok()
+    }
+
+    /// Attaches both programs to an interface by links, and pins these. What is attached already stays. Then
+    /// [`Filters::leave_to_links`](crate::filters::Filters::leave_to_links) takes the filters away.
+    ///
+    /// # Errors
+    /// [`LinkError`]; the filters judge on.
+    pub fn promote(&mut self, index: u32, interface: &IfName) -> Result<(), LinkError> {
+        for (hook, program, classifier) in &mut self.programs {
+            let failed = |source| LinkError::Attach {
+                program: program.name(),
+                interface: interface.clone(),
+                source: Box::new(source),
+            };
+            let id = classifier.info().map_err(failed)?.id();
+            let path = self.directory.join(name(index, *program));
+            let attached = sys::tcx_programs(index, *hook).map_err(|error| failed(ProgramError::IOError(error)))?;
+            if attached.contains(&id) && path.exists() {
+                continue;
+            }
+            let pin_failed = |source| LinkError::Pin { path: path.clone(), source };
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(pin_failed(error)),
+                _ => {}
+            }
+            let side = match hook {
+                Hook::Ingress => TcAttachType::Ingress,
+                Hook::Egress => TcAttachType::Egress,
+            };
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let attached = classifier.attach_with_options(interface.as_str(), side, options).map_err(failed)?;
+            let link = classifier.take_link(attached).map_err(failed)?;
+            let link: FdLink = link.try_into().map_err(|error: AyaLinkError| pin_failed(io::Error::other(error)))?;
+            // Without its pin the link goes with the descriptor, which is dropped here.
+            drop(link.pin(&path).map_err(|error| pin_failed(io::Error::other(error)))?);
+        }
+        Ok(())
+    }
+}
+
+/// Makes all pinned links of a program run this one, from the next packet on. The pins of links whose interface is gone
+/// are removed.
+pub(crate) fn refresh(directory: &Path, program: Program, classifier: &mut SchedClassifier) {
+    let Ok(files) = std::fs::read_dir(directory) else { return };
+    for path in files.flatten().map(|file| file.path()) {
+        let parsed = path.file_name().and_then(|name| name.to_str()).and_then(parse);
+        if parsed.is_none_or(|(_, name)| name != program.name()) {
+            continue;
+        }
+        if let Err(error) = update(&path, classifier) {
+            tracing::debug!(path = %path.display(), %error, "the pinned link is of no interface any more");
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove the pin of a link");
+            }
+        }
+    }
+}
+
+fn update(path: &Path, classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let link =
+        FdLink::from(PinnedLink::from_pin(path).map_err(|error| ProgramError::IOError(io::Error::other(error)))?);
+    let link = SchedClassifierLink::try_from(link).map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+    let attached = classifier.attach_to_link(link)?;
+    drop(classifier.take_link(attached)?);
+    Ok(())
+}
+
+/// Which interface gets its links when.
+#[derive(Debug, Default)]
+pub struct Promotions {
+    waiting: VecDeque<(u32, IfName)>,
+    not_before: Ktime,
+    refused: u64,
+}
+
+impl Promotions {
+    /// The interface waits for its turn. One that there is no room for stays with its filters.
+    pub fn add(&mut self, index: u32, interface: IfName) {
+        if self.waiting.iter().any(|(other, _)| *other == index) {
+            return;
+        }
+        if self.waiting.len() >= WAITING {
+            self.refused = self.refused.saturating_add(1);
+            return;
+        }
+        self.waiting.push_back((index, interface));
+    }
+
+    /// The interface is gone.
+    pub fn remove(&mut self, index: u32) {
+        self.waiting.retain(|(other, _)| *other != index);
+    }
+
+    /// Who is to be promoted now; none: nobody waits, or the pause since the last one is not over.
+    pub fn next(&mut self, now: Ktime) -> Option<(u32, IfName)> {
+        if now < self.not_before {
+            return None;
+        }
+        let next = self.waiting.pop_front()?;
+        self.not_before = now.plus(PAUSE);
+        Some(next)
+    }
+
+    /// How many there was no room for.
+    #[must_use]
+    pub const fn refused(&self) -> u64 {
+        self.refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_promoted_in_turn_with_pauses() {
+        let interface = |name: &str| IfName::new(name).unwrap();
+        let mut promotions = Promotions::default();
+        promotions.add(1, interface("a"));
+        promotions.add(2, interface("b"));
+        promotions.add(2, interface("b"));
+        promotions.add(3, interface("c"));
+        let start = Ktime(1_000);
+        assert_eq!(promotions.next(start), Some((1, interface("a"))));
+        assert_eq!(promotions.next(start), None, "the pause is not over");
+        promotions.remove(2);
+        assert_eq!(promotions.next(start.plus(PAUSE)), Some((3, interface("c"))));
+        assert_eq!(promotions.next(start.plus(PAUSE * 9)), None);
+    }
+
+    #[test]
+    fn the_name_of_a_pin_tells_the_interface() {
+        assert_eq!(parse(&name(17, Program::FromPod)), Some((17, "from_pod")));
+        assert_eq!(parse("x_from_pod"), None);
+    }
+}
