@@ -7,8 +7,8 @@ use std::mem::{offset_of, size_of};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is asked for, the one without a number first; none older than 14 knows all that the programs use.
-const COMPILERS: [&str; 7] = ["clang", "clang-19", "clang-18", "clang-17", "clang-16", "clang-15", "clang-14"];
+/// What is asked for: the one without a number is what the machine prefers. 14 is the oldest that was tried.
+const COMPILERS: [&str; 7] = ["clang", "clang-14", "clang-15", "clang-16", "clang-17", "clang-18", "clang-19"];
 
 #[repr(C, align(4))]
 struct Address([u8; 16]);
@@ -186,11 +186,22 @@ fn compile(clang: &str, source: &Path, out: &Path) -> Result<(), Box<dyn Error>>
     Err(format!("{clang} cannot compile {}:\n{said}{hint}", source.display()).into())
 }
 
+/// `clang 14`, of `Debian clang version 14.0.6`.
+fn name_of(clang: &str) -> Option<String> {
+    let run = Command::new(clang).arg("--version").output().ok()?;
+    let said = String::from_utf8(run.stdout).ok()?;
+    let version = said.split_once("clang version ")?.1;
+    Some(format!("clang {}", version.split('.').next()?))
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=c");
     println!("cargo::rerun-if-changed=src/layout/source.rs");
     println!("cargo::rerun-if-env-changed=SLUICE_CLANG");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("layout.h"), header()?)?;
-    compile(&compiler()?, Path::new("c/gate.c"), &out)
+    let clang = compiler()?;
+    compile(&clang, Path::new("c/gate.c"), &out)?;
+    println!("cargo::rustc-env=SLUICE_COMPILER={}", name_of(&clang).unwrap_or(clang));
+    Ok(())
 }

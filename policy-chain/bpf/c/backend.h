@@ -12,8 +12,7 @@ static __always_inline bool has_ports(__u8 protocol)
 }
 
 /* Asks about `scene->other`, and remembers the answer in the flow, if there is one. Returns why the packet is dropped. */
-GLOBAL int judge_backend(struct __sk_buff *skb, const struct endpoint *from, struct scene *scene,
-			       struct connection *connection)
+GLOBAL int judge_backend(const struct endpoint *from, struct scene *scene, struct connection *connection)
 {
 	struct question question = {};
 	__u32 verdict;
@@ -40,8 +39,8 @@ GLOBAL int judge_backend(struct __sk_buff *skb, const struct endpoint *from, str
 		return verdict == VERDICT_REDIRECT ? DROP_NO_PROXY
 						   : scene->basis == BASIS_BROKEN ? DROP_BROKEN : DROP_BACKEND;
 	if (scene->decision)
-		count_decision(scene->decision, skb->len);
-	report(skb, scene, EVENT_BACKEND, DROP_NONE);
+		count_decision(scene->decision, scene->length);
+	report(scene, EVENT_BACKEND, DROP_NONE);
 	return DROP_NONE;
 }
 
@@ -97,7 +96,7 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 		if (connection->backend_judged == (from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW) &&
 		    connection->other_port == scene->other_port && same_address(&connection->other, &scene->other))
 			return DROP_NONE;
-		return judge_backend(skb, from, scene, connection);
+		return judge_backend(from, scene, connection);
 	}
 	struct frontend key = {
 		.address = scene->key.peer, .port = scene->key.peer_port, .protocol = scene->key.protocol,
@@ -106,7 +105,7 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	/* Forgotten since it passed the pod's gate. */
 	if (!bpf_map_lookup_elem(&frontends, &key))
 		return DROP_NONE;
-	return judge_backend(skb, from, scene, NULL);
+	return judge_backend(from, scene, NULL);
 }
 
 /* What the second judgement wrote down is of another endpoint than the gate's. */

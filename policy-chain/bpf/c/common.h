@@ -20,7 +20,9 @@
 
 /* A global function: the verifier looks at it once, whatever its callers do, and asks it to check its pointers. Without
  * these the paths through the gate multiply beyond what it looks at. */
+#ifndef GLOBAL
 #define GLOBAL __attribute__((noinline))
+#endif
 #define SECOND 1000000000ull
 
 #define ETHERNET_HEADER 14u
@@ -81,6 +83,10 @@ struct scene {
 	__u64 now;
 	__u32 endpoint;
 	__u32 decision;
+	/* Index of the interface. */
+	__u32 interface;
+	/* Of the frame, in bytes. */
+	__u32 length;
 	__u16 other_port;
 	__u16 proxy_port;
 	__u16 ether_type;

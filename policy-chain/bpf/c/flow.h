@@ -255,7 +255,7 @@ GLOBAL int open_flow(struct __sk_buff *skb, const struct endpoint *endpoint, str
 	if (scene->towards == DIRECTION_INGRESS) {
 		reason = origin_of(skb, endpoint, scene);
 		if (reason)
-			return dropped(skb, scene, reason);
+			return dropped(scene, reason);
 	}
 	if (is_icmp(packet->protocol) && is_flow) {
 		query_of(packet, &answers);
@@ -286,9 +286,9 @@ GLOBAL int open_flow(struct __sk_buff *skb, const struct endpoint *endpoint, str
 judged:
 	verdict = enforced(scene);
 	if (!passes(verdict))
-		return dropped(skb, scene, reason_of(scene));
+		return dropped(scene, reason_of(scene));
 	if (scene->decision)
-		count_decision(scene->decision, skb->len);
+		count_decision(scene->decision, scene->length);
 	if (packet->protocol == PROTOCOL_TCP) {
 		if (packet->flags & TCP_RST)
 			is_flow = 0;
@@ -307,16 +307,16 @@ judged:
 		connection.origin = scene->origin;
 		connection.basis = scene->basis;
 		if (bpf_map_update_elem(&connections, &scene->key, &connection, BPF_ANY))
-			return dropped(skb, scene, DROP_CONNECTIONS_FULL);
+			return dropped(scene, DROP_CONNECTIONS_FULL);
 	}
 	if (same_address(&scene->other, &scene->key.peer))
 		scene->other = (struct address){};
-	report(skb, scene, EVENT_FLOW, DROP_NONE);
+	report(scene, EVENT_FLOW, DROP_NONE);
 	return PASS;
 }
 
 /* A flow whose endpoint has moved on is judged again, in the flow's own direction. */
-static __always_inline void judge_again(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene,
+static __always_inline void judge_again(const struct endpoint *endpoint, struct scene *scene,
 					struct connection *connection)
 {
 	__u32 before = connection->judged & 255, after;
@@ -334,14 +334,13 @@ static __always_inline void judge_again(struct __sk_buff *skb, const struct endp
 	/* Last: what is read beside it is only told, this is what packets pass by. */
 	*(volatile __u64 *)&connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | after;
 	if (scene->decision && passes(after))
-		count_decision(scene->decision, skb->len);
+		count_decision(scene->decision, scene->length);
 	if (before != after)
-		report(skb, scene, EVENT_CHANGED, DROP_NONE);
+		report(scene, EVENT_CHANGED, DROP_NONE);
 }
 
 /* A packet of a known flow. */
-GLOBAL int follow_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene,
-			     struct connection *connection)
+GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, struct connection *connection)
 {
 	const struct packet *packet;
 	bool own, closed = false;
@@ -359,7 +358,7 @@ GLOBAL int follow_flow(struct __sk_buff *skb, const struct endpoint *endpoint, s
 	scene->other = connection->other;
 	scene->audit = endpoint->flags & ENDPOINT_AUDIT ? 1 : 0;
 	if (connection->judged >> JUDGED_REVISION_SHIFT != endpoint->revision)
-		judge_again(skb, endpoint, scene, connection);
+		judge_again(endpoint, scene, connection);
 	verdict = connection->judged & 255;
 	scene->verdict = verdict;
 	if (!passes(verdict)) {
@@ -368,13 +367,13 @@ GLOBAL int follow_flow(struct __sk_buff *skb, const struct endpoint *endpoint, s
 			connection->expires = scene->now + TIMEOUT_TCP_DENIED;
 		else if (own)
 			connection->expires = scene->now + timeout(packet->protocol, 0);
-		return dropped(skb, scene, reason_of(scene));
+		return dropped(scene, reason_of(scene));
 	}
 	if (!own)
 		news |= CONNECTION_ANSWERED;
 	if (packet->protocol == PROTOCOL_TCP && packet->part != PART_LATER) {
 		if (packet->flags & TCP_RST) {
-			report(skb, scene, EVENT_CLOSED, DROP_NONE);
+			report(scene, EVENT_CLOSED, DROP_NONE);
 			bpf_map_delete_elem(&connections, &scene->key);
 			return PASS;
 		}
@@ -389,7 +388,7 @@ GLOBAL int follow_flow(struct __sk_buff *skb, const struct endpoint *endpoint, s
 	}
 	connection->expires = scene->now + timeout(packet->protocol, state);
 	if (closed)
-		report(skb, scene, EVENT_CLOSED, DROP_NONE);
+		report(scene, EVENT_CLOSED, DROP_NONE);
 	return PASS;
 }
 
@@ -415,5 +414,5 @@ GLOBAL int slow(struct __sk_buff *skb, const struct endpoint *endpoint, struct s
 		if (!own || !fresh)
 			return open_flow(skb, endpoint, scene, 1);
 	}
-	return follow_flow(skb, endpoint, scene, connection);
+	return follow_flow(endpoint, scene, connection);
 }

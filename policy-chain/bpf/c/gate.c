@@ -62,9 +62,11 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 	scene.direction = towards;
 	scene.ether_type = bpf_ntohs(skb->protocol);
 	scene.now = bpf_ktime_get_coarse_ns();
+	scene.interface = index;
+	scene.length = skb->len;
 	endpoint = bpf_map_lookup_elem(&endpoints, &index);
 	if (!endpoint)
-		return dropped(skb, &scene, DROP_UNKNOWN_ENDPOINT);
+		return dropped(&scene, DROP_UNKNOWN_ENDPOINT);
 	scene.endpoint = endpoint->id;
 	pull(skb);
 	plain = !skb->vlan_present && parse_plain(skb, &scene.packet, scene.ether_type);
@@ -76,12 +78,12 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 	is_flow = key_of(&scene.packet, towards, &scene.key);
 	scene.key.endpoint = endpoint->id;
 	if (endpoint->flags & ENDPOINT_LOCKDOWN)
-		return dropped(skb, &scene, DROP_LOCKDOWN);
+		return dropped(&scene, DROP_LOCKDOWN);
 	if (reason)
-		return dropped(skb, &scene, reason);
+		return dropped(&scene, reason);
 	if (towards == DIRECTION_EGRESS) {
 		if (!(endpoint->flags & ENDPOINT_ANY_SOURCE) && !is_own(endpoint, &scene.packet.source))
-			return dropped(skb, &scene, DROP_SPOOFED);
+			return dropped(&scene, DROP_SPOOFED);
 	} else if (skb->ingress_ifindex) {
 		from = sender(skb, &scene.packet);
 		if (from && from->egress) {
@@ -89,7 +91,7 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 
 			reason = second(skb, from, &scene);
 			if (reason)
-				return dropped(skb, &scene, reason);
+				return dropped(&scene, reason);
 			forget(&scene, endpoint->id);
 			scene.direction = towards;
 			scene.origin = ORIGIN_FORWARDED;
@@ -106,7 +108,7 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 	if (action == PASS && scene.packet.part == PART_FIRST) {
 		reason = first_fragment(&scene.packet, endpoint->id, towards, scene.now);
 		if (reason)
-			return dropped(skb, &scene, reason);
+			return dropped(&scene, reason);
 	}
 	return action;
 }
@@ -139,6 +141,8 @@ int uplink(struct __sk_buff *skb)
 	scene.towards = DIRECTION_EGRESS;
 	scene.ether_type = bpf_ntohs(skb->protocol);
 	scene.now = bpf_ktime_get_coarse_ns();
+	scene.interface = skb->ifindex;
+	scene.length = skb->len;
 	pull(skb);
 	if (!parse_plain(skb, &scene.packet, scene.ether_type)) {
 		if (scene.ether_type == TYPE_IPV4)
@@ -149,13 +153,13 @@ int uplink(struct __sk_buff *skb)
 			return PASS;
 		/* No pod's gate let it pass like this. */
 		if (reason)
-			return dropped(skb, &scene, reason);
+			return dropped(&scene, reason);
 	}
 	from = sender(skb, &scene.packet);
 	if (!from || !from->egress)
 		return PASS;
 	reason = second(skb, from, &scene);
-	return reason ? dropped(skb, &scene, reason) : PASS;
+	return reason ? dropped(&scene, reason) : PASS;
 }
 
 /* On both sides of a host interface until its gate is set up. */

@@ -33,7 +33,7 @@ static __always_inline void count_decision(__u32 decision, __u32 length)
 }
 
 /* The reader polls; it is woken only when a quarter of the ring is full (a wake-up for each event costs 15 us a connection). */
-GLOBAL int report(struct __sk_buff *skb, const struct scene *scene, __u32 kind, __u32 reason)
+GLOBAL int report(const struct scene *scene, __u32 kind, __u32 reason)
 {
 	struct event *event;
 	__u64 size;
@@ -43,14 +43,14 @@ GLOBAL int report(struct __sk_buff *skb, const struct scene *scene, __u32 kind, 
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
 	if (!event) {
-		count_drop(DROP_EVENT_LOST, skb->len);
+		count_drop(DROP_EVENT_LOST, scene->length);
 		return 0;
 	}
 	event->time = bpf_ktime_get_ns();
 	event->endpoint = scene->endpoint;
-	event->interface = skb->ifindex;
+	event->interface = scene->interface;
 	event->decision = scene->decision;
-	event->length = skb->len;
+	event->length = scene->length;
 	event->own = scene->key.own;
 	event->peer = scene->key.peer;
 	event->other = scene->other;
@@ -75,13 +75,13 @@ GLOBAL int report(struct __sk_buff *skb, const struct scene *scene, __u32 kind, 
 	return 0;
 }
 
-GLOBAL int dropped(struct __sk_buff *skb, const struct scene *scene, __u32 reason)
+GLOBAL int dropped(const struct scene *scene, __u32 reason)
 {
 	if (!scene)
 		return SHOT;
-	count_drop(reason, skb->len);
+	count_drop(reason, scene->length);
 	if (scene->decision)
-		count_decision(scene->decision, skb->len);
-	report(skb, scene, EVENT_DROP, reason);
+		count_decision(scene->decision, scene->length);
+	report(scene, EVENT_DROP, reason);
 	return SHOT;
 }

@@ -2,3 +2,6 @@
 
 /// The object file that `build.rs` made of `c/`, aligned as ELF's readers want it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate.o"));
+
+/// The compiler that made it: `clang 14`.
+pub const COMPILER: &str = env!("SLUICE_COMPILER");

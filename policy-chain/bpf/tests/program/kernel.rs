@@ -11,7 +11,7 @@ use sluice_policy_bpf::layout::{
     Address, Connection, ConnectionKey, Counter, Decision, DropReason, Endpoint, Event, Frontend, Hook, MAPS, Peer,
     RowPort, Settings,
 };
-use sluice_policy_bpf::object::OBJECT;
+use sluice_policy_bpf::object::{COMPILER, OBJECT};
 
 /// The interface that test runs come by: the loopback of whatever namespace this is.
 pub(crate) const INTERFACE: u32 = 1;
@@ -205,5 +205,35 @@ fn map_data(map: &Map) -> &MapData {
         | Map::PerCpuHashMap(data)
         | Map::RingBuf(data) => data,
         other => panic!("{other:?}"),
+    }
+}
+
+/// How many instructions a program has, and how many steps the verifier took: what was pinned was looked at.
+///
+/// Both change with the compiler and the second with the kernel, so they are exact only where the file was made; elsewhere
+/// the verifier's steps must be far from its limit of a million. With `UPDATE_GOLDENS` set the file is written anew.
+#[test]
+fn instructions_are_counted() {
+    if !may_run() {
+        return;
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/program/instructions.txt");
+    let kernel = Kernel::new();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let release: Vec<&str> = release.split('.').take(2).collect();
+    let mut counts = format!("compiled by {}, loaded by Linux {}\n", COMPILER, release.join("."));
+    for (hook, program) in &kernel.programs {
+        let info = program.info().unwrap();
+        let steps = info.verified_instruction_count().unwrap_or_default();
+        let bytes = info.size_translated().unwrap();
+        assert!(steps < 100_000, "{}: the verifier took {steps} steps", hook.as_str());
+        counts += &format!("{} {} instructions, {steps} steps\n", hook.as_str(), bytes / 8);
+    }
+    if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        std::fs::write(path, &counts).unwrap();
+    }
+    let pinned = std::fs::read_to_string(path).unwrap();
+    if pinned.lines().next() == counts.lines().next() {
+        assert_eq!(pinned, counts, "set UPDATE_GOLDENS to write tests/program/instructions.txt anew");
     }
 }
