@@ -58,6 +58,8 @@ struct Shared {
     watches: Watches,
     /// Counts the times that all connections were cut.
     cut: signal::Sender<u64>,
+    /// Whether nothing goes out.
+    frozen: signal::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -72,11 +74,22 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits while the server is frozen.
+    async fn thaw(&self) {
+        // An error is the end of the server.
+        let mut frozen = self.frozen.subscribe();
+        let _ended = frozen.wait_for(|frozen| !frozen).await;
+    }
+
     /// Wakes the watches.
     fn told(&self, revision: u64) {
         self.watches.revision.send_replace(revision);
     }
 }
+
+/// A copy of what a server stores.
+#[derive(Debug, Clone)]
+pub struct Backup(Store);
 
 /// The server. Its connections end when it is dropped.
 #[derive(Debug)]
@@ -114,6 +127,7 @@ impl ApiServer {
             state: Mutex::new(State { store: Store::new(kinds), faults: Faults::default(), log: Log::default() }),
             watches: Watches::new(BOOKMARK_EVERY),
             cut: signal::Sender::new(0),
+            frozen: signal::Sender::new(false),
         });
         let server = Self { shared, address, listeners: Mutex::default() };
         server.listen(listener);
@@ -254,6 +268,7 @@ impl ApiServer {
 
     /// No request goes wrong any more, and the server is there.
     pub fn heal(&self) {
+        self.freeze(false);
         let mut state = self.shared.state();
         state.faults.clear();
         state.faults.outage = None;
@@ -268,6 +283,24 @@ impl ApiServer {
     /// Cuts all connections, in the middle of whatever they carry.
     pub fn cut(&self) {
         self.shared.cut.send_modify(|cut| *cut += 1);
+    }
+
+    /// Nothing goes out any more, on old connections and on new ones, and none is closed: a network that swallows packets.
+    /// With `false` everything goes on where it stopped.
+    pub fn freeze(&self, frozen: bool) {
+        self.shared.frozen.send_replace(frozen);
+    }
+
+    /// Everything that is stored, with its revisions.
+    #[must_use]
+    pub fn backup(&self) -> Backup {
+        Backup(self.shared.state().store.clone())
+    }
+
+    /// Sets the storage back to a backup, revisions and all, and cuts all connections: the server begins anew.
+    pub fn restore(&self, backup: &Backup) {
+        self.shared.state().store = backup.0.clone();
+        self.cut();
     }
 
     /// Ends all watches in good order, as at their timeout.

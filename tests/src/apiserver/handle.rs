@@ -155,6 +155,10 @@ fn objects(shared: &Arc<Shared>, asked: &Asked, path: &ObjectPath) -> Result<Ans
         }
         (&Method::GET, true) => {
             let after = asked.text("continue").map(answer::read_token).transpose()?;
+            let least = asked.number("resourceVersion")?.unwrap_or_default();
+            if least > store.revision() {
+                return Err(ApiError::future(least, store.revision()));
+            }
             let limit = usize::try_from(asked.number("limit")?.unwrap_or_default()).unwrap_or(usize::MAX);
             let page = store.list(&path.table, &asked.filter(path)?, after.as_ref(), limit)?;
             return Ok(Answer::Object(200, shape.list(&page)));

@@ -83,6 +83,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         body: body.map(http_body_util::Collected::to_bytes).unwrap_or_default(),
         method: parts.method,
     };
+    shared.thaw().await;
     let verb = asked.verb();
     let plural = asked.objects().map_or_else(|| parts.uri.path().to_owned(), |path| path.table.plural.clone());
     let fault = shared.state().faults.take(verb, &plural);
@@ -114,7 +115,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     };
     record(&shared, &asked, verb, plural, Some(code));
     let body = match most {
-        Some(most) => truncated(body, most).await,
+        Some(most) => truncated(body, most),
         None => body,
     };
     Ok(response(code, retry_after, body))
@@ -129,11 +130,17 @@ fn full(bytes: Bytes) -> Body {
 }
 
 /// The beginning of a body, and then the end of the connection.
-async fn truncated(body: Body, most: usize) -> Body {
-    let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let first = bytes.slice(..most.min(bytes.len()));
-    let frames = [Ok(Frame::data(first)), Err(dropped())];
-    StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
+fn truncated(body: Body, most: usize) -> Body {
+    let frames = futures_util::stream::unfold(Some((body, most)), |rest| async move {
+        let (mut body, left) = rest?;
+        if left == 0 {
+            return Some((Err(dropped()), None));
+        }
+        let data = body.frame().await?.and_then(|frame| frame.into_data().map_err(|_trailers| dropped()));
+        let next = data.as_ref().ok().map(|data| (body, left.saturating_sub(data.len())));
+        Some((data.map(|data| Frame::data(data.slice(..left.min(data.len())))), next))
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 fn response(code: u16, retry_after: Option<u64>, body: Body) -> Response<Body> {

@@ -38,7 +38,7 @@ pub(super) struct Change {
     pub(super) before: Option<Arc<Value>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Table {
     objects: BTreeMap<Key, Arc<Value>>,
     history: VecDeque<Change>,
@@ -64,7 +64,7 @@ pub(super) struct Preconditions {
 }
 
 /// All objects.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Store {
     kinds: Vec<Kind>,
     tables: BTreeMap<TableId, Table>,

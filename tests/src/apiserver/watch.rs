@@ -129,6 +129,7 @@ impl Running {
                 return None;
             }
             let shared = Arc::clone(&self.shared);
+            shared.thaw().await;
             tokio::select! {
                 biased;
                 () = shared.watches.end.notified() => self.over = true,
@@ -202,7 +203,12 @@ impl Running {
 
     fn send(&mut self, what: &str, object: &Value) {
         let object = self.watched.shape.object(object);
-        self.pending.push(format!("{}\n", json!({"type": what, "object": object})));
+        self.line(what, &object);
+    }
+
+    /// The type comes first, as the real server has it: clients rely on it.
+    fn line(&mut self, what: &str, object: &Value) {
+        self.pending.push(format!("{{\"type\":\"{what}\",\"object\":{object}}}\n"));
     }
 
     fn bookmark(&mut self, initial_end: bool) {
@@ -218,11 +224,11 @@ impl Running {
         if let Some(fields) = object.as_object_mut() {
             fields.insert("metadata".to_owned(), metadata);
         }
-        self.pending.push(format!("{}\n", json!({"type": "BOOKMARK", "object": object})));
+        self.line("BOOKMARK", &object);
     }
 
     fn fail(&mut self, error: &ApiError) {
-        self.pending.push(format!("{}\n", json!({"type": "ERROR", "object": error.status()})));
+        self.line("ERROR", &error.status());
         self.over = true;
     }
 }
