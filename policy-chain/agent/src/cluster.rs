@@ -1,10 +1,11 @@
 //! The `Cluster` seam: where pods, Services and policies come from, and where what the node finds out goes.
 //!
-//! Two implementations exist: the Kubernetes API, and [`directory::Directory`]. A source reads
+//! Two implementations exist: [`kube::Kube`], the Kubernetes API, and [`directory::Directory`]. A source reads
 //! objects with policy-core's `parse` (one way for files and for the API) and tells them in the order in which they
 //! changed. It decides nothing.
 
 pub mod directory;
+pub mod kube;
 
 use std::fmt;
 use std::future::Future;

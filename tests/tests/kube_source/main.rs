@@ -1,0 +1,9 @@
+//! policyd's Kubernetes source against an API server: what it tells of a cluster, and what it does when the API server is
+//! away, wrong, or behind.
+
+#![cfg(test)]
+
+mod failing;
+mod observer;
+mod telling;
+mod writing;
