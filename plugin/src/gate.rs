@@ -34,7 +34,15 @@ impl Gate {
 
     /// Closes the host interface of number `index`, where it is not gated already: a policy that is in force stays.
     pub(crate) async fn close(&self, host: &Netlink, index: u32) -> Result<(), TcError> {
-        let programs = Hook::ALL.map(|hook| (hook, Program { fd: self.0.as_fd(), name: NAME }));
-        host.attach(index, Slot::GATE, &programs, Existing::Keep).await
+        host.attach(index, Slot::GATE, &self.programs(), Existing::Keep).await
+    }
+
+    /// Closes a host interface that this process has just made.
+    pub(crate) async fn close_new(&self, host: &Netlink, index: u32) -> Result<(), TcError> {
+        host.attach_to_new(index, Slot::GATE, &self.programs()).await
+    }
+
+    fn programs(&self) -> [(Hook, Program<'_>); 2] {
+        Hook::ALL.map(|hook| (hook, Program { fd: self.0.as_fd(), name: NAME }))
     }
 }

@@ -136,11 +136,7 @@ impl Netlink {
     /// [`TcError`]; [`TcError::OtherQdisc`] where an `ingress` qdisc stands in their place.
     pub async fn ensure_clsact(&self, index: u32) -> Result<(), TcError> {
         let failed = |source| TcError::Kernel { action: "make the hooks", index, source };
-        let mut message = message(index, TcHandle::CLSACT);
-        message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
-        message.attributes.push(TcAttribute::Kind(CLSACT.to_owned()));
-        let make = Request::change(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL);
-        match self.change(make).await {
+        match self.change(clsact(index)).await {
             // An `ingress` has the same place, and takes a filter for egress without a word, for what comes in.
             Err(error) if error.errno() == Some(Errno::EEXIST) => match self.qdisc(index).await.map_err(failed)? {
                 Some(kind) if kind == CLSACT => Ok(()),
@@ -163,20 +159,26 @@ impl Netlink {
         existing: Existing,
     ) -> Result<(), TcError> {
         self.ensure_clsact(index).await?;
-        let flags = match existing {
-            Existing::Replace => NLM_F_CREATE | NLM_F_REPLACE,
-            Existing::Keep => NLM_F_CREATE | NLM_F_EXCL,
-        };
-        let requests = programs.iter().map(|(hook, program)| {
-            let filter = filter_message(index, *hook, slot, program);
-            Request::change(RouteNetlinkMessage::NewTrafficFilter(filter), flags)
-        });
+        let requests = programs.iter().map(|(hook, program)| filter(index, *hook, slot, program, existing));
         for answer in self.batch(requests.collect()).await {
             match answer {
                 Err(error) if existing == Existing::Keep && error.errno() == Some(Errno::EEXIST) => {}
-                Err(source) => return Err(TcError::Kernel { action: "attach a program to a hook", index, source }),
-                Ok(_) => {}
+                answer => answer.map(drop).map_err(|source| not_attached(index, source))?,
             }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::attach`], on a link that the caller has just made: all in one datagram. Not for others: where a qdisc
+    /// stands, it is not known which.
+    ///
+    /// # Errors
+    /// [`TcError`]. Then some of it may have been done.
+    pub async fn attach_to_new(&self, index: u32, slot: Slot, programs: &[(Hook, Program<'_>)]) -> Result<(), TcError> {
+        let filters = programs.iter().map(|(hook, program)| filter(index, *hook, slot, program, Existing::Keep));
+        let requests = std::iter::once(clsact(index)).chain(filters).collect();
+        for answer in self.batch(requests).await {
+            answer.map_err(|source| not_attached(index, source))?;
         }
         Ok(())
     }
@@ -194,11 +196,8 @@ impl Netlink {
         slot: Slot,
         program: Program<'_>,
     ) -> Result<(), TcError> {
-        let filter = filter_message(index, hook, slot, &program);
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(Request::change(RouteNetlinkMessage::NewTrafficFilter(filter), flags))
-            .await
-            .map_err(|source| TcError::Kernel { action: "attach a program to a hook", index, source })
+        let request = filter(index, hook, slot, &program, Existing::Replace);
+        self.change(request).await.map_err(|source| not_attached(index, source))
     }
 
     /// The filters of a hook, in the order in which they are asked. A link that has no hooks, or is gone, has none.
@@ -259,7 +258,19 @@ fn message(index: u32, parent: TcHandle) -> TcMessage {
     TcMessage::from_parts(TcHeader { index: index.cast_signed(), parent, ..TcHeader::default() }, Vec::new())
 }
 
-fn filter_message(index: u32, hook: Hook, slot: Slot, program: &Program<'_>) -> TcMessage {
+const fn not_attached(index: u32, source: NetlinkError) -> TcError {
+    TcError::Kernel { action: "attach a program to a hook", index, source }
+}
+
+/// The request that makes the hooks, and fails with `EEXIST` where something stands in their place.
+fn clsact(index: u32) -> Request {
+    let mut message = message(index, TcHandle::CLSACT);
+    message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
+    message.attributes.push(TcAttribute::Kind(CLSACT.to_owned()));
+    Request::change(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn filter(index: u32, hook: Hook, slot: Slot, program: &Program<'_>, existing: Existing) -> Request {
     let mut message = message(index, hook.parent());
     message.header.handle = slot.handle.into();
     message.header.info = slot.info();
@@ -271,7 +282,11 @@ fn filter_message(index: u32, hook: Hook, slot: Slot, program: &Program<'_>) -> 
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]),
     ];
-    message
+    let flags = match existing {
+        Existing::Replace => NLM_F_CREATE | NLM_F_REPLACE,
+        Existing::Keep => NLM_F_CREATE | NLM_F_EXCL,
+    };
+    Request::change(RouteNetlinkMessage::NewTrafficFilter(message), flags)
 }
 
 fn kind(message: &TcMessage) -> Option<String> {

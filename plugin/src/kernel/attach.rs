@@ -212,17 +212,15 @@ async fn clear_the_way(
     }
 }
 
-async fn close(layout: &Layout, host: &Host, index: u32, gate: Option<&Gate>) -> Result<(), StepError> {
-    let Some(gate) = gate else { return Ok(()) };
-    let failed = |source| StepError::Gate { name: layout.host.clone(), source };
-    gate.close(host.netlink(), index).await.map_err(failed)
-}
-
 /// Everything but the veth itself. The gate comes first, while the host's end is down, and the host's route last:
 /// nothing reaches the pod before.
 async fn furnish(layout: &Layout, host: &Host, pod: &Host, made: &Link, gate: Option<&Gate>) -> Result<(), StepError> {
     let index = made.peer.ok_or_else(|| StepError::NoPeer { name: layout.host.clone() })?;
-    close(layout, host, index, gate).await?;
+    if let Some(gate) = gate {
+        gate.close_new(host.netlink(), index)
+            .await
+            .map_err(|source| StepError::Gate { name: layout.host.clone(), source })?;
+    }
     let alias = veth::alias(&layout.attachment);
     host.netlink()
         .set_alias(index, &alias)
@@ -256,8 +254,10 @@ async fn converge(
     gate: Option<&Gate>,
 ) -> Result<(), StepError> {
     // One that is up has been closed before, and policyd sees to it that it is gated, in whichever way it is by now.
-    if !host_end.up {
-        close(layout, host, host_end.index, gate).await?;
+    if let Some(gate) = gate.filter(|_| !host_end.up) {
+        gate.close(host.netlink(), host_end.index)
+            .await
+            .map_err(|source| StepError::Gate { name: layout.host.clone(), source })?;
     }
     let alias = veth::alias(&layout.attachment);
     if host_end.alias.as_ref() != Some(&alias) {

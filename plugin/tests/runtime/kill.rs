@@ -4,7 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::add::golden;
+use crate::bpf::{DROP, load};
+use crate::gated;
 use crate::ipamd::{Fault, Ipamd, address};
 use crate::node::{Answer, Cni, HOST_B, Node, POD_B};
 
@@ -70,6 +74,34 @@ fn add_again_converges_and_so_does_del() {
     }
     println!("what {round} killed ADDs had left (host's end, mark, pod's address, rules, route): {seen:?}");
     assert!(seen.len() >= 3, "the moments are too few to say anything: {seen:?}");
+}
+
+/// Whatever a killed ADD has left of a pod that is to be gated, nothing leads to it that is open; and the next ADD closes
+/// what is half-made.
+#[test]
+fn a_gated_pod_is_never_left_open() {
+    let (node, ipamd, netns, id) = gated::node(|| load(&DROP));
+    let call = |verb| Cni::on(verb, "1.1.0", POD_B, "bbb", &netns).with("gated", &json!(true));
+    let (through, whole) = kill_after_answer(&node, &ipamd, &call("ADD"), Duration::from_secs(10));
+    assert!(through);
+    node.cni(&call("DEL")).nothing();
+    let mut seen: BTreeMap<(Left, [bool; 2]), u32> = BTreeMap::new();
+    for moment in 0..MOMENTS {
+        ipamd.refill(vec![address("10.0.1.60", 1)]);
+        kill_after_answer(&node, &ipamd, &call("ADD"), whole * moment / MOMENTS);
+        let left = left(&node);
+        if left.0 {
+            let closed = gated::programs(&node).map(|hook| !hook.is_empty());
+            *seen.entry((left, closed)).or_default() += 1;
+            let up = node.ip(&format!("link show {HOST_B}"))[0]["flags"].as_array().unwrap().contains(&json!("UP"));
+            assert!(closed == [true, true] || (!up && left.4 == 0), "{left:?}, up: {up}, closed: {closed:?}");
+        }
+        node.cni(&call("ADD")).result();
+        assert_eq!(gated::programs(&node), gated::both(id));
+        node.cni(&call("DEL")).nothing();
+        node.assert_clean();
+    }
+    println!("what killed ADDs had left (host's end, mark, pod's address, rules, route; closed): {seen:?}");
 }
 
 #[test]

@@ -184,6 +184,21 @@ async fn attach_does_both_hooks_and_keeps_what_it_is_told_to() {
 }
 
 #[tokio::test]
+async fn a_new_link_gets_all_at_once_and_an_old_one_is_refused() {
+    let pair = Pair::new().await;
+    pair.warm_up();
+    let drop = load(&DROP);
+    let programs = Hook::ALL.map(|hook| (hook, Program { fd: drop.as_fd(), name: "test" }));
+    pair.netlink().attach_to_new(pair.index, Slot::GATE, &programs).await.unwrap();
+    for hook in Hook::ALL {
+        assert_eq!(pair.programs(hook).await, [(Slot::GATE, program_id(drop.as_fd()))]);
+    }
+    pair.assert_passes_both([false, false]);
+    let error = pair.netlink().attach_to_new(pair.index, Slot::GATE, &programs).await.unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::EEXIST));
+}
+
+#[tokio::test]
 async fn the_lowest_priority_is_asked_first_and_other_slots_are_let_alone() {
     let pair = Pair::new().await;
     pair.warm_up();

@@ -10,6 +10,7 @@ mod add;
 mod bad_input;
 mod behind;
 mod del;
+mod latency;
 mod node;
 mod policyd;
 mod verbs;
