@@ -164,15 +164,17 @@ fn machine_headers() -> Option<PathBuf> {
     Some(PathBuf::from(format!("/usr/include/{machine}-linux-gnu"))).filter(|path| path.is_dir())
 }
 
-fn compile(clang: &str, source: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
-    let object = out.join("gate.o");
+/// Makes `NAME.o` of `c/NAME.c`.
+fn compile(clang: &str, name: &str, out: &Path) -> Result<(), Box<dyn Error>> {
+    let source = Path::new("c").join(name).with_extension("c");
+    let object = out.join(name).with_extension("o");
     let mut command = Command::new(clang);
     command.args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11"]);
     command.args(["-Wno-unused-parameter", "-fno-stack-protector", "-fno-jump-tables"]).arg("-I").arg(out);
     if let Some(headers) = machine_headers() {
         command.arg("-I").arg(headers);
     }
-    let run = command.arg("-c").arg(source).arg("-o").arg(&object).output();
+    let run = command.arg("-c").arg(&source).arg("-o").arg(&object).output();
     let run = run.map_err(|error| format!("{clang} cannot be run: {error}"))?;
     if run.status.success() {
         return Ok(());
@@ -201,7 +203,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("layout.h"), header()?)?;
     let clang = compiler()?;
-    compile(&clang, Path::new("c/gate.c"), &out)?;
+    compile(&clang, "gate", &out)?;
+    compile(&clang, "local", &out)?;
     println!("cargo::rustc-env=SLUICE_COMPILER={}", name_of(&clang).unwrap_or(clang));
     Ok(())
 }

@@ -19,6 +19,7 @@ struct nf_conn {
 } __attribute__((preserve_access_index));
 
 struct sk_buff {
+	unsigned int len;
 	unsigned long _nfct;
 } __attribute__((preserve_access_index));
 

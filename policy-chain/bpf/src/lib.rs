@@ -1,7 +1,8 @@
 //! Policy in the kernel: eBPF programs, their maps, and how they are attached.
 //!
 //! The programs are C (`c/`), compiled with clang by `build.rs`. [`layout`] is what both sides agree on. [`gate`] owns the
-//! maps that they read, [`filters`] and [`links`] put the programs on interfaces, [`events`] reads what they tell.
+//! maps that they read, [`filters`] and [`links`] put the programs on interfaces, [`local`] puts one
+//! on the node's own input, [`events`] reads what they tell.
 //!
 //! `unsafe` is allowed in [`layout`], which says that its types are plain data, and in `sys`, which calls bpf(2).
 
@@ -10,6 +11,7 @@ pub mod filters;
 pub mod gate;
 pub mod layout;
 pub mod links;
+pub mod local;
 pub mod object;
 pub mod programs;
 mod sys;

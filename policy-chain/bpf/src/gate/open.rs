@@ -12,7 +12,7 @@ use sluice_contract::node::GATE_DIR;
 use sluice_policy_core::compile::image::PolicyId;
 
 use super::maps::{Maps, Strange};
-use super::pins::Pins;
+use super::pins::{Pins, replace_pin};
 use super::{ApplyError, Found, FoundEndpoint, Gate, Highest, connections};
 use crate::events::Events;
 use crate::layout::{
@@ -210,7 +210,8 @@ fn load_programs(object: &mut Ebpf, pins: &Pins) -> Result<Programs, OpenError> 
     for program in Program::ALL {
         let classifier = classifier(object, program)?;
         let path = pins.program(program.name());
-        Pins::replace(&path, |path| classifier.pin(path)).map_err(|source| OpenError::Directory { path, source })?;
+        let pinned = replace_pin(&path, |path| classifier.pin(path).map_err(io::Error::other));
+        pinned.map_err(|source| OpenError::Directory { path, source })?;
         links::refresh(&pins.links(), program, classifier);
     }
     let find = |program: Program| -> Result<&SchedClassifier, Problem> {

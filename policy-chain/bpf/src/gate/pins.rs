@@ -89,17 +89,6 @@ impl Pins {
         Ok(Some(info.max_entries()))
     }
 
-    /// Puts what `pin` pins in the place of what is pinned at `path`, in one step: whoever opens it meanwhile finds the one
-    /// or the other.
-    pub(super) fn replace(path: &Path, pin: impl FnOnce(&Path) -> Result<(), aya::pin::PinError>) -> io::Result<()> {
-        // The file system of BPF objects takes no names with dots.
-        let name = path.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or("pin");
-        let new = path.with_file_name(format!("{name}-new"));
-        absent(std::fs::remove_file(&new))?;
-        pin(&new).map_err(io::Error::other)?;
-        std::fs::rename(&new, path)
-    }
-
     /// Takes the pinned links of an interface away.
     pub(super) fn remove_links(&self, index: u32) {
         for (_, program) in Program::POD {
@@ -109,6 +98,17 @@ impl Pins {
             }
         }
     }
+}
+
+/// Puts what `pin` pins in the place of what is pinned at `path`, in one step: whoever opens it meanwhile finds the one or
+/// the other.
+pub(crate) fn replace_pin(path: &Path, pin: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    // The file system of BPF objects takes no names with dots.
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or("pin");
+    let new = path.with_file_name(format!("{name}-new"));
+    absent(std::fs::remove_file(&new))?;
+    pin(&new)?;
+    std::fs::rename(&new, path)
 }
 
 fn absent(result: io::Result<()>) -> io::Result<()> {

@@ -348,3 +348,80 @@ fn promotion_loses_no_packet_and_judges_once() {
         two.api.connect(two.db.v4, 81).unwrap_err();
     });
 }
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: shop}
+spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 80, targetPort: 8080, name: a}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s-1, namespace: shop, labels: {kubernetes.io/service-name: s}}
+addressType: IPv4
+ports: [{name: a, port: 8080, protocol: TCP}]
+endpoints:
+- {addresses: [10.0.0.1], conditions: {ready: true}}
+- {addresses: [10.0.0.254], conditions: {ready: true}}
+";
+
+fn egress(to: &str) -> String {
+    format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: api, namespace: shop}}, \
+         spec: {{podSelector: {{matchLabels: {{app: api}}}}, policyTypes: [Egress], egress: [{to}]}}}}"
+    )
+}
+
+#[test]
+fn a_service_with_a_backend_on_the_node_itself_is_judged_at_local_input() {
+    on_a_node(|| async {
+        let mut two = Two::new().await;
+        // The service proxy has chosen the backend on the node.
+        sh(
+            None,
+            "ip addr add 10.0.0.254/32 dev lo
+             nft 'table ip proxy { chain pre { type nat hook prerouting priority -100
+               ip daddr 10.96.0.1 tcp dport 80 dnat to 10.0.0.254:8080
+             }
+             }'",
+        );
+        let listener = TcpListener::bind("10.0.0.254:8080").unwrap();
+        let service: IpAddr = "10.96.0.1".parse().unwrap();
+        two.node.tell(SERVICE);
+        two.api.connect(service, 80).expect("no policy");
+        two.node.tell(&egress("{to: [{podSelector: {matchLabels: {app: db}}}]}"));
+        two.api.connect(service, 80).expect("the other backend is allowed, and nobody sees which one it is");
+
+        crate::local::attach(Path::new(ROOT)).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let mut events = two.node.gate.events().unwrap();
+        while events.take().is_some() {}
+        two.api.connect_within(service, 80, SILENCE).expect_err("the backend that was chosen is not allowed");
+        assert!(two.drops(DropReason::Backend) > 0);
+        let seen: Vec<Event> = std::iter::from_fn(|| events.take()).collect();
+        let dropped = seen.iter().find(|event| event.kind == EventKind::Drop).unwrap_or_else(|| panic!("{seen:#?}"));
+        assert_eq!(dropped.hook, layout::Hook::LocalInput);
+        assert_eq!((dropped.peer.address, dropped.peer.port), (service, 80));
+        let backend = dropped.other.unwrap();
+        assert_eq!((backend.address, backend.port), ("10.0.0.254".parse().unwrap(), 8080));
+        let reason = &two.node.engine.image().decisions[&dropped.decision.unwrap()].reason;
+        assert_eq!(reason.to_string(), "NetworkPolicy shop/api isolates the pod, and no rule allows this");
+
+        two.node.tell(&egress("{to: [{ipBlock: {cidr: 10.0.0.254/32}}], ports: [{port: 8080}]}"));
+        let mut client = two.api.connect(service, 80).expect("the backend is allowed");
+        let port = client.local_addr().unwrap().port();
+        let mut accepted = listener.incoming().map(Result::unwrap);
+        let mut server = accepted.find(|server| server.peer_addr().unwrap().port() == port).unwrap();
+        // A newer process takes the place of the older one; neither leaves a gap, and the flow goes on.
+        crate::local::attach(Path::new(ROOT)).unwrap();
+        crate::local::attach(Path::new(ROOT)).unwrap();
+        send(&mut client, &mut server).unwrap();
+        assert_eq!(pins(&Path::new(ROOT).join("links")), ["local4", "local6"]);
+        two.node.tell(&egress("{to: [{podSelector: {matchLabels: {app: db}}}]}"));
+        send(&mut client, &mut server).expect_err("an established flow is cut as well");
+        // What no pod sends is nobody's business, nor what a pod sends to the node itself where policy allows that.
+        TcpStream::connect_timeout(&"10.0.0.254:8080".parse().unwrap(), DEADLINE).unwrap();
+        crate::local::detach(Path::new(ROOT)).unwrap();
+        crate::local::detach(Path::new(ROOT)).unwrap();
+        two.api.connect(service, 80).expect("nobody sees it any more");
+    });
+}

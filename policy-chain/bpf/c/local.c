@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/* The second judgement (DESIGN 7) where it can be made nowhere else: at local input, for a flow of a pod to a Service whose
+ * backend is on the node itself. Such a packet passes no interface after its pod's.
+ *
+ * A netfilter program (Linux 6.4) sees it as the host will take it, and connection tracking knows how the pod sent it. This is
+ * an object of its own, without global functions: it is loaded by hand, without type information. */
+
+#include "common.h"
+#include "report.h"
+#include "judge.h"
+#include "conntrack.h"
+
+enum {
+	ACCEPT_PACKET = 1,
+	DROP_PACKET = 0,
+};
+
+struct net_device {
+	int ifindex;
+} __attribute__((preserve_access_index));
+
+struct nf_hook_state {
+	struct net_device *in;
+} __attribute__((preserve_access_index));
+
+/* include/linux/netfilter.h */
+struct bpf_nf_ctx {
+	const struct nf_hook_state *state;
+	struct sk_buff *skb;
+};
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+static __always_inline void tell(const struct scene *scene, __u32 interface, __u32 length, __u32 kind, __u32 reason)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event) {
+		count_drop(DROP_EVENT_LOST, length);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = scene->now;
+	event->endpoint = scene->endpoint;
+	event->interface = interface;
+	event->decision = scene->decision;
+	event->length = length;
+	event->own = scene->key.own;
+	event->peer = scene->key.peer;
+	event->other = scene->other;
+	event->own_port = scene->key.own_port;
+	event->peer_port = scene->key.peer_port;
+	event->other_port = scene->other_port;
+	event->ether_type = scene->ether_type;
+	event->protocol = scene->key.protocol;
+	event->kind = kind;
+	event->hook = HOOK_LOCAL_INPUT;
+	event->direction = DIRECTION_EGRESS;
+	event->origin = ORIGIN_FORWARDED;
+	event->verdict = scene->verdict;
+	event->reason = reason;
+	event->basis = scene->basis;
+	event->audit = scene->audit;
+	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+}
+
+/* The pod's endpoint; null: the packet came from no pod. */
+static __always_inline const struct endpoint *pod_of(__u32 index, const struct address *source)
+{
+	struct endpoint *found = bpf_map_lookup_elem(&endpoints, &index);
+	__u32 *owner;
+
+	if (!found || !(found->flags & ENDPOINT_BRIDGE))
+		return found;
+	owner = bpf_map_lookup_elem(&owners, source);
+	if (!owner)
+		return NULL;
+	index = *owner;
+	return bpf_map_lookup_elem(&endpoints, &index);
+}
+
+/* What the packet was when the pod sent it, and who takes it. False: it is not the first half of a tracked flow. */
+static __always_inline bool flow_of(struct sk_buff *skb, struct scene *scene)
+{
+	struct tuple tuple = {};
+
+	if (tracked((void *)skb, &tuple, 0) != TRACKED_ORIGINAL)
+		return false;
+	set_address(&scene->key.own, tuple.source, tuple.family);
+	set_address(&scene->key.peer, tuple.destination, tuple.family);
+	scene->key.own_port = bpf_ntohs(tuple.source_port);
+	scene->key.peer_port = bpf_ntohs(tuple.destination_port);
+	scene->key.protocol = tuple.protocol;
+	scene->ether_type = tuple.family == FAMILY_IPV4 ? TYPE_IPV4 : TYPE_IPV6;
+	/* Whoever answers is who takes it. */
+	if (tracked((void *)skb, &tuple, 1) != TRACKED_ORIGINAL)
+		return false;
+	set_address(&scene->other, tuple.source, tuple.family);
+	scene->other_port = bpf_ntohs(tuple.source_port);
+	return true;
+}
+
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP;
+}
+
+SEC("classifier")
+int local_input(struct bpf_nf_ctx *ctx)
+{
+	const struct nf_hook_state *state = ctx->state;
+	struct sk_buff *skb = ctx->skb;
+	struct net_device *in = NULL;
+	const struct endpoint *from;
+	struct connection *connection;
+	struct question question = {};
+	struct scene scene = {};
+	__u32 index = 0, length = 0, verdict, reason;
+	__u64 allowed;
+
+	if (bpf_core_read(&in, sizeof(in), &state->in) || !in)
+		return ACCEPT_PACKET;
+	if (bpf_core_read(&index, sizeof(index), &in->ifindex))
+		return ACCEPT_PACKET;
+	/* Most of what the node takes comes from no pod. */
+	if (!bpf_map_lookup_elem(&endpoints, &index))
+		return ACCEPT_PACKET;
+	if (!flow_of(skb, &scene) || !has_ports(scene.key.protocol))
+		return ACCEPT_PACKET;
+	from = pod_of(index, &scene.key.own);
+	if (!from || !from->egress)
+		return ACCEPT_PACKET;
+	bpf_core_read(&length, sizeof(length), &skb->len);
+	scene.now = bpf_ktime_get_ns();
+	scene.endpoint = from->id;
+	scene.key.endpoint = from->id;
+	connection = bpf_map_lookup_elem(&connections, &scene.key);
+	allowed = from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW;
+	if (connection && connection->expires > scene.now) {
+		if (connection->direction != DIRECTION_EGRESS || (connection->judged & 255) != VERDICT_DEFER)
+			return ACCEPT_PACKET;
+		if (connection->backend_judged == allowed && connection->other_port == scene.other_port &&
+		    same_address(&connection->other, &scene.other))
+			return ACCEPT_PACKET;
+	} else {
+		struct frontend key = {
+			.address = scene.key.peer, .port = scene.key.peer_port, .protocol = scene.key.protocol,
+		};
+
+		/* Forgotten since it passed the pod's gate. */
+		connection = NULL;
+		if (!bpf_map_lookup_elem(&frontends, &key))
+			return ACCEPT_PACKET;
+	}
+	question.direction = DIRECTION_EGRESS;
+	question.backend = 1;
+	question.peer = scene.other;
+	question.port = scene.other_port;
+	question.protocol = scene.key.protocol;
+	question.origin = ORIGIN_FORWARDED;
+	scene.audit = from->flags & ENDPOINT_AUDIT ? 1 : 0;
+	ask(from, &question, &scene);
+	verdict = scene.verdict;
+	if (scene.audit && (verdict == VERDICT_DENY || verdict == VERDICT_REDIRECT))
+		verdict = VERDICT_ALLOW;
+	if (connection) {
+		/* Who reads meanwhile finds no judgement, and judges. */
+		*(volatile __u64 *)&connection->backend_judged = 0;
+		connection->other = scene.other;
+		connection->other_port = scene.other_port;
+		connection->backend_decision = scene.decision;
+		*(volatile __u64 *)&connection->backend_judged = from->revision << JUDGED_REVISION_SHIFT | verdict;
+	}
+	if (scene.decision)
+		count_decision(scene.decision, length);
+	if (verdict == VERDICT_ALLOW) {
+		tell(&scene, index, length, EVENT_BACKEND, DROP_NONE);
+		return ACCEPT_PACKET;
+	}
+	reason = verdict == VERDICT_REDIRECT ? DROP_NO_PROXY : scene.basis == BASIS_BROKEN ? DROP_BROKEN : DROP_BACKEND;
+	count_drop(reason, length);
+	tell(&scene, index, length, EVENT_DROP, reason);
+	return DROP_PACKET;
+}
