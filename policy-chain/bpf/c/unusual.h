@@ -61,6 +61,7 @@ static __always_inline int link_scope(struct __sk_buff *skb, const struct endpoi
 	case ND_ROUTER_ADVERTISEMENT:
 	case ND_NEIGHBOUR_SOLICITATION:
 	case ND_NEIGHBOUR_ADVERTISEMENT:
+	case ND_REDIRECT:
 		/* RFC 4861 7.1: anything else came through a router. */
 		if (packet->hops != 255)
 			return DROP_NONE;

@@ -288,7 +288,7 @@ fn neighbours_are_found_whatever_policy_says() {
     ] {
         assert_eq!(sent(&mut pod, &forged), dropped(DropReason::Spoofed), "{forged:?}");
     }
-    for kind in [134, 135, 136] {
+    for kind in [134, 135, 136, 137] {
         assert_eq!(got(&mut pod, &message(gateway, own, kind, own)), PASSED);
     }
     let report = Packet { hops: 1, ..message(address("fe80::2"), address("ff02::16"), 143, own) };

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
 use sluice_policy_bpf::layout::{
     Address, Connection, ConnectionKey, Counter, Decision, DropReason, Endpoint, Event, Frontend, Hook, MAPS, Peer,
@@ -83,6 +83,12 @@ impl Kernel {
 
     pub(crate) fn program(&self, hook: Hook) -> &SchedClassifier {
         &self.programs.iter().find(|(of, _)| *of == hook).unwrap().1
+    }
+
+    /// Attaches a program to an interface of the calling thread's namespace, for as long as this lives.
+    pub(crate) fn attach(&mut self, hook: Hook, interface: &str, direction: TcAttachType) {
+        let program = self.programs.iter_mut().find(|(of, _)| *of == hook).unwrap();
+        program.1.attach(interface, direction).unwrap();
     }
 
     /// Puts a frame through a program. `from` is the interface by which the host got it; 0: it is the host's own.

@@ -6,6 +6,7 @@
 //! | [`backends`] | the second judgement, of flows to Services |
 //! | [`cost`] | prints what a packet costs |
 //! | [`edges`] | fragments, options, ICMP errors, neighbour discovery, forged sources, flags of endpoints |
+//! | [`live`] | translated packets between namespaces, of which connection tracking knows more |
 //! | [`flows`] | answers, ends, changes of policy, ports used again, adoption |
 #![cfg(test)]
 
@@ -17,6 +18,7 @@ mod edges;
 mod flows;
 mod frame;
 mod kernel;
+mod live;
 mod pod;
 #[expect(dead_code, reason = "the generator of policy-core's tests, of which these use a part")]
 mod random;
