@@ -65,9 +65,12 @@ impl Reported {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use proptest::prelude::*;
     use serde_json::{Value, json};
-    use sluice_contract::cni::SpecVersion;
+    use sluice_contract::cni::{Interface, IpConfig, SpecVersion};
 
     const NETNS: &str = "/run/netns/b";
 
@@ -127,6 +130,56 @@ mod tests {
             "ips": [{"interface": 0, "address": "10.1.0.2/24"}, {"interface": 1, "address": "10.1.0.2/24"}],
         });
         assert_eq!(reported(&twice), expect(&[("net1", &["10.1.0.2"]), ("eth0", &[])], &[]));
+    }
+
+    fn any_interface() -> impl Strategy<Value = Interface> {
+        let sandbox = prop_oneof![Just(None), Just(Some(NETNS.to_owned())), Just(Some("1".to_owned()))];
+        ("eth[0-2]|eni1|dummy1", sandbox).prop_map(|(name, sandbox)| Interface {
+            name,
+            sandbox,
+            mac: None,
+            mtu: None,
+            socket_path: None,
+            pci_id: None,
+        })
+    }
+
+    fn any_result() -> impl Strategy<Value = AddResult> {
+        let ips = proptest::collection::vec((proptest::option::of(0usize..6), 0u8..4), 0..6);
+        (proptest::collection::vec(any_interface(), 0..6), ips).prop_map(|(interfaces, ips)| {
+            let ip = |(interface, last): (Option<usize>, u8)| {
+                let address = ipnet::IpNet::new(IpAddr::from([10, 0, 0, last]), 24).unwrap();
+                IpConfig { interface: interface.filter(|index| *index < interfaces.len()), address, gateway: None }
+            };
+            AddResult { ips: ips.into_iter().map(ip).collect(), interfaces: interfaces.clone(), ..AddResult::default() }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// No address and no interface of the sandbox is lost, none is made up, and each is there once.
+        #[test]
+        fn nothing_is_lost_or_made_up(result in any_result()) {
+            let ifname = IfName::new("eth0").unwrap();
+            let reported = Reported::of(&result, &ifname, |path| path == NETNS).unwrap();
+            let in_sandbox = |i: &&Interface| i.sandbox.as_deref() == Some(NETNS);
+            let mut names: BTreeSet<_> =
+                result.interfaces.iter().filter(in_sandbox).map(|i| i.name.clone()).collect();
+            names.insert("eth0".to_owned());
+            let listed: Vec<_> = reported.interfaces.iter().map(|(name, _)| name.to_string()).collect();
+            prop_assert_eq!(listed.len(), names.len());
+            prop_assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), names);
+            let given: BTreeSet<_> = result.ips.iter().map(|ip| ip.address.addr()).collect();
+            let kept: BTreeSet<_> = reported.interfaces.iter().flat_map(|(_, ips)| ips.iter().copied()).collect();
+            prop_assert_eq!(kept, given);
+            for (_, ips) in &reported.interfaces {
+                prop_assert_eq!(ips.iter().collect::<BTreeSet<_>>().len(), ips.len());
+            }
+            let hosts: Vec<_> =
+                result.interfaces.iter().filter(|i| i.sandbox.is_none()).map(|i| i.name.clone()).collect();
+            prop_assert_eq!(reported.hosts, hosts);
+        }
     }
 
     #[test]
