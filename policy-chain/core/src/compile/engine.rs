@@ -17,6 +17,7 @@ mod checkpoint;
 mod fronts;
 mod numbers;
 mod programs;
+mod shapes;
 mod store;
 mod subjects;
 mod words;
@@ -297,7 +298,7 @@ impl Engine {
         self.host_api_server = api_server;
         self.write_addresses(&moves);
         let refreshed = self.fronts.refresh(&self.book, &self.classes);
-        let mut moved = self.fronts.fill(&refreshed, &mut self.programs, &mut self.store);
+        let mut moved = self.fronts.fill(&refreshed.shaped, &mut self.programs, &mut self.store);
         Fronts::forget(&gone_fronts, &mut self.programs, &mut self.store);
         if !gone_fronts.is_empty() {
             let egress = self.programs.iter().filter(|(_, instance)| instance.frontend_row.is_some());
@@ -305,7 +306,7 @@ impl Engine {
         }
         self.note_moves(&moves, &mut moved);
         // Gates.
-        for front in refreshed.iter().filter_map(|index| self.fronts.get(*index)) {
+        for front in refreshed.iter().filter_map(|index| self.fronts.get(index)) {
             for (address, _) in &front.backends {
                 changed.extend(self.subject_addresses.get(address).into_iter().flatten().cloned());
             }
@@ -522,9 +523,15 @@ impl Engine {
         if pairs.is_empty() {
             return;
         }
-        for (index, instance) in self.programs.iter() {
-            if pairs.iter().any(|(before, now)| instance.row_at(*before) != instance.row_at(*now)) {
-                moved.insert(index);
+        let key = |class: u32| self.classes.class(class).map(|class| &class.key);
+        for (before, now) in pairs {
+            let (Some(old), Some(new)) = (key(before), key(now)) else { continue };
+            let lost = old.iter().filter(|atom| new.binary_search(atom).is_err());
+            let got = new.iter().filter(|atom| old.binary_search(atom).is_err());
+            for index in self.programs.that_ask_for(lost.chain(got)) {
+                if self.programs.get(index).is_some_and(|one| one.row_at(before) != one.row_at(now)) {
+                    moved.insert(index);
+                }
             }
         }
     }
@@ -601,7 +608,7 @@ impl Engine {
         self.programs.fill(&moves.born, &self.classes, &self.atoms, &mut self.store);
         self.write_addresses(moves);
         let refreshed = self.fronts.refresh(&self.book, &self.classes);
-        self.fronts.fill(&refreshed, &mut self.programs, &mut self.store);
+        self.fronts.fill(&refreshed.shaped, &mut self.programs, &mut self.store);
     }
 
     fn settle(&mut self) {

@@ -69,6 +69,17 @@ pub(super) struct Classes {
     pub(super) numbers: Numbers,
 }
 
+/// A class that is no more.
+#[derive(Debug)]
+pub(super) struct Swept {
+    /// Its place.
+    pub(super) class: u32,
+    /// Its number, if it had one.
+    pub(super) number: Option<Identity>,
+    /// What held for its members.
+    pub(super) key: Key,
+}
+
 /// What [`Classes::refine`] and [`Classes::merge`] did.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
@@ -292,8 +303,8 @@ impl Classes {
         }
     }
 
-    /// Forgets those of these classes that are empty, and gives their places and numbers.
-    pub(super) fn sweep(&mut self, dead: &[u32]) -> Vec<(u32, Option<Identity>)> {
+    /// Forgets those of these classes that are empty.
+    pub(super) fn sweep(&mut self, dead: &[u32]) -> Vec<Swept> {
         let mut swept = Vec::new();
         for index in dead.iter().collect::<BTreeSet<_>>() {
             let Some(slot) = self.classes.get_mut(*index as usize) else { continue };
@@ -310,7 +321,7 @@ impl Classes {
                 self.numbers.give_back(number.0);
             }
             self.freed.push(*index);
-            swept.push((*index, number));
+            swept.push(Swept { class: *index, number, key: class.key });
         }
         swept
     }

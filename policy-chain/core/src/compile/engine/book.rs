@@ -60,6 +60,8 @@ struct Region {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     hosts: BTreeMap<IpAddr, Host>,
+    /// The entries of those that no pod has.
+    podless: BTreeSet<u32>,
     /// Claims on an address that another pod has.
     rivals: BTreeMap<IpAddr, Vec<Arc<Pod>>>,
     nodes: BTreeMap<IpAddr, BTreeSet<Text>>,
@@ -524,6 +526,11 @@ impl Book {
                     self.prefixes.insert(prefix);
                 }
                 let entry = host.entry;
+                if pod.is_none() {
+                    self.podless.insert(entry);
+                } else {
+                    self.podless.remove(&entry);
+                }
                 let group = pod.as_ref().map_or(NONE, |pod| self.group(pod, atoms, namespaces, born));
                 if classes.get(entry).is_some_and(|entry| entry.group != group) {
                     self.leave(entry, classes);
@@ -540,6 +547,7 @@ impl Book {
                 && host.entry != NONE
             {
                 self.leave(host.entry, classes);
+                self.podless.remove(&host.entry);
                 let before = classes.get(host.entry).map_or(NONE, |entry| entry.class);
                 classes.remove(host.entry, moves);
                 self.forget(host.entry);
@@ -571,9 +579,7 @@ impl Book {
     pub(super) fn affect_all_but_pods(&mut self) {
         self.affected.extend(self.regions.values().map(|region| region.entry));
         self.affected.extend(self.name_entries.values());
-        let others = self.hosts.values().filter(|host| host.pod.is_none());
-        self.affected.extend(others.map(|host| host.entry));
-        self.affected.remove(&NONE);
+        self.affected.extend(&self.podless);
     }
 
     /// Every API server is looked at again.

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use super::book::Book;
 use super::programs::{Instance, Programs};
+use super::shapes::Shapes;
 use super::store::Store;
 use crate::cluster::{Cluster, Node, ObjectKey};
-use crate::compile::identity::Classes;
+use crate::compile::identity::{Classes, NONE};
 use crate::compile::image::{DecisionId, FrontendKey, Identity, RowEntries, RowId};
 use crate::compile::row::PortPrefix;
 use crate::compile::service;
@@ -32,8 +33,24 @@ pub(super) struct Front {
     keys: BTreeSet<(FrontendKey, u16)>,
     /// By address, then port.
     pub(super) backends: Vec<(IpAddr, u16)>,
-    /// The backends' classes and ports, each once, in the order of the first backend that has them.
-    classes: Vec<(u32, u16)>,
+    /// Or [`NONE`] as long as it is not known.
+    shape: u32,
+}
+
+/// Frontends that are not as they were.
+#[derive(Debug)]
+pub(super) struct Refreshed {
+    /// Of which the backends have other classes or ports.
+    pub(super) shaped: Vec<u32>,
+    /// Which are new, or have other backends.
+    pub(super) rebacked: BTreeSet<u32>,
+}
+
+impl Refreshed {
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
+        self.shaped.iter().chain(&self.rebacked).copied()
+    }
 }
 
 /// What frontends are made of.
@@ -55,8 +72,11 @@ pub(super) struct Fronts {
     claims: BTreeMap<FrontendKey, BTreeSet<(ObjectKey, u16, u32)>>,
     /// Which frontends have a backend at an address.
     at: BTreeSet<(IpAddr, u32)>,
-    /// Those whose backends, or their classes, changed.
+    /// Those that are new, or have other backends.
+    rebacked: BTreeSet<u32>,
+    /// Those of whose backends the classes may be others.
     dirty: BTreeSet<u32>,
+    shapes: Shapes,
     /// Addresses that were a backend of a frontend and are no more.
     left: BTreeSet<IpAddr>,
     cache: HashMap<Vec<DecisionId>, RowId>,
@@ -121,6 +141,8 @@ impl Fronts {
             {
                 self.by_id.remove(&id);
                 self.dirty.remove(&index);
+                self.rebacked.remove(&index);
+                self.shapes.leave(index, front.shape);
                 self.freed.push(index);
                 classes.numbers.give_back(front.identity.0);
                 gone.push((index, front));
@@ -136,12 +158,12 @@ impl Fronts {
                 changed_keys.insert(*address);
                 self.claims.entry(*address).or_default().insert((key.clone(), *at, index));
             }
-            let front = Front { id: id.clone(), identity, keys, backends: Vec::new(), classes: Vec::new() };
+            let front = Front { id: id.clone(), identity, keys, backends: Vec::new(), shape: NONE };
             if let Some(slot) = self.list.get_mut(index as usize) {
                 *slot = Some(front);
             }
             self.by_id.insert(id, index);
-            self.dirty.insert(index);
+            self.rebacked.insert(index);
             self.set_backends(index, backends);
         }
         for address in changed_keys {
@@ -174,7 +196,7 @@ impl Fronts {
             self.at.insert((*address, index));
         }
         front.backends = backends;
-        self.dirty.insert(index);
+        self.rebacked.insert(index);
     }
 
     /// The addresses that lost a frontend since this was asked last: a pod that has one decides that frontend as others do now.
@@ -183,33 +205,39 @@ impl Fronts {
     }
 
     /// Brings the classes of backends up to date, and gives the frontends for which they are others, or which are new.
-    pub(super) fn refresh(&mut self, book: &Book, classes: &Classes) -> Vec<u32> {
-        let dirty = std::mem::take(&mut self.dirty);
-        let mut changed = Vec::new();
+    pub(super) fn refresh(&mut self, book: &Book, classes: &Classes) -> Refreshed {
+        let mut refreshed = Refreshed { shaped: Vec::new(), rebacked: std::mem::take(&mut self.rebacked) };
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.extend(&refreshed.rebacked);
         for index in dirty {
             let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { continue };
-            let mut list: Vec<(u32, u16)> = Vec::new();
+            let mut targets: Vec<(u32, u16)> = Vec::new();
             let mut seen: BTreeSet<(u32, u16)> = BTreeSet::new();
             for (address, port) in &front.backends {
                 if let Some(class) = book.class(*address, classes)
                     && seen.insert((class, *port))
                 {
-                    list.push((class, *port));
+                    targets.push((class, *port));
                 }
             }
-            front.classes = list;
-            changed.push(index);
+            if self.shapes.get(front.shape).is_some_and(|shape| *shape.targets == *targets) {
+                continue;
+            }
+            let before = std::mem::replace(&mut front.shape, NONE);
+            front.shape = self.shapes.join(index, front.id.protocol, targets);
+            self.shapes.leave(index, before);
+            refreshed.shaped.push(index);
         }
-        changed
+        refreshed
     }
 
-    /// What a program decides for a frontend. The row is kept until [`Self::settle`].
-    fn decide(&mut self, index: u32, instance: &Instance, store: &mut Store) -> Option<RowId> {
-        let front = self.list.get(index as usize)?.as_ref()?;
-        let protocol = front.id.protocol;
+    /// What a program decides for the frontends of a shape. The row is kept until [`Self::settle`].
+    fn decide(&mut self, shape: u32, instance: &Instance, store: &mut Store) -> Option<RowId> {
+        let shape = self.shapes.get(shape)?;
         let mut decisions: Vec<DecisionId> = Vec::new();
-        for (class, port) in &front.classes {
-            if let Some(decision) = store.entries(instance.row_at(*class)).and_then(|row| row.get(protocol, *port))
+        for (class, port) in shape.targets.iter() {
+            if let Some(decision) =
+                store.entries(instance.row_at(*class)).and_then(|row| row.get(shape.protocol, *port))
                 && !decisions.contains(decision)
             {
                 decisions.push(*decision);
@@ -249,18 +277,19 @@ impl Fronts {
     /// there was before changed.
     pub(super) fn fill(&mut self, changed: &[u32], programs: &mut Programs, store: &mut Store) -> BTreeSet<u32> {
         let mut moved = BTreeSet::new();
-        let all: Vec<u32> = self.iter().map(|(index, _)| index).collect();
         for (number, instance) in programs.iter_mut() {
             if instance.program.direction() == Direction::Ingress {
                 continue;
             }
             if instance.frontend_row.is_none() {
-                self.fill_new(&all, instance, store);
+                self.fill_new(instance, store);
                 continue;
             }
             for front in changed {
-                let Some(identity) = self.get(*front).map(|front| front.identity) else { continue };
-                let Some(row) = self.decide(*front, instance, store) else { continue };
+                let Some((identity, shape)) = self.get(*front).map(|front| (front.identity, front.shape)) else {
+                    continue;
+                };
+                let Some(row) = self.decide(shape, instance, store) else { continue };
                 let before = instance.row_of_front(*front);
                 if before == Some(row) {
                     continue;
@@ -288,12 +317,39 @@ impl Fronts {
     }
 
     /// The row that most frontends have is not listed.
-    fn fill_new(&mut self, all: &[u32], instance: &mut Instance, store: &mut Store) {
-        let rows: Vec<(u32, RowId)> =
-            all.iter().filter_map(|front| Some((*front, self.decide(*front, instance, store)?))).collect();
+    fn fill_new(&mut self, instance: &mut Instance, store: &mut Store) {
+        // Those with a backend that the program tells from others, and of the others each kind.
+        let told: BTreeSet<u32> = instance.table.keys().flat_map(|class| self.shapes.of_class(*class)).collect();
+        let mut rows: Vec<(u32, RowId)> = Vec::with_capacity(told.len());
         let mut counts: BTreeMap<RowId, usize> = BTreeMap::new();
-        for (_, row) in &rows {
-            *counts.entry(*row).or_default() += 1;
+        let mut told_of_kind: BTreeMap<u32, usize> = BTreeMap::new();
+        for index in &told {
+            let Some((kind, fronts)) = self.shapes.get(*index).map(|shape| (shape.kind, shape.fronts.len())) else {
+                continue;
+            };
+            let Some(row) = self.decide(*index, instance, store) else { continue };
+            *told_of_kind.entry(kind).or_default() += fronts;
+            *counts.entry(row).or_default() += fronts;
+            rows.push((*index, row));
+        }
+        let mut kinds: Vec<(u32, RowId)> = Vec::new();
+        for (index, kind) in self.shapes.kinds() {
+            let rest = kind.fronts.saturating_sub(told_of_kind.get(&index).copied().unwrap_or_default());
+            if rest == 0 {
+                continue;
+            }
+            let default = store.entries(instance.default_row);
+            let mut decisions: Vec<DecisionId> = Vec::new();
+            for port in kind.ports.iter() {
+                if let Some(decision) = default.and_then(|row| row.get(kind.protocol, *port))
+                    && !decisions.contains(decision)
+                {
+                    decisions.push(*decision);
+                }
+            }
+            let row = combined(&mut self.cache, decisions, store);
+            *counts.entry(row).or_default() += rest;
+            kinds.push((index, row));
         }
         let most = counts.iter().max_by_key(|(row, count)| (**count, std::cmp::Reverse(**row))).map(|(row, _)| *row);
         let usual = most.unwrap_or_else(|| {
@@ -302,9 +358,15 @@ impl Fronts {
         });
         store.refer(usual);
         instance.frontend_row = Some(usual);
-        for (front, row) in rows.into_iter().filter(|(_, row)| *row != usual) {
-            store.refer(row);
-            instance.listed.insert(front, row);
+        for (kind, row) in kinds.into_iter().filter(|(_, row)| *row != usual) {
+            let shapes = self.shapes.kind(kind).into_iter().flat_map(|kind| &kind.shapes);
+            rows.extend(shapes.filter(|shape| !told.contains(shape)).map(|shape| (*shape, row)));
+        }
+        for (shape, row) in rows.into_iter().filter(|(_, row)| *row != usual) {
+            for front in self.shapes.get(shape).into_iter().flat_map(|shape| &shape.fronts) {
+                store.refer(row);
+                instance.listed.insert(*front, row);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::book::holds;
 use super::numbers::Numbers;
 use super::store::Store;
 use crate::cluster::{CidrGroup, Labels, NamedPort};
-use crate::compile::identity::{Class, Classes};
+use crate::compile::identity::{Class, Classes, Swept};
 use crate::compile::image::{Identity, PolicyId, RowEntries, RowId};
 use crate::compile::predicate::Kind;
 use crate::compile::program::{PeerFacts, Program, RowKey, Selected, networks};
@@ -57,6 +57,10 @@ pub(super) struct Programs {
     free: Vec<u32>,
     by_list: HashMap<(Direction, List), Vec<u32>>,
     by_key: HashMap<(Direction, List, Vec<NamedPort>), u32>,
+    /// Which programs ask for a predicate.
+    users: HashMap<Atom, Vec<u32>>,
+    /// Which programs ask peers for named ports.
+    port_users: BTreeSet<u32>,
     numbers: Numbers,
     /// Those that have no table yet.
     pub(super) born: Vec<u32>,
@@ -94,6 +98,8 @@ impl Programs {
             free: Vec::new(),
             by_list: HashMap::new(),
             by_key: HashMap::new(),
+            users: HashMap::new(),
+            port_users: BTreeSet::new(),
             numbers: Numbers::from(1),
             born: Vec::new(),
         }
@@ -197,6 +203,12 @@ impl Programs {
             self.list.push(None);
             u32::try_from(self.list.len() - 1).unwrap_or(u32::MAX)
         });
+        for atom in &instance.predicates {
+            self.users.entry(*atom).or_default().push(index);
+        }
+        if !instance.program.named_ports().is_empty() {
+            self.port_users.insert(index);
+        }
         *self.list.get_mut(index as usize)? = Some(instance);
         self.by_list.entry((direction, list)).or_default().push(index);
         self.by_key.insert(key, index);
@@ -219,29 +231,37 @@ impl Programs {
         depend
     }
 
+    /// The programs for which one of these facts can make a difference.
+    pub(super) fn that_ask_for<'a>(&self, atoms: impl IntoIterator<Item = &'a Atom>) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        for atom in atoms {
+            match is_port(*atom) {
+                true => found.extend(&self.port_users),
+                false => found.extend(self.users.get(&plain(*atom)).into_iter().flatten()),
+            }
+        }
+        found
+    }
+
     /// Fills the tables of new programs, and adds new classes to the others'.
     pub(super) fn fill(&mut self, new: &[u32], classes: &Classes, atoms: &Atoms, store: &mut Store) {
-        let born = std::mem::take(&mut self.born);
-        let by_atom = if born.len() > 1 { Some(ByAtom::new(classes)) } else { None };
-        for (index, instance) in self.iter_mut() {
-            if born.contains(&index) {
-                match &by_atom {
-                    Some(by_atom) => {
-                        for class in by_atom.of(instance) {
-                            instance.add(class, classes, atoms, store);
-                        }
-                    }
-                    None => {
-                        let all: Vec<u32> = classes.iter().map(|(class, _)| class).collect();
-                        for class in all {
-                            instance.add(class, classes, atoms, store);
-                        }
-                    }
-                }
-            } else {
-                for class in new {
+        let born: BTreeSet<u32> = std::mem::take(&mut self.born).into_iter().collect();
+        for class in new {
+            let Some(key) = classes.class(*class).map(|class| &class.key) else { continue };
+            for index in self.that_ask_for(key.iter()).difference(&born) {
+                if let Some(instance) = self.get_mut(*index) {
                     instance.add(*class, classes, atoms, store);
                 }
+            }
+        }
+        if born.is_empty() {
+            return;
+        }
+        let by_atom = ByAtom::new(born.iter().filter_map(|index| self.get(*index)), classes);
+        for index in &born {
+            let Some(instance) = self.get_mut(*index) else { continue };
+            for class in by_atom.of(instance) {
+                instance.add(class, classes, atoms, store);
             }
         }
     }
@@ -346,9 +366,10 @@ impl Programs {
     }
 
     /// Classes are gone.
-    pub(super) fn forget_classes(&mut self, swept: &[(u32, Option<Identity>)], store: &mut Store) {
-        for (_, instance) in self.iter_mut() {
-            for (class, number) in swept {
+    pub(super) fn forget_classes(&mut self, swept: &[Swept], store: &mut Store) {
+        for Swept { class, number, key } in swept {
+            for index in self.that_ask_for(key.iter()) {
+                let Some(instance) = self.get_mut(index) else { continue };
                 let Some(row) = instance.table.remove(class) else { continue };
                 store.release(row);
                 for variant in instance.variants.values() {
@@ -368,6 +389,15 @@ impl Programs {
                 continue;
             }
             let Some(instance) = slot.take() else { continue };
+            for atom in &instance.predicates {
+                if let Some(users) = self.users.get_mut(atom) {
+                    users.retain(|one| *one != index);
+                    if users.is_empty() {
+                        self.users.remove(atom);
+                    }
+                }
+            }
+            self.port_users.remove(&index);
             let rows = instance.table.values().chain(instance.listed.values());
             rows.chain(&instance.host_row).chain(&instance.frontend_row).for_each(|row| store.release(*row));
             store.release(instance.default_row);
@@ -475,20 +505,23 @@ const fn is_port(atom: Atom) -> bool {
     atom >> 30 == 2
 }
 
-/// Which classes have an atom.
+/// Which classes have an atom that some new program asks for.
 struct ByAtom {
     classes: HashMap<Atom, Vec<u32>>,
     with_ports: Vec<u32>,
 }
 
 impl ByAtom {
-    fn new(classes: &Classes) -> Self {
-        let mut by_atom = Self { classes: HashMap::new(), with_ports: Vec::new() };
+    fn new<'a>(born: impl Iterator<Item = &'a Instance>, classes: &Classes) -> Self {
+        let asked = born.flat_map(|instance| &instance.predicates).map(|atom| (*atom, Vec::new()));
+        let mut by_atom = Self { classes: asked.collect(), with_ports: Vec::new() };
         for (index, class) in classes.iter() {
             let mut ports = false;
             for atom in class.key.iter() {
                 ports |= is_port(*atom);
-                by_atom.classes.entry(plain(*atom)).or_default().push(index);
+                if let Some(of) = by_atom.classes.get_mut(&plain(*atom)) {
+                    of.push(index);
+                }
             }
             if ports {
                 by_atom.with_ports.push(index);
