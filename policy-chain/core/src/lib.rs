@@ -14,6 +14,7 @@ pub mod lint;
 pub mod manifest;
 pub mod model;
 pub mod oracle;
+mod pack;
 pub mod parse;
 pub mod settings;
 pub mod vector;

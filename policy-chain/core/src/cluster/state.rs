@@ -15,6 +15,7 @@ use super::{
 };
 use crate::l7::dns::Name;
 use crate::model::{Policy, PolicyRef, Text};
+use crate::pack::pack_map;
 
 /// All objects that are known, as plain maps. Change them by [`Self::apply`] only: it keeps what they promise.
 ///
@@ -102,6 +103,14 @@ impl Cluster {
             Some(namespace) => namespace.labels.clone(),
             None => Labels::new([(NAMESPACE_NAME_LABEL.into(), name.into())]),
         }
+    }
+
+    /// Less room for what is held.
+    pub(crate) fn pack(&mut self) {
+        pack_map(&mut self.pods);
+        pack_map(&mut self.services);
+        pack_map(&mut self.slices);
+        pack_map(&mut self.policies);
     }
 
     fn upsert(&mut self, object: Object) -> bool {

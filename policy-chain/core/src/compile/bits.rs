@@ -62,11 +62,6 @@ impl Bits {
             })
         })
     }
-
-    /// Every number, ascending.
-    pub(super) fn iter(&self) -> impl Iterator<Item = usize> {
-        self.range(0, self.0.len() * 64)
-    }
 }
 
 /// A table of bits: one row of words for each of several sets of equal bound.

@@ -16,6 +16,7 @@ mod book;
 mod checkpoint;
 mod fronts;
 mod numbers;
+
 mod programs;
 mod shapes;
 mod store;
@@ -33,6 +34,7 @@ use self::book::{Book, Context, managed};
 use self::checkpoint::Restored;
 use self::fronts::{Dialled, Fronts};
 pub(in crate::compile) use self::numbers::Numbers;
+
 use self::programs::{Born, Gone, Programs};
 use self::store::Store;
 use self::subjects::Subject;
@@ -41,11 +43,12 @@ use super::identity::{Classes, Key, Kind, Moves, NONE};
 use super::image::Image;
 use super::predicate::Predicate;
 use super::view::matches;
-use crate::cluster::{Applied, Cluster, Event, Labels, ObjectId, ObjectKey, PodKey};
+use crate::cluster::{Applied, Cluster, EndpointSlice, Event, Labels, ObjectId, ObjectKey, PodKey};
 use crate::flow::{Judgement, Query};
 use crate::l7::dns::Name;
 use crate::model::cilium::ServiceSelector;
 use crate::model::{PolicyRef, Text};
+use crate::pack::pack_set;
 use crate::settings::Settings;
 
 pub use self::checkpoint::{Checkpoint, CheckpointFrontend, CheckpointIdentity, Floor};
@@ -57,7 +60,10 @@ pub struct Engine {
     cluster: Cluster,
     /// Labels of the namespaces that have a pod or an object.
     namespaces: BTreeMap<Text, Labels>,
-    slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// The names of the slices of Services.
+    slices_of: BTreeSet<(ObjectKey, Text)>,
+    /// How many addresses there were when room was last made.
+    packed: usize,
     atoms: Atoms,
     book: Book,
     classes: Classes,
@@ -114,7 +120,8 @@ impl Engine {
             settings,
             cluster: Cluster::default(),
             namespaces: BTreeMap::new(),
-            slices_of: BTreeMap::new(),
+            slices_of: BTreeSet::new(),
+            packed: 0,
             atoms: Atoms::default(),
             book: Book::default(),
             classes: Classes::new(),
@@ -218,16 +225,11 @@ impl Engine {
                 }
                 let new = self.service_of(key);
                 if let Some(old) = old {
-                    if let Some(slices) = self.slices_of.get_mut(&old) {
-                        slices.remove(key);
-                        if slices.is_empty() {
-                            self.slices_of.remove(&old);
-                        }
-                    }
+                    self.slices_of.remove(&(old.clone(), Text::clone(&key.name)));
                     self.dirty.services.insert(old);
                 }
                 if let Some(new) = new {
-                    self.slices_of.entry(new.clone()).or_default().insert(key.clone());
+                    self.slices_of.insert((new.clone(), Text::clone(&key.name)));
                     self.dirty.services.insert(new);
                 }
             }
@@ -348,15 +350,15 @@ impl Engine {
                 .filter(|service| service.ports.iter().any(|port| port.node_port.is_some()));
             dirty.extend(with_node_ports.map(|service| service.key.clone()));
         }
-        let none = BTreeSet::new();
         let own_node = self.settings.node.as_ref().and_then(|name| self.cluster.nodes.get(name));
         let mut gone = Vec::new();
         for key in dirty {
-            let slices = self.slices_of.get(&key).unwrap_or(&none);
+            let service = self.cluster.services.get(&key);
+            let slices = slices_of(&self.slices_of, &self.cluster, &key).collect();
             let restored = &mut self.restored;
             gone.append(&mut self.fronts.set_service(
                 &key,
-                Dialled { cluster: &self.cluster, slices, own_node },
+                Dialled { service, slices, own_node },
                 &mut self.classes,
                 &mut |id| restored.frontend(id),
                 &mut self.store,
@@ -365,10 +367,19 @@ impl Engine {
         gone
     }
 
+    fn pack(&mut self) {
+        self.cluster.pack();
+        self.book.pack();
+        self.classes.pack();
+        self.fronts.pack();
+        self.programs.pack();
+        self.store.pack();
+        pack_set(&mut self.slices_of);
+    }
+
     /// The addresses of a Service's ready endpoints.
     fn backends_of(&self, service: &ObjectKey) -> BTreeSet<IpAddr> {
-        let slices = self.slices_of.get(service).into_iter().flatten();
-        let slices = slices.filter_map(|slice| self.cluster.slices.get(slice));
+        let slices = slices_of(&self.slices_of, &self.cluster, service);
         let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
         ready.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect()
     }
@@ -616,5 +627,23 @@ impl Engine {
         self.classes.settle();
         self.store.settle();
         self.restored.settle();
+        // What grew in order takes twice the room that it needs.
+        let addresses = self.image().ipcache.len();
+        if addresses > 2 * self.packed {
+            self.packed = addresses.max(1_000);
+            self.pack();
+        }
     }
+}
+
+/// The slices of a Service.
+fn slices_of<'a>(
+    known: &'a BTreeSet<(ObjectKey, Text)>,
+    cluster: &'a Cluster,
+    service: &'a ObjectKey,
+) -> impl Iterator<Item = &'a EndpointSlice> {
+    let from = known.range((service.clone(), "".into())..).take_while(move |(of, _)| of == service);
+    from.filter_map(|(of, name)| {
+        cluster.slices.get(&ObjectKey { namespace: Text::clone(&of.namespace), name: Text::clone(name) })
+    })
 }

@@ -107,6 +107,14 @@ impl Classes {
         }
     }
 
+    /// Less room for what is held.
+    pub(super) fn pack(&mut self) {
+        self.entries.shrink_to_fit();
+        self.classes.shrink_to_fit();
+        self.by_key.shrink_to_fit();
+        self.classes.iter_mut().flatten().for_each(|class| class.members.shrink_to_fit());
+    }
+
     /// A new entry, without class.
     pub(super) fn entry(&mut self, prefix: IpNet, kind: Kind) -> u32 {
         let entry = Entry { prefix, kind, class: NONE, position: 0, group: NONE, group_position: 0 };
@@ -276,16 +284,14 @@ impl Classes {
             match self.by_key.get(&key).copied() {
                 None => self.rename(index, key),
                 Some(other) => {
-                    let members = class.members.clone();
-                    let others = self.class(other).map(|other| other.members.clone()).unwrap_or_default();
-                    if members.len() > others.len() {
+                    let others = self.class(other).map_or(0, |other| other.members.len());
+                    let (from, to) = if class.members.len() > others { (other, index) } else { (index, other) };
+                    let members = self.class(from).map(|from| from.members.clone()).unwrap_or_default();
+                    if to == index {
                         self.rename(index, key);
-                        self.move_all(&others, index, moves);
-                        moves.dead.push(other);
-                    } else {
-                        self.move_all(&members, other, moves);
-                        moves.dead.push(index);
                     }
+                    self.move_all(&members, to, moves);
+                    moves.dead.push(from);
                 }
             }
         }

@@ -25,6 +25,7 @@ use ipnet::IpNet;
 use super::row::Row;
 use crate::cluster::PodKey;
 use crate::flow::{Direction, Judgement, Origin, Outcome, Protocol, Proxied, Query, Reason, Verdict};
+use crate::pack::pack_map;
 
 pub use canonical::{Canonical, CanonicalAddress, CanonicalEndpoint};
 pub use prefixes::Prefixes;
@@ -163,6 +164,14 @@ impl MapSize {
 }
 
 impl Image {
+    /// Less room for what is held.
+    pub(super) fn pack(&mut self) {
+        self.ipcache.pack();
+        self.names.pack();
+        pack_map(&mut self.frontends);
+        pack_map(&mut self.peers);
+    }
+
     /// The size of each map.
     #[must_use]
     pub fn sizes(&self) -> Vec<MapSize> {

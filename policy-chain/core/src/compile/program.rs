@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::bits::Bits;
 use super::fold;
 use super::lower::{Isolation, Lowered, Lowering, Section};
 use super::predicate::Predicate;
@@ -130,42 +129,40 @@ impl Program {
     /// What the peer's row depends on. Cheaper by far than the row.
     #[must_use]
     pub fn key(&self, facts: &PeerFacts<'_>) -> RowKey {
+        let holding: Vec<usize> = (0..self.lowered.predicates.len()).filter(|at| (facts.holds)(*at)).collect();
+        self.key_of(&holding, facts.named_ports, facts.origin)
+    }
+
+    /// The same, where it is known which predicates hold: by their indexes, in any order.
+    pub(super) fn key_of(&self, holding: &[usize], ports: &[NamedPort], origin: Origin) -> RowKey {
         let lowered = &self.lowered;
-        let origin = match (facts.origin, self.direction) {
+        let origin = match (origin, self.direction) {
             (Origin::OwnNode, Direction::Egress) => Origin::Forwarded,
             // Only what isolates as a NetworkPolicy is another thing for a pod that reaches itself.
             (Origin::Hairpin, _) if lowered.all.network.is_none() => Origin::Forwarded,
             (origin, _) => origin,
         };
-        let mut meant = Bits::none(lowered.entries.len());
-        let mut add = |entries: &[u32]| entries.iter().for_each(|&entry| meant.insert(entry as usize));
-        let predicates = lowered.predicates.iter().zip(&lowered.by_predicate).enumerate();
+        let mut entries: Vec<u32> = Vec::new();
+        let of = |at: &usize| lowered.by_predicate.get(*at).into_iter().flatten().copied();
         if origin == Origin::OwnNode {
-            for (index, (predicate, entries)) in predicates {
-                let deny = |entry: &&u32| {
-                    lowered.entries.get(**entry as usize).is_some_and(|entry| entry.section == Section::Deny)
-                };
-                if names_host(predicate) && (facts.holds)(index) {
-                    add(&entries.iter().filter(deny).copied().collect::<Vec<_>>());
-                }
-            }
+            let deny =
+                |entry: &u32| lowered.entries.get(*entry as usize).is_some_and(|entry| entry.section == Section::Deny);
+            let host = |at: &&usize| lowered.predicates.get(**at).is_some_and(names_host);
+            entries.extend(holding.iter().filter(host).flat_map(of).filter(deny));
         } else {
-            add(&lowered.anyone);
-            for (index, (_, entries)) in predicates {
-                if (facts.holds)(index) {
-                    add(entries);
-                }
-            }
+            entries.extend(&lowered.anyone);
+            entries.extend(holding.iter().flat_map(of));
         }
-        let entries: Vec<u32> = meant.iter().filter_map(|entry| u32::try_from(entry).ok()).collect();
+        entries.sort_unstable();
+        entries.dedup();
         let mut named_ports = Vec::new();
-        if !self.named_ports.is_empty() && !facts.named_ports.is_empty() {
+        if !self.named_ports.is_empty() && !ports.is_empty() {
             let meant = entries.iter().filter_map(|&entry| lowered.entries.get(entry as usize));
             let wanted: Vec<_> = meant.flat_map(|entry| &entry.ports.named).collect();
             let asked = |port: &&NamedPort| {
                 wanted.iter().any(|(name, protocol)| port.name == *name && protocol.holds(port.protocol))
             };
-            named_ports.extend(facts.named_ports.iter().filter(asked).cloned());
+            named_ports.extend(ports.iter().filter(asked).cloned());
             named_ports.sort();
             named_ports.dedup();
         }

@@ -16,7 +16,8 @@ pub(super) const FORWARDED: Atom = 1 << 30;
 pub(super) const PORT: Atom = 2 << 30;
 /// The address is the own node's.
 pub(super) const OWN_NODE: Atom = 3 << 30;
-const KIND: Atom = 3 << 30;
+/// The bits that say which of these an atom is; none of them: a predicate.
+pub(super) const KIND: Atom = 3 << 30;
 
 /// The atom of a predicate that holds whatever way the address is looked at.
 pub(super) const fn plain(atom: Atom) -> Atom {

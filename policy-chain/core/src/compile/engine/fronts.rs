@@ -7,13 +7,14 @@ use super::book::Book;
 use super::programs::{Instance, Programs};
 use super::shapes::Shapes;
 use super::store::Store;
-use crate::cluster::{Cluster, Node, ObjectKey};
+use crate::cluster::{EndpointSlice, Node, ObjectKey, Service};
 use crate::compile::identity::{Classes, NONE};
 use crate::compile::image::{DecisionId, FrontendKey, Identity, RowEntries, RowId};
 use crate::compile::row::PortPrefix;
 use crate::compile::service;
 use crate::flow::{Direction, Protocol};
 use crate::model::Text;
+use crate::pack::pack_set;
 
 /// A port of a Service, in one family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,10 +30,10 @@ pub(super) struct FrontId {
 pub(super) struct Front {
     pub(super) id: FrontId,
     pub(super) identity: Identity,
-    /// Where it is dialled, with the place of the port in its Service.
-    keys: BTreeSet<(FrontendKey, u16)>,
+    /// Where it is dialled, with the place of the port in its Service; by address.
+    keys: Box<[(FrontendKey, u16)]>,
     /// By address, then port.
-    pub(super) backends: Vec<(IpAddr, u16)>,
+    pub(super) backends: Box<[(IpAddr, u16)]>,
     /// Or [`NONE`] as long as it is not known.
     shape: u32,
 }
@@ -54,11 +55,11 @@ impl Refreshed {
 }
 
 /// What frontends are made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Dialled<'a> {
-    pub(super) cluster: &'a Cluster,
+    pub(super) service: Option<&'a Service>,
     /// The slices of the Service.
-    pub(super) slices: &'a BTreeSet<ObjectKey>,
+    pub(super) slices: Vec<&'a EndpointSlice>,
     pub(super) own_node: Option<&'a Node>,
 }
 
@@ -68,8 +69,9 @@ pub(super) struct Fronts {
     list: Vec<Option<Front>>,
     free: Vec<u32>,
     freed: Vec<u32>,
-    by_id: BTreeMap<FrontId, u32>,
-    claims: BTreeMap<FrontendKey, BTreeSet<(ObjectKey, u16, u32)>>,
+    of_service: BTreeSet<(ObjectKey, u32)>,
+    /// Which frontends are dialled at an address.
+    claims: BTreeSet<(FrontendKey, u32)>,
     /// Which frontends have a backend at an address.
     at: BTreeSet<(IpAddr, u32)>,
     /// Those that are new, or have other backends.
@@ -112,34 +114,27 @@ impl Fronts {
         restored: &mut dyn FnMut(&FrontId) -> Option<u32>,
         store: &mut Store,
     ) -> Vec<(u32, Front)> {
-        let mut wanted = wanted(key, dialled);
-        let first = FrontId { service: key.clone(), name: "".into(), protocol: Protocol(0), port: 0, v4: false };
-        let known: Vec<(FrontId, u32)> = self
-            .by_id
-            .range(first..)
-            .take_while(|(id, _)| id.service == *key)
-            .map(|(id, index)| (id.clone(), *index))
-            .collect();
+        let mut wanted = wanted(key, &dialled);
+        let known: Vec<u32> =
+            self.of_service.range((key.clone(), 0)..=(key.clone(), u32::MAX)).map(|(_, index)| *index).collect();
         let mut gone = Vec::new();
-        let mut changed_keys: BTreeSet<FrontendKey> = BTreeSet::new();
-        for (id, index) in known {
-            let (keys, backends) = wanted.remove(&id).unwrap_or_default();
+        let mut changed: BTreeSet<FrontendKey> = BTreeSet::new();
+        for index in known {
             let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { continue };
-            let old_keys = std::mem::replace(&mut front.keys, keys);
-            let new_keys = front.keys.clone();
-            for (address, at) in old_keys.difference(&new_keys) {
-                changed_keys.insert(*address);
-                self.unclaim(address, &(key.clone(), *at, index));
+            let Wanted { keys, backends } = wanted.remove(&front.id).unwrap_or_default();
+            let old = std::mem::replace(&mut front.keys, keys.iter().map(|(key, at)| (*key, *at)).collect());
+            for (address, _) in old.iter().filter(|(address, _)| !keys.contains_key(address)) {
+                self.claims.remove(&(*address, index));
             }
-            for (address, at) in new_keys.difference(&old_keys) {
-                changed_keys.insert(*address);
-                self.claims.entry(*address).or_default().insert((key.clone(), *at, index));
+            self.claims.extend(keys.keys().map(|address| (*address, index)));
+            if !old.iter().eq(&front.keys) {
+                changed.extend(old.iter().chain(&front.keys).map(|(address, _)| *address));
             }
             self.set_backends(index, backends);
-            if new_keys.is_empty()
+            if keys.is_empty()
                 && let Some(front) = self.list.get_mut(index as usize).and_then(Option::take)
             {
-                self.by_id.remove(&id);
+                self.of_service.remove(&(key.clone(), index));
                 self.dirty.remove(&index);
                 self.rebacked.remove(&index);
                 self.shapes.leave(index, front.shape);
@@ -148,42 +143,42 @@ impl Fronts {
                 gone.push((index, front));
             }
         }
-        for (id, (keys, backends)) in wanted {
+        for (id, Wanted { keys, backends }) in wanted {
             let index = self.free.pop().unwrap_or_else(|| {
                 self.list.push(None);
                 u32::try_from(self.list.len() - 1).unwrap_or(u32::MAX)
             });
             let identity = Identity(restored(&id).unwrap_or_else(|| classes.numbers.take()));
-            for (address, at) in &keys {
-                changed_keys.insert(*address);
-                self.claims.entry(*address).or_default().insert((key.clone(), *at, index));
-            }
-            let front = Front { id: id.clone(), identity, keys, backends: Vec::new(), shape: NONE };
+            changed.extend(keys.keys());
+            self.claims.extend(keys.keys().map(|address| (*address, index)));
+            self.of_service.insert((key.clone(), index));
+            let front = Front { id, identity, keys: keys.into_iter().collect(), backends: Box::default(), shape: NONE };
             if let Some(slot) = self.list.get_mut(index as usize) {
                 *slot = Some(front);
             }
-            self.by_id.insert(id, index);
             self.rebacked.insert(index);
             self.set_backends(index, backends);
         }
-        for address in changed_keys {
-            let winner = self.claims.get(&address).and_then(BTreeSet::first);
-            let identity = winner.and_then(|(_, _, index)| self.get(*index)).map(|front| front.identity);
-            store.set_frontend(address, identity);
+        for address in changed {
+            store.set_frontend(address, self.winner(address));
         }
         gone
     }
 
-    fn unclaim(&mut self, address: &FrontendKey, claim: &(ObjectKey, u16, u32)) {
-        if let Some(claims) = self.claims.get_mut(address) {
-            claims.remove(claim);
-            if claims.is_empty() {
-                self.claims.remove(address);
-            }
-        }
+    /// Whom an address means: of several frontends, that of the least Service, and of its ports, of the first.
+    fn winner(&self, address: FrontendKey) -> Option<Identity> {
+        let claims = self.claims.range((address, 0)..=(address, u32::MAX));
+        let fronts = claims.filter_map(|(_, index)| self.get(*index));
+        let place = |front: &Front| {
+            let at = front.keys.binary_search_by_key(&address, |(key, _)| *key).ok();
+            at.and_then(|at| front.keys.get(at)).map(|(_, place)| *place)
+        };
+        let least = fronts
+            .min_by(|one, other| one.id.service.cmp(&other.id.service).then_with(|| place(one).cmp(&place(other))));
+        least.map(|front| front.identity)
     }
 
-    fn set_backends(&mut self, index: u32, backends: Vec<(IpAddr, u16)>) {
+    fn set_backends(&mut self, index: u32, backends: Box<[(IpAddr, u16)]>) {
         let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { return };
         if front.backends == backends {
             return;
@@ -384,6 +379,15 @@ impl Fronts {
         }
     }
 
+    /// Less room for what is held.
+    pub(super) fn pack(&mut self) {
+        self.list.shrink_to_fit();
+        pack_set(&mut self.of_service);
+        pack_set(&mut self.claims);
+        pack_set(&mut self.at);
+        self.shapes.pack();
+    }
+
     pub(super) fn settle(&mut self, store: &mut Store) {
         for (_, row) in self.cache.drain() {
             store.release(row);
@@ -404,14 +408,20 @@ fn combined(cache: &mut HashMap<Vec<DecisionId>, RowId>, decisions: Vec<Decision
     row
 }
 
-type Wanted = BTreeMap<FrontId, (BTreeSet<(FrontendKey, u16)>, Vec<(IpAddr, u16)>)>;
+/// What a frontend is to be.
+#[derive(Default)]
+struct Wanted {
+    /// Where it is dialled, with the first place of the port in its Service.
+    keys: BTreeMap<FrontendKey, u16>,
+    backends: Box<[(IpAddr, u16)]>,
+}
 
 /// The frontends of a Service: its addresses and ports, and the own node's with its node ports; each with the ready
 /// endpoints of its slices in the same family.
-fn wanted(key: &ObjectKey, dialled: Dialled<'_>) -> Wanted {
-    let Dialled { cluster, slices, own_node } = dialled;
-    let mut wanted = Wanted::new();
-    let Some(service) = cluster.services.get(key) else { return wanted };
+fn wanted(key: &ObjectKey, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
+    let Dialled { service, slices, own_node } = dialled;
+    let mut wanted: BTreeMap<FrontId, Wanted> = BTreeMap::new();
+    let Some(service) = service else { return wanted };
     for (at, port) in (0_u16..).zip(&service.ports) {
         let at_service = service.addresses.iter().map(|address| (*address, port.port));
         let at_node = own_node
@@ -425,13 +435,12 @@ fn wanted(key: &ObjectKey, dialled: Dialled<'_>) -> Wanted {
                 port: port.port,
                 v4: address.is_ipv4(),
             };
-            let (keys, _) = wanted.entry(id).or_default();
-            keys.insert(((address, port.protocol, number), at));
+            wanted.entry(id).or_default().keys.entry((address, port.protocol, number)).or_insert(at);
         }
     }
-    for (id, (_, backends)) in &mut wanted {
-        let mut found: BTreeSet<(IpAddr, u16)> = BTreeSet::new();
-        for slice in slices.iter().filter_map(|slice| cluster.slices.get(slice)) {
+    for (id, Wanted { backends, .. }) in &mut wanted {
+        let mut found: Vec<(IpAddr, u16)> = Vec::new();
+        for slice in slices {
             let target = slice.ports.iter().find(|port| port.name == id.name && port.protocol == id.protocol);
             let Some(target) = target else { continue };
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
@@ -439,7 +448,9 @@ fn wanted(key: &ObjectKey, dialled: Dialled<'_>) -> Wanted {
                 found.extend(family.map(|address| (*address, target.port)));
             }
         }
-        *backends = found.into_iter().collect();
+        found.sort_unstable();
+        found.dedup();
+        *backends = found.into();
     }
     wanted
 }

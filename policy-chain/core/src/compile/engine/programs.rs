@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::atoms::{Atom, Atoms, plain};
-use super::book::holds;
+use super::book::counted;
 use super::numbers::Numbers;
 use super::store::Store;
 use crate::cluster::{CidrGroup, Labels, NamedPort};
@@ -13,6 +13,7 @@ use crate::compile::predicate::Kind;
 use crate::compile::program::{PeerFacts, Program, RowKey, Selected, networks};
 use crate::flow::{Direction, Origin};
 use crate::model::Text;
+use crate::pack::pack_map;
 use crate::settings::Settings;
 
 /// The policies of a program, by where they are in memory, and which parts of them count.
@@ -37,7 +38,8 @@ pub(super) struct Instance {
     references: u32,
     /// The atom of each of the program's predicates.
     predicates: Vec<Atom>,
-    sorted: Vec<Atom>,
+    /// By atom, with the place among the predicates.
+    sorted: Box<[(Atom, u32)]>,
     default_key: RowKey,
     pub(super) default_row: RowId,
     host_row: Option<RowId>,
@@ -102,6 +104,16 @@ impl Programs {
             port_users: BTreeSet::new(),
             numbers: Numbers::from(1),
             born: Vec::new(),
+        }
+    }
+
+    /// Less room for what is held.
+    pub(super) fn pack(&mut self) {
+        self.list.shrink_to_fit();
+        for (_, instance) in self.iter_mut() {
+            pack_map(&mut instance.table);
+            pack_map(&mut instance.listed);
+            instance.cache.shrink_to_fit();
         }
     }
 
@@ -181,7 +193,7 @@ impl Programs {
         }
         let default_key = program.default_key(Origin::Forwarded);
         let default_row = row_of(&program, &default_key, store);
-        let mut sorted = predicates.clone();
+        let mut sorted: Box<[(Atom, u32)]> = predicates.iter().copied().zip(0..).collect();
         sorted.sort_unstable();
         let instance = Instance {
             program,
@@ -449,11 +461,13 @@ impl Instance {
     fn add(&mut self, index: u32, classes: &Classes, atoms: &Atoms, store: &mut Store) {
         let Some(class) = classes.class(index) else { return };
         let asks = !self.program.named_ports().is_empty();
-        let meant = |atom: &u32| self.sorted.binary_search(&plain(*atom)).is_ok() || (asks && is_port(*atom));
-        if !class.key.iter().any(meant) || self.table.contains_key(&index) {
+        let holding = self.holding(&class.key);
+        if (holding.is_empty() && !(asks && class.key.iter().any(|atom| is_port(*atom))))
+            || self.table.contains_key(&index)
+        {
             return;
         }
-        let Some(row) = self.row(class, atoms, store) else { return };
+        let Some(row) = self.row(class, &holding, atoms, store) else { return };
         store.refer(row);
         self.table.insert(index, row);
         if let Some(number) = classes.number(index) {
@@ -463,13 +477,20 @@ impl Instance {
         }
     }
 
+    /// Which of the program's predicates hold for a class.
+    fn holding(&self, key: &[Atom]) -> Vec<usize> {
+        let counted = counted(key, self.program.direction());
+        let place = |atom: Atom| {
+            let at = self.sorted.binary_search_by_key(&atom, |(atom, _)| *atom).ok()?;
+            self.sorted.get(at).map(|(_, place)| *place as usize)
+        };
+        counted.filter_map(place).collect()
+    }
+
     /// The row of a class; none if it is the default one.
-    fn row(&mut self, class: &Class, atoms: &Atoms, store: &mut Store) -> Option<RowId> {
-        let direction = self.program.direction();
+    fn row(&mut self, class: &Class, holding: &[usize], atoms: &Atoms, store: &mut Store) -> Option<RowId> {
         let ports = if self.program.named_ports().is_empty() { Vec::new() } else { atoms.ports_of(&class.key) };
-        let predicate = |at: usize| self.predicates.get(at).is_some_and(|atom| holds(&class.key, *atom, direction));
-        let facts = PeerFacts { holds: &predicate, named_ports: &ports, origin: Origin::Forwarded };
-        let key = self.program.key(&facts);
+        let key = self.program.key_of(holding, &ports, Origin::Forwarded);
         if key == self.default_key {
             return None;
         }

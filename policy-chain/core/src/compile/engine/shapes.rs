@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::compile::identity::NONE;
 use crate::flow::Protocol;
+use crate::pack::pack_set;
 
 /// Classes of backends with their ports, each once, in the order of the first backend that has them.
 pub(super) type Targets = Arc<[(u32, u16)]>;
@@ -74,6 +75,17 @@ impl Shapes {
     /// The shapes that have a class.
     pub(super) fn of_class(&self, class: u32) -> impl Iterator<Item = u32> {
         self.of_class.range((class, 0)..=(class, u32::MAX)).map(|(_, shape)| *shape)
+    }
+
+    /// Less room for what is held.
+    pub(super) fn pack(&mut self) {
+        self.shapes.shrink_to_fit();
+        self.by_targets.shrink_to_fit();
+        pack_set(&mut self.of_class);
+        for shape in self.shapes.iter_mut().flatten() {
+            shape.fronts.shrink_to_fit();
+        }
+        self.kinds.iter_mut().flatten().for_each(|kind| pack_set(&mut kind.shapes));
     }
 
     /// Gives a frontend the shape of these targets.

@@ -48,6 +48,15 @@ impl Store {
         }
     }
 
+    /// Less room for what is held.
+    pub(super) fn pack(&mut self) {
+        self.image.pack();
+        self.rows.shrink_to_fit();
+        self.counted_rows.shrink_to_fit();
+        self.decisions.shrink_to_fit();
+        self.counted_decisions.shrink_to_fit();
+    }
+
     /// Numbers of rows and decisions are above these.
     pub(super) fn number_above(&mut self, row: u32, decision: u32) {
         self.row_numbers = Numbers::above(1, row, &BTreeSet::new());

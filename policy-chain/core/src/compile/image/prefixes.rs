@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Identity;
+use crate::pack::pack_map;
 
 /// Prefixes, and the longest of them that has an address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +18,11 @@ pub struct Prefixes {
 }
 
 impl Prefixes {
+    /// Less room for what is held.
+    pub(in crate::compile) fn pack(&mut self) {
+        pack_map(&mut self.entries);
+    }
+
     /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -1,0 +1,256 @@
+//! Pods that no predicate about pods can tell apart: those of a namespace with equal labels, service account and named ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use super::super::atoms::{Atom, Atoms, is_about_pods};
+use crate::cluster::{Labels, Pod};
+use crate::compile::identity::{Classes, NONE};
+use crate::compile::predicate::{Kind, Predicate};
+use crate::compile::view::PodView;
+use crate::model::Text;
+use crate::pack::pack_set;
+
+#[derive(Debug)]
+struct Group {
+    /// One that is or was in it: what it has in common with the others is what counts.
+    like: Arc<Pod>,
+    /// What holds for them, sorted: predicates about pods, and named ports asked for.
+    atoms: Box<[Atom]>,
+    /// The entries of their addresses.
+    members: Vec<u32>,
+}
+
+/// All groups.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    list: Vec<Option<Group>>,
+    free: Vec<u32>,
+    freed: Vec<u32>,
+    /// By the hash of what they have in common.
+    by_hash: BTreeSet<(u64, u32)>,
+    of_namespace: BTreeMap<Text, BTreeSet<u32>>,
+}
+
+/// What predicates about pods can see.
+fn common(pod: &Pod) -> impl Hash + PartialEq {
+    (&pod.key.namespace, &pod.labels, &pod.service_account, &pod.ports)
+}
+
+fn hash_of(pod: &Pod) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    common(pod).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn view<'a>(pod: &'a Pod, namespace_labels: &'a Labels) -> PodView<'a> {
+    PodView {
+        namespace: &pod.key.namespace,
+        namespace_labels,
+        labels: &pod.labels,
+        service_account: &pod.service_account,
+    }
+}
+
+/// Adds one; false if it is there.
+fn insert(atoms: &mut Box<[Atom]>, atom: Atom) -> bool {
+    let Err(at) = atoms.binary_search(&atom) else { return false };
+    let mut list = std::mem::take(atoms).into_vec();
+    list.insert(at, atom);
+    *atoms = list.into();
+    true
+}
+
+impl Groups {
+    fn get_mut(&mut self, group: u32) -> Option<&mut Group> {
+        self.list.get_mut(group as usize)?.as_mut()
+    }
+
+    /// What holds for the pods of a group; none if there is no such group.
+    pub(super) fn atoms(&self, group: u32) -> Option<&[Atom]> {
+        Some(&self.list.get(group as usize)?.as_ref()?.atoms)
+    }
+
+    /// The group of a pod. Predicates that come into force in this commit are not looked at: [`Self::set`] does that.
+    pub(super) fn of(
+        &mut self,
+        pod: &Arc<Pod>,
+        atoms: &mut Atoms,
+        namespaces: &BTreeMap<Text, Labels>,
+        born: &BTreeSet<Atom>,
+    ) -> u32 {
+        let hash = hash_of(pod);
+        let like = |index: &u32| {
+            self.list
+                .get(*index as usize)
+                .and_then(Option::as_ref)
+                .is_some_and(|group| common(&group.like) == common(pod))
+        };
+        let known = self.by_hash.range((hash, 0)..=(hash, u32::MAX)).map(|(_, index)| *index).find(like);
+        if let Some(known) = known {
+            return known;
+        }
+        let holding = holding(pod, atoms, namespaces, born);
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.list.push(None);
+            u32::try_from(self.list.len() - 1).unwrap_or(NONE)
+        });
+        self.of_namespace.entry(Text::clone(&pod.key.namespace)).or_default().insert(index);
+        self.by_hash.insert((hash, index));
+        if let Some(slot) = self.list.get_mut(index as usize) {
+            *slot = Some(Group { like: Arc::clone(pod), atoms: holding, members: Vec::new() });
+        }
+        index
+    }
+
+    /// Puts an address into a group.
+    pub(super) fn join(&mut self, entry: u32, group: u32, classes: &mut Classes) {
+        if let Some(found) = self.get_mut(group)
+            && let Some(entry_ref) = classes.get_mut(entry)
+        {
+            entry_ref.group = group;
+            entry_ref.group_position = u32::try_from(found.members.len()).unwrap_or(NONE);
+            found.members.push(entry);
+        }
+    }
+
+    /// Takes an address out of its group.
+    pub(super) fn leave(&mut self, entry: u32, classes: &mut Classes) {
+        let Some(found) = classes.get_mut(entry) else { return };
+        let (index, position) = (found.group, found.group_position);
+        found.group = NONE;
+        let Some(group) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        if (position as usize) < group.members.len() {
+            group.members.swap_remove(position as usize);
+        }
+        if let Some(moved) = group.members.get(position as usize)
+            && let Some(moved) = classes.get_mut(*moved)
+        {
+            moved.group_position = position;
+        }
+        if group.members.is_empty()
+            && let Some(group) = self.list.get_mut(index as usize).and_then(Option::take)
+        {
+            self.by_hash.remove(&(hash_of(&group.like), index));
+            if let Some(of) = self.of_namespace.get_mut(&group.like.key.namespace) {
+                of.remove(&index);
+                if of.is_empty() {
+                    self.of_namespace.remove(&group.like.key.namespace);
+                }
+            }
+            self.freed.push(index);
+        }
+    }
+
+    /// The labels of a namespace changed: the entries for which other predicates hold now go to `changed`.
+    pub(super) fn relabel(
+        &mut self,
+        namespace: &str,
+        atoms: &mut Atoms,
+        namespaces: &BTreeMap<Text, Labels>,
+        born: &BTreeSet<Atom>,
+        changed: &mut BTreeSet<u32>,
+    ) {
+        for index in self.of_namespace.get(namespace).into_iter().flatten() {
+            let Some(group) = self.list.get_mut(*index as usize).and_then(Option::as_mut) else { continue };
+            let now = holding(&group.like, atoms, namespaces, born);
+            if now != group.atoms {
+                group.atoms = now;
+                changed.extend(&group.members);
+            }
+        }
+    }
+
+    /// The groups that a predicate about pods holds for get it, or lose it. The entries of those that get it go to `affected`.
+    pub(super) fn set(
+        &mut self,
+        atom: Atom,
+        predicate: &Predicate,
+        namespaces: &BTreeMap<Text, Labels>,
+        holds: bool,
+        affected: &mut BTreeSet<u32>,
+    ) {
+        if !is_about_pods(predicate) {
+            return;
+        }
+        let (of_namespace, groups) = (&self.of_namespace, &mut self.list);
+        let mut visit = |name: &Text, of: &BTreeSet<u32>| {
+            let Some(labels) = namespaces.get(name) else { return };
+            if let Predicate::Pods { namespaces, .. } = predicate
+                && !namespaces.holds(name, labels)
+            {
+                return;
+            }
+            for index in of {
+                let Some(group) = groups.get_mut(*index as usize).and_then(Option::as_mut) else { continue };
+                if !holds {
+                    if group.atoms.binary_search(&atom).is_ok() {
+                        group.atoms = group.atoms.iter().copied().filter(|one| *one != atom).collect();
+                    }
+                } else if predicate.holds(&Kind::Pod(view(&group.like, labels)), true, false, &[])
+                    && insert(&mut group.atoms, atom)
+                {
+                    affected.extend(&group.members);
+                }
+            }
+        };
+        match predicate.namespaces() {
+            Some(names) => {
+                names.iter().filter_map(|name| of_namespace.get_key_value(name)).for_each(|(name, of)| visit(name, of))
+            }
+            None => of_namespace.iter().for_each(|(name, of)| visit(name, of)),
+        }
+    }
+
+    /// A name of ports is asked for from now on.
+    pub(super) fn add_port_name(&mut self, name: &Text, atoms: &mut Atoms, affected: &mut BTreeSet<u32>) {
+        for group in self.list.iter_mut().flatten() {
+            for port in group.like.ports.iter().filter(|port| port.name == *name) {
+                if insert(&mut group.atoms, atoms.port(port)) {
+                    affected.extend(&group.members);
+                }
+            }
+        }
+    }
+
+    /// Nobody asks for these ports any more.
+    pub(super) fn remove_ports(&mut self, gone: &BTreeSet<Atom>) {
+        for group in self.list.iter_mut().flatten() {
+            if group.atoms.iter().any(|atom| gone.contains(atom)) {
+                group.atoms = group.atoms.iter().copied().filter(|atom| !gone.contains(atom)).collect();
+            }
+        }
+    }
+
+    /// What was freed may be used again.
+    pub(super) fn settle(&mut self) {
+        self.freed.sort_unstable();
+        self.free.append(&mut self.freed);
+    }
+
+    /// Less room for what is held.
+    pub(super) fn pack(&mut self) {
+        self.list.shrink_to_fit();
+        self.list.iter_mut().flatten().for_each(|group| group.members.shrink_to_fit());
+        pack_set(&mut self.by_hash);
+        self.of_namespace.values_mut().for_each(pack_set);
+    }
+}
+
+/// What holds for a pod, sorted.
+fn holding(pod: &Pod, atoms: &mut Atoms, namespaces: &BTreeMap<Text, Labels>, born: &BTreeSet<Atom>) -> Box<[Atom]> {
+    let Some(labels) = namespaces.get(&pod.key.namespace) else { return Box::default() };
+    let kind = Kind::Pod(view(pod, labels));
+    let about = atoms.about_pods(&pod.key.namespace).filter(|(atom, _)| !born.contains(atom));
+    let mut holding: Vec<Atom> =
+        about.filter(|(_, predicate)| predicate.holds(&kind, true, false, &[])).map(|(atom, _)| atom).collect();
+    for port in pod.ports.iter() {
+        if atoms.asks_for(&port.name) {
+            holding.push(atoms.port(port));
+        }
+    }
+    holding.sort_unstable();
+    holding.dedup();
+    holding.into()
+}
