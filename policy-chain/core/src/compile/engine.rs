@@ -358,7 +358,7 @@ impl Engine {
             let restored = &mut self.restored;
             gone.append(&mut self.fronts.set_service(
                 &key,
-                Dialled { service, slices, own_node },
+                &Dialled { service, slices, own_node },
                 &mut self.classes,
                 &mut |id| restored.frontend(id),
                 &mut self.store,

@@ -109,12 +109,12 @@ impl Fronts {
     pub(super) fn set_service(
         &mut self,
         key: &ObjectKey,
-        dialled: Dialled<'_>,
+        dialled: &Dialled<'_>,
         classes: &mut Classes,
         restored: &mut dyn FnMut(&FrontId) -> Option<u32>,
         store: &mut Store,
     ) -> Vec<(u32, Front)> {
-        let mut wanted = wanted(key, &dialled);
+        let mut wanted = wanted(key, dialled);
         let known: Vec<u32> =
             self.of_service.range((key.clone(), 0)..=(key.clone(), u32::MAX)).map(|(_, index)| *index).collect();
         let mut gone = Vec::new();
@@ -425,7 +425,7 @@ fn wanted(key: &ObjectKey, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
     for (at, port) in (0_u16..).zip(&service.ports) {
         let at_service = service.addresses.iter().map(|address| (*address, port.port));
         let at_node = own_node
-            .into_iter()
+            .iter()
             .flat_map(|node| node.addresses.iter().filter_map(|address| Some((*address, port.node_port?))));
         for (address, number) in at_service.chain(at_node) {
             let id = FrontId {
