@@ -6,10 +6,11 @@ use std::time::Instant;
 use serde_json::Value;
 use sluice_contract::cni::{AddResult, ErrorCode, Failure, NetConf, PolicyConf, SpecVersion, chain};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
+use sluice_contract::node::veth::POD_IFNAME;
 use sluice_contract::rpc::PolicyAdd;
 use sluice_hostnet::plugin::{on_runtime, sandbox};
 
-use crate::find::find;
+use crate::find::{Whose, find};
 use crate::policyd::Policyd;
 
 pub(crate) fn run(
@@ -28,7 +29,10 @@ pub(crate) fn run(
     };
     let netns = sandbox(netns_path)?;
     let attachment = Attachment { container, ifname, network: conf.name.clone() };
-    let interfaces = on_runtime(find(&result, &attachment.ifname, &netns, netns_path))?.map_err(|error| {
+    // A further network of a pod comes after its first, whose interfaces are not its own.
+    let whose = if attachment.ifname.as_str() == POD_IFNAME { Whose::All } else { Whose::Reported };
+    let found = on_runtime(find(&result, &attachment.ifname, &netns, netns_path, whose))?;
+    let interfaces = found.map_err(|error| {
         Failure::new(error.code(), format!("cannot find the interfaces of {attachment}: {}", chain(&error)))
     })?;
     // A policyd that is gone is waited for as long as one that is slow: the pod cannot start without it.

@@ -9,7 +9,7 @@ use sluice_contract::id::{Attachment, ContainerId, IfName};
 use sluice_contract::rpc::PolicyCheck;
 use sluice_hostnet::plugin::{on_runtime, sandbox};
 
-use crate::find::find;
+use crate::find::{Whose, find};
 use crate::policyd::Policyd;
 
 /// How long a CHECK waits for a policyd that is gone.
@@ -23,7 +23,8 @@ pub(crate) fn run(conf: &NetConf, container: ContainerId, netns_path: &Path, ifn
     let result = conf.prev_result()?.unwrap_or_default();
     let netns = sandbox(netns_path)?;
     let attachment = Attachment { container, ifname, network: conf.name.clone() };
-    let found = on_runtime(find(&result, &attachment.ifname, &netns, netns_path))?;
+    // By now there may be others, of further networks.
+    let found = on_runtime(find(&result, &attachment.ifname, &netns, netns_path, Whose::Reported))?;
     let interfaces = found.map_err(|error| {
         let code = if error.code() == ErrorCode::Kernel { ErrorCode::Kernel } else { ErrorCode::CheckFailed };
         Failure::new(code, format!("{attachment} is not as ADD left it: {}", chain(&error)))

@@ -80,14 +80,23 @@ impl FindError {
     }
 }
 
-/// The interfaces of a sandbox: those that the result names, in its order, and those that it does not name. A plugin
-/// that makes an interface and says nothing of it (the VPC CNI's `v4if0` of pods with IPv6) must not open a way around
-/// the policy.
+/// Which interfaces of a sandbox are an attachment's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Those that the result names.
+    Reported,
+    /// Those that it does not name, too. A plugin that makes an interface and says nothing of it (the VPC CNI's `v4if0`
+    /// of pods with IPv6) must not open a way around the policy.
+    All,
+}
+
+/// The interfaces of a sandbox: those that the result names, in its order, then others.
 pub(crate) async fn find(
     result: &AddResult,
     ifname: &IfName,
     netns: &Namespace,
     path: &Path,
+    whose: Whose,
 ) -> Result<Vec<GateInterface>, FindError> {
     let is_sandbox = |given: &str| {
         let given = Path::new(given);
@@ -111,8 +120,12 @@ pub(crate) async fn find(
         }
         found.push(gate(link, &host_end, addresses.clone()));
     }
-    let is_reported = |link: &Link| reported.interfaces.iter().any(|(name, _)| *name == link.name);
-    for link in links.iter().filter(|link| link.kind != LinkKind::Loopback && !is_reported(link)) {
+    let is_other = |link: &&Link| {
+        whose == Whose::All
+            && link.kind != LinkKind::Loopback
+            && reported.interfaces.iter().all(|(name, _)| *name != link.name)
+    };
+    for link in links.iter().filter(is_other) {
         match hosts_number.end_of(link).await? {
             Some(host_end) => {
                 note(&format!("{} of the sandbox is gated too, though prevResult does not name it", link.name));

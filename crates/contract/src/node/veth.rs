@@ -15,7 +15,7 @@ const MARK: &str = "sluice ";
 /// The longest alias that Linux takes, in bytes (`IFALIASZ` less the final zero).
 const ALIAS_LIMIT: usize = 255;
 /// The interface that a Kubernetes pod has; others are further attachments of the same pod.
-const POD_IFNAME: &str = "eth0";
+pub const POD_IFNAME: &str = "eth0";
 
 /// One end of a pod's veth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

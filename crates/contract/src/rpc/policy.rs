@@ -34,8 +34,8 @@ pub struct PolicyAdd {
     pub pod: PodRef,
     /// Path of the sandbox's network namespace, as the runtime gave it.
     pub netns: String,
-    /// The sandbox's interfaces, in the order of `prevResult`; at least one. The plugin has found each of them in the
-    /// kernel a moment before.
+    /// The attachment's interfaces, in the order of `prevResult`; at least one. The plugin has found each of them in the
+    /// kernel a moment before. For the pod's own network (`eth0`) those that `prevResult` does not name come after them.
     pub interfaces: Vec<GateInterface>,
 }
 
@@ -67,7 +67,8 @@ pub struct PolicyDel {
 pub struct PolicyCheck {
     /// What to look at.
     pub attachment: Attachment,
-    /// The interfaces as the plugin has found them now.
+    /// Those of the attachment's interfaces that `prevResult` names, as the plugin has found them now. An ADD may have
+    /// told of more.
     pub interfaces: Vec<GateInterface>,
 }
 

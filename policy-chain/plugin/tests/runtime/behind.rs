@@ -118,6 +118,28 @@ fn behind_the_vpc_cni() {
     }
 }
 
+/// A further network of a pod has its own list, and takes nothing of the first; CHECK of the first is not disturbed by it.
+#[test]
+fn a_second_network_of_the_pod_is_its_own() {
+    let node = Node::new();
+    let (netns, first, result) = pod(&node, "b", "1.0.0");
+    let second = node.veth("net1host", "b", "net1");
+    let other = json!({"cniVersion": "1.0.0", "interfaces": [{"name": "net1host"}, {"name": "net1", "sandbox": netns}],
+        "ips": [{"interface": 1, "address": "10.9.0.2/24"}]});
+    let policyd = node.policyd();
+    let add = Cni::on("ADD", "1.0.0", &netns).env("CNI_IFNAME", "net1").with("name", &json!("second")).after(&other);
+    let answer = node.cni(&add);
+    assert_eq!((answer.result(), answer.stderr.as_str()), (other, ""));
+    let asked = only_add(&policyd);
+    assert_eq!(asked.attachment.to_string(), "b/net1@second");
+    assert_eq!(asked.interfaces, [gate("net1host", second, "net1", &["10.9.0.2"])]);
+    drop(policyd);
+    let policyd = node.policyd();
+    node.cni(&Cni::on("CHECK", "1.0.0", &netns).after(&result)).nothing();
+    let sluice_contract::rpc::PolicyCall::Check(check) = policyd.call() else { panic!("{:?}", policyd.call()) };
+    assert_eq!(check.interfaces, [gate("enib", first, "eth0", &["10.0.1.60"])]);
+}
+
 #[test]
 fn what_a_result_leaves_out_is_found_in_the_kernel() {
     let node = Node::new();
