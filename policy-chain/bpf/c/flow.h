@@ -13,6 +13,7 @@
 #define TIMEOUT_TCP (432000 * SECOND)
 #define TIMEOUT_TCP_HALF_CLOSED (600 * SECOND)
 #define TIMEOUT_TCP_CLOSED (60 * SECOND)
+#define TIMEOUT_TCP_RESET (10 * SECOND)
 /* Longer than a sender's longest wait for the next repetition (RFC 6298: 60 s, Linux: 120 s). */
 #define TIMEOUT_TCP_DENIED (300 * SECOND)
 #define TIMEOUT_UDP (30 * SECOND)
@@ -27,6 +28,8 @@ static __always_inline __u64 timeout(__u8 protocol, __u32 state)
 {
 	switch (protocol) {
 	case PROTOCOL_TCP:
+		if (state & CONNECTION_RESET)
+			return TIMEOUT_TCP_RESET;
 		if ((state & (CONNECTION_FIN | CONNECTION_FIN_BACK)) == (CONNECTION_FIN | CONNECTION_FIN_BACK))
 			return TIMEOUT_TCP_CLOSED;
 		if (state & (CONNECTION_FIN | CONNECTION_FIN_BACK))
@@ -372,17 +375,21 @@ GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, str
 	if (!own)
 		news |= CONNECTION_ANSWERED;
 	if (packet->protocol == PROTOCOL_TCP && packet->part != PART_LATER) {
+		/* A reset that the receiver does not believe, because it is forged or late, must not take the answers of the
+		 * flow along: whatever comes after it shows that the flow lives. */
 		if (packet->flags & TCP_RST) {
-			report(scene, EVENT_CLOSED, DROP_NONE);
-			bpf_map_delete_elem(&connections, &scene->key);
-			return PASS;
+			closed = !(state & CONNECTION_RESET);
+			news |= CONNECTION_RESET;
+		} else if (state & CONNECTION_RESET) {
+			state &= ~CONNECTION_RESET;
+			__sync_fetch_and_and(&connection->state, ~CONNECTION_RESET);
 		}
 		if (packet->flags & TCP_FIN)
 			news |= own ? CONNECTION_FIN : CONNECTION_FIN_BACK;
 	}
 	if (news & ~state) {
-		closed = (state | news) & CONNECTION_FIN && (state | news) & CONNECTION_FIN_BACK &&
-			 news & (CONNECTION_FIN | CONNECTION_FIN_BACK) & ~state;
+		closed |= (state | news) & CONNECTION_FIN && (state | news) & CONNECTION_FIN_BACK &&
+			  news & (CONNECTION_FIN | CONNECTION_FIN_BACK) & ~state;
 		state |= news;
 		__sync_fetch_and_or(&connection->state, news);
 	}
@@ -408,7 +415,8 @@ GLOBAL int slow(struct __sk_buff *skb, const struct endpoint *endpoint, struct s
 	if (is_opening(&scene->packet)) {
 		own = connection->direction == scene->towards;
 		fresh = !(connection->state &
-			  (CONNECTION_ANSWERED | CONNECTION_FIN | CONNECTION_FIN_BACK | CONNECTION_ADOPTED));
+			  (CONNECTION_ANSWERED | CONNECTION_FIN | CONNECTION_FIN_BACK | CONNECTION_ADOPTED |
+			   CONNECTION_RESET));
 		/* From the side that did not open the flow it is another flow, whatever was let pass of this one; on a flow
 		 * that has begun it is the next of that side. */
 		if (!own || !fresh)

@@ -40,6 +40,8 @@ static __always_inline bool goes_on(struct scene *scene, const struct endpoint *
 	if (verdict != VERDICT_ALLOW && verdict != VERDICT_DEFER)
 		return false;
 	state = connection->state;
+	if (state & CONNECTION_RESET)
+		return false;
 	if (connection->direction != scene->towards && !(state & CONNECTION_ANSWERED))
 		return false;
 	expires = scene->now + timeout(scene->key.protocol, state);

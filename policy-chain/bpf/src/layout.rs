@@ -206,7 +206,7 @@ mod tests {
     /// A connection is one cache line, and an address in a key is found at a multiple of 4.
     #[test]
     fn sizes() {
-        assert_eq!(size_of::<Connection>(), 72);
+        assert_eq!(size_of::<Connection>(), 64);
         assert_eq!(size_of::<ConnectionKey>(), 44);
         assert_eq!(size_of::<Endpoint>(), 120);
         assert_eq!(size_of::<RowPrefix>(), 12);

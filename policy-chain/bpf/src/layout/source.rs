@@ -31,6 +31,9 @@ constants! {
     /// Connection: its first packet was not seen; it was taken for the reply half of a flow (DESIGN 7, adoption).
     CONNECTION_ADOPTED: u32 = 8;
 
+    /// Connection: a reset was the last that was seen (TCP). Nobody here checks its sequence number, so the flow may go on.
+    CONNECTION_RESET: u32 = 16;
+
     /// The lowest bit of the revision in `judged`; the bits below it are the verdict.
     JUDGED_REVISION_SHIFT: u32 = 8;
 }

@@ -1,8 +1,8 @@
 //! What a flow is, and how long it is one.
 
 use sluice_policy_bpf::layout::{
-    CONNECTION_ADOPTED, CONNECTION_FIN, CONNECTION_FIN_BACK, DropReason, EventKind, SETTING_KEEP_ESTABLISHED, Settings,
-    Verdict,
+    CONNECTION_ADOPTED, CONNECTION_FIN, CONNECTION_FIN_BACK, CONNECTION_RESET, DropReason, EventKind,
+    SETTING_KEEP_ESTABLISHED, Settings, Verdict,
 };
 use sluice_policy_core::flow::Protocol;
 
@@ -10,6 +10,9 @@ use crate::frame::{ACK, FIN, Packet, RST, SYN};
 use crate::kernel::Action::{Drop, Pass};
 use crate::kernel::may_run;
 use crate::pod::{ALLOW, CLIENT, DENY, Family, NONE, ONLY_DNS, ONLY_SERVER, PORT, Pod, REDIRECT, families};
+
+/// ns.
+const SECOND: u64 = 1_000_000_000;
 
 /// Runs a test for IPv4 and IPv6, each with a pod of its own.
 fn in_both_families(test: impl Fn(&mut Pod, Family)) {
@@ -114,17 +117,37 @@ fn only_what_policy_allows_is_adopted() {
 }
 
 #[test]
-fn a_reset_ends_a_flow() {
+fn a_reset_ends_a_flow_unless_it_goes_on() {
     in_both_families(|pod, family| {
         pod.policy(DENY, ALLOW);
         let (out, back) = client(family);
-        for reset in [true, false] {
+        for by_pod in [true, false] {
+            let reset = |pod: &Pod| if by_pod { pod.sends(&out(RST)) } else { pod.gets(&back(RST | ACK)) };
             assert_eq!((pod.sends(&out(SYN)), pod.gets(&back(SYN | ACK))), (Pass, Pass));
+            let open = pod.flow().unwrap();
             drop(pod.told());
-            let by = if reset { pod.sends(&out(RST)) } else { pod.gets(&back(RST | ACK)) };
-            assert_eq!((by, pod.told()), (Pass, vec![EventKind::Closed]));
-            assert_eq!(pod.flow(), None);
+            assert_eq!((reset(pod), pod.told()), (Pass, vec![EventKind::Closed]));
+            let soon = pod.flow().unwrap();
+            assert_eq!(soon.state, open.state | CONNECTION_RESET);
+            assert!(soon.expires < open.expires - 1000 * SECOND);
+            assert_eq!((reset(pod), pod.told()), (Pass, vec![]), "told once");
+            assert_eq!(pod.flow().unwrap().state, soon.state);
+            // It was forged, and the receiver did not believe it.
+            assert_eq!(pod.gets(&back(ACK)), Pass);
+            let lives = pod.flow().unwrap();
+            assert_eq!(lives.state, open.state);
+            assert!(lives.expires >= open.expires);
+            // It was not, and the port is used again.
+            assert_eq!(reset(pod), Pass);
+            assert_eq!(pod.gets(&back(SYN)), Drop);
+            drop(pod.told());
+            assert_eq!((pod.sends(&out(SYN)), pod.told()), (Pass, vec![EventKind::Flow]));
+            assert_eq!(pod.flow().unwrap().state, 0);
+            // Or not, and its time is soon up.
+            assert_eq!(reset(pod), Pass);
+            pod.expire();
             assert_eq!(pod.gets(&back(ACK)), Drop);
+            pod.kernel.forget();
         }
         assert_eq!(pod.sends(&out(RST)), Pass, "judged as any packet");
         assert_eq!(pod.flow(), None, "and of no flow");
