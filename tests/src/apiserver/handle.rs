@@ -31,6 +31,7 @@ pub(super) struct Asked {
 /// What is answered.
 pub(super) enum Answer {
     Object(u16, Value),
+    List(String),
     Watch(WatchBody),
 }
 
@@ -161,7 +162,7 @@ fn objects(shared: &Arc<Shared>, asked: &Asked, path: &ObjectPath) -> Result<Ans
             }
             let limit = usize::try_from(asked.number("limit")?.unwrap_or_default()).unwrap_or(usize::MAX);
             let page = store.list(&path.table, &asked.filter(path)?, after.as_ref(), limit)?;
-            return Ok(Answer::Object(200, shape.list(&page)));
+            return Ok(Answer::List(shape.list(&page)));
         }
         (&Method::GET, false) => {
             let found = store.get(&path.table, &key).ok_or_else(|| ApiError::not_found(&kind.plural, &key.1))?;

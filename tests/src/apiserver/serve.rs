@@ -110,6 +110,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     };
     let (code, body) = match result {
         Ok(Answer::Object(code, value)) => (code, full(value.to_string().into())),
+        Ok(Answer::List(text)) => (200, full(text.into())),
         Ok(Answer::Watch(body)) => (200, body.map_err(never).boxed_unsync()),
         Err(error) => (error.code, full(error.status().to_string().into())),
     };

@@ -160,6 +160,14 @@ impl Store {
         Ok(table.history.range(first..).cloned().collect())
     }
 
+    /// The same objects, at a revision above another one, with nothing remembered of the past.
+    pub(super) fn beyond(&self, revision: u64) -> Self {
+        let mut store = self.clone();
+        store.revision = store.revision.max(revision);
+        store.compact();
+        store
+    }
+
     /// Forgets all changes up to now: a watch must begin here or later.
     pub(super) fn compact(&mut self) {
         // Whoever is at the present revision is behind afterwards, as after an etcd compaction with writes.
