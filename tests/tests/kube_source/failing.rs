@@ -133,6 +133,12 @@ async fn the_pages_of_a_list_take_too_long() {
 
 #[tokio::test]
 async fn the_storage_is_restored_from_a_backup() {
+    for bumped in [true, false] {
+        restored(bumped).await;
+    }
+}
+
+async fn restored(bumped: bool) {
     let server = ApiServer::start().await.unwrap();
     server.put(pod("default", "a", "10.0.0.1")).unwrap();
     let backup = server.backup();
@@ -140,7 +146,11 @@ async fn the_storage_is_restored_from_a_backup() {
     server.put(pod("default", "b", "10.0.0.2")).unwrap();
     server.put(pod("default", "a", "10.0.0.9")).unwrap();
     seen.until("both", |seen| seen.stale.is_none() && seen.pods().len() == 2).await;
-    server.restore(&backup);
+    if bumped {
+        server.restore(&backup);
+    } else {
+        server.set_back(&backup);
+    }
     seen.until("as it was", |seen| {
         seen.pods() == ["default/a"]
             && seen.state.pods.values().all(|pod| pod.addresses[0].to_string() == "10.0.0.1")

@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod chaos;
 mod failing;
 mod observer;
 mod telling;

@@ -68,6 +68,8 @@ pub(super) struct Known {
     /// Places of faults that name no object.
     nameless: BTreeSet<String>,
     list: u32,
+    /// The revision of the current list; 0: not known yet.
+    listed_at: u64,
     /// An object of the current list has no name that could be read: it may be any.
     unreadable: bool,
     /// Everything up to here was told.
@@ -88,6 +90,7 @@ impl Known {
             objects: BTreeMap::new(),
             nameless: BTreeSet::new(),
             list: 0,
+            listed_at: 0,
             unreadable: false,
             revision: 0,
             local: BTreeMap::new(),
@@ -133,6 +136,7 @@ impl Known {
     /// A list of everything begins.
     pub(super) fn begin(&mut self, out: &mut Vec<Told>) {
         self.list = self.list.wrapping_add(1);
+        self.listed_at = 0;
         self.unreadable = false;
         for place in std::mem::take(&mut self.nameless) {
             out.push(report(Place::Text(place), None, Vec::new()));
@@ -141,7 +145,12 @@ impl Known {
 
     /// An object of the list.
     pub(super) fn item(&mut self, version: &str, object: Value, out: &mut Vec<Told>) {
-        self.is(version, object, out);
+        self.is(version, object, self.listed_at, out);
+    }
+
+    /// The revision of the list whose objects follow.
+    pub(super) const fn listed_at(&mut self, revision: u64) {
+        self.listed_at = revision;
     }
 
     /// The list is complete, as of a revision: what was not in it is gone.
@@ -163,7 +172,7 @@ impl Known {
     pub(super) fn event(&mut self, verb: Verb, version: &str, object: Value, out: &mut Vec<Told>) {
         let revision = number(&object, "/metadata/resourceVersion");
         match verb {
-            Verb::Is => self.is(version, object, out),
+            Verb::Is => self.is(version, object, 0, out),
             Verb::Gone => match self.id_of(&object) {
                 None => self.fault_without_name(&object, out),
                 // It may be there again, and known from a look-up.
@@ -190,7 +199,7 @@ impl Known {
         let revision = number(&object, "/metadata/resourceVersion");
         // The watch is further than this answer: what is not known by now has been deleted since.
         if revision > self.revision || revision == 0 {
-            self.is(version, object, out);
+            self.is(version, object, 0, out);
         }
         self.has(&id)
     }
@@ -213,7 +222,8 @@ impl Known {
         Some(self.kind.id(namespace, name))
     }
 
-    fn is(&mut self, version: &str, mut object: Value, out: &mut Vec<Told>) {
+    /// An object is so, as of a revision at which everything was listed (0: it comes alone).
+    fn is(&mut self, version: &str, mut object: Value, listed_at: u64, out: &mut Vec<Told>) {
         let Some(id) = self.id_of(&object) else {
             self.unreadable = true;
             self.fault_without_name(&object, out);
@@ -224,9 +234,10 @@ impl Known {
         let before = self.objects.get(&id).copied();
         if let Some(entry) = self.objects.get_mut(&id)
             && revision != 0
-            && entry.revision >= revision
+            && (entry.revision == revision || (entry.revision > revision && entry.revision > listed_at))
         {
-            // What a list or a late event says is not newer than what was told.
+            // What an older list or a late event says is not newer than what was told. In a list that is newer, an older
+            // object is one that was restored from a backup.
             entry.list = self.list;
             return;
         }

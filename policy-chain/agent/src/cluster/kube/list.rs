@@ -74,43 +74,61 @@ struct ValueEnd {
     begun: bool,
 }
 
-/// What a byte is to a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Within,
-    Last,
-    /// The value ended before this byte.
-    After,
-}
-
 impl ValueEnd {
-    fn step(&mut self, byte: u8) -> Step {
-        if self.text {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => {
-                    self.text = false;
-                    return if self.depth == 0 { Step::Last } else { Step::Within };
+    /// How many of these bytes belong to the value, and whether it ends with them.
+    fn scan(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let mut at = 0;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            if self.text {
+                // Most of an object is text: it is passed over in one go.
+                let Some(found) = self.end_of_text(rest) else { break };
+                at += found;
+                if self.depth == 0 {
+                    return (at, true);
                 }
-                _ => {}
+                continue;
             }
-            return Step::Within;
-        }
-        match byte {
-            b'"' => self.text = true,
-            b'{' | b'[' => self.depth = self.depth.saturating_add(1),
-            b'}' | b']' if self.depth == 0 => return Step::After,
-            b'}' | b']' => {
-                self.depth -= 1;
-                return if self.depth == 0 { Step::Last } else { Step::Within };
+            let Some(found) = rest.iter().position(|byte| self.matters(*byte)) else { break };
+            let byte = rest.get(found).copied().unwrap_or_default();
+            at += found;
+            match byte {
+                b'"' => self.text = true,
+                b'{' | b'[' => self.depth = self.depth.saturating_add(1),
+                b'}' | b']' if self.depth > 0 => {
+                    self.depth -= 1;
+                    if self.depth == 0 {
+                        return (at + 1, true);
+                    }
+                }
+                // Of what surrounds the value: it ended before this byte.
+                _ => return (at, true),
             }
-            b',' if self.depth == 0 => return Step::After,
-            _ if byte.is_ascii_whitespace() && self.depth == 0 && self.begun => return Step::After,
-            _ => {}
+            self.begun = true;
+            at += 1;
         }
-        self.begun |= !byte.is_ascii_whitespace();
-        Step::Within
+        (bytes.len(), false)
+    }
+
+    fn matters(&mut self, byte: u8) -> bool {
+        let top = self.depth == 0;
+        let ends = top && (byte == b',' || (byte.is_ascii_whitespace() && self.begun));
+        self.begun |= top && !byte.is_ascii_whitespace();
+        ends || matches!(byte, b'"' | b'{' | b'[' | b'}' | b']')
+    }
+
+    /// The number of bytes up to the quote that ends a text, with it. None: it goes on.
+    fn end_of_text(&mut self, bytes: &[u8]) -> Option<usize> {
+        for (at, byte) in bytes.iter().enumerate() {
+            if self.escaped {
+                self.escaped = false;
+            } else if *byte == b'\\' {
+                self.escaped = true;
+            } else if *byte == b'"' {
+                self.text = false;
+                return Some(at + 1);
+            }
+        }
+        None
     }
 }
 
@@ -120,10 +138,18 @@ impl ListReader {
     /// # Errors
     /// The text is no list.
     pub(super) fn feed(&mut self, bytes: &[u8], mut out: impl FnMut(Part)) -> Result<(), ListError> {
-        for byte in bytes {
-            self.read += 1;
-            // A byte that ends a value without being part of it is looked at a second time.
-            while !self.byte(*byte, &mut out)? {}
+        let mut rest = bytes;
+        while let Some((byte, after)) = rest.split_first() {
+            let length = if matches!(self.at, At::Value | At::InElement) {
+                self.value(rest, &mut out)
+            } else {
+                // A byte that begins a value is looked at a second time, as part of it.
+                let length = usize::from(self.byte(*byte)?);
+                debug_assert!(length == 1 || matches!(self.at, At::Value | At::InElement));
+                length
+            };
+            self.read += length as u64;
+            rest = if length == 1 { after } else { rest.get(length..).unwrap_or_default() };
         }
         Ok(())
     }
@@ -140,10 +166,9 @@ impl ListReader {
     }
 
     /// Whether the byte was consumed.
-    fn byte(&mut self, byte: u8, out: &mut impl FnMut(Part)) -> Result<bool, ListError> {
+    fn byte(&mut self, byte: u8) -> Result<bool, ListError> {
         let space = byte.is_ascii_whitespace();
         self.at = match (self.at, byte) {
-            (At::Value | At::InElement, _) => return Ok(self.value(byte, out)),
             (At::InKey, b'"') => At::Colon,
             (At::InKey, _) => {
                 // No key of a list has an escape; what is long is not one of those that are looked for.
@@ -175,7 +200,7 @@ impl ListReader {
                 self.at = At::InElement;
                 return Ok(false);
             }
-            _ => return Err(ListError::Garbled(self.read)),
+            _ => return Err(ListError::Garbled(self.read + 1)),
         };
         Ok(true)
     }
@@ -187,27 +212,28 @@ impl ListReader {
         at
     }
 
-    fn value(&mut self, byte: u8, out: &mut impl FnMut(Part)) -> bool {
-        let step = self.value.step(byte);
+    /// Takes in what belongs to the value. How many bytes that are.
+    fn value(&mut self, bytes: &[u8], out: &mut impl FnMut(Part)) -> usize {
+        let (length, ended) = self.value.scan(bytes);
         let element = self.at == At::InElement;
         let metadata = !element && self.key == b"metadata";
-        if step != Step::After && (element || metadata) {
-            self.too_large |= self.held.len() >= if element { MAX_ITEM } else { MAX_METADATA };
+        if element || metadata {
+            let most = if element { MAX_ITEM } else { MAX_METADATA };
+            self.too_large |= self.held.len() + length > most;
             if !self.too_large {
-                self.held.push(byte);
+                self.held.extend_from_slice(bytes.get(..length).unwrap_or_default());
             }
         }
-        if step == Step::Within {
-            return true;
+        if ended {
+            match (element, self.too_large) {
+                (true, true) => out(Part::TooLarge),
+                (true, false) => out(Part::Item(std::mem::take(&mut self.held))),
+                (false, false) if metadata => out(Part::Metadata(std::mem::take(&mut self.held))),
+                (false, _) => {}
+            }
+            self.at = if element { At::AfterElement } else { At::AfterValue };
         }
-        match (element, self.too_large) {
-            (true, true) => out(Part::TooLarge),
-            (true, false) => out(Part::Item(std::mem::take(&mut self.held))),
-            (false, false) if metadata => out(Part::Metadata(std::mem::take(&mut self.held))),
-            (false, _) => {}
-        }
-        self.at = if element { At::AfterElement } else { At::AfterValue };
-        step == Step::Last
+        length
     }
 }
 

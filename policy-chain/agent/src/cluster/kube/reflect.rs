@@ -258,7 +258,10 @@ impl Reflector {
             let mut out = Vec::new();
             for part in parts {
                 match part {
-                    Part::Metadata(json) => metadata = serde_json::from_slice(&json).map_err(CallError::Garbled)?,
+                    Part::Metadata(json) => {
+                        metadata = serde_json::from_slice(&json).map_err(CallError::Garbled)?;
+                        known.listed_at(number(&metadata, "/resourceVersion"));
+                    }
                     Part::TooLarge => known.garbled("an element", &mut out),
                     Part::Item(json) => match self.kind.keep.read(&json) {
                         Ok(object) => known.item(version, object, &mut out),

@@ -35,6 +35,7 @@ fn shown(told: &[Told]) -> Vec<String> {
 fn listed(known: &mut Known, revision: u64, items: Vec<Value>) -> Vec<String> {
     let mut out = Vec::new();
     known.begin(&mut out);
+    known.listed_at(revision);
     for item in items {
         known.item("v1", item, &mut out);
     }
@@ -66,6 +67,8 @@ fn a_list_that_is_older_than_what_is_known_undoes_nothing() {
     // A replica that is behind answers.
     assert_eq!(listed(&mut known, 10, vec![pod("a", 1)]), Vec::<String>::new());
     assert_eq!(known.objects.len(), 2);
+    // A storage that was restored from a backup: the list is newer, the object older.
+    assert_eq!(listed(&mut known, 40, vec![pod("a", 1)]), ["+Pod shop/a", "-Pod shop/b"]);
 }
 
 #[test]
