@@ -45,8 +45,9 @@ impl Pod {
         Self { id, base: 1, endpoint: None, locked: false, interfaces: BTreeMap::new() }
     }
 
-    /// The addresses of the compiler's endpoint, with their rows, and those of the interfaces.
-    fn addresses(&self) -> Vec<OwnAddress> {
+    /// The addresses that the entry of an interface must have, the compiler's with their rows and the interface's own, and
+    /// those of the other interfaces, by which the pod may answer, as far as there is room. How many it must have.
+    fn addresses(&self, interface: &Interface) -> (Vec<OwnAddress>, usize) {
         let row = |row: Option<RowId>| row.map_or(0, |row| row.0);
         let known = self.endpoint.iter().flat_map(|endpoint| &endpoint.addresses).map(|own| OwnAddress {
             address: Address::from(own.address.to_canonical()),
@@ -54,19 +55,25 @@ impl Pod {
             egress: row(own.egress),
         });
         let mut addresses: Vec<OwnAddress> = known.collect();
-        for address in self.interfaces.values().flat_map(|interface| &interface.addresses) {
+        let mut add = |address: &IpAddr| {
             let address = Address::from(address.to_canonical());
             if !addresses.iter().any(|own| own.address == address) {
                 addresses.push(OwnAddress { address, ingress: 0, egress: 0 });
             }
+            addresses.len()
+        };
+        let own = interface.addresses.iter().map(&mut add).last();
+        for address in self.interfaces.values().flat_map(|interface| &interface.addresses) {
+            add(address);
         }
-        addresses
+        let needed = own.unwrap_or(addresses.len().min(ADDRESSES));
+        (addresses, needed)
     }
 
     /// The entry of one of its interfaces. Closed, if something is missing.
     fn entry(&self, interface: &Interface) -> layout::Endpoint {
-        let addresses = self.addresses();
-        let open = !self.locked && addresses.len() <= ADDRESSES;
+        let (addresses, needed) = self.addresses(interface);
+        let open = !self.locked && needed <= ADDRESSES;
         let mut entry = layout::Endpoint { id: self.id, revision: self.base, ..Default::default() };
         for (slot, address) in entry.addresses.iter_mut().zip(addresses) {
             *slot = address;
@@ -251,7 +258,7 @@ impl Gate {
     fn write(&mut self, key: &PodKey) -> Result<(), ApplyError> {
         let Some(pod) = self.pods.get(key) else { return Ok(()) };
         let undecided = pod.endpoint.is_none() && !pod.locked;
-        let count = pod.addresses().len();
+        let count = pod.interfaces.values().map(|interface| pod.addresses(interface).1).max().unwrap_or_default();
         let entries: Vec<(u32, layout::Endpoint)> =
             pod.interfaces.iter().map(|(index, interface)| (*index, pod.entry(interface))).collect();
         let ports: Vec<Interface> = pod.interfaces.values().filter(|port| port.bridge.is_some()).cloned().collect();

@@ -137,6 +137,12 @@ fn more_addresses_than_there_is_room_for_close_the_gate() {
         assert_eq!(entries(&gate)[&7].flags, ENDPOINT_LOCKDOWN);
         gate.bind(&key("db"), interface(7, &many[..4])).unwrap();
         assert_eq!(entries(&gate)[&7].flags, 0);
+        // Addresses of other interfaces are of use, but no need.
+        gate.bind(&key("db"), interface(8, &many[4..])).unwrap();
+        let entry = entries(&gate)[&8];
+        let addresses: Vec<IpAddr> = entry.addresses.iter().map(|own| own.address.into()).collect();
+        assert_eq!(entry.flags, 0);
+        assert_eq!(addresses[..2], ["10.0.0.1", "10.0.0.5"].map(|text| text.parse::<IpAddr>().unwrap()));
     });
 }
 

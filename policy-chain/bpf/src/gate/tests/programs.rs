@@ -159,3 +159,46 @@ fn pins_of_links_whose_interface_is_gone_are_removed_by_the_next_opening() {
         assert_eq!(pins(&Path::new(ROOT).join("links")), [] as [&str; 0]);
     });
 }
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn pods_that_come_and_go_leave_nothing() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        let mut links = Links::open(Path::new(ROOT)).unwrap();
+        let mut one = async |number: u32| {
+            let index = veth(&netlink).await;
+            let pod = key(&format!("pod-{number}"));
+            gate.bind(&pod, interface(index, &["10.0.0.1"])).unwrap();
+            filters.attach(index).await.unwrap();
+            if number.is_multiple_of(10) {
+                links.promote(index, &IfName::new("eni0").unwrap()).unwrap();
+                filters.leave_to_links(index).await.unwrap();
+            }
+            gate.unbind(index).unwrap();
+            netlink.delete_link(index).await.unwrap();
+            gate.forget(index).unwrap();
+            (
+                entries(&gate).len(),
+                gate.pods.len(),
+                gate.bound.len() + gate.closed.len() + gate.kept.len(),
+                descriptors(),
+            )
+        };
+        let first = one(0).await;
+        let mut last = first;
+        for number in 1..100 {
+            last = one(number).await;
+        }
+        assert_eq!((first.0, first.1, first.2), (0, 0, 0));
+        assert_eq!((last.0, last.1, last.2), (0, 0, 0));
+        // Other tests of this process open and close descriptors meanwhile: a leak would be of 100 and more.
+        assert!(last.3 < first.3 + 90, "{first:?} {last:?}");
+        assert_eq!(pins(&Path::new(ROOT).join("links")), [] as [&str; 0]);
+    });
+}
