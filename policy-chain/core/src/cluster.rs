@@ -13,7 +13,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::flow::Protocol;
-use crate::model::{Policy, PolicyRef, Text};
+use crate::model::{Policy, PolicyRef, Text, Usable};
 
 pub use label_set::Labels;
 pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
@@ -170,8 +170,9 @@ pub struct CidrGroup {
     pub name: Text,
     /// Labels.
     pub labels: Labels,
-    /// `spec.externalCIDRs`, host bits cleared.
-    pub cidrs: Vec<IpNet>,
+    /// `spec.externalCIDRs`, host bits cleared. An allow that uses a group that cannot be used grants nothing by it; a deny
+    /// that does denies all of its direction.
+    pub cidrs: Usable<Vec<IpNet>>,
 }
 
 /// An object that the policy set knows.

@@ -149,7 +149,7 @@ pub struct RuleRef {
     pub policy: PolicyRef,
     /// Direction of the rule.
     pub direction: Direction,
-    /// Element of `specs` (Cilium; `spec` is before them). 0 in the other dialects.
+    /// Where the rule stands in a policy of cilium.io: 0 is `spec`, n is element n - 1 of `specs`. 0 in the other dialects.
     pub spec: u16,
     /// Of `ingressDeny` or `egressDeny`, not `ingress` or `egress` (Cilium).
     pub deny: bool,
@@ -161,8 +161,8 @@ impl fmt::Display for RuleRef {
     /// `NetworkPolicy shop/db, ingress[0]`; `CiliumNetworkPolicy shop/db, specs[1].egressDeny[0]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, ", self.policy)?;
-        if self.spec > 0 {
-            write!(f, "specs[{}].", self.spec)?;
+        if let Some(element) = self.spec.checked_sub(1) {
+            write!(f, "specs[{element}].")?;
         }
         write!(f, "{}{}[{}]", self.direction, if self.deny { "Deny" } else { "" }, self.index)
     }

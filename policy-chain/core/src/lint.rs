@@ -247,7 +247,7 @@ impl<'a> Set<'a, '_> {
         for one in &covered {
             let Some((item, rule, by)) = self.pair(one) else { continue };
             let deny = matches!(by.effect, Effect::Deny);
-            let other = self.named(by, rule);
+            let other = Self::named(by, rule);
             let message = match &rule.effect {
                 Effect::Ordered { .. } => {
                     format!("it never decides: {other} comes first and matches all that it matches")
@@ -260,34 +260,34 @@ impl<'a> Set<'a, '_> {
                 _ if deny => "remove it, or make the deny narrower",
                 _ => "remove it, or make the other one narrower",
             };
-            self.findings.of(item, Id::ShadowedRule, &place::rule(item, &rule.rule), message, hint);
+            self.findings.of(item, Id::ShadowedRule, &place::rule(&rule.rule), message, hint);
         }
         for (one, port) in cover::toothless(rules, &mut budget) {
             let Some((item, rule, by)) = self.pair(&one).filter(|_| !dead.contains(&one.rule)) else { continue };
-            let other = self.named(by, rule);
+            let other = Self::named(by, rule);
             let message = format!(
                 "its application rules refuse nothing: {other} allows the same peers on these ports without any"
             );
-            let path = format!("{}.toPorts[{port}]", place::rule(item, &rule.rule));
+            let path = format!("{}.toPorts[{port}]", place::rule(&rule.rule));
             let hint =
                 "narrow the other rule, or remove it; or remove the application rules, if traffic need not be seen";
             self.findings.of(item, Id::ToothlessApplicationRule, &path, message, hint);
         }
         for (one, port) in cover::mixed(rules, &mut budget) {
             let Some((item, rule, by)) = self.pair(&one) else { continue };
-            let other = self.named(by, rule);
+            let other = Self::named(by, rule);
             let message = format!(
                 "{other} has DNS rules on the same port, for the same peers: a port has one application protocol, so both grant nothing"
             );
-            let path = format!("{}.toPorts[{port}]", place::rule(item, &rule.rule));
+            let path = format!("{}.toPorts[{port}]", place::rule(&rule.rule));
             self.findings.of(item, Id::MixedApplicationRules, &path, message, "give each protocol ports of its own");
         }
         for one in cover::ties(rules, &mut budget) {
             let Some((item, rule, by)) = self.pair(&one) else { continue };
-            let other = self.named(by, rule);
+            let other = Self::named(by, rule);
             let message = format!(
                 "{} and {other} have the same priority and may match the same traffic; Sluice takes Deny before Pass before Accept, others may not",
-                place::rule(item, &rule.rule)
+                place::rule(&rule.rule)
             );
             self.findings.of(
                 item,
@@ -314,9 +314,8 @@ impl<'a> Set<'a, '_> {
     }
 
     /// A rule, as a message about another one names it.
-    fn named(&self, rule: &rules::Rule, beside: &rules::Rule) -> String {
-        let Some(item) = self.items.get(rule.policy) else { return rule.rule.to_string() };
-        let path = place::rule(item, &rule.rule);
+    fn named(rule: &rules::Rule, beside: &rules::Rule) -> String {
+        let path = place::rule(&rule.rule);
         if rule.policy == beside.policy { path } else { format!("{path} of {}", rule.rule.policy) }
     }
 }

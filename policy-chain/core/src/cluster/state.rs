@@ -151,7 +151,7 @@ impl Cluster {
                 put(&mut self.slices, slice.key.clone(), slice)
             }
             Object::CidrGroup(mut group) => {
-                for cidr in &mut group.cidrs {
+                for cidr in group.cidrs.iter_mut().flatten() {
                     *cidr = canonical_net(*cidr);
                 }
                 put(&mut self.cidr_groups, Arc::clone(&group.name), group)

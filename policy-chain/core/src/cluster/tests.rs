@@ -277,7 +277,7 @@ fn write() -> impl Strategy<Value = Write> {
                 ObjectId::EndpointSlice(key),
             ),
             5 => (
-                Object::CidrGroup(CidrGroup { name: Arc::clone(&name), labels: set, cidrs: vec![] }),
+                Object::CidrGroup(CidrGroup { name: Arc::clone(&name), labels: set, cidrs: Ok(vec![]) }),
                 ObjectId::CidrGroup(name),
             ),
             _ => {

@@ -4,11 +4,10 @@ mod peers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
-
 use self::peers::{Peers, cluster_peers, network_peers};
 use super::port_space::PortSet;
 use super::predicate::Predicate;
+use super::program::Networks;
 use super::select::Selected;
 use crate::cluster::NamedPort;
 use crate::flow::{Direction, Protocol, RuleRef};
@@ -114,7 +113,7 @@ pub(super) struct Lowering<'a> {
     direction: Direction,
     /// Ingress: the subject's ports, which names are resolved with.
     own: Option<&'a [NamedPort]>,
-    groups: &'a dyn Fn(&CidrBlock) -> Vec<IpNet>,
+    groups: &'a dyn Fn(&CidrBlock) -> Networks,
     settings: &'a Settings,
     drafts: Vec<Draft>,
     asked_groups: bool,
@@ -135,7 +134,7 @@ impl<'a> Lowering<'a> {
     pub(super) const fn new(
         direction: Direction,
         subject_ports: &'a [NamedPort],
-        groups: &'a dyn Fn(&CidrBlock) -> Vec<IpNet>,
+        groups: &'a dyn Fn(&CidrBlock) -> Networks,
         settings: &'a Settings,
     ) -> Self {
         let own = match direction {
@@ -157,8 +156,8 @@ impl<'a> Lowering<'a> {
         self.number()
     }
 
-    fn rule(&self, policy: &PolicyRef, spec: usize, deny: bool, index: usize) -> RuleRef {
-        RuleRef { policy: policy.clone(), direction: self.direction, spec: short(spec), deny, index: short(index) }
+    fn rule(&self, policy: &PolicyRef, spec: u16, deny: bool, index: usize) -> RuleRef {
+        RuleRef { policy: policy.clone(), direction: self.direction, spec, deny, index: short(index) }
     }
 
     fn push(&mut self, draft: Draft) {
@@ -223,9 +222,9 @@ impl<'a> Lowering<'a> {
     fn cilium(&mut self, policy: &CiliumPolicy, specs: &[u16]) {
         let mut isolates = false;
         for &spec in specs {
-            let spec = usize::from(spec);
-            let Some(rule) = policy.rules.get(spec) else { continue };
+            let Some(rule) = policy.rules.get(usize::from(spec)) else { continue };
             let CiliumRule {
+                number,
                 default_deny_ingress,
                 default_deny_egress,
                 ingress,
@@ -240,19 +239,20 @@ impl<'a> Lowering<'a> {
             };
             isolates |= default_deny;
             for (index, allow) in usable(allows) {
-                let rule = self.rule(&policy.id, spec, false, index);
+                let rule = self.rule(&policy.id, *number, false, index);
                 self.cilium_allow(policy, &rule, allow);
             }
             for (index, deny) in denies.iter().enumerate() {
-                // A deny that cannot be used denies everything.
-                let (peers, ports) = match deny {
-                    Ok(CiliumDeny { peers, ports }) => (self.cilium_peers(peers, policy.id.namespace.as_ref()), ports),
-                    Err(_) => (Peers::ANYONE, &Ports::Any),
-                };
+                let usable = deny
+                    .as_ref()
+                    .ok()
+                    .map(|CiliumDeny { peers, ports }| (self.cilium_peers(peers, policy.id.namespace.as_ref()), ports));
+                // A deny that cannot be used, or of peers that are not all known, denies everything.
+                let (peers, ports) = usable.filter(|(peers, _)| !peers.others).unwrap_or((Peers::ANYONE, &Ports::Any));
                 let draft = Draft {
                     section: Section::Deny,
                     priority: 0,
-                    rule: self.rule(&policy.id, spec, true, index),
+                    rule: self.rule(&policy.id, *number, true, index),
                     effect: Effect::Only,
                     audit: policy.audit,
                     peers,

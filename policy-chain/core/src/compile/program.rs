@@ -65,7 +65,7 @@ impl Program {
         direction: Direction,
         policies: &[Selected],
         subject_ports: &[NamedPort],
-        groups: &dyn Fn(&CidrBlock) -> Vec<IpNet>,
+        groups: &dyn Fn(&CidrBlock) -> Networks,
         settings: &Settings,
     ) -> Self {
         let lowered = Lowering::new(direction, subject_ports, groups, settings).lower(policies);
@@ -220,17 +220,31 @@ pub fn names_host(predicate: &Predicate) -> bool {
     }
 }
 
+/// The addresses of a CIDR block.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Networks {
+    /// Those that are known.
+    pub known: Vec<IpNet>,
+    /// Whether there are others: those of a group that cannot be used.
+    pub others: bool,
+}
+
 /// The addresses of a CIDR block, of these groups if it is one; nothing for a group that is not there.
-pub fn networks<'a>(groups: impl IntoIterator<Item = &'a CidrGroup>, block: &CidrBlock) -> Vec<IpNet> {
+pub fn networks<'a>(groups: impl IntoIterator<Item = &'a CidrGroup>, block: &CidrBlock) -> Networks {
     let chosen = |group: &CidrGroup| match block {
         CidrBlock::Cidr(_) => false,
         CidrBlock::Group(name) => group.name == *name,
         CidrBlock::Groups(selector) => super::view::matches(selector, &group.labels),
     };
     match block {
-        CidrBlock::Cidr(network) => vec![*network],
+        CidrBlock::Cidr(network) => Networks { known: vec![*network], others: false },
         CidrBlock::Group(_) | CidrBlock::Groups(_) => {
-            groups.into_iter().filter(|group| chosen(group)).flat_map(|group| group.cidrs.iter().copied()).collect()
+            let mut networks = Networks::default();
+            for group in groups.into_iter().filter(|group| chosen(group)) {
+                networks.others |= group.cidrs.is_err();
+                networks.known.extend(group.cidrs.iter().flatten());
+            }
+            networks
         }
     }
 }

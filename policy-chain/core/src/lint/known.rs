@@ -15,7 +15,7 @@ use super::read::Read;
 use super::single::{rule_ref, usable};
 use super::values::Labelled;
 use super::{Document, Findings, Id, Item, Role, place};
-use crate::cluster::{Cluster, Labels, Pod, PodKey};
+use crate::cluster::{CidrGroup, Cluster, Labels, Pod, PodKey};
 use crate::compile::view::{CiliumView, PodView, matches};
 use crate::flow::Direction;
 use crate::model::cilium::{CidrBlock, CiliumPeers, CiliumPolicy, ServiceSelector};
@@ -224,7 +224,7 @@ impl Of<'_, '_> {
         let some = self.subject(0, &subject, false, &selects, &why);
         for (direction, rules) in [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)] {
             for (index, rule) in usable(rules.as_deref().unwrap_or_default()) {
-                let path = place::rule(self.item, &rule_ref(self.item, direction, 0, false, index));
+                let path = place::rule(&rule_ref(self.item, direction, 0, false, index));
                 self.named_ports(&path, direction, &rule.ports, some.then_some(&subject), &selects);
                 let NetworkPeers::Of(peers) = &rule.peers else { continue };
                 for (index, peer) in usable(peers) {
@@ -273,7 +273,7 @@ impl Of<'_, '_> {
         for (direction, rules) in [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)] {
             for (index, rule) in rules.iter().enumerate() {
                 let Ok(rule) = &rule.matches else { continue };
-                let path = place::rule(self.item, &rule_ref(self.item, direction, 0, false, index));
+                let path = place::rule(&rule_ref(self.item, direction, 0, false, index));
                 self.named_ports(&path, direction, &rule.ports, some.then_some(&subject), &selects);
                 for (index, peer) in rule.peers.iter().enumerate() {
                     let path = format!("{path}.{}[{index}]", place::from_or_to(direction));
@@ -308,7 +308,8 @@ impl Of<'_, '_> {
     }
 
     fn cilium(&mut self, policy: &CiliumPolicy) {
-        for (spec, rule) in (0..=u16::MAX).zip(&policy.rules) {
+        for rule in &policy.rules {
+            let spec = rule.number;
             let selects = |view: &PodView<'_>| CiliumView::Pod(*view).matches(&rule.subject);
             let set = Labelled::endpoints(&rule.subject);
             let some = self.subject(spec, &set, asks_namespace_labels(&rule.subject), &selects, &String::new);
@@ -318,22 +319,22 @@ impl Of<'_, '_> {
                     Direction::Egress => (&rule.egress, &rule.egress_deny),
                 };
                 for (index, allow) in usable(allows) {
-                    let path = place::rule(self.item, &rule_ref(self.item, direction, spec, false, index));
-                    self.cilium_peers(&path, direction, &allow.peers);
+                    let path = place::rule(&rule_ref(self.item, direction, spec, false, index));
+                    self.cilium_peers(&path, direction, &allow.peers, false);
                     for ports in &allow.ports {
                         self.named_ports(&path, direction, &ports.ports, some.then_some(&set), &selects);
                     }
                 }
                 for (index, deny) in usable(denies) {
-                    let path = place::rule(self.item, &rule_ref(self.item, direction, spec, true, index));
-                    self.cilium_peers(&path, direction, &deny.peers);
+                    let path = place::rule(&rule_ref(self.item, direction, spec, true, index));
+                    self.cilium_peers(&path, direction, &deny.peers, true);
                     self.named_ports(&path, direction, &deny.ports, some.then_some(&set), &selects);
                 }
             }
         }
     }
 
-    fn cilium_peers(&mut self, rule: &str, direction: Direction, peers: &CiliumPeers) {
+    fn cilium_peers(&mut self, rule: &str, direction: Direction, peers: &CiliumPeers, deny: bool) {
         let path = place::cilium_peers(self.item, rule, direction, peers);
         let element = |index: usize| format!("{path}[{index}]");
         match peers {
@@ -358,8 +359,14 @@ impl Of<'_, '_> {
                 for (index, rule) in rules.iter().enumerate() {
                     match &rule.block {
                         CidrBlock::Cidr(cidr) => self.block(&element(index), cidr, &rule.except, false),
-                        CidrBlock::Group(name) => self.group(&element(index), name),
-                        CidrBlock::Groups(selector) => self.groups(&element(index), selector),
+                        CidrBlock::Group(name) => {
+                            self.group(&element(index), name);
+                            self.usable_groups(&element(index), |group| group.name == *name, deny);
+                        }
+                        CidrBlock::Groups(selector) => {
+                            self.groups(&element(index), selector);
+                            self.usable_groups(&element(index), |group| matches(selector, &group.labels), deny);
+                        }
                     }
                 }
             }
@@ -374,12 +381,13 @@ impl Of<'_, '_> {
                 }
                 self.tell_absent(selectors.len());
             }
-            // The groups of toGroups are made by the system, when it sees the policy.
-            CiliumPeers::Any
-            | CiliumPeers::Nothing
-            | CiliumPeers::Entities(_)
-            | CiliumPeers::Groups(_)
-            | CiliumPeers::Names(_) => {}
+            // They are made by the system, when it sees the policy, so that they need not be there.
+            CiliumPeers::Groups(names) => {
+                for (index, name) in names.iter().enumerate() {
+                    self.usable_groups(&element(index), |group| group.name == *name, deny);
+                }
+            }
+            CiliumPeers::Any | CiliumPeers::Nothing | CiliumPeers::Entities(_) | CiliumPeers::Names(_) => {}
         }
     }
 
@@ -398,6 +406,17 @@ impl Of<'_, '_> {
             let message = "no CiliumCIDRGroup has these labels: the peer matches nobody";
             self.tell(Id::UnknownCidrGroup, path, message, "label a group so, or mend the selector");
         }
+    }
+
+    /// Tells of the first of these groups that cannot be used.
+    fn usable_groups(&mut self, path: &str, meant: impl Fn(&CidrGroup) -> bool, deny: bool) {
+        let mut groups = self.known.cluster.cidr_groups.values().filter(|group| meant(group));
+        let Some((name, why)) = groups.find_map(|group| Some((&group.name, group.cidrs.as_ref().err()?))) else {
+            return;
+        };
+        let effect = if deny { "the rule denies all of its direction" } else { "it grants nothing" };
+        let message = format!("CiliumCIDRGroup {name} cannot be used ({}: {}): {effect}", why.path, why.reason);
+        self.tell(Id::Unusable, path, &message, "mend the group");
     }
 
     fn service(&mut self, path: &str, wanted: &ServiceSelector) {

@@ -22,32 +22,28 @@ pub(super) fn value_at<'a>(document: &'a Value, path: &str) -> Option<&'a Value>
     })
 }
 
-/// The path of an element of `spec` and `specs`.
-pub(super) fn spec(item: &Item<'_>, index: u16) -> String {
-    if !matches!(item.policy.as_ref(), Policy::Cilium(_)) {
-        return "spec".to_owned();
-    }
-    let one = item.document.value.get("spec").is_some_and(|spec| !spec.is_null());
-    match index.checked_sub(u16::from(one)) {
+/// The path of `spec`, or of an element of `specs`, by [`RuleRef::spec`].
+pub(super) fn spec(number: u16) -> String {
+    match number.checked_sub(1) {
         None => "spec".to_owned(),
         Some(index) => format!("specs[{index}]"),
     }
 }
 
 /// The path of a rule.
-pub(super) fn rule(item: &Item<'_>, rule: &RuleRef) -> String {
+pub(super) fn rule(rule: &RuleRef) -> String {
     let deny = if rule.deny { "Deny" } else { "" };
-    format!("{}.{}{deny}[{}]", spec(item, rule.spec), rule.direction, rule.index)
+    format!("{}.{}{deny}[{}]", spec(rule.spec), rule.direction, rule.index)
 }
 
 /// The path of whom a policy or one of its elements governs.
-pub(super) fn subject(item: &Item<'_>, index: u16) -> String {
+pub(super) fn subject(item: &Item<'_>, number: u16) -> String {
     let field = match item.policy.as_ref() {
         Policy::Network(_) => "podSelector",
         Policy::Cluster(_) => "subject",
         Policy::Cilium(_) => "endpointSelector",
     };
-    format!("{}.{field}", spec(item, index))
+    format!("{}.{field}", spec(number))
 }
 
 /// `from` or `to`.

@@ -67,9 +67,7 @@ fn rules_for<'a>(
 /// A part of a Cilium policy that has deny rules only: what is not denied is not allowed either.
 fn deny_only(set: &mut Set<'_, '_>, item: &Item<'_>, isolation: &Isolation, pairs: &mut super::Budget) {
     let Policy::Cilium(policy) = item.policy.as_ref() else { return };
-    let Some(CiliumRule { ingress, ingress_deny, egress, egress_deny, .. }) =
-        policy.rules.get(usize::from(isolation.spec))
-    else {
+    let Some(CiliumRule { ingress, ingress_deny, egress, egress_deny, .. }) = policy.rule(isolation.spec) else {
         return;
     };
     let direction = isolation.direction;
@@ -80,7 +78,7 @@ fn deny_only(set: &mut Set<'_, '_>, item: &Item<'_>, isolation: &Isolation, pair
     if !allows.is_empty() || denies.is_empty() || isolation.subject.is_empty() {
         return;
     }
-    let spec = place::spec(item, isolation.spec);
+    let spec = place::spec(isolation.spec);
     let said = place::value_at(&item.document.value, &format!("{spec}.enableDefaultDeny.{direction}"));
     // An author who says so means it.
     if said.is_some_and(|said| !said.is_null()) {
@@ -135,7 +133,7 @@ fn no_dns(set: &mut Set<'_, '_>, item: &Item<'_>, isolation: &Isolation, pairs: 
     if rules.iter().any(to_dns) {
         return;
     }
-    let path = format!("{}.egress", place::spec(item, isolation.spec));
+    let path = format!("{}.egress", place::spec(isolation.spec));
     let message = "the pods may reach peers that are found by name, and no policy here lets them ask a name server \
                    (port 53 of UDP and TCP)";
     let hint = "allow egress to port 53, UDP and TCP, of k8s-app=kube-dns in namespace kube-system";
@@ -196,7 +194,7 @@ fn never_learned(set: &mut Set<'_, '_>, item: &Item<'_>, rule: &Rule, pairs: &mu
             }
         }
     }
-    let path = format!("{}.toFQDNs", place::rule(item, &rule.rule));
+    let path = format!("{}.toFQDNs", place::rule(&rule.rule));
     if asked.is_empty() {
         let message = "no policy here has DNS rules for these pods: names are learned from answers that pass the DNS proxy, \
                        so no address will ever match";

@@ -8,7 +8,7 @@ use crate::model::cilium::{Application, CiliumAllow, CiliumRule};
 use crate::model::cluster_network_policy::{Action, ClusterRule, ClusterTier};
 use crate::model::network_policy::NetworkRule;
 use crate::model::port::Ports;
-use crate::model::{CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Usable};
+use crate::model::{CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef};
 
 /// What a rule does.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,10 +82,37 @@ struct Place<'a> {
     spec: u16,
 }
 
+/// What a rule says.
+struct Meaning {
+    peers: Peers,
+    ports: PortSet,
+    effect: Effect,
+    usable: bool,
+}
+
+impl Meaning {
+    const fn of(peers: Peers, ports: PortSet, effect: Effect) -> Self {
+        Self { peers, ports, effect, usable: true }
+    }
+
+    /// Of an allow that cannot be used.
+    fn nothing(effect: Effect) -> Self {
+        Self { peers: Peers::default(), ports: PortSet::default(), effect, usable: false }
+    }
+
+    /// Of a deny or pass that cannot be used.
+    fn everything(effect: Effect) -> Self {
+        Self { peers: Peers::anyone(), ports: PortSet::new([&Ports::Any]), effect, usable: false }
+    }
+}
+
 impl Place<'_> {
-    fn rule(&self, deny: bool, index: usize) -> RuleRef {
-        let index = u16::try_from(index).unwrap_or(u16::MAX);
-        RuleRef { policy: self.id.clone(), direction: self.direction, spec: self.spec, deny, index }
+    fn rule(&self, index: usize, subject: &Labelled, meaning: Meaning) -> Rule {
+        let Place { policy, id, audit, direction, spec } = *self;
+        let Meaning { peers, ports, effect, usable } = meaning;
+        let (index, deny) = (u16::try_from(index).unwrap_or(u16::MAX), effect == Effect::Deny);
+        let rule = RuleRef { policy: id.clone(), direction, spec, deny, index };
+        Rule { policy, rule, audit, subject: subject.clone(), peers, ports, effect, usable }
     }
 
     fn isolation(&self, subject: &Labelled) -> Isolation {
@@ -121,22 +148,14 @@ impl Rules {
         let subject = Labelled::pods_of(namespace, &policy.pods);
         self.isolations.push(place.isolation(&subject));
         for (index, rule) in rules.iter().enumerate() {
-            let (peers, ports) = match rule {
-                Ok(NetworkRule { peers, ports }) => (Peers::network(peers, namespace), PortSet::new([ports])),
-                Err(_) => (Peers::default(), PortSet::default()),
-            };
-            let (rule, usable) = (place.rule(false, index), rule.is_ok());
             let effect = Effect::Allow(Vec::new());
-            self.all.push(Rule {
-                policy: place.policy,
-                rule,
-                audit: place.audit,
-                subject: subject.clone(),
-                peers,
-                ports,
-                effect,
-                usable,
-            });
+            let meaning = match rule {
+                Ok(NetworkRule { peers, ports }) => {
+                    Meaning::of(Peers::network(peers, namespace), PortSet::new([ports]), effect)
+                }
+                Err(_) => Meaning::nothing(effect),
+            };
+            self.all.push(place.rule(index, &subject, meaning));
         }
     }
 
@@ -147,29 +166,22 @@ impl Rules {
         };
         let Some(subject) = policy.subject.as_ref().map(Labelled::cluster) else { return };
         for (index, ClusterRule { action, matches, .. }) in rules.iter().enumerate() {
-            let (action, peers, ports) = match matches {
-                Ok(matches) => (*action, Peers::cluster(&matches.peers), PortSet::new([&matches.ports])),
-                Err(_) if *action == Action::Accept => (Action::Accept, Peers::default(), PortSet::default()),
-                Err(_) => (Action::Deny, Peers::anyone(), PortSet::new([&Ports::Any])),
+            let effect = |action| Effect::Ordered { tier: policy.tier, priority: policy.priority, action };
+            let meaning = match matches {
+                Ok(matches) => {
+                    Meaning::of(Peers::cluster(&matches.peers), PortSet::new([&matches.ports]), effect(*action))
+                }
+                Err(_) if *action == Action::Accept => Meaning::nothing(effect(Action::Accept)),
+                Err(_) => Meaning::everything(effect(Action::Deny)),
             };
-            let (rule, usable) = (place.rule(false, index), matches.is_ok());
-            let effect = Effect::Ordered { tier: policy.tier, priority: policy.priority, action };
-            self.all.push(Rule {
-                policy: place.policy,
-                rule,
-                audit: place.audit,
-                subject: subject.clone(),
-                peers,
-                ports,
-                effect,
-                usable,
-            });
+            self.all.push(place.rule(index, &subject, meaning));
         }
     }
 
     fn cilium(&mut self, policy: &CiliumPolicy, place: Place<'_>) {
-        for (spec, rule) in (0..=u16::MAX).zip(&policy.rules) {
+        for rule in &policy.rules {
             let CiliumRule {
+                number,
                 default_deny_ingress,
                 default_deny_egress,
                 ingress,
@@ -178,7 +190,7 @@ impl Rules {
                 egress_deny,
                 ..
             } = rule;
-            let place = Place { spec, ..place };
+            let place = Place { spec: *number, ..place };
             let (default_deny, allows, denies) = match place.direction {
                 Direction::Ingress => (default_deny_ingress, ingress, ingress_deny),
                 Direction::Egress => (default_deny_egress, egress, egress_deny),
@@ -188,56 +200,32 @@ impl Rules {
                 self.isolations.push(place.isolation(&subject));
             }
             for (index, allow) in allows.iter().enumerate() {
-                self.cilium_allow(allow, place.rule(false, index), &subject, place);
+                let meaning = allow.as_ref().map_or_else(|_| Meaning::nothing(Effect::Allow(Vec::new())), cilium_allow);
+                self.all.push(place.rule(index, &subject, meaning));
             }
             for (index, deny) in denies.iter().enumerate() {
-                let (peers, ports) = match deny {
-                    Ok(deny) => (Peers::cilium(&deny.peers), PortSet::new([&deny.ports])),
-                    Err(_) => (Peers::anyone(), PortSet::new([&Ports::Any])),
+                let meaning = match deny {
+                    Ok(deny) => Meaning::of(Peers::cilium(&deny.peers), PortSet::new([&deny.ports]), Effect::Deny),
+                    Err(_) => Meaning::everything(Effect::Deny),
                 };
-                let (rule, usable) = (place.rule(true, index), deny.is_ok());
-                self.all.push(Rule {
-                    policy: place.policy,
-                    rule,
-                    audit: place.audit,
-                    subject: subject.clone(),
-                    peers,
-                    ports,
-                    effect: Effect::Deny,
-                    usable,
-                });
+                self.all.push(place.rule(index, &subject, meaning));
             }
         }
     }
+}
 
-    fn cilium_allow(&mut self, allow: &Usable<CiliumAllow>, rule: RuleRef, subject: &Labelled, place: Place<'_>) {
-        let mut peers = Peers::default();
-        let mut ports = PortSet::default();
-        let mut proxied = Vec::new();
-        if let Ok(allow) = allow {
-            peers = Peers::cilium(&allow.peers);
-            let plain = allow.ports.iter().filter(|ports| ports.application == Application::None);
-            ports = PortSet::new(plain.map(|ports| &ports.ports));
-            for (index, ports) in allow.ports.iter().enumerate() {
-                let protocols: &[Protocol] = match ports.application {
-                    Application::None => continue,
-                    Application::Http(_) | Application::ServerNames(_) => &[Protocol::TCP],
-                    Application::Dns(_) => &[Protocol::TCP, Protocol::UDP],
-                };
-                let application = ports.application.clone();
-                proxied.push(Proxied { index, ports: PortSet::new([&ports.ports]).only(protocols), application });
-            }
-        }
-        let (effect, usable) = (Effect::Allow(proxied), allow.is_ok());
-        self.all.push(Rule {
-            policy: place.policy,
-            rule,
-            audit: place.audit,
-            subject: subject.clone(),
-            peers,
-            ports,
-            effect,
-            usable,
-        });
+fn cilium_allow(allow: &CiliumAllow) -> Meaning {
+    let plain = allow.ports.iter().filter(|ports| ports.application == Application::None);
+    let plain = PortSet::new(plain.map(|ports| &ports.ports));
+    let mut proxied = Vec::new();
+    for (index, ports) in allow.ports.iter().enumerate() {
+        let protocols: &[Protocol] = match ports.application {
+            Application::None => continue,
+            Application::Http(_) | Application::ServerNames(_) => &[Protocol::TCP],
+            Application::Dns(_) => &[Protocol::TCP, Protocol::UDP],
+        };
+        let application = ports.application.clone();
+        proxied.push(Proxied { index, ports: PortSet::new([&ports.ports]).only(protocols), application });
     }
+    Meaning::of(Peers::cilium(&allow.peers), plain, Effect::Allow(proxied))
 }

@@ -48,7 +48,7 @@ impl Of<'_, '_> {
     }
 
     fn rule(&self, direction: Direction, spec: u16, deny: bool, index: usize) -> String {
-        place::rule(self.item, &rule_ref(self.item, direction, spec, deny, index))
+        place::rule(&rule_ref(self.item, direction, spec, deny, index))
     }
 
     fn selector(&mut self, path: &str, selector: &LabelSelector) {
@@ -136,7 +136,8 @@ impl Of<'_, '_> {
     }
 
     fn cilium(&mut self, policy: &CiliumPolicy) {
-        for (spec, rule) in (0..=u16::MAX).zip(&policy.rules) {
+        for rule in &policy.rules {
+            let spec = rule.number;
             self.endpoints(&place::subject(self.item, spec), &rule.subject);
             let CiliumRule { ingress, ingress_deny, egress, egress_deny, .. } = rule;
             for (direction, allows, denies) in

@@ -22,9 +22,19 @@ pub struct CiliumPolicy {
     pub rules: Vec<CiliumRule>,
 }
 
+impl CiliumPolicy {
+    /// The rule of this number.
+    #[must_use]
+    pub fn rule(&self, number: u16) -> Option<&CiliumRule> {
+        self.rules.iter().find(|rule| rule.number == number)
+    }
+}
+
 /// One `spec`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CiliumRule {
+    /// Where it stands: 0 is `spec`, n is element n - 1 of `specs`.
+    pub number: u16,
     /// Whom it governs, with the namespace of a CiliumNetworkPolicy added.
     pub subject: CiliumSelector,
     /// Whether it puts its subjects under default deny for ingress: `enableDefaultDeny.ingress`, else whether there are

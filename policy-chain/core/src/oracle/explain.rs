@@ -63,7 +63,7 @@ pub struct Matching {
     pub rule: Option<RuleRef>,
     /// The author's name for the rule.
     pub name: Option<Text>,
-    /// Why the rule cannot be used, if so: then it denies everything.
+    /// Why the rule, or a CiliumCIDRGroup that it uses, cannot be used, if so: then it denies everything.
     pub unusable: Option<Unusable>,
     /// Whether the policy is a dry run.
     pub dry_run: bool,
@@ -185,7 +185,7 @@ fn of_network(policy: &NetworkPolicy, scene: &Scene<'_>, flow: &Flow<'_>, found:
 fn of_cilium(policy: &CiliumPolicy, scene: &Scene<'_>, flow: &Flow<'_>, found: &mut Vec<Matching>) {
     let (id, direction) = (&policy.id, flow.direction);
     let mut isolates = false;
-    for (spec, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| is_selected(rule, scene)) {
+    for rule in policy.rules.iter().filter(|rule| is_selected(rule, scene)) {
         let (allows, default_deny) = match direction {
             Direction::Ingress => (&rule.ingress, rule.default_deny_ingress),
             Direction::Egress => (&rule.egress, rule.default_deny_egress),
@@ -193,15 +193,18 @@ fn of_cilium(policy: &CiliumPolicy, scene: &Scene<'_>, flow: &Flow<'_>, found: &
         isolates |= default_deny;
         for (index, deny) in denials(rule, direction).iter().enumerate() {
             let unusable = match deny {
-                Ok(deny) => {
-                    if !peers::of_cilium(&deny.peers, id, scene, &flow.peer) || !ports::hold(&deny.ports, scene, flow) {
+                Ok(deny) => match peers::unusable_group(&deny.peers, scene) {
+                    Some(unusable) => Some(unusable.clone()),
+                    None if !peers::of_cilium(&deny.peers, id, scene, &flow.peer)
+                        || !ports::hold(&deny.ports, scene, flow) =>
+                    {
                         continue;
                     }
-                    None
-                }
+                    None => None,
+                },
                 Err(unusable) => Some(unusable.clone()),
             };
-            let rule = rule_ref(id, direction, spec, true, index);
+            let rule = rule_ref(id, direction, rule.number, true, index);
             found.push(normal(Effect::Deny, id, Some(rule), unusable, policy.audit));
         }
         for (index, allow) in allows.iter().enumerate() {
@@ -217,7 +220,7 @@ fn of_cilium(policy: &CiliumPolicy, scene: &Scene<'_>, flow: &Flow<'_>, found: &
                     effects[0] = true;
                 }
             }
-            let rule = rule_ref(id, direction, spec, false, index);
+            let rule = rule_ref(id, direction, rule.number, false, index);
             for (effect, _) in [Effect::Proxy, Effect::Allow].into_iter().zip(effects).filter(|(_, there)| *there) {
                 found.push(normal(effect, id, Some(rule.clone()), None, policy.audit));
             }

@@ -11,7 +11,7 @@ use crate::model::cilium::{CidrBlock, CidrRule, CiliumPeers, Entity, ServiceSele
 use crate::model::cluster_network_policy::{ClusterPeer, ClusterSubject};
 use crate::model::network_policy::{NetworkPeer, NetworkPeers};
 use crate::model::selector::LabelSelector;
-use crate::model::{PolicyRef, Text};
+use crate::model::{PolicyRef, Text, Unusable};
 
 /// `from` and `to` of NetworkPolicy: "items in this list are combined using a logical OR. If this field is empty or
 /// missing, this rule matches all". A peer that cannot be used grants nothing.
@@ -97,8 +97,28 @@ fn cidr_rule(rule: &CidrRule, scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
     may_match_cidr(scene, peer) && inside && !rule.except.iter().any(|except| except.contains(&peer.address))
 }
 
+/// A group that cannot be used grants nothing; for a deny see [`unusable_group`].
 fn in_group(group: Option<&CidrGroup>, peer: &Peer<'_>) -> bool {
-    group.is_some_and(|group| group.cidrs.iter().any(|cidr| cidr.contains(&peer.address)))
+    group.is_some_and(|group| group.cidrs.iter().flatten().any(|cidr| cidr.contains(&peer.address)))
+}
+
+/// Why a CiliumCIDRGroup that the element uses cannot be used, if one cannot: "a deny that cannot be used denies all of its
+/// direction" (DESIGN 6), and so does one whose addresses are not known.
+pub(super) fn unusable_group<'a>(peers: &CiliumPeers, scene: &Scene<'a>) -> Option<&'a Unusable> {
+    let groups = &scene.cluster.cidr_groups;
+    let named = |name: &Text| groups.get(name)?.cidrs.as_ref().err();
+    match peers {
+        CiliumPeers::Groups(names) => names.iter().find_map(named),
+        CiliumPeers::Cidrs(rules) => rules.iter().find_map(|rule| match &rule.block {
+            CidrBlock::Cidr(_) => None,
+            CidrBlock::Group(name) => named(name),
+            CidrBlock::Groups(selector) => groups
+                .values()
+                .filter(|group| selects(selector, &group.labels))
+                .find_map(|one| one.cidrs.as_ref().err()),
+        }),
+        _ => None,
+    }
 }
 
 /// IPBlock: "except is a slice of CIDRs that should not be included within an IPBlock".

@@ -113,10 +113,10 @@ impl Found {
                 Policy::Cluster(_) => {}
                 Policy::Network(policy) => found.add_network_policy(policy, scene, flow),
                 Policy::Cilium(policy) => {
-                    for (spec, rule) in policy.rules.iter().enumerate() {
+                    for rule in &policy.rules {
                         if is_selected(rule, scene) {
-                            found.add_denials(rule, &policy.id, spec, scene, flow);
-                            for application in found.add_allows(rule, &policy.id, spec, scene, flow) {
+                            found.add_denials(rule, &policy.id, scene, flow);
+                            for application in found.add_allows(rule, &policy.id, scene, flow) {
                                 match application {
                                     Application::None => {}
                                     Application::Dns(_) => dns = true,
@@ -163,14 +163,16 @@ impl Found {
         }
     }
 
-    /// `ingressDeny`, `egressDeny`. One that cannot be used denies all of its direction (DESIGN 6).
-    fn add_denials(&mut self, rule: &CiliumRule, id: &PolicyRef, spec: usize, scene: &Scene<'_>, flow: &Flow<'_>) {
+    /// `ingressDeny`, `egressDeny`. One that cannot be used, or whose CiliumCIDRGroup cannot, denies all of its direction
+    /// (DESIGN 6).
+    fn add_denials(&mut self, rule: &CiliumRule, id: &PolicyRef, scene: &Scene<'_>, flow: &Flow<'_>) {
         for (index, deny) in denials(rule, flow.direction).iter().enumerate() {
             let denies = deny.as_ref().map_or(true, |deny| {
-                peers::of_cilium(&deny.peers, id, scene, &flow.peer) && ports::hold(&deny.ports, scene, flow)
+                peers::unusable_group(&deny.peers, scene).is_some()
+                    || peers::of_cilium(&deny.peers, id, scene, &flow.peer) && ports::hold(&deny.ports, scene, flow)
             });
             if denies {
-                self.denied.insert(rule_ref(id, flow.direction, spec, true, index));
+                self.denied.insert(rule_ref(id, flow.direction, rule.number, true, index));
             }
         }
     }
@@ -181,7 +183,6 @@ impl Found {
         &mut self,
         rule: &'a CiliumRule,
         id: &PolicyRef,
-        spec: usize,
         scene: &Scene<'_>,
         flow: &Flow<'_>,
     ) -> Vec<&'a Application> {
@@ -200,7 +201,7 @@ impl Found {
                 continue;
             }
             for port in allow.ports.iter().filter(|port| ports::hold(&port.ports, scene, flow)) {
-                let rule = rule_ref(id, flow.direction, spec, false, index);
+                let rule = rule_ref(id, flow.direction, rule.number, false, index);
                 if port.application == Application::None {
                     self.allowed.insert(Reason::Rule(rule));
                 } else if ports::carries(&port.application, flow.protocol) {
@@ -219,7 +220,7 @@ pub(super) fn applications<'a>(scene: &Scene<'a>, flow: &Flow<'_>, rule: &RuleRe
     let Some(Policy::Cilium(policy)) = scene.cluster.policies.get(&rule.policy).map(AsRef::as_ref) else {
         return Vec::new();
     };
-    let Some(spec) = policy.rules.get(usize::from(rule.spec)) else { return Vec::new() };
+    let Some(spec) = policy.rule(rule.spec) else { return Vec::new() };
     let allows = match flow.direction {
         Direction::Ingress => &spec.ingress,
         Direction::Egress => &spec.egress,
@@ -235,12 +236,12 @@ pub(super) fn denial_of_host(scene: &Scene<'_>, flow: &Flow<'_>) -> Option<RuleR
     let mut denied = BTreeSet::new();
     for policy in scene.policies() {
         let Policy::Cilium(policy) = policy else { continue };
-        for (spec, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| is_selected(rule, scene)) {
+        for rule in policy.rules.iter().filter(|rule| is_selected(rule, scene)) {
             for (index, deny) in rule.ingress_deny.iter().enumerate() {
                 if deny.as_ref().is_ok_and(|deny| {
                     peers::names_host(&deny.peers, &flow.peer) && ports::hold(&deny.ports, scene, flow)
                 }) {
-                    denied.insert(rule_ref(&policy.id, Direction::Ingress, spec, true, index));
+                    denied.insert(rule_ref(&policy.id, Direction::Ingress, rule.number, true, index));
                 }
             }
         }
@@ -260,7 +261,7 @@ pub(super) fn is_selected(rule: &CiliumRule, scene: &Scene<'_>) -> bool {
     CiliumLabels::of_pod(scene.cluster, scene.subject).selected_by(&rule.subject)
 }
 
-pub(super) fn rule_ref(policy: &PolicyRef, direction: Direction, spec: usize, deny: bool, index: usize) -> RuleRef {
-    let small = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
-    RuleRef { policy: policy.clone(), direction, spec: small(spec), deny, index: small(index) }
+pub(super) fn rule_ref(policy: &PolicyRef, direction: Direction, spec: u16, deny: bool, index: usize) -> RuleRef {
+    let index = u16::try_from(index).unwrap_or(u16::MAX);
+    RuleRef { policy: policy.clone(), direction, spec, deny, index }
 }

@@ -61,8 +61,8 @@ fn read(document: &Cursor<'_>, report: &mut Report, kind: PolicyKind) -> Option<
         Some((Ok(list), _)) => list,
         Some((Err(_), _)) | None => Vec::new(),
     };
-    for spec in one.iter().chain(&more) {
-        let (rule, known) = rule(spec, namespace.as_ref(), report);
+    for (number, spec) in one.iter().map(|spec| (0, spec)).chain((1..=u16::MAX).zip(&more)) {
+        let (rule, known) = rule(spec, number, namespace.as_ref(), report);
         rules.push(rule);
         subjects |= known;
     }
@@ -74,9 +74,9 @@ fn read(document: &Cursor<'_>, report: &mut Report, kind: PolicyKind) -> Option<
 }
 
 /// Reads one `spec`, and tells whether it says whom it governs. One that does not, or governs nodes, becomes a rule that
-/// governs nobody, so that the others keep their numbers.
-fn rule(spec: &Cursor<'_>, namespace: Option<&Text>, report: &mut Report) -> (CiliumRule, bool) {
-    let Ok(mut fields) = spec.fields(report) else { return (governs_nobody(), false) };
+/// governs nobody.
+fn rule(spec: &Cursor<'_>, number: u16, namespace: Option<&Text>, report: &mut Report) -> (CiliumRule, bool) {
+    let Ok(mut fields) = spec.fields(report) else { return (governs_nobody(number), false) };
     let mut faults = Faults::default();
     let subject = subject(&mut fields, namespace, &mut faults, report);
 
@@ -110,8 +110,9 @@ fn rule(spec: &Cursor<'_>, namespace: Option<&Text>, report: &mut Report) -> (Ci
     faults.keep(fields.finish(report));
 
     let known = !matches!(subject, Subject::Unknown);
-    let Subject::Pods(subject) = subject else { return (governs_nobody(), known) };
+    let Subject::Pods(subject) = subject else { return (governs_nobody(number), known) };
     let mut rule = CiliumRule {
+        number,
         subject,
         default_deny_ingress: said.0.unwrap_or(inward),
         default_deny_egress: said.1.unwrap_or(outward),
@@ -269,8 +270,9 @@ fn spoil(rule: &mut CiliumRule, why: &Unusable) {
 }
 
 /// A rule without effect.
-fn governs_nobody() -> CiliumRule {
+fn governs_nobody(number: u16) -> CiliumRule {
     CiliumRule {
+        number,
         subject: selector::nobody(),
         default_deny_ingress: false,
         default_deny_egress: false,

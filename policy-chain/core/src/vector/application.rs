@@ -60,7 +60,7 @@ fn permits(world: &World, query: &Query, rule: &RuleRef, message: &Message<'_>) 
     let Some(Policy::Cilium(policy)) = world.cluster().policies.get(&rule.policy).map(AsRef::as_ref) else {
         return false;
     };
-    let Some(spec) = policy.rules.get(usize::from(rule.spec)) else { return false };
+    let Some(spec) = policy.rule(rule.spec) else { return false };
     let list = match rule.direction {
         Direction::Ingress => &spec.ingress,
         Direction::Egress => &spec.egress,

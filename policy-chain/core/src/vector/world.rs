@@ -77,7 +77,7 @@ impl World {
             world.upsert(Object::Node(Node { name: Arc::clone(name), labels: node.labels.clone(), addresses }));
         }
         for (name, group) in &fixture.cidr_groups {
-            let (labels, cidrs) = (group.labels.clone(), group.cidrs.clone());
+            let (labels, cidrs) = (group.labels.clone(), Ok(group.cidrs.clone()));
             world.upsert(Object::CidrGroup(CidrGroup { name: Arc::clone(name), labels, cidrs }));
         }
         for (key, pod) in &fixture.pods {

@@ -211,7 +211,7 @@ impl World {
         let Verdict::Redirect(proxied) = &found.verdict else { return "unseen" };
         let permits = proxied.rules.iter().any(|rule| {
             let Policy::Cilium(policy) = &*self.cluster.policies[&rule.policy] else { panic!("{rule} has no proxy") };
-            let spec = &policy.rules[usize::from(rule.spec)];
+            let spec = policy.rule(rule.spec).unwrap();
             let list = if rule.direction == Direction::Ingress { &spec.ingress } else { &spec.egress };
             let allow = list[usize::from(rule.index)].as_ref().expect("a rule that can be used");
             let meant = |ports: &&Ports| match ports {

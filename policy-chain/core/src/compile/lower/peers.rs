@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use super::{Lowering, usable};
 use crate::compile::predicate::{Namespaces, Predicate};
+use crate::compile::program::Networks;
 use crate::model::Text;
 use crate::model::cilium::{CidrBlock, CiliumPeers, Entity, ServiceSelector};
 use crate::model::cluster_network_policy::{ClusterPeer, ClusterSubject};
@@ -16,13 +17,15 @@ pub(super) struct Peers {
     pub(super) anyone: bool,
     /// Also where `anyone` is set: a deny that names the own node's entity besides is a deny of the own node (DESIGN 6.3).
     pub(super) predicates: Vec<Predicate>,
+    /// Whether there are peers besides that are not known: those of a CIDR group that cannot be used.
+    pub(super) others: bool,
 }
 
 impl Peers {
-    pub(super) const ANYONE: Self = Self { anyone: true, predicates: Vec::new() };
+    pub(super) const ANYONE: Self = Self { anyone: true, predicates: Vec::new(), others: false };
 
     const fn of(predicates: Vec<Predicate>) -> Self {
-        Self { anyone: false, predicates }
+        Self { anyone: false, predicates, others: false }
     }
 }
 
@@ -34,24 +37,30 @@ impl Lowering<'_> {
             CiliumPeers::Nothing => Vec::new(),
             CiliumPeers::Endpoints(selectors) => selectors.iter().cloned().map(Predicate::Endpoints).collect(),
             CiliumPeers::Cidrs(rules) => {
-                let mut blocks = Vec::new();
+                let mut peers = Peers::default();
                 for rule in rules {
                     let networks = match &rule.block {
-                        CidrBlock::Cidr(network) => vec![*network],
+                        CidrBlock::Cidr(network) => Networks { known: vec![*network], others: false },
                         group => self.group(group),
                     };
-                    blocks.extend(self.cilium_blocks(&networks, &rule.except));
+                    peers.others |= networks.others;
+                    peers.predicates.extend(self.cilium_blocks(&networks.known, &rule.except));
                 }
-                blocks
+                return peers;
             }
             CiliumPeers::Groups(names) => {
-                let networks: Vec<IpNet> =
-                    names.iter().flat_map(|name| self.group(&CidrBlock::Group(Text::clone(name)))).collect();
-                self.cilium_blocks(&networks, &[])
+                let mut peers = Peers::default();
+                for name in names {
+                    let networks = self.group(&CidrBlock::Group(Text::clone(name)));
+                    peers.others |= networks.others;
+                    peers.predicates.extend(self.cilium_blocks(&networks.known, &[]));
+                }
+                return peers;
             }
             CiliumPeers::Entities(entities) => {
                 let named = entities.iter().filter(|entity| exists(**entity)).copied().map(Predicate::Entity);
-                return Peers { anyone: entities.contains(&Entity::All), predicates: named.collect() };
+                let anyone = entities.contains(&Entity::All);
+                return Peers { anyone, ..Peers::of(named.collect()) };
             }
             CiliumPeers::Services(services) => services
                 .iter()
@@ -64,7 +73,7 @@ impl Lowering<'_> {
         Peers::of(predicates)
     }
 
-    fn group(&mut self, group: &CidrBlock) -> Vec<IpNet> {
+    fn group(&mut self, group: &CidrBlock) -> Networks {
         self.asked_groups = true;
         (self.groups)(group)
     }

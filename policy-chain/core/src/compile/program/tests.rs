@@ -14,7 +14,7 @@ use crate::model::cluster_network_policy::{Action, BANP_PRIORITY, ClusterMatch, 
 use crate::model::network_policy::{NetworkPeer, NetworkPeers};
 use crate::model::port::{PortMatch, PortTarget, Ports, ProtocolMatch};
 use crate::model::selector::LabelSelector;
-use crate::model::{Policy, Usable};
+use crate::model::{Policy, Unusable, Usable};
 
 const ADMIN: ClusterTier = ClusterTier::Admin;
 const BASELINE: ClusterTier = ClusterTier::Baseline;
@@ -341,7 +341,7 @@ fn only_the_specs_that_select_the_pod_count() {
     let specs = [spec([plain(endpoints("a"), Ports::Any)], []), spec([], [deny(CiliumPeers::Any, Ports::Any)])];
     let mut one = selected(cnp("cnp", specs));
     one.specs = vec![0];
-    let program = Program::new(Direction::Ingress, &[one], &[], &|_| vec![], &Settings::default());
+    let program = Program::new(Direction::Ingress, &[one], &[], &|_| Networks::default(), &Settings::default());
     assert_eq!(ask(&program, &pod("a"), TCP, 80), "allow cnp[0]");
 }
 
@@ -384,8 +384,10 @@ fn a_cluster_rule_that_cannot_be_used_fails_closed_at_its_place() {
 fn cve_2025_64715_a_group_that_resolves_to_nothing_matches_nothing() {
     let groups = CiliumPeers::Groups(vec!["sg-1".into()]);
     let policies = [selected(cnp("cnp", [spec([plain(groups, Ports::Any)], [])]))];
-    let compile =
-        |nets: Vec<IpNet>| Program::new(Direction::Egress, &policies, &[], &|_| nets.clone(), &Settings::default());
+    let compile = |known: Vec<IpNet>| {
+        let networks = Networks { known, others: false };
+        Program::new(Direction::Egress, &policies, &[], &|_| networks.clone(), &Settings::default())
+    };
     let empty = compile(vec![]);
     assert!(empty.depends_on_groups());
     assert!(empty.predicates().is_empty());
@@ -440,7 +442,7 @@ fn named_ports_are_the_subjects_on_ingress_and_the_peers_on_egress() {
     let http_port = || ports([named(ProtocolMatch::Exactly(TCP), "http")]);
     let policies = [selected(np("np", [(np_peers("a"), http_port())]))];
     let own = [port("http", TCP, 8080), port("http", UDP, 9090), port("https", TCP, 8443)];
-    let of = |direction| Program::new(direction, &policies, &own, &|_| vec![], &Settings::default());
+    let of = |direction| Program::new(direction, &policies, &own, &|_| Networks::default(), &Settings::default());
     let ingress = of(Direction::Ingress);
     assert!(ingress.named_ports().is_empty());
     assert_eq!(ask(&ingress, &pod("a"), TCP, 8080), "allow np[0]");
@@ -633,7 +635,7 @@ fn cilium_blocks_match_pods_and_nodes_only_if_a_setting_says_so() {
     let policies = [selected(cnp("cnp", [spec([plain(CiliumPeers::Cidrs(vec![block]), Ports::Any)], [])]))];
     for managed in [false, true] {
         let settings = Settings { cilium_cidrs_match_managed: managed, ..Settings::default() };
-        let program = Program::new(Direction::Ingress, &policies, &[], &|_| vec![], &settings);
+        let program = Program::new(Direction::Ingress, &policies, &[], &|_| Networks::default(), &settings);
         assert_eq!(program.predicates(), [Predicate::Block { cidr: net("10.0.0.0/8"), except: vec![], managed }]);
     }
 }
@@ -693,13 +695,24 @@ fn networks_of_groups_by_name_and_label() {
     let group = |name: &str, kind: &str, cidr: &str| CidrGroup {
         name: name.into(),
         labels: Labels::new([("kind".into(), kind.into())]),
-        cidrs: vec![net(cidr)],
+        cidrs: Ok(vec![net(cidr)]),
     };
     let groups = [group("one", "x", "10.0.0.0/8"), group("two", "x", "11.0.0.0/8"), group("three", "y", "12.0.0.0/8")];
-    let of = |block| networks(&groups, &block);
+    let of = |block| {
+        let Networks { known, others } = networks(&groups, &block);
+        assert!(!others);
+        known
+    };
     assert_eq!(of(CidrBlock::Cidr(net("1.0.0.0/8"))), [net("1.0.0.0/8")]);
     assert_eq!(of(CidrBlock::Group("two".into())), [net("11.0.0.0/8")]);
     assert_eq!(of(CidrBlock::Group("four".into())), []);
     assert_eq!(of(CidrBlock::Groups(labelled("kind", "x"))), [net("10.0.0.0/8"), net("11.0.0.0/8")]);
     assert_eq!(of(CidrBlock::Groups(LabelSelector::default())).len(), 3);
+    let mut groups = groups;
+    groups[1].cidrs = Err(Unusable { path: "spec".to_owned(), reason: "this field is not known".to_owned() });
+    let of = |block| networks(&groups, &block);
+    assert_eq!(of(CidrBlock::Group("two".into())), Networks { known: Vec::new(), others: true });
+    let both = Networks { known: vec![net("10.0.0.0/8")], others: true };
+    assert_eq!(of(CidrBlock::Groups(labelled("kind", "x"))), both);
+    assert!(!of(CidrBlock::Groups(labelled("kind", "y"))).others);
 }

@@ -182,3 +182,67 @@ fn own_address() {
          shop/web-0 < shop/web-1 TCP/80 deny",
     );
 }
+
+/// A CiliumCIDRGroup with a block that is none: which addresses are meant is not known, so a deny by it denies everything, an
+/// allow grants nothing by it, and what stands beside the group in an allow counts.
+#[test]
+fn a_cidr_group_that_cannot_be_used() {
+    let group = |blocks: &str| {
+        format!(
+            "---\n{{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {{name: office, labels: {{of: us}}}}, \
+             spec: {{externalCIDRs: {blocks}}}}}\n"
+        )
+    };
+    let (good, bad) = (group("[203.0.113.0/24]"), group("[203.0.113.0/24, 198.51.100.0/33]"));
+    let fault = &["Refused spec.externalCIDRs[1]"];
+    for used in ["{cidrGroupRef: office}", "{cidrGroupSelector: {matchLabels: {of: us}}}"] {
+        let deny = cnp(
+            "p",
+            &format!(
+                "endpointSelector: {{}}, enableDefaultDeny: {{ingress: false}}, \
+                 ingressDeny: [{{fromCIDRSet: [{used}], toPorts: [{{ports: [{{port: '80', protocol: TCP}}]}}]}}]"
+            ),
+        );
+        let usable = "shop/web-0 < 203.0.113.1 TCP/80 deny by CiliumNetworkPolicy shop/p, ingressDeny[0]
+             shop/web-0 < 203.0.113.1 TCP/81 allow\nshop/web-0 < shop/api-0|192.0.2.1|10.9.0.2 TCP/80 allow";
+        let unusable = "shop/web-0 < 203.0.113.1|192.0.2.1|shop/api-0|10.9.0.2 TCP/80|TCP/81|UDP/53|ICMP/8 deny by CiliumNetworkPolicy shop/p, ingressDeny[0]
+             shop/web-0 <node 10.9.0.1 TCP/80 allow\nshop/web-0 > 203.0.113.1 TCP/80 allow";
+        World::new(&(deny.clone() + &good)).holds(usable);
+        let mut world = World::faulty(&(deny + &bad), fault);
+        world.holds(unusable);
+        // The group is mended, and is gone.
+        world.apply(&good);
+        world.holds(usable);
+        world.delete(&good);
+        world.holds("shop/web-0 < 203.0.113.1|192.0.2.1|shop/api-0 TCP/80 allow");
+        let allow =
+            cnp("p", &format!("endpointSelector: {{}}, egress: [{{toCIDRSet: [{used}, {{cidr: 192.0.2.0/24}}]}}]"));
+        World::new(&(allow.clone() + &good)).holds("shop/web-0 > 203.0.113.1|192.0.2.1 TCP/80 allow");
+        World::faulty(&(allow + &bad), fault).holds(
+            "shop/web-0 > 203.0.113.1|198.51.100.1 TCP/80 deny by CiliumNetworkPolicy shop/p isolates the pod, and no rule allows this
+             shop/web-0 > 192.0.2.1 TCP/80 allow by CiliumNetworkPolicy shop/p, egress[0]",
+        );
+    }
+}
+
+/// Reasons name `spec` and the elements of `specs` as they are written, whether both are there or one.
+#[test]
+fn specs_are_named_as_they_are_written() {
+    let policy = |spec: &str, specs: &str| {
+        format!(
+            "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p, namespace: shop}}\n{spec}{specs}"
+        )
+    };
+    let one = "spec: {endpointSelector: {}, ingressDeny: [{fromEntities: [world]}]}\n";
+    let more = "specs: [{endpointSelector: {}, ingressDeny: [{fromEntities: [remote-node]}]}, {endpointSelector: {}, ingress: [{}, {fromEndpoints: [{}]}]}]\n";
+    let name = |rule: &str| format!("by CiliumNetworkPolicy shop/p, {rule}");
+    let of_specs = format!(
+        "shop/web-0 < 10.9.0.2 TCP/80 deny {}\nshop/web-0 < shop/api-0 TCP/80 allow {}",
+        name("specs[0].ingressDeny[0]"),
+        name("specs[1].ingress[1]"),
+    );
+    let of_spec = format!("shop/web-0 < 192.0.2.1 TCP/80 deny {}", name("ingressDeny[0]"));
+    World::new(&policy(one, more)).holds(&format!("{of_specs}\n{of_spec}"));
+    World::new(&policy("", more)).holds(&of_specs);
+    World::new(&policy(one, "")).holds(&of_spec);
+}

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use sluice_policy_core::cluster::Cluster;
 use sluice_policy_core::flow::{Direction, Judgement, Origin, Outcome, Query, Reason, RuleRef, Verdict};
-use sluice_policy_core::model::cilium::{Application, CiliumPeers};
+use sluice_policy_core::model::cilium::{Application, CidrBlock, CiliumPeers};
 use sluice_policy_core::model::cluster_network_policy::{ClusterPeer, ClusterRule};
 use sluice_policy_core::model::network_policy::{NetworkPeer, NetworkPeers};
 use sluice_policy_core::model::port::{PortTarget, Ports, ProtocolMatch};
-use sluice_policy_core::model::{Policy, Usable};
+use sluice_policy_core::model::{Policy, Text, Usable};
 
 /// What has to come up.
 pub(crate) const WANTED: &[&str] = &[
@@ -111,6 +111,7 @@ pub(crate) const WANTED: &[&str] = &[
     "CiliumNetworkPolicy ports: range of any transport",
     "CiliumNetworkPolicy ports: named of any transport",
     "CiliumNetworkPolicy: deny, unusable",
+    "CiliumNetworkPolicy deny: group that cannot be used",
     "CiliumClusterwideNetworkPolicy allow: any",
     "CiliumClusterwideNetworkPolicy allow: endpoints",
     "CiliumClusterwideNetworkPolicy allow: cidrs",
@@ -151,6 +152,7 @@ pub(crate) const WANTED: &[&str] = &[
     "CiliumClusterwideNetworkPolicy ports: range of any transport",
     "CiliumClusterwideNetworkPolicy ports: named of any transport",
     "CiliumClusterwideNetworkPolicy: deny, unusable",
+    "CiliumClusterwideNetworkPolicy deny: group that cannot be used",
     "allow: isolated, namespaced",
     "allow: no policy",
     "allow: own address",
@@ -303,12 +305,15 @@ impl Coverage {
             }
             Policy::Cilium(policy) => {
                 let dialect = policy.id.kind.as_str();
-                let spec = &policy.rules[usize::from(rule.spec)];
+                let spec = policy.rule(rule.spec).unwrap();
                 if rule.deny {
                     let rules = if ingress { &spec.ingress_deny } else { &spec.egress_deny };
                     let Ok(found) = &rules[index] else {
                         return self.add(format!("{dialect}: deny, unusable"));
                     };
+                    if uses_unusable_group(cluster, &found.peers) {
+                        return self.add(format!("{dialect} deny: group that cannot be used"));
+                    }
                     self.ports(dialect, &found.ports);
                     self.cilium_peers(&format!("{dialect} deny"), &found.peers);
                 } else {
@@ -378,5 +383,19 @@ impl Coverage {
         let count = |name: &str| self.0.get(name).copied().unwrap_or_default();
         let rare: Vec<_> = names.iter().filter(|name| count(name) < least).collect();
         assert!(rare.is_empty(), "less than {least} times: {rare:#?}\n{}", self.report());
+    }
+}
+
+fn uses_unusable_group(cluster: &Cluster, peers: &CiliumPeers) -> bool {
+    let named = |name: &Text| cluster.cidr_groups.get(name).is_some_and(|group| group.cidrs.is_err());
+    match peers {
+        CiliumPeers::Groups(names) => names.iter().any(named),
+        CiliumPeers::Cidrs(rules) => rules.iter().any(|rule| match &rule.block {
+            CidrBlock::Cidr(_) => false,
+            CidrBlock::Group(name) => named(name),
+            // Which of them have the labels is not asked again.
+            CidrBlock::Groups(_) => cluster.cidr_groups.values().any(|group| group.cidrs.is_err()),
+        }),
+        _ => false,
     }
 }

@@ -28,11 +28,9 @@ fn worlds() -> u64 {
 /// The policy without these rules. What its lists say by being there, default deny, stays.
 fn without(policy: &Policy, rules: &[&RuleRef]) -> Policy {
     let mut policy = policy.clone();
-    let listed = |direction, spec: usize, deny, index: usize| {
-        rules.iter().any(|rule| {
-            (rule.direction, usize::from(rule.spec), rule.deny, usize::from(rule.index))
-                == (direction, spec, deny, index)
-        })
+    let listed = |direction, spec, deny, index: usize| {
+        let wanted = |rule: &&&RuleRef| (rule.direction, rule.spec, rule.deny) == (direction, spec, deny);
+        rules.iter().filter(wanted).any(|rule| usize::from(rule.index) == index)
     };
     fn keep<T>(list: &mut Vec<T>, listed: impl Fn(usize) -> bool) {
         let mut index = 0;
@@ -56,7 +54,8 @@ fn without(policy: &Policy, rules: &[&RuleRef]) -> Policy {
             keep(&mut policy.egress, |index| listed(Direction::Egress, 0, false, index));
         }
         Policy::Cilium(policy) => {
-            for (spec, rule) in policy.rules.iter_mut().enumerate() {
+            for rule in &mut policy.rules {
+                let spec = rule.number;
                 keep(&mut rule.ingress, |index| listed(Direction::Ingress, spec, false, index));
                 keep(&mut rule.egress, |index| listed(Direction::Egress, spec, false, index));
             }

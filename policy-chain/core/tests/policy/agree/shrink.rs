@@ -1,6 +1,6 @@
 //! Makes a failing case small: leaves out whatever it fails without.
 
-use sluice_policy_core::cluster::{Event, Labels, Object};
+use sluice_policy_core::cluster::{CidrGroup, Event, Labels, Object};
 use sluice_policy_core::flow::Query;
 use sluice_policy_core::model::cilium::{CiliumAllow, CiliumPeers, CiliumRule};
 use sluice_policy_core::model::cluster_network_policy::ClusterRule;
@@ -174,10 +174,8 @@ fn objects(object: &Object) -> Vec<Object> {
             }
         }
         Object::CidrGroup(group) => {
-            for some in without_one(&group.cidrs) {
-                let mut group = group.clone();
-                group.cidrs = some;
-                found.push(Object::CidrGroup(group));
+            for some in group.cidrs.iter().flat_map(|cidrs| without_one(cidrs)) {
+                found.push(Object::CidrGroup(CidrGroup { cidrs: Ok(some), ..group.clone() }));
             }
         }
         Object::Policy(_) => {}

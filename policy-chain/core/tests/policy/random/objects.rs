@@ -458,7 +458,8 @@ fn group_name(index: usize) -> Text {
 
 fn cidr_group(random: &mut Random, index: usize) -> CidrGroup {
     let labels = random.maybe(2, |random| (text("team"), one_of(random, &TEAMS)));
-    CidrGroup { name: group_name(index), labels: Labels::new(labels), cidrs: random.list(0, 3, block) }
+    let cidrs = policies::usable(random, |random| random.list(0, 3, block));
+    CidrGroup { name: group_name(index), labels: Labels::new(labels), cidrs }
 }
 
 fn resolved(random: &mut Random) -> Event {

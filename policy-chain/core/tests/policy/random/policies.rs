@@ -37,7 +37,12 @@ pub(crate) fn policy(random: &mut Random) -> Policy {
             Policy::Network(network_policy(random, id, audit))
         }
         PolicyKind::CiliumNetworkPolicy | PolicyKind::CiliumClusterwideNetworkPolicy => {
-            let rules = random.list(1, 2, |random| cilium_rule(random, &id));
+            // `spec`, `specs`, or both.
+            let mut number = u16::from(random.one_in(3));
+            let rules = random.list(1, 2, |random| {
+                number += 1;
+                cilium_rule(random, &id, number - 1)
+            });
             Policy::Cilium(CiliumPolicy { id, audit, rules })
         }
         PolicyKind::AdminNetworkPolicy
@@ -48,7 +53,7 @@ pub(crate) fn policy(random: &mut Random) -> Policy {
 }
 
 /// One part in twenty cannot be used.
-fn usable<T>(random: &mut Random, one: impl FnOnce(&mut Random) -> T) -> Usable<T> {
+pub(crate) fn usable<T>(random: &mut Random, one: impl FnOnce(&mut Random) -> T) -> Usable<T> {
     if random.one_in(20) {
         return Err(Unusable { path: "spec.unknown".to_owned(), reason: "this field is not known".to_owned() });
     }
@@ -370,7 +375,7 @@ fn cluster_peer(random: &mut Random, direction: Direction, kind: PolicyKind, act
 
 // --- cilium.io
 
-fn cilium_rule(random: &mut Random, id: &PolicyRef) -> CiliumRule {
+fn cilium_rule(random: &mut Random, id: &PolicyRef, number: u16) -> CiliumRule {
     let subject = cilium_subject(random, id);
     let mut allows = |direction| {
         random.list(0, 2, |random| {
@@ -393,6 +398,7 @@ fn cilium_rule(random: &mut Random, id: &PolicyRef) -> CiliumRule {
     let (ingress_deny, egress_deny) = (denials(Direction::Ingress), denials(Direction::Egress));
     let mut default_deny = |rules: bool| if random.one_in(3) { random.one_in(4) } else { rules };
     CiliumRule {
+        number,
         subject,
         default_deny_ingress: default_deny(!ingress.is_empty() || !ingress_deny.is_empty()),
         default_deny_egress: default_deny(!egress.is_empty() || !egress_deny.is_empty()),

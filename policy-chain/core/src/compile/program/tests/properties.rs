@@ -10,7 +10,7 @@ use super::direct::{Packet, judge};
 use super::world::*;
 use crate::cluster::NamedPort;
 use crate::compile::predicate::Predicate;
-use crate::compile::program::{PeerFacts, Program, Selected};
+use crate::compile::program::{Networks, PeerFacts, Program, Selected};
 use crate::compile::row::{PortPrefix, Row};
 use crate::flow::{Direction, Judgement, Origin, Protocol};
 use crate::l7::dns::NamePattern;
@@ -198,7 +198,7 @@ proptest! {
         turn in 0..7_usize,
     ) {
         let compile = |policies: &[Selected]| {
-            Program::new(direction, policies, &own, &|_| Vec::new(), &Settings::default())
+            Program::new(direction, policies, &own, &|_| Networks::default(), &Settings::default())
         };
         let program = compile(&policies);
         let mut turned = policies.clone();

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::cluster::NamedPort;
 use crate::compile::predicate::{Namespaces, Predicate};
-use crate::compile::program::{PeerFacts, Program, Selected};
+use crate::compile::program::{Networks, PeerFacts, Program, Selected};
 use crate::compile::row::Row;
 use crate::flow::{Direction, Judgement, Origin, Outcome, Protocol, Reason, RuleRef, Verdict};
 use crate::model::cilium::{Application, CiliumAllow, CiliumDeny, CiliumPeers, CiliumPorts, CiliumRule};
@@ -179,7 +179,7 @@ pub(super) fn cilium(name: &str, rules: impl IntoIterator<Item = CiliumRule>) ->
     CiliumPolicy {
         id: reference(PolicyKind::CiliumNetworkPolicy, Some("shop"), name),
         audit: false,
-        rules: rules.into_iter().collect(),
+        rules: (0..).zip(rules).map(|(number, rule)| CiliumRule { number, ..rule }).collect(),
     }
 }
 
@@ -191,6 +191,7 @@ pub(super) fn spec(
     let allows: Vec<_> = allows.into_iter().collect();
     let denies: Vec<_> = denies.into_iter().collect();
     CiliumRule {
+        number: 0,
         subject: CiliumSelector::default(),
         default_deny_ingress: true,
         default_deny_egress: true,
@@ -231,7 +232,7 @@ pub(super) fn deny(peers: CiliumPeers, ports: Ports) -> Usable<CiliumDeny> {
 
 pub(super) fn program(direction: Direction, policies: impl IntoIterator<Item = Policy>) -> Program {
     let policies: Vec<_> = policies.into_iter().map(selected).collect();
-    Program::new(direction, &policies, &[], &|_| Vec::new(), &Settings::default())
+    Program::new(direction, &policies, &[], &|_| Networks::default(), &Settings::default())
 }
 
 pub(super) fn ingress(policies: impl IntoIterator<Item = Policy>) -> Program {

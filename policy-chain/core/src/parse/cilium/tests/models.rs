@@ -61,6 +61,7 @@ spec:
         id: PolicyRef { kind: PolicyKind::CiliumNetworkPolicy, namespace: Some("shop".into()), name: "p".into() },
         audit: false,
         rules: vec![CiliumRule {
+            number: 0,
             subject: CiliumSelector {
                 requirements: vec![requirement(LabelSource::Any, "app", Operator::In, &["web"]), own()],
             },

@@ -16,7 +16,11 @@ pub(super) fn parsed(parsed: &Parsed) -> String {
         Some(Object::Policy(Policy::Cilium(policy))) => self::policy(policy),
         Some(Object::CidrGroup(group)) => {
             let labels: Vec<_> = group.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            format!("group {} {{{}}} {}\n", group.name, labels.join(","), list(&group.cidrs, ToString::to_string))
+            let cidrs = match &group.cidrs {
+                Err(why) => format!("unusable: {}", why.path),
+                Ok(cidrs) => list(cidrs, ToString::to_string),
+            };
+            format!("group {} {{{}}} {cidrs}\n", group.name, labels.join(","))
         }
         Some(other) => panic!("{other:?}"),
     };
