@@ -17,12 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use act::{ActError, Stage};
 use report::Report;
 
+use crate::exit;
 use crate::paint::Paint;
-
-/// Exit status when something of the demo could not be done at all.
-const EX_SOFTWARE: u8 = 70;
-/// Exit status after Ctrl-C, as shells have it.
-const INTERRUPTED: u8 = 130;
 
 /// Options of `sluice demo`.
 #[derive(Debug, clap::Args)]
@@ -93,7 +89,7 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
         () = interrupt.wait() => {
             progress.line("interrupted: taking everything down");
             down(world).await;
-            return ExitCode::from(INTERRUPTED);
+            return ExitCode::from(exit::INTERRUPTED);
         }
     };
     let code = match outcome {
@@ -223,5 +219,5 @@ fn failed(progress: &Progress, error: &dyn std::error::Error) -> ExitCode {
         source = cause.source();
     }
     progress.line(&text);
-    ExitCode::from(EX_SOFTWARE)
+    ExitCode::from(exit::SOFTWARE)
 }

@@ -15,10 +15,8 @@ use sluice_policy_core::vector::probe::{Fate, Leg, Probe, enforced, fate, record
 use sluice_policy_core::vector::schema::{Expected, Fixture, Mode, Row};
 use sluice_policy_core::vector::world::World;
 
+use crate::exit;
 use crate::paint::Paint;
-
-/// Exit status when the objects or the question cannot be read (`sysexits.h`: `EX_DATAERR`).
-const EX_DATAERR: u8 = 65;
 
 /// Options of `sluice explain`.
 #[derive(Debug, clap::Args)]
@@ -78,7 +76,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         Err(fault) => {
             // A closed standard error is no reason for another status.
             let _closed = writeln!(io::stderr().lock(), "sluice: {fault}");
-            return ExitCode::from(EX_DATAERR);
+            return ExitCode::from(exit::DATA);
         }
     };
     let out = io::stdout();

@@ -34,6 +34,44 @@ fn limited(file: impl io::Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Why there are no files to read, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct NoFiles {
+    message: String,
+    /// What to do.
+    pub(crate) hint: &'static str,
+}
+
+/// What to do about what cannot be read.
+pub(crate) const HINT: &str = "see whether it is there, and readable";
+
+/// The files that a path stands for: the file itself, or those of the directory.
+///
+/// # Errors
+/// It is a directory that cannot be read, or one without files.
+pub(crate) fn at(path: &Path) -> Result<Vec<PathBuf>, NoFiles> {
+    if path.as_os_str() == STDIN || !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    in_directory(path)
+}
+
+/// The files of a directory.
+///
+/// # Errors
+/// It cannot be read, or there are none.
+pub(crate) fn in_directory(path: &Path) -> Result<Vec<PathBuf>, NoFiles> {
+    match of_directory(path) {
+        Ok(found) if found.is_empty() => Err(NoFiles {
+            message: "the directory has no file to read".to_owned(),
+            hint: "give a directory with files that end in .yaml, .yml or .json",
+        }),
+        Ok(found) => Ok(found),
+        Err(error) => Err(NoFiles { message: format!("the directory cannot be read: {error}"), hint: HINT }),
+    }
+}
+
 /// The files of a directory tree whose names end in .yaml, .yml or .json, by name. Names that begin with a dot are left out.
 pub(crate) fn of_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod exit;
 mod explain;
 mod files;
 mod paint;
@@ -30,16 +31,13 @@ enum Command {
     Policy(policy::Command),
 }
 
-/// Exit status after arguments that cannot be meant (`sysexits.h`).
-const EX_USAGE: u8 = 64;
-
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(told) => {
             // A closed output is no reason for another status.
             let _closed = told.print();
-            return ExitCode::from(if told.use_stderr() { EX_USAGE } else { 0 });
+            return ExitCode::from(if told.use_stderr() { exit::USAGE } else { 0 });
         }
     };
     match arguments.command {

@@ -3,7 +3,19 @@
 mod check;
 mod vectors;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// What every subcommand is given.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// YAML or JSON files, or directories of them; `-` is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
 
 /// Subcommands of `sluice policy`.
 #[derive(Debug, clap::Subcommand)]

@@ -9,23 +9,16 @@ use serde_json::{Value, json};
 use sluice_policy_core::lint::{self, Checked, Document, Finding, Role, Severity};
 use sluice_policy_core::manifest;
 
-use crate::files;
+use super::Common;
+use crate::exit::{DATA, FAILED};
+use crate::files::{self, NoFiles};
 use crate::paint::Paint;
-
-/// Exit status where there is a finding of the severity `error`.
-const FAILED: u8 = 1;
-/// Exit status where something cannot be read (`sysexits.h`: `EX_DATAERR`).
-const EX_DATAERR: u8 = 65;
 
 /// Options of `sluice policy check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Files of Kubernetes objects, YAML or JSON, or directories of them; `-` is standard input.
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// Print one JSON object: the findings and their counts.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    common: Common,
     /// A directory with the objects of the cluster that the policies are for (namespaces, pods, Services, other policies).
     /// Nothing is told of these objects; they show what the policies mean there.
     #[arg(long, value_name = "DIR")]
@@ -35,11 +28,11 @@ pub(crate) struct Options {
 /// Checks all files together.
 pub(crate) fn main(options: &Options) -> ExitCode {
     let mut input = Input::default();
-    for path in &options.files {
-        input.path(path, Role::Checked);
+    for path in &options.common.files {
+        input.files(path, files::at(path), Role::Checked);
     }
     if let Some(path) = &options.cluster_dir {
-        input.directory(path, Role::Cluster);
+        input.files(path, files::in_directory(path), Role::Cluster);
     }
     let mut checked = lint::check(&input.documents);
     let unreadable = !input.unreadable.is_empty();
@@ -49,13 +42,13 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     checked.findings = findings;
     let failed = checked.findings.iter().any(|finding| finding.id.severity() == Severity::Error) || checked.more > 0;
     let code = ExitCode::from(match (unreadable, failed) {
-        (true, _) => EX_DATAERR,
+        (true, _) => DATA,
         (false, true) => FAILED,
         (false, false) => 0,
     });
     let out = io::stdout();
     let paint = Paint { colours: out.is_terminal() };
-    let text = if options.json { format!("{}\n", as_json(&checked)) } else { for_people(&checked, paint) };
+    let text = if options.common.json { format!("{}\n", as_json(&checked)) } else { for_people(&checked, paint) };
     let mut out = out.lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => code,
@@ -77,28 +70,10 @@ struct Input {
 }
 
 impl Input {
-    fn path(&mut self, path: &Path, role: Role) {
-        if path.as_os_str() != files::STDIN && path.is_dir() {
-            self.directory(path, role);
-        } else {
-            self.file(path, role);
-        }
-    }
-
-    fn directory(&mut self, path: &Path, role: Role) {
-        match files::of_directory(path) {
-            Ok(found) if found.is_empty() => {
-                let hint = "give a directory with files that end in .yaml, .yml or .json";
-                self.unreadable(path, "the directory has no file of objects".to_owned(), hint);
-            }
+    fn files(&mut self, path: &Path, found: Result<Vec<PathBuf>, NoFiles>, role: Role) {
+        match found {
             Ok(found) => found.iter().for_each(|path| self.file(path, role)),
-            Err(error) => {
-                self.unreadable(
-                    path,
-                    format!("the directory cannot be read: {error}"),
-                    "see whether it is there, and readable",
-                );
-            }
+            Err(error) => self.unreadable(path, error.to_string(), error.hint),
         }
     }
 
@@ -113,11 +88,7 @@ impl Input {
         let bytes = match files::bytes(path) {
             Ok(bytes) => bytes,
             Err(error) => {
-                return self.unreadable(
-                    path,
-                    format!("the file cannot be read: {error}"),
-                    "see whether it is there, and readable",
-                );
+                return self.unreadable(path, format!("the file cannot be read: {error}"), files::HINT);
             }
         };
         self.files.push(file.clone());

@@ -3,34 +3,27 @@
 mod lines;
 mod report;
 
-use std::io::{self, IsTerminal as _, Read as _, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use sluice_policy_core::oracle;
 use sluice_policy_core::settings::Settings;
 use sluice_policy_core::vector::judge::{Afresh, Compiled, Judge};
 use sluice_policy_core::vector::run::{Counts, Judges, Outcome, run};
 use sluice_policy_core::vector::schema::Suite;
+use sluice_policy_core::{manifest, oracle};
 
+use super::Common;
+use crate::exit::{DATA, FAILED};
+use crate::files;
 use crate::paint::Paint;
-
-/// Exit status when a probe is not as expected.
-const FAILED: u8 = 1;
-/// Exit status when a file cannot be read (`sysexits.h`: `EX_DATAERR`).
-const EX_DATAERR: u8 = 65;
 
 /// Options of `sluice policy test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Files of vectors; `-` is standard input.
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// Print one JSON object a line: failures, vectors that are not judged, files, and last the number of probes that
-    /// passed, failed, are undefined and were skipped.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    common: Common,
     /// Ask the reference evaluator beside the compiler. Where they differ, the probe fails.
     #[arg(long)]
     oracle: bool,
@@ -56,7 +49,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     let out = io::stdout();
     let paint = Paint { colours: out.is_terminal() };
     let mut out = io::BufWriter::new(out.lock());
-    let printed = if options.json {
+    let printed = if options.common.json {
         all(options, &mut lines::Lines { out: &mut out })
     } else {
         all(options, &mut report::Report { out: &mut out, paint })
@@ -80,22 +73,30 @@ fn complain(text: &str) {
 fn all(options: &Options, printer: &mut dyn Printer) -> io::Result<ExitCode> {
     let mut counts = Counts::default();
     let mut unreadable = false;
-    for path in &options.files {
-        match one(path, options.oracle) {
-            Ok(file) => {
-                counts += file.outcome.counts;
-                printer.file(&file)?;
-            }
-            Err(fault) => {
-                unreadable = true;
-                complain(&format!("{}: {fault}", path.display()));
-                printer.unreadable(path, &fault)?;
+    let mut files = 0;
+    for path in &options.common.files {
+        let found: Vec<(PathBuf, Result<(), String>)> = match files::at(path) {
+            Ok(found) => found.into_iter().map(|path| (path, Ok(()))).collect(),
+            Err(fault) => vec![(path.clone(), Err(fault.to_string()))],
+        };
+        for (path, found) in found {
+            files += 1;
+            match found.and_then(|()| one(&path, options.oracle)) {
+                Ok(file) => {
+                    counts += file.outcome.counts;
+                    printer.file(&file)?;
+                }
+                Err(fault) => {
+                    unreadable = true;
+                    complain(&format!("{}: {fault}", path.display()));
+                    printer.unreadable(&path, &fault)?;
+                }
             }
         }
     }
-    printer.end(options.files.len(), counts)?;
+    printer.end(files, counts)?;
     Ok(ExitCode::from(match (unreadable, counts.failed) {
-        (true, _) => EX_DATAERR,
+        (true, _) => DATA,
         (false, 0) => 0,
         (false, _) => FAILED,
     }))
@@ -112,13 +113,8 @@ fn one(path: &Path, oracle: bool) -> Result<File<'_>, String> {
 }
 
 fn read(path: &Path) -> Result<Suite, String> {
-    let text = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        io::stdin().lock().read_to_string(&mut text).map(|_| text)
-    } else {
-        std::fs::read_to_string(path)
-    };
-    let text = text.map_err(|error| format!("cannot be read: {error}"))?;
-    sluice_policy_core::vector::read(&text)
+    let bytes = files::bytes(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let text = manifest::text(&bytes).map_err(|error| error.to_string())?;
+    sluice_policy_core::vector::read(text)
         .map_err(|error| format!("is no file of vectors (docs/policy-vectors.md):\n{error}"))
 }

@@ -1,11 +1,10 @@
-//! `sluice explain`, as a user calls it.
+//! `sluice explain`.
 
-#![cfg(test)]
-
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
+
+use crate::{complaints, directory, sluice, text};
 
 const CLUSTER: &str = r#"
 apiVersion: v1
@@ -64,18 +63,14 @@ spec:
 "#;
 
 fn explain(test: &str, arguments: &[&str]) -> Output {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
-    std::fs::create_dir_all(folder.join("policies")).unwrap();
-    std::fs::write(folder.join("cluster.yaml"), CLUSTER).unwrap();
-    std::fs::write(folder.join("policies/all.yml"), POLICIES).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-    command.arg("explain").arg("--cluster-dir").arg(folder).args(arguments).output().unwrap()
+    let folder = directory(&format!("explain-{test}"), &[("cluster.yaml", CLUSTER), ("policies/all.yml", POLICIES)]);
+    sluice(&[&["explain", "--cluster-dir", folder.to_str().unwrap()], arguments].concat(), "")
 }
 
 fn json(test: &str, arguments: &[&str]) -> Value {
     let output = explain(test, &[arguments, &["--json"]].concat());
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    assert_eq!(output.status.code(), Some(0), "{}", complaints(&output));
+    crate::json(&output)
 }
 
 #[test]
@@ -116,7 +111,7 @@ fn services_nodes_addresses_and_names_may_be_asked_about() {
         assert_eq!(answer["verdict"], verdict, "{from} -> {to} {port}: {answer:#}");
     }
     let output = explain("kinds", &["--from", "shop/web", "--to", "shop/front", "--port", "80", "--http", "PUT /"]);
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = text(&output);
     for part in [
         "shop/web -> shop/front  80/TCP  PUT /  refuse",
         "(a Service)",
@@ -135,7 +130,7 @@ fn what_is_not_there_is_said() {
         (["--from", "shop/web", "--to", "shop/api", "--port", "80/TPC"], "80/TPC"),
     ] {
         let output = explain("missing", &arguments);
-        let told = String::from_utf8(output.stderr).unwrap();
+        let told = complaints(&output);
         assert_eq!(output.status.code(), Some(65), "{told}");
         assert!(told.contains(part), "{told}");
     }

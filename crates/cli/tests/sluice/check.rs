@@ -1,12 +1,10 @@
-//! `sluice policy check`, as a user calls it: what it prints, and its exit status.
+//! `sluice policy check`.
 
-#![cfg(test)]
-
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use serde_json::Value;
+
+use crate::{directory, json, text};
 
 const WARNED: &str = "
 apiVersion: networking.k8s.io/v1
@@ -28,42 +26,13 @@ metadata: {name: \"bad\\e[31m\", namespace: shop}
 spec: {podSelector: {}, ingress: [{ports: [{port: 70000}]}]}
 ";
 
-fn sluice(arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-        .args(["policy", "check"])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It may end before it has read everything.
-    let _closed = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// A directory of this test.
-fn directory(name: &str, files: &[(&str, &str)]) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    for (file, text) in files {
-        let file = path.join(file);
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(file, text).unwrap();
-    }
-    path
+fn check(arguments: &[&str], input: &str) -> Output {
+    crate::sluice(&[&["policy", "check"], arguments].concat(), input)
 }
 
 #[test]
 fn warnings_are_told_and_are_no_failure() {
-    let output = sluice(&["-"], WARNED);
+    let output = check(&["-"], WARNED);
     assert_eq!(output.status.code(), Some(0));
     let text = text(&output);
     for part in [
@@ -82,7 +51,7 @@ fn warnings_are_told_and_are_no_failure() {
 
 #[test]
 fn json_is_one_object() {
-    let output = sluice(&["--json", "-"], WARNED);
+    let output = check(&["--json", "-"], WARNED);
     let all = json(&output);
     let counts = &all["counts"];
     for (name, count) in [("error", 0), ("warning", 1), ("info", 1), ("notTold", 0), ("objects", 2), ("policies", 1)] {
@@ -106,7 +75,7 @@ fn json_is_one_object() {
 
 #[test]
 fn errors_are_a_failure_and_no_terminal_obeys_a_file() {
-    let output = sluice(&["-"], INVALID);
+    let output = check(&["-"], INVALID);
     assert_eq!(output.status.code(), Some(1));
     let text = text(&output);
     assert!(text.contains("error invalid"), "{text}");
@@ -115,15 +84,15 @@ fn errors_are_a_failure_and_no_terminal_obeys_a_file() {
 
 #[test]
 fn what_cannot_be_read_is_65_and_what_cannot_be_meant_64() {
-    let output = sluice(&["--json", "-", "/nonexistent.yaml"], &format!("{WARNED}---\n{{a: [}}\n"));
+    let output = check(&["--json", "-", "/nonexistent.yaml"], &format!("{WARNED}---\n{{a: [}}\n"));
     assert_eq!(output.status.code(), Some(65));
     let all = json(&output);
     let of = |id: &str| all["findings"].as_array().unwrap().iter().filter(|one| one["id"] == id).count();
     assert_eq!((of("unreadable"), of("shadowed-rule")), (2, 1));
     for arguments in [&[][..], &["--jsn", "-"], &["--cluster-dir"]] {
-        assert_eq!(sluice(arguments, "").status.code(), Some(64), "{arguments:?}");
+        assert_eq!(check(arguments, "").status.code(), Some(64), "{arguments:?}");
     }
-    assert_eq!(sluice(&["--help"], "").status.code(), Some(0));
+    assert_eq!(check(&["--help"], "").status.code(), Some(0));
 }
 
 #[test]
@@ -143,16 +112,16 @@ fn directories_are_read_and_the_cluster_is_told_nothing_of() {
     );
     let (policies, cluster) = (path.join("policies"), path.join("cluster"));
     let (policies, cluster) = (policies.to_str().unwrap(), cluster.to_str().unwrap());
-    let alone = sluice(&["--json", policies], "");
+    let alone = check(&["--json", policies], "");
     assert_eq!(json(&alone)["findings"], Value::Array(Vec::new()));
-    let output = sluice(&["--json", policies, "--cluster-dir", cluster], "");
+    let output = check(&["--json", policies, "--cluster-dir", cluster], "");
     assert_eq!(output.status.code(), Some(0));
     let all = json(&output);
     assert_eq!(all["findings"].as_array().unwrap().len(), 1, "{all}");
     assert_eq!(all["findings"][0]["id"], "selects-no-pod");
     let file = all["findings"][0]["file"].as_str().unwrap();
     assert!(file.ends_with("policies/a/p.yaml"), "{file}");
-    let none = sluice(&[policies, "--cluster-dir", "/nonexistent"], "");
+    let none = check(&[policies, "--cluster-dir", "/nonexistent"], "");
     assert_eq!(none.status.code(), Some(65));
     assert!(text(&none).contains("/nonexistent"), "{}", text(&none));
 }

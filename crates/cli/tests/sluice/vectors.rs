@@ -1,12 +1,11 @@
-//! `sluice policy`, as a user calls it: what it prints, and its exit status.
+//! `sluice policy test`.
 
-#![cfg(test)]
-
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use serde_json::Value;
+
+use crate::{complaints, directory, sluice, text};
 
 const GOOD: &str = "
 schemaVersion: 1
@@ -26,27 +25,12 @@ vectors:
   - expect: [{from: a/x, to: a/y, port: 80, verdict: deny}]
 ";
 
-/// Runs it with a text on standard input.
-fn sluice(arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It may end before it has read everything.
-    let _closed = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
-}
-
 fn lines(output: &Output) -> Vec<Value> {
-    let text = String::from_utf8(output.stdout.clone()).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn last(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned()
+    text(output).lines().last().unwrap_or_default().to_owned()
 }
 
 #[test]
@@ -80,8 +64,7 @@ fn what_fails_is_told_with_the_rule_that_decided() {
     assert_eq!((&failure["expected"], &failure["got"]), (&"allow".into(), &"deny".into()));
     assert_eq!(failure["gates"][1]["direction"], "ingress");
     assert!(failure["gates"][1]["rule"].as_str().unwrap().starts_with("NetworkPolicy a/p"), "{failure}");
-    let text = sluice(&["policy", "test", "-"], &bad);
-    let text = String::from_utf8(text.stdout).unwrap();
+    let text = text(&sluice(&["policy", "test", "-"], &bad));
     for part in ["open", "step 1: isolate", "a/x -> a/y", "80/TCP", "expected allow, got deny", "NetworkPolicy a/p"] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
@@ -93,7 +76,7 @@ fn what_cannot_be_read_is_65_and_what_cannot_be_meant_64() {
     let output = sluice(&["policy", "test", "--json", "-", "/nonexistent"], &typo);
     assert_eq!(output.status.code(), Some(65));
     assert_eq!(last(&output), r#"{"passed":0,"failed":0,"undefined":0,"skipped":0}"#);
-    let told = String::from_utf8(output.stderr).unwrap();
+    let told = complaints(&output);
     assert!(told.contains("vectors[0].steps[0].expect[0].prot"), "{told}");
     assert!(told.contains("/nonexistent"), "{told}");
     let unknown = sluice(&["policy", "test", "-"], &GOOD.replace("to: a/y", "to: a/z"));
@@ -109,5 +92,17 @@ fn every_vector_of_the_repository_passes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios/policy");
     let path = folder.join("sluice.yaml");
     let output = sluice(&["policy", "test", "--json", path.to_str().unwrap()], "");
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+}
+
+#[test]
+fn a_directory_stands_for_its_files() {
+    let path = directory("vectors", &[("a/one.yaml", GOOD), ("b.yml", GOOD), ("readme.md", "no vectors")]);
+    let output = sluice(&["policy", "test", "--json", path.to_str().unwrap()], "");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert_eq!(last(&output), r#"{"passed":4,"failed":0,"undefined":2,"skipped":0}"#);
+    let empty = directory("no-vectors", &[("readme.md", "no vectors")]);
+    let output = sluice(&["policy", "test", "-", empty.to_str().unwrap()], GOOD);
+    assert_eq!(output.status.code(), Some(65));
+    assert!(complaints(&output).contains("no-vectors: the directory has no file to read"), "{}", complaints(&output));
 }
