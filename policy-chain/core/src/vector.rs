@@ -3,7 +3,7 @@
 //! [`schema`] is a file as plain data, [`mod@read`] reads one, [`mod@run`] carries one out and asks a [`judge::Judge`]. The schema is
 //! told in `docs/policy-vectors.md`. Nobody here knows who judges: the compiler, the oracle, or both beside each other.
 
-mod application;
+pub mod application;
 pub mod judge;
 pub mod probe;
 pub mod read;

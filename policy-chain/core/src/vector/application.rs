@@ -4,27 +4,31 @@ use std::net::IpAddr;
 
 use super::probe::Leg;
 use super::schema::Request;
-use super::world::World;
-use crate::flow::{Direction, Outcome, Proxied, Query, Reason, RuleRef};
+use super::world::{World, pod_at};
+use crate::cluster::Cluster;
+use crate::flow::{Direction, Origin, Outcome, Proxied, Query, Reason, RuleRef};
 use crate::l7::Message;
 use crate::l7::dns::Name;
 use crate::l7::http::{Field, RawRequest, Request as HttpRequest, Version};
 use crate::l7::sni::server_name;
 use crate::model::Policy;
-use crate::model::cilium::CiliumPorts;
+use crate::model::cilium::{Application, CiliumPorts};
 use crate::model::port::{PortMatch, PortTarget, Ports};
 
 /// What the proxy does with a request of a redirected flow, and why. A request that has two readings is refused.
 pub(super) fn outcome(world: &World, leg: &Leg, proxied: &Proxied, request: &Request) -> Outcome {
-    let passes = |rule: &&RuleRef| with_message(leg, request, |message| permits(world, &leg.query, rule, message));
-    match proxied.rules.iter().find(|rule| passes(rule) == Some(true)) {
-        Some(rule) => Outcome::Allow(Reason::Rule(rule.clone())),
-        None if with_message(leg, request, |_| ()).is_none() => {
-            let reason = proxied.rules.first().map_or(Reason::NoPolicy, |rule| Reason::Rule(rule.clone()));
-            Outcome::Deny(reason)
-        }
-        None => proxied.otherwise.clone(),
-    }
+    let found = with_message(leg, request, |message| judged(world.cluster(), &leg.query, proxied, message));
+    found.unwrap_or_else(|| {
+        Outcome::Deny(proxied.rules.first().map_or(Reason::NoPolicy, |rule| Reason::Rule(rule.clone())))
+    })
+}
+
+/// What becomes of a request of a flow whose verdict is this, and why: the first of the rules that has it, else what is done
+/// otherwise.
+#[must_use]
+pub fn judged(cluster: &Cluster, query: &Query, proxied: &Proxied, message: &Message<'_>) -> Outcome {
+    let having = proxied.rules.iter().find(|rule| permits(cluster, query, rule, message));
+    having.map_or_else(|| proxied.otherwise.clone(), |rule| Outcome::Allow(Reason::Rule(rule.clone())))
 }
 
 /// Calls `then` with the request in the form in which rules see it; none if it has no such form.
@@ -55,9 +59,10 @@ fn with_message<T>(leg: &Leg, request: &Request, then: impl FnOnce(&Message<'_>)
     }
 }
 
-/// Whether a rule lets the request pass, by those of its ports that the flow is of.
-fn permits(world: &World, query: &Query, rule: &RuleRef, message: &Message<'_>) -> bool {
-    let Some(Policy::Cilium(policy)) = world.cluster().policies.get(&rule.policy).map(AsRef::as_ref) else {
+/// Whether the application rules of a rule let the request pass, by those of its ports that the flow is of. What it allows
+/// without application rules is no word of the proxy's: it is why the request passes otherwise.
+fn permits(cluster: &Cluster, query: &Query, rule: &RuleRef, message: &Message<'_>) -> bool {
+    let Some(Policy::Cilium(policy)) = cluster.policies.get(&rule.policy).map(AsRef::as_ref) else {
         return false;
     };
     let Some(spec) = policy.rule(rule.spec) else { return false };
@@ -68,20 +73,23 @@ fn permits(world: &World, query: &Query, rule: &RuleRef, message: &Message<'_>) 
     let Some(Ok(allow)) = list.get(usize::from(rule.index)) else { return false };
     let of_the_flow = |ports: &&CiliumPorts| match &ports.ports {
         Ports::Any => true,
-        Ports::Of(matches) => matches.iter().any(|one| holds(world, query, one)),
+        Ports::Of(matches) => matches.iter().any(|one| holds(cluster, query, one)),
     };
-    allow.ports.iter().filter(of_the_flow).any(|ports| ports.application.permits(message).passes())
+    let mut lists = allow.ports.iter().filter(|ports| ports.application != Application::None).filter(of_the_flow);
+    lists.any(|ports| ports.application.permits(message).passes())
 }
 
-fn holds(world: &World, query: &Query, one: &PortMatch) -> bool {
+fn holds(cluster: &Cluster, query: &Query, one: &PortMatch) -> bool {
     one.protocol.holds(query.protocol)
         && match &one.port {
             PortTarget::Any => true,
             PortTarget::Range(first, last) => (*first..=*last).contains(&query.port),
             PortTarget::Named(name) => {
                 let pod = match query.direction {
-                    Direction::Ingress => world.cluster().pods.get(&query.subject).cloned(),
-                    Direction::Egress => world.holder(query.peer).pod,
+                    Direction::Ingress => cluster.pods.get(&query.subject),
+                    // To itself through its Service (DESIGN 6.11), whoever else claims its address.
+                    Direction::Egress if query.origin == Origin::Hairpin => cluster.pods.get(&query.subject),
+                    Direction::Egress => pod_at(cluster, query.peer.to_canonical()),
                 };
                 pod.is_some_and(|pod| {
                     pod.ports

@@ -301,14 +301,19 @@ impl World {
     /// Who has an address: the youngest live pod that claims it, else the node.
     #[must_use]
     pub fn holder(&self, address: IpAddr) -> Party {
-        let live = |pod: &&Arc<Pod>| !pod.host_network && !pod.finished && pod.addresses.contains(&address);
-        let pods = self.cluster.pods.values().filter(live);
-        if let Some(pod) = pods.max_by(|a, b| (&a.created, &a.key).cmp(&(&b.created, &b.key))) {
+        if let Some(pod) = pod_at(&self.cluster, address) {
             return Party { address, pod: Some(Arc::clone(pod)), node: None };
         }
         let node = self.cluster.nodes.values().find(|node| node.addresses.contains(&address));
         Party { address, pod: None, node: node.map(|node| Arc::clone(&node.name)) }
     }
+}
+
+/// The youngest live pod that claims an address.
+pub(super) fn pod_at(cluster: &Cluster, address: IpAddr) -> Option<&Arc<Pod>> {
+    let live = |pod: &&Arc<Pod>| !pod.host_network && !pod.finished && pod.addresses.contains(&address);
+    let pods = cluster.pods.values().filter(live);
+    pods.max_by(|a, b| (&a.created, &a.key).cmp(&(&b.created, &b.key)))
 }
 
 /// How messages call an object.

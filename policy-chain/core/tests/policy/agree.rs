@@ -7,6 +7,7 @@ mod coverage;
 mod shadow;
 mod shrink;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,14 +16,16 @@ use shrink::{Case, shrink};
 use sluice_policy_core::cluster::{Cluster, Event, Object, PodKey};
 use sluice_policy_core::compile::engine::Engine;
 use sluice_policy_core::compile::image::Image;
-use sluice_policy_core::flow::{Direction, Judgement, Origin, Protocol, Query, Verdict};
+use sluice_policy_core::flow::{Direction, Judgement, Origin, Protocol, Query, RuleRef, Verdict};
+use sluice_policy_core::model::cilium::CiliumAllow;
 use sluice_policy_core::model::network_policy::NetworkPeers;
-use sluice_policy_core::model::{Policy, Unusable};
+use sluice_policy_core::model::{Policy, PolicyKind, Unusable};
 use sluice_policy_core::settings::Settings;
+use sluice_policy_core::vector::application::judged;
 use sluice_policy_core::{oracle, parse};
 
 use crate::random::flows::Targets;
-use crate::random::{Random, objects, policies, render};
+use crate::random::{Random, objects, policies, render, requests};
 use crate::sound_objects;
 
 /// Flows that are judged in one cluster.
@@ -160,6 +163,49 @@ fn the_image_says_what_the_oracle_says() {
     }
 }
 
+/// What becomes of a request of a flow, by the verdict of the image, is what the oracle says of it.
+#[test]
+fn a_request_is_judged_as_the_oracle_judges_it() {
+    let seeds = seeds(flows() / 2);
+    let coverage = of_all(seeds.clone(), |seed, coverage| {
+        let mut random = Random::new(seed ^ 0x4e9e_0000_0000_0000);
+        let settings = objects::settings(&mut random);
+        let events = objects::world(&mut random);
+        let cluster = cluster_of(&events);
+        let targets = Targets::of(&cluster, &settings);
+        let query = targets.flow(&mut random);
+        let compiled = Compiled::of(&Case { settings: settings.clone(), events, commit_every: None, query });
+        for _ in 0..FLOWS_OF_A_WORLD {
+            let query = targets.flow(&mut random);
+            let Verdict::Redirect(proxied) = compiled.engine.judge(&query).verdict else { continue };
+            let rules: Vec<&CiliumAllow> = proxied.rules.iter().map(|rule| allow(&cluster, rule)).collect();
+            for _ in 0..4 {
+                let rule = *random.pick(&rules);
+                let ports = random.pick(&rule.ports);
+                requests::with_request(&mut random, &ports.application, |kind, message| {
+                    // None: of a Service's address, of which the backend is asked about.
+                    let Some(expected) = oracle::judge_request(&cluster, &settings, &query, message) else { return };
+                    let found = judged(&cluster, &query, &proxied, message);
+                    assert_eq!(found, expected, "seed {seed}: {query:#?}, {message:?}, {proxied:#?}");
+                    coverage.note_request(kind, &found, &proxied);
+                });
+            }
+        }
+    });
+    println!("{}", coverage.report());
+    if (seeds.end - seeds.start) * FLOWS_OF_A_WORLD >= ALL_KINDS / 2 {
+        coverage.assert_at_least(20, coverage::WANTED_OF_REQUESTS);
+    }
+}
+
+/// The rule of cilium.io that a verdict names.
+fn allow<'a>(cluster: &'a Cluster, rule: &RuleRef) -> &'a CiliumAllow {
+    let Policy::Cilium(policy) = cluster.policies[&rule.policy].as_ref() else { panic!("{rule} has no proxy") };
+    let spec = policy.rule(rule.spec).unwrap();
+    let list = if rule.direction == Direction::Ingress { &spec.ingress } else { &spec.egress };
+    list[usize::from(rule.index)].as_ref().unwrap()
+}
+
 /// An image that was kept up to date event by event says what one says that is made afresh, and is the same but for its
 /// numbers.
 #[test]
@@ -202,19 +248,20 @@ fn a_history_ends_where_a_fresh_start_ends() {
     });
 }
 
-/// What a policy says is the same after it was written down and read.
+/// What a policy of any dialect says is the same after it was written down and read.
 #[test]
 fn a_policy_is_read_as_it_was_meant() {
-    let mut read = [0, 0];
-    for seed in 0..4_000 {
-        let meant = policies::policy(&mut Random::new(seed));
-        let Some(written) = render::policy(&meant) else { continue };
+    let mut read: BTreeMap<PolicyKind, u64> = BTreeMap::new();
+    for seed in 0..6_000 {
+        let mut random = Random::new(seed);
+        let meant = policies::policy(&mut random);
+        let Some(written) = render::policy(&meant, &mut random) else { continue };
         let found = parse::object(&written);
         let Some(Object::Policy(found)) = found.object else { panic!("seed {seed}: {written:#}: {:?}", found.issues) };
         assert_eq!(without_reasons(found), without_reasons(meant.clone()), "seed {seed}: {written:#}");
-        read[usize::from(matches!(meant, Policy::Cluster(_)))] += 1;
+        *read.entry(meant.id().kind).or_default() += 1;
     }
-    assert!(read.iter().all(|count| *count > 200), "{read:?}");
+    assert!(read.len() == 8 && read.values().all(|count| *count > 100), "{read:?}");
 }
 
 /// A policy whose unusable parts are all unusable for the same reason.
@@ -237,7 +284,14 @@ fn without_reasons(mut policy: Policy) -> Policy {
             let rules = one.ingress.iter_mut().chain(&mut one.egress);
             rules.filter_map(|rule| rule.matches.as_mut().err()).for_each(|why| *why = reason());
         }
-        Policy::Cilium(_) => {}
+        Policy::Cilium(one) => {
+            for rule in &mut one.rules {
+                let allows = rule.ingress.iter_mut().chain(&mut rule.egress);
+                allows.filter_map(|rule| rule.as_mut().err()).for_each(|why| *why = reason());
+                let denies = rule.ingress_deny.iter_mut().chain(&mut rule.egress_deny);
+                denies.filter_map(|rule| rule.as_mut().err()).for_each(|why| *why = reason());
+            }
+        }
     }
     policy
 }

@@ -1,12 +1,13 @@
 //! A small generator of random numbers: fast, and the same everywhere, so that a seed tells a whole case.
 //!
-//! With it, random [`objects`] and [`policies`], [`flows`] that are aimed at them, and policies [`render`]ed as their authors
-//! would write them.
+//! With it, random [`objects`] and [`policies`], [`flows`] that are aimed at them, [`requests`] of them, and
+//! policies [`render`]ed as their authors would write them.
 
 pub(crate) mod flows;
 pub(crate) mod objects;
 pub(crate) mod policies;
 pub(crate) mod render;
+pub(crate) mod requests;
 
 /// splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug, Clone)]

@@ -8,10 +8,9 @@ use sluice_policy_core::l7::Message;
 use sluice_policy_core::l7::dns::Name;
 use sluice_policy_core::l7::http::{Field, RawRequest, Request, Version};
 use sluice_policy_core::l7::sni::server_name;
-use sluice_policy_core::model::Policy;
-use sluice_policy_core::model::port::{PortTarget, Ports};
 use sluice_policy_core::oracle;
 use sluice_policy_core::settings::Settings;
+use sluice_policy_core::vector::application::judged;
 use sluice_policy_core::vector::judge::{Afresh, Compiled, Judge};
 
 use crate::{CLUSTER, objects, sound_objects};
@@ -209,25 +208,10 @@ impl World {
     /// What becomes of a request: `pass`, `refuse`, or `unseen` where the flow is not proxied.
     fn outcome(&self, query: &Query, found: &Judgement, message: &Message<'_>) -> &'static str {
         let Verdict::Redirect(proxied) = &found.verdict else { return "unseen" };
-        let permits = proxied.rules.iter().any(|rule| {
-            let Policy::Cilium(policy) = &*self.cluster.policies[&rule.policy] else { panic!("{rule} has no proxy") };
-            let spec = policy.rule(rule.spec).unwrap();
-            let list = if rule.direction == Direction::Ingress { &spec.ingress } else { &spec.egress };
-            let allow = list[usize::from(rule.index)].as_ref().expect("a rule that can be used");
-            let meant = |ports: &&Ports| match ports {
-                Ports::Any => true,
-                Ports::Of(list) => list.iter().any(|one| {
-                    one.protocol.holds(query.protocol)
-                        && match &one.port {
-                            PortTarget::Any => true,
-                            PortTarget::Range(first, last) => (*first..=*last).contains(&query.port),
-                            PortTarget::Named(_) => panic!("named ports are not looked up here"),
-                        }
-                }),
-            };
-            allow.ports.iter().filter(|one| meant(&&one.ports)).any(|one| one.application.permits(message).passes())
-        });
-        if permits || matches!(proxied.otherwise, Outcome::Allow(_)) { "pass" } else { "refuse" }
+        match judged(&self.cluster, query, proxied, message) {
+            Outcome::Allow(_) => "pass",
+            Outcome::Deny(_) => "refuse",
+        }
     }
 
     /// The policies that are in force.

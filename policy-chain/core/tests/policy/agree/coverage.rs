@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sluice_policy_core::cluster::Cluster;
-use sluice_policy_core::flow::{Direction, Judgement, Origin, Outcome, Query, Reason, RuleRef, Verdict};
+use sluice_policy_core::flow::{Direction, Judgement, Origin, Outcome, Proxied, Query, Reason, RuleRef, Verdict};
 use sluice_policy_core::model::cilium::{Application, CidrBlock, CiliumPeers};
 use sluice_policy_core::model::cluster_network_policy::{ClusterPeer, ClusterRule};
 use sluice_policy_core::model::network_policy::{NetworkPeer, NetworkPeers};
@@ -200,6 +200,19 @@ pub(crate) const WANTED: &[&str] = &[
     "redirect, else deny by isolation",
 ];
 
+/// What has to come up of requests.
+pub(crate) const WANTED_OF_REQUESTS: &[&str] = &[
+    "dns: allow by a rule",
+    "dns: allow otherwise",
+    "dns: deny",
+    "http: allow by a rule",
+    "http: allow otherwise",
+    "http: deny",
+    "server name: allow by a rule",
+    "server name: allow otherwise",
+    "server name: deny",
+];
+
 /// Counts by name.
 #[derive(Debug, Default)]
 pub(crate) struct Coverage(BTreeMap<String, u64>);
@@ -365,6 +378,15 @@ impl Coverage {
             CiliumPeers::Nodes(_) => self.add(format!("{what}: nodes")),
             CiliumPeers::Names(_) => self.add(format!("{what}: names")),
         }
+    }
+
+    /// Counts what becomes of a request.
+    pub(crate) fn note_request(&mut self, kind: &str, outcome: &Outcome, proxied: &Proxied) {
+        self.add(match outcome {
+            Outcome::Deny(_) => format!("{kind}: deny"),
+            allow if *allow == proxied.otherwise => format!("{kind}: allow otherwise"),
+            Outcome::Allow(_) => format!("{kind}: allow by a rule"),
+        });
     }
 
     pub(crate) fn merge(&mut self, other: Self) {

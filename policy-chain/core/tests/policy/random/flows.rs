@@ -5,6 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use sluice_policy_core::cluster::{Cluster, PodKey};
 use sluice_policy_core::flow::{Direction, Origin, Protocol, Query};
+use sluice_policy_core::model::Policy;
+use sluice_policy_core::model::cilium::Application;
+use sluice_policy_core::model::port::{PortMatch, PortTarget, Ports, ProtocolMatch};
 use sluice_policy_core::settings::Settings;
 
 use super::Random;
@@ -19,6 +22,24 @@ pub(crate) struct Targets {
     own_node: Vec<IpAddr>,
     /// Container ports that have a name.
     named: Vec<(Protocol, u16)>,
+    /// Ports that application rules are for.
+    proxied: Vec<(Protocol, u16)>,
+}
+
+/// The numbered ports that application rules of a cluster are for.
+pub(crate) fn proxied(cluster: &Cluster) -> Vec<(Protocol, u16)> {
+    let policies = cluster.policies.values().filter_map(|policy| match policy.as_ref() {
+        Policy::Cilium(policy) => Some(policy),
+        Policy::Network(_) | Policy::Cluster(_) => None,
+    });
+    let allows = policies.flat_map(|policy| &policy.rules).flat_map(|rule| rule.ingress.iter().chain(&rule.egress));
+    let lists = allows.flatten().flat_map(|allow| &allow.ports).filter(|list| list.application != Application::None);
+    let ports = lists.flat_map(|list| if let Ports::Of(ports) = &list.ports { ports.as_slice() } else { &[] });
+    let numbered = |port: &PortMatch| match (port.protocol, &port.port) {
+        (ProtocolMatch::Exactly(protocol), PortTarget::Range(first, _)) => Some((protocol, *first)),
+        _ => None,
+    };
+    ports.filter_map(numbered).collect()
 }
 
 impl Targets {
@@ -47,7 +68,7 @@ impl Targets {
         subjects.push((PodKey { namespace: text("a"), name: text("nobody") }, Vec::new()));
         let named =
             cluster.pods.values().flat_map(|pod| pod.ports.iter()).map(|port| (port.protocol, port.port)).collect();
-        Self { subjects, frontends, own_node, named }
+        Self { subjects, frontends, own_node, named, proxied: proxied(cluster) }
     }
 
     /// A flow of one of the pods.
@@ -97,6 +118,9 @@ impl Targets {
     fn port(&self, random: &mut Random) -> (Protocol, u16) {
         if random.one_in(5) && !self.named.is_empty() {
             return *random.pick(&self.named);
+        }
+        if random.one_in(5) && !self.proxied.is_empty() {
+            return *random.pick(&self.proxied);
         }
         match random.below(12) {
             0 => (Protocol::ICMP, *random.pick(&[0, 3, 8, 128])),

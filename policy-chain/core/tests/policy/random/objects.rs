@@ -10,6 +10,7 @@ use sluice_policy_core::cluster::{
 use sluice_policy_core::flow::Protocol;
 use sluice_policy_core::l7::dns::Name;
 use sluice_policy_core::model::{Policy, PolicyKind, PolicyRef, Text};
+use sluice_policy_core::parse::cilium::groups::AwsGroup;
 use sluice_policy_core::settings::Settings;
 
 use super::{Random, policies};
@@ -452,8 +453,16 @@ fn slice(random: &mut Random, index: usize) -> EndpointSlice {
     EndpointSlice { key, service, ports, endpoints }
 }
 
+/// Security groups of which the first one is resolved, now and then.
+pub(crate) const SECURITY_GROUPS: [&str; 2] = ["sg-1", "sg-9"];
+
+/// The CiliumCIDRGroup that stands for a security group.
+pub(crate) fn aws_group(id: &str) -> Text {
+    AwsGroup { ids: [text(id)].into(), ..AwsGroup::default() }.cidr_group_name()
+}
+
 fn group_name(index: usize) -> Text {
-    text(&format!("g{index}"))
+    if index + 1 == GROUPS { aws_group(SECURITY_GROUPS[0]) } else { text(&format!("g{index}")) }
 }
 
 fn cidr_group(random: &mut Random, index: usize) -> CidrGroup {

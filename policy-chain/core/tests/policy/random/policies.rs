@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sluice_policy_core::flow::{Direction, Protocol};
 use sluice_policy_core::l7::dns::NamePattern;
-use sluice_policy_core::l7::http::{HttpRule, HttpRuleSpec};
+use sluice_policy_core::l7::http::{HeaderMatchSpec, HttpRule, HttpRuleSpec, MismatchAction};
 use sluice_policy_core::l7::sni::ServerNamePattern;
 use sluice_policy_core::model::cilium::{
     Application, CidrBlock, CidrRule, CiliumAllow, CiliumDeny, CiliumPeers, CiliumPorts, CiliumRule, Entity,
@@ -25,7 +25,8 @@ use sluice_policy_core::model::{
 
 use super::Random;
 use super::objects::{
-    self, ACCOUNTS, APPS, NAMESPACES, PORT_NAMES, ROLES, TEAMS, block, one_of, policy_ref, port, text,
+    self, ACCOUNTS, APPS, NAMESPACES, PORT_NAMES, ROLES, SECURITY_GROUPS, TEAMS, aws_group, block, one_of, policy_ref,
+    port, text,
 };
 
 /// A policy of any dialect.
@@ -146,21 +147,43 @@ fn in_namespace(random: &mut Random) -> CiliumRequirement {
     CiliumRequirement { source, requirement: requirement(random, NAMESPACE_LABEL, &NAMESPACES) }
 }
 
-/// What the parser adds to a selector that names no namespace (reference 2.3): the policy's own, or that there is one.
-fn with_namespace(mut requirements: Vec<CiliumRequirement>, id: &PolicyRef, always: bool) -> CiliumSelector {
-    let names_one = requirements.iter().any(|one| {
-        one.source == LabelSource::Reserved
-            || &*one.requirement.key == NAMESPACE_LABEL
-            || one.requirement.key.starts_with("io.cilium.k8s.namespace.labels.")
-    });
-    if always || !names_one {
-        let requirement = match &id.namespace {
-            Some(namespace) => {
-                Requirement { key: text(NAMESPACE_LABEL), operator: Operator::In, values: vec![Text::clone(namespace)] }
+/// Whether a condition is about an endpoint's namespace: the label of its name, or its labels.
+fn names_namespace(one: &CiliumRequirement) -> bool {
+    is_system(one)
+        && (&*one.requirement.key == NAMESPACE_LABEL
+            || one.requirement.key.starts_with("io.cilium.k8s.namespace.labels."))
+}
+
+const fn is_system(one: &CiliumRequirement) -> bool {
+    matches!(one.source, LabelSource::Any | LabelSource::Kubernetes)
+}
+
+/// A selector with what its policy adds to it (reference 2.3). A subject of a namespaced policy is of its namespace, whatever
+/// else was asked; a peer is, unless it says something of namespaces or of `reserved:` labels. Where no namespace is asked
+/// for after that, there has to be one: "not of this namespace" does not mean the world.
+pub(crate) fn with_namespace(
+    mut requirements: Vec<CiliumRequirement>,
+    id: &PolicyRef,
+    subject: bool,
+) -> CiliumSelector {
+    let added = |operator, values| CiliumRequirement {
+        source: LabelSource::Kubernetes,
+        requirement: Requirement { key: text(NAMESPACE_LABEL), operator, values },
+    };
+    let reserved = requirements.iter().any(|one| one.source == LabelSource::Reserved);
+    match &id.namespace {
+        Some(own) if subject || (!reserved && !requirements.iter().any(names_namespace)) => {
+            requirements.retain(|one| !(is_system(one) && &*one.requirement.key == NAMESPACE_LABEL));
+            requirements.push(added(Operator::In, vec![Text::clone(own)]));
+        }
+        _ => {
+            let asks = |one: &CiliumRequirement| {
+                names_namespace(one) && matches!(one.requirement.operator, Operator::In | Operator::Exists)
+            };
+            if !reserved && !requirements.iter().any(asks) {
+                requirements.push(added(Operator::Exists, Vec::new()));
             }
-            None => Requirement { key: text(NAMESPACE_LABEL), operator: Operator::Exists, values: Vec::new() },
-        };
-        requirements.push(CiliumRequirement { source: LabelSource::Kubernetes, requirement });
+        }
     }
     requirements.sort();
     requirements.dedup();
@@ -172,10 +195,10 @@ fn cilium_subject(random: &mut Random, id: &PolicyRef) -> CiliumSelector {
     if random.one_in(10) {
         requirements.push(reserved_requirement(random));
     }
-    if id.namespace.is_none() && random.one_in(3) {
+    if random.one_in(3) {
         requirements.push(in_namespace(random));
     }
-    with_namespace(requirements, id, id.namespace.is_some())
+    with_namespace(requirements, id, true)
 }
 
 fn cilium_endpoint(random: &mut Random, id: &PolicyRef) -> CiliumSelector {
@@ -240,24 +263,31 @@ fn cluster_ports(random: &mut Random, with_names: bool) -> Ports {
     }))
 }
 
+/// The ports of a rule without application rules: all, messages of ICMP, or ports.
 fn cilium_ports(random: &mut Random) -> Ports {
     match random.below(8) {
         0 | 1 => Ports::Any,
         2 => Ports::Of(random.list(1, 2, icmp)),
-        3 => Ports::Of(random.list(1, 2, |random| {
+        _ => Ports::Of(ports_of_protocols(random)),
+    }
+}
+
+fn ports_of_protocols(random: &mut Random) -> Vec<PortMatch> {
+    if random.one_in(6) {
+        return random.list(1, 2, |random| {
             let protocol = *random.pick(&[Protocol(47), Protocol(2), Protocol(112)]);
             PortMatch { protocol: ProtocolMatch::Exactly(protocol), port: PortTarget::Any }
-        })),
-        _ => Ports::Of(random.list(1, 3, |random| {
-            let protocol = if random.one_in(4) { ProtocolMatch::Transport } else { transport(random) };
-            let port = match random.below(5) {
-                0 => PortTarget::Any,
-                1 => named(random),
-                _ => range(random),
-            };
-            PortMatch { protocol, port }
-        })),
+        });
     }
+    random.list(1, 3, |random| {
+        let protocol = if random.one_in(4) { ProtocolMatch::Transport } else { transport(random) };
+        let port = match random.below(5) {
+            0 => PortTarget::Any,
+            1 => named(random),
+            _ => range(random),
+        };
+        PortMatch { protocol, port }
+    })
 }
 
 fn icmp(random: &mut Random) -> PortMatch {
@@ -292,7 +322,7 @@ fn network_rule(random: &mut Random, direction: Direction, aws: bool) -> Network
 
 fn network_peer(random: &mut Random, direction: Direction, aws: bool) -> NetworkPeer {
     match random.below(6) {
-        0 if aws && direction == Direction::Egress => NetworkPeer::Names(random.list(1, 2, domain)),
+        0 if aws && direction == Direction::Egress => NetworkPeer::Names(distinct(random.list(1, 2, domain))),
         0..=2 => {
             let cidr = block(random);
             NetworkPeer::IpBlock { cidr, except: inside(random, cidr) }
@@ -363,7 +393,12 @@ fn cluster_rule(random: &mut Random, direction: Direction, kind: PolicyKind) -> 
 
 fn cluster_peer(random: &mut Random, direction: Direction, kind: PolicyKind, action: Action) -> ClusterPeer {
     let egress = direction == Direction::Egress;
-    let with_names = egress && action == Action::Accept && kind != PolicyKind::BaselineAdminNetworkPolicy;
+    // AWS has them with Pass, too.
+    let with_names = match action {
+        Action::Accept => egress && kind != PolicyKind::BaselineAdminNetworkPolicy,
+        Action::Pass => egress && kind == PolicyKind::AwsClusterNetworkPolicy,
+        Action::Deny => false,
+    };
     let with_nodes = egress && kind != PolicyKind::AwsClusterNetworkPolicy;
     match random.below(7) {
         0 | 1 if egress => ClusterPeer::Networks(distinct(random.list(1, 2, block))),
@@ -379,9 +414,10 @@ fn cilium_rule(random: &mut Random, id: &PolicyRef, number: u16) -> CiliumRule {
     let subject = cilium_subject(random, id);
     let mut allows = |direction| {
         random.list(0, 2, |random| {
-            usable(random, |random| CiliumAllow {
-                peers: cilium_peers(random, direction, id, false),
-                ports: cilium_port_lists(random, direction),
+            usable(random, |random| {
+                let peers = cilium_peers(random, direction, id, false);
+                let ports = cilium_port_lists(random, direction);
+                CiliumAllow { peers: written(peers, ports == [CiliumPorts::any()]), ports }
             })
         })
     };
@@ -389,9 +425,10 @@ fn cilium_rule(random: &mut Random, id: &PolicyRef, number: u16) -> CiliumRule {
     let mut denials = |direction| {
         let most = usize::from(random.one_in(2));
         random.list(0, most, |random| {
-            usable(random, |random| CiliumDeny {
-                peers: cilium_peers(random, direction, id, true),
-                ports: cilium_ports(random),
+            usable(random, |random| {
+                let peers = cilium_peers(random, direction, id, true);
+                let ports = cilium_ports(random);
+                CiliumDeny { peers: written(peers, ports == Ports::Any), ports }
             })
         })
     };
@@ -410,6 +447,11 @@ fn cilium_rule(random: &mut Random, id: &PolicyRef, number: u16) -> CiliumRule {
     }
 }
 
+/// An element that has neither peers nor ports is nobody.
+fn written(peers: CiliumPeers, any_port: bool) -> CiliumPeers {
+    if any_port && peers == CiliumPeers::Any { CiliumPeers::Nothing } else { peers }
+}
+
 fn cilium_peers(random: &mut Random, direction: Direction, id: &PolicyRef, deny: bool) -> CiliumPeers {
     let egress = direction == Direction::Egress;
     match random.below(14) {
@@ -418,9 +460,9 @@ fn cilium_peers(random: &mut Random, direction: Direction, id: &PolicyRef, deny:
         2 | 3 => CiliumPeers::Cidrs(random.list(1, 2, cidr_rule)),
         4..=6 => CiliumPeers::Entities(random.list(1, 2, entity)),
         7 if deny && !egress => CiliumPeers::Entities(vec![Entity::Host, entity(random)]),
-        7 if egress => CiliumPeers::Services(random.list(1, 2, service_selector)),
-        12 if egress => CiliumPeers::Services(random.list(1, 2, service_selector)),
-        8 => CiliumPeers::Groups(random.list(1, 2, |random| one_of(random, &["g0", "g1", "g9"]))),
+        7 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random, id))),
+        12 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random, id))),
+        8 => CiliumPeers::Groups(random.list(1, 2, |random| aws_group(SECURITY_GROUPS[random.below(2)]))),
         9 => CiliumPeers::Nodes(random.list(1, 2, node_selector)),
         10 | 11 if egress && !deny => CiliumPeers::Names(random.list(1, 2, name_pattern)),
         _ => CiliumPeers::Endpoints(random.list(1, 2, |random| cilium_endpoint(random, id))),
@@ -428,19 +470,26 @@ fn cilium_peers(random: &mut Random, direction: Direction, id: &PolicyRef, deny:
 }
 
 fn cidr_rule(random: &mut Random) -> CidrRule {
-    match random.below(5) {
+    let (block, mut except) = match random.below(5) {
         0 => {
-            CidrRule { block: CidrBlock::Group(one_of(random, &["g0", "g1", "g9"])), except: random.list(0, 1, block) }
+            let name = match random.below(3) {
+                0 => aws_group(SECURITY_GROUPS[0]),
+                _ => one_of(random, &["g0", "g1", "g9"]),
+            };
+            (CidrBlock::Group(name), random.list(0, 1, block))
         }
         1 => {
             let labels = selector(random.list(0, 1, |random| requirement(random, "team", &TEAMS)));
-            CidrRule { block: CidrBlock::Groups(labels), except: random.list(0, 1, block) }
+            (CidrBlock::Groups(labels), random.list(0, 1, block))
         }
         _ => {
             let cidr = block(random);
-            CidrRule { block: CidrBlock::Cidr(cidr), except: inside(random, cidr) }
+            (CidrBlock::Cidr(cidr), inside(random, cidr))
         }
-    }
+    };
+    except.sort();
+    except.dedup();
+    CidrRule { block, except }
 }
 
 fn entity(random: &mut Random) -> Entity {
@@ -465,9 +514,11 @@ fn entity(random: &mut Random) -> Entity {
     ])
 }
 
-fn service_selector(random: &mut Random) -> ServiceSelector {
+fn service_selector(random: &mut Random, id: &PolicyRef) -> ServiceSelector {
     let namespace = random.maybe(3, |random| one_of(random, &NAMESPACES));
     if random.one_in(2) {
+        // Without a namespace it is the policy's; a cluster-wide policy has none, and has to name one.
+        let namespace = namespace.or_else(|| id.namespace.clone()).or_else(|| Some(text("a")));
         return ServiceSelector::Named { namespace, name: one_of(random, &["s0", "s1", "s2", "kubernetes"]) };
     }
     ServiceSelector::Labels { namespace, selector: pod_selector(random) }
@@ -485,7 +536,7 @@ fn cilium_port_lists(random: &mut Random, direction: Direction) -> Vec<CiliumPor
         return vec![CiliumPorts { ports: cilium_ports(random), application: Application::None }];
     }
     random.list(1, 2, |random| match random.below(4) {
-        0 => CiliumPorts { ports: cilium_ports(random), application: Application::None },
+        0 => CiliumPorts::of(ports_of_protocols(random)),
         1 if direction == Direction::Egress => {
             let ports = random.list(1, 2, |random| {
                 let protocol = *random.pick(&[Protocol::TCP, Protocol::UDP, Protocol::UDP]);
@@ -512,6 +563,14 @@ fn over_tcp(random: &mut Random) -> Application {
     Application::Http(random.list(1, 2, |random| {
         let method = random.maybe(2, |random| (*random.pick(&["GET", "POST|PUT"])).to_owned());
         let path = random.maybe(2, |random| (*random.pick(&["/public/.*", "/"])).to_owned());
-        Arc::new(HttpRule::new(HttpRuleSpec { method, path, ..HttpRuleSpec::default() }).unwrap())
+        let host = random.maybe(4, |random| (*random.pick(&["example.com", r".*\.example\.com"])).to_owned());
+        let headers = random.maybe(6, |random| (*random.pick(&["X-Key", "X-Key: 1"])).to_owned());
+        let header_matches = random.maybe(6, |random| HeaderMatchSpec {
+            name: "X-Key".to_owned(),
+            value: random.maybe(2, |_| "1".to_owned()),
+            mismatch: *random.pick(&[MismatchAction::Refuse, MismatchAction::Log, MismatchAction::Delete]),
+        });
+        let (headers, header_matches) = (headers.into_iter().collect(), header_matches.into_iter().collect());
+        Arc::new(HttpRule::new(HttpRuleSpec { path, method, host, headers, header_matches }).unwrap())
     }))
 }
