@@ -236,6 +236,7 @@ async fn furnish(layout: &Layout, host: &Host, pod: &Host, made: &Link, gate: Op
         peer: Some(made.index),
         peer_netns: None,
         alias: Some(alias),
+        master: None,
     };
     // A new link has nothing yet, so that nothing has to be read.
     let fresh = |link: &Link| Observed { links: vec![link.clone()], ..Observed::default() };

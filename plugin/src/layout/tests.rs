@@ -36,6 +36,7 @@ fn ops(layout: &Layout, name: &IfName, desired: &[Desired]) -> Vec<String> {
         peer: None,
         peer_netns: None,
         alias: None,
+        master: None,
     };
     let observed = Observed { links: vec![link], ..Observed::default() };
     desired.iter().flat_map(|desired| plan(&observed, desired)).map(|planned| planned.op.to_string()).collect()

@@ -80,6 +80,7 @@ pub(crate) fn decode_link(message: &LinkMessage) -> Option<Link> {
         peer: None,
         peer_netns: None,
         alias: None,
+        master: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -88,6 +89,7 @@ pub(crate) fn decode_link(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(index) => link.peer = Some(*index),
             LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
+            LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::IfAlias(text) => link.alias = Some(text.clone()),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -35,6 +35,7 @@ fn links() -> impl Strategy<Value = Vec<Link>> {
                 peer: None,
                 peer_netns: None,
                 alias: None,
+                master: None,
             })
             .collect()
     })
@@ -317,6 +318,7 @@ fn a_secondary_eni_is_set_up_next_hop_first() {
         peer: None,
         peer_netns: None,
         alias: None,
+        master: None,
     };
     let subnet = Route {
         protocol: Protocol::KERNEL,
@@ -385,6 +387,7 @@ fn an_address_that_shares_a_prefix_with_a_doomed_one_is_saved_first() {
         peer: None,
         peer_netns: None,
         alias: None,
+        master: None,
     };
     let observed = Observed { links: vec![link], addresses: vec![Address::new(dev(1), old)], ..Observed::default() };
     let desired = Desired {

@@ -43,6 +43,8 @@ pub struct Link {
     pub peer_netns: Option<i32>,
     /// A free text that stays with the link (`IFLA_IFALIAS`).
     pub alias: Option<String>,
+    /// The number of the link that it is a port of: of a bridge, say (`IFLA_MASTER`).
+    pub master: Option<u32>,
 }
 
 /// An address on an interface.

@@ -235,6 +235,7 @@ fn only_whole_addresses_by_pods_links_count() {
         peer: None,
         peer_netns: None,
         alias: None,
+        master: None,
     };
     let route = |net: &str, dev: &str| Route::on_link(TABLE_MAIN, net.parse().unwrap(), name(dev));
     let seen = Observed {
