@@ -12,6 +12,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
 use sluice_policy_core::cluster::{Event, ObjectId, PodKey, Uid};
 use sluice_policy_core::model::PolicyRef;
 use sluice_policy_core::parse::Issue;
@@ -163,4 +164,7 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Emits an event.
     fn emit(&self, notice: &Notice) -> impl Future<Output = Result<(), ClusterError>> + Send;
+
+    /// Registers the metrics of its own.
+    fn register(&self, _registry: &mut Registry) {}
 }

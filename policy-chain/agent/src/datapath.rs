@@ -6,13 +6,18 @@
 //! The promise that all of it stands on: **an interface that was bound once lets nothing pass that its pod's endpoint does
 //! not**, whatever happens to this process, until the interface is gone.
 
-use std::collections::BTreeMap;
+pub mod gate;
+#[cfg(test)]
+pub(crate) mod model;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 
 use sluice_contract::id::IfName;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
+use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::Image;
 
 /// The host's side of one interface of a pod.
@@ -29,18 +34,10 @@ pub struct Interface {
 /// What the pinned maps held when they were opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Whether there were pinned maps at all.
-    pub pinned: bool,
-    /// Gates by index of the host's interface, with the revision that each has.
-    pub endpoints: BTreeMap<u32, u64>,
-    /// The greatest number of an identity, in any map.
-    pub identity: u32,
-    /// The greatest number of a policy.
-    pub policy: u32,
-    /// The greatest number of a row.
-    pub row: u32,
-    /// The greatest number of a decision.
-    pub decision: u32,
+    /// Indexes of the host's interfaces that have an entry.
+    pub endpoints: BTreeSet<u32>,
+    /// The greatest numbers in use, in any map.
+    pub floor: Floor,
 }
 
 /// Why a write to the kernel's maps failed.
@@ -120,7 +117,7 @@ pub trait Datapath: Send + 'static {
     ///
     /// # Errors
     /// [`ApplyError`]; the interface drops then.
-    fn bind(&mut self, pod: &PodKey, interface: &Interface) -> Result<(), ApplyError>;
+    fn bind(&mut self, pod: &PodKey, interface: &Interface) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
     /// The interface belongs to nobody from now on: it drops everything for as long as it is there. Programs stay
     /// attached. An interface that is not bound, or gone, is success.
@@ -129,11 +126,24 @@ pub trait Datapath: Send + 'static {
     /// [`ApplyError`].
     fn unbind(&mut self, index: u32) -> Result<(), ApplyError>;
 
+    /// The link of an interface is gone: nothing is kept of it.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    fn forget(&mut self, index: u32) -> Result<(), ApplyError>;
+
     /// The pod's interfaces drop everything, established flows too, until the next [`Operation::SetEndpoint`] of the pod.
     ///
     /// # Errors
     /// [`ApplyError`].
     fn lock_down(&mut self, pod: &PodKey) -> Result<(), ApplyError>;
+
+    /// Every entry from before a restart that has not been written since drops everything, until it is: for when the maps
+    /// get numbers of which it does not know what they mean. How many they are.
+    ///
+    /// # Errors
+    /// [`ApplyError`].
+    fn lock_down_kept(&mut self) -> Result<usize, ApplyError>;
 
     /// Puts the gate's programs on both directions of a bound interface, in place of the drop program if that is there.
     /// Programs that are there already stay. Where nothing is there the interface passes no packet in between.

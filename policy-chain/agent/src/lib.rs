@@ -13,7 +13,26 @@
 //! `unsafe` is needed to have tokio wait for a file descriptor, in one place.
 
 pub mod cluster;
+pub mod config;
+mod daemon;
 pub mod datapath;
+mod gates;
+mod http;
+mod inbox;
+mod journal;
+mod links;
+mod metrics;
+mod outbox;
+mod registry;
+pub mod run;
+mod store;
+pub mod view;
 
 #[cfg(test)]
 mod testing;
+
+pub use config::Config;
+pub use run::{RunError, run};
+pub use sluice_daemon::log;
+pub use sluice_daemon::rpc::ListenError;
+pub use store::StoreError;

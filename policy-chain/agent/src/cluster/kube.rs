@@ -358,6 +358,10 @@ impl Cluster for Kube {
     }
 
     /// It is put to be sent, if there is room: what is too much is counted, and no error.
+    fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.metrics.register(registry);
+    }
+
     async fn emit(&self, notice: &Notice) -> Result<(), ClusterError> {
         let event = match &notice.about {
             Some(id) => self.outgoing(id, notice).await,

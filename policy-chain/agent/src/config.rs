@@ -1,0 +1,290 @@
+//! Configuration: the node's name by VPC CNI's variable, and `SLUICE_*` for what is ours. This is the only place that
+//! knows their names. Every fault is collected, and all are reported at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use sluice_contract::node;
+
+/// TCP port of policyd's introspection, on the loopback address only.
+pub const INTROSPECTION_PORT: u16 = 61680;
+
+/// A variable of the environment: its name, its default as it would be written, and what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Its default.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+const fn variable(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, default, meaning }
+}
+
+/// Every variable that is read, by name.
+pub const VARIABLES: &[Variable] = &[
+    variable("DISABLE_INTROSPECTION", "false", "do not serve the introspection port"),
+    variable("DISABLE_METRICS", "false", "do not serve the metrics port"),
+    variable("MY_NODE_NAME", "the host's name", "the node's name in the cluster"),
+    variable("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", "false", "CIDRs of cilium.io rules match managed pods and nodes too"),
+    variable("SLUICE_LOG", "info", "log filter, e.g. info,sluice_policyd=debug"),
+    variable("SLUICE_LOG_FORMAT", "text", "text, or json"),
+    variable("SLUICE_POLICY_ADD_DEADLINE", "10", "seconds that an ADD waits for its pod's policy, 1 to 220"),
+    variable("SLUICE_POLICY_INTROSPECTION_ADDRESS", "127.0.0.1:61680", "introspection address"),
+    variable("SLUICE_POLICY_MAX_WAITING", "1024", "ADDs that may wait at once, 1 to 10000"),
+    variable("SLUICE_POLICY_METRICS_ADDRESS", "0.0.0.0:9962", "metrics address"),
+    variable("SLUICE_PUBLISH_POD_IPS", "true", "tell a new pod's addresses to all nodes at once, by an annotation"),
+    variable("SLUICE_RUN_DIR", node::RUN_DIR, "directory of sockets and runtime state"),
+];
+
+/// How log lines are written (`SLUICE_LOG_FORMAT`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything that policyd is told from outside, but where its cluster is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// `MY_NODE_NAME`.
+    pub node: String,
+    /// `SLUICE_CILIUM_CIDRS_MATCH_MANAGED`.
+    pub cilium_cidrs_match_managed: bool,
+    /// `SLUICE_LOG`: a filter of `tracing-subscriber`.
+    pub log_filter: String,
+    /// `SLUICE_LOG_FORMAT`.
+    pub log_format: LogFormat,
+    /// `SLUICE_RUN_DIR`: the socket lives here, and the state in `policy/`.
+    pub run_dir: PathBuf,
+    /// `SLUICE_POLICY_METRICS_ADDRESS`; none with `DISABLE_METRICS`.
+    pub metrics_address: Option<SocketAddr>,
+    /// `SLUICE_POLICY_INTROSPECTION_ADDRESS`; none with `DISABLE_INTROSPECTION`.
+    pub introspection_address: Option<SocketAddr>,
+    /// `SLUICE_POLICY_ADD_DEADLINE`: the longest that an ADD waits, whatever its own deadline.
+    pub add_deadline: Duration,
+    /// `SLUICE_POLICY_MAX_WAITING`: how many ADDs may wait at once.
+    pub max_waiting: u32,
+    /// `SLUICE_PUBLISH_POD_IPS`.
+    pub publish_pod_ips: bool,
+}
+
+/// One variable that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFault {
+    /// Its name.
+    pub variable: &'static str,
+    /// What it holds, cut to 200 characters.
+    pub value: String,
+    /// The rule that it breaks.
+    pub rule: String,
+}
+
+impl fmt::Display for ConfigFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={:?}: {}", self.variable, self.value, self.rule)
+    }
+}
+
+/// All variables that are wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFaults(pub Vec<ConfigFault>);
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} fault(s):", self.0.len())?;
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+impl std::error::Error for ConfigFaults {}
+
+impl Config {
+    /// The socket that the chained plugin connects to.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("policyd.sock")
+    }
+
+    /// The directory of the state.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.run_dir.join("policy")
+    }
+
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// [`ConfigFaults`] lists every variable that is wrong.
+    #[expect(clippy::disallowed_methods, reason = "config.rs is where the environment is read")]
+    pub fn from_environment() -> Result<Self, ConfigFaults> {
+        Self::load(&|name| std::env::var(name).ok())
+    }
+
+    /// Reads variables from `source`. An empty value is an unset one, as Kubernetes' manifests have it.
+    ///
+    /// # Errors
+    /// [`ConfigFaults`] lists every variable that is wrong.
+    pub fn load(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigFaults> {
+        let mut from = Reader { source, faults: Vec::new() };
+        let config = Self {
+            node: from.node_name(),
+            cilium_cidrs_match_managed: from.boolean("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", false),
+            log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| "info".to_owned()),
+            log_format: from.parsed("SLUICE_LOG_FORMAT", LogFormat::Text, |value| match value {
+                "text" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                _ => Err("it must be text or json".to_owned()),
+            }),
+            run_dir: from.parsed("SLUICE_RUN_DIR", PathBuf::from(node::RUN_DIR), |value| {
+                let path = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+                path.ok_or_else(|| "it must be an absolute path".to_owned())
+            }),
+            metrics_address: {
+                let default = SocketAddr::from(([0, 0, 0, 0], node::POLICYD_METRICS_PORT));
+                let address = from.address("SLUICE_POLICY_METRICS_ADDRESS", default);
+                (!from.boolean("DISABLE_METRICS", false)).then_some(address)
+            },
+            introspection_address: {
+                let default = SocketAddr::from(([127, 0, 0, 1], INTROSPECTION_PORT));
+                let address = from.address("SLUICE_POLICY_INTROSPECTION_ADDRESS", default);
+                (!from.boolean("DISABLE_INTROSPECTION", false)).then_some(address)
+            },
+            add_deadline: Duration::from_secs(from.number("SLUICE_POLICY_ADD_DEADLINE", 10, 1..=220).into()),
+            max_waiting: from.number("SLUICE_POLICY_MAX_WAITING", 1024, 1..=10_000),
+            publish_pod_ips: from.boolean("SLUICE_PUBLISH_POD_IPS", true),
+        };
+        if from.faults.is_empty() {
+            return Ok(config);
+        }
+        from.faults.sort_by_key(|fault| fault.variable);
+        Err(ConfigFaults(from.faults))
+    }
+}
+
+/// Reads variables and collects what is wrong with them.
+struct Reader<'a> {
+    source: &'a dyn Fn(&str) -> Option<String>,
+    faults: Vec<ConfigFault>,
+}
+
+impl Reader<'_> {
+    /// The value without white space around it; an empty one is unset.
+    fn text(&self, name: &'static str) -> Option<String> {
+        debug_assert!(VARIABLES.iter().any(|variable| variable.name == name), "{name} is not in the table");
+        (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    fn parsed<T>(&mut self, name: &'static str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
+        let Some(value) = self.text(name) else { return default };
+        match read(&value) {
+            Ok(parsed) => parsed,
+            Err(rule) => {
+                let value = value.chars().take(200).collect();
+                self.faults.push(ConfigFault { variable: name, value, rule });
+                default
+            }
+        }
+    }
+
+    /// What Go's `strconv.ParseBool` takes, because VPC CNI's manifests are written for it.
+    fn boolean(&mut self, name: &'static str, default: bool) -> bool {
+        self.parsed(name, default, |value| match value {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            _ => Err("it must be true or false".to_owned()),
+        })
+    }
+
+    fn number(&mut self, name: &'static str, default: u32, range: RangeInclusive<u32>) -> u32 {
+        self.parsed(name, default, |value| {
+            let number = value.parse().ok().filter(|number| range.contains(number));
+            number.ok_or_else(|| format!("it must be a whole number from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    fn address(&mut self, name: &'static str, default: SocketAddr) -> SocketAddr {
+        self.parsed(name, default, |value| {
+            value.parse().map_err(|_error| "it must be ADDRESS:PORT, e.g. 0.0.0.0:9962".to_owned())
+        })
+    }
+
+    /// `MY_NODE_NAME`, else the host's name, as the kubelet does without `--hostname-override`.
+    fn node_name(&mut self) -> String {
+        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let name = self.text("MY_NODE_NAME").unwrap_or_else(|| host().trim().to_ascii_lowercase());
+        let valid = |name: &str| {
+            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+            (1..=253).contains(&name.len()) && name.bytes().all(allowed)
+        };
+        if !valid(&name) {
+            let value = name.chars().take(200).collect();
+            let rule = "it must be the node's name in the cluster: lower-case letters, digits, '-' and '.'".to_owned();
+            self.faults.push(ConfigFault { variable: "MY_NODE_NAME", value, rule });
+        }
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(set: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
+        Config::load(&|name| set.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_table() {
+        let config = load(&[("MY_NODE_NAME", "node-1")]).unwrap();
+        assert_eq!(config.socket(), PathBuf::from(node::POLICYD_SOCKET));
+        assert_eq!(config.directory(), PathBuf::from(node::POLICY_DIR));
+        let default = |name| VARIABLES.iter().find(|variable| variable.name == name).unwrap().default;
+        assert_eq!(config.metrics_address.unwrap().to_string(), default("SLUICE_POLICY_METRICS_ADDRESS"));
+        assert_eq!(config.introspection_address.unwrap().to_string(), default("SLUICE_POLICY_INTROSPECTION_ADDRESS"));
+        assert_eq!(config.add_deadline.as_secs().to_string(), default("SLUICE_POLICY_ADD_DEADLINE"));
+        assert!(VARIABLES.is_sorted_by_key(|variable| variable.name));
+    }
+
+    #[test]
+    fn every_fault_is_told_at_once() {
+        let faults = load(&[
+            ("MY_NODE_NAME", "Node 1"),
+            ("SLUICE_POLICY_ADD_DEADLINE", "0"),
+            ("SLUICE_RUN_DIR", "run"),
+            ("DISABLE_METRICS", "maybe"),
+            ("SLUICE_LOG_FORMAT", "xml"),
+            ("SLUICE_POLICY_METRICS_ADDRESS", "9962"),
+        ])
+        .unwrap_err();
+        let names: Vec<&str> = faults.0.iter().map(|fault| fault.variable).collect();
+        assert_eq!(
+            names,
+            [
+                "DISABLE_METRICS",
+                "MY_NODE_NAME",
+                "SLUICE_LOG_FORMAT",
+                "SLUICE_POLICY_ADD_DEADLINE",
+                "SLUICE_POLICY_METRICS_ADDRESS",
+                "SLUICE_RUN_DIR"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_node_without_a_name_has_that_of_its_host() {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_ascii_lowercase();
+        assert_eq!(load(&[("MY_NODE_NAME", " ")]).map(|config| config.node), Ok(host));
+    }
+}

@@ -1,0 +1,90 @@
+//! The picture of the state that others see.
+
+use std::collections::BTreeMap;
+
+use sluice_policy_core::cluster::ObjectId;
+use sluice_policy_core::compile::image::PolicyId;
+
+use super::{Daemon, Knowledge};
+use crate::cluster::{Cluster, Place};
+use crate::datapath::Datapath;
+use crate::view::{CounterView, EndpointView, PolicyView, View};
+
+impl<C: Cluster, D: Datapath> Daemon<C, D> {
+    pub(super) fn view(&mut self) -> View {
+        let counted = self.parts.gates.counters();
+        let drops = self.parts.gates.drops();
+        let (image, state) = (self.engine.image(), self.engine.cluster());
+        let counters = counted.into_iter().filter_map(|(number, packets)| {
+            let (_, judgement) = image.decisions.iter().find(|(id, _)| id.0 == number)?;
+            Some(CounterView { verdict: judgement.verdict.as_str(), rule: judgement.reason.to_string(), packets })
+        });
+        let issues = |place: &Place| -> Vec<String> {
+            let report = self.reports.get(place);
+            report.into_iter().flat_map(|report| &report.issues).map(ToString::to_string).collect()
+        };
+        let policies = state.policies.keys().map(|policy| {
+            let id = ObjectId::Policy(policy.clone());
+            PolicyView {
+                kind: policy.kind.as_str(),
+                namespace: policy.namespace.as_ref().map(ToString::to_string),
+                name: policy.name.to_string(),
+                generation: self.texts.get(&id).and_then(|(_, generation)| *generation),
+                issues: issues(&Place::Object(id)),
+            }
+        });
+        let faults: BTreeMap<String, Vec<String>> = self
+            .reports
+            .iter()
+            .filter(|(_, report)| !report.issues.is_empty())
+            .map(|(place, report)| (place.to_string(), report.issues.iter().map(ToString::to_string).collect()))
+            .collect();
+        View {
+            synced: self.knowledge == Knowledge::All,
+            stale: self.stale.clone(),
+            serving: self.knowledge != Knowledge::Nothing,
+            revision: self.revision,
+            pods: state.pods.len(),
+            waiting: self.waiting.len(),
+            policies: if self.knowledge == Knowledge::Nothing { Vec::new() } else { policies.collect() },
+            endpoints: self.endpoints(),
+            without_gate: self.without_gate(),
+            faults,
+            counters: counters.collect(),
+            drops,
+        }
+    }
+
+    fn endpoints(&self) -> Vec<EndpointView> {
+        let mut endpoints = Vec::new();
+        for (attachment, binding) in &self.bindings {
+            let key = binding.key();
+            let endpoint = self.engine.image().endpoints.get(&key).filter(|_| !self.superseded.contains(attachment));
+            for gate in binding.interfaces() {
+                endpoints.push(EndpointView {
+                    namespace: key.namespace.to_string(),
+                    name: key.name.to_string(),
+                    interface: gate.host.clone(),
+                    index: gate.host_index,
+                    addresses: gate.addresses.clone(),
+                    revision: endpoint.map(|endpoint| endpoint.revision),
+                    ingress: endpoint.is_some_and(|endpoint| endpoint.ingress != PolicyId::NONE),
+                    egress: endpoint.is_some_and(|endpoint| endpoint.egress != PolicyId::NONE),
+                    audit: endpoint.is_some_and(|endpoint| endpoint.audit),
+                    locked: self.parts.gates.locked().contains(&key),
+                });
+            }
+        }
+        endpoints
+    }
+
+    /// Pods of this node that run without a gate: they were there before policyd was.
+    fn without_gate(&self) -> Vec<String> {
+        let state = self.engine.cluster();
+        let gates = &self.engine.image().endpoints;
+        let without = gates.keys().filter(|key| {
+            !self.told.contains_key(*key) && state.pods.get(*key).is_some_and(|pod| !pod.addresses.is_empty())
+        });
+        without.map(ToString::to_string).collect()
+    }
+}

@@ -1,0 +1,221 @@
+//! Restarts: nothing changes, nothing opens, and what went meanwhile is gone.
+
+use std::time::Duration;
+
+use super::sim::*;
+use crate::datapath::model::Attached;
+
+const FRIEND: &str = "10.1.0.1";
+const STRANGER: &str = "10.1.0.2";
+
+fn scene_with_pods() -> String {
+    [scene(), pod("a", "app: a"), pod("b", "app: b")].concat()
+}
+
+async fn with_gates() -> Node {
+    let node = Node::with(&scene_with_pods()).await;
+    assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
+    assert!(node.add("c2", "b", 8).await.unwrap().is_ok());
+    node
+}
+
+fn as_before(node: &Node) {
+    assert!(node.passes(7, FRIEND, 80) && !node.passes(7, STRANGER, 80) && !node.passes(7, FRIEND, 81));
+    assert!(node.passes(8, STRANGER, 80));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_changes_no_verdict_and_forgets_nobody() {
+    let mut node = with_gates().await;
+    let sizes = node.kernel(|kernel| kernel.sizes());
+    for _ in 0..3 {
+        node.kill().await;
+        as_before(&node);
+        node.start().await;
+        as_before(&node);
+        node.settle().await;
+        as_before(&node);
+        assert_eq!(node.view().await.endpoints.len(), 2);
+        assert_eq!(node.kernel(|kernel| kernel.sizes()), sizes, "the maps hold nothing of before");
+    }
+    // And its gates follow.
+    node.source.set(&policy("p", "a", "other"));
+    node.settle().await;
+    assert!(!node.passes(7, FRIEND, 80) && node.passes(7, STRANGER, 80));
+    node.del("c1").await;
+    assert!(!node.passes(7, STRANGER, 80));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_cluster_a_young_journal_serves() {
+    let mut node = with_gates().await;
+    node.source.set(&pod("late", "app: a"));
+    node.settle().await;
+    node.kill().await;
+    node.source.silent(true);
+    node.start().await;
+    node.settle().await;
+    as_before(&node);
+    assert!(node.add("c3", "late", 9).await.unwrap().is_ok(), "its labels are known");
+    assert!(node.passes(9, FRIEND, 80) && !node.passes(9, STRANGER, 80));
+    // Once more: it does not become younger by that.
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    as_before(&node);
+    assert!(node.view().await.serving);
+    node.kill().await;
+    node.age(Duration::from_secs(301));
+    node.start().await;
+    node.settle().await;
+    as_before(&node);
+    assert!(!node.view().await.serving);
+    // The cluster is back.
+    node.source.silent(false);
+    node.settle().await;
+    as_before(&node);
+    assert!(node.view().await.synced);
+    assert_eq!(node.view().await.endpoints.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_is_kept_young_while_the_cluster_answers_and_only_then() {
+    let mut node = with_gates().await;
+    node.wait(3_600_000).await;
+    node.kill().await;
+    node.source.silent(true);
+    node.start().await;
+    node.settle().await;
+    assert!(node.view().await.serving);
+    node.wait(240_000).await;
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    assert!(node.view().await.serving);
+    node.wait(120_000).await;
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    assert!(!node.view().await.serving);
+    as_before(&node);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_received_before_the_kill_is_in_force_after_it() {
+    let mut node = with_gates().await;
+    node.source.set(&policy("q", "b", "friend"));
+    node.settle().await;
+    assert!(!node.passes(8, STRANGER, 80));
+    node.source.silent(true);
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    assert!(!node.passes(8, STRANGER, 80) && node.passes(8, FRIEND, 80));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_meanwhile_is_in_force_and_what_went_is_gone() {
+    let mut node = with_gates().await;
+    node.kill().await;
+    // The policy of a is gone, b has one; b's pod is gone; a DEL was left behind; a link has gone.
+    node.source.remove(policy_id("p"));
+    node.source.set(&policy("q", "b", "friend"));
+    node.start().await;
+    node.settle().await;
+    assert!(node.passes(7, STRANGER, 80));
+    assert!(!node.passes(8, STRANGER, 80) && node.passes(8, FRIEND, 80));
+    node.kill().await;
+    node.tombstone("c1");
+    node.kernel(|kernel| kernel.unplug(8));
+    node.start().await;
+    node.settle().await;
+    assert!(!node.passes(7, STRANGER, 80));
+    assert!(node.view().await.endpoints.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_whose_file_is_lost_drops_once_everything_is_known() {
+    let mut node = with_gates().await;
+    node.kill().await;
+    std::fs::remove_dir_all(node.dir.path().join("run/policy/endpoints")).unwrap();
+    node.source.silent(true);
+    node.start().await;
+    node.settle().await;
+    as_before(&node);
+    node.source.silent(false);
+    node.settle().await;
+    assert!(!node.passes(7, FRIEND, 80) && !node.passes(8, FRIEND, 80));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_maps_drop_until_the_policy_is_known() {
+    let mut node = with_gates().await;
+    node.kill().await;
+    node.kernel(|kernel| {
+        let mut fresh = crate::datapath::model::Kernel::default();
+        fresh.plug(7, Attached::Gate);
+        fresh.plug(8, Attached::Gate);
+        *kernel = fresh;
+    });
+    node.source.silent(true);
+    node.age(Duration::from_secs(1000));
+    node.start().await;
+    node.settle().await;
+    assert!(!node.passes(7, FRIEND, 80) && !node.passes(8, FRIEND, 80));
+    node.source.silent(false);
+    node.settle().await;
+    as_before(&node);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_or_broken_checkpoint_opens_nothing() {
+    for broken in [false, true] {
+        let mut node = with_gates().await;
+        node.kill().await;
+        let checkpoint = node.dir.path().join("run/policy/checkpoint.json");
+        assert!(checkpoint.exists());
+        if broken {
+            std::fs::write(&checkpoint, "{").unwrap();
+        } else {
+            std::fs::remove_file(&checkpoint).unwrap();
+        }
+        let revision = node.kernel(|kernel| kernel.revision(7)).unwrap();
+        node.start().await;
+        node.settle().await;
+        as_before(&node);
+        assert!(node.kernel(|kernel| kernel.revision(7)).unwrap() > revision, "flows are judged again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kill_at_every_write_of_an_add_a_change_and_a_del_opens_nothing() {
+    for fuse in 0..60 {
+        let mut node = with_gates().await;
+        node.source.set(&pod("n", "app: a"));
+        node.settle().await;
+        node.kernel(|kernel| kernel.kill_after(fuse));
+        let _asked = node.begin(crate::testing::add("c3", "n", 9)).await;
+        node.source.set(&policy("q", "b", "friend"));
+        node.settle().await;
+        let killed = node.is_dead();
+        // Between b without a policy and with one, there is nothing else.
+        assert!(node.passes(8, FRIEND, 80));
+        assert!(!node.passes(9, STRANGER, 80) && !node.passes(9, FRIEND, 81), "killed after {fuse}");
+        assert!(node.passes(7, FRIEND, 80) && !node.passes(7, STRANGER, 80), "killed after {fuse}");
+        node.kill().await;
+        node.kernel(|kernel| kernel.disarm());
+        node.start().await;
+        node.settle().await;
+        assert!(!node.passes(9, STRANGER, 80) && !node.passes(9, FRIEND, 81), "killed after {fuse}");
+        assert!(node.passes(7, FRIEND, 80) && !node.passes(7, STRANGER, 80), "killed after {fuse}");
+        assert!(node.passes(8, FRIEND, 80) && !node.passes(8, STRANGER, 80), "killed after {fuse}");
+        // The runtime tries again.
+        assert!(node.add("c3", "n", 9).await.unwrap().is_ok());
+        assert!(node.passes(9, FRIEND, 80) && !node.passes(9, STRANGER, 80), "killed after {fuse}");
+        if !killed {
+            assert!(fuse > 5, "an ADD and a policy take some writes");
+            return;
+        }
+    }
+    panic!("it is never done");
+}

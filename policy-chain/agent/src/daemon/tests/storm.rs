@@ -1,0 +1,300 @@
+//! Whatever happens in whatever order, no interface that was gated passes what its pod's policies do not allow.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config as RunConfig, TestCaseError};
+use sluice_policy_core::cluster::{Event, Object, ObjectId, Pod, PodKey};
+use sluice_policy_core::compile::engine::Engine;
+use sluice_policy_core::flow::{Direction, Query, Verdict};
+use sluice_policy_core::settings::Settings;
+
+use super::sim::*;
+use crate::testing::add;
+
+const PODS: [&str; 3] = ["a", "b", "c"];
+const PEERS: [&str; 3] = ["10.1.0.1", "10.1.0.2", "10.0.0.250"];
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A pod is, with these labels, and this incarnation.
+    Pod {
+        name: usize,
+        app: usize,
+        incarnation: u8,
+    },
+    PodGone {
+        name: usize,
+    },
+    Policy {
+        name: usize,
+        app: usize,
+        role: usize,
+    },
+    PolicyGone {
+        name: usize,
+    },
+    Peer {
+        number: usize,
+        role: usize,
+    },
+    /// The runtime makes a sandbox.
+    Add {
+        name: usize,
+        incarnation: u8,
+    },
+    /// It removes one: the so many eldest.
+    Del {
+        eldest: usize,
+    },
+    LinkGone {
+        eldest: usize,
+    },
+    Silent(bool),
+    Kill,
+    KillAfter(u32),
+    Start,
+    /// The journal is too old.
+    Age,
+    Full(&'static str, usize),
+    Room,
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..3_usize, 0..3_usize, 0..2_u8).prop_map(|(name, app, incarnation)| Step::Pod { name, app, incarnation }),
+        1 => (0..3_usize).prop_map(|name| Step::PodGone { name }),
+        4 => (0..3_usize, 0..3_usize, 0..3_usize).prop_map(|(name, app, role)| Step::Policy { name, app, role }),
+        1 => (0..3_usize).prop_map(|name| Step::PolicyGone { name }),
+        2 => (0..2_usize, 0..3_usize).prop_map(|(number, role)| Step::Peer { number, role }),
+        6 => (0..3_usize, 0..2_u8).prop_map(|(name, incarnation)| Step::Add { name, incarnation }),
+        2 => (0..4_usize).prop_map(|eldest| Step::Del { eldest }),
+        1 => (0..4_usize).prop_map(|eldest| Step::LinkGone { eldest }),
+        2 => any::<bool>().prop_map(Step::Silent),
+        1 => Just(Step::Kill),
+        2 => (0..40_u32).prop_map(Step::KillAfter),
+        4 => Just(Step::Start),
+        1 => Just(Step::Age),
+        1 => (prop_oneof![Just("peers"), Just("rows"), Just("ipcache"), Just("endpoints")], 0..3_usize)
+            .prop_map(|(map, more)| Step::Full(map, more)),
+        2 => Just(Step::Room),
+        2 => prop_oneof![Just(30_u64), Just(600), Just(6000), Just(12_000)].prop_map(Step::Wait),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+/// A sandbox as its runtime knows it.
+#[derive(Debug, Clone)]
+struct Sandbox {
+    container: String,
+    index: u32,
+    /// The pod's name, and UID.
+    pod: (String, String),
+}
+
+struct Storm {
+    node: Node,
+    sandboxes: Vec<Sandbox>,
+    number: u32,
+    /// Every state that the cluster had since the last look that had everything in force, with all that is known of pods.
+    worlds: Vec<BTreeMap<ObjectId, Object>>,
+    /// The last object of each incarnation of each pod.
+    pods: BTreeMap<(String, String), Pod>,
+    silent: bool,
+}
+
+impl Storm {
+    async fn step(&mut self, step: &Step) {
+        match step {
+            Step::Pod { name, app, incarnation } => {
+                let (name, uid) = (PODS[*name], format!("u{incarnation}-{}", PODS[*name]));
+                self.set(&pod_of(name, &uid, NODE, &format!("app: {}", PODS[*app])));
+            }
+            Step::PodGone { name } => self.remove(pod_id(PODS[*name])),
+            Step::Policy { name, app, role } => self.set(&policy(PODS[*name], PODS[*app], PODS[*role])),
+            Step::PolicyGone { name } => self.remove(policy_id(PODS[*name])),
+            Step::Peer { number, role } => {
+                self.set(&peer(&format!("peer{number}"), PEERS[*number], &format!("role: {}", PODS[*role])));
+            }
+            Step::Add { name, incarnation } if self.node.is_running() => {
+                self.number += 1;
+                let container = format!("c{}", self.number);
+                let index = 10 + self.number;
+                let uid = format!("u{incarnation}-{}", PODS[*name]);
+                let mut request = add(&container, PODS[*name], index);
+                request.pod.uid = Some(uid.clone());
+                self.sandboxes.push(Sandbox { container, index, pod: (PODS[*name].to_owned(), uid) });
+                self.node.begin_and_forget(request).await;
+            }
+            Step::Del { eldest } if *eldest < self.sandboxes.len() => {
+                let sandbox = self.sandboxes.remove(*eldest);
+                if self.node.is_running() && !self.node.is_dead() {
+                    self.node.del(&sandbox.container).await;
+                } else {
+                    self.node.tombstone(&sandbox.container);
+                }
+            }
+            Step::LinkGone { eldest } if *eldest < self.sandboxes.len() => {
+                let sandbox = self.sandboxes.remove(*eldest);
+                self.node.kernel(|kernel| kernel.unplug(sandbox.index));
+                if self.node.is_running() {
+                    self.node.send(crate::inbox::Input::LinkGone(sandbox.index)).await;
+                }
+            }
+            Step::Silent(silent) => {
+                if self.silent != *silent {
+                    self.silent = *silent;
+                    self.node.source.silent(*silent);
+                }
+            }
+            Step::Kill => self.node.kill().await,
+            Step::KillAfter(writes) => {
+                if self.node.is_running() {
+                    self.node.kernel(|kernel| kernel.kill_after(*writes));
+                }
+            }
+            Step::Start => {
+                if self.node.is_dead() {
+                    self.node.kill().await;
+                    self.node.kernel(|kernel| kernel.disarm());
+                    self.node.start().await;
+                }
+            }
+            Step::Age => self.node.age_if_there(),
+            Step::Full(map, more) => self.node.kernel(|kernel| {
+                let held = kernel.sizes()[map];
+                kernel.limit(map, held + more);
+            }),
+            Step::Room => self.node.kernel(|kernel| kernel.unlimited()),
+            Step::Wait(millis) => self.node.wait(*millis).await,
+            Step::Add { .. } | Step::Del { .. } | Step::LinkGone { .. } => {}
+        }
+    }
+
+    fn set(&mut self, yaml: &str) {
+        self.node.source.set(yaml);
+        self.note();
+    }
+
+    fn remove(&mut self, id: ObjectId) {
+        self.node.source.remove(id);
+        self.note();
+    }
+
+    fn note(&mut self) {
+        let world: BTreeMap<ObjectId, Object> = self
+            .node
+            .source
+            .world(|world| world.objects.iter().map(|(id, (object, _))| (id.clone(), object.clone())).collect());
+        for object in world.values() {
+            if let Object::Pod(pod) = object {
+                self.pods.insert((pod.key.name.to_string(), pod.uid.to_string()), pod.clone());
+            }
+        }
+        self.worlds.push(world);
+    }
+
+    /// No gate passes what in none of the states since the last look its pod's policies allow; and when everything
+    /// is in force, only the last state counts.
+    async fn look(&mut self) -> Result<(), TestCaseError> {
+        self.node.settle().await;
+        let alive = self.node.is_running() && !self.node.is_dead();
+        let engines: Vec<(Engine, &BTreeMap<ObjectId, Object>)> =
+            self.worlds.iter().map(|world| (self.engine(world), world)).collect();
+        for sandbox in &self.sandboxes {
+            for peer in PEERS {
+                for port in [80, 81] {
+                    let query = query(Direction::Ingress, peer, port);
+                    if !self.node.kernel(|kernel| kernel.passes(sandbox.index, &query)) {
+                        continue;
+                    }
+                    let allowed = engines.iter().any(|(engine, world)| self.allows(engine, world, sandbox, &query));
+                    prop_assert!(allowed, "{sandbox:?} passes {peer}:{port}");
+                }
+            }
+        }
+        drop(engines);
+        if alive && !self.silent && self.node.view().await.synced {
+            let last = self.worlds.pop().unwrap_or_default();
+            self.worlds = vec![last];
+        }
+        Ok(())
+    }
+
+    /// What a fresh compiler makes of a state, in which the sandboxes of `u0` have a say as their runtime has it.
+    fn engine(&self, world: &BTreeMap<ObjectId, Object>) -> Engine {
+        let mut engine = Engine::new(Settings { node: Some(NODE.into()), ..Settings::default() });
+        for object in world.values() {
+            engine.apply(Event::Upsert(object.clone()));
+        }
+        // Every incarnation of every pod under a name of its own, with an address that nobody else has.
+        for ((name, uid), pod) in &self.pods {
+            let current = world.get(&pod_id(name));
+            let labels = match current {
+                Some(Object::Pod(now)) if now.uid.to_string() == *uid => now,
+                _ => pod,
+            };
+            let key = PodKey { namespace: "web".into(), name: uid.as_str().into() };
+            engine.apply(Event::Upsert(Object::Pod(Pod { key, addresses: Vec::new().into(), ..labels.clone() })));
+        }
+        engine.commit();
+        engine
+    }
+
+    fn allows(&self, engine: &Engine, _: &BTreeMap<ObjectId, Object>, sandbox: &Sandbox, query: &Query) -> bool {
+        if !self.pods.contains_key(&sandbox.pod) {
+            return false;
+        }
+        let subject = PodKey { namespace: "web".into(), name: sandbox.pod.1.as_str().into() };
+        engine.judge(&Query { subject, ..query.clone() }).verdict != Verdict::Deny
+    }
+}
+
+fn run(steps: &[Step]) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let node = Node::with(WEB).await;
+        let mut storm =
+            Storm { node, sandboxes: Vec::new(), number: 0, worlds: Vec::new(), pods: BTreeMap::new(), silent: false };
+        storm.note();
+        for step in steps {
+            storm.step(step).await;
+            storm.look().await?;
+        }
+        // In the end everything works again.
+        storm.node.kernel(|kernel| kernel.unlimited());
+        storm.node.kernel(|kernel| kernel.disarm());
+        if storm.node.is_dead() {
+            storm.node.kill().await;
+            storm.node.start().await;
+        }
+        if storm.silent {
+            storm.silent = false;
+            storm.node.source.silent(false);
+        }
+        storm.node.wait(12_000).await;
+        storm.look().await?;
+        storm.number += 1;
+        storm.set(&pod_of("last", "u-last", NODE, "app: last"));
+        storm.node.settle().await;
+        let answer = storm.node.add("last", "last", 9).await;
+        prop_assert!(matches!(answer, Some(Ok(_))), "{answer:?}");
+        Ok(())
+    })
+}
+
+proptest! {
+    #![proptest_config(RunConfig { cases: 48, ..RunConfig::default() })]
+
+    #[test]
+    fn nothing_ever_opens(steps in steps()) {
+        // The panic of a killed daemon is not news.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let outcome = run(&steps);
+        std::panic::set_hook(hook);
+        outcome?;
+    }
+}

@@ -1,0 +1,228 @@
+//! The gates of this host's kernel.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sluice_hostnet::netlink::Netlink;
+use sluice_policy_bpf::events::{End, Event, Events};
+use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
+use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime, Settings};
+use sluice_policy_bpf::layout::DropReason;
+use sluice_policy_core::cluster::PodKey;
+use sluice_policy_core::compile::diff::Operation;
+use sluice_policy_core::compile::engine::Floor;
+use sluice_policy_core::compile::image::Image;
+use sluice_policy_core::flow::Protocol;
+
+use super::{ApplyError, AttachError, Datapath, Found, Interface, Seen};
+
+/// How long after its maps were made a gate takes packets of flows that it does not know for the replies of such that were
+/// there before (DESIGN 7).
+const ADOPTION: Duration = Duration::from_secs(300);
+
+/// Events that are read in one go.
+const EVENTS: usize = 1024;
+
+/// Flows that are looked at in one go to be forgotten.
+const FLOWS: usize = 4096;
+
+/// Any error, as this seam has it.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The gates.
+#[derive(Debug)]
+pub struct GateDatapath {
+    gate: Gate,
+    filters: Filters,
+    netlink: Netlink,
+    events: Option<Events>,
+}
+
+impl GateDatapath {
+    /// Loads the programs, or takes over what is pinned. In the host's network namespace, inside a tokio runtime.
+    ///
+    /// # Errors
+    /// There is no file system for pins, the kernel refuses a program, or another process holds the gates.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open() -> Result<(Self, Found), Failure> {
+        Self::open_with(&GateConfig::default())
+    }
+
+    /// The same, with its pins elsewhere or of another size.
+    ///
+    /// # Errors
+    /// As [`GateDatapath::open`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open_with(config: &GateConfig) -> Result<(Self, Found), Failure> {
+        let (mut gate, found) = Gate::open(config)?;
+        if found.made.contains(&"connections") {
+            let adopt_until = Some(Ktime::now().plus(ADOPTION));
+            gate.set(Settings { adopt_until, keep_established: false })?;
+        }
+        let netlink = Netlink::open()?;
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        let events = gate.events();
+        let gate::Highest { identity, policy, row, decision, revision } = found.highest;
+        let found = Found {
+            endpoints: found.endpoints.keys().copied().collect(),
+            floor: Floor { policy, row, decision, identity, revision },
+        };
+        Ok((Self { gate, filters, netlink, events }, found))
+    }
+
+    /// The interface as the gate wants it. The bridge that it may be a port of is asked of the kernel.
+    async fn gate_interface(&self, interface: &Interface) -> gate::Interface {
+        let link = self.netlink.link_by_index(interface.index).await;
+        let bridge = match link {
+            Ok(link) => link.and_then(|link| link.master),
+            Err(error) => {
+                tracing::warn!(interface = %interface.name, error = %error, "an interface could not be looked at");
+                None
+            }
+        };
+        gate::Interface {
+            index: interface.index,
+            name: interface.name.clone(),
+            addresses: interface.addresses.clone(),
+            any_source: false,
+            bridge,
+        }
+    }
+
+    /// Whether the interface of this index has this name, still.
+    async fn is_there(&self, interface: &Interface) -> Result<(), AttachError> {
+        let link = self.netlink.link_by_index(interface.index).await.map_err(|source| AttachError::Kernel {
+            action: format!("looking for the interface {}", interface.name),
+            source: source.into(),
+        })?;
+        match link {
+            Some(link) if link.name == interface.name => Ok(()),
+            _ => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
+        }
+    }
+}
+
+fn failed(error: gate::ApplyError) -> ApplyError {
+    match error {
+        gate::ApplyError::Full { map, limit } => ApplyError::Full { map, limit },
+        gate::ApplyError::Addresses { limit, .. } => {
+            ApplyError::Full { map: "addresses of an endpoint", limit: u32::try_from(limit).unwrap_or(u32::MAX) }
+        }
+        gate::ApplyError::Kernel { map, action, source } => {
+            ApplyError::Kernel { action: format!("to {action} the map {map}"), source: source.into() }
+        }
+    }
+}
+
+fn unattached(interface: &Interface) -> impl FnOnce(FilterError) -> AttachError {
+    move |error| match error {
+        FilterError::Gone { .. } => AttachError::Gone { name: interface.name.clone(), index: interface.index },
+        other => {
+            AttachError::Kernel { action: format!("putting the gate on {}", interface.name), source: other.into() }
+        }
+    }
+}
+
+impl Datapath for GateDatapath {
+    fn apply(&mut self, operation: &Operation) -> Result<(), ApplyError> {
+        self.gate.apply(operation).map_err(failed)
+    }
+
+    async fn bind(&mut self, pod: &PodKey, interface: &Interface) -> Result<(), ApplyError> {
+        let interface = self.gate_interface(interface).await;
+        self.gate.bind(pod, interface).map(|_| ()).map_err(failed)
+    }
+
+    fn unbind(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.gate.unbind(index).map_err(failed)
+    }
+
+    fn forget(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.gate.forget(index).map_err(failed)
+    }
+
+    fn lock_down(&mut self, pod: &PodKey) -> Result<(), ApplyError> {
+        self.gate.lock_down(pod).map_err(failed)
+    }
+
+    fn lock_down_kept(&mut self) -> Result<usize, ApplyError> {
+        self.gate.lock_down_kept().map_err(failed)
+    }
+
+    async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
+        self.is_there(interface).await?;
+        // Where the primary plugin has left nothing, nothing may pass between the one direction's program and the other's.
+        self.filters.attach_drop(interface.index).await.map_err(unattached(interface))?;
+        self.filters.attach(interface.index).await.map_err(unattached(interface))
+    }
+
+    async fn check(&mut self, interface: &Interface) -> Result<Vec<String>, AttachError> {
+        self.is_there(interface).await?;
+        let missing = self.filters.check(interface.index).await.map_err(unattached(interface))?;
+        let words = missing.into_iter().map(|missing| {
+            let instead = match missing.instead {
+                Instead::Nothing => "nothing is there".to_owned(),
+                Instead::Drop => "the program that drops everything is there".to_owned(),
+                Instead::Other { name, .. } => format!("{} is there", name.as_deref().unwrap_or("something else")),
+            };
+            format!("{} is not at {:?}: {instead}", missing.program.name(), missing.hook)
+        });
+        Ok(words.collect())
+    }
+
+    fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
+        let swept = self.gate.sweep(image).map_err(failed)?;
+        tracing::info!(removed = ?swept.removed, locked = ?swept.locked, "the pinned maps were swept");
+        Ok(())
+    }
+
+    fn seen(&mut self) -> Vec<Seen> {
+        let Some(events) = &mut self.events else { return Vec::new() };
+        std::iter::from_fn(|| events.take()).take(EVENTS).map(|event| seen(&event)).collect()
+    }
+
+    fn counters(&mut self) -> BTreeMap<u32, u64> {
+        match self.gate.counters() {
+            Ok(counters) => counters.decisions.into_iter().map(|(id, counter)| (id.0, counter.packets)).collect(),
+            Err(error) => {
+                tracing::error!(error = %error, "the counters could not be read");
+                BTreeMap::new()
+            }
+        }
+    }
+
+    fn drops(&mut self) -> BTreeMap<&'static str, u64> {
+        let counters = self.gate.counters().unwrap_or_default();
+        counters.drops.into_iter().map(|(reason, counter)| (reason.as_str(), counter.packets)).collect()
+    }
+
+    fn expire(&mut self) {
+        if let Err(error) = self.gate.expire(Ktime::now(), FLOWS) {
+            tracing::error!(error = %error, "flows that ended could not be forgotten");
+        }
+    }
+}
+
+fn seen(event: &Event) -> Seen {
+    let end = |end: &End| match end.address {
+        std::net::IpAddr::V4(address) => format!("{address}:{}", end.port),
+        std::net::IpAddr::V6(address) => format!("[{address}]:{}", end.port),
+    };
+    Seen {
+        index: event.interface,
+        decision: event.decision.map_or(0, |decision| decision.0),
+        verdict: event.verdict.map_or("none", |verdict| verdict.as_str()),
+        cause: if event.reason == DropReason::None { "" } else { event.reason.as_str() },
+        flow: format!(
+            "{} of {} with {} {}",
+            event.direction.as_str(),
+            end(&event.own),
+            end(&event.peer),
+            Protocol(event.protocol)
+        ),
+    }
+}

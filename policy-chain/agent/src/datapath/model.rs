@@ -1,0 +1,352 @@
+//! A model of the kernel's gates: maps with limits, programs on interfaces, and packets judged as the programs judge them.
+//!
+//! The kernel's part outlives the process, as pinned maps do. A process can be killed at any write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sluice_policy_core::cluster::PodKey;
+use sluice_policy_core::compile::diff::Operation;
+use sluice_policy_core::compile::engine::Floor;
+use sluice_policy_core::compile::image::{Endpoint, Image};
+use sluice_policy_core::flow::{Query, Verdict};
+
+use super::{ApplyError, AttachError, Datapath, Found, Interface, Seen};
+
+/// What stands at both hooks of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attached {
+    /// Nothing: packets pass unjudged.
+    Nothing,
+    /// The drop program.
+    Drop,
+    /// The gate.
+    Gate,
+}
+
+/// An entry of the map of endpoints.
+#[derive(Debug, Clone)]
+struct Entry {
+    endpoint: Endpoint,
+    locked: bool,
+}
+
+/// What the kernel holds.
+#[derive(Debug, Default)]
+pub(crate) struct Kernel {
+    /// All maps but that of endpoints.
+    maps: Image,
+    entries: BTreeMap<u32, Entry>,
+    links: BTreeMap<u32, (String, Attached)>,
+    /// Entries that a map can hold.
+    limits: BTreeMap<&'static str, usize>,
+    /// Writes until the process is killed.
+    fuse: Option<u32>,
+}
+
+impl Kernel {
+    /// A link appears, with what its plugin has left on it.
+    pub(crate) fn plug(&mut self, index: u32, attached: Attached) {
+        self.links.insert(index, (format!("eni{index}"), attached));
+    }
+
+    /// A link goes.
+    pub(crate) fn unplug(&mut self, index: u32) {
+        self.links.remove(&index);
+    }
+
+    /// Somebody takes the filters of a link away.
+    pub(crate) fn strip(&mut self, index: u32) {
+        if let Some((_, attached)) = self.links.get_mut(&index) {
+            *attached = Attached::Nothing;
+        }
+    }
+
+    pub(crate) fn links(&self) -> BTreeMap<u32, String> {
+        self.links.iter().map(|(index, (name, _))| (*index, name.clone())).collect()
+    }
+
+    pub(crate) fn attached(&self, index: u32) -> Option<Attached> {
+        self.links.get(&index).map(|(_, attached)| *attached)
+    }
+
+    pub(crate) fn limit(&mut self, map: &'static str, entries: usize) {
+        self.limits.insert(map, entries);
+    }
+
+    pub(crate) fn unlimited(&mut self) {
+        self.limits.clear();
+    }
+
+    /// The process is killed after so many more writes.
+    pub(crate) const fn kill_after(&mut self, writes: u32) {
+        self.fuse = Some(writes);
+    }
+
+    /// It is not killed.
+    pub(crate) const fn disarm(&mut self) {
+        self.fuse = None;
+    }
+
+    /// Entries by map.
+    pub(crate) fn sizes(&self) -> BTreeMap<&'static str, usize> {
+        let mut sizes: BTreeMap<_, _> = self.maps.sizes().into_iter().map(|size| (size.map, size.entries)).collect();
+        sizes.insert("endpoints", self.entries.len());
+        sizes
+    }
+
+    /// Whether the first packet of a flow passes the interface. Whose it is comes from the interface, not from the query.
+    pub(crate) fn passes(&self, index: u32, query: &Query) -> bool {
+        match self.attached(index) {
+            Some(Attached::Nothing) => return true,
+            Some(Attached::Drop) | None => return false,
+            Some(Attached::Gate) => {}
+        }
+        let Some(entry) = self.entries.get(&index).filter(|entry| !entry.locked) else { return false };
+        let mut maps = self.maps.clone();
+        maps.endpoints.insert(query.subject.clone(), Arc::new(entry.endpoint.clone()));
+        maps.judge(query).verdict != Verdict::Deny
+    }
+
+    /// The revision of the interface's gate.
+    pub(crate) fn revision(&self, index: u32) -> Option<u64> {
+        self.entries.get(&index).map(|entry| entry.endpoint.revision)
+    }
+
+    fn room(&self, map: &'static str) -> Result<(), ApplyError> {
+        match self.limits.get(map) {
+            Some(limit) if self.sizes().get(map).is_some_and(|held| held > limit) => {
+                Err(ApplyError::Full { map, limit: u32::try_from(*limit).unwrap_or(u32::MAX) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    endpoint: Option<Arc<Endpoint>>,
+    locked: bool,
+    interfaces: BTreeSet<u32>,
+}
+
+/// The gates as one process has them.
+#[derive(Debug)]
+pub(crate) struct Model {
+    kernel: Arc<Mutex<Kernel>>,
+    pods: BTreeMap<PodKey, Remembered>,
+    bound: BTreeMap<u32, PodKey>,
+    /// Entries from before that have not been written since.
+    kept: BTreeSet<u32>,
+}
+
+impl Model {
+    /// What a process that starts now opens.
+    pub(crate) fn open(kernel: &Arc<Mutex<Kernel>>) -> (Self, Found) {
+        let held = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let maps = &held.maps;
+        let identities = maps
+            .ipcache
+            .iter()
+            .map(|(_, identity)| *identity)
+            .chain(maps.names.iter().map(|(_, identity)| *identity))
+            .chain(maps.frontends.values().copied())
+            .chain(maps.peers.keys().map(|(_, identity)| *identity));
+        let floor = Floor {
+            identity: identities.map(|identity| identity.0).max().unwrap_or(0),
+            policy: maps.peers.keys().map(|(policy, _)| policy.0).max().unwrap_or(0),
+            row: maps.rows.keys().map(|row| row.0).max().unwrap_or(0),
+            decision: maps.decisions.keys().map(|decision| decision.0).max().unwrap_or(0),
+            revision: held.entries.values().map(|entry| entry.endpoint.revision).max().unwrap_or(0),
+        };
+        let kept: BTreeSet<u32> = held.entries.keys().copied().collect();
+        let found = Found { endpoints: kept.clone(), floor };
+        (Self { kernel: Arc::clone(kernel), pods: BTreeMap::new(), bound: BTreeMap::new(), kept }, found)
+    }
+
+    /// The kernel, for one write.
+    fn write(&self) -> MutexGuard<'_, Kernel> {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut kernel.fuse {
+            Some(0) => {
+                kernel.fuse = None;
+                drop(kernel);
+                panic!("killed");
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        kernel
+    }
+
+    /// Writes the entry of a bound interface as its pod is.
+    fn put(&self, index: u32) -> Result<(), ApplyError> {
+        let Some(pod) = self.bound.get(&index).and_then(|pod| self.pods.get(pod)) else { return Ok(()) };
+        let mut kernel = self.write();
+        match &pod.endpoint {
+            Some(endpoint) => {
+                let entry = Entry { endpoint: endpoint.as_ref().clone(), locked: pod.locked };
+                let before = kernel.entries.insert(index, entry);
+                let room = kernel.room("endpoints");
+                if room.is_err() && before.is_none() {
+                    kernel.entries.remove(&index);
+                    return room;
+                }
+            }
+            // From before a restart, or nothing.
+            None if pod.locked => {
+                if let Some(entry) = kernel.entries.get_mut(&index) {
+                    entry.locked = true;
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn put_all(&mut self, pod: &PodKey) -> Result<(), ApplyError> {
+        let interfaces = self.pods.get(pod).map(|pod| pod.interfaces.clone()).unwrap_or_default();
+        for index in interfaces {
+            self.put(index)?;
+            if self.pods.get(pod).is_some_and(|pod| pod.endpoint.is_some()) {
+                self.kept.remove(&index);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_endpoint(&mut self, pod: &PodKey, endpoint: &Arc<Endpoint>) -> Result<(), ApplyError> {
+        let known = self.pods.entry(pod.clone()).or_default();
+        let before = (known.endpoint.replace(Arc::clone(endpoint)), std::mem::take(&mut known.locked));
+        let written = self.put_all(pod);
+        if written.is_err()
+            && let Some(known) = self.pods.get_mut(pod)
+        {
+            (known.endpoint, known.locked) = before;
+        }
+        written
+    }
+
+    fn set_other(&self, operation: &Operation) -> Result<(), ApplyError> {
+        let map = match operation {
+            Operation::SetDecision(..) => Some("decisions"),
+            Operation::SetRow(..) => Some("rows"),
+            Operation::SetPeer(..) => Some("peers"),
+            Operation::SetAddress(..) => Some("ipcache"),
+            Operation::SetName(..) => Some("names"),
+            Operation::SetFrontend(..) => Some("frontends"),
+            _ => None,
+        };
+        let mut kernel = self.write();
+        let before = map.and_then(|map| kernel.limits.contains_key(map).then(|| kernel.maps.clone()));
+        kernel.maps.apply(operation);
+        let room = map.map_or(Ok(()), |map| kernel.room(map));
+        if let (Err(_), Some(before)) = (&room, before) {
+            kernel.maps = before;
+        }
+        room
+    }
+}
+
+impl Datapath for Model {
+    fn apply(&mut self, operation: &Operation) -> Result<(), ApplyError> {
+        match operation {
+            Operation::SetEndpoint(pod, endpoint) => self.set_endpoint(pod, endpoint),
+            Operation::SetRevision(pod, revision) => {
+                if let Some(endpoint) = self.pods.get_mut(pod).and_then(|pod| pod.endpoint.as_mut()) {
+                    Arc::make_mut(endpoint).revision = *revision;
+                }
+                self.put_all(pod)
+            }
+            Operation::RemoveEndpoint(pod) => {
+                let Some(known) = self.pods.get_mut(pod) else { return Ok(()) };
+                known.endpoint = None;
+                known.locked = false;
+                let interfaces = known.interfaces.clone();
+                for index in interfaces {
+                    self.write().entries.remove(&index);
+                }
+                Ok(())
+            }
+            other => self.set_other(other),
+        }
+    }
+
+    async fn bind(&mut self, pod: &PodKey, interface: &Interface) -> Result<(), ApplyError> {
+        if self.bound.get(&interface.index).is_some_and(|other| other != pod) {
+            self.unbind(interface.index)?;
+        }
+        self.bound.insert(interface.index, pod.clone());
+        self.pods.entry(pod.clone()).or_default().interfaces.insert(interface.index);
+        self.put(interface.index)
+    }
+
+    fn unbind(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.write().entries.remove(&index);
+        if let Some(pod) = self.bound.remove(&index).and_then(|pod| self.pods.get_mut(&pod)) {
+            pod.interfaces.remove(&index);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.unbind(index)
+    }
+
+    fn lock_down_kept(&mut self) -> Result<usize, ApplyError> {
+        let mut kernel = self.write();
+        for index in &self.kept {
+            if let Some(entry) = kernel.entries.get_mut(index) {
+                entry.locked = true;
+            }
+        }
+        Ok(self.kept.len())
+    }
+
+    fn lock_down(&mut self, pod: &PodKey) -> Result<(), ApplyError> {
+        self.pods.entry(pod.clone()).or_default().locked = true;
+        self.put_all(pod)
+    }
+
+    async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
+        assert!(self.bound.contains_key(&interface.index), "only bound interfaces are attached");
+        match self.write().links.get_mut(&interface.index) {
+            Some((name, attached)) if *name == interface.name.as_str() => {
+                *attached = Attached::Gate;
+                Ok(())
+            }
+            _ => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
+        }
+    }
+
+    async fn check(&mut self, interface: &Interface) -> Result<Vec<String>, AttachError> {
+        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        match kernel.attached(interface.index) {
+            None => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
+            Some(Attached::Gate) => Ok(Vec::new()),
+            Some(other) => Ok(vec![format!("{other:?} in place of the gate")]),
+        }
+    }
+
+    fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
+        let mut kernel = self.write();
+        kernel.maps = Image { endpoints: BTreeMap::new(), ..image.clone() };
+        let bound = &self.bound;
+        kernel.entries.retain(|index, _| bound.get(index).is_some_and(|pod| image.endpoints.contains_key(pod)));
+        Ok(())
+    }
+
+    fn seen(&mut self) -> Vec<Seen> {
+        Vec::new()
+    }
+
+    fn counters(&mut self) -> BTreeMap<u32, u64> {
+        BTreeMap::new()
+    }
+
+    fn drops(&mut self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
+
+    fn expire(&mut self) {}
+}

@@ -1,0 +1,313 @@
+//! The kernel's gates as the engine's image wants them, and what becomes of a write that fails.
+//!
+//! DESIGN 6.10: full maps lock an endpoint down, they never enforce half a policy. A write that failed is owed: it is tried
+//! again, as the image has it then, whenever something was written and every few seconds. As long as anything is
+//! owed, every pod that it might concern is locked down, and its endpoint is not written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use sluice_daemon::log::ErrorChain;
+use sluice_policy_core::cluster::PodKey;
+use sluice_policy_core::compile::diff::Operation;
+use sluice_policy_core::compile::image::{DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, RowId};
+
+use crate::datapath::{ApplyError, AttachError, Datapath, Interface, Seen};
+
+/// A key of a map of which the kernel does not have what the image has. The order is that in which they are written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Owed {
+    Decision(DecisionId),
+    Row(RowId),
+    Peer(PolicyId, Identity),
+    Name(IpNet),
+    Address(IpNet),
+    Frontend(FrontendKey),
+    Endpoint(PodKey),
+}
+
+impl Owed {
+    fn of(operation: &Operation) -> Self {
+        match operation {
+            Operation::SetDecision(id, _) | Operation::RemoveDecision(id) => Self::Decision(*id),
+            Operation::SetRow(id, _) | Operation::RemoveRow(id) => Self::Row(*id),
+            Operation::SetPeer(policy, identity, _) | Operation::RemovePeer(policy, identity) => {
+                Self::Peer(*policy, *identity)
+            }
+            Operation::SetName(prefix, _) | Operation::RemoveName(prefix) => Self::Name(*prefix),
+            Operation::SetAddress(prefix, _) | Operation::RemoveAddress(prefix) => Self::Address(*prefix),
+            Operation::SetFrontend(key, _) | Operation::RemoveFrontend(key) => Self::Frontend(*key),
+            Operation::SetEndpoint(pod, _) | Operation::SetRevision(pod, _) | Operation::RemoveEndpoint(pod) => {
+                Self::Endpoint(pod.clone())
+            }
+        }
+    }
+
+    /// What has to be written for it, as the image is now.
+    fn operation(&self, image: &Image) -> Operation {
+        match self {
+            Self::Decision(id) => image
+                .decisions
+                .get(id)
+                .map_or(Operation::RemoveDecision(*id), |judgement| Operation::SetDecision(*id, Arc::clone(judgement))),
+            Self::Row(id) => {
+                image.rows.get(id).map_or(Operation::RemoveRow(*id), |row| Operation::SetRow(*id, Arc::clone(row)))
+            }
+            Self::Peer(policy, identity) => image
+                .peers
+                .get(&(*policy, *identity))
+                .map_or(Operation::RemovePeer(*policy, *identity), |row| Operation::SetPeer(*policy, *identity, *row)),
+            Self::Name(prefix) => image
+                .names
+                .get(prefix)
+                .map_or(Operation::RemoveName(*prefix), |identity| Operation::SetName(*prefix, identity)),
+            Self::Address(prefix) => image
+                .ipcache
+                .get(prefix)
+                .map_or(Operation::RemoveAddress(*prefix), |identity| Operation::SetAddress(*prefix, identity)),
+            Self::Frontend(key) => image
+                .frontends
+                .get(key)
+                .map_or(Operation::RemoveFrontend(*key), |identity| Operation::SetFrontend(*key, *identity)),
+            Self::Endpoint(pod) => {
+                image.endpoints.get(pod).map_or(Operation::RemoveEndpoint(pod.clone()), |endpoint| {
+                    Operation::SetEndpoint(pod.clone(), Arc::clone(endpoint))
+                })
+            }
+        }
+    }
+
+    /// The pods whose verdicts may be wrong without it. Rather too many than too few.
+    fn affects(&self, image: &Image) -> BTreeSet<PodKey> {
+        let having = |policies: &BTreeSet<PolicyId>, row: Option<RowId>| {
+            let hairpin = |endpoint: &Endpoint| {
+                row.is_some() && endpoint.addresses.iter().any(|own| own.ingress == row || own.egress == row)
+            };
+            image
+                .endpoints
+                .iter()
+                .filter(|(_, endpoint)| {
+                    policies.contains(&endpoint.ingress) || policies.contains(&endpoint.egress) || hairpin(endpoint)
+                })
+                .map(|(pod, _)| pod.clone())
+                .collect()
+        };
+        let with_policy = || {
+            let restricted =
+                |endpoint: &Endpoint| endpoint.ingress != PolicyId::NONE || endpoint.egress != PolicyId::NONE;
+            image.endpoints.iter().filter(|(_, endpoint)| restricted(endpoint)).map(|(pod, _)| pod.clone()).collect()
+        };
+        match self {
+            Self::Decision(_) | Self::Address(_) | Self::Name(_) => with_policy(),
+            Self::Row(row) => {
+                let policies = image.peers.iter().filter(|(_, has)| *has == row).map(|((policy, _), _)| *policy);
+                having(&policies.collect(), Some(*row))
+            }
+            Self::Peer(policy, _) => having(&BTreeSet::from([*policy]), None),
+            // Without it a Service's address is judged like any other: also for a pod without a policy, which would
+            // then not be judged at the backend.
+            Self::Frontend(_) => image.endpoints.keys().cloned().collect(),
+            Self::Endpoint(pod) => BTreeSet::from([pod.clone()]),
+        }
+    }
+}
+
+/// Something that went wrong while writing.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    /// `full`, or `kernel`.
+    pub(crate) kind: &'static str,
+    /// The map that is full; empty where the kernel refused.
+    pub(crate) map: &'static str,
+    /// In words.
+    pub(crate) message: String,
+    /// The pods that were locked down for it and were not before.
+    pub(crate) locked: Vec<PodKey>,
+}
+
+/// The gates.
+#[derive(Debug)]
+pub(crate) struct Gates<D> {
+    datapath: D,
+    owed: BTreeSet<Owed>,
+    /// Pods that are locked down because of what is owed.
+    locked: BTreeSet<PodKey>,
+    /// Lockdowns that failed themselves.
+    unlocked: BTreeSet<PodKey>,
+}
+
+impl<D: Datapath> Gates<D> {
+    pub(crate) const fn new(datapath: D) -> Self {
+        Self { datapath, owed: BTreeSet::new(), locked: BTreeSet::new(), unlocked: BTreeSet::new() }
+    }
+
+    /// Carries out operations in their order. `image` is what they lead to.
+    pub(crate) fn carry_out(&mut self, operations: &[Operation], image: &Image) -> Vec<Trouble> {
+        let mut troubles = Vec::new();
+        self.lock_more(image);
+        for operation in operations {
+            self.carry_out_one(operation, image, &mut troubles);
+        }
+        if self.is_behind() {
+            self.retry(image);
+        }
+        troubles
+    }
+
+    fn carry_out_one(&mut self, operation: &Operation, image: &Image, troubles: &mut Vec<Trouble>) {
+        if let Operation::SetEndpoint(pod, _) | Operation::SetRevision(pod, _) = operation
+            && self.locked.contains(pod)
+        {
+            // Written when nothing is owed any more.
+            return;
+        }
+        let owed = Owed::of(operation);
+        // A row is written entry by entry: what the last row of this number left must be gone first.
+        let leftover = matches!(operation, Operation::SetRow(..)) && self.owed.contains(&owed);
+        let cleared = match (leftover, &owed) {
+            (true, Owed::Row(id)) => self.datapath.apply(&Operation::RemoveRow(*id)),
+            _ => Ok(()),
+        };
+        match cleared.and_then(|()| self.datapath.apply(operation)) {
+            Ok(()) => {
+                self.owed.remove(&owed);
+                if let Operation::RemoveEndpoint(pod) = operation {
+                    self.locked.remove(pod);
+                    self.unlocked.remove(pod);
+                }
+            }
+            Err(error) => {
+                let locked: Vec<PodKey> =
+                    owed.affects(image).into_iter().filter(|pod| self.locked.insert(pod.clone())).collect();
+                for pod in &locked {
+                    self.lock(pod.clone());
+                }
+                self.owed.insert(owed);
+                let (kind, map) = match &error {
+                    ApplyError::Full { map, .. } => ("full", *map),
+                    ApplyError::Kernel { .. } => ("kernel", ""),
+                };
+                let message = ErrorChain(&error).to_string();
+                tracing::error!(error = message, locked = locked.len(), "a gate could not be written");
+                troubles.push(Trouble { kind, map, message, locked });
+            }
+        }
+    }
+
+    /// What is owed may concern further pods by now.
+    fn lock_more(&mut self, image: &Image) {
+        let affected: BTreeSet<PodKey> = self.owed.iter().flat_map(|owed| owed.affects(image)).collect();
+        for pod in affected {
+            if self.locked.insert(pod.clone()) {
+                self.lock(pod);
+            }
+        }
+    }
+
+    fn lock(&mut self, pod: PodKey) {
+        match self.datapath.lock_down(&pod) {
+            Ok(()) => {
+                self.unlocked.remove(&pod);
+            }
+            Err(error) => {
+                tracing::error!(pod = %pod, error = %ErrorChain(&error), "an endpoint could not be locked down");
+                self.unlocked.insert(pod);
+            }
+        }
+    }
+
+    /// Tries what is owed again. Whether nothing is owed now.
+    pub(crate) fn retry(&mut self, image: &Image) -> bool {
+        for pod in std::mem::take(&mut self.unlocked) {
+            self.lock(pod);
+        }
+        // Endpoints come last, and only when all else is there.
+        for owed in self.owed.clone() {
+            if matches!(owed, Owed::Endpoint(_)) && self.owed.first() != Some(&owed) {
+                continue;
+            }
+            if matches!(owed, Owed::Row(_))
+                && let Owed::Row(id) = &owed
+                && self.datapath.apply(&Operation::RemoveRow(*id)).is_err()
+            {
+                continue;
+            }
+            if self.datapath.apply(&owed.operation(image)).is_ok() {
+                self.owed.remove(&owed);
+            }
+        }
+        if !self.owed.is_empty() {
+            return false;
+        }
+        for pod in std::mem::take(&mut self.locked) {
+            let owed = Owed::Endpoint(pod.clone());
+            if self.datapath.apply(&owed.operation(image)).is_err() {
+                self.owed.insert(owed);
+                self.locked.insert(pod);
+            }
+        }
+        self.owed.is_empty()
+    }
+
+    /// Whether the kernel does not have all of the image, or something is locked down.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.owed.is_empty() || !self.locked.is_empty() || !self.unlocked.is_empty()
+    }
+
+    /// Pods that are locked down.
+    pub(crate) const fn locked(&self) -> &BTreeSet<PodKey> {
+        &self.locked
+    }
+
+    pub(crate) async fn bind(&mut self, pod: &PodKey, interface: &Interface) -> Result<(), ApplyError> {
+        self.datapath.bind(pod, interface).await?;
+        if self.locked.contains(pod) {
+            self.lock(pod.clone());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unbind(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.datapath.unbind(index)
+    }
+
+    pub(crate) fn forget(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.datapath.forget(index)
+    }
+
+    pub(crate) fn lock_down_kept(&mut self) -> Result<usize, ApplyError> {
+        self.datapath.lock_down_kept()
+    }
+
+    pub(crate) fn attach(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send {
+        self.datapath.attach(interface)
+    }
+
+    pub(crate) fn check(
+        &mut self,
+        interface: &Interface,
+    ) -> impl Future<Output = Result<Vec<String>, AttachError>> + Send {
+        self.datapath.check(interface)
+    }
+
+    pub(crate) fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
+        self.datapath.sweep(image)
+    }
+
+    pub(crate) fn seen(&mut self) -> Vec<Seen> {
+        self.datapath.seen()
+    }
+
+    pub(crate) fn counters(&mut self) -> BTreeMap<u32, u64> {
+        self.datapath.counters()
+    }
+
+    pub(crate) fn drops(&mut self) -> BTreeMap<&'static str, u64> {
+        self.datapath.drops()
+    }
+
+    pub(crate) fn expire(&mut self) {
+        self.datapath.expire();
+    }
+}

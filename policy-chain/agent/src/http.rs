@@ -1,0 +1,69 @@
+//! The two HTTP ports: metrics, and introspection on the loopback address.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use sluice_daemon::http::{METRICS_CONTENT, serve};
+
+use crate::config::{Config, VARIABLES};
+use crate::inbox::Handle;
+use crate::metrics::Metrics;
+
+/// What the handlers look at.
+#[derive(Debug, Clone)]
+pub(crate) struct Pages {
+    pub(crate) handle: Handle,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: Arc<Config>,
+}
+
+/// Serves both ports for as long as it is polled.
+pub(crate) async fn serve_pages(pages: Pages) {
+    let serve_at = |what, address: Option<SocketAddr>, router: Router| async move {
+        if let Some(address) = address {
+            serve(what, address, router).await;
+        }
+    };
+    let metrics_page = Router::new().route("/metrics", get(metrics)).with_state(pages.clone());
+    let introspection_pages = Router::new()
+        .route("/", get(index))
+        .route("/v1/policy", get(policy))
+        .route("/v1/settings", get(settings))
+        .with_state(pages.clone());
+    tokio::join!(
+        serve_at("metrics", pages.config.metrics_address, metrics_page),
+        serve_at("introspection", pages.config.introspection_address, introspection_pages),
+    );
+}
+
+async fn metrics(State(pages): State<Pages>) -> Response {
+    if let Some(view) = pages.handle.look().await {
+        pages.metrics.set(&view);
+    }
+    ([(header::CONTENT_TYPE, METRICS_CONTENT)], pages.metrics.encode()).into_response()
+}
+
+async fn index() -> Json<Value> {
+    Json(json!({"AvailableCommands": ["/v1/policy", "/v1/settings"]}))
+}
+
+async fn policy(State(pages): State<Pages>) -> Response {
+    match pages.handle.look().await {
+        Some(view) => Json(view).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response(),
+    }
+}
+
+async fn settings(State(pages): State<Pages>) -> Json<Value> {
+    let variables: serde_json::Map<String, Value> = VARIABLES
+        .iter()
+        .map(|variable| (variable.name.to_owned(), json!({"default": variable.default, "meaning": variable.meaning})))
+        .collect();
+    Json(json!({"effective": &*pages.config, "variables": variables}))
+}

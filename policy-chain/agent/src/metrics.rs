@@ -1,0 +1,299 @@
+//! The registry of policyd's metrics. Counters count where things happen; gauges are set from the state when somebody asks.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use sluice_contract::rpc::RefusalCode;
+use sluice_daemon::metrics::{Count, Named, Seconds, seconds};
+
+use crate::view::View;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Part {
+    part: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Map {
+    map: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rule {
+    verdict: &'static str,
+    rule: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+/// Rules that are counted one by one; packets of others are in the sum `other`.
+const MAX_RULES: usize = 1000;
+
+/// All metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Mutex<Named>,
+    adds: Count,
+    add_seconds: Seconds,
+    refusals: Family<Code, Count>,
+    rejected: Family<Reason, Count>,
+    errors: Family<Part, Count>,
+    events: Count,
+    commits: Count,
+    commit_seconds: Seconds,
+    apply_seconds: Seconds,
+    operations: Count,
+    apply_failures: Family<Map, Count>,
+    repaired: Count,
+    superseded: Count,
+    tombstones: Count,
+    notices: Count,
+    rules: Family<Rule, Gauge>,
+    drops: Family<Reason, Gauge>,
+    endpoints: Gauge,
+    locked: Gauge,
+    waiting: Gauge,
+    adoptable: Gauge,
+    synced: Gauge,
+    stale: Gauge,
+    policies: Gauge,
+    pods: Gauge,
+    faults: Gauge,
+    revision: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let metrics = Self {
+            registry: Mutex::default(),
+            adds: Count::default(),
+            add_seconds: seconds(),
+            refusals: Family::default(),
+            rejected: Family::default(),
+            errors: Family::default(),
+            events: Count::default(),
+            commits: Count::default(),
+            commit_seconds: seconds(),
+            apply_seconds: seconds(),
+            operations: Count::default(),
+            apply_failures: Family::default(),
+            repaired: Count::default(),
+            superseded: Count::default(),
+            tombstones: Count::default(),
+            notices: Count::default(),
+            rules: Family::default(),
+            drops: Family::default(),
+            endpoints: Gauge::default(),
+            locked: Gauge::default(),
+            waiting: Gauge::default(),
+            adoptable: Gauge::default(),
+            synced: Gauge::default(),
+            stale: Gauge::default(),
+            policies: Gauge::default(),
+            pods: Gauge::default(),
+            faults: Gauge::default(),
+            revision: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let mut named = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut add = |name, help, metric: &dyn Registered| metric.register(&mut named, name, help);
+        add("sluice_policy_add_requests", "ADDs of the chained plugin", &self.adds);
+        add("sluice_policy_add_seconds", "From an ADD to its answer", &self.add_seconds);
+        add("sluice_policy_add_waiting", "ADDs that wait for their pod's policy", &self.waiting);
+        add("sluice_policy_refusals", "Requests that were refused, by code", &self.refusals);
+        add("sluice_policy_connections_rejected", "Connections that brought no request, by reason", &self.rejected);
+        add("sluice_policy_errors", "Faults of policyd's own, by part", &self.errors);
+        add("sluice_policy_events", "Changes that the cluster told", &self.events);
+        add("sluice_policy_commits", "Times that changes were compiled", &self.commits);
+        add("sluice_policy_commit_seconds", "Compiling a batch of changes", &self.commit_seconds);
+        add("sluice_policy_apply_seconds", "Writing a batch of changes to the kernel", &self.apply_seconds);
+        add("sluice_policy_operations", "Writes to the kernel's maps", &self.operations);
+        add(
+            "sluice_policy_apply_failures",
+            "Writes that failed, by the map that was full; none where the kernel refused",
+            &self.apply_failures,
+        );
+        add("sluice_policy_gates_repaired", "Filters that were missing at an interface and put back", &self.repaired);
+        add(
+            "sluice_policy_endpoints_superseded",
+            "Endpoints turned to drop because another pod has their pod's name",
+            &self.superseded,
+        );
+        add("sluice_policy_tombstones", "DELs that were left behind while policyd was down", &self.tombstones);
+        add(
+            "sluice_policy_outbox_dropped",
+            "Events, statuses and addresses that were not sent: too many waited, or they failed too often",
+            &self.notices,
+        );
+        add("sluice_policy_endpoints", "Host interfaces that have a gate", &self.endpoints);
+        add("sluice_policy_endpoints_locked", "Pods that are locked down because a map is full", &self.locked);
+        add(
+            "sluice_policy_pods_without_gate",
+            "Pods of the node with an address and no gate: they were there before",
+            &self.adoptable,
+        );
+        add("sluice_policy_synced", "1 when all that the cluster says has come since the start", &self.synced);
+        add("sluice_policy_stale", "1 when the cluster does not answer, and what is known may be old", &self.stale);
+        add("sluice_policy_policies", "Policies that are known", &self.policies);
+        add("sluice_policy_pods", "Pods that are known", &self.pods);
+        add("sluice_policy_faulty_objects", "Objects in which something is wrong", &self.faults);
+        add("sluice_policy_revision", "Number of the node's policy that is in force", &self.revision);
+        add("sluice_policy_rule_packets", "Packets by the rule that decided", &self.rules);
+        add("sluice_policy_dropped_packets", "Packets dropped without a rule, by reason", &self.drops);
+        let build: Family<Build, Gauge> = Family::default();
+        build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+        add("sluice_policy_build_info", "The version of policyd", &build);
+    }
+
+    /// Has others register theirs.
+    pub(crate) fn register_more(&self, register: impl FnOnce(&mut Registry)) {
+        register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner).registry);
+    }
+
+    /// All metrics as text.
+    pub(crate) fn encode(&self) -> String {
+        let named = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        if let Err(error) = encode(&mut text, &named.registry) {
+            tracing::error!(error = %error, "metrics could not be written");
+        }
+        text
+    }
+
+    /// Sets the gauges.
+    pub(crate) fn set(&self, view: &View) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.endpoints.set(number(view.endpoints.len()));
+        self.locked.set(number(view.endpoints.iter().filter(|endpoint| endpoint.locked).count()));
+        self.waiting.set(number(view.waiting));
+        self.adoptable.set(number(view.without_gate.len()));
+        self.synced.set(view.synced.into());
+        self.stale.set(view.stale.is_some().into());
+        self.policies.set(number(view.policies.len()));
+        self.pods.set(number(view.pods));
+        self.faults.set(number(view.faults.len()));
+        self.revision.set(i64::try_from(view.revision).unwrap_or(i64::MAX));
+        self.rules.clear();
+        for (at, counter) in view.counters.iter().enumerate() {
+            let rule = if at < MAX_RULES { counter.rule.clone() } else { "other".to_owned() };
+            let packets = i64::try_from(counter.packets).unwrap_or(i64::MAX);
+            self.rules.get_or_create(&Rule { verdict: counter.verdict, rule }).inc_by(packets);
+        }
+        for (reason, packets) in &view.drops {
+            self.drops.get_or_create(&Reason { reason }).set(i64::try_from(*packets).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(crate) fn add_begun(&self) {
+        self.adds.add();
+    }
+
+    pub(crate) fn add_ended(&self, took: Duration) {
+        self.add_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self, code: RefusalCode) {
+        self.refusals.get_or_create(&Code { code: code.as_str() }).add();
+    }
+
+    pub(crate) fn rejected(&self, reason: &'static str) {
+        self.rejected.get_or_create(&Reason { reason }).add();
+    }
+
+    pub(crate) fn error(&self, part: &'static str) {
+        self.errors.get_or_create(&Part { part }).add();
+    }
+
+    pub(crate) fn told(&self) {
+        self.events.add();
+    }
+
+    pub(crate) fn committed(&self, compiled: Duration, applied: Duration, operations: usize) {
+        self.commits.add();
+        self.commit_seconds.observe(compiled.as_secs_f64());
+        self.apply_seconds.observe(applied.as_secs_f64());
+        for _ in 0..operations {
+            self.operations.add();
+        }
+    }
+
+    pub(crate) fn apply_failed(&self, map: &'static str) {
+        self.apply_failures.get_or_create(&Map { map: if map.is_empty() { "none" } else { map } }).add();
+    }
+
+    pub(crate) fn repaired(&self) {
+        self.repaired.add();
+    }
+
+    pub(crate) fn superseded(&self) {
+        self.superseded.add();
+    }
+
+    pub(crate) fn tombstone(&self) {
+        self.tombstones.add();
+    }
+
+    pub(crate) fn outbox_dropped(&self) {
+        self.notices.add();
+    }
+}
+
+/// A metric that can be registered by reference: all of them share what they hold when they are cloned.
+trait Registered {
+    fn register(&self, named: &mut Named, name: &'static str, help: &'static str);
+}
+
+impl<M: prometheus_client::registry::Metric + Clone> Registered for M {
+    fn register(&self, named: &mut Named, name: &'static str, help: &'static str) {
+        named.register(name, help, self.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/policyd-metrics.md is made from the registry. With `UPDATE_GOLDENS` set in the environment it is written anew.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test's own switch")]
+    fn the_page_of_metrics_is_up_to_date() {
+        let metrics = Metrics::new();
+        let named = metrics.registry.lock().unwrap();
+        let mut text = String::from(
+            "# Metrics of policyd\n\nServed on port 9962 under /metrics, Prometheus text format. This page is made from the registry.\n\n\
+             | metric | meaning |\n|---|---|\n",
+        );
+        for (name, help) in &named.names {
+            text.push_str(&format!("| `{name}` | {help} |\n"));
+        }
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/policyd-metrics.md");
+        if std::env::var("UPDATE_GOLDENS").is_ok() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(written == text, "set UPDATE_GOLDENS to write docs/policyd-metrics.md anew");
+    }
+}

@@ -1,0 +1,88 @@
+//! A picture of the state for people and programs: what the introspection port shows. All of it is in force: it is taken
+//! between two steps of the daemon's loop.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::Serialize;
+use sluice_contract::id::IfName;
+
+/// The state at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct View {
+    /// Whether all that the cluster says has come since the start.
+    pub synced: bool,
+    /// Why what is known may be old; none when the cluster answers.
+    pub stale: Option<String>,
+    /// Whether ADDs are served: all is known, or what was known before a restart is young enough.
+    pub serving: bool,
+    /// Counts the changes of the node's policy since the start.
+    pub revision: u64,
+    /// Pods that are known.
+    pub pods: usize,
+    /// ADDs that wait.
+    pub waiting: usize,
+    /// Policies.
+    pub policies: Vec<PolicyView>,
+    /// Gates.
+    pub endpoints: Vec<EndpointView>,
+    /// Local pods that have an address and no gate.
+    pub without_gate: Vec<String>,
+    /// What is wrong, by object or file.
+    pub faults: BTreeMap<String, Vec<String>>,
+    /// Packets by the rule that decided.
+    pub counters: Vec<CounterView>,
+    /// Packets dropped without a rule, by reason.
+    pub drops: BTreeMap<&'static str, u64>,
+}
+
+/// A policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyView {
+    /// Kind.
+    pub kind: &'static str,
+    /// Namespace, if it has one.
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+    /// `metadata.generation` of what is in force.
+    pub generation: Option<i64>,
+    /// What is wrong with it.
+    pub issues: Vec<String>,
+}
+
+/// A gate at one interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EndpointView {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The host's interface.
+    pub interface: IfName,
+    /// Its index.
+    pub index: u32,
+    /// The addresses behind it.
+    pub addresses: Vec<IpAddr>,
+    /// The endpoint's revision; none: there is no endpoint, and the interface drops everything.
+    pub revision: Option<u64>,
+    /// Whether ingress is restricted by a policy.
+    pub ingress: bool,
+    /// Whether egress is.
+    pub egress: bool,
+    /// The gate is a dry run.
+    pub audit: bool,
+    /// It drops everything because a map is full.
+    pub locked: bool,
+}
+
+/// Packets of one rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CounterView {
+    /// What happened.
+    pub verdict: &'static str,
+    /// The rule, or why else.
+    pub rule: String,
+    /// Packets.
+    pub packets: u64,
+}
