@@ -106,13 +106,13 @@ pub(crate) async fn find(
     let host = Netlink::open().map_err(FindError::Open)?;
     let pod = Host::of(netns.clone()).map_err(FindError::Open)?;
     let links = pod.netlink().links().await.map_err(FindError::Look)?;
-    let hosts_number = Hosts { netlink: &host, sandbox: netns };
+    let host_side = HostSide { netlink: &host, sandbox: netns };
 
     let mut found = Vec::with_capacity(reported.interfaces.len());
     for (name, addresses) in &reported.interfaces {
         let link = links.iter().find(|link| link.name == *name);
         let link = link.ok_or_else(|| FindError::Missing { name: name.clone() })?;
-        let Some(host_end) = hosts_number.end_of(link).await? else {
+        let Some(host_end) = host_side.end_of(link).await? else {
             return Err(FindError::NoHostEnd { name: name.clone(), kind: kind(link) });
         };
         if !reported.hosts.is_empty() && !reported.hosts.iter().any(|host| host == host_end.name.as_str()) {
@@ -126,7 +126,7 @@ pub(crate) async fn find(
             && reported.interfaces.iter().all(|(name, _)| *name != link.name)
     };
     for link in links.iter().filter(is_other) {
-        match hosts_number.end_of(link).await? {
+        match host_side.end_of(link).await? {
             Some(host_end) => {
                 note(&format!("{} of the sandbox is gated too, though prevResult does not name it", link.name));
                 found.push(gate(link, &host_end, Vec::new()));
@@ -153,12 +153,12 @@ pub(crate) async fn find(
 }
 
 /// The host, as it sees a sandbox.
-struct Hosts<'a> {
+struct HostSide<'a> {
     netlink: &'a Netlink,
     sandbox: &'a Namespace,
 }
 
-impl Hosts<'_> {
+impl HostSide<'_> {
     /// The host's end of a sandbox's link: each names the other. A macvlan names its parent, which does not name it.
     async fn end_of(&self, link: &Link) -> Result<Option<Link>, FindError> {
         let (Some(peer), Some(_)) = (link.peer, link.peer_netns) else { return Ok(None) };
