@@ -156,7 +156,7 @@ impl ApiServer {
 
     // Objects, past the API's own checks.
 
-    /// Puts an object in place, status and all, as if it had always been so: no conflict, no check, no defaults.
+    /// Puts an object in place, status, generation and all, as if it had always been so: no conflict, no check, no defaults.
     ///
     /// # Errors
     /// Its kind is not served.

@@ -204,6 +204,8 @@ async fn status_is_written_by_its_subresource_only_and_applied_by_manager() {
     let patched = policies.patch("p", &PatchParams::default(), &Patch::Merge(spec)).await.unwrap();
     assert_eq!(patched.metadata.generation, Some(2));
     assert_eq!(patched.data["status"]["conditions"].as_array().unwrap().len(), 2);
+    let put = json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "q", "generation": 7}});
+    assert_eq!(server.put(put).unwrap()["metadata"]["generation"], 7);
     let unconditional = policies.replace("p", &PostParams::default(), &policy).await.unwrap_err();
     assert_eq!(code(&unconditional).0, 422);
 }

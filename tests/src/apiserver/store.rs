@@ -178,13 +178,19 @@ impl Store {
         }
     }
 
-    /// Puts an object as it is, whatever it holds: what an admission would refuse as well.
+    /// Puts an object as it is, whatever it holds: what an admission would refuse as well. A generation that it has, it keeps.
     pub(super) fn put(&mut self, kind: &Kind, object: Value) -> Arc<Value> {
         let key = key_of(kind, &object);
         let before = self.get(&kind.table(), &key);
+        let generation = object.pointer("/metadata/generation").cloned();
         let mut object = self.completed(object, before.as_deref());
-        if let (true, Ok(metadata)) = (kind.namespaced, metadata(&mut object)) {
-            metadata.insert("namespace".to_owned(), json!(key.0));
+        if let Ok(metadata) = metadata(&mut object) {
+            if kind.namespaced {
+                metadata.insert("namespace".to_owned(), json!(key.0));
+            }
+            if let Some(generation) = generation {
+                metadata.insert("generation".to_owned(), generation);
+            }
         }
         self.change(&kind.table(), &key, Some(object))
     }
