@@ -212,7 +212,11 @@ fn slice_value(slice: &EndpointSlice) -> Value {
 }
 
 fn group_value(group: &CidrGroup) -> Value {
-    let cidrs: Vec<String> = group.cidrs.iter().map(ToString::to_string).collect();
+    let cidrs: Vec<String> = match &group.cidrs {
+        Ok(cidrs) => cidrs.iter().map(ToString::to_string).collect(),
+        // It is to be as unusable where it is read again.
+        Err(unusable) => vec![unusable.reason.clone()],
+    };
     json!({"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup",
         "metadata": {"name": &*group.name, "labels": labels(&group.labels)}, "spec": {"externalCIDRs": cidrs}})
 }
