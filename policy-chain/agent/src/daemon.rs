@@ -247,6 +247,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 // Whoever asked may have gone; nothing is lost then.
                 let _view = to.send(self.view());
             }
+            Input::NetworkChanged => self.network_changed(),
             Input::LinkGone(index) => self.link_gone(index),
             Input::Links(links) => self.links(&links),
         }

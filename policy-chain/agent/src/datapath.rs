@@ -9,6 +9,7 @@
 pub mod gate;
 #[cfg(test)]
 pub(crate) mod model;
+mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -151,6 +152,10 @@ pub trait Datapath: Send + 'static {
 
     /// What is missing or foreign at an interface, in words; empty when its gate is as it should be.
     fn check(&mut self, interface: &Interface) -> impl Future<Output = Result<Vec<String>, AttachError>> + Send;
+
+    /// Looks after what stands elsewhere than at pods' interfaces: where the node's uplinks are judged on. To be called
+    /// every few seconds, and when interfaces or addresses of the host change.
+    fn tend(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Removes everything from the pinned maps that `image` has not; the entries of interfaces that are not bound, and of
     /// bound ones whose pod has no endpoint in it, drop from then on. After the first whole image has been applied.

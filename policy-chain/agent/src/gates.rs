@@ -291,6 +291,10 @@ impl<D: Datapath> Gates<D> {
         self.datapath.check(interface)
     }
 
+    pub(crate) fn tend(&mut self) -> impl Future<Output = ()> + Send {
+        self.datapath.tend()
+    }
+
     pub(crate) fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
         self.datapath.sweep(image)
     }

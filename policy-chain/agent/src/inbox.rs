@@ -35,6 +35,8 @@ pub(crate) enum Input {
     Withdrawn(Token),
     /// Somebody wants to look at the state.
     Look(oneshot::Sender<View>),
+    /// An interface that may be an uplink is new, or has an address.
+    NetworkChanged,
     /// An interface of the host is gone.
     LinkGone(u32),
     /// All interfaces that the host has now, by index.

@@ -1,10 +1,11 @@
-//! Tells the daemon's loop which of the host's interfaces are gone.
+//! Tells the daemon's loop which of the host's interfaces are gone, and when there are others to leave by.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sluice_daemon::log::ErrorChain;
 use sluice_hostnet::netns::Namespace;
+use sluice_hostnet::state::{Address, Link, LinkKind, RtScope};
 use sluice_hostnet::watch::{Change, Event, Watch, Watched};
 
 use crate::inbox::{Handle, Input};
@@ -15,7 +16,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Watches for as long as it is polled.
 pub(crate) async fn watch(namespace: Namespace, handle: Handle) {
     loop {
-        match Watch::open(&namespace, Watched::LINKS).await {
+        match Watch::open(&namespace, Watched { addresses: true, ..Watched::LINKS }).await {
             Ok(watch) => follow(watch, &handle).await,
             Err(error) => tracing::error!(error = %ErrorChain(&error), "the host's links cannot be watched"),
         }
@@ -31,8 +32,26 @@ async fn follow(mut watch: Watch, handle: &Handle) {
     loop {
         match watch.next().await {
             Some(Event::Link(Change::Gone, link)) => handle.send(Input::LinkGone(link.index)).await,
+            Some(Event::Link(Change::New, link)) if may_be_uplink(&link) => handle.send(Input::NetworkChanged).await,
+            Some(Event::Address(Change::New, address)) if is_of_subnet(&address) => {
+                handle.send(Input::NetworkChanged).await;
+            }
             Some(Event::Lost) | None => return,
             Some(_) => {}
         }
     }
+}
+
+/// Whether a link is one by itself. A pod's is not, and pods come by the dozen.
+fn may_be_uplink(link: &Link) -> bool {
+    match &link.kind {
+        LinkKind::Physical => true,
+        LinkKind::Other(kind) => kind == "vlan",
+        LinkKind::Loopback | LinkKind::Veth => false,
+    }
+}
+
+/// Whether an address makes its link one.
+fn is_of_subnet(address: &Address) -> bool {
+    address.scope == RtScope::Global && address.net.prefix_len() < address.net.max_prefix_len()
 }

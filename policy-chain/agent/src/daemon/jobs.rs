@@ -32,6 +32,12 @@ const SEEN_EVERY: Duration = Duration::from_millis(500);
 /// How often the journal's time is moved on while the source is alive.
 const TOUCH_EVERY: Duration = Duration::from_secs(15);
 
+/// How often uplinks are looked after.
+const TEND_EVERY: Duration = Duration::from_secs(10);
+
+/// After a change of the host's interfaces, how long further ones are waited for.
+const TEND_AFTER: Duration = Duration::from_millis(100);
+
 /// Times that the events of the gates are read in one go.
 const SEEN_ROUNDS: usize = 16;
 
@@ -43,6 +49,7 @@ pub(super) struct Timers {
     expire: Timer,
     seen: Timer,
     touch: Timer,
+    tend: Timer,
 }
 
 impl Timers {
@@ -54,12 +61,13 @@ impl Timers {
             expire: Timer::new(now, EXPIRE_EVERY),
             seen: Timer::new(now, SEEN_EVERY),
             touch: Timer::new(now, TOUCH_EVERY),
+            tend: Timer::new(now, TEND_EVERY),
         }
     }
 
     /// When the next is due.
     pub(super) fn next(&self) -> Instant {
-        let all = [&self.check, &self.retry, &self.expire, &self.seen, &self.touch];
+        let all = [&self.check, &self.retry, &self.expire, &self.seen, &self.touch, &self.tend];
         all.iter().map(|timer| timer.next()).fold(self.tombstones.next(), Instant::min)
     }
 }
@@ -69,6 +77,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let now = Instant::now();
         if self.timers.tombstones.is_due(now) {
             self.drain_tombstones();
+        }
+        if self.timers.tend.is_due(now) {
+            self.parts.gates.tend().await;
         }
         if self.timers.check.is_due(now) {
             self.repair().await;
@@ -175,6 +186,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             rule = judgement.map(|judgement| judgement.reason.to_string()).as_deref().unwrap_or(""),
             "a packet was judged"
         );
+    }
+
+    /// Interfaces or addresses of the host have changed.
+    pub(super) fn network_changed(&mut self) {
+        self.timers.tend.bring_forward(Instant::now() + TEND_AFTER);
     }
 
     /// An interface is gone: what stood there has nothing to guard.

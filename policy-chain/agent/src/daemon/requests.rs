@@ -14,6 +14,7 @@ use crate::cluster::Cluster;
 use crate::daemon::pods::interface;
 use crate::datapath::Datapath;
 use crate::inbox::{Asked, Token};
+use crate::registry::Binding;
 
 impl<C: Cluster, D: Datapath> Daemon<C, D> {
     pub(super) async fn asked(&mut self, asked: Asked) {
@@ -30,7 +31,15 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 PolicyOutcome::Gc
             }
             PolicyCall::Check(request) => {
-                let differences = self.check(&request).await;
+                let Some(binding) = self.bindings.get(&request.attachment).cloned() else {
+                    let message = format!("policyd knows no gate of {}", request.attachment);
+                    let refusal = Refusal::new(RefusalCode::UnknownAttachment, message).hint("add it again");
+                    self.parts.metrics.refused(refusal.code);
+                    // Whoever asked may have gone.
+                    let _sent = asked.answer.send(refusal.into());
+                    return;
+                };
+                let differences = self.check(&request, &binding).await;
                 PolicyOutcome::Check(PolicyCheckReply { differences, revision: self.revision })
             }
             PolicyCall::Status => PolicyOutcome::Status(PolicyStatusReply {
@@ -78,10 +87,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     }
 
     /// What is not as it should be.
-    async fn check(&mut self, request: &PolicyCheck) -> Vec<String> {
-        let Some(binding) = self.bindings.get(&request.attachment).cloned() else {
-            return vec![format!("policyd knows no gate of {}: add it again", request.attachment)];
-        };
+    async fn check(&mut self, request: &PolicyCheck, binding: &Binding) -> Vec<String> {
         let mut differences = Vec::new();
         let key = binding.key();
         if self.superseded.contains(&request.attachment) {

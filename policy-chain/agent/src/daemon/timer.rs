@@ -22,6 +22,11 @@ impl Timer {
         self.next
     }
 
+    /// Due at `at` at the latest.
+    pub(super) fn bring_forward(&mut self, at: Instant) {
+        self.next = self.next.min(at);
+    }
+
     /// Whether it is due; then it is due again after its time.
     pub(super) fn is_due(&mut self, now: Instant) -> bool {
         let due = self.next <= now;

@@ -1,6 +1,6 @@
 //! The gates of this host's kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sluice_hostnet::netlink::Netlink;
@@ -8,13 +8,16 @@ use sluice_policy_bpf::events::{End, Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime, Settings};
 use sluice_policy_bpf::layout::DropReason;
+use sluice_policy_bpf::local::{self, LocalError};
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::Image;
 use sluice_policy_core::flow::Protocol;
 
+use super::uplinks::Uplinks;
 use super::{ApplyError, AttachError, Datapath, Found, Interface, Seen};
+use crate::log::ErrorChain;
 
 /// How long after its maps were made a gate takes packets of flows that it does not know for the replies of such that were
 /// there before (DESIGN 7).
@@ -36,6 +39,7 @@ pub struct GateDatapath {
     filters: Filters,
     netlink: Netlink,
     events: Option<Events>,
+    uplinks: Uplinks,
 }
 
 impl GateDatapath {
@@ -63,6 +67,7 @@ impl GateDatapath {
             let adopt_until = Some(Ktime::now().plus(ADOPTION));
             gate.set(Settings { adopt_until, keep_established: false })?;
         }
+        judge_local_input(config);
         let netlink = Netlink::open()?;
         let filters = Filters::new(gate.programs(), netlink.clone());
         let events = gate.events();
@@ -71,7 +76,7 @@ impl GateDatapath {
             endpoints: found.endpoints.keys().copied().collect(),
             floor: Floor { policy, row, decision, identity, revision },
         };
-        Ok((Self { gate, filters, netlink, events }, found))
+        Ok((Self { gate, filters, netlink, events, uplinks: Uplinks::open()? }, found))
     }
 
     /// The interface as the gate wants it. The bridge that it may be a port of is asked of the kernel.
@@ -103,6 +108,16 @@ impl GateDatapath {
             Some(link) if link.name == interface.name => Ok(()),
             _ => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
         }
+    }
+}
+
+/// What pods send to Services with a backend on the node itself is judged there. Without it the gates judge what they can
+/// see: the answers of such a backend.
+fn judge_local_input(config: &GateConfig) {
+    match local::attach(&config.root) {
+        Ok(()) => {}
+        Err(error @ LocalError::Unsupported) => tracing::warn!(error = %error, "local input is not judged"),
+        Err(error) => tracing::error!(error = %ErrorChain(&error), "local input cannot be judged"),
     }
 }
 
@@ -172,6 +187,11 @@ impl Datapath for GateDatapath {
             format!("{} is not at {:?}: {instead}", missing.program.name(), missing.hook)
         });
         Ok(words.collect())
+    }
+
+    async fn tend(&mut self) {
+        let pods: BTreeSet<u32> = self.gate.interfaces().map(|(index, _)| index).collect();
+        self.uplinks.tend(&self.filters, &pods).await;
     }
 
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {

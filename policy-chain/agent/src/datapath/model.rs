@@ -328,6 +328,8 @@ impl Datapath for Model {
         }
     }
 
+    async fn tend(&mut self) {}
+
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
         let mut kernel = self.write();
         kernel.maps = Image { endpoints: BTreeMap::new(), ..image.clone() };

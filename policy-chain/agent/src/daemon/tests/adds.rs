@@ -271,13 +271,14 @@ async fn check_says_what_is_not_as_it_should_be() {
     assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
     let check = async |request: sluice_contract::rpc::PolicyAdd| {
         let request = PolicyCheck { attachment: request.attachment, interfaces: request.interfaces };
-        match node.call(PolicyCall::Check(request)).await {
-            PolicyOutcome::Check(PolicyCheckReply { differences, .. }) => differences,
-            other => panic!("{other:?}"),
+        match node.try_call(PolicyCall::Check(request)).await {
+            Ok(PolicyOutcome::Check(PolicyCheckReply { differences, .. })) => differences,
+            Ok(other) => panic!("{other:?}"),
+            Err(refusal) => vec![refusal.code.to_string()],
         }
     };
     assert_eq!(check(add("c1", "a", 7)).await, Vec::<String>::new());
-    assert!(check(add("c9", "a", 7)).await[0].contains("knows no gate"));
+    assert_eq!(check(add("c9", "a", 7)).await, ["unknown_attachment"]);
     assert!(check(add("c1", "a", 8)).await[0].contains("eni8 (index 8) has no gate"));
     let mut other = add("c1", "a", 7);
     other.interfaces[0].addresses = vec!["10.0.0.99".parse().unwrap()];

@@ -374,13 +374,17 @@ impl Node {
         self.add(container, pod, index).await.expect("it is answered at once").expect_err("it is refused").code
     }
 
-    pub(super) async fn call(&self, call: PolicyCall) -> PolicyOutcome {
+    pub(super) async fn try_call(&self, call: PolicyCall) -> Result<PolicyOutcome, Refusal> {
         let deadline = Instant::now() + Duration::from_secs(5);
         let (_, reply) = self.handle().ask(call, deadline).await;
         match reply.await.unwrap().reply {
-            Reply::Done(outcome) => outcome,
-            Reply::Refused(refusal) => panic!("{refusal:?}"),
+            Reply::Done(outcome) => Ok(outcome),
+            Reply::Refused(refusal) => Err(refusal),
         }
+    }
+
+    pub(super) async fn call(&self, call: PolicyCall) -> PolicyOutcome {
+        self.try_call(call).await.unwrap()
     }
 
     pub(super) async fn del(&self, container: &str) {

@@ -1,0 +1,153 @@
+//! The interfaces by which pods' packets leave the node: ENIs, and their VLANs. What a pod sent to a Service whose backend
+//! is elsewhere is judged there, where the backend can be seen (DESIGN 7).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sluice_contract::id::IfName;
+use sluice_hostnet::desired::View;
+use sluice_hostnet::host::{Host, ObserveError};
+use sluice_hostnet::netlink::OpenError;
+use sluice_hostnet::state::{Family, LinkKind, Observed, RtScope};
+use sluice_policy_bpf::filters::{FilterError, Filters};
+
+use crate::log::ErrorChain;
+
+/// Interfaces that are no way out whatever addresses they have: what passes a bridge has passed its ports, and the others
+/// carry nothing.
+const NO_UPLINKS: [&str; 3] = ["bridge", "dummy", "ifb"];
+
+/// The programs on uplinks.
+#[derive(Debug)]
+pub(super) struct Uplinks {
+    host: Host,
+    /// Uplinks about which has been complained, until they are well.
+    complained: BTreeSet<u32>,
+    unseen: bool,
+}
+
+impl Uplinks {
+    pub(super) fn open() -> Result<Self, OpenError> {
+        Ok(Self { host: Host::current()?, complained: BTreeSet::new(), unseen: false })
+    }
+
+    /// Puts the program on every uplink that lacks it. `pods` are no uplinks.
+    pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>) {
+        let uplinks = match self.observe().await {
+            Ok(observed) => uplinks(&observed, pods),
+            Err(error) => {
+                if !std::mem::replace(&mut self.unseen, true) {
+                    tracing::error!(error = %ErrorChain(&error), "the host's interfaces cannot be read");
+                }
+                return;
+            }
+        };
+        self.unseen = false;
+        self.complained.retain(|index| uplinks.contains_key(index));
+        for (index, name) in uplinks {
+            match put(filters, index).await {
+                Ok(put) => {
+                    self.complained.remove(&index);
+                    if put {
+                        tracing::info!(interface = %name, "Services are judged on this uplink");
+                    }
+                }
+                Err(FilterError::Gone { .. }) => {}
+                Err(error) => {
+                    if self.complained.insert(index) {
+                        tracing::error!(interface = %name, error = %ErrorChain(&error), "an uplink cannot be judged on");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn observe(&self) -> Result<Observed, ObserveError> {
+        self.host.observe(&View { addresses: BTreeSet::from(Family::ALL), ..View::default() }).await
+    }
+}
+
+/// Whether the program had to be put there.
+async fn put(filters: &Filters, index: u32) -> Result<bool, FilterError> {
+    let missing = filters.check_uplink(index).await?;
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    filters.attach_uplink(index).await?;
+    Ok(true)
+}
+
+/// Hardware and VLANs always; others if they have an address within a subnet, as the host's side of a pod has not.
+fn uplinks(observed: &Observed, pods: &BTreeSet<u32>) -> BTreeMap<u32, IfName> {
+    let addressed: BTreeSet<&IfName> = observed
+        .addresses
+        .iter()
+        .filter(|address| address.scope == RtScope::Global && address.net.prefix_len() < address.net.max_prefix_len())
+        .map(|address| &address.dev)
+        .collect();
+    let is_uplink = |kind: &LinkKind, name: &IfName| match kind {
+        LinkKind::Physical => true,
+        LinkKind::Loopback => false,
+        LinkKind::Veth => addressed.contains(name),
+        LinkKind::Other(kind) if kind == "vlan" => true,
+        LinkKind::Other(kind) => !NO_UPLINKS.contains(&&**kind) && addressed.contains(name),
+    };
+    observed
+        .links
+        .iter()
+        .filter(|link| link.up && !pods.contains(&link.index) && is_uplink(&link.kind, &link.name))
+        .map(|link| (link.index, link.name.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_hostnet::state::{Address, Link};
+
+    fn link(index: u32, name: &str, kind: LinkKind) -> Link {
+        Link {
+            index,
+            name: IfName::new(name).unwrap(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            kind,
+            peer: None,
+            peer_netns: None,
+            alias: None,
+            master: None,
+        }
+    }
+
+    #[test]
+    fn uplinks_are_told_from_pods_and_from_what_leads_nowhere() {
+        let other = |kind: &str| LinkKind::Other(kind.to_owned());
+        let links = vec![
+            link(1, "lo", LinkKind::Loopback),
+            link(2, "ens5", LinkKind::Physical),
+            link(3, "vlan.eth.1", other("vlan")),
+            link(4, "eth0", LinkKind::Veth),
+            link(5, "eni0123456789a", LinkKind::Veth),
+            link(6, "veth-ptp", LinkKind::Veth),
+            link(7, "kube-ipvs0", other("dummy")),
+            link(8, "cni0", other("bridge")),
+            link(9, "vxlan0", other("vxlan")),
+            link(10, "bound", LinkKind::Veth),
+            Link { up: false, ..link(11, "ens6", LinkKind::Physical) },
+        ];
+        let address = |dev: &str, net: &str| Address::new(IfName::new(dev).unwrap(), net.parse().unwrap());
+        let addresses = vec![
+            address("lo", "127.0.0.1/8"),
+            address("eth0", "10.0.0.4/20"),
+            // The gateway that ptp gives the host's side, and a virtual address of kube-proxy.
+            address("veth-ptp", "10.1.0.1/32"),
+            address("kube-ipvs0", "172.20.0.1/32"),
+            address("cni0", "10.2.0.1/24"),
+            address("vxlan0", "10.3.0.0/16"),
+            address("bound", "10.4.0.1/24"),
+        ];
+        let observed = Observed { links, addresses, ..Observed::default() };
+        let found: Vec<u32> = uplinks(&observed, &BTreeSet::from([10])).into_keys().collect();
+        assert_eq!(found, [2, 3, 4, 9]);
+    }
+}
