@@ -108,6 +108,36 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	return judge_backend(from, scene, NULL);
 }
 
+/* An answer to the pod of a deferred flow whose backend nobody has judged at this revision: it was not seen, as on a kernel
+ * without netfilter programs when it is a process of the node, or the policy has changed since. Whoever answers is the
+ * backend. Returns why the packet is dropped. */
+GLOBAL int judge_answer(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene)
+{
+	struct connection *connection;
+	struct tuple tuple = {};
+	int reason;
+
+	if (!endpoint || !scene)
+		return DROP_BROKEN;
+	if (!endpoint->egress || !has_ports(scene->packet.protocol) || is_opening(&scene->packet))
+		return DROP_NONE;
+	connection = bpf_map_lookup_elem(&connections, &scene->key);
+	if (!connection || connection->expires <= scene->now || connection->direction != DIRECTION_EGRESS ||
+	    (connection->judged & 255) != VERDICT_DEFER)
+		return DROP_NONE;
+	if (connection->backend_judged == (endpoint->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW))
+		return DROP_NONE;
+	if (tracked(skb, &tuple, 1) != TRACKED_REPLY)
+		return DROP_NONE;
+	set_address(&scene->other, tuple.source, tuple.family);
+	scene->other_port = bpf_ntohs(tuple.source_port);
+	scene->direction = DIRECTION_EGRESS;
+	reason = judge_backend(endpoint, scene, connection);
+	if (!reason)
+		scene->direction = scene->towards;
+	return reason;
+}
+
 /* What the second judgement wrote down is of another endpoint than the gate's. */
 static __always_inline void forget(struct scene *scene, __u32 endpoint)
 {

@@ -39,6 +39,10 @@ static __always_inline bool goes_on(struct scene *scene, const struct endpoint *
 	verdict = connection->judged ^ endpoint->revision << JUDGED_REVISION_SHIFT;
 	if (verdict != VERDICT_ALLOW && verdict != VERDICT_DEFER)
 		return false;
+	/* An answer from a backend that has yet to be judged. */
+	if (verdict == VERDICT_DEFER && endpoint->egress && scene->towards == DIRECTION_INGRESS &&
+	    connection->backend_judged != (endpoint->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW))
+		return false;
 	state = connection->state;
 	if (state & CONNECTION_RESET)
 		return false;
@@ -106,6 +110,12 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 		return PASS;
 	if (!is_flow && is_error(&scene.packet) && related(skb, endpoint, &scene))
 		return PASS;
+	if (towards == DIRECTION_INGRESS && is_flow) {
+		reason = judge_answer(skb, endpoint, &scene);
+		if (reason)
+			return dropped(&scene, reason);
+		forget(&scene, endpoint->id);
+	}
 	action = slow(skb, endpoint, &scene, is_flow);
 	if (action == PASS && scene.packet.part == PART_FIRST) {
 		reason = first_fragment(&scene.packet, endpoint->id, towards, scene.now);

@@ -6,9 +6,8 @@
  * an object of its own, without global functions: it is loaded by hand, without type information. */
 
 #include "common.h"
-#include "report.h"
-#include "judge.h"
 #include "conntrack.h"
+#include "backend.h"
 
 enum {
 	ACCEPT_PACKET = 1,
@@ -30,39 +29,6 @@ struct bpf_nf_ctx {
 };
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
-
-static __always_inline void tell(const struct scene *scene, __u32 interface, __u32 length, __u32 kind, __u32 reason)
-{
-	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-
-	if (!event) {
-		count_drop(DROP_EVENT_LOST, length);
-		return;
-	}
-	__builtin_memset(event, 0, sizeof(*event));
-	event->time = scene->now;
-	event->endpoint = scene->endpoint;
-	event->interface = interface;
-	event->decision = scene->decision;
-	event->length = length;
-	event->own = scene->key.own;
-	event->peer = scene->key.peer;
-	event->other = scene->other;
-	event->own_port = scene->key.own_port;
-	event->peer_port = scene->key.peer_port;
-	event->other_port = scene->other_port;
-	event->ether_type = scene->ether_type;
-	event->protocol = scene->key.protocol;
-	event->kind = kind;
-	event->hook = HOOK_LOCAL_INPUT;
-	event->direction = DIRECTION_EGRESS;
-	event->origin = ORIGIN_FORWARDED;
-	event->verdict = scene->verdict;
-	event->reason = reason;
-	event->basis = scene->basis;
-	event->audit = scene->audit;
-	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
-}
 
 /* The pod's endpoint; null: the packet came from no pod. */
 static __always_inline const struct endpoint *pod_of(__u32 index, const struct address *source)
@@ -100,11 +66,6 @@ static __always_inline bool flow_of(struct sk_buff *skb, struct scene *scene)
 	return true;
 }
 
-static __always_inline bool has_ports(__u8 protocol)
-{
-	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP;
-}
-
 SEC("classifier")
 int local_input(struct bpf_nf_ctx *ctx)
 {
@@ -113,10 +74,9 @@ int local_input(struct bpf_nf_ctx *ctx)
 	struct net_device *in = NULL;
 	const struct endpoint *from;
 	struct connection *connection;
-	struct question question = {};
 	struct scene scene = {};
-	__u32 index = 0, length = 0, verdict, reason;
-	__u64 allowed;
+	__u32 index = 0;
+	int reason;
 
 	if (bpf_core_read(&in, sizeof(in), &state->in) || !in)
 		return ACCEPT_PACKET;
@@ -130,17 +90,21 @@ int local_input(struct bpf_nf_ctx *ctx)
 	from = pod_of(index, &scene.key.own);
 	if (!from || !from->egress)
 		return ACCEPT_PACKET;
-	bpf_core_read(&length, sizeof(length), &skb->len);
+	bpf_core_read(&scene.length, sizeof(scene.length), &skb->len);
 	scene.now = bpf_ktime_get_ns();
+	scene.interface = index;
+	scene.hook = HOOK_LOCAL_INPUT;
+	scene.towards = DIRECTION_EGRESS;
+	scene.direction = DIRECTION_EGRESS;
+	scene.packet.protocol = scene.key.protocol;
 	scene.endpoint = from->id;
 	scene.key.endpoint = from->id;
 	connection = bpf_map_lookup_elem(&connections, &scene.key);
-	allowed = from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW;
 	if (connection && connection->expires > scene.now) {
 		if (connection->direction != DIRECTION_EGRESS || (connection->judged & 255) != VERDICT_DEFER)
 			return ACCEPT_PACKET;
-		if (connection->backend_judged == allowed && connection->other_port == scene.other_port &&
-		    same_address(&connection->other, &scene.other))
+		if (connection->backend_judged == (from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW) &&
+		    connection->other_port == scene.other_port && same_address(&connection->other, &scene.other))
 			return ACCEPT_PACKET;
 	} else {
 		struct frontend key = {
@@ -152,33 +116,9 @@ int local_input(struct bpf_nf_ctx *ctx)
 		if (!bpf_map_lookup_elem(&frontends, &key))
 			return ACCEPT_PACKET;
 	}
-	question.direction = DIRECTION_EGRESS;
-	question.backend = 1;
-	question.peer = scene.other;
-	question.port = scene.other_port;
-	question.protocol = scene.key.protocol;
-	question.origin = ORIGIN_FORWARDED;
-	scene.audit = from->flags & ENDPOINT_AUDIT ? 1 : 0;
-	ask(from, &question, &scene);
-	verdict = scene.verdict;
-	if (scene.audit && (verdict == VERDICT_DENY || verdict == VERDICT_REDIRECT))
-		verdict = VERDICT_ALLOW;
-	if (connection) {
-		/* Who reads meanwhile finds no judgement, and judges. */
-		*(volatile __u64 *)&connection->backend_judged = 0;
-		connection->other = scene.other;
-		connection->other_port = scene.other_port;
-		connection->backend_decision = scene.decision;
-		*(volatile __u64 *)&connection->backend_judged = from->revision << JUDGED_REVISION_SHIFT | verdict;
-	}
-	if (scene.decision)
-		count_decision(scene.decision, length);
-	if (verdict == VERDICT_ALLOW) {
-		tell(&scene, index, length, EVENT_BACKEND, DROP_NONE);
+	reason = judge_backend(from, &scene, connection);
+	if (!reason)
 		return ACCEPT_PACKET;
-	}
-	reason = verdict == VERDICT_REDIRECT ? DROP_NO_PROXY : scene.basis == BASIS_BROKEN ? DROP_BROKEN : DROP_BACKEND;
-	count_drop(reason, length);
-	tell(&scene, index, length, EVENT_DROP, reason);
+	dropped(&scene, reason);
 	return DROP_PACKET;
 }
