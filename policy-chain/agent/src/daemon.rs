@@ -12,6 +12,7 @@
 //! that knows what the kernel knows.
 
 mod add;
+mod adopt;
 mod jobs;
 mod look;
 mod pods;
@@ -140,6 +141,12 @@ pub(crate) struct Daemon<C, D> {
     superseded: BTreeSet<Attachment>,
     /// Those that are to be bound again after the next commit.
     rebind: BTreeSet<Attachment>,
+    /// Pods that were there before, which get their gates after the next commit.
+    adopting: BTreeSet<Attachment>,
+    /// The host's interfaces as they were when policyd began, or lost sight of them, by index.
+    links: BTreeMap<u32, String>,
+    /// Interfaces whose sandboxes have ended and that may still be there: nobody adopts them.
+    ended: BTreeSet<u32>,
     /// What the source said last of the pods that have sandboxes.
     told: BTreeMap<PodKey, Option<Pod>>,
     /// Interfaces that could not be unbound yet.
@@ -184,6 +191,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             bindings: start.bindings,
             superseded: BTreeSet::new(),
             rebind: BTreeSet::new(),
+            adopting: BTreeSet::new(),
+            links: BTreeMap::new(),
+            ended: BTreeSet::new(),
             told,
             unbound: BTreeSet::new(),
             number,
@@ -249,7 +259,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
             Input::NetworkChanged => self.network_changed(),
             Input::LinkGone(index) => self.link_gone(index),
-            Input::Links(links) => self.links(&links),
+            Input::Links(links) => self.links_are(links),
         }
     }
 
@@ -259,6 +269,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let admitted = self.admit();
         self.commit();
         self.bind_again().await;
+        self.finish_adoptions().await;
         self.finish(admitted).await;
         self.refuse_late();
         self.send_statuses();

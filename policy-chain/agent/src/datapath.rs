@@ -150,6 +150,10 @@ pub trait Datapath: Send + 'static {
     /// Programs that are there already stay. Where nothing is there the interface passes no packet in between.
     fn attach(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send;
 
+    /// Makes the flows that the pod behind a bound interface has already known to its gate, so that attaching it breaks none
+    /// that its policy allows. What cannot be made known is logged.
+    fn seed(&mut self, interface: &Interface) -> impl Future<Output = ()> + Send;
+
     /// What is missing or foreign at an interface, in words; empty when its gate is as it should be.
     fn check(&mut self, interface: &Interface) -> impl Future<Output = Result<Vec<String>, AttachError>> + Send;
 

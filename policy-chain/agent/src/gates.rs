@@ -291,6 +291,10 @@ impl<D: Datapath> Gates<D> {
         self.datapath.check(interface)
     }
 
+    pub(crate) fn seed(&mut self, interface: &Interface) -> impl Future<Output = ()> + Send {
+        self.datapath.seed(interface)
+    }
+
     pub(crate) fn tend(&mut self) -> impl Future<Output = ()> + Send {
         self.datapath.tend()
     }

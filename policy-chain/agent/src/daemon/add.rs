@@ -130,7 +130,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     }
 
     /// Takes a sandbox in. Nothing is bound yet.
-    fn record(&mut self, binding: Binding) {
+    pub(super) fn record(&mut self, binding: Binding) {
         let attachment = binding.add.attachment.clone();
         let key = binding.key();
         if let Some(before) = self.bindings.get(&attachment).cloned() {

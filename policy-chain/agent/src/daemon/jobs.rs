@@ -32,6 +32,9 @@ const SEEN_EVERY: Duration = Duration::from_millis(500);
 /// How often the journal's time is moved on while the source is alive.
 const TOUCH_EVERY: Duration = Duration::from_secs(15);
 
+/// How often pods are looked for that were there before.
+const ADOPT_EVERY: Duration = Duration::from_secs(10);
+
 /// How often uplinks are looked after.
 const TEND_EVERY: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,7 @@ pub(super) struct Timers {
     seen: Timer,
     touch: Timer,
     tend: Timer,
+    adopt: Timer,
 }
 
 impl Timers {
@@ -62,12 +66,13 @@ impl Timers {
             seen: Timer::new(now, SEEN_EVERY),
             touch: Timer::new(now, TOUCH_EVERY),
             tend: Timer::new(now, TEND_EVERY),
+            adopt: Timer::new(now, ADOPT_EVERY),
         }
     }
 
     /// When the next is due.
     pub(super) fn next(&self) -> Instant {
-        let all = [&self.check, &self.retry, &self.expire, &self.seen, &self.touch, &self.tend];
+        let all = [&self.check, &self.retry, &self.expire, &self.seen, &self.touch, &self.tend, &self.adopt];
         all.iter().map(|timer| timer.next()).fold(self.tombstones.next(), Instant::min)
     }
 }
@@ -80,6 +85,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         if self.timers.tend.is_due(now) {
             self.parts.gates.tend().await;
+        }
+        // What was told since the last commit has not made gates yet.
+        if !self.dirty && self.timers.adopt.is_due(now) {
+            self.find_ungated();
         }
         if self.timers.check.is_due(now) {
             self.repair().await;
@@ -193,14 +202,24 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.timers.tend.bring_forward(Instant::now() + TEND_AFTER);
     }
 
+    /// Pods that were there before are looked for by the next step.
+    pub(super) fn adopt_soon(&mut self) {
+        self.timers.adopt.bring_forward(Instant::now());
+    }
+
     /// An interface is gone: what stood there has nothing to guard.
     pub(super) fn link_gone(&mut self, index: u32) {
+        self.links.remove(&index);
+        self.ended.remove(&index);
         self.links_gone(|gate, _| gate == index);
     }
 
     /// All interfaces are known: those of ours that are not among them are gone.
-    pub(super) fn links(&mut self, links: &BTreeMap<u32, String>) {
+    pub(super) fn links_are(&mut self, links: BTreeMap<u32, String>) {
         self.links_gone(|index, name| links.get(&index).is_none_or(|link| link != name));
+        self.ended.retain(|index| links.contains_key(index));
+        self.links = links;
+        self.adopt_soon();
     }
 
     fn links_gone(&mut self, is_gone: impl Fn(u32, &str) -> bool) {

@@ -48,7 +48,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             waiting: self.waiting.len(),
             policies: if self.knowledge == Knowledge::Nothing { Vec::new() } else { policies.collect() },
             endpoints: self.endpoints(),
-            without_gate: self.without_gate(),
+            without_gate: self.ungated().map(ToString::to_string).collect(),
             faults,
             counters: counters.collect(),
             drops,
@@ -76,15 +76,5 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
         }
         endpoints
-    }
-
-    /// Pods of this node that run without a gate: they were there before policyd was.
-    fn without_gate(&self) -> Vec<String> {
-        let state = self.engine.cluster();
-        let gates = &self.engine.image().endpoints;
-        let without = gates.keys().filter(|key| {
-            !self.told.contains_key(*key) && state.pods.get(*key).is_some_and(|pod| !pod.addresses.is_empty())
-        });
-        without.map(ToString::to_string).collect()
     }
 }

@@ -113,6 +113,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if self.knowledge != Knowledge::All {
             self.knowledge = Knowledge::All;
             self.dirty = true;
+            self.adopt_soon();
             let state = self.engine.cluster();
             tracing::info!(pods = state.pods.len(), policies = state.policies.len(), "everything has been told");
         }
@@ -253,6 +254,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     }
 
     pub(super) fn unbind(&mut self, index: u32) {
+        self.ended.insert(index);
         match self.parts.gates.unbind(index) {
             Ok(()) => {
                 self.unbound.remove(&index);

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use sluice_hostnet::conntrack::{self, ConntrackError, Flow};
 use sluice_hostnet::netlink::Netlink;
+use sluice_hostnet::netns::Namespace;
 use sluice_policy_bpf::events::{End, Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime, Settings};
@@ -28,6 +30,9 @@ const EVENTS: usize = 1024;
 
 /// Flows that are looked at in one go to be forgotten.
 const FLOWS: usize = 4096;
+
+/// Flows of one pod that are taken over.
+const SEEDED: usize = 100_000;
 
 /// Any error, as this seam has it.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -187,6 +192,37 @@ impl Datapath for GateDatapath {
             format!("{} is not at {:?}: {instead}", missing.program.name(), missing.hook)
         });
         Ok(words.collect())
+    }
+
+    async fn seed(&mut self, interface: &Interface) {
+        let adopt_until = Some(Ktime::now().plus(ADOPTION));
+        if let Err(error) = self.gate.set(Settings { adopt_until, keep_established: false }) {
+            tracing::error!(error = %ErrorChain(&error), "replies of older flows could not be allowed for");
+        }
+        let addresses = interface.addresses.clone();
+        let dump = tokio::task::spawn_blocking(move || {
+            let of_pod =
+                |flow: &Flow| addresses.contains(&flow.original.source) || addresses.contains(&flow.reply.source);
+            conntrack::flows(&Namespace::current().map_err(ConntrackError::Namespace)?, SEEDED, of_pod)
+        });
+        let flows = match dump.await {
+            Ok(Ok(flows)) => flows,
+            Ok(Err(error)) => {
+                tracing::warn!(interface = %interface.name, error = %ErrorChain(&error), "flows of a pod are not known");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "flows of a pod are not known");
+                return;
+            }
+        };
+        let own = &self.uplinks.own;
+        match self.gate.seed(interface.index, &flows, |address| own.contains(&address), Ktime::now()) {
+            Ok(seeded) => tracing::info!(interface = %interface.name, seeded, "flows of a pod are known to its gate"),
+            Err(error) => {
+                tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "flows of a pod are not known");
+            }
+        }
     }
 
     async fn tend(&mut self) {

@@ -42,12 +42,19 @@ pub(crate) struct Kernel {
     limits: BTreeMap<&'static str, usize>,
     /// Writes until the process is killed.
     fuse: Option<u32>,
+    /// Interfaces whose flows were made known before they had a gate.
+    pub(crate) seeded: BTreeSet<u32>,
 }
 
 impl Kernel {
     /// A link appears, with what its plugin has left on it.
     pub(crate) fn plug(&mut self, index: u32, attached: Attached) {
         self.links.insert(index, (format!("eni{index}"), attached));
+    }
+
+    /// A link of another name.
+    pub(crate) fn plug_named(&mut self, index: u32, name: &str, attached: Attached) {
+        self.links.insert(index, (name.to_owned(), attached));
     }
 
     /// A link goes.
@@ -326,6 +333,10 @@ impl Datapath for Model {
             Some(Attached::Gate) => Ok(Vec::new()),
             Some(other) => Ok(vec![format!("{other:?} in place of the gate")]),
         }
+    }
+
+    async fn seed(&mut self, interface: &Interface) {
+        self.write().seeded.insert(interface.index);
     }
 
     async fn tend(&mut self) {}

@@ -2,6 +2,7 @@
 //! is elsewhere is judged there, where the backend can be seen (DESIGN 7).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use sluice_contract::id::IfName;
 use sluice_hostnet::desired::View;
@@ -23,17 +24,22 @@ pub(super) struct Uplinks {
     /// Uplinks about which has been complained, until they are well.
     complained: BTreeSet<u32>,
     unseen: bool,
+    /// The node's own addresses.
+    pub(super) own: BTreeSet<IpAddr>,
 }
 
 impl Uplinks {
     pub(super) fn open() -> Result<Self, OpenError> {
-        Ok(Self { host: Host::current()?, complained: BTreeSet::new(), unseen: false })
+        Ok(Self { host: Host::current()?, complained: BTreeSet::new(), unseen: false, own: BTreeSet::new() })
     }
 
     /// Puts the program on every uplink that lacks it. `pods` are no uplinks.
     pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>) {
         let uplinks = match self.observe().await {
-            Ok(observed) => uplinks(&observed, pods),
+            Ok(observed) => {
+                self.own = observed.addresses.iter().map(|address| address.net.addr()).collect();
+                uplinks(&observed, pods)
+            }
             Err(error) => {
                 if !std::mem::replace(&mut self.unseen, true) {
                     tracing::error!(error = %ErrorChain(&error), "the host's interfaces cannot be read");

@@ -219,3 +219,55 @@ async fn a_kill_at_every_write_of_an_add_a_change_and_a_del_opens_nothing() {
     }
     panic!("it is never done");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ran_before_is_counted_and_adopted_with_its_flows() {
+    let before = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: old, namespace: web, uid: u-old, labels: {app: a}}\n\
+                  spec: {nodeName: node-1}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.77}]}\n";
+    let mut node = Node::with(&[&scene(), before].concat()).await;
+    assert_eq!(node.view().await.without_gate, ["web/old"]);
+    let of = sluice_contract::id::PodRef { namespace: "web".into(), name: "old".into(), uid: None };
+    let name = sluice_contract::node::host_veth("eni", &of, 0).unwrap();
+    node.kernel(|kernel| kernel.plug_named(77, name.as_str(), Attached::Nothing));
+    node.send(crate::inbox::Input::Links([(77, name.to_string())].into())).await;
+    node.settle().await;
+    assert!(node.passes(77, FRIEND, 80) && !node.passes(77, STRANGER, 80));
+    assert!(node.kernel(|kernel| kernel.seeded.contains(&77)));
+    assert!(node.view().await.without_gate.is_empty());
+    // No GC means it, and a restart finds it again.
+    let gc = sluice_contract::rpc::GcRequest {
+        network: sluice_contract::id::NetworkName::new("sluice").unwrap(),
+        valid: Vec::new(),
+    };
+    node.call(sluice_contract::rpc::PolicyCall::Gc(gc)).await;
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    assert!(node.passes(77, FRIEND, 80) && !node.passes(77, STRANGER, 80));
+    // Its DEL names a container that nobody has heard of; its link goes.
+    node.del("real").await;
+    node.kernel(|kernel| kernel.unplug(77));
+    node.send(crate::inbox::Input::LinkGone(77)).await;
+    assert!(node.view().await.endpoints.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_ended_is_not_adopted_although_its_link_is_still_there() {
+    let yaml = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: web, uid: u-a, labels: {app: a}}\n\
+                spec: {nodeName: node-1}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.9}]}\n";
+    let node = Node::with(&[&scene(), yaml].concat()).await;
+    let mut request = crate::testing::add("c1", "a", 9);
+    let name = sluice_contract::node::host_veth("eni", &request.pod, 0).unwrap();
+    request.interfaces[0].host = name.clone();
+    node.kernel(|kernel| kernel.plug_named(9, name.as_str(), Attached::Drop));
+    let mut asked = node.begin(request).await;
+    node.settle().await;
+    assert!(asked.answer().unwrap().is_ok());
+    assert!(node.passes(9, FRIEND, 80));
+    node.del("c1").await;
+    let links = node.kernel(|kernel| kernel.links());
+    node.send(crate::inbox::Input::Links(links)).await;
+    node.wait(11_000).await;
+    assert!(!node.passes(9, FRIEND, 80));
+    assert_eq!(node.view().await.without_gate, ["web/a"]);
+}

@@ -1,0 +1,122 @@
+//! Pods that ran before policyd was there: they get gates too, without a break for the flows that they have.
+//!
+//! Such a pod has an address for the cluster and an interface on the host, named as the VPC CNI and sluice-eni name it, and
+//! nobody has asked for its policy. Its container's id is not known; its end is that of its interface.
+
+use std::net::IpAddr;
+
+use sluice_contract::id::{Attachment, ContainerId, IfName, InvalidId, NetworkName, PodRef};
+use sluice_contract::node::{VETH_PREFIX, hex, host_veth};
+use sluice_contract::rpc::{GateInterface, PolicyAdd};
+use sluice_daemon::log::ErrorChain;
+use sluice_policy_core::cluster::PodKey;
+
+use super::{Daemon, Knowledge};
+use crate::cluster::Cluster;
+use crate::daemon::pods::interface;
+use crate::datapath::Datapath;
+use crate::registry::Binding;
+
+/// The network of attachments that nobody has told of: no runtime's GC means them.
+const NETWORK: &str = "sluice-adopted";
+
+/// Pods that are adopted in one step.
+const AT_ONCE: usize = 16;
+
+impl<C: Cluster, D: Datapath> Daemon<C, D> {
+    /// Takes in pods that have an interface here and no gate.
+    pub(super) fn find_ungated(&mut self) {
+        if self.knowledge != Knowledge::All || self.links.is_empty() {
+            return;
+        }
+        let ungated: Vec<PodKey> = self.ungated().cloned().collect();
+        let mut begun = 0;
+        for key in ungated {
+            let Some(pod) = self.engine.cluster().pods.get(&key) else { continue };
+            let of = PodRef {
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+                uid: (!pod.uid.is_empty()).then(|| pod.uid.to_string()),
+            };
+            let addresses: Vec<IpAddr> = pod.addresses.to_vec();
+            let Ok(name) = host_veth(VETH_PREFIX, &of, 0) else { continue };
+            let link = self.links.iter().find(|(_, link)| link.as_str() == name.as_str()).map(|(index, _)| *index);
+            let Some(index) = link.filter(|index| !self.ended.contains(index)) else { continue };
+            match adopted(of, index, name, addresses) {
+                Ok(add) => self.begin_adoption(add),
+                Err(error) => tracing::error!(pod = %key, error = %error, "a pod cannot be adopted"),
+            }
+            begun += 1;
+            if begun >= AT_ONCE {
+                // The rest comes with the next step.
+                self.adopt_soon();
+                return;
+            }
+        }
+    }
+
+    fn begin_adoption(&mut self, add: PolicyAdd) {
+        let binding = Binding { add, number: self.number + 1 };
+        if let Err(error) = self.parts.registry.write(&binding) {
+            tracing::error!(error = %ErrorChain(&error), "an endpoint could not be recorded");
+            self.parts.metrics.error("adopt");
+            return;
+        }
+        self.number += 1;
+        self.adopting.insert(binding.add.attachment.clone());
+        self.record(binding);
+    }
+
+    /// Puts gates on them, now that what they need is in the maps.
+    pub(super) async fn finish_adoptions(&mut self) {
+        for attachment in std::mem::take(&mut self.adopting) {
+            let Some(binding) = self.bindings.get(&attachment).cloned() else { continue };
+            let key = binding.key();
+            let mut done = Ok(());
+            for gate in binding.interfaces() {
+                let interface = interface(gate);
+                done = match self.parts.gates.bind(&key, &interface).await {
+                    Ok(()) => {
+                        self.parts.gates.seed(&interface).await;
+                        self.parts.gates.attach(&interface).await.map_err(|error| ErrorChain(&error).to_string())
+                    }
+                    Err(error) => Err(ErrorChain(&error).to_string()),
+                };
+            }
+            match done {
+                Ok(()) => tracing::info!(pod = %key, "a pod that was there before has a gate now"),
+                Err(error) => {
+                    tracing::error!(pod = %key, error, "a pod that was there before could not be given a gate");
+                    self.parts.metrics.error("adopt");
+                    self.release(&attachment);
+                }
+            }
+        }
+    }
+
+    /// Pods of this node that have an address and no gate.
+    pub(super) fn ungated(&self) -> impl Iterator<Item = &PodKey> {
+        let state = self.engine.cluster();
+        self.engine.image().endpoints.keys().filter(|key| {
+            !self.told.contains_key(*key) && state.pods.get(*key).is_some_and(|pod| !pod.addresses.is_empty())
+        })
+    }
+}
+
+/// What a plugin would have said.
+fn adopted(pod: PodRef, index: u32, host: IfName, addresses: Vec<IpAddr>) -> Result<PolicyAdd, InvalidId> {
+    // A container of its own for every interface that ever was.
+    let container = format!("adopted-{index}-{}", hex(pod.uid.as_deref().unwrap_or_default().as_bytes()));
+    let container: String = container.chars().take(128).collect();
+    let ifname = IfName::new("eth0")?;
+    Ok(PolicyAdd {
+        attachment: Attachment {
+            container: ContainerId::new(container)?,
+            ifname: ifname.clone(),
+            network: NetworkName::new(NETWORK)?,
+        },
+        pod,
+        netns: String::new(),
+        interfaces: vec![GateInterface { host, host_index: index, container: ifname, addresses }],
+    })
+}
