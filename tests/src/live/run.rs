@@ -235,6 +235,17 @@ impl<'s, 'a> Act<'s, 'a> {
         self.stage.program(&self.world).await
     }
 
+    /// Makes a pod known, without starting it.
+    ///
+    /// # Errors
+    /// [`LiveError`].
+    pub async fn declare(&mut self, key: &PodKey, spec: &PodSpec) -> Result<(), LiveError> {
+        let step = Step { create_pod: [(key.clone(), spec.clone())].into(), ..Step::default() };
+        self.world.step(&step)?;
+        self.follow(&[]);
+        self.stage.publish().await
+    }
+
     fn make_up(&mut self, step: &Step) -> Result<(), LiveError> {
         let mut wanted: BTreeMap<PodKey, BTreeSet<(Protocol, u16, u16)>> = BTreeMap::new();
         for row in &step.expect {

@@ -111,6 +111,12 @@ impl<'a> Stage<'a> {
         Ok(stage)
     }
 
+    /// The directory that the agents read.
+    #[must_use]
+    pub const fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
     /// Writes the cluster and waits until every agent that runs enforces it.
     ///
     /// # Errors

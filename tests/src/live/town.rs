@@ -221,36 +221,62 @@ impl Town {
         self.pods.get(key).ok_or_else(|| TownError::Unknown { kind: "pod", name: key.to_string() })
     }
 
-    /// Attaches pods, those of a node one after the other, nodes at once.
+    /// Attaches pods, one after the other.
     ///
     /// # Errors
     /// The first that failed.
     pub async fn add(&mut self, pods: &[(PodKey, PodSpec)]) -> Result<(), TownError> {
-        let mut routes = Vec::new();
         for (key, spec) in pods.iter().filter(|(_, spec)| !spec.finished) {
-            let on = spec.node.clone().unwrap_or_default();
-            let at = self.node(&on)?;
             if spec.host_network {
-                let net = at.node.net().clone();
+                let on = spec.node.clone().unwrap_or_default();
+                let net = self.node(&on)?.node.net().clone();
                 self.pods.insert(key.clone(), TownPod { on, sandbox: None, net, addresses: Vec::new() });
-                continue;
+            } else {
+                let sandbox = self.sandbox(key, spec).await?;
+                self.attach(key, spec, sandbox).await?;
             }
-            let addresses: Vec<IpAddr> = spec.addresses.iter().collect();
-            let name = (key.namespace.to_string(), key.name.to_string());
-            self.book.lock().unwrap_or_else(PoisonError::into_inner).insert(name, addresses.clone());
-            let sandbox = at.node.sandbox(&key.namespace, &key.name).await?;
-            let added = at.runtime.add(&at.node, &sandbox).await;
-            if let Err(error) = added {
-                // As a runtime does; the first error is the one to tell.
-                let _undone = at.runtime.del(&at.node, &sandbox).await;
-                let _gone = at.node.remove_sandbox(&sandbox).await;
-                return Err(error.into());
-            }
-            routes.extend(addresses.iter().map(|address| route(*address, &at.link)));
-            let net = at.node.pod(&sandbox.netns).await?.net().clone();
-            self.pods.insert(key.clone(), TownPod { on, sandbox: Some(sandbox), net, addresses });
         }
-        ip(&self.router, routes).await
+        Ok(())
+    }
+
+    /// Makes the sandbox of a pod, which is not attached yet.
+    ///
+    /// # Errors
+    /// The node's.
+    pub async fn sandbox(&self, key: &PodKey, spec: &PodSpec) -> Result<Sandbox, TownError> {
+        let at = self.node(spec.node.as_deref().unwrap_or_default())?;
+        Ok(at.node.sandbox(&key.namespace, &key.name).await?)
+    }
+
+    /// The network of a sandbox.
+    ///
+    /// # Errors
+    /// The node's.
+    pub async fn net(&self, spec: &PodSpec, sandbox: &Sandbox) -> Result<Namespace, TownError> {
+        let at = self.node(spec.node.as_deref().unwrap_or_default())?;
+        Ok(at.node.pod(&sandbox.netns).await?.net().clone())
+    }
+
+    /// Attaches a pod's sandbox. The world knows the way to it before, as a VPC does.
+    ///
+    /// # Errors
+    /// The chain's; what was done is undone then, as a runtime does.
+    pub async fn attach(&mut self, key: &PodKey, spec: &PodSpec, sandbox: Sandbox) -> Result<(), TownError> {
+        let on = spec.node.clone().unwrap_or_default();
+        let addresses: Vec<IpAddr> = spec.addresses.iter().collect();
+        let name = (key.namespace.to_string(), key.name.to_string());
+        self.book.lock().unwrap_or_else(PoisonError::into_inner).insert(name, addresses.clone());
+        let at = self.node(&on)?;
+        ip(&self.router, addresses.iter().map(|address| route(*address, &at.link)).collect()).await?;
+        if let Err(error) = at.runtime.add(&at.node, &sandbox).await {
+            // The first error is the one to tell.
+            let _undone = at.runtime.del(&at.node, &sandbox).await;
+            let _gone = at.node.remove_sandbox(&sandbox).await;
+            return Err(error.into());
+        }
+        let net = at.node.pod(&sandbox.netns).await?.net().clone();
+        self.pods.insert(key.clone(), TownPod { on, sandbox: Some(sandbox), net, addresses });
+        Ok(())
     }
 
     /// Detaches what a new pod takes the place of: the pod of its name, and one whose address it is to have.

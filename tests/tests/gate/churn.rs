@@ -1,0 +1,76 @@
+//! Pods that come and go leave nothing behind.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use sluice_policy_core::cluster::PodKey;
+use sluice_tests::live::stage::{APPLIED, Stage};
+use sluice_tests::privileged::privileged;
+
+use super::{begin, options, policy, stage, step, suite, times};
+
+/// What an agent holds: descriptors, and gates; programs and maps are held by descriptors and pins.
+async fn held(stage: &Stage<'_>) -> BTreeMap<String, usize> {
+    let mut held = BTreeMap::new();
+    for (name, agent) in &stage.agents {
+        let pid = agent.pid().await.unwrap();
+        held.insert(format!("descriptors of {name}"), std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count());
+        let pins = agent.node().run(|| {
+            let mut left = vec![std::path::PathBuf::from(sluice_contract::node::BPF_DIR)];
+            let mut count = 0;
+            while let Some(directory) = left.pop() {
+                for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+                    count += 1;
+                    if entry.path().is_dir() {
+                        left.push(entry.path());
+                    }
+                }
+            }
+            count
+        });
+        held.insert(format!("pins of {name}"), pins.await.unwrap());
+        let view = agent.until("no page", APPLIED, |_| true).await.unwrap();
+        held.insert(format!("gates of {name}"), view["endpoints"].as_array().map_or(0, Vec::len));
+    }
+    held
+}
+
+/// Issue C, 2: descriptors, maps and programs are what they were after 1,000 pods.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_come_and_go_leave_nothing() {
+    if !privileged() {
+        return;
+    }
+    let deny = policy("all", "{podSelector: {}, policyTypes: [Ingress]}");
+    let suite = suite(&format!("\n  - apply: [{deny}]\n    expect: []\n"));
+    let options = options();
+    let mut stage = stage(suite, &options).await;
+    let mut act = begin(&mut stage, suite, &options).await;
+    step(&mut act, suite, 0).await;
+    let client = PodKey { namespace: "x".into(), name: "client".into() };
+    let mut pods = Vec::new();
+    for (number, node) in (1..=10_u8).zip(["n1", "n2"].into_iter().cycle()) {
+        let mut spec = act.stage.fixture.pods[&client].clone();
+        spec.addresses.v4 = Some([10, 1, 1, number].into());
+        spec.node = Some(node.into());
+        let key = PodKey { namespace: "x".into(), name: format!("churn-{number}").into() };
+        act.declare(&key, &spec).await.unwrap();
+        pods.push((key, spec));
+    }
+    let mut baseline = None;
+    for round in 0..times(100, 10) {
+        act.stage.town.add(&pods).await.unwrap();
+        for (key, _) in &pods {
+            act.stage.town.delete(key).await.unwrap();
+        }
+        for (key, spec) in &pods {
+            let agent = &act.stage.agents[spec.node.as_ref().unwrap()];
+            agent.without(&key.namespace, &key.name, APPLIED).await.unwrap();
+        }
+        let now: BTreeMap<String, Value> =
+            held(act.stage).await.into_iter().map(|(name, count)| (name, count.into())).collect();
+        // The first round may open what stays open.
+        let before = baseline.get_or_insert_with(|| now.clone());
+        assert_eq!(*before, now, "after {} pods", (round + 1) * pods.len());
+    }
+}
