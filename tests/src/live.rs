@@ -10,6 +10,7 @@
 pub mod ipamd;
 pub mod objects;
 pub mod place;
+pub mod publish;
 pub mod report;
 pub mod run;
 pub mod stage;

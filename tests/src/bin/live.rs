@@ -10,6 +10,7 @@ use serde_json::json;
 use sluice_policy_core::vector;
 use sluice_policy_core::vector::schema::{Family, Mode};
 use sluice_tests::live::place::{in_v6, placed};
+use sluice_tests::live::publish::SourceKind;
 use sluice_tests::live::run::{Told, run};
 use sluice_tests::live::stage::Options;
 use sluice_tests::live::town::{Plan, conflist};
@@ -33,6 +34,9 @@ struct Arguments {
     /// The family of rows that do not ask for one
     #[arg(long, default_value = "v4")]
     family: FamilyName,
+    /// Where agents have the cluster from: a directory of files, or a (fake) API server
+    #[arg(long, default_value = "dir")]
+    source: SourceName,
     /// What carries the rules of Services
     #[arg(long, default_value = "nftables")]
     proxy: ProxyName,
@@ -54,6 +58,12 @@ enum ModeName {
 enum FamilyName {
     V4,
     V6,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SourceName {
+    Dir,
+    Api,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -92,6 +102,10 @@ fn options(arguments: &Arguments) -> Result<Options, Box<dyn std::error::Error>>
                 ProxyName::IptablesNft => Backend::IptablesNft,
                 ProxyName::IptablesLegacy => Backend::IptablesLegacy,
             },
+        },
+        source: match arguments.source {
+            SourceName::Dir => SourceKind::Directory,
+            SourceName::Api => SourceKind::Api,
         },
         policyd,
     })

@@ -1,9 +1,7 @@
 //! The cluster as Kubernetes objects: what a test writes for an agent to read.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -64,49 +62,22 @@ impl Objects {
         &self.objects
     }
 
-    /// A `List` of everything, with a marker policy of a new generation, which is returned too.
-    pub fn list(&mut self) -> (Value, i64) {
+    /// The generation of the marker that is written next.
+    pub const fn next(&mut self) -> i64 {
         self.generation += 1;
-        let marker = json!({
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"name": MARKER, "namespace": MARKER_NAMESPACE, "generation": self.generation},
-            "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}
-        });
-        let items: Vec<&Value> = self.objects.values().chain([&marker]).collect();
-        (json!({"apiVersion": "v1", "kind": "List", "items": items}), self.generation)
+        self.generation
     }
 }
 
-/// A directory that an agent reads the cluster from.
-#[derive(Debug, Clone)]
-pub struct Directory(PathBuf);
-
-impl Directory {
-    /// The directory, which is made.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn new(path: PathBuf) -> io::Result<Self> {
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Writes everything in one go: readers see it before or after.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn write(&self, list: &Value) -> io::Result<()> {
-        let hidden = self.0.join("cluster.json.new");
-        std::fs::write(&hidden, list.to_string())?;
-        std::fs::rename(hidden, self.0.join("cluster.json"))
-    }
+/// The marker: a policy that concerns nobody, and whose generation says which step is in force.
+#[must_use]
+pub fn marker(generation: i64) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": MARKER, "namespace": MARKER_NAMESPACE, "generation": generation},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}
+    })
 }
 
 fn render(object: &Object) -> Option<(ObjectId, Value)> {

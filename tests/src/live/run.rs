@@ -15,7 +15,7 @@ use sluice_policy_core::vector::judge::Compiled;
 use sluice_policy_core::vector::probe::{Leg, Probe, Way};
 use sluice_policy_core::vector::run::{gate, pairs, port_text};
 use sluice_policy_core::vector::schema::{Endpoint, Expected, Family, Mode, PodSpec, Row, Step, Suite, Vector};
-use sluice_policy_core::vector::world::World;
+use sluice_policy_core::vector::world::{Party, World};
 
 use super::report::{Failure, Report};
 use super::stage::{LiveError, Options, Stage};
@@ -364,6 +364,11 @@ impl<'s, 'a> Act<'s, 'a> {
         let probe = Probe { row, from, to, mode: self.mode };
         let source = self.world.party(from, row.family, &format!("{}.from", row.path))?;
         let ways = probe.ways(&self.world, &source)?;
+        let parties = std::iter::once(&source).chain(ways.iter().map(|way| &way.party));
+        let known = |party: &Party| party.pod.as_ref().is_none_or(|pod| self.stage.town.pods.contains_key(&pod.key));
+        if !parties.into_iter().all(known) {
+            return Ok(Err("the pod is not attached any more: its address is another's"));
+        }
         let judge = &self.judge;
         let legs = probe.legs(&self.world, &mut |node, query| judge.judge(node, query))?;
         if legs.iter().flatten().any(|leg| matches!(leg.judgement.verdict, Verdict::Redirect(_))) {

@@ -4,22 +4,28 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::model::Text;
 use sluice_policy_core::vector::schema::{Family, Fixture, Mode, PodSpec};
 use sluice_policy_core::vector::world::{Fault, Party, World};
 use sluice_vpcsim::deployment::DeploymentError;
-use sluice_vpcsim::policyd::{Policyd, Source};
+use sluice_vpcsim::policyd::Policyd;
 
-use super::objects::{Directory, MARKER, MARKER_NAMESPACE, Objects};
+use super::objects::Objects;
+use super::publish::{Publisher, SourceKind};
 use super::town::{Plan, Town, TownError};
 use crate::prober::{ProberError, Station};
 use crate::service_proxy::{Extra, ProxyError};
 
 /// How long agents may take to enforce what was written.
 pub const APPLIED: Duration = Duration::from_secs(20);
+
+/// How long an agent that is told by several watches must not have changed anything.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// Why a run ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +64,8 @@ pub struct Options {
     pub family: Family,
     /// How pods are attached.
     pub plan: Plan,
+    /// Where agents have the cluster from.
+    pub source: SourceKind,
     /// The agent; none: there are no gates, and everything has to pass.
     pub policyd: Option<PathBuf>,
 }
@@ -73,7 +81,8 @@ pub struct Stage<'a> {
     pub objects: Objects,
     /// The agents by node; none where pods have no gates.
     pub agents: BTreeMap<Text, Policyd>,
-    directory: Directory,
+    /// The way to the agents.
+    pub publisher: Publisher,
 }
 
 impl<'a> Stage<'a> {
@@ -82,22 +91,16 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// [`LiveError`]; what was made is taken away again.
     pub async fn build(fixture: &'a Fixture, options: &Options) -> Result<Self, LiveError> {
-        let town = Town::build(fixture, &options.plan).await?;
-        let directory = Directory::new(std::env::temp_dir().join(format!("sluice-{}", town.tag())));
-        let mut stage = Self {
-            fixture,
-            town,
-            objects: Objects::default(),
-            agents: BTreeMap::new(),
-            directory: directory.map_err(LiveError::Write)?,
-        };
+        let mut town = Town::build(fixture, &options.plan).await?;
+        let publisher = Publisher::new(options.source, &mut town).await?;
+        let (objects, agents) = (Objects::default(), BTreeMap::new());
+        let mut stage = Self { fixture, town, objects, agents, publisher };
         let mut world = World::new(fixture);
         stage.objects.follow(&world.take_events());
-        let (list, _) = stage.objects.list();
-        stage.directory.write(&list).map_err(LiveError::Write)?;
+        stage.publisher.publish(&mut stage.objects)?;
         if let Some(binary) = &options.policyd {
             for (name, node) in &stage.town.nodes {
-                let source = Source::Directory(stage.directory.path().to_owned());
+                let source = stage.publisher.source();
                 let agent = Policyd::new(Arc::clone(&node.node), binary.clone(), source);
                 agent.start().await?;
                 stage.agents.insert(Text::clone(name), agent);
@@ -111,22 +114,28 @@ impl<'a> Stage<'a> {
         Ok(stage)
     }
 
-    /// The directory that the agents read.
-    #[must_use]
-    pub const fn directory(&self) -> &Directory {
-        &self.directory
-    }
-
     /// Writes the cluster and waits until every agent that runs enforces it.
     ///
     /// # Errors
     /// [`LiveError`]: an agent ended, or took too long.
     pub async fn publish(&mut self) -> Result<(), LiveError> {
-        let (list, generation) = self.objects.list();
-        self.directory.write(&list).map_err(LiveError::Write)?;
+        let published = self.publisher.publish(&mut self.objects)?;
         for agent in self.agents.values() {
-            if agent.pid().await.is_some() {
-                agent.enforces(MARKER_NAMESPACE, MARKER, generation, APPLIED).await?;
+            if agent.pid().await.is_none() {
+                continue;
+            }
+            agent.until("a policy was not in force", APPLIED, |view| published.shows(view)).await?;
+            if self.publisher.api.is_some() {
+                // Each kind has a watch of its own, and only policies show: the others are through when nothing moves.
+                let mut seen = (Value::Null, Instant::now());
+                let quiet = |view: &Value| {
+                    let revision = view.get("revision").cloned().unwrap_or_default();
+                    if revision != seen.0 {
+                        seen = (revision, Instant::now());
+                    }
+                    seen.1.elapsed() >= QUIET
+                };
+                agent.until("the agent did not come to rest", APPLIED, quiet).await?;
             }
         }
         Ok(())
@@ -164,12 +173,5 @@ impl<'a> Stage<'a> {
             return Ok(Station { net: self.town.node(node)?.node.net().clone(), address });
         }
         self.town.outside(address).await
-    }
-}
-
-impl Drop for Stage<'_> {
-    fn drop(&mut self) {
-        // Nobody reads it any more; what stays is a small file in the temporary directory.
-        let _stays = std::fs::remove_dir_all(self.directory.path());
     }
 }

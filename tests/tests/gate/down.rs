@@ -75,7 +75,7 @@ async fn a_malformed_object_is_reported_and_the_others_are_in_force() {
     let mut stage = stage(suite, &options).await;
     let mut act = begin(&mut stage, suite, &options).await;
     let bad = "kind: NetworkPolicy\napiVersion: networking.k8s.io/v1\nmetadata: {name: bad, namespace: x}\nspec: {podSelector: 7}\n---\n{{{\n";
-    std::fs::write(act.stage.directory().path().join("bad.yaml"), bad).unwrap();
+    act.stage.publisher.directory.write("bad.yaml", bad).unwrap();
     step(&mut act, suite, 0).await;
     let told = |view: &serde_json::Value| view["faults"].to_string().contains("bad.yaml");
     for agent in act.stage.agents.values() {

@@ -13,6 +13,7 @@ mod start;
 use sluice_policy_core::vector;
 use sluice_policy_core::vector::schema::{Family, Mode, Step, Suite, Vector};
 use sluice_tests::live::place::placed;
+use sluice_tests::live::publish::SourceKind;
 use sluice_tests::live::report::Report;
 use sluice_tests::live::run::Act;
 use sluice_tests::live::stage::{Options, Stage};
@@ -64,6 +65,7 @@ fn options() -> Options {
             plugins: vec![("sluice-eni".into(), eni), ("sluice-policy".into(), gate.policy)],
             proxy: Backend::Nftables,
         },
+        source: SourceKind::Directory,
         policyd: Some(gate.policyd),
     }
 }

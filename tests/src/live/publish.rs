@@ -1,0 +1,189 @@
+//! How a cluster's objects come to the agents: by a directory of files, or by an API server.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sluice_policy_core::cluster::ObjectId;
+use sluice_vpcsim::policyd::Source;
+
+use super::objects::{MARKER, MARKER_NAMESPACE, Objects, marker};
+use super::stage::LiveError;
+use super::town::Town;
+use crate::apiserver::{ApiServer, TableId, builtin, policy_kinds};
+
+/// Where the API server listens, outside of all nodes (RFC 5737, TEST-NET-1).
+const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 250)), 6443);
+
+/// Where agents have the cluster from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A directory of files.
+    Directory,
+    /// An API server.
+    Api,
+}
+
+/// A directory that an agent reads the cluster from.
+#[derive(Debug)]
+pub struct Directory(PathBuf);
+
+impl Directory {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file in one go: readers see it before or after.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        let hidden = self.0.join(format!("{name}.new"));
+        std::fs::write(&hidden, text)?;
+        std::fs::rename(hidden, self.0.join(name))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Nobody reads it any more; what stays is a small file in the temporary directory.
+        let _stays = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The way to the agents.
+#[derive(Debug)]
+pub struct Publisher {
+    /// The directory; with an API server it holds the kubeconfig.
+    pub directory: Directory,
+    /// The API server.
+    pub api: Option<ApiServer>,
+    put: BTreeMap<ObjectId, (Value, i64)>,
+}
+
+/// The policies that have to be in force, and of which generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Kind, namespace, name and generation.
+    pub policies: Vec<(String, Option<String>, String, i64)>,
+    /// Whether there must be no others.
+    pub all: bool,
+}
+
+impl Publisher {
+    /// Makes the directory, and the API server if it is to be one.
+    ///
+    /// # Errors
+    /// [`LiveError`].
+    pub async fn new(kind: SourceKind, town: &mut Town) -> Result<Self, LiveError> {
+        let path = std::env::temp_dir().join(format!("sluice-{}", town.tag()));
+        let directory = Directory::new(path).map_err(LiveError::Write)?;
+        let mut publisher = Self { directory, api: None, put: BTreeMap::new() };
+        if kind == SourceKind::Api {
+            let net = town.outside(API.ip()).await?.net;
+            let bind = move || {
+                let listener = std::net::TcpListener::bind(API)?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            };
+            let bound = tokio::task::spawn_blocking(move || net.run(bind)).await?;
+            let bound: io::Result<std::net::TcpListener> = bound.map_err(super::town::TownError::from)?;
+            let listener = bound.and_then(tokio::net::TcpListener::from_std).map_err(LiveError::Write)?;
+            let kinds = builtin().into_iter().chain(policy_kinds()).collect();
+            publisher.api = Some(ApiServer::on(listener, kinds).map_err(LiveError::Write)?);
+            let server = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+                "clusters": [{"name": "c", "cluster": {"server": format!("http://{API}")}}],
+                "users": [{"name": "c", "user": {}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
+            publisher.directory.write("kubeconfig", &server.to_string()).map_err(LiveError::Write)?;
+        }
+        Ok(publisher)
+    }
+
+    /// Where an agent finds it.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        match &self.api {
+            None => Source::Directory(self.directory.path().to_owned()),
+            Some(_) => Source::Kubeconfig(self.directory.path().join("kubeconfig")),
+        }
+    }
+
+    /// Makes the source hold these objects and nothing else; returns how to see that they are in force.
+    ///
+    /// # Errors
+    /// [`LiveError`]: a file cannot be written, or the API server does not take an object.
+    pub fn publish(&mut self, objects: &mut Objects) -> Result<Published, LiveError> {
+        let generation = objects.next();
+        let name = |value: &Value, key: &str| value.pointer(key).and_then(Value::as_str).map(str::to_owned);
+        let marked = ("NetworkPolicy".to_owned(), Some(MARKER_NAMESPACE.to_owned()), MARKER.to_owned(), generation);
+        let Some(api) = &self.api else {
+            let items: Vec<Value> = objects.all().values().cloned().chain([marker(generation)]).collect();
+            let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+            self.directory.write("cluster.json", &list.to_string()).map_err(LiveError::Write)?;
+            return Ok(Published { policies: vec![marked], all: false });
+        };
+        let refused = |error: crate::apiserver::ApiError| LiveError::Write(io::Error::other(format!("{error:?}")));
+        let gone: Vec<ObjectId> = self.put.keys().filter(|id| !objects.all().contains_key(*id)).cloned().collect();
+        for id in gone {
+            if let Some((value, _)) = self.put.remove(&id)
+                && let Some(table) = table(&value)
+            {
+                let (namespace, name) = (name(&value, "/metadata/namespace"), name(&value, "/metadata/name"));
+                let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+                api.delete(&table, &namespace, &name).map_err(refused)?;
+            }
+        }
+        for (id, value) in objects.all() {
+            if self.put.get(id).is_some_and(|(before, _)| before == value) {
+                continue;
+            }
+            let mut numbered = value.clone();
+            if let Some(metadata) = numbered.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.insert("generation".into(), generation.into());
+            }
+            api.put(numbered).map_err(refused)?;
+            self.put.insert(id.clone(), (value.clone(), generation));
+        }
+        api.put(marker(generation)).map_err(refused)?;
+        let policies = self.put.iter().filter(|(id, _)| matches!(id, ObjectId::Policy(_)));
+        let told = policies.map(|(_, (value, generation))| {
+            let (kind, namespace) = (name(value, "/kind").unwrap_or_default(), name(value, "/metadata/namespace"));
+            (kind, namespace, name(value, "/metadata/name").unwrap_or_default(), *generation)
+        });
+        Ok(Published { policies: told.chain([marked]).collect(), all: true })
+    }
+}
+
+impl Published {
+    /// Whether a view of an agent shows it.
+    #[must_use]
+    pub fn shows(&self, view: &Value) -> bool {
+        let listed = view.get("policies").and_then(Value::as_array).cloned().unwrap_or_default();
+        let holds = |(kind, namespace, name, generation): &(String, Option<String>, String, i64)| {
+            listed.iter().any(|policy| {
+                let text = |key: &str| policy.get(key).and_then(Value::as_str);
+                text("kind") == Some(kind)
+                    && text("namespace") == namespace.as_deref()
+                    && text("name") == Some(name)
+                    && policy.get("generation").and_then(Value::as_i64) == Some(*generation)
+            })
+        };
+        self.policies.iter().all(holds) && (!self.all || listed.len() == self.policies.len())
+    }
+}
+
+fn table(value: &Value) -> Option<TableId> {
+    let (version, kind) = (value.get("apiVersion")?.as_str()?, value.get("kind")?.as_str()?);
+    let kinds = builtin().into_iter().chain(policy_kinds());
+    kinds.filter(|known| known.is(version, kind)).map(|known| known.table()).next()
+}
