@@ -112,6 +112,18 @@ async fn p01_the_demo_holds_and_leaves_nothing() {
     for cell in cells {
         assert!(cell["seen"] == cell["expected"] && cell["problem"].is_null(), "{cell}");
     }
+    let acts = report["policies"].as_array().unwrap();
+    assert_eq!(acts.len(), 7, "no policy, then six sets of them");
+    for act in acts {
+        let cells = act["cells"].as_array().unwrap();
+        assert!(cells.len() >= 20, "{act}");
+        for cell in cells {
+            let (allowed, passed) = (cell["allowed"].as_bool().unwrap(), cell["passed"].as_bool().unwrap());
+            assert!(allowed == passed && allowed == cell["denied_by"].is_null(), "{}: {cell}", act["title"]);
+        }
+        let denied = cells.iter().filter(|cell| cell["allowed"] == false).count();
+        assert_eq!(denied > 0, act["title"] != "no policy yet", "{}", act["title"]);
+    }
     assert_eq!((report["burst"]["pods"].as_u64(), report["burst"]["served"].as_u64()), (Some(20), Some(20)));
     as_before(&before, pid);
 }
@@ -125,7 +137,7 @@ async fn p01_an_interrupted_demo_says_so_and_leaves_nothing() {
     let before = Machine::now();
     let mut demo = start(&[]);
     let pid = demo.id().unwrap();
-    let mut progress = told(&mut demo, "sluice-ipamd runs").await;
+    let mut progress = told(&mut demo, "sluice-ipamd and sluice-policyd run").await;
     let (directories, processes) = of_worlds(pid);
     assert!(!directories.is_empty() && processes.len() >= 2, "{directories:?} {processes:?}");
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();

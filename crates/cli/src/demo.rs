@@ -1,7 +1,9 @@
 //! `sluice demo`: the product at work in a VPC in a box, with its production binaries and real packets.
 
 mod act;
+mod cluster;
 mod matrix;
+mod policy;
 mod report;
 mod tables;
 
@@ -10,11 +12,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_vpcsim::deployment::{Binaries, Deployment};
+use sluice_vpcsim::deployment::{Binaries, Deployment, GateBinaries};
 use sluice_vpcsim::world::World;
 use tokio::signal::unix::{SignalKind, signal};
 
 use act::{ActError, Stage};
+use cluster::Cluster;
 use report::Report;
 
 use crate::exit;
@@ -84,8 +87,9 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
     let mut world = None;
     // The daemons end with this: before the world does, and not while it is kept for a look around.
     let mut running = Vec::new();
+    let mut cluster = None;
     let outcome = tokio::select! {
-        outcome = play(&mut world, &mut running, options, progress, out) => outcome,
+        outcome = play(&mut world, &mut running, &mut cluster, options, progress, out) => outcome,
         () = interrupt.wait() => {
             progress.line("interrupted: taking everything down");
             down(world).await;
@@ -123,11 +127,12 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
 async fn play(
     world: &mut Option<World>,
     running: &mut Vec<Arc<Deployment>>,
+    cluster: &mut Option<Cluster>,
     options: &Options,
     progress: &Progress,
     out: Paint,
 ) -> Result<Report, ActError> {
-    let binaries = Binaries::beside_this_program()?;
+    let (binaries, gate) = (Binaries::beside_this_program()?, GateBinaries::beside_this_program()?);
     let world = world.insert(act::raise().await?);
     progress.done("a VPC with two m5.large nodes and a host on the Internet");
     let show = |text: String| {
@@ -137,15 +142,18 @@ async fn play(
         }
     };
     let mut report = Report::default();
-    let mut stage = Stage::set(world, &binaries, progress).await?;
+    let cluster = cluster.insert(Cluster::new(world.tag()).map_err(ActError::Cluster)?);
+    let mut stage = Stage::set(world, &binaries, &gate, cluster, progress).await?;
     running.extend(stage.deployments.values().cloned());
-    stage.pods(progress).await?;
+    stage.pods(cluster, progress).await?;
     report.nodes = stage.node_rows().await?;
     show(tables::nodes(&report.nodes, out));
     report.pods = stage.pod_rows().await?;
     show(tables::pods(&report.pods, out));
     report.matrix = matrix::probe(&stage).await?;
     show(tables::matrix(&report.matrix, out));
+    report.policies = policy::play(&stage, cluster, progress).await?;
+    show(tables::policies(&report.policies, out));
     let (burst, extra) = stage.burst(progress).await?;
     show(tables::burst(&burst, out));
     report.burst = Some(burst);

@@ -5,15 +5,18 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, PLAIN_CONFLIST, Pod};
+use sluice_policy_core::cluster::PodKey;
+use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, GateBinaries, Pod};
 use sluice_vpcsim::model::IMDS;
 use sluice_vpcsim::node::NodeError;
+use sluice_vpcsim::policyd::Source;
 use sluice_vpcsim::scene::{Scene, SceneError};
 use sluice_vpcsim::world::{World, WorldError};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Progress;
+use super::cluster::Cluster;
 use super::report::{Burst, EniRow, GiveBack, NodeRow, PodRow, Sample};
 
 const SCENE: &str = include_str!("scene.yaml");
@@ -49,6 +52,15 @@ pub(crate) enum ActError {
     /// Sluice on a node.
     #[error("Sluice did not do what the demo needs")]
     Deployment(#[from] DeploymentError),
+    /// The directory of the cluster, or a program.
+    #[error("the demo's cluster could not be written")]
+    Cluster(#[source] std::io::Error),
+    /// The demo's own policies.
+    #[error("the demo's policies: {what}")]
+    Policies {
+        /// What is wrong.
+        what: String,
+    },
     /// A task of the demo was lost.
     #[error("a task of the demo broke")]
     Task(#[from] tokio::task::JoinError),
@@ -95,8 +107,25 @@ pub(crate) struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     /// Installs Sluice on both nodes and waits until they can start pods.
-    pub(crate) async fn set(world: &'a World, binaries: &Binaries, progress: &Progress) -> Result<Self, ActError> {
-        let mut deployments = BTreeMap::new();
+    pub(crate) async fn set(
+        world: &'a World,
+        binaries: &Binaries,
+        gate: &GateBinaries,
+        cluster: &mut Cluster,
+        progress: &Progress,
+    ) -> Result<Self, ActError> {
+        let mut stage = Self { world, deployments: BTreeMap::new(), actors: Vec::new() };
+        for (node, _) in SETTINGS {
+            cluster.node(node, stage.addresses_of(node)?.0);
+            for number in 1..=PODS {
+                cluster.pod(pod_key(node, number), node, if number % 2 == 0 { "web" } else { "db" });
+            }
+        }
+        for number in 0..BURST {
+            let (node, _) = SETTINGS.get(number % SETTINGS.len()).copied().unwrap_or_default();
+            cluster.pod(PodKey { namespace: "burst".into(), name: format!("p{number}").into() }, node, "burst");
+        }
+        cluster.write().map_err(ActError::Cluster)?;
         for (name, settings) in SETTINGS {
             let environment: BTreeMap<String, String> = settings
                 .iter()
@@ -104,28 +133,35 @@ impl<'a> Stage<'a> {
                 .chain([("IP_COOLDOWN_PERIOD".to_owned(), COOLDOWN.to_string())])
                 .collect();
             let node = std::sync::Arc::clone(world.node(name)?);
-            let deployment = Deployment::install(node, binaries, PLAIN_CONFLIST, environment).await?;
+            let source = Source::Directory(cluster.directory().to_owned());
+            let deployment = Deployment::install_gated(node, binaries, gate, environment, source).await?;
             deployment.start_ipamd().await?;
-            deployments.insert(name.to_owned(), std::sync::Arc::new(deployment));
+            if let Some(policyd) = deployment.policyd() {
+                policyd.start().await?;
+            }
+            stage.deployments.insert(name.to_owned(), std::sync::Arc::new(deployment));
         }
-        for deployment in deployments.values() {
+        for deployment in stage.deployments.values() {
             deployment.ready(LIMIT).await?;
+            if let Some(policyd) = deployment.policyd() {
+                policyd.ready(LIMIT).await?;
+            }
         }
-        progress.done("sluice-ipamd runs on both nodes, and pods may start");
-        Ok(Self { world, deployments, actors: Vec::new() })
+        progress.done("sluice-ipamd and sluice-policyd run on both nodes, and pods may start");
+        Ok(stage)
     }
 
     /// Starts pods until both kinds of ENI are in use on both nodes; keeps one of each for the matrix.
-    pub(crate) async fn pods(&mut self, progress: &Progress) -> Result<(), ActError> {
+    pub(crate) async fn pods(&mut self, cluster: &mut Cluster, progress: &Progress) -> Result<(), ActError> {
         progress.begin("pods are started; the first ones use up the primary ENI's addresses, so the pool grows");
         let mut adding = JoinSet::new();
         for (node, deployment) in &self.deployments {
-            let letter = node.trim_start_matches("node-").to_owned();
             let (node, deployment) = (node.clone(), std::sync::Arc::clone(deployment));
             adding.spawn(async move {
                 let mut pods = Vec::new();
                 for number in 1..=PODS {
-                    pods.push(deployment.add("demo", &format!("{letter}{number}")).await?);
+                    let key = pod_key(&node, number);
+                    pods.push(deployment.add(&key.namespace, &key.name).await?);
                 }
                 Ok::<_, DeploymentError>((node, pods))
             });
@@ -136,6 +172,9 @@ impl<'a> Stage<'a> {
             all.insert(node, pods);
         }
         for (node, pods) in all {
+            for (number, pod) in (1..).zip(&pods) {
+                cluster.started(&pod_key(&node, number), pod.address);
+            }
             let places = self.places(&node).await?;
             for (kind, wanted) in [("the primary ENI", true), ("a secondary ENI", false)] {
                 let found = pods.iter().find_map(|pod| {
@@ -370,6 +409,13 @@ impl<'a> Stage<'a> {
         calls.remove(IMDS);
         calls
     }
+}
+
+/// A pod of a node by its number: `shop/a1` on node-a, `guest/b1` on node-b.
+fn pod_key(node: &str, number: usize) -> PodKey {
+    let letter = node.trim_start_matches("node-");
+    let namespace = if letter == "a" { "shop" } else { "guest" };
+    PodKey { namespace: namespace.into(), name: format!("{letter}{number}").into() }
 }
 
 /// A number of the pool.

@@ -13,6 +13,8 @@ pub(crate) struct Report {
     pub pods: Vec<PodRow>,
     /// Who reached whom.
     pub matrix: Vec<Cell>,
+    /// What policies do to it.
+    pub policies: Vec<PolicyAct>,
     /// The burst of pods.
     pub burst: Option<Burst>,
     /// What happened after the burst's pods were deleted.
@@ -95,6 +97,30 @@ impl Cell {
     }
 }
 
+/// A set of policies that was in force.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PolicyAct {
+    /// What it says.
+    pub title: String,
+    /// Who reached whom then.
+    pub cells: Vec<PolicyCell>,
+}
+
+/// One connection under policies.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PolicyCell {
+    /// Who connects.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// Whether it has to pass.
+    pub allowed: bool,
+    /// Whether it did.
+    pub passed: bool,
+    /// The rule that denies it, and where.
+    pub denied_by: Option<String>,
+}
+
 /// The pools of all nodes at one moment.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Sample {
@@ -156,13 +182,20 @@ impl Report {
             };
             format!("{} -> {}: {seen}", cell.from, cell.to)
         });
+        let policies = self.policies.iter().flat_map(|act| {
+            act.cells.iter().filter(|cell| cell.allowed != cell.passed).map(move |cell| {
+                let PolicyCell { from, to, passed, .. } = cell;
+                let (did, has) = if *passed { ("passes", "not ") } else { ("does not pass", "") };
+                format!("{}: {from} -> {to} {did}, and has {has}to", act.title)
+            })
+        });
         let burst = self.burst.iter().flat_map(|burst| {
             let unserved = (burst.served < burst.pods)
                 .then(|| format!("{} of {} pods of the burst were served", burst.served, burst.pods));
             unserved.into_iter().chain(burst.errors.iter().cloned())
         });
         let deletes = self.give_back.iter().flat_map(|give_back| give_back.errors.iter().cloned());
-        let mut faults: Vec<String> = cells.chain(burst).chain(deletes).collect();
+        let mut faults: Vec<String> = cells.chain(policies).chain(burst).chain(deletes).collect();
         if self.matrix.is_empty() {
             faults.push("the matrix is empty: nothing was probed".to_owned());
         }
@@ -190,6 +223,18 @@ mod tests {
         assert!(!cell("10.0.0.1", Some("10.0.0.2"), None).holds());
         assert!(!cell("10.0.0.1", None, None).holds());
         assert!(!cell("10.0.0.1", Some("10.0.0.1"), Some("timed out")).holds());
+    }
+
+    #[test]
+    fn a_policy_that_is_not_enforced_is_a_fault() {
+        let cell = |allowed, passed| PolicyCell { from: "a".into(), to: "b".into(), allowed, passed, denied_by: None };
+        let cells = vec![cell(true, true), cell(false, false), cell(false, true), cell(true, false)];
+        let policies = vec![PolicyAct { title: "deny".into(), cells }];
+        let report = Report { matrix: vec![], policies, ..Report::default() };
+        let faults = report.faults();
+        assert_eq!(faults[0], "deny: a -> b passes, and has not to");
+        assert_eq!(faults[1], "deny: a -> b does not pass, and has to");
+        assert_eq!(faults.len(), 3);
     }
 
     #[test]

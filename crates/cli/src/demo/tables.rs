@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Cell as TableCell, CellAlignment, Table, presets};
 
-use super::report::{Burst, Cell, GiveBack, NodeRow, PodRow, Report, Sample};
+use super::report::{Burst, Cell, GiveBack, NodeRow, PodRow, PolicyAct, Report, Sample};
 use crate::paint::Paint;
 
 fn table(header: &[&str]) -> Table {
@@ -102,6 +102,58 @@ pub(crate) fn matrix(cells: &[Cell], paint: Paint) -> String {
     )
 }
 
+/// Who reaches whom under each set of policies, and below it the rules that deny.
+#[must_use]
+pub(crate) fn policies(acts: &[PolicyAct], paint: Paint) -> String {
+    let mut text = format!("{}\n", paint.heading("Policies on the running pods"));
+    for act in acts {
+        let _infallible = writeln!(text, " {}", act.title);
+        let mut columns: Vec<&str> = Vec::new();
+        let mut senders: Vec<&str> = Vec::new();
+        for cell in &act.cells {
+            for (list, name) in [(&mut senders, cell.from.as_str()), (&mut columns, cell.to.as_str())] {
+                if !list.contains(&name) {
+                    list.push(name);
+                }
+            }
+        }
+        // Receivers stand in the senders' order, and those that only receive behind them.
+        columns.sort_by_key(|column| senders.iter().position(|sender| sender == column).unwrap_or(usize::MAX));
+        let mut rules: Vec<&str> = Vec::new();
+        let mut table = table(&[]);
+        table.set_header(std::iter::once("from \\ to").chain(columns.iter().copied()));
+        for from in &senders {
+            let mut line = vec![(*from).to_owned()];
+            for column in &columns {
+                let Some(cell) = act.cells.iter().find(|cell| cell.from == *from && cell.to == *column) else {
+                    line.push("·".to_owned());
+                    continue;
+                };
+                let wrong = if cell.allowed == cell.passed { "" } else { " WRONG" };
+                let passed = if cell.passed { "✓" } else { "✗" };
+                let rule = cell.denied_by.as_deref().map_or_else(String::new, |rule| {
+                    let known = rules.iter().position(|known| *known == rule);
+                    let number = known.unwrap_or_else(|| {
+                        rules.push(rule);
+                        rules.len() - 1
+                    });
+                    format!(" [{}]", number + 1)
+                });
+                line.push(format!("{passed}{rule}{wrong}"));
+            }
+            table.add_row(line);
+        }
+        // The colours go in after the table has its widths: escape sequences would count as characters.
+        let body = indented(&table).replace('✓', &paint.good("✓")).replace('✗', &paint.bad("✗"));
+        text.push_str(&body);
+        for (number, rule) in rules.iter().enumerate() {
+            let _infallible = writeln!(text, " {}", paint.dim(&format!("[{}] {rule}", number + 1)));
+        }
+        text.push('\n');
+    }
+    text
+}
+
 fn samples(rows: &[Sample]) -> String {
     let mut table = table(&["", "s", "enis", "pods", "free", "cooling", "waiting"]);
     for sample in rows {
@@ -156,9 +208,8 @@ pub(crate) fn give_back(give_back: &GiveBack, paint: Paint) -> String {
 pub(crate) fn verdict(report: &Report, paint: Paint) -> String {
     let faults = report.faults();
     if faults.is_empty() {
-        let probes = report.matrix.len();
-        return paint
-            .good(&format!("All {probes} cells of the matrix are as they have to be ({:.0} s).", report.seconds));
+        let probes = report.matrix.len() + report.policies.iter().map(|act| act.cells.len()).sum::<usize>();
+        return paint.good(&format!("All {probes} cells are as they have to be ({:.0} s).", report.seconds));
     }
     let mut text = paint.bad(&format!("{} faults:", faults.len()));
     for fault in faults {
