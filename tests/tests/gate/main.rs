@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod api;
 mod churn;
 mod down;
 mod flows;
