@@ -76,7 +76,7 @@ pub fn marker(generation: i64) -> Value {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": MARKER, "namespace": MARKER_NAMESPACE, "generation": generation},
-        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}
+        "spec": {"podSelector": {"matchLabels": {"step": generation.to_string()}}, "policyTypes": ["Ingress"]}
     })
 }
 

@@ -147,14 +147,10 @@ impl Publisher {
             if self.put.get(id).is_some_and(|(before, _)| before == value) {
                 continue;
             }
-            let mut numbered = value.clone();
-            if let Some(metadata) = numbered.get_mut("metadata").and_then(Value::as_object_mut) {
-                metadata.insert("generation".into(), generation.into());
-            }
-            api.put(numbered).map_err(refused)?;
-            self.put.insert(id.clone(), (value.clone(), generation));
+            let known = api.put(value.clone()).map_err(refused)?;
+            self.put.insert(id.clone(), (value.clone(), numbered(&known)));
         }
-        api.put(marker(generation)).map_err(refused)?;
+        let marked = (marked.0, marked.1, marked.2, numbered(&*api.put(marker(generation)).map_err(refused)?));
         let policies = self.put.iter().filter(|(id, _)| matches!(id, ObjectId::Policy(_)));
         let told = policies.map(|(_, (value, generation))| {
             let (kind, namespace) = (name(value, "/kind").unwrap_or_default(), name(value, "/metadata/namespace"));
@@ -180,6 +176,11 @@ impl Published {
         };
         self.policies.iter().all(holds) && (!self.all || listed.len() == self.policies.len())
     }
+}
+
+/// `metadata.generation`, which the server counts.
+fn numbered(object: &Value) -> i64 {
+    object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default()
 }
 
 fn table(value: &Value) -> Option<TableId> {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_policy_core::cluster::{ObjectKey, PodKey};
+use sluice_policy_core::cluster::{ObjectKey, PodKey, ServicePort};
 use sluice_policy_core::flow::{Protocol, Verdict};
 use sluice_policy_core::model::Text;
 use sluice_policy_core::settings::Settings;
@@ -14,7 +14,7 @@ use sluice_policy_core::vector::Judge as _;
 use sluice_policy_core::vector::judge::Compiled;
 use sluice_policy_core::vector::probe::{Leg, Probe, Way};
 use sluice_policy_core::vector::run::{gate, pairs, port_text};
-use sluice_policy_core::vector::schema::{Endpoint, Expected, Family, Mode, PodSpec, Row, Step, Suite, Vector};
+use sluice_policy_core::vector::schema::{Endpoint, Expected, Family, Mode, PodSpec, Row, Step, Suite, Vector, Via};
 use sluice_policy_core::vector::world::{Party, World};
 
 use super::report::{Failure, Report};
@@ -368,6 +368,17 @@ impl<'s, 'a> Act<'s, 'a> {
         let known = |party: &Party| party.pod.as_ref().is_none_or(|pod| self.stage.town.pods.contains_key(&pod.key));
         if !parties.into_iter().all(known) {
             return Ok(Err("the pod is not attached any more: its address is another's"));
+        }
+        if let [Way { behind: Some(behind), .. }] = ways.as_slice()
+            && let Some(service) = self.world.cluster().services.get(&behind.service)
+        {
+            let dialled = |port: &ServicePort| match row.via {
+                Some(Via::NodePort) => port.node_port == Some(row.port),
+                _ => port.port == row.port,
+            };
+            if self.world.behind(service, row.protocol, dialled, row.family).len() > 1 {
+                return Ok(Err("the service proxy chooses among several backends"));
+            }
         }
         let judge = &self.judge;
         let legs = probe.legs(&self.world, &mut |node, query| judge.judge(node, query))?;

@@ -110,8 +110,14 @@ async fn nothing_passes_before_the_policy() {
             act.stage.town.attach(&key, &spec, sandbox).await.unwrap();
             out.sent(AFTER).await;
             into.sent(AFTER).await;
+            let (mut passed_out, mut passed_in) = (received(&listener), received(&inside));
+            let deadline = std::time::Instant::now() + PATIENCE;
+            while app == "free" && (passed_out == 0 || passed_in == 0) && std::time::Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                (passed_out, passed_in) = (passed_out + received(&listener), passed_in + received(&inside));
+            }
             drop((out, into));
-            let (passed_out, passed_in) = (received(&listener), received(&inside));
+            (passed_out, passed_in) = (passed_out + received(&listener), passed_in + received(&inside));
             act.stage.town.delete(&key).await.unwrap();
             if app == "free" {
                 assert!(passed_out > 0 && passed_in > 0, "{passed_out} out, {passed_in} in");
