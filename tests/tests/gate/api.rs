@@ -46,7 +46,9 @@ async fn what_the_api_server_does_opens_nothing_and_closes_nothing() {
         act.stage.town.delete(&other).await.unwrap();
         act.stage.town.add(&[(other.clone(), pod.clone())]).await.unwrap();
         holds(&mut act, suite, 0).await;
+        // Whoever was left hanging is answered by nobody: a server that comes back knows no old connections.
         act.stage.publisher.api.as_ref().unwrap().heal();
+        act.stage.publisher.api.as_ref().unwrap().cut();
     }
     step(&mut act, suite, 1).await;
 
