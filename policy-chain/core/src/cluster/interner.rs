@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::label_set::Form;
+use super::label_set::{BETWEEN, Form};
 use super::{Labels, NamedPort, Pod};
 use crate::model::Text;
 
@@ -49,29 +49,36 @@ struct Seen {
 impl Interner {
     /// A text, as others have it.
     pub(super) fn text(&mut self, text: &Text) -> Text {
-        self.known(text).0
+        if text.len() > MAX_TEXT { Arc::clone(text) } else { self.texts.share(text).0 }
     }
 
-    fn known(&mut self, text: &Text) -> (Text, bool) {
-        if text.len() > MAX_TEXT { (Arc::clone(text), false) } else { self.texts.share(text) }
+    fn known(&mut self, text: &str) -> (Text, bool) {
+        if text.len() > MAX_TEXT { (text.into(), false) } else { self.texts.share_with(text, || text.into()) }
     }
 
     /// Labels, their form as others have it.
     pub(super) fn labels(&mut self, labels: &Labels) -> Labels {
-        let (mut form, mut own) = (Vec::new(), Vec::new());
+        let mut form = Vec::new();
+        let mut own: Option<String> = None;
         for (key, value) in labels.iter() {
             let key = self.text(key);
             let (value, known) = self.known(value);
             let watched = self.keys.len() < MAX_KEYS || self.keys.contains_key(&key);
-            if watched && self.keys.entry(Arc::clone(&key)).or_default().count(known) {
-                own.push(value);
+            if watched && self.keys.entry(Arc::clone(&key)).or_default().count(known) && !value.contains(BETWEEN) {
+                match &mut own {
+                    None => own = Some(String::from(&*value)),
+                    Some(own) => {
+                        own.push(BETWEEN);
+                        own.push_str(&value);
+                    }
+                }
                 form.push((key, None));
             } else {
                 form.push((key, Some(value)));
             }
         }
         let form = if form.is_empty() { Arc::default() } else { self.forms.share(&form.into()).0 };
-        Labels::of_form(form, if own.is_empty() { Arc::default() } else { own.into() })
+        Labels::of_form(form, own.map(Into::into))
     }
 
     /// A pod, in few bytes. `before` is what was known of it.
@@ -139,6 +146,11 @@ impl<T: ?Sized + Hash + Eq> Cache<T> {
 
     /// The value as it is held already, and whether it was.
     fn share(&mut self, value: &Arc<T>) -> (Arc<T>, bool) {
+        self.share_with(value, || Arc::clone(value))
+    }
+
+    /// The same of one that is made if it is not held.
+    fn share_with(&mut self, value: &T, make: impl FnOnce() -> Arc<T>) -> (Arc<T>, bool) {
         if self.used >= self.slots.len() / 2 && self.slots.len() < self.most {
             self.grow();
         }
@@ -146,16 +158,17 @@ impl<T: ?Sized + Hash + Eq> Cache<T> {
         let holders = |slot: &Option<Arc<T>>| slot.as_ref().map_or(0, Arc::strong_count);
         for slot in places(&mut self.slots, value) {
             match slot {
-                Some(held) if **held == **value => return (Arc::clone(held), true),
+                Some(held) if **held == *value => return (Arc::clone(held), true),
                 slot if least.as_ref().is_none_or(|least| holders(slot) < holders(least)) => least = Some(slot),
                 _ => {}
             }
         }
+        let made = make();
         if let Some(slot) = least {
             self.used += usize::from(slot.is_none());
-            *slot = Some(Arc::clone(value));
+            *slot = Some(Arc::clone(&made));
         }
-        (Arc::clone(value), false)
+        (made, false)
     }
 
     fn grow(&mut self) {

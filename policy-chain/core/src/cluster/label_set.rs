@@ -17,41 +17,51 @@ pub(super) type Form = [(Text, Option<Text>)];
 pub struct Labels {
     /// Sorted by key, without doubles.
     form: Arc<Form>,
-    /// The values that the form leaves open, in its order.
-    own: Arc<[Text]>,
+    /// The values that the form leaves open, in its order, with [`BETWEEN`] between them; none if it leaves none open.
+    own: Option<Arc<str>>,
 }
+
+/// What no value has that stands in [`Labels::own`].
+pub(super) const BETWEEN: char = '\0';
 
 impl Labels {
     /// Labels from pairs; of two values for a key, the later one.
     #[must_use]
     pub fn new(pairs: impl IntoIterator<Item = (Text, Text)>) -> Self {
         let map: BTreeMap<Text, Text> = pairs.into_iter().collect();
-        Self { form: map.into_iter().map(|(key, value)| (key, Some(value))).collect(), own: Arc::default() }
+        Self { form: map.into_iter().map(|(key, value)| (key, Some(value))).collect(), own: None }
     }
 
-    /// From a form, sorted by key and without doubles, and as many values as it leaves open.
-    pub(super) const fn of_form(form: Arc<Form>, own: Arc<[Text]>) -> Self {
+    /// From a form, sorted by key and without doubles, and as many values as it leaves open, joined by [`BETWEEN`].
+    pub(super) const fn of_form(form: Arc<Form>, own: Option<Arc<str>>) -> Self {
         Self { form, own }
     }
 
     /// The value of a label.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&Text> {
+    pub fn get(&self, key: &str) -> Option<&str> {
         let at = self.form.binary_search_by(|(name, _)| name.as_ref().cmp(key)).ok()?;
         let (before, found) = (self.form.get(..at)?, self.form.get(at)?);
-        found.1.as_ref().or_else(|| self.own.get(before.iter().filter(|(_, value)| value.is_none()).count()))
+        match &found.1 {
+            Some(value) => Some(value),
+            None => self.own().nth(before.iter().filter(|(_, value)| value.is_none()).count()),
+        }
     }
 
     /// All labels, by key.
-    pub fn iter(&self) -> impl Iterator<Item = (&Text, &Text)> {
-        let mut own = self.own.iter();
-        self.form.iter().filter_map(move |(key, value)| Some((key, value.as_ref().or_else(|| own.next())?)))
+    pub fn iter(&self) -> impl Iterator<Item = (&Text, &str)> {
+        let mut own = self.own();
+        self.form.iter().filter_map(move |(key, value)| Some((key, value.as_deref().or_else(|| own.next())?)))
+    }
+
+    fn own(&self) -> impl Iterator<Item = &str> {
+        self.own.as_deref().into_iter().flat_map(|own| own.split(BETWEEN))
     }
 
     /// These labels and one more, whatever its value was.
     #[must_use]
     pub fn with(&self, key: Text, value: Text) -> Self {
-        Self::new(self.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).chain([(key, value)]))
+        Self::new(self.iter().map(|(key, value)| (Arc::clone(key), value.into())).chain([(key, value)]))
     }
 
     /// Whether there are none.

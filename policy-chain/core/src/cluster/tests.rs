@@ -68,7 +68,9 @@ fn times_of_the_api() {
     for (text, seconds) in table {
         assert_eq!(Created::parse(text), seconds.map(Created::at), "{text}");
     }
-    assert!(Created::default() < Created::at(i64::MIN + 1), "no time at all is the oldest");
+    assert!(Created::default() < Created::at(i64::MIN), "no time at all is the oldest");
+    assert_eq!(Created::at(951_825_600).seconds(), Some(951_825_600));
+    assert_eq!([i64::MIN, -1, i64::MAX].map(|at| Created::at(at).seconds()), [Some(0), Some(0), Some(4_294_967_294)]);
 }
 
 #[test]
@@ -215,11 +217,32 @@ fn equal_parts_are_one() {
     }
     let pods: Vec<&Arc<Pod>> = cluster.pods.values().collect();
     for pair in pods.windows(2) {
-        let same = |key: &str| Arc::ptr_eq(pair[0].labels.get(key).unwrap(), pair[1].labels.get(key).unwrap());
+        let same = |key: &str| std::ptr::eq(pair[0].labels.get(key).unwrap(), pair[1].labels.get(key).unwrap());
         assert!(same("app") && same("tier") && !same("unique"), "{pair:?}");
         assert!(Arc::ptr_eq(&pair[0].key.namespace, &pair[1].key.namespace));
     }
     assert_eq!(pods[99].labels, labels(&[("app", "shop"), ("tier", "web"), ("unique", "value-99")]));
+}
+
+/// Values that only one object has stand beside what it shares with others, whatever they are.
+#[test]
+fn values_of_one_object_are_told_apart() {
+    let mut cluster = Cluster::default();
+    let of = |number: usize| {
+        let odd = ["".to_owned(), format!("\0{number}"), format!("a\0{number}\0"), number.to_string()];
+        let [a, b, c, d] = std::array::from_fn(|index| odd[(number + index) % 4].clone());
+        labels(&[("a", &a), ("b", &b), ("c", &c), ("d", &d), ("e", "same")])
+    };
+    for number in 0..200 {
+        cluster.apply(Event::Upsert(Object::Pod(pod(&format!("p{number:03}"), &[], of(number)))));
+    }
+    for (number, pod) in cluster.pods.values().enumerate() {
+        assert_eq!(pod.labels, of(number), "{number}");
+        for (key, value) in of(number).iter() {
+            assert_eq!(pod.labels.get(key), Some(value), "{number}");
+        }
+        assert_eq!(pod.labels.get("f"), None);
+    }
 }
 
 fn pairs() -> impl Strategy<Value = BTreeMap<String, String>> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::ops::Deref;
 
 use crate::model::Text;
@@ -153,28 +154,25 @@ fn uuid(text: &str) -> Option<[u8; 16]> {
     Some(bytes)
 }
 
-/// `metadata.creationTimestamp`: later is greater, and none at all is least.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Created(i64);
+/// `metadata.creationTimestamp`: later is greater, and none at all is least, which is the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Created(Option<NonZeroU32>);
 
-impl Default for Created {
-    /// None at all.
-    fn default() -> Self {
-        Self(i64::MIN)
-    }
-}
+/// The last second that is told from later ones.
+const MOST: i64 = u32::MAX as i64 - 1;
 
 impl Created {
-    /// So many seconds after the beginning of 1970, UTC.
+    /// So many seconds after the beginning of 1970, UTC. What is before, or after the 136 years that four bytes hold, is as
+    /// near to it as can be.
     #[must_use]
-    pub const fn at(seconds: i64) -> Self {
-        Self(seconds)
+    pub fn at(seconds: i64) -> Self {
+        Self(NonZeroU32::new(u32::try_from(seconds.clamp(0, MOST)).unwrap_or_default() + 1))
     }
 
     /// Seconds after the beginning of 1970, UTC; none where there is no time at all.
     #[must_use]
-    pub const fn seconds(self) -> Option<i64> {
-        if self.0 == i64::MIN { None } else { Some(self.0) }
+    pub fn seconds(self) -> Option<i64> {
+        self.0.map(|after| i64::from(after.get()) - 1)
     }
 
     /// Reads a time as the API server writes it (RFC 3339, in UTC): `2026-11-25T21:15:41Z`; fractions of a second are cut.

@@ -38,10 +38,10 @@ impl<'a> PodView<'a> {
             return Some(self.namespace);
         }
         if !key.starts_with(SYSTEM) {
-            return self.labels.get(key).map(AsRef::as_ref);
+            return self.labels.get(key);
         }
         if let Some(key) = key.strip_prefix(OF_NAMESPACE) {
-            return self.namespace_labels.get(key).map(AsRef::as_ref);
+            return self.namespace_labels.get(key);
         }
         match key {
             SERVICE_ACCOUNT => Some(self.service_account),
@@ -82,7 +82,7 @@ impl<'a> CiliumView<'a> {
 /// Whether a Kubernetes selector selects an object with these labels.
 #[must_use]
 pub fn matches(selector: &LabelSelector, labels: &Labels) -> bool {
-    selector.requirements.iter().all(|wanted| holds(wanted, labels.get(&wanted.key).map(AsRef::as_ref)))
+    selector.requirements.iter().all(|wanted| holds(wanted, labels.get(&wanted.key)))
 }
 
 /// Whether a requirement holds for the value of its label, if there is one (Kubernetes API, `LabelSelectorRequirement`:

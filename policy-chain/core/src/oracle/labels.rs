@@ -22,7 +22,7 @@ fn holds(requirement: &Requirement, value: Option<&str>) -> bool {
 
 /// `meta/v1 LabelSelector`: all requirements are ANDed; the empty one matches all objects.
 pub(super) fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
-    selector.requirements.iter().all(|one| holds(one, labels.get(&one.key).map(AsRef::as_ref)))
+    selector.requirements.iter().all(|one| holds(one, labels.get(&one.key)))
 }
 
 /// The same on a namespace, which has its name as a label that nobody can change (Network Policies, "Targeting a
@@ -35,7 +35,7 @@ fn namespace_label<'a>(cluster: &'a Cluster, namespace: &'a str, key: &str) -> O
     if key == NAMESPACE_NAME_LABEL {
         return Some(namespace);
     }
-    Some(cluster.namespaces.get(namespace)?.labels.get(key)?)
+    cluster.namespaces.get(namespace)?.labels.get(key)
 }
 
 /// Cilium's labels of an address, by source (Cilium, `pkg/labels`; reference 2.3, 2.4).

@@ -1,7 +1,5 @@
 //! EndpointSlice.
 
-use std::sync::Arc;
-
 use super::cursor::{Cursor, Fields, Report};
 use super::metadata::{Metadata, NameForm, Scope};
 use super::plain::{address, boolean, list, owned, port, protocol, section, text};
@@ -30,7 +28,7 @@ pub(super) fn endpoint_slice(document: &Cursor<'_>, report: &mut Report) -> Opti
     let ports = list(&mut document, report, "ports").iter().filter_map(|element| slice_port(element, report)).collect();
     let elements = list(&mut document, report, "endpoints");
     let endpoints = elements.iter().filter(|_| !names).filter_map(|element| endpoint(element, report)).collect();
-    let service = metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).map(Arc::clone);
+    let service = metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).map(Into::into);
     let key = ObjectKey { namespace: metadata.namespace, name: metadata.name };
     Some(Object::EndpointSlice(EndpointSlice { key, service, ports, endpoints }))
 }

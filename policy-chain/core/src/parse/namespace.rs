@@ -11,9 +11,8 @@ pub(super) fn namespace(document: &Cursor<'_>, report: &mut Report) -> Option<Ob
     let mut document = document.fields(report).ok()?;
     let metadata = Metadata::read(&mut document, report, Scope::Cluster, NameForm::Label)?;
     let label = metadata.labels.get(NAMESPACE_NAME_LABEL);
-    if let Some(other) = label.filter(|label| **label != metadata.name) {
-        let message =
-            format!("{NAMESPACE_NAME_LABEL} is always the name; {} is not looked at", shown(&other.as_ref().into()));
+    if let Some(other) = label.filter(|label| *label != &*metadata.name) {
+        let message = format!("{NAMESPACE_NAME_LABEL} is always the name; {} is not looked at", shown(&other.into()));
         report.warn("metadata.labels", message);
     }
     let labels = metadata.labels.with(NAMESPACE_NAME_LABEL.into(), Arc::clone(&metadata.name));

@@ -71,7 +71,7 @@ fn a_pod_as_the_api_server_gives_it() {
     assert_eq!(shown(&found.addresses), "10.0.0.1 fd00::1");
     let ports = found.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol));
     assert_eq!(shown(ports), "dns:53/UDP http:80/TCP http:8080/TCP mesh:15001/TCP");
-    assert_eq!(found.labels.get("app").map(|value| &**value), Some("web"));
+    assert_eq!(found.labels.get("app"), Some("web"));
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn ports_of_a_service() {
         )
     };
     let found = service(&json!({"clusterIP": "10.0.0.1", "ports": ports, "selector": {"app": "web"}}), &json!({}));
-    assert_eq!(found.selector.as_ref().and_then(|selector| selector.get("app")).map(|value| &**value), Some("web"));
+    assert_eq!(found.selector.as_ref().and_then(|selector| selector.get("app")), Some("web"));
     assert_eq!(told(found), ":80/TCP:None dns:53/UDP:Some(30053) a:1/TCP:None");
     let headless = service(&json!({"clusterIP": "None", "ports": ports, "selector": {}}), &json!({}));
     assert_eq!(

@@ -94,7 +94,7 @@ fn without_one<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
 }
 
 fn labels(labels: &Labels) -> Vec<Labels> {
-    let pairs: Vec<_> = labels.iter().map(|(key, value)| (Text::clone(key), Text::clone(value))).collect();
+    let pairs: Vec<_> = labels.iter().map(|(key, value)| (Text::clone(key), Text::from(value))).collect();
     without_one(&pairs).into_iter().map(Labels::new).collect()
 }
 
