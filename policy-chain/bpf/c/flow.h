@@ -166,18 +166,15 @@ static __always_inline __u32 setting_flags(__u64 *adopt_until)
 	return found ? found->flags : 0;
 }
 
-/* The endpoint that a forwarded packet comes from; null: it is not a pod of this node. */
-static __always_inline struct endpoint *sender(struct __sk_buff *skb, const struct packet *packet)
+/* The pod behind an interface: its endpoint, or of a bridge the owner of the packet's source. */
+static __always_inline struct endpoint *behind(struct __sk_buff *skb, struct endpoint *found,
+					       const struct packet *packet)
 {
-	__u32 index = skb->ingress_ifindex, *owner;
 	struct address source = packet->source;
-	struct endpoint *found;
 	struct tuple tuple = {};
+	__u32 index, *owner;
 
-	if (index == 0)
-		return NULL;
-	found = bpf_map_lookup_elem(&endpoints, &index);
-	if (!found || !(found->flags & ENDPOINT_BRIDGE))
+	if (!(found->flags & ENDPOINT_BRIDGE))
 		return found;
 	if (tracked(skb, &tuple, 0) == TRACKED_ORIGINAL)
 		set_address(&source, tuple.source, tuple.family);
@@ -186,6 +183,18 @@ static __always_inline struct endpoint *sender(struct __sk_buff *skb, const stru
 		return NULL;
 	index = *owner;
 	return bpf_map_lookup_elem(&endpoints, &index);
+}
+
+/* The endpoint that a forwarded packet comes from; null: it is not a pod of this node. */
+static __always_inline struct endpoint *sender(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u32 index = skb->ingress_ifindex;
+	struct endpoint *found;
+
+	if (index == 0)
+		return NULL;
+	found = bpf_map_lookup_elem(&endpoints, &index);
+	return found ? behind(skb, found, packet) : NULL;
 }
 
 /* Who sent a packet that opens a flow to a pod. Returns why it is dropped. */

@@ -143,11 +143,15 @@ int to_pod(struct __sk_buff *skb)
 SEC("classifier")
 int uplink(struct __sk_buff *skb)
 {
+	__u32 index = skb->ingress_ifindex;
+	struct endpoint *found, *from;
 	struct scene scene = {};
-	struct endpoint *from;
 	int reason;
 
-	if (skb->ingress_ifindex == 0)
+	if (index == 0)
+		return PASS;
+	found = bpf_map_lookup_elem(&endpoints, &index);
+	if (!found || (found->egress == 0 && !(found->flags & ENDPOINT_BRIDGE)))
 		return PASS;
 	scene.hook = HOOK_UPLINK;
 	scene.towards = DIRECTION_EGRESS;
@@ -158,16 +162,16 @@ int uplink(struct __sk_buff *skb)
 	pull(skb);
 	if (!parse_plain(skb, &scene.packet, scene.ether_type)) {
 		if (scene.ether_type == TYPE_IPV4)
-			reason = parse(skb, &scene.packet, ETHERNET_HEADER, 0);
+			reason = parse(skb, &scene.packet, ETHERNET_HEADER, skb->len, 0);
 		else if (scene.ether_type == TYPE_IPV6)
-			reason = parse(skb, &scene.packet, ETHERNET_HEADER, PARSE_IPV6);
+			reason = parse(skb, &scene.packet, ETHERNET_HEADER, skb->len, PARSE_IPV6);
 		else
 			return PASS;
 		/* No pod's gate let it pass like this. */
 		if (reason)
 			return dropped(&scene, reason);
 	}
-	from = sender(skb, &scene.packet);
+	from = behind(skb, found, &scene.packet);
 	if (!from || !from->egress)
 		return PASS;
 	reason = second(skb, from, &scene);

@@ -90,17 +90,18 @@ GLOBAL int parse_options(struct __sk_buff *skb, __u32 at, __u32 end)
 	return DROP_NONE;
 }
 
-static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *packet, __u32 base, bool quoted)
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *packet, __u32 base, __u32 limit,
+				      bool quoted)
 {
 	struct ipv4_header ip;
 	__u32 header, total, available, fragment;
 
-	if (bpf_skb_load_bytes(skb, base, &ip, sizeof(ip)))
+	if (limit < base + sizeof(ip) || bpf_skb_load_bytes(skb, base, &ip, sizeof(ip)))
 		return DROP_MALFORMED;
 	header = (ip.version_and_length & 15) * 4;
 	if (ip.version_and_length >> 4 != 4 || header < sizeof(ip))
 		return DROP_MALFORMED;
-	available = skb->len - base;
+	available = limit - base;
 	total = bpf_ntohs(ip.total);
 	/* Segments that the card or the stack will cut may be longer than the field holds. */
 	if (total == 0 && !quoted && skb->gso_size)
@@ -128,19 +129,20 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *pack
 	return DROP_NONE;
 }
 
-static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *packet, __u32 base, bool quoted)
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *packet, __u32 base, __u32 limit,
+				      bool quoted)
 {
 	struct ipv6_header ip;
 	__u32 at = base + sizeof(ip), end, available;
 	bool fragmented = false;
 	__u8 next;
 
-	if (bpf_skb_load_bytes(skb, base, &ip, sizeof(ip)))
+	if (limit < base + sizeof(ip) || bpf_skb_load_bytes(skb, base, &ip, sizeof(ip)))
 		return DROP_MALFORMED;
 	/* RFC 4291 2.5.5.2 addresses stand for IPv4 in the maps, and on no wire. */
 	if (ip.version >> 4 != 6 || is_mapped(&ip.source) || is_mapped(&ip.destination))
 		return DROP_MALFORMED;
-	available = skb->len - base;
+	available = limit - base;
 	end = bpf_ntohs(ip.payload) + sizeof(ip);
 	/* As for IPv4; a jumbogram (RFC 2675) has no length there either. */
 	if (ip.payload == 0 && !quoted && (skb->gso_size || ip.next == EXTENSION_HOPS))
@@ -236,8 +238,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	return DROP_NONE;
 }
 
-/* The whole grammar. `base` is where the IP header is. Returns why the packet is dropped, or DROP_NONE. */
-GLOBAL int parse(struct __sk_buff *skb, struct packet *packet, __u32 base, __u32 how)
+/* The whole grammar. `base` is where the IP header is, `limit` where the bytes end that may be its packet. Returns why the packet is dropped, or DROP_NONE. */
+GLOBAL int parse(struct __sk_buff *skb, struct packet *packet, __u32 base, __u32 limit, __u32 how)
 {
 	bool quoted = how & PARSE_QUOTED;
 	int reason;
@@ -249,9 +251,9 @@ GLOBAL int parse(struct __sk_buff *skb, struct packet *packet, __u32 base, __u32
 	packet->destination_port = 0;
 	packet->flags = 0;
 	if (how & PARSE_IPV6)
-		reason = parse_ipv6(skb, packet, base, quoted);
+		reason = parse_ipv6(skb, packet, base, limit, quoted);
 	else
-		reason = parse_ipv4(skb, packet, base, quoted);
+		reason = parse_ipv4(skb, packet, base, limit, quoted);
 	return reason ? reason : parse_transport(skb, packet, quoted);
 }
 

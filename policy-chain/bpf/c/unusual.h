@@ -101,9 +101,9 @@ GLOBAL int unusual(struct __sk_buff *skb, const struct endpoint *endpoint, struc
 	if (scene->ether_type == TYPE_ARP)
 		return arp(skb, endpoint, scene->towards);
 	if (scene->ether_type == TYPE_IPV4)
-		reason = parse(skb, packet, ETHERNET_HEADER, 0);
+		reason = parse(skb, packet, ETHERNET_HEADER, skb->len, 0);
 	else if (scene->ether_type == TYPE_IPV6)
-		reason = parse(skb, packet, ETHERNET_HEADER, PARSE_IPV6);
+		reason = parse(skb, packet, ETHERNET_HEADER, skb->len, PARSE_IPV6);
 	else
 		return DROP_NOT_IP;
 	if (reason)
@@ -121,14 +121,15 @@ GLOBAL int related(struct __sk_buff *skb, const struct endpoint *endpoint, const
 	struct connection *connection;
 	struct connection_key key = {};
 	struct packet quoted = {};
-	__u32 how = PARSE_QUOTED;
+	__u32 how = PARSE_QUOTED, end;
 
 	if (!endpoint || !scene)
 		return 0;
 	key.endpoint = endpoint->id;
 	if (scene->ether_type == TYPE_IPV6)
 		how |= PARSE_IPV6;
-	if (parse(skb, &quoted, scene->packet.transport + 8, how) || quoted.part == PART_LATER)
+	end = scene->packet.transport + scene->packet.room;
+	if (parse(skb, &quoted, scene->packet.transport + 8, end, how) || quoted.part == PART_LATER)
 		return 0;
 	/* An error goes to who sent the packet. */
 	if (!same_address(&quoted.source, &scene->packet.destination))

@@ -30,13 +30,13 @@ fn worlds() -> std::ops::Range<u64> {
 const CLIENT_PORT: u16 = 40_000;
 
 /// The first packet of a flow, and the first that answers it.
-struct Exchange {
-    opens: Packet,
-    answers: Packet,
+pub(crate) struct Exchange {
+    pub(crate) opens: Packet,
+    pub(crate) answers: Packet,
 }
 
 /// The packets of a question; none where no packet could ask it.
-fn exchange(query: &Query, own: IpAddr) -> Option<Exchange> {
+pub(crate) fn exchange(query: &Query, own: IpAddr) -> Option<Exchange> {
     let peer = query.peer.to_canonical();
     let (source, destination) = match query.direction {
         Direction::Ingress => (peer, own),

@@ -66,6 +66,21 @@ impl Packet {
         Self { flags: kind, source_port: identifier, ..Self::new(source, destination, protocol) }
     }
 
+    /// The same, the other way; an answer, if it asks.
+    pub(crate) fn turned(&self) -> Self {
+        let flags = match (Protocol(self.protocol), self.flags) {
+            (Protocol::ICMP, 8) => 0,
+            (Protocol::ICMPV6, 128) => 129,
+            (_, flags) => flags,
+        };
+        let (source, destination) = (self.destination, self.source);
+        let (mut source_port, mut destination_port) = (self.destination_port, self.source_port);
+        if [Protocol::ICMP, Protocol::ICMPV6].contains(&Protocol(self.protocol)) {
+            (source_port, destination_port) = (self.source_port, 0);
+        }
+        Self { source, destination, source_port, destination_port, flags, ..self.clone() }
+    }
+
     /// An ICMP error about this packet.
     pub(crate) fn error(&self, source: IpAddr, destination: IpAddr, kind: u8) -> Self {
         let quoted = self.ip();

@@ -8,8 +8,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMa
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
 use sluice_policy_bpf::layout::{
-    Address, Connection, ConnectionKey, Counter, Decision, DropReason, Endpoint, Event, Frontend, Hook, MAPS, Peer,
-    RowPort, Settings,
+    Address, Connection, ConnectionKey, Counter, Decision, DropReason, Endpoint, Event, Fragment, FragmentKey,
+    Frontend, Hook, MAPS, Peer, RowPort, Settings,
 };
 use sluice_policy_bpf::object::{COMPILER, OBJECT};
 
@@ -48,6 +48,7 @@ pub(crate) struct Kernel {
     pub(crate) rows: LpmTrie<MapData, RowPort, u32>,
     pub(crate) decisions: HashMap<MapData, u32, Decision>,
     pub(crate) connections: HashMap<MapData, ConnectionKey, Connection>,
+    pub(crate) fragments: HashMap<MapData, FragmentKey, Fragment>,
     pub(crate) counters: PerCpuHashMap<MapData, u32, Counter>,
     drops: PerCpuArray<MapData, Counter>,
     settings: Array<MapData, Settings>,
@@ -74,6 +75,7 @@ impl Kernel {
             rows: map(&mut object, "rows"),
             decisions: map(&mut object, "decisions"),
             connections: map(&mut object, "connections"),
+            fragments: map(&mut object, "fragments"),
             counters: map(&mut object, "counters"),
             drops: map(&mut object, "drops"),
             settings: map(&mut object, "settings"),

@@ -31,6 +31,9 @@ struct Host {
     server: Namespace,
     world: Namespace,
     pod: Pod,
+    /// One in each namespace, for as long as the host is there: a port that is bound anew may still be held by a process that
+    /// another test is about to start.
+    listeners: [(Namespace, TcpListener); 3],
     /// The endpoints of the two pods, and their interfaces.
     endpoints: [(u32, Endpoint); 2],
     family: Family,
@@ -114,7 +117,9 @@ impl Host {
                 })
             })
             .unwrap();
-        let mut this = Self { host, client, server, world, pod, endpoints, family };
+        let listeners = [(&client, family.own), (&server, family.server), (&world, family.other)]
+            .map(|(at, address)| (at.clone(), at.run(|| TcpListener::bind((address, BACKEND)).unwrap()).unwrap()));
+        let mut this = Self { host, client, server, world, pod, listeners, endpoints, family };
         this.client(NONE);
         this.server(NONE);
         this
@@ -158,9 +163,9 @@ impl Host {
     }
 
     /// Whether one in a namespace reaches another's listener at an address.
-    fn reach(&self, from: &Namespace, at: &Namespace, listen: IpAddr, to: SocketAddr) -> std::io::Result<Open> {
-        let listener = at.run(|| TcpListener::bind((listen, BACKEND)).unwrap()).unwrap();
-        let near = from.run(|| TcpStream::connect_timeout(&to, SILENCE)).unwrap()?;
+    fn reach(&self, from: &Namespace, at: &Namespace, to: SocketAddr, patience: Duration) -> std::io::Result<Open> {
+        let (_, listener) = self.listeners.iter().find(|(namespace, _)| namespace == at).unwrap();
+        let near = from.run(|| TcpStream::connect_timeout(&to, patience)).unwrap()?;
         let (far, peer) = listener.accept()?;
         Ok(Open { near, far, peer })
     }
@@ -225,7 +230,7 @@ fn a_backend_on_the_node_is_judged_at_its_gate() {
         host.serve(family.server, false);
         host.client(SERVICES);
         let (client, server, service) = (host.client.clone(), host.server.clone(), host.service());
-        let mut open = host.reach(&client, &server, family.server, service).unwrap();
+        let mut open = host.reach(&client, &server, service, PATIENCE).unwrap();
         assert_eq!(open.peer.ip(), family.own);
         assert!(open.works(PATIENCE));
         let events = host.pod.kernel.events();
@@ -238,12 +243,12 @@ fn a_backend_on_the_node_is_judged_at_its_gate() {
         host.client(NO_BACKENDS);
         assert!(!open.works(SILENCE));
         assert_eq!(dropped(host), Some((Hook::ToPod, CLIENT_ID, DropReason::Backend)));
-        assert!(host.reach(&client, &server, family.server, service).is_err());
+        assert!(host.reach(&client, &server, service, SILENCE).is_err());
         assert_eq!(dropped(host), Some((Hook::ToPod, CLIENT_ID, DropReason::Backend)));
         // The server's own gate has its say as well.
         host.client(SERVICES);
         host.server(DENY);
-        assert!(host.reach(&client, &server, family.server, service).is_err());
+        assert!(host.reach(&client, &server, service, SILENCE).is_err());
         assert_eq!(dropped(host), Some((Hook::ToPod, SERVER_ID, DropReason::Policy)));
     });
 }
@@ -256,11 +261,11 @@ fn a_backend_elsewhere_is_judged_at_the_uplink() {
         for masquerade in [false, true] {
             host.serve(family.other, masquerade);
             host.client(SERVICES);
-            assert!(host.reach(&client, &world, family.other, service).is_err(), "it is not the server");
+            assert!(host.reach(&client, &world, service, SILENCE).is_err(), "it is not the server");
             assert!(dropped_at_uplink(host));
             // What nothing restricts passes.
             host.client(NONE);
-            let mut open = host.reach(&client, &world, family.other, service).unwrap();
+            let mut open = host.reach(&client, &world, service, PATIENCE).unwrap();
             assert_eq!(open.peer.ip() == family.own, !masquerade);
             assert!(open.works(PATIENCE));
             // The address becomes the server's: the flow is allowed, and then it is not.
@@ -284,7 +289,7 @@ fn a_masqueraded_source_is_known() {
         let (client, server, service) = (host.client.clone(), host.server.clone(), host.service());
         host.serve(family.server, true);
         host.server(ONLY_NODE);
-        assert!(host.reach(&client, &server, family.server, service).is_err());
+        assert!(host.reach(&client, &server, service, SILENCE).is_err());
         let events = host.pod.kernel.events();
         let event = events.iter().rev().find(|event| event.kind == EventKind::Drop.number()).unwrap();
         assert_eq!((event.endpoint, event.origin), (SERVER_ID, FlowOrigin::Forwarded.number()));
@@ -293,14 +298,14 @@ fn a_masqueraded_source_is_known() {
         // The policy that allows the client, by its own address.
         host.pod.kernel.ipcache.insert(&prefix(128, Address::from(family.own)), 300, 0).unwrap();
         host.server(ONLY_SERVER);
-        let mut open = host.reach(&client, &server, family.server, service).unwrap();
+        let mut open = host.reach(&client, &server, service, PATIENCE).unwrap();
         assert_ne!(open.peer.ip(), family.own);
         assert!(open.works(PATIENCE));
         // The node itself.
         host.server(ONLY_NODE);
         let node = host.host.clone();
         let direct = SocketAddr::from((family.server, BACKEND));
-        assert!(host.reach(&node, &server, family.server, direct).unwrap().works(PATIENCE));
+        assert!(host.reach(&node, &server, direct, PATIENCE).unwrap().works(PATIENCE));
     });
 }
 
@@ -322,7 +327,8 @@ fn a_pod_reaches_itself_through_a_service() {
             let own = &mut host.endpoints[0].1.addresses[0];
             (own.ingress, own.egress) = (ingress, egress);
             host.client(SERVICES);
-            let open = host.reach(&client, &client, family.own, service);
+            let patience = if refused.is_some() { SILENCE } else { PATIENCE };
+            let open = host.reach(&client, &client, service, patience);
             assert_eq!(open.is_err(), refused.is_some(), "{:#?}", host.pod.kernel.events());
             if let Ok(mut open) = open {
                 assert!(open.works(PATIENCE));

@@ -6,6 +6,7 @@
 //! | [`backends`] | the second judgement, of flows to Services |
 //! | [`cost`] | prints what a packet costs |
 //! | [`edges`] | fragments, options, ICMP errors, neighbour discovery, forged sources, flags of endpoints |
+//! | [`hostile`] | frames that are built wrong and damaged fare as in [`model`], a gate that was written apart |
 //! | [`live`] | translated packets between namespaces, of which connection tracking knows more |
 //! | [`flows`] | answers, ends, changes of policy, ports used again, adoption |
 #![cfg(test)]
@@ -17,8 +18,10 @@ mod cost;
 mod edges;
 mod flows;
 mod frame;
+mod hostile;
 mod kernel;
 mod live;
+mod model;
 mod pod;
 #[expect(dead_code, reason = "the generator of policy-core's tests, of which these use a part")]
 mod random;
