@@ -270,9 +270,10 @@ impl Request {
     }
 
     /// A question whose answer old kernels send to nobody but those who listen for changes, unless they are asked to
-    /// echo it (`rtnetlink_send`).
+    /// echo it (`rtnetlink_send`), and to which the kernel may have nothing to say: the answer is then the ack. To be sent
+    /// alone, because where there is an answer, the ack is a second one.
     pub(crate) const fn echo(message: RouteNetlinkMessage) -> Self {
-        Self { message, flags: NLM_F_REQUEST | NLM_F_ECHO }
+        Self { message, flags: NLM_F_REQUEST | NLM_F_ECHO | NLM_F_ACK }
     }
 
     fn into_message(self) -> Message {

@@ -247,6 +247,8 @@ impl Netlink {
         let answer = self.batch(vec![Request::echo(question)]).await.pop().unwrap_or(Err(NetlinkError::Closed));
         match answer {
             Ok(Some(RouteNetlinkMessage::NewQueueDiscipline(message))) => Ok(kind(&message)),
+            // One was there and was removed: the kernel has a built-in one in its place, of which it does not tell.
+            Ok(None) => Ok(None),
             Ok(_) => Err(NetlinkError::Unexpected),
             Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV)) => Ok(None),
             Err(error) => Err(error),

@@ -222,6 +222,12 @@ async fn a_link_that_is_gone_or_bare_has_no_filters() {
     assert_eq!(pair.programs(Hook::Ingress).await, []);
     assert!(!pair.netlink().remove_filter(pair.index, Hook::Ingress, Slot::GATE).await.unwrap());
     assert!(pair.put(Hook::Ingress, Slot::GATE, &pass).await.is_err(), "there are no hooks yet");
+    // Hooks that were there and are not any more: the kernel has nothing to tell of what is in their place.
+    pair.netlink().ensure_clsact(pair.index).await.unwrap();
+    let run = || std::process::Command::new("tc").args(["qdisc", "del", "dev", "host0", "clsact"]).output().unwrap();
+    let removed = pair.host.namespace().run(run).unwrap();
+    assert!(removed.status.success(), "{removed:?}");
+    assert!(!pair.netlink().remove_filter(pair.index, Hook::Ingress, Slot::GATE).await.unwrap());
     pair.netlink().delete_link(pair.index).await.unwrap();
     assert_eq!(pair.netlink().ensure_clsact(pair.index).await.unwrap_err().errno(), Some(Errno::ENODEV));
     assert_eq!(pair.put(Hook::Ingress, Slot::GATE, &pass).await.unwrap_err().errno(), Some(Errno::ENODEV));
