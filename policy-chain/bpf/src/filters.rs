@@ -84,28 +84,28 @@ impl Filters {
         Self { programs, netlink }
     }
 
-    /// Puts the gate's programs on both hooks of a pod's interface, each in one step in the place of what is there. What a
-    /// link has attached already stays.
+    /// Puts the gate's programs on both hooks of a pod's interface, each in one step in the place of what is there. Where a
+    /// link has attached one already, that stays, and what is in the slot goes: it would be asked next, and drop.
     ///
     /// # Errors
     /// [`FilterError`].
     pub async fn attach(&self, index: u32) -> Result<(), FilterError> {
-        let mut wanted = Vec::new();
-        for (hook, program) in Program::POD {
-            if !self.is_linked(index, hook, program)? {
-                wanted.push((hook, program));
-            }
-        }
-        self.put(index, &wanted, Existing::Replace).await
+        self.put_or_leave(index, &Program::POD).await
     }
 
-    /// Puts the program that drops everything on the hooks that have nothing yet: what to do where the primary plugin has
-    /// not done it, before anything else.
+    /// Puts the program that drops everything on the hooks that have nothing yet, neither filter nor link: what to do where
+    /// the primary plugin has not done it, before anything else.
     ///
     /// # Errors
     /// [`FilterError`].
     pub async fn attach_drop(&self, index: u32) -> Result<(), FilterError> {
-        self.put(index, &Program::CLOSED, Existing::Keep).await
+        let mut wanted = Vec::new();
+        for (hook, program) in Program::POD {
+            if !self.is_linked(index, hook, program)? {
+                wanted.push((hook, Program::Drop));
+            }
+        }
+        self.put(index, &wanted, Existing::Keep).await
     }
 
     /// Puts the program that judges Services on an uplink.
@@ -150,9 +150,7 @@ impl Filters {
     pub async fn repair(&self, index: u32) -> Result<Vec<Missing>, FilterError> {
         let missing = self.check(index).await?;
         let wanted: Vec<_> = missing.iter().map(|missing| (missing.hook, missing.program)).collect();
-        if !wanted.is_empty() {
-            self.put(index, &wanted, Existing::Replace).await?;
-        }
+        self.put_or_leave(index, &wanted).await?;
         Ok(missing)
     }
 
@@ -167,6 +165,19 @@ impl Filters {
             }
         }
         Ok(())
+    }
+
+    /// Puts programs where no link has attached them, and empties the slot where one has.
+    async fn put_or_leave(&self, index: u32, wanted: &[(Hook, Program)]) -> Result<(), FilterError> {
+        let mut put = Vec::new();
+        for (hook, program) in wanted.iter().copied() {
+            if self.is_linked(index, hook, program)? {
+                self.netlink.remove_filter(index, hook, Slot::GATE).await.map_err(|source| failed(index, source))?;
+            } else {
+                put.push((hook, program));
+            }
+        }
+        self.put(index, &put, Existing::Replace).await
     }
 
     async fn put(&self, index: u32, wanted: &[(Hook, Program)], existing: Existing) -> Result<(), FilterError> {
@@ -186,11 +197,12 @@ impl Filters {
     async fn missing(&self, index: u32, wanted: &[(Hook, Program)]) -> Result<Vec<Missing>, FilterError> {
         let mut missing = Vec::new();
         for (hook, program) in wanted.iter().copied() {
-            if self.is_linked(index, hook, program)? {
-                continue;
-            }
+            let linked = self.is_linked(index, hook, program)?;
             let filters = self.netlink.filters(index, hook).await.map_err(|source| failed(index, source))?;
-            if let Some(instead) = self.instead(filters.first(), program) {
+            let instead = self.instead(filters.first(), program);
+            // What passes a link is asked of the filters next: only one that drops it is in the way.
+            let in_the_way = instead.filter(|instead| *instead == Instead::Drop || !linked);
+            if let Some(instead) = in_the_way {
                 missing.push(Missing { hook, program, instead });
             }
         }

@@ -126,8 +126,15 @@ fn an_interface_is_promoted_to_links_that_outlive_everything() {
         assert_eq!(filters.repair(index).await.unwrap(), [], "and better against this");
         let pinned = pins(&Path::new(ROOT).join("links"));
         assert_eq!(pinned, [format!("{index}_from_pod"), format!("{index}_to_pod")]);
-        // Attaching goes on as it was.
+        // Attaching goes on as it was, and nothing that drops gets behind a link, where it would be asked next.
+        filters.attach_drop(index).await.unwrap();
         filters.attach(index).await.unwrap();
+        assert_eq!(netlink.filters(index, Hook::Egress).await.unwrap(), []);
+        let drop_program =
+            sluice_hostnet::tc::Program { fd: gate.programs.descriptor(Program::Drop), name: "sluice-drop" };
+        netlink.attach(index, Slot::GATE, &[(Hook::Egress, drop_program)], Existing::Keep).await.unwrap();
+        let in_the_way = [missing(Hook::Egress, Program::ToPod, Instead::Drop)];
+        assert_eq!(filters.repair(index).await.unwrap(), in_the_way);
         assert_eq!(netlink.filters(index, Hook::Egress).await.unwrap(), []);
 
         // A new process, new programs: the links run them when it has opened the gates.
