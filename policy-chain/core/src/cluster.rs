@@ -158,7 +158,7 @@ pub struct EndpointSlice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Its addresses.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Addresses,
     /// `conditions.ready`; missing is true.
     pub ready: bool,
 }

@@ -1,11 +1,13 @@
 //! What many objects have in common, held once.
 
+mod policies;
+
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::label_set::{BETWEEN, Form};
-use super::{Labels, NamedPort, Pod};
+use super::{EndpointSlice, Labels, NamedPort, ObjectKey, Pod, Service};
 use crate::model::Text;
 
 /// Longer texts are not shared: the API has no label or name that long.
@@ -79,6 +81,30 @@ impl Interner {
         }
         let form = if form.is_empty() { Arc::default() } else { self.forms.share(&form.into()).0 };
         Labels::of_form(form, own.map(Into::into))
+    }
+
+    fn key(&mut self, key: &ObjectKey) -> ObjectKey {
+        ObjectKey { namespace: self.text(&key.namespace), name: self.text(&key.name) }
+    }
+
+    /// A Service, in few bytes.
+    pub(super) fn service(&mut self, mut service: Service) -> Service {
+        service.key = self.key(&service.key);
+        service.labels = self.labels(&service.labels);
+        service.selector = service.selector.map(|selector| self.labels(&selector));
+        service.ports.shrink_to_fit();
+        service.ports.iter_mut().for_each(|port| port.name = self.text(&port.name));
+        service
+    }
+
+    /// A slice, in few bytes.
+    pub(super) fn slice(&mut self, mut slice: EndpointSlice) -> EndpointSlice {
+        slice.key = self.key(&slice.key);
+        slice.service = slice.service.map(|service| self.text(&service));
+        slice.ports.shrink_to_fit();
+        slice.ports.iter_mut().for_each(|port| port.name = self.text(&port.name));
+        slice.endpoints.shrink_to_fit();
+        slice
     }
 
     /// A pod, in few bytes. `before` is what was known of it.

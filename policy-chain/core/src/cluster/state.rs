@@ -141,13 +141,11 @@ impl Cluster {
             }
             Object::Service(mut service) => {
                 canonical(&mut service.addresses);
-                service.labels = self.interner.labels(&service.labels);
+                let service = self.interner.service(service);
                 put(&mut self.services, service.key.clone(), service)
             }
-            Object::EndpointSlice(mut slice) => {
-                for endpoint in &mut slice.endpoints {
-                    canonical(&mut endpoint.addresses);
-                }
+            Object::EndpointSlice(slice) => {
+                let slice = self.interner.slice(slice);
                 put(&mut self.slices, slice.key.clone(), slice)
             }
             Object::CidrGroup(mut group) => {
@@ -156,7 +154,10 @@ impl Cluster {
                 }
                 put(&mut self.cidr_groups, Arc::clone(&group.name), group)
             }
-            Object::Policy(policy) => put(&mut self.policies, policy.id().clone(), Arc::new(policy)),
+            Object::Policy(policy) => {
+                let policy = self.interner.policy(policy);
+                put(&mut self.policies, policy.id().clone(), Arc::new(policy))
+            }
         }
     }
 

@@ -114,7 +114,7 @@ fn addresses_are_canonical() {
         labels: Labels::default(),
         addresses: mapped(),
     })));
-    let endpoints = vec![Endpoint { addresses: mapped(), ready: true }];
+    let endpoints = vec![Endpoint { addresses: mapped().into(), ready: true }];
     cluster.apply(Event::Upsert(Object::EndpointSlice(EndpointSlice {
         key: key.clone(),
         service: None,
@@ -125,7 +125,7 @@ fn addresses_are_canonical() {
     let expected = vec![v4(0x0a00_0001)];
     assert_eq!(cluster.services[&key].addresses, expected);
     assert_eq!(cluster.nodes["n"].addresses, expected);
-    assert_eq!(cluster.slices[&key].endpoints[0].addresses, expected);
+    assert_eq!(*cluster.slices[&key].endpoints[0].addresses, expected);
     assert_eq!(known(&cluster), ["a 10.0.0.1 never"]);
 }
 
@@ -295,7 +295,7 @@ fn write() -> impl Strategy<Value = Write> {
                     key: key.clone(),
                     service: None,
                     ports: vec![],
-                    endpoints: vec![Endpoint { addresses: vec![v4(number)], ready: number % 2 == 0 }],
+                    endpoints: vec![Endpoint { addresses: vec![v4(number)].into(), ready: number % 2 == 0 }],
                 }),
                 ObjectId::EndpointSlice(key),
             ),

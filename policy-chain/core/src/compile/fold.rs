@@ -212,7 +212,7 @@ impl<'a> Fold<'a> {
         }
         protocols.sort_unstable();
         protocols.dedup();
-        let mut cuts = Cuts::new();
+        let mut cuts = Cuts(Vec::new());
         protocols
             .into_iter()
             .map(|protocol| {
@@ -287,55 +287,30 @@ fn ordered<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<(Action, u32)
 }
 
 /// A set of ports that knows how many lie below one of them.
-struct Cuts {
-    words: Vec<u64>,
-    /// How many lie in the words before.
-    below: Vec<usize>,
-}
+struct Cuts(Vec<u16>);
 
 impl Cuts {
-    fn new() -> Self {
-        Self { words: vec![0; 1024], below: Vec::with_capacity(1024) }
-    }
-
     /// Port 0 only.
     fn reset(&mut self) {
-        self.words.fill(0);
-        self.add(0);
+        self.0.clear();
+        self.0.push(0);
     }
 
     fn add(&mut self, port: u16) {
-        if let Some(word) = self.words.get_mut(usize::from(port / 64)) {
-            *word |= 1 << (port % 64);
-        }
+        self.0.push(port);
     }
 
     /// All of them, ascending. After this, [`Cuts::rank`] can be asked.
     fn ports(&mut self) -> Vec<u16> {
-        let mut ports = Vec::new();
-        self.below.clear();
-        for (first, &word) in (0..=u16::MAX).step_by(64).zip(&self.words) {
-            self.below.push(ports.len());
-            let mut rest = word;
-            while rest != 0 {
-                ports.push(first + low_bit(rest));
-                rest &= rest - 1;
-            }
-        }
-        ports
+        self.0.sort_unstable();
+        self.0.dedup();
+        self.0.clone()
     }
 
     /// How many lie below a port.
     fn rank(&self, port: u16) -> usize {
-        let word = usize::from(port / 64);
-        let (Some(below), Some(bits)) = (self.below.get(word), self.words.get(word)) else { return 0 };
-        below + (bits & ((1 << (port % 64)) - 1)).count_ones() as usize
+        self.0.partition_point(|cut| *cut < port)
     }
-}
-
-/// The place of a word's lowest bit.
-fn low_bit(word: u64) -> u16 {
-    u16::try_from(word.trailing_zeros()).unwrap_or(0)
 }
 
 /// A decision in words.

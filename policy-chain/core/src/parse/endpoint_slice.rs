@@ -48,7 +48,7 @@ fn endpoint(element: &Cursor<'_>, report: &mut Report) -> Option<Endpoint> {
         addresses.extend(address(&element, report).filter(|address| !addresses.contains(address)));
     }
     let ready = ready(&mut fields, report);
-    (!addresses.is_empty()).then_some(Endpoint { addresses, ready })
+    (!addresses.is_empty()).then(|| Endpoint { addresses: addresses.into(), ready })
 }
 
 /// `conditions.ready`; what does not know is ready (Kubernetes API, `EndpointConditions`).

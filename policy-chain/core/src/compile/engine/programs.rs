@@ -244,14 +244,16 @@ impl Programs {
     }
 
     /// The programs for which one of these facts can make a difference.
-    pub(super) fn that_ask_for<'a>(&self, atoms: impl IntoIterator<Item = &'a Atom>) -> BTreeSet<u32> {
-        let mut found = BTreeSet::new();
+    pub(super) fn that_ask_for<'a>(&self, atoms: impl IntoIterator<Item = &'a Atom>) -> Vec<u32> {
+        let mut found = Vec::new();
         for atom in atoms {
             match is_port(*atom) {
                 true => found.extend(&self.port_users),
                 false => found.extend(self.users.get(&plain(*atom)).into_iter().flatten()),
             }
         }
+        found.sort_unstable();
+        found.dedup();
         found
     }
 
@@ -260,8 +262,8 @@ impl Programs {
         let born: BTreeSet<u32> = std::mem::take(&mut self.born).into_iter().collect();
         for class in new {
             let Some(key) = classes.class(*class).map(|class| &class.key) else { continue };
-            for index in self.that_ask_for(key.iter()).difference(&born) {
-                if let Some(instance) = self.get_mut(*index) {
+            for index in self.that_ask_for(key.iter()).into_iter().filter(|index| !born.contains(index)) {
+                if let Some(instance) = self.get_mut(index) {
                     instance.add(*class, classes, atoms, store);
                 }
             }
@@ -551,12 +553,14 @@ impl ByAtom {
         by_atom
     }
 
-    fn of(&self, instance: &Instance) -> BTreeSet<u32> {
-        let mut found: BTreeSet<u32> =
+    fn of(&self, instance: &Instance) -> Vec<u32> {
+        let mut found: Vec<u32> =
             instance.predicates.iter().filter_map(|atom| self.classes.get(atom)).flatten().copied().collect();
         if !instance.program.named_ports().is_empty() {
             found.extend(&self.with_ports);
         }
+        found.sort_unstable();
+        found.dedup();
         found
     }
 }

@@ -137,7 +137,10 @@ impl World {
             };
             let mut put = |pod: Option<&Pod>, addresses: Vec<IpAddr>, ready: bool| {
                 if !addresses.is_empty() {
-                    groups.entry(resolve(&made.ports, pod)).or_default().push(Endpoint { addresses, ready });
+                    groups
+                        .entry(resolve(&made.ports, pod))
+                        .or_default()
+                        .push(Endpoint { addresses: addresses.into(), ready });
                 }
             };
             match &made.backing {

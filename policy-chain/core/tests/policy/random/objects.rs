@@ -448,7 +448,7 @@ fn slice(random: &mut Random, index: usize) -> EndpointSlice {
             1 => world_address(random),
             _ => pod_address(random),
         });
-        Endpoint { addresses, ready: !random.one_in(4) }
+        Endpoint { addresses: addresses.into(), ready: !random.one_in(4) }
     });
     EndpointSlice { key, service, ports, endpoints }
 }
