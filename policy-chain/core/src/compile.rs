@@ -16,4 +16,5 @@ pub mod program;
 pub mod row;
 pub mod select;
 mod service;
+mod stage;
 pub mod view;

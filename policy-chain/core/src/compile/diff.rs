@@ -148,19 +148,11 @@ fn differing<K: Ord + Clone, V: Clone + PartialEq>(
     gone.chain(added).collect()
 }
 
-/// The operations that lead from what was before to `new`, in safe order.
+/// The operations that lead from what was before to `new`, in safe order: as long as no gate gets another policy while an
+/// address gets another identity (for that there is [`super::stage`]).
 pub(super) fn operations(before: &Before, new: &Image) -> Vec<Operation> {
     let mut list = Vec::new();
-    for (id, old) in &before.decisions {
-        if let Some(judgement) = new.decisions.get(id).filter(|judgement| old.as_ref() != Some(judgement)) {
-            list.push(Operation::SetDecision(*id, Arc::clone(judgement)));
-        }
-    }
-    for (id, old) in &before.rows {
-        if let Some(row) = new.rows.get(id).filter(|row| old.as_ref() != Some(row)) {
-            list.push(Operation::SetRow(*id, Arc::clone(row)));
-        }
-    }
+    set_content(before, new, &mut list);
     for (key, old) in &before.peers {
         if let Some(row) = new.peers.get(key).filter(|row| old.as_ref() != Some(row)) {
             list.push(Operation::SetPeer(key.0, key.1, *row));
@@ -173,6 +165,26 @@ pub(super) fn operations(before: &Before, new: &Image) -> Vec<Operation> {
             list.push(Operation::RemovePeer(key.0, key.1));
         }
     }
+    remove_content(before, new, &mut list);
+    list
+}
+
+/// New decisions and rows.
+pub(super) fn set_content(before: &Before, new: &Image, list: &mut Vec<Operation>) {
+    for (id, old) in &before.decisions {
+        if let Some(judgement) = new.decisions.get(id).filter(|judgement| old.as_ref() != Some(judgement)) {
+            list.push(Operation::SetDecision(*id, Arc::clone(judgement)));
+        }
+    }
+    for (id, old) in &before.rows {
+        if let Some(row) = new.rows.get(id).filter(|row| old.as_ref() != Some(row)) {
+            list.push(Operation::SetRow(*id, Arc::clone(row)));
+        }
+    }
+}
+
+/// Rows and decisions that are gone.
+pub(super) fn remove_content(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     for (id, old) in &before.rows {
         if old.is_some() && !new.rows.contains_key(id) {
             list.push(Operation::RemoveRow(*id));
@@ -183,7 +195,6 @@ pub(super) fn operations(before: &Before, new: &Image) -> Vec<Operation> {
             list.push(Operation::RemoveDecision(*id));
         }
     }
-    list
 }
 
 /// Long prefixes are written before short ones and removed after them: what a prefix held back from the one around it
@@ -222,7 +233,8 @@ fn move_addresses(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     }
 }
 
-fn swap_endpoints(before: &Before, new: &Image, list: &mut Vec<Operation>) {
+/// Gates get their policies, then their revisions; those that are gone go.
+pub(super) fn swap_endpoints(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     let (mut revisions, mut removed) = (Vec::new(), Vec::new());
     for (pod, old) in &before.endpoints {
         match (old, new.endpoints.get(pod)) {

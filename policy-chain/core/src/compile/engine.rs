@@ -318,7 +318,7 @@ impl Engine {
         }
         self.drop_subjects(&changed, &mut released, &mut gates);
         self.set_gates(&changed, &moved, &mut gates);
-        let mut operations = self.store.operations();
+        let mut operations = self.store.staged(&mut self.classes.numbers, &mut self.programs.numbers);
         // What is old.
         self.retire(&released, &gates, &mut moves);
         operations.append(&mut self.store.operations());

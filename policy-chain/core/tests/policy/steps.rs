@@ -1,12 +1,13 @@
 //! What the operations of an update promise: each step of them is safe, and numbers outlive a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sluice_policy_core::cluster::{Event, Object, ObjectId};
-use sluice_policy_core::compile::diff::diff;
-use sluice_policy_core::compile::engine::{Checkpoint, Engine, Floor};
+use sluice_policy_core::cluster::{Event, Object, ObjectId, PodKey};
+use sluice_policy_core::compile::diff::{Operation, diff};
+use sluice_policy_core::compile::engine::{Checkpoint, Engine, Floor, Update};
 use sluice_policy_core::compile::image::Image;
-use sluice_policy_core::flow::{Judgement, Query, Verdict};
+use sluice_policy_core::flow::{Direction, Judgement, Origin, Protocol, Query, Verdict};
+use sluice_policy_core::settings::Settings;
 
 use crate::random::flows::Targets;
 use crate::random::{Random, objects};
@@ -25,11 +26,6 @@ const fn looseness(judgement: &Judgement) -> u8 {
     }
 }
 
-/// Whether an event changes peers and policies at once for the same pods: then there is a step between the two.
-const fn is_double(event: &Event) -> bool {
-    matches!(event, Event::Upsert(Object::Namespace(_)) | Event::Delete(ObjectId::Namespace(_)))
-}
-
 fn engine_of(seed: u64) -> (Engine, Random, Targets) {
     let mut random = Random::new(seed);
     let settings = objects::settings(&mut random);
@@ -42,43 +38,117 @@ fn engine_of(seed: u64) -> (Engine, Random, Targets) {
     (engine, random, targets)
 }
 
-#[test]
-fn no_step_of_an_update_lets_pass_what_neither_end_lets_pass() {
-    let mut steps = 0;
-    for seed in 0..cases() {
-        let (mut engine, mut random, targets) = engine_of(seed);
-        for _ in 0..6 {
-            let event = objects::event(&mut random);
-            let double = is_double(&event);
-            let old = engine.image().clone();
-            engine.apply(event.clone());
-            let update = engine.commit();
-            let new = engine.image();
-            let queries: Vec<Query> = (0..40).map(|_| targets.flow(&mut random)).collect();
-            let ends: Vec<u8> =
-                queries.iter().map(|query| looseness(&old.judge(query)).max(looseness(&new.judge(query)))).collect();
-            let mut image = old.clone();
-            for (index, operation) in update.operations.iter().enumerate() {
-                image.apply(operation);
-                steps += 1;
-                if double {
-                    continue;
-                }
-                for (query, most) in queries.iter().zip(&ends) {
-                    let found = image.judge(query);
-                    assert!(
-                        looseness(&found) <= *most,
-                        "seed {seed}, {event:#?}, step {index} of {:#?}: {query:?}\nold {:?}\nnew {:?}\nbetween {found:?}",
-                        update.operations,
-                        old.judge(query),
-                        new.judge(query),
-                    );
-                }
-            }
-            assert_eq!(image, *new, "seed {seed}: the operations do not lead to the image");
+/// Does an update step by step, and judges these flows at each: none passes more freely than before the update or after it.
+/// Gives whether somebody had a number for the time of the update.
+fn walk(old: &Image, update: &Update, new: &Image, queries: &[Query], what: &dyn std::fmt::Debug) -> bool {
+    let ends: Vec<u8> =
+        queries.iter().map(|query| looseness(&old.judge(query)).max(looseness(&new.judge(query)))).collect();
+    let mut image = old.clone();
+    for (index, operation) in update.operations.iter().enumerate() {
+        image.apply(operation);
+        for (query, most) in queries.iter().zip(&ends) {
+            let found = image.judge(query);
+            assert!(
+                looseness(&found) <= *most,
+                "{what:#?}, step {index} of {:#?}: {query:?}\nold {:?}\nnew {:?}\nbetween {found:?}",
+                update.operations,
+                old.judge(query),
+                new.judge(query),
+            );
         }
     }
-    assert!(steps > 1000, "only {steps} steps");
+    assert_eq!(image, *new, "{what:#?}: the operations do not lead to the image");
+    let set: Vec<_> = update.operations.iter().filter(|one| matches!(one, Operation::SetAddress(..))).collect();
+    let prefix = |operation: &&Operation| match operation {
+        Operation::SetAddress(prefix, _) => Some(*prefix),
+        _ => None,
+    };
+    set.iter().filter_map(prefix).collect::<BTreeSet<_>>().len() < set.len()
+}
+
+#[test]
+fn no_step_of_an_update_lets_pass_what_neither_end_lets_pass() {
+    let (mut steps, mut staged) = (0, 0);
+    for seed in 0..2 * cases() {
+        let (mut engine, mut random, targets) = engine_of(seed);
+        // One event at a time, then several in one commit.
+        for round in 0..10 {
+            let count = if round < 6 { 1 } else { random.between(2, 4) };
+            let events: Vec<Event> = (0..count).map(|_| objects::event(&mut random)).collect();
+            let old = engine.image().clone();
+            events.iter().cloned().for_each(|event| engine.apply(event));
+            let update = engine.commit();
+            let queries: Vec<Query> = (0..40).map(|_| targets.flow(&mut random)).collect();
+            staged += usize::from(walk(&old, &update, engine.image(), &queries, &(seed, events)));
+            steps += update.operations.len();
+        }
+    }
+    assert!(steps > 4000 && staged > 0, "only {steps} steps, {staged} updates in stages");
+}
+
+/// Whom a pod of a namespace lets in depends on the namespace's label, and so does who its pods are to others: neither before
+/// nor after the label changes may one of them reach the other, and not on the way either.
+#[test]
+fn a_namespace_whose_label_changes_is_never_open_to_itself() {
+    let policy = |name: &str, own: &str, other: &str| {
+        format!(
+            "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {{name: {name}}}, \
+              spec: {{tier: Admin, priority: 1, subject: {{namespaces: {{matchLabels: {{env: {own}}}}}}}, ingress: [\
+                {{action: Accept, from: [{{namespaces: {{matchLabels: {{env: {other}}}}}}}]}}, \
+                {{action: Deny, from: [{{namespaces: {{}}}}]}}]}}}}\n---\n"
+        )
+    };
+    let pod = |namespace: &str, name: &str, address: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{namespace: {namespace}, name: {name}}}, spec: {{nodeName: n1, \
+              containers: [{{name: c}}]}}, status: {{phase: Running, podIPs: [{{ip: {address}}}]}}}}\n---\n"
+        )
+    };
+    let namespace = |name: &str, env: &str| {
+        format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{env: {env}}}}}}}\n---\n")
+    };
+    let mut engine = Engine::new(Settings { node: Some("n1".into()), ..Settings::default() });
+    let tell = |engine: &mut Engine, text: &str| {
+        let (objects, faults) = crate::objects(text);
+        assert_eq!(faults, [""; 0], "{text}");
+        objects.into_iter().for_each(|object| engine.apply(Event::Upsert(object)));
+        engine.commit()
+    };
+    // Another namespace keeps its label: its pods' policies stay in use.
+    let world = [
+        namespace("a", "dev"),
+        namespace("b", "dev"),
+        namespace("c", "prod"),
+        pod("a", "one", "10.0.0.1"),
+        pod("a", "two", "10.0.0.2"),
+        pod("b", "three", "10.0.0.3"),
+        pod("c", "four", "10.0.0.4"),
+        policy("dev", "dev", "prod"),
+        policy("prod", "prod", "dev"),
+    ];
+    tell(&mut engine, &world.concat());
+    let addresses = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
+    let subjects = [("a", "one"), ("a", "two"), ("b", "three"), ("c", "four")];
+    let queries: Vec<Query> = subjects
+        .iter()
+        .flat_map(|(namespace, name)| {
+            let subject = PodKey { namespace: (*namespace).into(), name: (*name).into() };
+            addresses.map(|peer| Query {
+                subject: subject.clone(),
+                direction: Direction::Ingress,
+                peer: peer.parse().unwrap(),
+                protocol: Protocol::TCP,
+                port: 80,
+                origin: Origin::Forwarded,
+            })
+        })
+        .collect();
+    for env in ["prod", "dev"] {
+        let old = engine.image().clone();
+        let update = tell(&mut engine, &namespace("a", env));
+        assert_eq!(engine.judge(&queries[1]).verdict, Verdict::Deny);
+        assert!(walk(&old, &update, engine.image(), &queries, &env), "{env}: {:#?}", update.operations);
+    }
 }
 
 #[test]

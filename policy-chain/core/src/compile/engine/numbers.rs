@@ -10,6 +10,10 @@ pub(in crate::compile) struct Numbers {
     next: u32,
     free: VecDeque<u32>,
     freed: Vec<u32>,
+    /// What `next` was when the commit began.
+    first: u32,
+    /// Lower numbers that were given out since.
+    again: BTreeSet<u32>,
     /// Numbers below `next` that nobody has and that may be given out, ascending.
     spare: VecDeque<RangeInclusive<u32>>,
     /// Numbers below `next` that what is older than this process may have.
@@ -22,6 +26,8 @@ impl Numbers {
             next: first,
             free: VecDeque::new(),
             freed: Vec::new(),
+            first,
+            again: BTreeSet::new(),
             spare: VecDeque::new(),
             reserved: VecDeque::new(),
         }
@@ -48,17 +54,20 @@ impl Numbers {
             numbers.reserved.push_back(from..=last);
         }
         numbers.next = last.saturating_add(1);
+        numbers.first = numbers.next;
         numbers
     }
 
     pub(in crate::compile) fn take(&mut self) -> u32 {
         if let Some(number) = self.free.pop_front().or_else(|| first_of(&mut self.spare)) {
+            self.again.insert(number);
             return number;
         }
         // The last number is never given out: it would be given out twice.
         if self.next == u32::MAX
             && let Some(number) = first_of(&mut self.reserved)
         {
+            self.again.insert(number);
             return number;
         }
         let number = self.next;
@@ -70,7 +79,20 @@ impl Numbers {
         self.freed.push(number);
     }
 
+    /// Whether a number was given out since the commit began.
+    pub(in crate::compile) fn is_new(&self, number: u32) -> bool {
+        number >= self.first || self.again.contains(&number)
+    }
+
+    /// What came back since the commit began.
+    pub(in crate::compile) fn gone(&self) -> BTreeSet<u32> {
+        self.freed.iter().copied().collect()
+    }
+
+    /// The end of a commit.
     pub(in crate::compile) fn settle(&mut self) {
+        self.first = self.next;
+        self.again.clear();
         self.freed.sort_unstable();
         self.free.extend(self.freed.drain(..));
     }

@@ -63,7 +63,7 @@ pub(super) struct Programs {
     users: HashMap<Atom, Vec<u32>>,
     /// Which programs ask peers for named ports.
     port_users: BTreeSet<u32>,
-    numbers: Numbers,
+    pub(super) numbers: Numbers,
     /// Those that have no table yet.
     pub(super) born: Vec<u32>,
 }

@@ -9,6 +9,7 @@ use super::numbers::Numbers;
 use crate::cluster::PodKey;
 use crate::compile::diff::{self, Before, Operation};
 use crate::compile::image::{DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, RowEntries, RowId};
+use crate::compile::stage::{self, Numbering};
 use crate::flow::Judgement;
 
 #[derive(Debug)]
@@ -76,6 +77,33 @@ impl Store {
     /// The operations since the last call, in safe order.
     pub(super) fn operations(&mut self) -> Vec<Operation> {
         diff::operations(&std::mem::take(&mut self.before), &self.image)
+    }
+
+    /// The same, where policies and addresses may have changed together.
+    pub(super) fn staged(&mut self, identities: &mut Numbers, policies: &mut Numbers) -> Vec<Operation> {
+        let (gone, mut given, mut ids) = (identities.gone(), Vec::new(), Vec::new());
+        let before = std::mem::take(&mut self.before);
+        let list = {
+            let identities = std::cell::RefCell::new(&mut *identities);
+            let mut numbering = Numbering {
+                born: &|identity| identities.borrow().is_new(identity.0),
+                dead: &|identity| gone.contains(&identity.0),
+                identity: &mut || {
+                    let number = identities.borrow_mut().take();
+                    given.push(number);
+                    Identity(number)
+                },
+                policy: &mut || {
+                    let number = policies.take();
+                    ids.push(number);
+                    PolicyId(number)
+                },
+            };
+            stage::operations(&before, &self.image, &mut numbering)
+        };
+        given.into_iter().for_each(|number| identities.give_back(number));
+        ids.into_iter().for_each(|number| policies.give_back(number));
+        list
     }
 
     /// A decision's number. Someone has to refer to it before the next [`Self::sweep`].

@@ -80,7 +80,8 @@ impl Prefixes {
         before
     }
 
-    fn lengths(&self, v4: bool) -> &BTreeMap<u8, usize> {
+    /// How many entries there are of each length.
+    pub(in crate::compile) const fn lengths(&self, v4: bool) -> &BTreeMap<u8, usize> {
         if v4 { &self.v4 } else { &self.v6 }
     }
 }

@@ -168,7 +168,7 @@ fn objects(object: &Object) -> Vec<Object> {
             for (index, endpoint) in slice.endpoints.iter().enumerate() {
                 for some in without_one(&endpoint.addresses) {
                     let mut slice = slice.clone();
-                    slice.endpoints[index].addresses = some;
+                    slice.endpoints[index].addresses = some.into();
                     found.push(Object::EndpointSlice(slice));
                 }
             }
