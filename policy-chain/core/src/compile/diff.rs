@@ -116,8 +116,9 @@ pub(super) struct Before {
 
 /// The operations that turn `old` into `new`.
 ///
-/// Every prefix of them is safe, that is, lets nothing pass that neither image lets pass, if the numbers that both images
-/// use mean the same in both, as they do in successive images of one engine.
+/// They are in an order in which each step is safe, that is, lets nothing pass that neither image lets pass, if the numbers
+/// that both images use mean the same in both, and if no gate gets another policy while an address that it judges gets
+/// another identity. The updates of an engine are safe in this case too.
 #[must_use]
 pub fn diff(old: &Image, new: &Image) -> Vec<Operation> {
     let before = Before {
