@@ -260,9 +260,29 @@ fn a_denied_flow_is_remembered() {
         assert_eq!((pod.gets(&asked), pod.sends(&answer)), (Pass, Pass));
         pod.policy(DENY, NONE);
         assert_eq!((pod.sends(&answer), pod.gets(&asked), pod.sends(&answer)), (Drop, Drop, Drop));
+        // UDP: the asking side alone keeps it in mind.
+        let end = pod.leave(5);
+        assert_eq!((pod.sends(&answer), pod.flow().unwrap().expires), (Drop, end));
+        assert_eq!(pod.gets(&asked), Drop);
+        assert!(pod.flow().unwrap().expires > end + 10 * SECOND);
         pod.expire();
         assert_eq!(pod.gets(&asked), Drop);
         assert_eq!(pod.sends(&answer), Pass, "a flow of the pod's");
+
+        // TCP: both sides, which repeat what was lost for minutes.
+        pod.kernel.forget();
+        pod.policy(ALLOW, NONE);
+        let (answer, asked) = self::server(family);
+        assert_eq!((pod.gets(&asked(SYN)), pod.sends(&answer(SYN | ACK))), (Pass, Pass));
+        pod.policy(DENY, NONE);
+        assert_eq!(pod.gets(&asked(ACK)), Drop);
+        for packet in [answer(ACK), asked(ACK)] {
+            let end = pod.leave(100);
+            let sent = if packet.source == family.own { pod.sends(&packet) } else { pod.gets(&packet) };
+            assert_eq!(sent, Drop);
+            let left = pod.flow().unwrap().expires - end;
+            assert!((190 * SECOND..210 * SECOND).contains(&left), "{left}");
+        }
     });
 }
 

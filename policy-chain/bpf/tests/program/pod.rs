@@ -203,10 +203,22 @@ impl Pod {
 
     /// Lets the time of all flows run out.
     pub(crate) fn expire(&mut self) {
+        self.end(1);
+    }
+
+    /// Leaves so many seconds to all flows.
+    pub(crate) fn leave(&mut self, seconds: u64) -> u64 {
+        let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+        let expires = (u64::try_from(time.tv_sec()).unwrap() + seconds) * 1_000_000_000;
+        self.end(expires);
+        expires
+    }
+
+    fn end(&mut self, expires: u64) {
         let keys: Vec<ConnectionKey> = self.kernel.connections.keys().map(Result::unwrap).collect();
         for key in keys {
             let connection = self.kernel.connections.get(&key, 0).unwrap();
-            self.kernel.connections.insert(key, Connection { expires: 1, ..connection }, 0).unwrap();
+            self.kernel.connections.insert(key, Connection { expires, ..connection }, 0).unwrap();
         }
     }
 }
