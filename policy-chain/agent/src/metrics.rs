@@ -286,7 +286,10 @@ mod tests {
             "# Metrics of policyd\n\nServed on port 9962 under /metrics, Prometheus text format. This page is made from the registry.\n\n\
              | metric | meaning |\n|---|---|\n",
         );
-        for (name, help) in &named.names {
+        let mut all: Vec<(&str, &str)> = named.names.iter().map(|(name, help)| (&**name, &**help)).collect();
+        all.extend(crate::cluster::kube::Metrics::default().named());
+        all.sort_unstable();
+        for (name, help) in all {
             text.push_str(&format!("| `{name}` | {help} |\n"));
         }
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/policyd-metrics.md");

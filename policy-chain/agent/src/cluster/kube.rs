@@ -37,6 +37,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use ::kube::{Client, Config};
+use prometheus_client::registry::Registry;
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::{ObjectId, PodKey, Uid};
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
@@ -357,11 +358,11 @@ impl Cluster for Kube {
         Err(CallError::Odd("too many policies wait for their status").into_cluster(action))
     }
 
-    /// It is put to be sent, if there is room: what is too much is counted, and no error.
-    fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+    fn register(&self, registry: &mut Registry) {
         self.metrics.register(registry);
     }
 
+    /// It is put to be sent, if there is room: what is too much is counted, and no error.
     async fn emit(&self, notice: &Notice) -> Result<(), ClusterError> {
         let event = match &notice.about {
             Some(id) => self.outgoing(id, notice).await,

@@ -38,22 +38,44 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Name and meaning of the counters.
+    const fn counters(&self) -> [(&'static str, &'static str, &Counter); 13] {
+        [
+            ("sluice_policy_kube_events", "Kubernetes Events made", &self.events_sent),
+            ("sluice_policy_kube_events_counted", "Events counted on one that is there", &self.events_counted),
+            ("sluice_policy_kube_events_dropped", "Events not sent: too many, or refused", &self.events_dropped),
+            ("sluice_policy_kube_failures", "Lists and watches that failed", &self.failures),
+            ("sluice_policy_kube_lists", "Lists begun", &self.lists),
+            ("sluice_policy_kube_malformed", "Objects that could not be read", &self.malformed),
+            ("sluice_policy_kube_objects", "Objects told: new, changed, gone", &self.events),
+            ("sluice_policy_kube_published", "Pods whose addresses were published", &self.published),
+            ("sluice_policy_kube_relists", "Watches that had lost their place", &self.relists),
+            ("sluice_policy_kube_statuses", "Conditions written on policies", &self.statuses),
+            ("sluice_policy_kube_statuses_dropped", "Conditions that could not be written", &self.status_dropped),
+            ("sluice_policy_kube_statuses_found", "Conditions that were there already", &self.statuses_found),
+            ("sluice_policy_kube_watches", "Watches begun", &self.watches),
+        ]
+    }
+
+    /// Name and meaning of the gauges.
+    const fn gauges(&self) -> [(&'static str, &'static str, &Gauge); 1] {
+        [("sluice_policy_kube_failing", "Kinds that cannot be read now", &self.failing)]
+    }
+
     /// Registers all of them.
     pub fn register(&self, registry: &mut Registry) {
-        let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
-        counter("sluice_policy_kube_lists", "Lists begun", &self.lists);
-        counter("sluice_policy_kube_watches", "Watches begun", &self.watches);
-        counter("sluice_policy_kube_relists", "Watches that had lost their place", &self.relists);
-        counter("sluice_policy_kube_objects", "Objects told: new, changed, gone", &self.events);
-        counter("sluice_policy_kube_malformed", "Objects that could not be read", &self.malformed);
-        counter("sluice_policy_kube_failures", "Lists and watches that failed", &self.failures);
-        counter("sluice_policy_kube_published", "Pod addresses published", &self.published);
-        counter("sluice_policy_kube_statuses", "Conditions written on policies", &self.statuses);
-        counter("sluice_policy_kube_statuses_found", "Conditions that were there already", &self.statuses_found);
-        counter("sluice_policy_kube_statuses_dropped", "Conditions that could not be written", &self.status_dropped);
-        counter("sluice_policy_kube_events", "Kubernetes Events made", &self.events_sent);
-        counter("sluice_policy_kube_events_counted", "Events counted on one that is there", &self.events_counted);
-        counter("sluice_policy_kube_events_dropped", "Events not sent", &self.events_dropped);
-        registry.register("sluice_policy_kube_failing", "Kinds that cannot be read now", self.failing.clone());
+        for (name, help, counter) in self.counters() {
+            registry.register(name, help, counter.clone());
+        }
+        for (name, help, gauge) in self.gauges() {
+            registry.register(name, help, gauge.clone());
+        }
+    }
+
+    /// Name and meaning of all of them.
+    #[cfg(test)]
+    pub(crate) fn named(&self) -> Vec<(&'static str, &'static str)> {
+        let counters = self.counters().map(|(name, help, _)| (name, help));
+        counters.into_iter().chain(self.gauges().map(|(name, help, _)| (name, help))).collect()
     }
 }
