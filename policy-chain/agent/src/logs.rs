@@ -37,10 +37,11 @@ pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), LogsError> {
     started.map_err(LogsError::Init)
 }
 
-/// A bare level is meant for Sluice; what it is built on only says what is wrong.
+/// A bare level is meant for Sluice; what it is built on only says what is wrong. Not the Kubernetes client: it has an error
+/// for every attempt that fails, of every kind, where the source says once that the API server is away.
 fn directives(filter: &str) -> String {
     match filter {
-        "trace" | "debug" | "info" => format!("warn,sluice={filter}"),
+        "trace" | "debug" | "info" => format!("warn,kube_client=off,sluice={filter}"),
         _ => filter.to_owned(),
     }
 }
@@ -51,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_bare_level_is_for_sluice_alone() {
-        assert_eq!(directives("debug"), "warn,sluice=debug");
+        assert_eq!(directives("debug"), "warn,kube_client=off,sluice=debug");
         assert_eq!(directives("error"), "error");
         assert_eq!(directives("info,hyper=debug"), "info,hyper=debug");
     }
