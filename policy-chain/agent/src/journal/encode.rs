@@ -22,7 +22,7 @@ pub(super) fn object(object: &Object, own: Option<&str>) -> Option<Value> {
 }
 
 fn labels(labels: &Labels) -> Value {
-    labels.iter().map(|(key, value)| (key.to_string(), Value::from(&**value))).collect::<Map<_, _>>().into()
+    labels.iter().map(|(key, value)| (key.to_string(), Value::from(value))).collect::<Map<_, _>>().into()
 }
 
 fn pod(pod: &Pod) -> Value {
@@ -89,7 +89,7 @@ fn slice(slice: &EndpointSlice) -> Value {
     let endpoints = slice
         .endpoints
         .iter()
-        .map(|endpoint| json!({"addresses": endpoint.addresses, "conditions": {"ready": endpoint.ready}}));
+        .map(|endpoint| json!({"addresses": *endpoint.addresses, "conditions": {"ready": endpoint.ready}}));
     // Either type is read in the same way.
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
