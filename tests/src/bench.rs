@@ -8,13 +8,15 @@ pub mod report;
 pub mod rss;
 pub mod stats;
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, PLAIN_CONFLIST};
+use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, GateBinaries, PLAIN_CONFLIST};
 use sluice_vpcsim::node::{Node, NodeError};
+use sluice_vpcsim::policyd::Source;
 use sluice_vpcsim::scene::{Scene, SceneError};
 use sluice_vpcsim::world::WorldError;
 
@@ -57,6 +59,9 @@ pub enum BenchError {
 
 /// How long the pool may take to be as a benchmark needs it.
 const POOL_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where a node's policyd reads the cluster from.
+const CLUSTER_DIR: &str = "/run/cluster";
 
 /// Tells a person how far a benchmark is.
 pub type Say = fn(&str);
@@ -129,6 +134,25 @@ async fn install(node: &Arc<Node>, settings: &[(&str, &str)]) -> Result<Deployme
     let binaries = Binaries::beside_this_program()?;
     let product = Deployment::install(Arc::clone(node), &binaries, PLAIN_CONFLIST, environment).await?;
     product.start_ipamd().await?;
+    Ok(product)
+}
+
+/// The product with the gate on `node`, both daemons running; `cluster` is what policyd reads.
+async fn install_gated(
+    node: &Arc<Node>,
+    settings: &[(&str, &str)],
+    cluster: &str,
+) -> Result<Deployment, DeploymentError> {
+    let environment = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let (binaries, gate) = (Binaries::beside_this_program()?, GateBinaries::beside_this_program()?);
+    node.write(Path::new(CLUSTER_DIR).join("all.yaml"), cluster).await?;
+    let source = Source::Directory(CLUSTER_DIR.into());
+    let product = Deployment::install_gated(Arc::clone(node), &binaries, &gate, environment, source).await?;
+    product.start_ipamd().await?;
+    if let Some(policyd) = product.policyd() {
+        policyd.start().await?;
+        policyd.ready(POOL_LIMIT).await?;
+    }
     Ok(product)
 }
 

@@ -1,5 +1,6 @@
-//! S-01: how long ADD and DEL take when an address is free, beside `ptp` with `host-local`, the reference plugins that
-//! do the least that a plugin can do: a veth pair, an address from a file, a route.
+//! S-01: how long ADD and DEL take when an address is free, from the first plugin's exec to the last one's exit, with the
+//! pod's policy in force at the end; beside `ptp` with `host-local`, the reference plugins that do the least that a
+//! plugin can do: a veth pair, an address from a file, a route.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,16 +9,16 @@ use serde_json::{Value, json};
 use sluice_vpcsim::deployment::{Deployment, DeploymentError};
 use sluice_vpcsim::world::World;
 
-use super::burst::{Sandboxes, Subject, Times};
+use super::burst::{NAMESPACE, Plugin, Sandboxes, Subject, Times, pod_name};
 use super::report::{Part, Report};
 use super::stats::{median, millis, percentile};
-use super::{BenchError, POOL_LIMIT, Say, count, install, scene};
+use super::{BenchError, POOL_LIMIT, Say, count, install, install_gated, scene};
 use crate::containerd::DEBIAN_CNI;
 
 /// The number of the promise.
 pub const ID: &str = "S-01";
 /// What is measured, in one line.
-pub const ABOUT: &str = "ADD and DEL with a free address, exec to exit, beside ptp + host-local";
+pub const ABOUT: &str = "ADD and DEL with a free address, whole chain, exec to exit, beside ptp + host-local";
 
 /// Pods of a burst.
 const PODS: usize = 50;
@@ -36,14 +37,14 @@ const PART: f64 = 1.0 / 3.0;
 /// The most CPU that an ADD may take, as a part of the peer's: 5 ms where the peer takes 8 ms (ADR 0003).
 const CPU_PART: f64 = 5.0 / 8.0;
 
-/// Who is measured, in turns.
-const ARMS: [&str; 3] = ["sluice", "ptp + host-local", "sluice again"];
+/// Who is measured, in turns: the chain, its peer, the chain again, and sluice-eni without the gate.
+const ARMS: [&str; 4] = ["sluice", "ptp + host-local", "sluice again", "sluice-eni alone"];
 
 /// The bursts of one kind: a round each, for each of [`ARMS`].
 #[derive(Default)]
 struct Level {
     at_once: usize,
-    arms: [Vec<Times>; 3],
+    arms: [Vec<Times>; 4],
 }
 
 /// Measures and reports.
@@ -51,16 +52,20 @@ struct Level {
 /// # Errors
 /// [`BenchError`]: what could not be set up, or the first plugin that failed.
 pub async fn run(say: Say) -> Result<Report, BenchError> {
-    let world = World::up(&scene(&[("sluice", "m5.4xlarge"), ("peer", "m5.4xlarge")])?).await?;
-    let (node, peer_node) = (world.node("sluice")?, world.node("peer")?);
-    say("filling the warm pool");
+    let world =
+        World::up(&scene(&[("sluice", "m5.4xlarge"), ("peer", "m5.4xlarge"), ("plain", "m5.4xlarge")])?).await?;
+    let (node, peer_node, plain_node) = (world.node("sluice")?, world.node("peer")?, world.node("plain")?);
+    say("filling the warm pools");
     let pool = POOL.to_string();
     let settings = [("MINIMUM_IP_TARGET", pool.as_str()), ("WARM_IP_TARGET", "1"), ("IP_COOLDOWN_PERIOD", "1")];
-    let product = install(node, &settings).await?;
+    let product = install_gated(node, &settings, &cluster(node.name())).await?;
+    let plain = install(plain_node, &settings).await?;
     let ours = Subject::sluice(&product).await;
+    let alone = Subject::sluice(&plain).await;
     let peer = peer_subject();
     let sandboxes = Sandboxes::new(node, PODS).await?;
     let peer_sandboxes = Sandboxes::new(peer_node, PODS).await?;
+    let plain_sandboxes = Sandboxes::new(plain_node, PODS).await?;
 
     let mut levels = AT_ONCE.map(|at_once| Level { at_once, ..Level::default() });
     for round in 0..ROUNDS {
@@ -69,11 +74,16 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
             for turn in 0..ARMS.len() {
                 let arm = (round + turn) % ARMS.len();
                 let label = format!("r{round}-n{}-{arm}", level.at_once);
-                let times = if arm == 1 {
-                    peer_sandboxes.burst(peer_node, &peer, &label, level.at_once).await?
-                } else {
-                    await_free(&product).await?;
-                    sandboxes.burst(node, &ours, &label, level.at_once).await?
+                let times = match arm {
+                    1 => peer_sandboxes.burst(peer_node, &peer, &label, level.at_once).await?,
+                    3 => {
+                        await_free(&plain).await?;
+                        plain_sandboxes.burst(plain_node, &alone, &label, level.at_once).await?
+                    }
+                    _ => {
+                        await_free(&product).await?;
+                        sandboxes.burst(node, &ours, &label, level.at_once).await?
+                    }
                 };
                 if let Some(bursts) = level.arms.get_mut(arm) {
                     bursts.push(times);
@@ -82,6 +92,33 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
         }
     }
     Ok(report(&levels))
+}
+
+/// The cluster as policyd reads it: the pods, and a policy that each of them is subject to.
+fn cluster(node: &str) -> String {
+    let mut objects = vec![
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }),
+        json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": { "name": "web", "namespace": NAMESPACE },
+            "spec": {
+                "podSelector": {},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{ "from": [{ "podSelector": {} }], "ports": [{ "port": 80 }] }],
+                "egress": [{ "to": [{ "ipBlock": { "cidr": "10.0.0.0/8" } }] }],
+            },
+        }),
+    ];
+    objects.extend((0..PODS).map(pod_name).map(|name| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": name, "namespace": NAMESPACE, "uid": name, "labels": { "app": "web" } },
+            "spec": { "nodeName": node, "containers": [{ "name": "web", "image": "web" }] },
+        })
+    }));
+    objects.iter().map(|object| format!("---\n{object}\n")).collect()
 }
 
 /// Waits until no ADD of a burst has to wait for an address, and nothing else goes on.
@@ -97,12 +134,9 @@ fn peer_subject() -> Subject {
         "type": "ptp",
         "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.99.0.0/16" }]] },
     });
-    Subject {
-        program: PathBuf::from(DEBIAN_CNI).join("ptp"),
-        path: DEBIAN_CNI.into(),
-        config: config.as_object().cloned().unwrap_or_default(),
-        daemons: Vec::new(),
-    }
+    let program = PathBuf::from(DEBIAN_CNI).join("ptp");
+    let plugin = Plugin { program, config: config.as_object().cloned().unwrap_or_default() };
+    Subject { chain: vec![plugin], path: DEBIAN_CNI.into(), daemons: Vec::new() }
 }
 
 impl Level {
@@ -170,7 +204,7 @@ fn report(levels: &[Level; 3]) -> Report {
             part("p50 of an ADD alone", p(50, &alone.adds(0)), ALONE, "ms"),
             part("p99 of 50 ADDs at once", figure, CROWDED, "ms"),
             part("the same by the peer's", ratio, PART, ""),
-            part("CPU an ADD, ipamd included, by the peer's", cpu, CPU_PART, ""),
+            part("CPU an ADD, daemons included, by the peer's", cpu, CPU_PART, ""),
         ],
         rows,
         notes,

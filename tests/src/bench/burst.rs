@@ -5,7 +5,7 @@
 //! to be executed first to get there.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Barrier;
@@ -21,6 +21,9 @@ use sluice_vpcsim::runtime::BIN_DIR;
 const DIR: &str = "/run/bench";
 /// What a plugin may find by name: `ip` and such, for those that need it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The namespace of the pods.
+pub const NAMESPACE: &str = "bench";
 
 /// Why a burst has no times.
 #[derive(Debug, thiserror::Error)]
@@ -58,28 +61,50 @@ pub enum BurstError {
 
 /// A plugin, and the configuration it gets.
 #[derive(Debug, Clone)]
-pub struct Subject {
+pub struct Plugin {
     /// The executable.
     pub program: PathBuf,
-    /// `CNI_PATH`: where it finds the plugins that it executes itself.
-    pub path: PathBuf,
     /// The plugin's object of a conflist, with the list's name and version.
     pub config: Map<String, Value>,
-    /// Processes that work for it: their CPU counts.
+}
+
+/// The plugins of a conflist.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// The plugins, in the order of the list: so ADD executes them, and DEL the other way round.
+    pub chain: Vec<Plugin>,
+    /// `CNI_PATH`: where they find the plugins that they execute themselves.
+    pub path: PathBuf,
+    /// Processes that work for them: their CPU counts.
     pub daemons: Vec<u32>,
 }
 
 impl Subject {
-    /// The product, as it is on a node.
+    /// The product, as it is on a node: the whole chain where pods are gated, else the primary plugin alone.
     pub async fn sluice(product: &Deployment) -> Self {
-        let config = json!({ "cniVersion": "1.0.0", "name": "sluice", "type": "sluice-eni" });
-        Self {
-            program: Path::new(BIN_DIR).join("sluice-eni"),
-            path: BIN_DIR.into(),
-            config: config.as_object().cloned().unwrap_or_default(),
-            daemons: product.ipamd_pid().await.into_iter().collect(),
-        }
+        let plugin = |name: &str, option: Option<&str>| {
+            let mut config = json!({ "cniVersion": "1.0.0", "name": "sluice", "type": name });
+            if let (Some(fields), Some(option)) = (config.as_object_mut(), option) {
+                fields.insert(option.to_owned(), true.into());
+            }
+            Plugin { program: Path::new(BIN_DIR).join(name), config: config.as_object().cloned().unwrap_or_default() }
+        };
+        let mut daemons: Vec<u32> = product.ipamd_pid().await.into_iter().collect();
+        let chain = match product.policyd() {
+            Some(policyd) => {
+                daemons.extend(policyd.pid().await);
+                vec![plugin("sluice-eni", Some("gated")), plugin("sluice-policy", None)]
+            }
+            None => vec![plugin("sluice-eni", None)],
+        };
+        Self { chain, path: BIN_DIR.into(), daemons }
     }
+}
+
+/// The name and the uid of the pod in a set's `index`-th namespace.
+#[must_use]
+pub fn pod_name(index: usize) -> String {
+    format!("pod-{index}")
 }
 
 /// The network namespaces of pods. They are made once and used by burst after burst: the kernel takes a namespace down
@@ -132,7 +157,7 @@ impl Sandboxes {
             .paths
             .iter()
             .enumerate()
-            .map(|(i, netns)| Pod { container: format!("{label}-{i}"), netns: netns.clone() })
+            .map(|(i, netns)| Pod { name: pod_name(i), container: format!("{label}-{i}"), netns: netns.clone() })
             .collect();
         let subject = subject.clone();
         node.run(move || {
@@ -140,9 +165,9 @@ impl Sandboxes {
             let added = phase(&subject, "ADD", &pods, &[], at_once)?;
             let add_cpu = cpu(&subject.daemons)?.saturating_sub(before);
             let results: Vec<Value> =
-                added.iter().map(|(_, output)| serde_json::from_slice(&output.stdout).unwrap_or_default()).collect();
+                added.iter().map(|ended| serde_json::from_slice(&ended.output.stdout).unwrap_or_default()).collect();
             let deleted = phase(&subject, "DEL", &pods, &results, at_once)?;
-            let times = |outputs: Vec<(Duration, Output)>| outputs.into_iter().map(|(time, _)| time).collect();
+            let times = |ended: Vec<Ended>| ended.into_iter().map(|ended| ended.time).collect();
             Ok(Times { add: times(added), del: times(deleted), add_cpu })
         })
         .await?
@@ -157,7 +182,7 @@ impl Sandboxes {
             .paths
             .iter()
             .enumerate()
-            .map(|(i, netns)| Pod { container: format!("fill-{i}"), netns: netns.clone() })
+            .map(|(i, netns)| Pod { name: pod_name(i), container: format!("fill-{i}"), netns: netns.clone() })
             .collect();
         let subject = subject.clone();
         node.run(move || phase(&subject, "ADD", &pods, &[], at_once).map(drop)).await?
@@ -165,8 +190,19 @@ impl Sandboxes {
 }
 
 struct Pod {
+    name: String,
     container: String,
     netns: PathBuf,
+}
+
+/// One execution of a chain, as far as it went.
+struct Ended {
+    /// From the first plugin's exec to the last one's exit.
+    time: Duration,
+    /// The last plugin that was executed.
+    program: PathBuf,
+    /// What it answered.
+    output: Output,
 }
 
 /// One verb for all pods, in batches. `previous` holds what ADD answered, for DEL.
@@ -176,37 +212,61 @@ fn phase(
     pods: &[Pod],
     previous: &[Value],
     at_once: usize,
-) -> Result<Vec<(Duration, Output)>, BurstError> {
+) -> Result<Vec<Ended>, BurstError> {
     let io = |what: String| move |source| BurstError::Io { what, source };
     std::fs::create_dir_all(DIR).map_err(io(format!("{DIR} cannot be made")))?;
     let mut ended = Vec::with_capacity(pods.len());
     for (batch, offset) in pods.chunks(at_once.max(1)).zip((0..).step_by(at_once.max(1))) {
-        let mut commands = Vec::with_capacity(batch.len());
+        let mut chains = Vec::with_capacity(batch.len());
         for (pod, i) in batch.iter().zip(offset..) {
-            let ready = command(subject, verb, pod, previous.get(i));
-            commands.push(ready.map_err(io(format!("the input of {} cannot be written", pod.container)))?);
+            let ready = chain(subject, verb, pod, previous.get(i));
+            chains.push(ready.map_err(io(format!("the input of {} cannot be written", pod.container)))?);
         }
-        let outputs = run_at_once(commands);
-        for (output, pod) in outputs.into_iter().zip(batch) {
-            let (time, output) = output.map_err(io(format!("{} cannot be executed", subject.program.display())))?;
+        for (one, pod) in run_at_once(chains).into_iter().zip(batch) {
+            let one = one.map_err(io(format!("a plugin for {} cannot be executed", pod.container)))?;
+            let Ended { program, output, .. } = &one;
             if !output.status.success() {
                 return Err(BurstError::Failed {
-                    program: subject.program.display().to_string(),
+                    program: program.display().to_string(),
                     verb,
                     container: pod.container.clone(),
                     status: output.status.to_string(),
-                    printed: String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+                    printed: [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat(),
                 });
             }
-            ended.push((time, output));
+            ended.push(one);
         }
     }
     Ok(ended)
 }
 
-/// What libcni would execute (CNI specification 1.1.0, section 3 and 4).
-fn command(subject: &Subject, verb: &str, pod: &Pod, previous: Option<&Value>) -> io::Result<Command> {
-    let mut config = subject.config.clone();
+/// A plugin that is ready to be executed.
+struct Ready {
+    command: Command,
+    /// Its configuration, where its input is the result of the plugin before it.
+    after: Option<Map<String, Value>>,
+}
+
+/// What libcni would execute (CNI specification 1.1.0, sections 3 and 4): DEL backwards, each plugin with the result of
+/// the whole ADD; ADD forwards, each with the result of the one before it.
+fn chain(subject: &Subject, verb: &str, pod: &Pod, previous: Option<&Value>) -> io::Result<Vec<Ready>> {
+    let plugins = subject.chain.iter().enumerate();
+    let order: Vec<_> = if verb == "DEL" { plugins.rev().collect() } else { plugins.collect() };
+    let ready = |(at, plugin): (usize, &Plugin)| {
+        let mut command = command(subject, plugin, verb, pod);
+        let after = (verb == "ADD" && at > 0).then(|| plugin.config.clone());
+        command.stdin(match &after {
+            Some(_) => Stdio::piped(),
+            None => input(plugin, pod, previous)?.into(),
+        });
+        Ok(Ready { command, after })
+    };
+    order.into_iter().map(ready).collect()
+}
+
+/// A plugin's input, in memory.
+fn input(plugin: &Plugin, pod: &Pod, previous: Option<&Value>) -> io::Result<File> {
+    let mut config = plugin.config.clone();
     if let Some(previous) = previous {
         config.insert("prevResult".into(), previous.clone());
     }
@@ -214,7 +274,11 @@ fn command(subject: &Subject, verb: &str, pod: &Pod, previous: Option<&Value>) -
     std::fs::write(&input, Value::Object(config).to_string())?;
     let stdin = File::open(&input)?;
     std::fs::remove_file(&input)?;
-    let mut command = Command::new(&subject.program);
+    Ok(stdin)
+}
+
+fn command(subject: &Subject, plugin: &Plugin, verb: &str, pod: &Pod) -> Command {
+    let mut command = Command::new(&plugin.program);
     command
         .env_clear()
         .env("PATH", PATH)
@@ -226,26 +290,26 @@ fn command(subject: &Subject, verb: &str, pod: &Pod, previous: Option<&Value>) -
         .env(
             "CNI_ARGS",
             format!(
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={0};K8S_POD_INFRA_CONTAINER_ID={0}",
-                pod.container
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={0};K8S_POD_UID={0};\
+                 K8S_POD_INFRA_CONTAINER_ID={1}",
+                pod.name, pod.container
             ),
         )
-        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    Ok(command)
+    command
 }
 
-fn run_at_once(commands: Vec<Command>) -> Vec<io::Result<(Duration, Output)>> {
-    let start = Barrier::new(commands.len());
+fn run_at_once(chains: Vec<Vec<Ready>>) -> Vec<io::Result<Ended>> {
+    let start = Barrier::new(chains.len());
     std::thread::scope(|scope| {
-        let threads: Vec<_> = commands
+        let threads: Vec<_> = chains
             .into_iter()
-            .map(|command| {
+            .map(|chain| {
                 let start = &start;
                 scope.spawn(move || {
                     start.wait();
-                    timed(command)
+                    timed(chain)
                 })
             })
             .collect();
@@ -256,10 +320,27 @@ fn run_at_once(commands: Vec<Command>) -> Vec<io::Result<(Duration, Output)>> {
     })
 }
 
-fn timed(mut command: Command) -> io::Result<(Duration, Output)> {
+/// Executes a chain. What a runtime does between two plugins, reading a result and writing it into the next input,
+/// counts too.
+fn timed(chain: Vec<Ready>) -> io::Result<Ended> {
     let start = Instant::now();
-    let output = command.spawn()?.wait_with_output()?;
-    Ok((start.elapsed(), output))
+    let mut last: Option<(PathBuf, Output)> = None;
+    for Ready { mut command, after } in chain {
+        let mut child = command.spawn()?;
+        if let (Some(mut config), Some((_, before))) = (after, &last) {
+            config.insert("prevResult".into(), serde_json::from_slice(&before.stdout)?);
+            let mut stdin = child.stdin.take().ok_or_else(|| io::Error::other("a plugin has no input"))?;
+            stdin.write_all(Value::Object(config).to_string().as_bytes())?;
+        }
+        let output = child.wait_with_output()?;
+        let failed = !output.status.success();
+        last = Some((command.get_program().into(), output));
+        if failed {
+            break;
+        }
+    }
+    let (program, output) = last.ok_or_else(|| io::Error::other("a chain without a plugin"))?;
+    Ok(Ended { time: start.elapsed(), program, output })
 }
 
 /// The CPU that this process's ended children and `daemons` have taken so far.
