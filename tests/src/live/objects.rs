@@ -93,7 +93,7 @@ fn render(object: &Object) -> Option<(ObjectId, Value)> {
 }
 
 fn labels(labels: &Labels) -> Value {
-    labels.iter().map(|(name, value)| (name.to_string(), Value::from(&**value))).collect::<Map<_, _>>().into()
+    labels.iter().map(|(name, value)| (name.to_string(), Value::from(value))).collect::<Map<_, _>>().into()
 }
 
 fn key(key: &ObjectKey, of: &Value) -> Value {

@@ -33,7 +33,7 @@ fn cluster() -> (Cluster, Extra) {
             service: Some(Arc::clone(&key.name)),
             key,
             ports: vec![NamedPort { name: "http".into(), protocol: Protocol::TCP, port: 8080 }],
-            endpoints: vec![Endpoint { addresses: ips(backends), ready: true }],
+            endpoints: vec![Endpoint { addresses: ips(backends).into(), ready: true }],
         })));
     };
     let pods = ["10.1.0.2", "10.2.0.2", "fd00:2::2"];

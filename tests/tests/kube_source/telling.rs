@@ -80,7 +80,7 @@ async fn every_kind_is_told_and_then_synced() {
     assert_eq!(seen.policies().len(), 8, "{}", seen.shown());
     let state = &seen.state;
     assert_eq!((state.nodes.len(), state.services.len(), state.slices.len(), state.cidr_groups.len()), (1, 1, 1, 1));
-    assert_eq!(state.namespaces["shop"].labels.get("team").map(|team| &**team), Some("a"));
+    assert_eq!(state.namespaces["shop"].labels.get("team"), Some("a"));
     let web = &state.pods[&PodKey { namespace: "shop".into(), name: "web".into() }];
     assert_eq!((web.addresses.len(), web.ports.len(), web.uid.is_empty()), (1, 1, false));
     assert!(
