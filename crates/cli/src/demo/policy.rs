@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use sluice_hostnet::netns::NamespaceThread;
 use sluice_policy_core::cluster::PodKey;
@@ -22,7 +21,22 @@ use super::act::{ActError, Actor, Stage};
 use super::cluster::{Cluster, MARKER};
 use super::report::{PolicyAct, PolicyCell};
 
-const ACTS: &str = include_str!("policies.yaml");
+/// What the demo does with policies: each set is in force alone. Pods with an odd number are app=db, the others app=web; those
+/// of node-a are in namespace shop, those of node-b in namespace guest.
+const ACTS: [(&str, &str); 6] = [
+    ("everything is denied in namespace shop", include_str!("policies/deny-all.yaml")),
+    (
+        "shop's databases are reached by the web pods of their own namespace, on the port named http",
+        include_str!("policies/label-and-port.yaml"),
+    ),
+    ("shop is reached from namespace guest only", include_str!("policies/namespace.yaml")),
+    ("guest reaches the Internet but not the VPC, by CIDR", include_str!("policies/cidr.yaml")),
+    (
+        "an administrator denies guest to shop, whatever the namespace allows",
+        include_str!("policies/cluster-deny.yaml"),
+    ),
+    ("a Service is judged by the pod behind it", include_str!("policies/service.yaml")),
+];
 /// How long agents may take to enforce an act.
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long an allowed connection may take, and how long silence is listened to.
@@ -32,12 +46,6 @@ const DENIED: Duration = Duration::from_millis(500);
 const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// The Service of the first database, and its port.
 const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(172, 20, 0, 10), 80);
-
-#[derive(Debug, Deserialize)]
-struct Act {
-    title: String,
-    policies: Vec<Value>,
-}
 
 /// Where a probe goes.
 struct Target {
@@ -57,24 +65,21 @@ pub(crate) async fn play(
     progress: &Progress,
 ) -> Result<Vec<PolicyAct>, ActError> {
     let wrong = |what: String| ActError::Policies { what };
-    let documents = manifest::documents(ACTS).map_err(|error| wrong(error.to_string()))?;
-    let acts: Result<Vec<Act>, _> = documents.into_iter().map(serde_json::from_value).collect();
-    let acts = acts.map_err(|error| wrong(error.to_string()))?;
     let backend = stage.actors.first().ok_or_else(|| wrong("there is no pod for the Service".into()))?;
     let service = service(backend);
     serve(stage, backend).await?;
-    let none = Act { title: "no policy yet".into(), policies: Vec::new() };
     let mut shown = Vec::new();
-    for act in std::iter::once(&none).chain(&acts) {
-        cluster.more = service.iter().chain(&act.policies).cloned().collect();
+    for (title, text) in std::iter::once(("no policy yet", "")).chain(ACTS) {
+        let policies = manifest::documents(text).map_err(|error| wrong(error.to_string()))?;
+        cluster.more = service.iter().cloned().chain(policies).collect();
         enforce(stage, cluster).await?;
         let mut judge = Compiled::new(Settings::default());
         judge.apply(&cluster.events());
-        shown.push(PolicyAct { title: act.title.clone(), cells: probe(stage, backend, &judge).await? });
+        shown.push(PolicyAct { title: title.to_owned(), cells: probe(stage, backend, &judge).await? });
     }
     cluster.more.clear();
     enforce(stage, cluster).await?;
-    progress.done(&format!("{} sets of policies were applied to the running pods, one after the other", acts.len()));
+    progress.done(&format!("{} sets of policies were applied to the running pods, one after the other", ACTS.len()));
     Ok(shown)
 }
 
@@ -188,4 +193,22 @@ fn denied_by(stage: &Stage<'_>, judge: &Compiled, from: &Actor, to: &Target) -> 
     let far = to.pod.clone().zip(stage.actors.iter().find(|actor| Some(key(actor)) == to.pod));
     let out = gate(key(from), &from.node, Direction::Egress, to.reached);
     out.or_else(|| far.and_then(|(pod, actor)| gate(pod, &actor.node, Direction::Ingress, from.pod.address)))
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_policy_core::parse;
+
+    use super::*;
+
+    #[test]
+    fn the_policies_of_the_demo_are_faultless() {
+        for (title, text) in ACTS {
+            let documents = manifest::documents(text).unwrap();
+            assert!(!documents.is_empty(), "{title}");
+            for document in documents {
+                assert!(parse::object(&document).issues.is_empty(), "{title}");
+            }
+        }
+    }
 }
