@@ -322,6 +322,21 @@ impl Node {
         self.running.as_ref().is_none_or(|running| running.daemon.is_finished())
     }
 
+    /// A DEL, as the plugin brings it: to the daemon, or left behind.
+    pub(super) async fn del_or_leave(&self, container: &str) {
+        if self.is_dead() {
+            return self.tombstone(container);
+        }
+        let attachment = crate::testing::attachment(container);
+        let request = PolicyDel { attachment, pod: sluice_contract::id::PodRef::default() };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let (_, reply) = self.handle().ask(PolicyCall::Del(request), deadline).await;
+        if reply.await.is_err() {
+            // It was killed while it did it.
+            self.tombstone(container);
+        }
+    }
+
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
     }

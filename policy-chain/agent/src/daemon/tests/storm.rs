@@ -35,6 +35,12 @@ enum Step {
     PolicyGone {
         name: usize,
     },
+    /// A policy that denies what nobody else would.
+    Deny {
+        app: usize,
+        role: usize,
+    },
+    DenyGone,
     Peer {
         number: usize,
         role: usize,
@@ -68,6 +74,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..3_usize).prop_map(|name| Step::PodGone { name }),
         4 => (0..3_usize, 0..3_usize, 0..3_usize).prop_map(|(name, app, role)| Step::Policy { name, app, role }),
         1 => (0..3_usize).prop_map(|name| Step::PolicyGone { name }),
+        3 => (0..3_usize, 0..3_usize).prop_map(|(app, role)| Step::Deny { app, role }),
+        1 => Just(Step::DenyGone),
         2 => (0..2_usize, 0..3_usize).prop_map(|(number, role)| Step::Peer { number, role }),
         6 => (0..3_usize, 0..2_u8).prop_map(|(name, incarnation)| Step::Add { name, incarnation }),
         2 => (0..4_usize).prop_map(|eldest| Step::Del { eldest }),
@@ -82,7 +90,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Room),
         2 => prop_oneof![Just(30_u64), Just(600), Just(6000), Just(12_000)].prop_map(Step::Wait),
     ];
-    proptest::collection::vec(step, 1..40)
+    proptest::collection::vec(step, 1..50)
 }
 
 /// A sandbox as its runtime knows it.
@@ -115,6 +123,8 @@ impl Storm {
             Step::PodGone { name } => self.remove(pod_id(PODS[*name])),
             Step::Policy { name, app, role } => self.set(&policy(PODS[*name], PODS[*app], PODS[*role])),
             Step::PolicyGone { name } => self.remove(policy_id(PODS[*name])),
+            Step::Deny { app, role } => self.set(&denial(PODS[*app], PODS[*role])),
+            Step::DenyGone => self.remove(denial_id()),
             Step::Peer { number, role } => {
                 self.set(&peer(&format!("peer{number}"), PEERS[*number], &format!("role: {}", PODS[*role])));
             }
@@ -130,11 +140,7 @@ impl Storm {
             }
             Step::Del { eldest } if *eldest < self.sandboxes.len() => {
                 let sandbox = self.sandboxes.remove(*eldest);
-                if self.node.is_running() && !self.node.is_dead() {
-                    self.node.del(&sandbox.container).await;
-                } else {
-                    self.node.tombstone(&sandbox.container);
-                }
+                self.node.del_or_leave(&sandbox.container).await;
             }
             Step::LinkGone { eldest } if *eldest < self.sandboxes.len() => {
                 let sandbox = self.sandboxes.remove(*eldest);
@@ -252,6 +258,27 @@ impl Storm {
     }
 }
 
+/// Pods with `app: APP` take nothing from those with `role: ROLE`, and the rest as if this were not there.
+fn denial(app: &str, role: &str) -> String {
+    let pods = |label: &str, value: &str| {
+        format!("{{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{{label}: {value}}}}}}}}}")
+    };
+    format!(
+        "---\napiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: denial}}\n\
+         spec: {{tier: Admin, priority: 10, subject: {}, ingress: [{{action: Deny, from: [{}]}}]}}\n",
+        pods("app", app),
+        pods("role", role)
+    )
+}
+
+fn denial_id() -> ObjectId {
+    ObjectId::Policy(sluice_policy_core::model::PolicyRef {
+        kind: sluice_policy_core::model::PolicyKind::ClusterNetworkPolicy,
+        namespace: None,
+        name: "denial".into(),
+    })
+}
+
 fn run(steps: &[Step]) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -293,8 +320,11 @@ proptest! {
         // The panic of a killed daemon is not news.
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
-        let outcome = run(&steps);
+        let outcome = std::panic::catch_unwind(|| run(&steps));
         std::panic::set_hook(hook);
-        outcome?;
+        match outcome {
+            Ok(outcome) => outcome?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 }
