@@ -257,6 +257,30 @@ mod tests {
         assert!(VARIABLES.is_sorted_by_key(|variable| variable.name));
     }
 
+    /// The table of docs/policyd.md is made from [`VARIABLES`]. With `UPDATE_GOLDENS` set in the environment it is written
+    /// anew.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test's own switch")]
+    fn the_page_of_variables_is_up_to_date() {
+        const BEGIN: &str = "| variable | default | meaning |\n|---|---|---|\n";
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/policyd.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = page.split_once(BEGIN).unwrap();
+        let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
+        let rows: String = VARIABLES
+            .iter()
+            .map(|variable| format!("| `{}` | {} | {} |\n", variable.name, variable.default, variable.meaning))
+            .collect();
+        let text = format!("{before}{BEGIN}{rows}\n{after}");
+        if std::env::var("UPDATE_GOLDENS").is_ok() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert!(
+            std::env::var("UPDATE_GOLDENS").is_ok() || page == text,
+            "set UPDATE_GOLDENS to write docs/policyd.md anew"
+        );
+    }
+
     #[test]
     fn every_fault_is_told_at_once() {
         let faults = load(&[

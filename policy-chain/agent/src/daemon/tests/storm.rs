@@ -327,7 +327,7 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(RunConfig { cases: 150, ..RunConfig::default() })]
+    #![proptest_config(RunConfig { cases: 48, ..RunConfig::default() })]
 
     #[test]
     fn nothing_ever_opens(steps in steps()) {
