@@ -295,7 +295,7 @@ impl Engine {
         let atoms = &self.atoms;
         self.classes.number_all(&mut |key| restored.identity(key, atoms));
         // Tables.
-        self.programs.fill(&moves.born, &self.classes, &self.atoms, &mut self.store);
+        self.programs.fill(&self.split(&moves), &self.classes, &self.atoms, &mut self.store);
         let api_server = self.own_api_server();
         self.programs.set_host_rows(api_server == self.host_api_server, api_server, &mut self.store);
         self.host_api_server = api_server;
@@ -493,6 +493,21 @@ impl Engine {
         }
     }
 
+    /// The classes that are new, each with one that its members come from.
+    fn split(&self, moves: &Moves) -> Vec<(u32, Option<u32>)> {
+        let mut parents: BTreeMap<u32, Option<u32>> = moves.born.iter().map(|class| (*class, None)).collect();
+        for (entry, before) in &moves.entries {
+            // A class that is new itself is in no table yet.
+            if *before != NONE
+                && !parents.contains_key(before)
+                && let Some(parent) = self.classes.get(*entry).and_then(|entry| parents.get_mut(&entry.class))
+            {
+                parent.get_or_insert(*before);
+            }
+        }
+        moves.born.iter().map(|class| (*class, parents.get(class).copied().flatten())).collect()
+    }
+
     /// Writes the addresses whose identity changed.
     fn write_addresses(&mut self, moves: &Moves) {
         let mut prefixes = std::mem::take(&mut self.book.prefixes);
@@ -617,7 +632,7 @@ impl Engine {
         self.classify(&Born::default(), moves);
         let (restored, atoms) = (&mut self.restored, &self.atoms);
         self.classes.number_all(&mut |key| restored.identity(key, atoms));
-        self.programs.fill(&moves.born, &self.classes, &self.atoms, &mut self.store);
+        self.programs.fill(&self.split(moves), &self.classes, &self.atoms, &mut self.store);
         self.write_addresses(moves);
         let refreshed = self.fronts.refresh(&self.book, &self.classes);
         self.fronts.fill(&refreshed.shaped, &mut self.programs, &mut self.store);

@@ -257,14 +257,15 @@ impl Programs {
         found
     }
 
-    /// Fills the tables of new programs, and adds new classes to the others'.
-    pub(super) fn fill(&mut self, new: &[u32], classes: &Classes, atoms: &Atoms, store: &mut Store) {
+    /// Fills the tables of new programs, and adds new classes to the others', each with the class that it was split from if
+    /// there is one.
+    pub(super) fn fill(&mut self, new: &[(u32, Option<u32>)], classes: &Classes, atoms: &Atoms, store: &mut Store) {
         let born: BTreeSet<u32> = std::mem::take(&mut self.born).into_iter().collect();
-        for class in new {
+        for (class, parent) in new {
             let Some(key) = classes.class(*class).map(|class| &class.key) else { continue };
             for index in self.that_ask_for(key.iter()).into_iter().filter(|index| !born.contains(index)) {
                 if let Some(instance) = self.get_mut(index) {
-                    instance.add(*class, classes, atoms, store);
+                    instance.add(*class, *parent, classes, atoms, store);
                 }
             }
         }
@@ -275,7 +276,7 @@ impl Programs {
         for index in &born {
             let Some(instance) = self.get_mut(*index) else { continue };
             for class in by_atom.of(instance) {
-                instance.add(class, classes, atoms, store);
+                instance.add(class, None, classes, atoms, store);
             }
         }
     }
@@ -460,7 +461,8 @@ fn row_of(program: &Program, key: &RowKey, store: &mut Store) -> RowId {
 }
 
 impl Instance {
-    fn add(&mut self, index: u32, classes: &Classes, atoms: &Atoms, store: &mut Store) {
+    /// Adds a class that is new, or to a table that is. `parent` is in the table already, if it is not as any other.
+    fn add(&mut self, index: u32, parent: Option<u32>, classes: &Classes, atoms: &Atoms, store: &mut Store) {
         let Some(class) = classes.class(index) else { return };
         let asks = !self.program.named_ports().is_empty();
         let holding = self.holding(&class.key);
@@ -469,7 +471,17 @@ impl Instance {
         {
             return;
         }
-        let Some(row) = self.row(class, &holding, atoms, store) else { return };
+        let parent = parent.and_then(|parent| Some((parent, &classes.class(parent)?.key)));
+        let ports = |key: &[Atom]| key.iter().copied().filter(|atom| is_port(*atom)).collect::<Vec<Atom>>();
+        let alike = parent
+            .filter(|(_, key)| self.holding(key) == holding && (!asks || ports(key) == ports(&class.key)))
+            .map(|(parent, _)| self.table.get(&parent).copied());
+        // What the program cannot tell from the class that it was split from has the same row.
+        let row = match alike {
+            Some(row) => row,
+            None => self.row(class, &holding, atoms, store),
+        };
+        let Some(row) = row else { return };
         store.refer(row);
         self.table.insert(index, row);
         if let Some(number) = classes.number(index) {
