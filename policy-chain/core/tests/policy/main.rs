@@ -5,6 +5,7 @@
 //! | [`advisories`] | what other implementations got wrong stays right |
 //! | [`agree`] | the compiler says what the oracle says, on random clusters, policies, flows and histories |
 //! | [`fuzz`] | hostile text does no harm |
+//! | [`growth`] | what many parts take grows as their number does |
 //! | [`identities`] | examples of which identity an address has, and when open flows are judged again |
 //! | [`memory`] | what a cluster's objects take |
 //! | [`steps`] | each step of an update is safe; numbers outlive a restart |
@@ -17,6 +18,7 @@ mod advisories;
 mod agree;
 mod cost;
 mod fuzz;
+mod growth;
 mod identities;
 mod memory;
 mod random;
