@@ -118,11 +118,13 @@ fn pod_value(pod: &Pod) -> Value {
     let port = |port: &NamedPort| json!({"name": &*port.name, "containerPort": port.port, "protocol": port.protocol.to_string()});
     let annotations = if pod.audit { json!({AUDIT_ANNOTATION: "true"}) } else { json!({}) };
     let ips: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
+    let created = pod.created.seconds().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let created = created.map(|time| time.to_string());
     let ready = if pod.ready { "True" } else { "False" };
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": &*pod.key.name, "namespace": &*pod.key.namespace, "labels": labels(&pod.labels),
-            "uid": uid(&pod.key), "annotations": annotations},
+            "uid": uid(&pod.key), "annotations": annotations, "creationTimestamp": created},
         "spec": {"nodeName": pod.node.as_deref(), "serviceAccountName": &*pod.service_account,
             "hostNetwork": pod.host_network,
             "containers": [{"name": "c", "ports": pod.ports.iter().map(port).collect::<Vec<_>>()}]},
@@ -194,14 +196,14 @@ fn group_value(group: &CidrGroup) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use sluice_policy_core::cluster::{Cluster, Created, Uid};
+    use sluice_policy_core::cluster::{Cluster, Uid};
     use sluice_policy_core::vector::{self, world::World};
 
     use super::*;
 
     const FILE: &str = include_str!("../../scenarios/policy/sluice.yaml");
 
-    /// What is written is what an agent reads back, but for times and UIDs.
+    /// What is written is what an agent reads back, but for UIDs.
     #[test]
     fn a_cluster_reads_as_it_was_written() {
         let suite = vector::read(FILE).unwrap();
@@ -215,7 +217,7 @@ mod tests {
                 assert!(parsed.issues.is_empty(), "{value}: {:?}", parsed.issues);
                 let mut object = parsed.object.unwrap_or_else(|| panic!("{value}"));
                 if let Object::Pod(pod) = &mut object {
-                    (pod.uid, pod.created) = (Uid::default(), Created::at(0));
+                    pod.uid = Uid::default();
                 }
                 read.apply(Event::Upsert(object));
             }
