@@ -4,6 +4,7 @@
 pub mod add_latency;
 pub mod burst;
 pub mod policy;
+pub mod publish;
 pub mod report;
 pub mod rss;
 pub mod stats;
@@ -44,6 +45,9 @@ pub enum BenchError {
     /// The made-up cluster of the policy benchmarks is not read.
     #[error(transparent)]
     Policy(#[from] policy::NotRead),
+    /// The API server or the agents of a benchmark do not do their part.
+    #[error("the cluster of the benchmark fails")]
+    Cluster(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A size has no figure.
     #[error("a size was not measured")]
     Incomplete,
@@ -83,7 +87,7 @@ pub struct Benchmark {
 }
 
 /// Every benchmark.
-pub const ALL: [Benchmark; 6] = [
+pub const ALL: [Benchmark; 7] = [
     Benchmark {
         id: add_latency::ID,
         name: "add_latency",
@@ -115,6 +119,7 @@ pub const ALL: [Benchmark; 6] = [
         about: policy::maps::ABOUT,
         run: |say| Box::pin(std::future::ready(policy::maps::run(say))),
     },
+    Benchmark { id: publish::ID, name: "publish", about: publish::ABOUT, run: |say| Box::pin(publish::run(say)) },
 ];
 
 /// A VPC with these machines, name and instance type, in which EC2 answers at once: its latency is not measured.
