@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sluice_contract::id::Attachment;
 use sluice_daemon::log::ErrorChain;
+use sluice_policy_core::compile::image::DecisionId;
 use tokio::time::Instant;
 
 use super::timer::Timer;
@@ -185,8 +186,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     fn log_seen(&self, seen: &Seen) {
         let has = |binding: &&Binding| binding.interfaces().iter().any(|gate| gate.host_index == seen.index);
         let pod = self.bindings.values().find(has).map(|binding| binding.key().to_string());
-        let decisions = &self.engine.image().decisions;
-        let judgement = decisions.iter().find(|(id, _)| id.0 == seen.decision).map(|(_, judgement)| judgement);
+        let judgement = self.engine.image().decisions.get(&DecisionId(seen.decision));
         tracing::debug!(
             pod = pod.as_deref().unwrap_or("?"),
             flow = seen.flow,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sluice_policy_core::cluster::ObjectId;
-use sluice_policy_core::compile::image::PolicyId;
+use sluice_policy_core::compile::image::{DecisionId, PolicyId};
 
 use super::{Daemon, Knowledge};
 use crate::cluster::{Cluster, Place};
@@ -16,7 +16,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let drops = self.parts.gates.drops();
         let (image, state) = (self.engine.image(), self.engine.cluster());
         let counters = counted.into_iter().filter_map(|(number, packets)| {
-            let (_, judgement) = image.decisions.iter().find(|(id, _)| id.0 == number)?;
+            let judgement = image.decisions.get(&DecisionId(number))?;
             Some(CounterView { verdict: judgement.verdict.as_str(), rule: judgement.reason.to_string(), packets })
         });
         let issues = |place: &Place| -> Vec<String> {
