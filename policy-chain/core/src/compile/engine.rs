@@ -9,7 +9,7 @@
 //! 4. programs that nobody runs any more go, with the predicates that only they asked, and classes are merged.
 //!
 //! An update has the operations of 1 to 3, then those of 4, and each of them is safe: no flow passes more freely than before
-//! the update or after it (see [`super::stage`]). A predicate in force is one of a policy that selects a pod of the
+//! the update or after it (see `stage`). A predicate in force is one of a policy that selects a pod of the
 //! node.
 
 mod atoms;
