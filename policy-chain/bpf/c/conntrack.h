@@ -1,22 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* What the kernel's connection tracking knows of a packet: its tuples before translation.
  *
- * The packet carries a pointer to its connection in `_nfct`. Where the fields are in this kernel is relocated at load; a
- * kernel that does not have them (or whose BTF does not tell) is one where nothing is known. */
+ * The packet carries a pointer to its connection in `_nfct`. Where that is in this kernel is relocated at load. Where the
+ * connection has its tuples is a setting: connection tracking may be a module, of which relocation knows nothing. As long as it is
+ * not set, nothing is known. */
 #pragma once
 
 #include "common.h"
-
-struct nf_conntrack_tuple {
-} __attribute__((preserve_access_index));
-
-struct nf_conntrack_tuple_hash {
-	struct nf_conntrack_tuple tuple;
-} __attribute__((preserve_access_index));
-
-struct nf_conn {
-	struct nf_conntrack_tuple_hash tuplehash[2];
-} __attribute__((preserve_access_index));
 
 struct sk_buff {
 	unsigned int len;
@@ -39,6 +29,10 @@ enum {
 	FAMILY_IPV4 = 2,
 	FAMILY_IPV6 = 10,
 };
+
+/* struct nf_conntrack_tuple_hash, of which a connection has two, the same since 2.6.25: a list's node, then the tuple. */
+#define TUPLE_HASH_BYTES 56
+#define TUPLE_IN_HASH 16
 
 /* How a packet is tracked. */
 enum {
@@ -66,23 +60,24 @@ static __always_inline void set_address(struct address *address, const __u32 *wo
 GLOBAL int tracked(struct __sk_buff *skb, struct tuple *tuple, __u32 answers)
 {
 	const struct sk_buff *kernel = (void *)skb;
-	const struct nf_conn *connection;
-	unsigned long tracking = 0;
-	const void *from;
+	unsigned long tracking = 0, connection;
+	__u32 zero = 0, tuples;
+	struct settings *found;
 
 	if (!tuple)
 		return UNTRACKED;
-	if (!bpf_core_type_exists(struct nf_conn) || !bpf_core_field_exists(kernel->_nfct))
+	found = bpf_map_lookup_elem(&settings, &zero);
+	tuples = found ? found->conntrack_tuples : 0;
+	if (!tuples || !bpf_core_field_exists(kernel->_nfct))
 		return UNTRACKED;
 	if (bpf_core_read(&tracking, sizeof(tracking), &kernel->_nfct))
 		return UNTRACKED;
-	connection = (void *)(tracking & ~TRACKING_INFO);
+	connection = tracking & ~TRACKING_INFO;
 	tracking &= TRACKING_INFO;
 	if (!connection || tracking == TRACKING_UNTRACKED)
 		return UNTRACKED;
-	from = answers ? (void *)__builtin_preserve_access_index(&connection->tuplehash[1].tuple)
-		       : (void *)__builtin_preserve_access_index(&connection->tuplehash[0].tuple);
-	if (bpf_probe_read_kernel(tuple, sizeof(*tuple), from))
+	connection += tuples + TUPLE_IN_HASH + (answers ? TUPLE_HASH_BYTES : 0);
+	if (bpf_probe_read_kernel(tuple, sizeof(*tuple), (void *)connection))
 		return UNTRACKED;
 	if (tuple->family != FAMILY_IPV4 && tuple->family != FAMILY_IPV6)
 		return UNTRACKED;

@@ -29,6 +29,7 @@ use sluice_contract::id::IfName;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::image::{PolicyId, RowEntries, RowId};
 
+use crate::btf::{self, BtfError};
 use crate::events::Events;
 use crate::layout;
 use crate::programs::Programs;
@@ -109,6 +110,17 @@ pub enum ApplyError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Why the programs do not know what connection tracking knows.
+#[derive(Debug, thiserror::Error)]
+pub enum ConntrackError {
+    /// The kernel does not tell.
+    #[error("the kernel does not tell how its connection tracking keeps flows")]
+    Types(#[from] BtfError),
+    /// It could not be written down.
+    #[error(transparent)]
+    Write(#[from] ApplyError),
 }
 
 /// A gate as it was found pinned.
@@ -215,6 +227,8 @@ pub struct Gate {
     last_id: u32,
     /// Where redirected flows go; 0: there is no proxy.
     proxy_port: u16,
+    /// Offset of the tuples in this kernel's connections; 0: not known yet.
+    conntrack_tuples: u32,
     /// Where the next step of the flows' expiry goes on.
     expiry: connections::Walk,
     pins: Pins,
@@ -256,10 +270,31 @@ impl Gate {
         let value = layout::Settings {
             adopt_until: settings.adopt_until.map_or(0, |until| until.0),
             flags: if settings.keep_established { layout::SETTING_KEEP_ESTABLISHED } else { 0 },
-            unused: 0,
+            conntrack_tuples: self.conntrack_tuples,
         };
+        self.set_raw(value)
+    }
+
+    fn set_raw(&mut self, value: layout::Settings) -> Result<(), ApplyError> {
         let written = self.maps.settings.set(0, value, 0);
         written.map_err(|error| maps::kernel("settings", "write to", error))
+    }
+
+    /// Tells the programs where connection tracking keeps the tuples of a flow, if that is not known yet: whether it is now. As
+    /// long as it is not, flows to Services are not judged by their backends, and the source of translated ones is the packet's.
+    ///
+    /// # Errors
+    /// [`ConntrackError`].
+    pub fn find_conntrack(&mut self) -> Result<bool, ConntrackError> {
+        if self.conntrack_tuples != 0 {
+            return Ok(true);
+        }
+        let Some(tuples) = btf::conntrack_tuples()? else { return Ok(false) };
+        let mut value = self.maps.settings.get(&0, 0).map_err(|error| maps::kernel("settings", "read", error))?;
+        value.conntrack_tuples = tuples;
+        self.set_raw(value)?;
+        self.conntrack_tuples = tuples;
+        Ok(true)
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! The programs are C (`c/`), compiled with clang by `build.rs`. [`layout`] is what both sides agree on. [`gate`] owns the
 //! maps that they read, [`filters`] and [`links`] put the programs on interfaces, [`local`] puts one
-//! on the node's own input, [`events`] reads what they tell.
+//! on the node's own input, [`events`] reads what they tell, [`btf`] finds where connection tracking keeps what they ask it.
 //!
 //! `unsafe` is allowed in [`layout`], which says that its types are plain data, and in `sys`, which calls bpf(2).
 
+pub mod btf;
 pub mod events;
 pub mod filters;
 pub mod gate;

@@ -45,6 +45,17 @@ pub struct GateDatapath {
     netlink: Netlink,
     events: Option<Events>,
     uplinks: Uplinks,
+    /// What was last said of connection tracking, so that it is said once.
+    conntrack: Tracking,
+}
+
+/// Whether the programs can ask the kernel's connection tracking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tracking {
+    NotAsked,
+    Absent,
+    Failed,
+    Known,
 }
 
 impl GateDatapath {
@@ -68,6 +79,7 @@ impl GateDatapath {
     /// Outside a tokio runtime.
     pub fn open_with(config: &GateConfig) -> Result<(Self, Found), Failure> {
         let (mut gate, found) = Gate::open(config)?;
+        let conntrack = find_conntrack(&mut gate, Tracking::NotAsked);
         if found.made.contains(&"connections") {
             let adopt_until = Some(Ktime::now().plus(ADOPTION));
             gate.set(Settings { adopt_until, keep_established: false })?;
@@ -81,7 +93,7 @@ impl GateDatapath {
             endpoints: found.endpoints.keys().copied().collect(),
             floor: Floor { policy, row, decision, identity, revision },
         };
-        Ok((Self { gate, filters, netlink, events, uplinks: Uplinks::open()? }, found))
+        Ok((Self { gate, filters, netlink, events, uplinks: Uplinks::open()?, conntrack }, found))
     }
 
     /// The interface as the gate wants it. The bridge that it may be a port of is asked of the kernel.
@@ -118,6 +130,36 @@ impl GateDatapath {
 
 /// What pods send to Services with a backend on the node itself is judged there. Without it the gates judge what they can
 /// see: the answers of such a backend.
+/// Lets the programs ask connection tracking. Where that is a module, it comes with the first rule that needs it: this is tried
+/// again until then.
+fn find_conntrack(gate: &mut Gate, before: Tracking) -> Tracking {
+    if before == Tracking::Known {
+        return before;
+    }
+    let now = match gate.find_conntrack() {
+        Ok(true) => Tracking::Known,
+        Ok(false) => Tracking::Absent,
+        Err(error) => {
+            if before != Tracking::Failed {
+                tracing::error!(error = %ErrorChain(&error), "flows to Services cannot be judged by their backends");
+            }
+            Tracking::Failed
+        }
+    };
+    match (before, now) {
+        (Tracking::NotAsked, Tracking::Absent) => {
+            tracing::info!(
+                "there is no connection tracking yet: nothing is translated, and nothing is judged by backends"
+            );
+        }
+        (Tracking::Absent | Tracking::Failed, Tracking::Known) => {
+            tracing::info!("connection tracking is there: flows to Services are judged by their backends");
+        }
+        _ => {}
+    }
+    now
+}
+
 fn judge_local_input(config: &GateConfig) {
     match local::attach(&config.root) {
         Ok(()) => {}
@@ -257,6 +299,7 @@ impl Datapath for GateDatapath {
     }
 
     fn expire(&mut self) {
+        self.conntrack = find_conntrack(&mut self.gate, self.conntrack);
         if let Err(error) = self.gate.expire(Ktime::now(), FLOWS) {
             tracing::error!(error = %error, "flows that ended could not be forgotten");
         }

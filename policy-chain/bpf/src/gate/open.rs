@@ -172,7 +172,11 @@ impl Gate {
             }
         })
         .map_err(OpenError::Read)?;
-        let gate = Self {
+        let settings = maps
+            .settings
+            .get(&0, 0)
+            .map_err(|error| OpenError::Read(super::maps::kernel("settings", "read", error)))?;
+        let mut gate = Self {
             maps,
             programs: Arc::new(programs),
             events: Some(Events::new(ring)),
@@ -183,9 +187,12 @@ impl Gate {
             closed: std::collections::BTreeSet::new(),
             rows: BTreeMap::new(),
             proxy_port: config.proxy_port,
+            conntrack_tuples: settings.conntrack_tuples,
             expiry: connections::Walk::new(),
             pins,
         };
+        // Nobody may forget it; what it says is said again to who asks.
+        drop(gate.find_conntrack());
         Ok((gate, found))
     }
 }

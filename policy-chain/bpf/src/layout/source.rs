@@ -343,8 +343,8 @@ structs! {
         adopt_until: u64,
         /// `SETTING_*`.
         flags: u32,
-        /// 0.
-        unused: u32,
+        /// Offset in bytes of `tuplehash` in this kernel's `struct nf_conn`; 0: not known, nothing counts as tracked.
+        conntrack_tuples: u32,
     }
 
     /// What the ring buffer carries.

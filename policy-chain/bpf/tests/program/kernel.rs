@@ -7,6 +7,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use sluice_policy_bpf::btf::conntrack_tuples;
 use sluice_policy_bpf::layout::{
     Address, Connection, ConnectionKey, Counter, Decision, DropReason, Endpoint, Event, Fragment, FragmentKey,
     Frontend, Hook, MAPS, Peer, RowPort, Settings,
@@ -64,7 +65,7 @@ impl Kernel {
                 .into_iter()
                 .map(|(name, hook)| (hook, load(&mut object, name)))
                 .collect();
-        Self {
+        let mut kernel = Self {
             programs,
             endpoints: map(&mut object, "endpoints"),
             owners: map(&mut object, "owners"),
@@ -80,7 +81,9 @@ impl Kernel {
             drops: map(&mut object, "drops"),
             settings: map(&mut object, "settings"),
             events: map(&mut object, "events"),
-        }
+        };
+        kernel.set(Settings::default());
+        kernel
     }
 
     pub(crate) fn program(&self, hook: Hook) -> &SchedClassifier {
@@ -114,7 +117,10 @@ impl Kernel {
         (action, result.duration)
     }
 
+    /// Settings, with the offset that this kernel tells.
     pub(crate) fn set(&mut self, settings: Settings) {
+        let conntrack_tuples = conntrack_tuples().unwrap().expect("connection tracking");
+        let settings = Settings { conntrack_tuples, ..settings };
         self.settings.set(0, settings, 0).unwrap();
     }
 
