@@ -233,7 +233,10 @@ fn sorted(mut picture: Observed) -> Observed {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    // Rejected cases grow with the cases that are asked for.
+    #![proptest_config(ProptestConfig {
+        cases: 512, max_global_rejects: 100_000, failure_persistence: None, ..ProptestConfig::default()
+    })]
 
     #[test]
     fn planning_against_the_applied_state_gives_nothing(before in observed(), desired in desired()) {
