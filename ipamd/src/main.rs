@@ -5,8 +5,6 @@
 //! `sysexits.h`; every fault is printed), and with 1 when it cannot start.
 #![forbid(unsafe_code)]
 
-mod logs;
-
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -14,7 +12,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use sluice_ipamd_daemon::kernel::host::HostKernel;
-use sluice_ipamd_daemon::log::ErrorChain;
+use sluice_ipamd_daemon::log::{self, ErrorChain};
 use sluice_ipamd_daemon::{Config, run};
 use sluice_ipamd_ec2::{Ec2Cloud, Settings};
 use tokio::runtime::{Builder, Runtime};
@@ -46,7 +44,7 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(fault) => return refuse(&fault, BAD_CONFIGURATION),
     };
-    if let Err(fault) = logs::start(&config.log_filter, config.log_format) {
+    if let Err(fault) = log::start(&config.log_filter, config.log_format) {
         return refuse(&ErrorChain(&fault), BAD_CONFIGURATION);
     }
     let cloud = match Ec2Cloud::new(settings) {

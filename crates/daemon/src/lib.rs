@@ -5,7 +5,7 @@
 //! - [`http`]: ports for metrics and introspection.
 //! - [`metrics`]: kinds of metrics that the library lacks.
 //! - [`lock`]: one daemon of a kind on a node.
-//! - [`log`]: errors in logs.
+//! - [`log`]: logs, and errors in them.
 #![forbid(unsafe_code)]
 
 pub mod http;

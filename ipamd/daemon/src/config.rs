@@ -16,6 +16,8 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 use sluice_contract::node;
 
+use crate::log::LogFormat;
+
 pub use fault::{ConfigFault, ConfigFaults};
 pub use variables::{Effect, VARIABLES, Variable};
 
@@ -32,17 +34,6 @@ pub enum RandomizeSnat {
     Hashrandom,
     /// The kernel's own order.
     None,
-}
-
-/// How log lines are written (`SLUICE_LOG_FORMAT`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// How many addresses are kept warm, and in which form. Their meaning is VPC CNI's (`docs/eni-and-ip-target.md` there).

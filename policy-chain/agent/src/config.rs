@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::Serialize;
 use sluice_contract::node;
 
+use crate::log::LogFormat;
+
 /// TCP port of policyd's introspection, on the loopback address only.
 pub const INTROSPECTION_PORT: u16 = 61680;
 
@@ -43,17 +45,6 @@ pub const VARIABLES: &[Variable] = &[
     variable("SLUICE_PUBLISH_POD_IPS", "true", "tell a new pod's addresses to all nodes at once, by an annotation"),
     variable("SLUICE_RUN_DIR", node::RUN_DIR, "directory of sockets and runtime state"),
 ];
-
-/// How log lines are written (`SLUICE_LOG_FORMAT`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 /// Everything that policyd is told from outside, but where its cluster is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

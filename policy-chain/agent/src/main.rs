@@ -5,8 +5,6 @@
 //! `sysexits.h`; every fault is printed), and with 1 when it cannot start.
 #![forbid(unsafe_code)]
 
-mod logs;
-
 use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
@@ -18,14 +16,13 @@ use clap::Parser;
 use sluice_policyd::cluster::directory::Directory;
 use sluice_policyd::cluster::kube::{Kube, Options, Timing};
 use sluice_policyd::datapath::gate::GateDatapath;
-
-use sluice_policyd::log::ErrorChain;
+use sluice_policyd::log::{self, ErrorChain};
 use sluice_policyd::{Config, run};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The Sluice policy agent: keeps a gate at every pod of the node as the cluster's policies want it. It is configured by
-/// environment variables: MY_NODE_NAME, and SLUICE_* (docs/configuration.md).
+/// environment variables: MY_NODE_NAME, and SLUICE_* (docs/policyd.md).
 #[derive(Debug, Parser)]
 #[command(name = "sluice-policyd", version)]
 struct Arguments {
@@ -50,7 +47,7 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(faults) => return refuse(&faults, BAD_CONFIGURATION),
     };
-    if let Err(fault) = logs::start(&config.log_filter, config.log_format) {
+    if let Err(fault) = log::start(&config.log_filter, config.log_format) {
         return refuse(&ErrorChain(&fault), BAD_CONFIGURATION);
     }
     match runtime() {
