@@ -30,6 +30,10 @@ const EDGES: &[(&str, &[&str])] = &[
         "sluice-policyd",
         &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-policy-core", "sluice-policy-bpf"],
     ),
+    (
+        "sluice-proxy",
+        &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-policy-core", "sluice-policy-bpf"],
+    ),
     ("sluice", &["sluice-contract", "sluice-hostnet", "sluice-policy-core", "sluice-vpcsim"]),
 ];
 
@@ -50,6 +54,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         &["aws-sdk-*", "aws-config", "aws-smithy-*", "aws-types"],
         "EC2's SDK is seen by sluice-ipamd-ec2 alone",
     ),
+    ("sluice-proxy", &["aws-*", "kube", "rustls"], "it decrypts nothing and asks nobody but policyd"),
     ("sluice", &["aws-*"], "EC2's SDK is seen by sluice-ipamd-ec2 alone"),
     ("sluice-tests", &["aws-sdk-*", "aws-config"], "it takes 12 minutes to build; tests run the built ipamd"),
 ];

@@ -1,0 +1,21 @@
+//! The proxy of a node: it looks at what the gates send it, HTTP, TLS server names and DNS, judges each request by the rules
+//! of its flow, and forwards what passes in the client's own name (DESIGN 8).
+//!
+//! ```text
+//!  gate ── redirect ──> net: accept ──> dispatch ── looks at ──> http, tls, dns, relay ── net: connect ──> gate
+//!                                          │                          │ each request
+//!                                   policy: the rules of the flow     └──> record
+//!                                     ▲                  ▲
+//!                    the kernel's maps: connection,   what decisions mean: pushed by policyd
+//!                    endpoint, decision
+//! ```
+
+pub mod connect;
+pub mod dns;
+pub mod flow;
+pub mod http;
+pub mod net;
+pub mod policy;
+pub mod record;
+pub mod relay;
+pub mod tls;

@@ -1,0 +1,1 @@
+//! The proxy's network namespaces, what comes out of them, and connections in a client's name.

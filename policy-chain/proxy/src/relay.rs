@@ -1,0 +1,1 @@
+//! Octets both ways, once a connection needs no more looking at.
