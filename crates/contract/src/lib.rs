@@ -7,4 +7,5 @@
 pub mod cni;
 pub mod id;
 pub mod node;
+pub mod proxy;
 pub mod rpc;

@@ -23,6 +23,10 @@ pub const TOMBSTONE_DIR: &str = "/run/sluice/tombstones";
 pub const IPAMD_READY: &str = "/run/sluice/ready";
 /// The socket on which policyd serves the chained plugin.
 pub const POLICYD_SOCKET: &str = "/run/sluice/policyd.sock";
+/// The socket on which policyd tells the proxy what its decisions mean.
+pub const PROXY_SOCKET: &str = "/run/sluice/policyd-proxy.sock";
+/// What policyd told the proxy last: a proxy that starts while policyd is away goes on with it.
+pub const PROXY_SNAPSHOT: &str = "/run/sluice/policy/proxy.json";
 /// Directory of policyd's own state: checkpoint, snapshot, ready mark, tombstones.
 pub const POLICY_DIR: &str = "/run/sluice/policy";
 /// A mark that policyd leaves when policy is in force for the first time since the node booted; STATUS of the chained
@@ -52,6 +56,11 @@ pub const CONFLIST: &str = "/etc/cni/net.d/00-sluice.conflist";
 pub const IPAMD_METRICS_PORT: u16 = 61678;
 /// TCP port of ipamd's introspection, on the loopback address only.
 pub const IPAMD_INTROSPECTION_PORT: u16 = 61679;
+
+/// TCP port of the proxy's Prometheus metrics, on all addresses.
+pub const PROXY_METRICS_PORT: u16 = 9963;
+/// TCP port of the proxy's introspection, on the loopback address only.
+pub const PROXY_INTROSPECTION_PORT: u16 = 61682;
 
 /// Priority of `to POD lookup main`: traffic to a local pod, before anything else that might divert it.
 pub const RULE_TO_POD: u32 = 512;

@@ -21,7 +21,9 @@ mod message;
 mod policy;
 pub mod tombstone;
 
-pub use frame::{FRAME_LIMIT, FrameError, decode, encode, frame_length, read_frame, write_frame};
+pub use frame::{
+    FRAME_LIMIT, FrameError, decode, encode, encode_within, frame_length, frame_length_within, read_frame, write_frame,
+};
 pub use message::{
     AddReply, AddRequest, Call, CheckRequest, DelReply, DelRequest, GcReply, GcRequest, Hello, Outcome, PodAddress,
     ProtocolRange, Refusal, RefusalCode, Reply, Request, StatusReply,

@@ -374,7 +374,7 @@ async fn say<S: Service>(stream: &mut UnixStream, reply: &Reply<S::Outcome>) -> 
 /// A reply that is too long for a frame is refused in one that is not.
 fn encode_reply<S: Service>(reply: &Reply<S::Outcome>) -> Result<Vec<u8>, FrameError> {
     match encode(reply) {
-        Err(FrameError::TooLong { length }) => {
+        Err(FrameError::TooLong { length, .. }) => {
             let message = format!("the reply would take {length} bytes, more than a frame holds");
             encode(&Reply::<S::Outcome>::Refused(Refusal::new(RefusalCode::Other, message)))
         }

@@ -12,11 +12,13 @@ pub const FRAME_LIMIT: usize = 1 << 20;
 /// A frame that cannot be sent or understood.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The peer announces more than [`FRAME_LIMIT`].
-    #[error("a frame of {length} bytes is over the limit of {FRAME_LIMIT}; the peer does not speak this protocol")]
+    /// The frame is longer than its socket allows: [`FRAME_LIMIT`] on the plugins' sockets.
+    #[error("a frame of {length} bytes is over the limit of {limit}; the peer does not speak this protocol")]
     TooLong {
-        /// The announced length in bytes.
+        /// Its length in bytes, or that which is announced.
         length: usize,
+        /// The limit.
+        limit: usize,
     },
     /// The peer closed in the middle of a frame, or before one.
     #[error("the connection closed before a whole frame had come")]
@@ -34,15 +36,23 @@ pub enum FrameError {
 /// # Errors
 /// [`FrameError::TooLong`] when its JSON is over [`FRAME_LIMIT`].
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    encode_within(message, FRAME_LIMIT)
+}
+
+/// The frame of `message` for a socket with another limit.
+///
+/// # Errors
+/// [`FrameError::TooLong`] when its JSON is over `limit`.
+pub fn encode_within<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, FrameError> {
     let mut frame = vec![0; 4];
     serde_json::to_writer(&mut frame, message).map_err(FrameError::Json)?;
     let length = frame.len() - 4;
     match u32::try_from(length) {
-        Ok(prefix) if length <= FRAME_LIMIT => {
+        Ok(prefix) if length <= limit => {
             frame.splice(..4, prefix.to_be_bytes());
             Ok(frame)
         }
-        _ => Err(FrameError::TooLong { length }),
+        _ => Err(FrameError::TooLong { length, limit }),
     }
 }
 
@@ -51,8 +61,16 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 /// # Errors
 /// [`FrameError::TooLong`] when it is over [`FRAME_LIMIT`]; nothing has been allocated by then.
 pub const fn frame_length(prefix: [u8; 4]) -> Result<usize, FrameError> {
+    frame_length_within(prefix, FRAME_LIMIT)
+}
+
+/// The same, on a socket with another limit.
+///
+/// # Errors
+/// [`FrameError::TooLong`] when it is over `limit`.
+pub const fn frame_length_within(prefix: [u8; 4], limit: usize) -> Result<usize, FrameError> {
     let length = u32::from_be_bytes(prefix) as usize;
-    if length <= FRAME_LIMIT { Ok(length) } else { Err(FrameError::TooLong { length }) }
+    if length <= limit { Ok(length) } else { Err(FrameError::TooLong { length, limit }) }
 }
 
 /// Reads the message in a frame's body.
@@ -99,7 +117,7 @@ mod tests {
     fn an_announced_length_over_the_limit_is_refused_before_it_is_allocated() {
         let mut socket: &[u8] = &[0xff, 0xff, 0xff, 0xff, b'{'];
         let error = read_frame::<serde_json::Value>(&mut socket).unwrap_err();
-        assert!(matches!(error, FrameError::TooLong { length } if length == u32::MAX as usize), "{error}");
+        assert!(matches!(error, FrameError::TooLong { length, .. } if length == u32::MAX as usize), "{error}");
     }
 
     #[test]
