@@ -117,8 +117,8 @@ fn answer(options: &Options) -> Result<Answer, String> {
         }
     }
     let ways = found?.into_iter().map(|legs| {
-        let decided = fate(&world, &legs, row.request.as_ref(), enforced);
-        let record = fate(&world, &legs, row.request.as_ref(), recorded);
+        let decided = fate(&legs, row.request.as_ref(), enforced);
+        let record = fate(&legs, row.request.as_ref(), recorded);
         let recorded = Some(record.verdict).filter(|verdict| *verdict != decided.verdict);
         let matched = |leg: Leg| {
             let settings = Settings { node: leg.node.clone(), ..Settings::default() };

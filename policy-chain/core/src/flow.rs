@@ -1,9 +1,13 @@
 //! What is asked of a policy set, and what it answers.
 
+mod lists;
+
 use std::fmt;
 use std::net::IpAddr;
 
+pub use self::lists::{Iter as ListsIter, List, ListRef, Lists};
 use crate::cluster::PodKey;
+use crate::l7::Message;
 use crate::model::{PolicyRef, Text};
 
 /// Direction of a flow, as its pod sees it.
@@ -123,14 +127,36 @@ impl Verdict {
     }
 }
 
+/// An application protocol that the proxy can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AppProtocol {
+    /// HTTP, its requests.
+    Http,
+    /// DNS, its questions and answers.
+    Dns,
+    /// TLS, the server name of its ClientHello.
+    Tls,
+}
+
 /// What the proxy does with the requests of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Proxied {
-    /// The rules with application rules that match the flow, sorted: a request passes if one of them has it.
-    pub rules: Vec<RuleRef>,
-    /// What becomes of a request that none of them has: the verdict without these rules
+    /// The lists of application rules that are for the flow: a request passes if one of them has it.
+    pub lists: Lists,
+    /// What the proxy looks for although no list is about it, to record it or to learn from it. Nobody is refused by it.
+    pub see: Option<AppProtocol>,
+    /// What becomes of a request that no list has: the verdict without these lists
     /// ([`Outcome::Allow`]: they only make it seen, DESIGN 6.6), and why.
     pub otherwise: Outcome,
+}
+
+impl Proxied {
+    /// What becomes of a request, and why: the first of the lists that has it, else what is done otherwise.
+    #[must_use]
+    pub fn outcome(&self, message: &Message<'_>) -> Outcome {
+        let having = self.lists.iter().find(|list| list.application.permits(message).passes());
+        having.map_or_else(|| self.otherwise.clone(), |list| Outcome::Allow(Reason::Rule(list.at.rule.clone())))
+    }
 }
 
 /// A final verdict, and why.
@@ -208,7 +234,7 @@ impl fmt::Display for Reason {
 pub struct Judgement {
     /// What happens.
     pub verdict: Verdict,
-    /// Why. For a [`Verdict::Redirect`]: the least of its rules.
+    /// Why. For a [`Verdict::Redirect`]: the rule of the first of its lists; if it has none, why it would pass.
     pub reason: Reason,
     /// What would happen if the policies that are dry runs (and the pod's gate, if it is one) were in force, where that
     /// differs in verdict or reason.

@@ -19,8 +19,9 @@ mod ports;
 mod services;
 mod tiers;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use address::Peer;
 
@@ -65,13 +66,12 @@ pub fn judge_request(cluster: &Cluster, settings: &Settings, query: &Query, mess
     {
         return None;
     }
-    let peer = Peer::of(&scene, direction, origin, peer);
-    let flow = Flow { direction, origin, peer, protocol, port };
-    // The verdict has named the rules; of dry runs it has none, unless the pod is one.
-    let having = proxied.rules.into_iter().find(|rule| {
-        tiers::applications(&scene, &flow, rule).iter().any(|application| application.permits(message).passes())
-    });
-    Some(having.map_or(proxied.otherwise, |rule| Outcome::Allow(Reason::Rule(rule))))
+    // The verdict has named the lists; of dry runs it has none, unless the pod is one.
+    let having = proxied.lists.iter().find(|list| list.application.permits(message).passes());
+    Some(match having {
+        Some(list) => Outcome::Allow(Reason::Rule(list.at.rule.clone())),
+        None => proxied.otherwise,
+    })
 }
 
 /// The pod whose gate is asked about. Only pods of this node have a gate here; a pod with `hostNetwork` is its node
@@ -97,7 +97,8 @@ fn audited(full: Answer) -> Judgement {
         Verdict::Allow | Verdict::Defer => return full.into(),
         Verdict::Deny => Answer::new(Verdict::Allow, Reason::NoPolicy),
         Verdict::Redirect(proxied) => {
-            let passes = Proxied { rules: proxied.rules.clone(), otherwise: Outcome::Allow(Reason::NoPolicy) };
+            let otherwise = Outcome::Allow(Reason::NoPolicy);
+            let passes = Proxied { lists: proxied.lists.clone(), see: proxied.see, otherwise };
             Answer::new(Verdict::Redirect(passes), full.reason.clone())
         }
     };
@@ -196,7 +197,7 @@ impl<'a> Scene<'a> {
     /// None: this is no Service.
     fn service(&self, peer: IpAddr, protocol: Protocol, port: u16) -> Option<Answer> {
         let (service, service_port) = services::frontend(self, peer, protocol, port)?;
-        let mut rules = BTreeSet::new();
+        let (mut lists, mut see) = (BTreeMap::new(), None);
         let mut denied = None;
         let mut passes = false;
         // By address, then port: the first that is denied is the least.
@@ -209,15 +210,19 @@ impl<'a> Scene<'a> {
                 Verdict::Deny => {
                     denied.get_or_insert(answer.reason);
                 }
-                Verdict::Redirect(proxied) => rules.extend(proxied.rules),
+                Verdict::Redirect(proxied) => {
+                    lists.extend(proxied.lists.iter().map(|list| (list.at.clone(), Arc::clone(list))));
+                    see = see.or(proxied.see);
+                }
                 Verdict::Allow | Verdict::Defer => passes = true,
             }
         }
-        Some(match (rules.first().cloned(), denied) {
-            (Some(first), _) => {
-                let rules = rules.into_iter().collect();
-                let proxied = Proxied { rules, otherwise: Outcome::Allow(Reason::Service) };
-                Answer::new(Verdict::Redirect(proxied), Reason::Rule(first))
+        let first = lists.keys().next().map(|at| Reason::Rule(at.rule.clone()));
+        Some(match (first.or(see.map(|_| Reason::Service)), denied) {
+            (Some(reason), _) => {
+                let lists = lists.into_values().collect();
+                let proxied = Proxied { lists, see, otherwise: Outcome::Allow(Reason::Service) };
+                Answer::new(Verdict::Redirect(proxied), reason)
             }
             (None, Some(reason)) if !passes => Answer::new(Verdict::Deny, reason),
             // Also without a ready backend: the service proxy refuses, or sends it where this is judged again.

@@ -28,11 +28,14 @@ impl Bits {
         }
     }
 
-    /// Adds what is not there, and removes what is.
-    pub(super) fn toggle(&mut self, words: &[u64]) {
-        for (word, other) in self.0.iter_mut().zip(words) {
-            *word ^= other;
-        }
+    /// Adds a number that is not there, or removes one that is; whether it is there now. One that is not below the bound is
+    /// ignored.
+    pub(super) fn toggle(&mut self, number: usize) -> bool {
+        let (word, bit) = place(number);
+        self.0.get_mut(word).is_some_and(|word| {
+            *word ^= bit;
+            *word & bit != 0
+        })
     }
 
     /// Becomes `other` without what is not in `mask`.
@@ -61,35 +64,5 @@ impl Bits {
                 })
             })
         })
-    }
-}
-
-/// A table of bits: one row of words for each of several sets of equal bound.
-#[derive(Debug)]
-pub(super) struct Table {
-    words: Vec<u64>,
-    stride: usize,
-}
-
-impl Table {
-    /// `rows` empty sets of numbers below `bound`.
-    pub(super) fn new(rows: usize, bound: usize) -> Self {
-        let stride = Bits::words(bound);
-        Self { words: vec![0; rows * stride], stride }
-    }
-
-    /// Turns one bit over.
-    pub(super) fn toggle(&mut self, row: usize, number: usize) {
-        let (word, bit) = place(number);
-        if word < self.stride
-            && let Some(word) = self.words.get_mut(row * self.stride + word)
-        {
-            *word ^= bit;
-        }
-    }
-
-    /// The rows.
-    pub(super) fn rows(&self) -> impl Iterator<Item = &[u64]> {
-        self.words.chunks_exact(self.stride)
     }
 }

@@ -1,17 +1,17 @@
 //! From the rules that a peer is meant by to its row: the decision on every protocol and port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::bits::{Bits, Table};
-use super::lower::{Effect, Entry, Isolation, Lowered, Section};
+use super::bits::Bits;
+use super::lower::{Effect, Entry, Isolation, Lowered, Part, Section};
 use super::port_space::{PortRange, Spans, cover};
 use super::program::{Program, RowKey};
 use super::row::Row;
-use crate::flow::{Judgement, Origin, Outcome, Protocol, Proxied, Reason, Verdict};
+use crate::flow::{AppProtocol, Judgement, Lists, Origin, Outcome, Protocol, Proxied, Reason, Verdict};
 use crate::model::cluster_network_policy::Action;
 
 /// A [`Reason`], by number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Cause {
     Rule(u32),
     Isolated(u32),
@@ -20,18 +20,18 @@ enum Cause {
 }
 
 /// An [`Outcome`], by number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Ending {
     Allow(Cause),
     Deny(Cause),
 }
 
 /// A verdict with its reason, by number.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Decision {
     Final(Ending),
-    /// The rules, ascending, and what follows without them.
-    Proxied(Vec<u32>, Ending),
+    /// The lists, and what follows without them.
+    Proxied(Lists, Ending),
 }
 
 /// What is decided without the dry runs, and with them where that differs.
@@ -40,8 +40,10 @@ type Judged = (Decision, Option<Decision>);
 /// The row of the peers with this key.
 pub(super) fn row<D: Clone>(program: &Program, key: &RowKey, mut decide: impl FnMut(Judgement) -> D) -> Row<D> {
     let lowered = program.lowered();
-    let entries: Vec<&Entry> = key.entries.iter().filter_map(|&index| lowered.entries.get(index as usize)).collect();
-    let mut fold = Fold::new(lowered, &entries, key.origin);
+    let entries = key.entries.iter().filter_map(|&index| lowered.entries.get(index as usize));
+    let units: Vec<Unit<'_>> =
+        entries.flat_map(|entry| entry.parts.iter().map(move |part| Unit { entry, part })).collect();
+    let mut fold = Fold::new(lowered, &units, key.origin);
     let other = fold.decide();
     let spans = fold.spans(key);
     let covered = cover(other, &spans);
@@ -63,56 +65,107 @@ pub(super) fn row<D: Clone>(program: &Program, key: &RowKey, mut decide: impl Fn
     Row { entries: row }
 }
 
-/// The entries that a peer is meant by, by their place among them, and which of them are active at the moment.
+/// A part of an entry that a peer is meant by.
+#[derive(Clone, Copy)]
+struct Unit<'a> {
+    entry: &'a Entry,
+    part: &'a Part,
+}
+
+/// The application lists that are active, and how many of them are for either parser.
+#[derive(Debug, Clone)]
+struct Active {
+    lists: Lists,
+    dns: usize,
+}
+
+impl Active {
+    fn set(&mut self, lowered: &Lowered, number: usize, active: bool) {
+        let Some(list) = lowered.lists.get(number) else { return };
+        let dns = usize::from(list.application.protocol() == Some(AppProtocol::Dns));
+        if active {
+            self.lists.insert(number, list);
+            self.dns += dns;
+        } else {
+            self.lists.remove(number);
+            self.dns -= dns;
+        }
+    }
+
+    /// The lists that hold. One port cannot have two parsers: then neither's rules grant anything.
+    fn in_force(&self) -> Option<&Lists> {
+        let lists = &self.lists;
+        let mixed = self.dns > 0 && self.dns < lists.len();
+        (!lists.is_empty() && !mixed).then_some(lists)
+    }
+}
+
+/// What a peer is meant by, in the order of the entries, and what of it is active at the moment.
 struct Fold<'a> {
     lowered: &'a Lowered,
-    entries: &'a [&'a Entry],
+    units: &'a [Unit<'a>],
     origin: Origin,
     /// Where each section ends.
     ends: [usize; 5],
     active: Bits,
-    /// The entries that are not dry runs; none where the dry runs change nothing.
-    enforced: Option<Bits>,
+    proxied: Active,
+    /// The units that are not dry runs, and the active ones of their lists; none where the dry runs change nothing.
+    enforced: Option<(Bits, Active)>,
     scratch: Bits,
-    numbers: BTreeMap<Judged, u32>,
+    numbers: HashMap<Judged, u32>,
 }
 
 impl<'a> Fold<'a> {
-    fn new(lowered: &'a Lowered, entries: &'a [&'a Entry], origin: Origin) -> Self {
-        let count = entries.len();
-        let end = |section: Section| entries.partition_point(|entry| entry.section <= section);
-        let mut active = Bits::none(count);
-        for (place, _) in entries.iter().enumerate().filter(|(_, entry)| entry.ports.every) {
-            active.insert(place);
-        }
-        let dry_runs = lowered.enforced != lowered.all || entries.iter().any(|entry| entry.audit);
+    fn new(lowered: &'a Lowered, units: &'a [Unit<'a>], origin: Origin) -> Self {
+        let count = units.len();
+        let end = |section: Section| units.partition_point(|unit| unit.entry.section <= section);
+        let none = Active { lists: Lists::with_places(lowered.lists.len()), dns: 0 };
+        let dry_runs = lowered.enforced != lowered.all || units.iter().any(|unit| unit.entry.audit);
         let enforced = dry_runs.then(|| {
             let mut enforced = Bits::none(count);
-            for (place, _) in entries.iter().enumerate().filter(|(_, entry)| !entry.audit) {
+            for (place, _) in units.iter().enumerate().filter(|(_, unit)| !unit.entry.audit) {
                 enforced.insert(place);
             }
-            enforced
+            (enforced, none.clone())
         });
-        Self {
+        let mut fold = Self {
             lowered,
-            entries,
+            units,
             origin,
             ends: [Section::Admin, Section::Deny, Section::Plain, Section::Application, Section::Baseline].map(end),
-            active,
+            active: Bits::none(count),
+            proxied: none,
             enforced,
             scratch: Bits::none(count),
-            numbers: BTreeMap::new(),
+            numbers: HashMap::new(),
+        };
+        for (place, _) in units.iter().enumerate().filter(|(_, unit)| unit.part.ports.every) {
+            fold.toggle(place);
+        }
+        fold
+    }
+
+    /// Makes a unit active, or not any more.
+    fn toggle(&mut self, place: usize) {
+        let active = self.active.toggle(place);
+        let Some(Unit { entry, part }) = self.units.get(place) else { return };
+        let Some(number) = part.list else { return };
+        self.proxied.set(self.lowered, number, active);
+        if let Some((_, proxied)) = &mut self.enforced
+            && !entry.audit
+        {
+            proxied.set(self.lowered, number, active);
         }
     }
 
-    /// The number of what is decided while these entries are active.
+    /// The number of what is decided while these units are active.
     fn decide(&mut self) -> u32 {
         let judged = match &self.enforced {
-            None => (self.judge(&self.active, self.lowered.all), None),
-            Some(enforced) => {
+            None => (self.judge(&self.active, &self.proxied, self.lowered.all), None),
+            Some((enforced, proxied)) => {
                 self.scratch.assign_masked(&self.active, enforced);
-                let without = self.judge(&self.scratch, self.lowered.enforced);
-                let with = self.judge(&self.active, self.lowered.all);
+                let without = self.judge(&self.scratch, proxied, self.lowered.enforced);
+                let with = self.judge(&self.active, &self.proxied, self.lowered.all);
                 let differs = with != without;
                 (without, differs.then_some(with))
             }
@@ -136,11 +189,11 @@ impl<'a> Fold<'a> {
             Section::Application => (plain, application),
             Section::Baseline => (application, baseline),
         };
-        active.range(first, end).filter_map(|place| self.entries.get(place).copied())
+        active.range(first, end).filter_map(|place| self.units.get(place).map(|unit| unit.entry))
     }
 
     /// Which decision these entries make together.
-    fn judge(&self, active: &Bits, isolation: Isolation) -> Decision {
+    fn judge(&self, active: &Bits, proxied: &Active, isolation: Isolation) -> Decision {
         if self.origin == Origin::OwnNode {
             let denied = self.section(active, Section::Deny).next();
             return Decision::Final(
@@ -156,20 +209,10 @@ impl<'a> Fold<'a> {
             return Decision::Final(Ending::Deny(Cause::Rule(entry.rule)));
         }
         let without = self.without_application(active, isolation);
-        let mut rules: Vec<u32> = Vec::new();
-        let (mut dns, mut stream) = (false, false);
-        for entry in self.section(active, Section::Application) {
-            dns |= entry.effect == Effect::Dns;
-            stream |= entry.effect == Effect::Stream;
-            if rules.last() != Some(&entry.rule) {
-                rules.push(entry.rule);
-            }
+        match proxied.in_force() {
+            Some(lists) => Decision::Proxied(lists.clone(), without),
+            None => Decision::Final(without),
         }
-        // One port cannot have two parsers: then neither's rules grant anything.
-        if rules.is_empty() || (dns && stream) {
-            return Decision::Final(without);
-        }
-        Decision::Proxied(rules, without)
     }
 
     /// What follows if no application rule is counted.
@@ -195,15 +238,15 @@ impl<'a> Fold<'a> {
     /// What happens on each port, of the protocols that a rule names.
     fn spans(&mut self, key: &RowKey) -> Vec<Spans> {
         let resolved: Vec<Option<Vec<PortRange>>> = self
-            .entries
+            .units
             .iter()
-            .map(|entry| (!entry.ports.named.is_empty()).then(|| entry.ports.resolved(&key.named_ports)))
+            .map(|unit| (!unit.part.ports.named.is_empty()).then(|| unit.part.ports.resolved(&key.named_ports)))
             .collect();
         let ranges: Vec<&[PortRange]> = self
-            .entries
+            .units
             .iter()
             .zip(&resolved)
-            .map(|(entry, resolved)| resolved.as_deref().unwrap_or(&entry.ports.ranges))
+            .map(|(unit, resolved)| resolved.as_deref().unwrap_or(&unit.part.ports.ranges))
             .collect();
         let mut protocols: Vec<Protocol> = Vec::new();
         for ranges in &ranges {
@@ -212,53 +255,42 @@ impl<'a> Fold<'a> {
         }
         protocols.sort_unstable();
         protocols.dedup();
-        let mut cuts = Cuts(Vec::new());
-        protocols
-            .into_iter()
-            .map(|protocol| {
-                let of: Vec<&[PortRange]> = ranges
-                    .iter()
-                    .map(|ranges| {
-                        let first = ranges.partition_point(|range| range.protocol < protocol);
-                        let end = ranges.partition_point(|range| range.protocol <= protocol);
-                        ranges.get(first..end).unwrap_or(&[])
-                    })
-                    .collect();
-                cuts.reset();
-                for range in of.iter().copied().flatten() {
-                    cuts.add(range.first);
-                    if let Some(behind) = range.last.checked_add(1) {
-                        cuts.add(behind);
-                    }
+        let mut changes: Vec<(u16, usize)> = Vec::new();
+        let mut spans = Vec::with_capacity(protocols.len());
+        for protocol in protocols {
+            changes.clear();
+            for (place, ranges) in ranges.iter().enumerate() {
+                let first = ranges.partition_point(|range| range.protocol < protocol);
+                let end = ranges.partition_point(|range| range.protocol <= protocol);
+                // A unit's ranges neither overlap nor touch: each is turned on where it begins, and off behind its end.
+                for range in ranges.get(first..end).unwrap_or(&[]) {
+                    changes.push((range.first, place));
+                    changes.extend(range.last.checked_add(1).map(|behind| (behind, place)));
                 }
-                Spans { protocol, decisions: self.sweep(&mut cuts, &of) }
-            })
-            .collect()
+            }
+            changes.sort_unstable();
+            spans.push(Spans { protocol, decisions: self.sweep(&changes) });
+        }
+        spans
     }
 
-    /// Walks over the ports of one protocol, and decides wherever the active entries change.
-    fn sweep(&mut self, cuts: &mut Cuts, ranges: &[&[PortRange]]) -> Vec<(u16, u32)> {
-        let ports = cuts.ports();
-        // An entry's ranges neither overlap nor touch: each is turned on where it begins, and off behind its end.
-        let mut changes = Table::new(ports.len(), self.entries.len());
-        for (place, ranges) in ranges.iter().enumerate() {
-            for range in *ranges {
-                changes.toggle(cuts.rank(range.first), place);
-                if let Some(behind) = range.last.checked_add(1) {
-                    changes.toggle(cuts.rank(behind), place);
-                }
-            }
+    /// Walks over the ports of one protocol, and decides wherever the active units change.
+    fn sweep(&mut self, changes: &[(u16, usize)]) -> Vec<(u16, u32)> {
+        let before = (self.active.clone(), self.proxied.clone(), self.enforced.clone());
+        let mut decisions: Vec<(u16, u32)> = Vec::new();
+        if changes.first().is_none_or(|(port, _)| *port > 0) {
+            decisions.push((0, self.decide()));
         }
-        let before = self.active.clone();
-        let mut decisions: Vec<(u16, u32)> = Vec::with_capacity(ports.len());
-        for (port, change) in ports.into_iter().zip(changes.rows()) {
-            self.active.toggle(change);
+        for of_a_port in changes.chunk_by(|one, next| one.0 == next.0) {
+            of_a_port.iter().for_each(|(_, place)| self.toggle(*place));
             let decision = self.decide();
-            if decisions.last().is_none_or(|(_, last)| *last != decision) {
-                decisions.push((port, decision));
+            if let Some((port, _)) = of_a_port.first()
+                && decisions.last().is_none_or(|(_, last)| *last != decision)
+            {
+                decisions.push((*port, decision));
             }
         }
-        self.active = before;
+        (self.active, self.proxied, self.enforced) = before;
         decisions
     }
 }
@@ -286,33 +318,6 @@ fn ordered<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<(Action, u32)
     best.map(|(action, entry)| (action, entry.rule))
 }
 
-/// A set of ports that knows how many lie below one of them.
-struct Cuts(Vec<u16>);
-
-impl Cuts {
-    /// Port 0 only.
-    fn reset(&mut self) {
-        self.0.clear();
-        self.0.push(0);
-    }
-
-    fn add(&mut self, port: u16) {
-        self.0.push(port);
-    }
-
-    /// All of them, ascending. After this, [`Cuts::rank`] can be asked.
-    fn ports(&mut self) -> Vec<u16> {
-        self.0.sort_unstable();
-        self.0.dedup();
-        self.0.clone()
-    }
-
-    /// How many lie below a port.
-    fn rank(&self, port: u16) -> usize {
-        self.0.partition_point(|cut| *cut < port)
-    }
-}
-
 /// A decision in words.
 fn judgement(lowered: &Lowered, (enforced, all): &Judged) -> Judgement {
     let mut judgement = stated(lowered, enforced);
@@ -324,14 +329,14 @@ fn stated(lowered: &Lowered, decision: &Decision) -> Judgement {
     let (verdict, reason) = match decision {
         Decision::Final(Ending::Allow(cause)) => (Verdict::Allow, reason(lowered, *cause)),
         Decision::Final(Ending::Deny(cause)) => (Verdict::Deny, reason(lowered, *cause)),
-        Decision::Proxied(numbers, without) => {
-            let rules = numbers.iter().filter_map(|&rule| lowered.rules.get(rule as usize)).cloned().collect();
-            let otherwise = match without {
-                Ending::Allow(cause) => Outcome::Allow(reason(lowered, *cause)),
-                Ending::Deny(cause) => Outcome::Deny(reason(lowered, *cause)),
+        Decision::Proxied(lists, without) => {
+            let (otherwise, why) = match without {
+                Ending::Allow(cause) => (Outcome::Allow(reason(lowered, *cause)), cause),
+                Ending::Deny(cause) => (Outcome::Deny(reason(lowered, *cause)), cause),
             };
-            let least = numbers.first().map_or(Reason::NoPolicy, |&rule| reason(lowered, Cause::Rule(rule)));
-            (Verdict::Redirect(Proxied { rules, otherwise }), least)
+            let first = lists.first().map(|list| Reason::Rule(list.at.rule.clone()));
+            let reason = first.unwrap_or_else(|| reason(lowered, *why));
+            (Verdict::Redirect(Proxied { lists: lists.clone(), see: None, otherwise }), reason)
         }
     };
     Judgement { verdict, reason, audit: None }

@@ -290,7 +290,8 @@ pub fn audited(judgement: Judgement) -> Judgement {
         Verdict::Deny => Judgement { verdict: Verdict::Allow, reason: Reason::NoPolicy, audit: Some(Box::new(full)) },
         Verdict::Redirect(proxied) => Judgement {
             verdict: Verdict::Redirect(Proxied {
-                rules: proxied.rules.clone(),
+                lists: proxied.lists.clone(),
+                see: proxied.see,
                 otherwise: Outcome::Allow(Reason::NoPolicy),
             }),
             reason: full.reason.clone(),

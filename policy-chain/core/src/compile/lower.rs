@@ -3,6 +3,7 @@
 mod peers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use self::peers::{Peers, cluster_peers, network_peers};
 use super::port_space::PortSet;
@@ -10,12 +11,12 @@ use super::predicate::Predicate;
 use super::program::Networks;
 use super::select::Selected;
 use crate::cluster::NamedPort;
-use crate::flow::{Direction, Protocol, RuleRef};
+use crate::flow::{AppProtocol, Direction, List, ListRef, Protocol, RuleRef};
 use crate::model::cilium::{Application, CidrBlock, CiliumAllow, CiliumDeny, CiliumRule};
 use crate::model::cluster_network_policy::{Action, ClusterRule, ClusterTier};
 use crate::model::network_policy::NetworkRule;
-use crate::model::port::Ports;
-use crate::model::{CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Usable};
+use crate::model::port::{Ports, ProtocolMatch};
+use crate::model::{CiliumPolicy, ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Text, Usable};
 use crate::settings::Settings;
 
 /// Where a rule stands. The order is that in which entries are kept.
@@ -38,12 +39,17 @@ pub(super) enum Section {
 pub(super) enum Effect {
     /// Admin and Baseline: what the rule does.
     Ordered(Action),
-    /// Deny and plain allow: nothing.
+    /// Deny and allow: nothing.
     Only,
-    /// The proxy looks for requests of HTTP or TLS.
-    Stream,
-    /// The proxy looks for DNS questions.
-    Dns,
+}
+
+/// Ports of a rule. An allow with application rules has one part for each list of them, and so as many as it has elements of
+/// `toPorts` with one; every other rule is of one part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) ports: PortSet,
+    /// Which of [`Lowered::lists`].
+    pub(super) list: Option<usize>,
 }
 
 /// One rule, of one section: what its peers are is kept apart.
@@ -61,7 +67,14 @@ pub(super) struct Entry {
     pub(super) policy: u32,
     /// Of a policy that is a dry run.
     pub(super) audit: bool,
-    pub(super) ports: PortSet,
+    pub(super) parts: Vec<Part>,
+}
+
+impl Entry {
+    /// The names of ports that each peer resolves.
+    pub(super) fn named(&self) -> impl Iterator<Item = &(Text, ProtocolMatch)> {
+        self.parts.iter().flat_map(|part| &part.ports.named)
+    }
 }
 
 /// Whose default deny holds.
@@ -80,6 +93,8 @@ pub(super) struct Lowered {
     pub(super) entries: Vec<Entry>,
     /// Sorted, without doubles.
     pub(super) rules: Vec<RuleRef>,
+    /// The application lists, in the order of where they stand.
+    pub(super) lists: Vec<Arc<List>>,
     /// Sorted.
     pub(super) policies: Vec<PolicyRef>,
     /// Sorted, without doubles.
@@ -105,7 +120,30 @@ struct Draft {
     effect: Effect,
     audit: bool,
     peers: Peers,
+    parts: Vec<DraftPart>,
+}
+
+#[derive(Debug)]
+struct DraftPart {
     ports: PortSet,
+    /// Element of `toPorts`, and its application rules.
+    list: Option<(u32, Application)>,
+}
+
+impl DraftPart {
+    /// The part, with its list among the others, which come in the order of where they stand.
+    fn numbered(&self, rule: &RuleRef, lists: &mut Vec<Arc<List>>) -> Part {
+        let list = self.list.as_ref().map(|(element, application)| {
+            let at = ListRef { rule: rule.clone(), element: *element };
+            lists.push(Arc::new(List { at, application: application.clone() }));
+            lists.len() - 1
+        });
+        Part { ports: self.ports.clone(), list }
+    }
+
+    fn plain(ports: PortSet) -> Vec<Self> {
+        vec![Self { ports, list: None }]
+    }
 }
 
 /// What lowering needs to know.
@@ -160,9 +198,10 @@ impl<'a> Lowering<'a> {
         RuleRef { policy: policy.clone(), direction: self.direction, spec, deny, index: short(index) }
     }
 
-    fn push(&mut self, draft: Draft) {
+    fn push(&mut self, mut draft: Draft) {
         let somebody = draft.peers.anyone || !draft.peers.predicates.is_empty();
-        if somebody && !draft.ports.is_empty() {
+        draft.parts.retain(|part| !part.ports.is_empty());
+        if somebody && !draft.parts.is_empty() {
             self.drafts.push(draft);
         }
     }
@@ -183,7 +222,7 @@ impl<'a> Lowering<'a> {
                 effect: Effect::Only,
                 audit: policy.audit,
                 peers: network_peers(peers, policy.id.namespace.as_ref()),
-                ports: PortSet::new([ports], self.own),
+                parts: DraftPart::plain(PortSet::new([ports], self.own)),
             };
             self.push(draft);
         }
@@ -213,7 +252,7 @@ impl<'a> Lowering<'a> {
                 effect: Effect::Ordered(action),
                 audit: policy.audit,
                 peers,
-                ports: PortSet::new([ports], self.own),
+                parts: DraftPart::plain(PortSet::new([ports], self.own)),
             };
             self.push(draft);
         }
@@ -256,7 +295,7 @@ impl<'a> Lowering<'a> {
                     effect: Effect::Only,
                     audit: policy.audit,
                     peers,
-                    ports: PortSet::new([ports], self.own),
+                    parts: DraftPart::plain(PortSet::new([ports], self.own)),
                 };
                 self.push(draft);
             }
@@ -269,28 +308,23 @@ impl<'a> Lowering<'a> {
     /// An element may have some ports with and some without application rules.
     fn cilium_allow(&mut self, policy: &CiliumPolicy, rule: &RuleRef, allow: &CiliumAllow) {
         let peers = self.cilium_peers(&allow.peers, policy.id.namespace.as_ref());
-        for (section, effect) in [
-            (Section::Plain, Effect::Only),
-            (Section::Application, Effect::Stream),
-            (Section::Application, Effect::Dns),
-        ] {
-            let of = allow.ports.iter().filter(|ports| {
-                effect
-                    == match ports.application {
-                        Application::None => Effect::Only,
-                        Application::Http(_) | Application::ServerNames(_) => Effect::Stream,
-                        Application::Dns(_) => Effect::Dns,
-                    }
-            });
-            let ports = PortSet::new(of.map(|ports| &ports.ports), self.own);
+        let plain = allow.ports.iter().filter(|ports| ports.application == Application::None);
+        let plain = DraftPart::plain(PortSet::new(plain.map(|ports| &ports.ports), self.own));
+        let mut proxied = Vec::new();
+        for (element, ports) in (0..).zip(&allow.ports) {
             // Whatever protocols the ports are for, the parsers speak these only.
-            let ports = match effect {
-                Effect::Ordered(_) | Effect::Only => ports,
-                Effect::Stream => ports.within(&[Protocol::TCP]),
-                Effect::Dns => ports.within(&[Protocol::TCP, Protocol::UDP]),
+            let protocols: &[Protocol] = match ports.application.protocol() {
+                None => continue,
+                Some(AppProtocol::Http | AppProtocol::Tls) => &[Protocol::TCP],
+                Some(AppProtocol::Dns) => &[Protocol::TCP, Protocol::UDP],
             };
-            let (rule, peers) = (rule.clone(), peers.clone());
-            self.push(Draft { section, priority: 0, rule, effect, audit: policy.audit, peers, ports });
+            let list = Some((element, ports.application.clone()));
+            let ports = PortSet::new([&ports.ports], self.own).within(protocols);
+            proxied.push(DraftPart { ports, list });
+        }
+        for (section, parts) in [(Section::Plain, plain), (Section::Application, proxied)] {
+            let (rule, peers, audit) = (rule.clone(), peers.clone(), policy.audit);
+            self.push(Draft { section, priority: 0, rule, effect: Effect::Only, audit, peers, parts });
         }
     }
 
@@ -299,10 +333,7 @@ impl<'a> Lowering<'a> {
         let mut drafts = self.drafts;
         drafts.sort_by(|one, other| {
             let key = |draft: &Draft| (draft.section, draft.priority);
-            key(one)
-                .cmp(&key(other))
-                .then_with(|| one.rule.cmp(&other.rule))
-                .then_with(|| one.effect.cmp(&other.effect))
+            key(one).cmp(&key(other)).then_with(|| one.rule.cmp(&other.rule))
         });
         let rules = numbered(drafts.iter().map(|draft| &draft.rule));
         let named = drafts.iter().map(|draft| &draft.rule.policy).chain(self.isolating.iter().map(|(id, _, _)| id));
@@ -314,7 +345,7 @@ impl<'a> Lowering<'a> {
         }
         let mut by_predicate = vec![Vec::new(); predicates.len()];
         let mut anyone = Vec::new();
-        let mut entries = Vec::new();
+        let (mut entries, mut lists) = (Vec::new(), Vec::new());
         for (index, draft) in (0..u32::MAX).zip(&drafts) {
             if draft.peers.anyone {
                 anyone.push(index);
@@ -336,7 +367,7 @@ impl<'a> Lowering<'a> {
                 rule: rules.get(&draft.rule).copied().unwrap_or(u32::MAX),
                 policy: policies.get(&draft.rule.policy).copied().unwrap_or(u32::MAX),
                 audit: draft.audit,
-                ports: draft.ports.clone(),
+                parts: draft.parts.iter().map(|part| part.numbered(&draft.rule, &mut lists)).collect(),
             });
         }
         let isolation = |dry_runs: bool| {
@@ -353,6 +384,7 @@ impl<'a> Lowering<'a> {
             enforced: isolation(false),
             all: isolation(true),
             rules: rules.into_keys().cloned().collect(),
+            lists,
             policies: policies.into_keys().cloned().collect(),
             predicates: predicates.into_keys().cloned().collect(),
             entries,

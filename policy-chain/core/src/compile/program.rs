@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::fold;
-use super::lower::{Isolation, Lowered, Lowering, Section};
+use super::lower::{Entry, Isolation, Lowered, Lowering, Section};
 use super::predicate::Predicate;
 use super::row::Row;
 pub use super::select::{Selected, selects};
@@ -69,7 +69,7 @@ impl Program {
         settings: &Settings,
     ) -> Self {
         let lowered = Lowering::new(direction, subject_ports, groups, settings).lower(policies);
-        let names = lowered.entries.iter().flat_map(|entry| &entry.ports.named).map(|(name, _)| name);
+        let names = lowered.entries.iter().flat_map(Entry::named).map(|(name, _)| name);
         let named_ports = names.collect::<BTreeSet<_>>().into_iter().cloned().collect();
         Self { direction, lowered, named_ports }
     }
@@ -158,7 +158,7 @@ impl Program {
         let mut named_ports = Vec::new();
         if !self.named_ports.is_empty() && !ports.is_empty() {
             let meant = entries.iter().filter_map(|&entry| lowered.entries.get(entry as usize));
-            let wanted: Vec<_> = meant.flat_map(|entry| &entry.ports.named).collect();
+            let wanted: Vec<_> = meant.flat_map(Entry::named).collect();
             let asked = |port: &&NamedPort| {
                 wanted.iter().any(|(name, protocol)| port.name == *name && protocol.holds(port.protocol))
             };

@@ -1,8 +1,6 @@
 //! What is decided at a frontend of a Service: what its backends say together (DESIGN 6.8, 7).
 
-use std::collections::BTreeSet;
-
-use crate::flow::{Judgement, Outcome, Proxied, Reason, RuleRef, Verdict};
+use crate::flow::{AppProtocol, Judgement, Lists, Outcome, Proxied, Reason, Verdict};
 
 /// The judgement of a frontend whose backends, by address and port, are judged so.
 pub(super) fn frontend<'a>(backends: impl IntoIterator<Item = &'a Judgement>) -> Judgement {
@@ -20,7 +18,8 @@ pub(super) fn frontend<'a>(backends: impl IntoIterator<Item = &'a Judgement>) ->
 
 #[derive(Default)]
 struct Backends {
-    rules: BTreeSet<RuleRef>,
+    lists: Lists,
+    see: Option<AppProtocol>,
     denied: Option<Reason>,
     passes: bool,
 }
@@ -31,18 +30,20 @@ impl Backends {
             Verdict::Deny => {
                 self.denied.get_or_insert_with(|| backend.reason.clone());
             }
-            Verdict::Redirect(proxied) => self.rules.extend(proxied.rules.iter().cloned()),
+            Verdict::Redirect(proxied) => {
+                self.lists = self.lists.union(&proxied.lists);
+                self.see = self.see.or(proxied.see);
+            }
             Verdict::Allow | Verdict::Defer => self.passes = true,
         }
     }
 
     fn judgement(self) -> Judgement {
-        let Self { rules, denied, passes } = self;
-        let (verdict, reason) = match (rules.first().cloned(), denied) {
-            (Some(first), _) => {
-                let proxied =
-                    Proxied { rules: rules.into_iter().collect(), otherwise: Outcome::Allow(Reason::Service) };
-                (Verdict::Redirect(proxied), Reason::Rule(first))
+        let Self { lists, see, denied, passes } = self;
+        let first = lists.first().map(|list| Reason::Rule(list.at.rule.clone()));
+        let (verdict, reason) = match (first.or(see.map(|_| Reason::Service)), denied) {
+            (Some(reason), _) => {
+                (Verdict::Redirect(Proxied { lists, see, otherwise: Outcome::Allow(Reason::Service) }), reason)
             }
             (None, Some(reason)) if !passes => (Verdict::Deny, reason),
             (None, _) => (Verdict::Defer, Reason::Service),

@@ -189,7 +189,7 @@ fn never_learned(set: &mut Set<'_, '_>, item: &Item<'_>, rule: &Rule, pairs: &mu
         if let Effect::Allow(proxied) = &one.effect {
             for one in proxied {
                 if let Application::Dns(names) = &one.application {
-                    asked.extend(names);
+                    asked.extend(names.iter());
                 }
             }
         }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::port::{PortMatch, Ports};
 use super::selector::{CiliumSelector, LabelSelector};
 use super::{PolicyRef, Text, Usable};
+use crate::flow::AppProtocol;
 use crate::l7::dns::NamePattern;
 use crate::l7::http::HttpRule;
 use crate::l7::sni::ServerNamePattern;
@@ -81,17 +82,30 @@ pub struct CiliumPorts {
     pub application: Application,
 }
 
-/// Rules of an application protocol. One of a list has to match.
-#[derive(Debug, Clone, PartialEq)]
+/// Rules of an application protocol. One of a list has to match. A clone shares them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Application {
     /// None: all that reaches the port passes.
     None,
     /// `rules.http`.
-    Http(Vec<Arc<HttpRule>>),
+    Http(Arc<[Arc<HttpRule>]>),
     /// `rules.dns`: names that may be asked for.
-    Dns(Vec<NamePattern>),
+    Dns(Arc<[NamePattern]>),
     /// `serverNames`: TLS server names.
-    ServerNames(Vec<ServerNamePattern>),
+    ServerNames(Arc<[ServerNamePattern]>),
+}
+
+impl Application {
+    /// The protocol that the proxy has to read for these rules.
+    #[must_use]
+    pub const fn protocol(&self) -> Option<AppProtocol> {
+        match self {
+            Self::None => None,
+            Self::Http(_) => Some(AppProtocol::Http),
+            Self::Dns(_) => Some(AppProtocol::Dns),
+            Self::ServerNames(_) => Some(AppProtocol::Tls),
+        }
+    }
 }
 
 /// The peers of an element; an element has one kind of them.

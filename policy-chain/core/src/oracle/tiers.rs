@@ -1,10 +1,11 @@
 //! Admin, then NetworkPolicy and cilium.io together, then Baseline (DESIGN 6.1), for one direction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::labels::{CiliumLabels, selects};
 use super::{Answer, Flow, Scene, peers, ports};
-use crate::flow::{Direction, Origin, Outcome, Proxied, Reason, RuleRef, Verdict};
+use crate::flow::{Direction, List, ListRef, Origin, Outcome, Proxied, Reason, RuleRef, Verdict};
 use crate::model::cilium::{Application, CiliumAllow, CiliumDeny, CiliumRule};
 use crate::model::cluster_network_policy::{Action, ClusterRule, ClusterTier};
 use crate::model::network_policy::NetworkRule;
@@ -31,11 +32,12 @@ pub(super) fn decide(scene: &Scene<'_>, flow: &Flow<'_>) -> Answer {
         baseline(scene, flow)
     };
     // Redirect beats allow (CVE-2024-52529), and does not narrow it (DESIGN 6.6; reference 2.7).
-    match found.proxied.first().cloned() {
+    match found.proxied.keys().next().map(|at| Reason::Rule(at.rule.clone())) {
         None => without_proxy.into(),
         Some(first) => {
-            let proxied = Proxied { rules: found.proxied.into_iter().collect(), otherwise: without_proxy };
-            Answer::new(Verdict::Redirect(proxied), Reason::Rule(first))
+            let lists = found.proxied.into_iter().map(|(at, application)| Arc::new(List { at, application }));
+            let proxied = Proxied { lists: lists.collect(), see: None, otherwise: without_proxy };
+            Answer::new(Verdict::Redirect(proxied), first)
         }
     }
 }
@@ -97,8 +99,9 @@ struct Found {
     denied: BTreeSet<RuleRef>,
     /// Why it is allowed.
     allowed: BTreeSet<Reason>,
-    /// Rules of cilium.io that have the proxy look at it.
-    proxied: BTreeSet<RuleRef>,
+    /// Lists of cilium.io for which the proxy looks at it. They are those of the elements of `toPorts` that mean the flow's
+    /// port: "rules of one port do not restrict another" (reference 2.7).
+    proxied: BTreeMap<ListRef, Application>,
     /// Policies that isolate the pod in this direction.
     isolating: BTreeSet<PolicyRef>,
 }
@@ -200,35 +203,19 @@ impl Found {
             if !peers::of_cilium(&allow.peers, id, scene, &flow.peer) {
                 continue;
             }
-            for port in allow.ports.iter().filter(|port| ports::hold(&port.ports, scene, flow)) {
+            let elements = (0..).zip(&allow.ports);
+            for (element, port) in elements.filter(|(_, port)| ports::hold(&port.ports, scene, flow)) {
                 let rule = rule_ref(id, flow.direction, rule.number, false, index);
                 if port.application == Application::None {
                     self.allowed.insert(Reason::Rule(rule));
                 } else if ports::carries(&port.application, flow.protocol) {
-                    self.proxied.insert(rule);
+                    self.proxied.insert(ListRef { rule, element }, port.application.clone());
                     applications.push(&port.application);
                 }
             }
         }
         applications
     }
-}
-
-/// The application rules that one rule of cilium.io has for a flow. They are those of its port lists that mean the flow's
-/// port: "rules of one port do not restrict another" (reference 2.7).
-pub(super) fn applications<'a>(scene: &Scene<'a>, flow: &Flow<'_>, rule: &RuleRef) -> Vec<&'a Application> {
-    let Some(Policy::Cilium(policy)) = scene.cluster.policies.get(&rule.policy).map(AsRef::as_ref) else {
-        return Vec::new();
-    };
-    let Some(spec) = policy.rule(rule.spec) else { return Vec::new() };
-    let allows = match flow.direction {
-        Direction::Ingress => &spec.ingress,
-        Direction::Egress => &spec.egress,
-    };
-    let Some(Ok(allow)) = allows.get(usize::from(rule.index)) else { return Vec::new() };
-    let meant = allow.ports.iter().filter(|port| ports::hold(&port.ports, scene, flow));
-    let applications = meant.map(|port| &port.application);
-    applications.filter(|one| **one != Application::None && ports::carries(one, flow.protocol)).collect()
 }
 
 /// The rule of cilium.io that denies the own node by name, if there is one (DESIGN 6.3).

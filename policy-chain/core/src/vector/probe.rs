@@ -221,7 +221,7 @@ impl Probe<'_> {
 /// What becomes of a probe, by what is answered at each gate. `of` says which answer counts: what is enforced, or what is
 /// recorded. A drop at any gate is a drop, whatever the proxy would say to the request.
 #[must_use]
-pub fn fate(world: &World, legs: &[Leg], request: Option<&Request>, of: fn(&Judgement) -> &Judgement) -> Fate {
+pub fn fate(legs: &[Leg], request: Option<&Request>, of: fn(&Judgement) -> &Judgement) -> Fate {
     let mut because = Vec::new();
     let mut refused = Vec::new();
     let mut denied = Vec::new();
@@ -244,7 +244,7 @@ pub fn fate(world: &World, legs: &[Leg], request: Option<&Request>, of: fn(&Judg
             }
             Verdict::Redirect(to) => {
                 proxied = true;
-                match request.map(|request| application::outcome(world, leg, to, request)) {
+                match request.map(|request| application::outcome(leg, to, request)) {
                     None => because.push(why),
                     Some(Outcome::Allow(reason)) => because.push((leg.query.direction, reason)),
                     Some(Outcome::Deny(reason)) => refused.push((leg.query.direction, reason)),

@@ -296,7 +296,7 @@ impl<'a> Run<'a> {
         let request = row.request.as_ref();
         // Nobody is behind the Service: the service proxy lets nothing through.
         let none = Fate { verdict: Expected::Deny, because: Vec::new(), proxied: false };
-        let fates: Vec<Fate> = ways.iter().map(|legs| fate(&self.world, legs, request, enforced)).collect();
+        let fates: Vec<Fate> = ways.iter().map(|legs| fate(legs, request, enforced)).collect();
         let mut got = fates.first().cloned().unwrap_or_else(|| none.clone());
         let other = fates.iter().position(|fate| fate.verdict != row.verdict);
         let legs = ways.get(other.unwrap_or(0)).map_or(&[] as &[Leg], Vec::as_slice);
@@ -337,7 +337,7 @@ impl<'a> Run<'a> {
         if wrong.as_ref().is_none_or(|wrong| *wrong == Wrong::Verdict) {
             wrong = (got.verdict != row.verdict).then_some(Wrong::Verdict);
         }
-        let record = || ways.first().map_or_else(|| none.clone(), |legs| fate(&self.world, legs, request, recorded));
+        let record = || ways.first().map_or_else(|| none.clone(), |legs| fate(legs, request, recorded));
         if wrong.is_none()
             && let Some(expected) = row.audit
         {
@@ -453,12 +453,12 @@ fn answered(judgement: &Judgement) -> String {
     let Judgement { verdict, reason, audit } = judgement;
     let mut text = format!("{} ({reason})", verdict.as_str());
     if let Verdict::Redirect(to) = verdict {
-        let rules: Vec<String> = to.rules.iter().map(ToString::to_string).collect();
+        let lists: Vec<String> = to.lists.iter().map(|list| list.at.to_string()).collect();
         let otherwise = match &to.otherwise {
             Final::Allow(reason) => format!("allow ({reason})"),
             Final::Deny(reason) => format!("deny ({reason})"),
         };
-        text = format!("redirect to [{}], otherwise {otherwise}", rules.join("; "));
+        text = format!("redirect to [{}], otherwise {otherwise}", lists.join("; "));
     }
     if let Some(audit) = audit {
         text = format!("{text}, recorded as {}", answered(audit));

@@ -21,7 +21,6 @@ use sluice_policy_core::model::cilium::CiliumAllow;
 use sluice_policy_core::model::network_policy::NetworkPeers;
 use sluice_policy_core::model::{Policy, PolicyKind, Unusable};
 use sluice_policy_core::settings::Settings;
-use sluice_policy_core::vector::application::judged;
 use sluice_policy_core::{oracle, parse};
 
 use crate::random::flows::Targets;
@@ -178,14 +177,15 @@ fn a_request_is_judged_as_the_oracle_judges_it() {
         for _ in 0..FLOWS_OF_A_WORLD {
             let query = targets.flow(&mut random);
             let Verdict::Redirect(proxied) = compiled.engine.judge(&query).verdict else { continue };
-            let rules: Vec<&CiliumAllow> = proxied.rules.iter().map(|rule| allow(&cluster, rule)).collect();
+            // Also of other ports of the same rules.
+            let rules: Vec<&CiliumAllow> = proxied.lists.iter().map(|list| allow(&cluster, &list.at.rule)).collect();
             for _ in 0..4 {
                 let rule = *random.pick(&rules);
                 let ports = random.pick(&rule.ports);
                 requests::with_request(&mut random, &ports.application, |kind, message| {
                     // None: of a Service's address, of which the backend is asked about.
                     let Some(expected) = oracle::judge_request(&cluster, &settings, &query, message) else { return };
-                    let found = judged(&cluster, &query, &proxied, message);
+                    let found = proxied.outcome(message);
                     assert_eq!(found, expected, "seed {seed}: {query:#?}, {message:?}, {proxied:#?}");
                     coverage.note_request(kind, &found, &proxied);
                 });

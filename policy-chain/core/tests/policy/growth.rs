@@ -23,6 +23,15 @@ fn policy(blocks: usize, shape: &str) -> Value {
             let peer = json!({"ipBlock": {"cidr": "0.0.0.0/0", "except": all}});
             ("networking.k8s.io/v1", "NetworkPolicy", json!({"podSelector": {}, "ingress": [{"from": [peer]}]}))
         }
+        // Each begins one port behind the one before, and all end together: a port has as many lists as its number says.
+        "lists" => {
+            let rule = |number: usize| {
+                let ports = json!([{"port": (number + 1).to_string(), "endPort": 65_535, "protocol": "TCP"}]);
+                json!({"toPorts": [{"ports": ports, "rules": {"http": [{"method": "GET"}]}}]})
+            };
+            let rules: Vec<Value> = (0..blocks).map(rule).collect();
+            ("cilium.io/v2", "CiliumNetworkPolicy", json!({"endpointSelector": {}, "ingress": rules}))
+        }
         _ => {
             let set: Vec<Value> = all.iter().map(|cidr| json!({"cidr": cidr})).collect();
             let spec = json!({"endpointSelector": {}, "egress": [{"toCIDRSet": set}]});
@@ -59,8 +68,8 @@ fn taken(blocks: usize, shape: &str) -> Cost {
 }
 
 #[test]
-fn many_blocks_take_as_much_more_as_they_are_more() {
-    for shape in ["blocks", "exceptions", "set"] {
+fn many_parts_take_as_much_more_as_they_are_more() {
+    for shape in ["blocks", "exceptions", "set", "lists"] {
         // The better of two: what else the machine does only ever adds.
         let least = |blocks| {
             let (one, other) = (taken(blocks, shape), taken(blocks, shape));

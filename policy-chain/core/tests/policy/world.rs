@@ -10,7 +10,6 @@ use sluice_policy_core::l7::http::{Field, RawRequest, Request, Version};
 use sluice_policy_core::l7::sni::server_name;
 use sluice_policy_core::oracle;
 use sluice_policy_core::settings::Settings;
-use sluice_policy_core::vector::application::judged;
 use sluice_policy_core::vector::judge::{Afresh, Compiled, Judge};
 
 use crate::{CLUSTER, objects, sound_objects};
@@ -182,11 +181,11 @@ impl World {
             }
             ["DNS", name, becomes] => {
                 let message = Message::Dns { name: Name::new(name).unwrap(), qtype: 1 };
-                assert_eq!(self.outcome(query, &found, &message), *becomes, "{}", context());
+                assert_eq!(outcome(&found, &message), *becomes, "{}", context());
             }
             ["SNI", name, becomes] => {
                 let message = Message::ServerName(server_name(name.as_bytes()).unwrap());
-                assert_eq!(self.outcome(query, &found, &message), *becomes, "{}", context());
+                assert_eq!(outcome(&found, &message), *becomes, "{}", context());
             }
             other => panic!("{other:?} says nothing"),
         }
@@ -201,22 +200,22 @@ impl World {
         let (method, target) = (method.as_bytes(), target.as_bytes());
         match Request::new(RawRequest { version: Version::Http11, method, target, authority: None, fields: &fields }) {
             Err(_) => "bad",
-            Ok(request) => self.outcome(query, &self.judge(query), &Message::Http(request)),
-        }
-    }
-
-    /// What becomes of a request: `pass`, `refuse`, or `unseen` where the flow is not proxied.
-    fn outcome(&self, query: &Query, found: &Judgement, message: &Message<'_>) -> &'static str {
-        let Verdict::Redirect(proxied) = &found.verdict else { return "unseen" };
-        match judged(&self.cluster, query, proxied, message) {
-            Outcome::Allow(_) => "pass",
-            Outcome::Deny(_) => "refuse",
+            Ok(request) => outcome(&self.judge(query), &Message::Http(request)),
         }
     }
 
     /// The policies that are in force.
     pub(crate) fn policies(&self) -> Vec<String> {
         self.cluster.policies.keys().map(ToString::to_string).collect()
+    }
+}
+
+/// What becomes of a request: `pass`, `refuse`, or `unseen` where the flow is not proxied.
+fn outcome(found: &Judgement, message: &Message<'_>) -> &'static str {
+    let Verdict::Redirect(proxied) = &found.verdict else { return "unseen" };
+    match proxied.outcome(message) {
+        Outcome::Allow(_) => "pass",
+        Outcome::Deny(_) => "refuse",
     }
 }
 

@@ -23,12 +23,12 @@ fn rules_let_only_requests_of_their_protocol_pass() {
     let server = |text| ServerNamePattern::new(text).unwrap();
     for (application, passing) in [
         (Application::None, [Some(None), Some(None), Some(None)]),
-        (Application::Http(vec![http("/b"), http("/a")]), [Some(Some(1)), None, None]),
-        (Application::Http(vec![http("/b")]), [None, None, None]),
-        (Application::Dns(vec![pattern("*"), pattern("a.example")]), [None, Some(Some(0)), None]),
-        (Application::Dns(vec![pattern("b.*")]), [None, None, None]),
-        (Application::ServerNames(vec![server("b"), server("*.example")]), [None, None, Some(Some(1))]),
-        (Application::Dns(vec![]), [None, None, None]),
+        (Application::Http([http("/b"), http("/a")].into()), [Some(Some(1)), None, None]),
+        (Application::Http([http("/b")].into()), [None, None, None]),
+        (Application::Dns([pattern("*"), pattern("a.example")].into()), [None, Some(Some(0)), None]),
+        (Application::Dns([pattern("b.*")].into()), [None, None, None]),
+        (Application::ServerNames([server("b"), server("*.example")].into()), [None, None, Some(Some(1))]),
+        (Application::Dns([].into()), [None, None, None]),
     ] {
         for (message, passing) in messages.iter().zip(passing) {
             let permit = application.permits(message);

@@ -42,7 +42,7 @@ pub(super) fn port_rule(cursor: &Cursor<'_>, direction: Direction, report: &mut 
         report.warn(&cursor.path, "names no port, and so allows nothing; port \"0\" is every port");
     }
     let application = match rules {
-        Application::None if !names.is_empty() => Application::ServerNames(names),
+        Application::None if !names.is_empty() => Application::ServerNames(names.into()),
         rules => rules,
     };
     let ports = faults.keep(placed(ports, &application, direction, &cursor.path, report)).unwrap_or_default();
@@ -158,7 +158,7 @@ fn rules(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Application> {
     let dns = faults.keep(lenient(dns.as_ref(), report, name)).unwrap_or_default();
     faults.or(match (http.is_empty(), dns.is_empty()) {
         (false, _) => Application::Http(http.into_iter().map(Arc::new).collect()),
-        (true, false) => Application::Dns(dns),
+        (true, false) => Application::Dns(dns.into()),
         (true, true) => Application::None,
     })
 }

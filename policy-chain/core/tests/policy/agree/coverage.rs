@@ -267,7 +267,7 @@ impl Coverage {
                 Outcome::Deny(_) => "deny by isolation",
             };
             self.add(format!("redirect, else {otherwise}"));
-            if proxied.rules.len() > 1 {
+            if proxied.lists.len() > 1 {
                 self.add("redirect by several rules");
             }
         }

@@ -72,7 +72,7 @@ fn told(judgement: &Judgement) -> String {
     };
     match &judgement.verdict {
         Verdict::Redirect(proxied) => {
-            format!("redirect by {}, else {}", proxied.rules.len(), outcome(&proxied.otherwise))
+            format!("redirect by {}, else {}", proxied.lists.len(), outcome(&proxied.otherwise))
         }
         verdict => verdict.as_str().to_owned(),
     }

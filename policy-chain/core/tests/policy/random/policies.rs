@@ -543,7 +543,10 @@ fn cilium_port_lists(random: &mut Random, direction: Direction) -> Vec<CiliumPor
                 let port = *random.pick(&[53, 53, 53, 80, 443]);
                 PortMatch { protocol: ProtocolMatch::Exactly(protocol), port: PortTarget::Range(port, port) }
             });
-            CiliumPorts { ports: Ports::Of(ports), application: Application::Dns(random.list(1, 2, name_pattern)) }
+            CiliumPorts {
+                ports: Ports::Of(ports),
+                application: Application::Dns(random.list(1, 2, name_pattern).into()),
+            }
         }
         _ => {
             let ports = random.list(1, 2, |random| {
@@ -558,9 +561,9 @@ fn cilium_port_lists(random: &mut Random, direction: Direction) -> Vec<CiliumPor
 fn over_tcp(random: &mut Random) -> Application {
     if random.one_in(3) {
         let names = random.list(1, 2, |random| ServerNamePattern::new(&one_of(random, &PATTERNS)).unwrap());
-        return Application::ServerNames(names);
+        return Application::ServerNames(names.into());
     }
-    Application::Http(random.list(1, 2, |random| {
+    let rules = random.list(1, 2, |random| {
         let method = random.maybe(2, |random| (*random.pick(&["GET", "POST|PUT"])).to_owned());
         let path = random.maybe(2, |random| (*random.pick(&["/public/.*", "/"])).to_owned());
         let host = random.maybe(4, |random| (*random.pick(&["example.com", r".*\.example\.com"])).to_owned());
@@ -572,5 +575,6 @@ fn over_tcp(random: &mut Random) -> Application {
         });
         let (headers, header_matches) = (headers.into_iter().collect(), header_matches.into_iter().collect());
         Arc::new(HttpRule::new(HttpRuleSpec { path, method, host, headers, header_matches }).unwrap())
-    }))
+    });
+    Application::Http(rules.into())
 }

@@ -17,10 +17,10 @@ fn application_rules_never_narrow_a_plain_allow_of_the_same_peer() {
     // One element may have both.
     let ports = vec![
         CiliumPorts::of(vec![one(TCP, 80)]),
-        CiliumPorts { ports: tcp(80), application: Application::Http(vec![]) },
+        CiliumPorts { ports: tcp(80), application: Application::Http([].into()) },
     ];
     let mixed = CiliumAllow { peers: endpoints("a"), ports };
-    assert_eq!(a80([cnp("mix", [spec([Ok(mixed)], [])])]), "redirect mix[0] else allow mix[0]");
+    assert_eq!(a80([cnp("mix", [spec([Ok(mixed)], [])])]), "redirect mix[0].1 else allow mix[0]");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn dns_and_http_rules_that_meet_on_a_port_grant_nothing() {
     assert_eq!(ask(&program, &pod("a"), UDP, 53), "redirect cnp[0] else deny isolated cnp");
     assert_eq!(ask(&rules(vec![plain(CiliumPeers::Any, tcp(53))]), &pod("a"), TCP, 53), "allow cnp[2]");
     // Server names and HTTP can share a port.
-    let names = allow(endpoints("a"), tcp(443), Application::ServerNames(vec![]));
+    let names = allow(endpoints("a"), tcp(443), Application::ServerNames([].into()));
     let tls = ingress([cnp("tls", [spec([names, http(endpoints("a"), tcp(443))], [])])]);
     assert_eq!(ask(&tls, &pod("a"), TCP, 443), "redirect tls[0] tls[1] else deny isolated tls");
 }
@@ -105,12 +105,12 @@ fn application_rules_hold_for_the_protocols_of_their_parsers_only() {
         let transport = PortMatch { protocol: ProtocolMatch::Transport, port: PortTarget::Range(53, 53) };
         cnp("cnp", [spec([allow(CiliumPeers::Any, ports([transport]), application)], [])])
     };
-    let dns = ingress([wide(Application::Dns(vec![]))]);
+    let dns = ingress([wide(Application::Dns([].into()))]);
     let redirect = "redirect cnp[0] else deny isolated cnp";
     for (protocol, expected) in [(TCP, redirect), (UDP, redirect), (SCTP, "deny isolated cnp")] {
         assert_eq!(ask(&dns, &[], protocol, 53), expected);
     }
-    let http = ingress([wide(Application::Http(vec![]))]);
+    let http = ingress([wide(Application::Http([].into()))]);
     assert_eq!(ask(&http, &[], TCP, 53), redirect);
     assert_eq!(ask(&http, &[], UDP, 53), "deny isolated cnp");
     let every = ingress([cnp("cnp", [spec([world::http(CiliumPeers::Any, Ports::Any)], [])])]);

@@ -1,11 +1,14 @@
 //! The decision procedure, said once more and as plainly as can be, on the policies themselves: one packet, one peer.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::cluster::NamedPort;
 use crate::compile::predicate::{Namespaces, Predicate};
 use crate::compile::program::Selected;
-use crate::flow::{Direction, Judgement, Origin, Outcome, Protocol, Proxied, Reason, RuleRef, Verdict};
+use crate::flow::{
+    Direction, Judgement, List, ListRef, Lists, Origin, Outcome, Protocol, Proxied, Reason, RuleRef, Verdict,
+};
 use crate::model::cilium::{Application, CidrBlock, CiliumPeers, Entity};
 use crate::model::cluster_network_policy::{Action, ClusterPeer, ClusterSubject, ClusterTier};
 use crate::model::network_policy::{NetworkPeer, NetworkPeers};
@@ -85,9 +88,10 @@ impl Packet<'_> {
                 _ => Outcome::Allow(Reason::NoPolicy),
             },
         };
-        let rules = self.proxied(policies);
-        match (rules.first().cloned(), otherwise) {
-            (Some(first), otherwise) => (Verdict::Redirect(Proxied { rules, otherwise }), Reason::Rule(first)),
+        let lists = self.proxied(policies);
+        let first = lists.first().map(|list| Reason::Rule(list.at.rule.clone()));
+        match (first, otherwise) {
+            (Some(first), otherwise) => (Verdict::Redirect(Proxied { lists, see: None, otherwise }), first),
             (None, Outcome::Allow(reason)) => allow(reason),
             (None, Outcome::Deny(reason)) => refuse(reason),
         }
@@ -176,8 +180,8 @@ impl Packet<'_> {
                     }
                 }
                 Policy::Cilium(_) => {
-                    let plain = self.cilium_allows(one);
-                    found.extend(plain.into_iter().filter(|(_, kind)| *kind == Kind::Plain).map(|(rule, _)| rule));
+                    let all = self.cilium_allows(one).into_iter();
+                    found.extend(all.filter(|(_, one)| **one == Application::None).map(|(at, _)| at.rule));
                 }
                 Policy::Cluster(_) => {}
             }
@@ -185,18 +189,25 @@ impl Packet<'_> {
         found
     }
 
-    fn proxied(&self, policies: &[&Selected]) -> Vec<RuleRef> {
-        let all: BTreeSet<(RuleRef, Kind)> = policies.iter().flat_map(|one| self.cilium_allows(one)).collect();
-        let any = |wanted: Kind| all.iter().any(|(_, kind)| *kind == wanted);
-        if any(Kind::Dns) && any(Kind::Stream) {
-            return Vec::new();
+    fn proxied(&self, policies: &[&Selected]) -> Lists {
+        let all: Vec<(ListRef, &Application)> = policies.iter().flat_map(|one| self.cilium_allows(one)).collect();
+        let dns = |application: &Application| matches!(application, Application::Dns(_));
+        let spoken: Vec<_> = all
+            .into_iter()
+            .filter(|(_, application)| {
+                *application != &Application::None
+                    && (self.protocol == Protocol::TCP || self.protocol == Protocol::UDP && dns(application))
+            })
+            .collect();
+        if spoken.iter().any(|(_, one)| dns(one)) && spoken.iter().any(|(_, one)| !dns(one)) {
+            return Lists::default();
         }
-        let rules: BTreeSet<RuleRef> =
-            all.iter().filter(|(_, kind)| *kind != Kind::Plain).map(|(rule, _)| rule.clone()).collect();
-        rules.into_iter().collect()
+        let lists = spoken.into_iter().map(|(at, application)| List { at, application: application.clone() });
+        lists.map(Arc::new).collect()
     }
 
-    fn cilium_allows(&self, one: &Selected) -> Vec<(RuleRef, Kind)> {
+    /// The elements of `toPorts` that mean the packet.
+    fn cilium_allows<'p>(&self, one: &'p Selected) -> Vec<(ListRef, &'p Application)> {
         let Policy::Cilium(policy) = &*one.policy else { return Vec::new() };
         let mut found = Vec::new();
         for &spec in &one.specs {
@@ -207,17 +218,10 @@ impl Packet<'_> {
             };
             for (index, allow) in allows.iter().enumerate() {
                 let Ok(allow) = allow else { continue };
-                for ports in &allow.ports {
+                for (element, ports) in (0..).zip(&allow.ports) {
                     if self.is_cilium_peer(&allow.peers) && self.is_port(&ports.ports) {
-                        let kind = match ports.application {
-                            Application::None => Kind::Plain,
-                            Application::Dns(_) if matches!(self.protocol, Protocol::TCP | Protocol::UDP) => Kind::Dns,
-                            Application::Http(_) | Application::ServerNames(_) if self.protocol == Protocol::TCP => {
-                                Kind::Stream
-                            }
-                            _ => continue,
-                        };
-                        found.push((self.reference(&policy.id, spec, false, index), kind));
+                        let rule = self.reference(&policy.id, spec, false, index);
+                        found.push((ListRef { rule, element }, &ports.application));
                     }
                 }
             }
@@ -298,11 +302,4 @@ impl Packet<'_> {
             CiliumPeers::Names(list) => list.iter().any(|one| self.holds(&Predicate::Name(one.clone()))),
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Plain,
-    Stream,
-    Dns,
 }

@@ -133,9 +133,9 @@ fn a_cilium_policy() -> impl Strategy<Value = Policy> {
     ]);
     let application = prop_oneof![
         3 => Just(Application::None),
-        2 => Just(Application::Http(Vec::new())),
-        1 => Just(Application::ServerNames(Vec::new())),
-        1 => Just(Application::Dns(Vec::new())),
+        2 => Just(Application::Http([].into())),
+        1 => Just(Application::ServerNames([].into())),
+        1 => Just(Application::Dns([].into())),
     ];
     let ports = (some_ports(), application).prop_map(|(ports, application)| CiliumPorts { ports, application });
     let allow = (peers.clone(), vec(ports, 1..3)).prop_map(|(peers, ports)| CiliumAllow { peers, ports });

@@ -8,7 +8,7 @@ use crate::cluster::NamedPort;
 use crate::compile::predicate::{Namespaces, Predicate};
 use crate::compile::program::{Networks, PeerFacts, Program, Selected};
 use crate::compile::row::Row;
-use crate::flow::{Direction, Judgement, Origin, Outcome, Protocol, Reason, RuleRef, Verdict};
+use crate::flow::{Direction, Judgement, ListRef, Origin, Outcome, Protocol, Reason, RuleRef, Verdict};
 use crate::model::cilium::{Application, CiliumAllow, CiliumDeny, CiliumPeers, CiliumPorts, CiliumRule};
 use crate::model::cluster_network_policy::{
     Action, ClusterMatch, ClusterPeer, ClusterRule, ClusterSubject, ClusterTier,
@@ -217,11 +217,11 @@ pub(super) fn plain(peers: CiliumPeers, ports: Ports) -> Usable<CiliumAllow> {
 }
 
 pub(super) fn http(peers: CiliumPeers, ports: Ports) -> Usable<CiliumAllow> {
-    allow(peers, ports, Application::Http(Vec::new()))
+    allow(peers, ports, Application::Http([].into()))
 }
 
 pub(super) fn dns(peers: CiliumPeers, ports: Ports) -> Usable<CiliumAllow> {
-    allow(peers, ports, Application::Dns(Vec::new()))
+    allow(peers, ports, Application::Dns([].into()))
 }
 
 pub(super) fn deny(peers: CiliumPeers, ports: Ports) -> Usable<CiliumDeny> {
@@ -253,8 +253,8 @@ pub(super) fn ask(program: &Program, peer: &[Predicate], protocol: Protocol, por
 pub(super) fn say(judgement: &Judgement) -> String {
     let mut text = match &judgement.verdict {
         Verdict::Redirect(proxied) => {
-            assert_eq!(judgement.reason, Reason::Rule(proxied.rules[0].clone()));
-            let rules: Vec<String> = proxied.rules.iter().map(short).collect();
+            assert_eq!(judgement.reason, Reason::Rule(proxied.lists.first().unwrap().at.rule.clone()));
+            let rules: Vec<String> = proxied.lists.iter().map(|list| listed(&list.at)).collect();
             let otherwise = match &proxied.otherwise {
                 Outcome::Allow(reason) => format!("allow {}", why(reason)),
                 Outcome::Deny(reason) => format!("deny {}", why(reason)),
@@ -277,6 +277,12 @@ fn why(reason: &Reason) -> String {
         Reason::OwnNode => "own node".into(),
         other => other.to_string(),
     }
+}
+
+/// The first element of `toPorts` is not named.
+fn listed(at: &ListRef) -> String {
+    let element = if at.element > 0 { format!(".{}", at.element) } else { String::new() };
+    format!("{}{element}", short(&at.rule))
 }
 
 fn short(rule: &RuleRef) -> String {

@@ -73,7 +73,7 @@ spec:
                 }]),
                 ports: vec![CiliumPorts {
                     ports: Ports::Of(vec![port(Protocol::TCP, 80)]),
-                    application: Application::Http(vec![Arc::new(HttpRule::new(http).expect("rule"))]),
+                    application: Application::Http([Arc::new(HttpRule::new(http).expect("rule"))].into()),
                 }],
             })],
             ingress_deny: vec![Ok(CiliumDeny {
@@ -92,7 +92,7 @@ spec:
                     peers: CiliumPeers::Any,
                     ports: vec![CiliumPorts {
                         ports: Ports::Of(vec![port(Protocol::TCP, 53), port(Protocol::UDP, 53)]),
-                        application: Application::Dns(vec![NamePattern::cilium("*.example.com").expect("pattern")]),
+                        application: Application::Dns([NamePattern::cilium("*.example.com").expect("pattern")].into()),
                     }],
                 }),
             ],

@@ -77,7 +77,7 @@ fn on(rule: &CiliumPorts) -> String {
         Application::None => return ports(&rule.ports),
         Application::Http(rules) => {
             let mut shown = Vec::new();
-            for rule in rules {
+            for rule in rules.iter() {
                 let spec = rule.spec();
                 let mut parts = Vec::new();
                 for (name, value) in [("path", &spec.path), ("method", &spec.method), ("host", &spec.host)] {
