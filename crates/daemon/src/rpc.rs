@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sluice_contract::rpc::{
-    FrameError, Hello, ProtocolRange, Refusal, RefusalCode, Reply, Request, decode, encode, frame_length,
+    FRAME_LIMIT, FrameError, Hello, ProtocolRange, Refusal, RefusalCode, Reply, Request, encode,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::frame;
 use crate::log::ErrorChain;
 
 /// How long a connection may take to send its request.
@@ -325,30 +326,11 @@ impl From<FrameError> for Deaf {
 }
 
 async fn hear<C: DeserializeOwned>(stream: &mut UnixStream) -> Result<Request<C>, Deaf> {
-    let hello: Hello = read_frame(stream).await?;
+    let hello: Hello = frame::read(stream, FRAME_LIMIT).await?;
     if hello.protocol.common(ProtocolRange::OURS).is_none() {
         return Err(Deaf::Skew(hello));
     }
-    Ok(read_frame(stream).await?)
-}
-
-async fn read_frame<T: DeserializeOwned>(stream: &mut UnixStream) -> Result<T, FrameError> {
-    let mut prefix = [0; 4];
-    read_exact(stream, &mut prefix).await?;
-    let length = frame_length(prefix)?;
-    // Grows as bytes come, so that an announced length alone takes no memory.
-    let mut body = Vec::with_capacity(length.min(4096));
-    let limit = u64::try_from(length).unwrap_or(u64::MAX);
-    stream.take(limit).read_to_end(&mut body).await.map_err(FrameError::Socket)?;
-    if body.len() < length { Err(FrameError::Closed) } else { decode(&body) }
-}
-
-async fn read_exact(stream: &mut UnixStream, buffer: &mut [u8]) -> Result<(), FrameError> {
-    match stream.read_exact(buffer).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(FrameError::Closed),
-        Err(error) => Err(FrameError::Socket(error)),
-    }
+    Ok(frame::read(stream, FRAME_LIMIT).await?)
 }
 
 /// The greeting and the reply.

@@ -10,12 +10,17 @@
 //!                    endpoint, decision
 //! ```
 
+pub mod config;
 pub mod connect;
 pub mod dns;
 pub mod flow;
 pub mod http;
 pub mod net;
 pub mod policy;
+pub mod policyd;
 pub mod record;
 pub mod relay;
 pub mod tls;
+
+/// The name in greetings and logs.
+pub const SOFTWARE: &str = "sluice-proxy";

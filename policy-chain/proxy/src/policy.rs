@@ -1,6 +1,9 @@
 //! The rules of a flow, and what they say of a request.
 
+mod plain;
+mod pushed;
 mod ruling;
+mod table;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,6 +14,8 @@ use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::l7::{Message, Permit};
 use sluice_policy_core::model::cilium::Application;
 
+pub use self::plain::InvalidList;
+pub use self::pushed::{Entry, Gates, Judged, Pushed, Sizes, Unreadable};
 pub use self::ruling::Ruling;
 use crate::flow::{Flow, Protocol};
 
@@ -22,7 +27,8 @@ pub const SETTLING: Duration = Duration::from_secs(1);
 pub trait Policy: Send + Sync + 'static {
     /// What is in force for a flow whose packets go to `backend`: [`Flow::server`] where nothing is translated.
     ///
-    /// It is asked for every request: it takes no lock and waits for nothing.
+    /// It costs lookups in the kernel and waits for nothing. A flow that has its rules asks again when [`Self::version`] has
+    /// moved, and for another backend.
     ///
     /// # Errors
     /// The flow must not go on: see [`Refused`].
@@ -108,7 +114,7 @@ pub struct Rules {
     /// Whose policy it is.
     pub pod: PodKey,
     /// What lets requests pass: the first list that has a request names the rule.
-    pub lists: Arc<[RuleList]>,
+    pub lists: Arc<[Arc<RuleList>]>,
     /// What becomes of a request that none of them has.
     pub otherwise: Outcome,
     /// The rules as they would be if the policies that are dry runs were in force, where those differ.

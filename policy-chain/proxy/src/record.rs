@@ -1,5 +1,9 @@
 //! Records of what went through the proxy.
 
+pub mod file;
+pub mod json;
+pub mod ring;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -78,4 +82,42 @@ pub enum Kind {
     },
     /// A connection or datagram flow that is not looked into.
     Connection,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::flow::Direction;
+
+    /// A record of a request.
+    pub(crate) fn request(path: &str, passes: bool) -> Record {
+        let at = |text: &str| text.parse().unwrap();
+        Record {
+            flow: Flow { direction: Direction::Egress, client: at("10.0.0.7:40000"), server: at("10.0.1.9:80") },
+            backend: Some(at("10.0.1.10:8080")),
+            pod: Some(PodKey { namespace: "shop".into(), name: "web".into() }),
+            time: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+            kind: Kind::Http {
+                method: "GET".into(),
+                path: path.into(),
+                host: "shop".into(),
+                status: Some(if passes { 200 } else { 403 }),
+                version: Version::Http11,
+                mismatched: Box::default(),
+            },
+            passes,
+            rule: None,
+            reason: "otherwise".into(),
+            would_pass: None,
+            latency: Duration::from_micros(250),
+            bytes: (0, 5),
+        }
+    }
+
+    #[test]
+    fn a_line_says_what_happened() {
+        let line = json::lines(&[(7, Arc::new(request("/a?b", false)))]);
+        let expected = r#"{"number":7,"time":"1970-01-01T00:00:01.000000Z","direction":"egress","pod":"shop/web","client":"10.0.0.7:40000","server":"10.0.1.9:80","backend":"10.0.1.10:8080","kind":"http","method":"GET","path":"/a?b","host":"shop","status":403,"version":"1.1","verdict":"refused","reason":"otherwise","latency_us":250,"bytes_to_server":0,"bytes_from_server":5}"#;
+        assert_eq!(String::from_utf8(line).unwrap(), format!("{expected}\n"));
+    }
 }

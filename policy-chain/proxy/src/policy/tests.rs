@@ -32,7 +32,8 @@ fn pod() -> PodKey {
 fn rules(lists: Vec<RuleList>, passes: bool) -> Rules {
     let looks = lists.iter().fold(Looks::Nothing, |looks, list| looks.and(Looks::of(&list.application)));
     let otherwise = Outcome { passes, reason: "otherwise".into() };
-    Rules { pod: pod(), lists: lists.into(), otherwise, audit: None, looks }
+    let lists = lists.into_iter().map(Arc::new).collect();
+    Rules { pod: pod(), lists, otherwise, audit: None, looks }
 }
 
 fn with_request<T>(method: &str, then: impl FnOnce(&Message<'_>) -> T) -> T {
@@ -89,7 +90,7 @@ fn headers_are_changed_by_all_lists_that_have_the_request_wherever_they_stand() 
 
 #[test]
 fn rules_of_one_protocol_let_nothing_of_another_pass() {
-    let names = Application::Dns(vec![NamePattern::name("example.com").unwrap()]);
+    let names = Application::Dns([NamePattern::name("example.com").unwrap()].into());
     let rules = rules(vec![RuleList::new("names".into(), names)], false);
     with_request("GET", |message| assert!(!rules.judge(message).passes));
     let question = |name| Message::Dns { name: Name::new(name).unwrap(), qtype: 1 };

@@ -1,0 +1,143 @@
+//! A daemon's configuration: environment variables, whose faults are told all at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use crate::log::LogFormat;
+
+/// A variable: its name, its default as it would be written, and what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Its default.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+/// One variable that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFault {
+    /// Its name.
+    pub variable: &'static str,
+    /// What it holds, cut to 200 characters.
+    pub value: String,
+    /// The rule that it breaks.
+    pub rule: String,
+}
+
+impl fmt::Display for ConfigFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={:?}: {}", self.variable, self.value, self.rule)
+    }
+}
+
+/// All variables that are wrong, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFaults(pub Vec<ConfigFault>);
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} fault(s):", self.0.len())?;
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+impl std::error::Error for ConfigFaults {}
+
+/// Reads variables and collects what is wrong with them.
+pub struct Reader<'a> {
+    source: &'a dyn Fn(&str) -> Option<String>,
+    variables: &'static [Variable],
+    faults: Vec<ConfigFault>,
+}
+
+impl fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("faults", &self.faults).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Reader<'a> {
+    /// Reads the variables of a table from `source`.
+    #[must_use]
+    pub fn new(source: &'a dyn Fn(&str) -> Option<String>, variables: &'static [Variable]) -> Self {
+        Self { source, variables, faults: Vec::new() }
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// Everything that was wrong.
+    pub fn finish(mut self) -> Result<(), ConfigFaults> {
+        if self.faults.is_empty() {
+            return Ok(());
+        }
+        self.faults.sort_by_key(|fault| fault.variable);
+        Err(ConfigFaults(self.faults))
+    }
+
+    /// The value without white space around it. An empty one is unset, as Kubernetes' manifests have it.
+    #[must_use]
+    pub fn text(&self, name: &'static str) -> Option<String> {
+        debug_assert!(self.variables.iter().any(|variable| variable.name == name), "{name} is not in the table");
+        (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    /// The value as `read` understands it; an error of it is the rule that the value breaks.
+    pub fn parsed<T>(&mut self, name: &'static str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
+        let Some(value) = self.text(name) else { return default };
+        match read(&value) {
+            Ok(parsed) => parsed,
+            Err(rule) => {
+                let value = value.chars().take(200).collect();
+                self.faults.push(ConfigFault { variable: name, value, rule });
+                default
+            }
+        }
+    }
+
+    /// What Go's `strconv.ParseBool` takes, because the VPC CNI's manifests are written for it.
+    pub fn boolean(&mut self, name: &'static str, default: bool) -> bool {
+        self.parsed(name, default, |value| match value {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            _ => Err("it must be true or false".to_owned()),
+        })
+    }
+
+    /// A whole number of a range.
+    pub fn number(&mut self, name: &'static str, default: u32, range: RangeInclusive<u32>) -> u32 {
+        self.parsed(name, default, |value| {
+            let number = value.parse().ok().filter(|number| range.contains(number));
+            number.ok_or_else(|| format!("it must be a whole number from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    /// An address and a port.
+    pub fn address(&mut self, name: &'static str, default: SocketAddr) -> SocketAddr {
+        self.parsed(name, default, |value| {
+            value.parse().map_err(|_error| format!("it must be ADDRESS:PORT, e.g. {default}"))
+        })
+    }
+
+    /// An absolute path.
+    pub fn path(&mut self, name: &'static str, default: Option<PathBuf>) -> Option<PathBuf> {
+        self.parsed(name, default, |value| {
+            let path = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+            path.map(Some).ok_or_else(|| "it must be an absolute path".to_owned())
+        })
+    }
+
+    /// `SLUICE_LOG_FORMAT`.
+    pub fn log_format(&mut self) -> LogFormat {
+        self.parsed("SLUICE_LOG_FORMAT", LogFormat::Text, |value| match value {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err("it must be text or json".to_owned()),
+        })
+    }
+}

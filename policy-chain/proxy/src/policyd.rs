@@ -1,0 +1,243 @@
+//! The stream from policyd: what decisions mean, as `sluice_contract::proxy` has it.
+//!
+//! A stream that breaks is opened again, for as long as this process lives; what was told stays in force. A process that
+//! finds no policyd goes on with the snapshot that policyd has left on disk.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use sluice_contract::proxy::{FRAME_LIMIT, FromPolicyd, FromProxy, PROTOCOL, SNAPSHOT_LIMIT, Snapshot, Update, hello};
+use sluice_contract::rpc::{FrameError, Hello};
+use sluice_daemon::frame;
+use sluice_daemon::log::ErrorChain;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::SOFTWARE;
+use crate::policy::{Gates, Pushed, Unreadable};
+
+/// Between two attempts to reach policyd.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long policyd has to greet.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Acknowledgements that may wait to be sent.
+const ACKS: usize = 64;
+
+/// What is known of the stream.
+#[derive(Debug, Default)]
+pub struct Status {
+    connected: AtomicBool,
+    version: AtomicU64,
+    connections: AtomicU64,
+    updates: AtomicU64,
+}
+
+impl Status {
+    /// Whether policyd is there.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// policyd's number of what is in force.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// Times that policyd was reached.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Changes that were taken in.
+    #[must_use]
+    pub fn updates(&self) -> u64 {
+        self.updates.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    /// Nobody listens.
+    #[error("policyd cannot be reached")]
+    Away(#[source] io::Error),
+    /// A frame could not be read or written.
+    #[error("the stream from policyd broke")]
+    Frame(#[from] FrameError),
+    /// It did not greet in time.
+    #[error("policyd did not greet within {GREETING:?}")]
+    Silent,
+    /// No version is common.
+    #[error(
+        "{} speaks versions {} to {}, this {SOFTWARE} {} to {}: install both of one release",
+        .0.software, .0.protocol.min, .0.protocol.max, PROTOCOL.min, PROTOCOL.max
+    )]
+    Skew(Hello),
+    /// An update has more than a node can have.
+    #[error("an update is longer than {SNAPSHOT_LIMIT} bytes")]
+    TooLong,
+}
+
+/// The stream, and what it leads to.
+pub struct Policyd<G> {
+    socket: PathBuf,
+    policy: Arc<Pushed<G>>,
+    open: Box<dyn Fn() -> Result<G, Unreadable> + Send + Sync>,
+    status: Arc<Status>,
+}
+
+impl<G> std::fmt::Debug for Policyd<G> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Policyd").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl<G: Gates> Policyd<G> {
+    /// A stream to policyd's socket that keeps `policy` up to date. `open` opens the kernel's maps: policyd makes them, and may
+    /// have made others since.
+    pub fn new(
+        socket: PathBuf,
+        policy: Arc<Pushed<G>>,
+        open: impl Fn() -> Result<G, Unreadable> + Send + Sync + 'static,
+    ) -> Self {
+        Self { socket, policy, open: Box::new(open), status: Arc::default() }
+    }
+
+    /// What is known of the stream.
+    #[must_use]
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
+    }
+
+    /// Follows policyd for as long as it is polled.
+    pub async fn follow(self) {
+        let mut told = false;
+        if let Err(error) = self.open_gates() {
+            tracing::warn!(error = %ErrorChain(&error), "no flow is served before policyd has made its maps");
+        }
+        loop {
+            match self.connect().await {
+                Ok(stream) => {
+                    told = false;
+                    self.status.connections.fetch_add(1, Ordering::Relaxed);
+                    self.status.connected.store(true, Ordering::Relaxed);
+                    tracing::info!("policyd is there");
+                    let ended = self.serve(stream).await;
+                    self.status.connected.store(false, Ordering::Relaxed);
+                    tracing::warn!(error = %ErrorChain(&ended), "policyd is away: what it told stays in force");
+                }
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::warn!(error = %ErrorChain(&error), "policyd is not there; trying on");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    fn open_gates(&self) -> Result<(), Unreadable> {
+        (self.open)().map(|gates| self.policy.set_gates(Arc::new(gates)))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, Ended> {
+        let mut stream = UnixStream::connect(&self.socket).await.map_err(Ended::Away)?;
+        let greet = async {
+            frame::write(&mut stream, &hello(SOFTWARE), FRAME_LIMIT).await?;
+            frame::read::<Hello>(&mut stream, FRAME_LIMIT).await
+        };
+        let theirs = timeout(GREETING, greet).await.map_err(|_late| Ended::Silent)??;
+        if theirs.protocol.common(PROTOCOL).is_none() {
+            return Err(Ended::Skew(theirs));
+        }
+        Ok(stream)
+    }
+
+    /// Serves a stream to its end.
+    async fn serve(&self, stream: UnixStream) -> Ended {
+        // policyd has made its maps before it listened.
+        if let Err(error) = self.open_gates() {
+            tracing::error!(error = %ErrorChain(&error), "policyd is there, and its maps are not");
+        }
+        let (mut from, mut to) = stream.into_split();
+        let (acks, acked) = mpsc::channel(ACKS);
+        let ended = tokio::select! {
+            ended = self.listen(&mut from, acks) => ended,
+            ended = speak(&mut to, acked) => ended,
+        };
+        ended.err().unwrap_or(Ended::Frame(FrameError::Closed))
+    }
+
+    async fn listen(&self, from: &mut (impl AsyncRead + Unpin), acks: mpsc::Sender<u64>) -> Result<(), Ended> {
+        let mut whole = Update::default();
+        let mut parts = 0u64;
+        loop {
+            match frame::read(from, FRAME_LIMIT).await? {
+                FromPolicyd::Update(part) => {
+                    let more = part.more;
+                    parts += 1;
+                    // Frames have 256 KiB of texts, or one object.
+                    if parts.saturating_mul(256 << 10) > SNAPSHOT_LIMIT {
+                        return Err(Ended::TooLong);
+                    }
+                    whole.extend(*part);
+                    if more {
+                        continue;
+                    }
+                    let update = Update { more: false, ..std::mem::take(&mut whole) };
+                    parts = 0;
+                    // Expressions are compiled: it may take as long as a request may wait, but on this thread only.
+                    self.policy.apply(&update);
+                    self.status.version.store(update.version, Ordering::Relaxed);
+                    self.status.updates.fetch_add(1, Ordering::Relaxed);
+                    if acks.send(update.version).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                FromPolicyd::Known { .. } => {}
+            }
+        }
+    }
+}
+
+async fn speak(to: &mut (impl AsyncWrite + Unpin), mut acked: mpsc::Receiver<u64>) -> Result<(), Ended> {
+    while let Some(version) = acked.recv().await {
+        frame::write(to, &FromProxy::Ack { version }, FRAME_LIMIT).await?;
+    }
+    Ok(())
+}
+
+/// What policyd has left on disk. Nothing, if it cannot be read: then flows wait for policyd, and are refused without it.
+#[must_use]
+pub fn snapshot(path: &Path) -> Snapshot {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        File::open(path)?.take(SNAPSHOT_LIMIT + 1).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    let parsed = match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Snapshot::default(),
+        Err(error) => Err(error.to_string()),
+        Ok(content) if u64::try_from(content.len()).is_ok_and(|length| length > SNAPSHOT_LIMIT) => {
+            Err(format!("it is longer than {SNAPSHOT_LIMIT} bytes"))
+        }
+        Ok(content) => serde_json::from_slice(&content).map_err(|error| error.to_string()),
+    };
+    parsed.unwrap_or_else(|error| {
+        tracing::error!(path = %path.display(), error, "policyd's snapshot cannot be read");
+        Snapshot::default()
+    })
+}
+
+#[cfg(test)]
+mod tests;
