@@ -6,6 +6,7 @@
 
 pub mod cni;
 pub mod id;
+pub mod names;
 pub mod node;
 pub mod proxy;
 pub mod rpc;

@@ -15,6 +15,7 @@ pub mod connect;
 pub mod dns;
 pub mod flow;
 pub mod http;
+pub mod names;
 pub mod net;
 pub mod policy;
 pub mod policyd;
