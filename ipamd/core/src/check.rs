@@ -118,7 +118,7 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
                 {
                     found.push(Violation::OwnerTwice(owner.attachment.clone()));
                 }
-                let offered = eni.takes_pods() && !block.withdrawn;
+                let offered = eni.takes_pods() && block.is_offered();
                 if let Some(from) = state.available_from().filter(|_| offered) {
                     queued.insert((from, *address));
                     // A prefix may hold the ENI's own address only if EC2 says so; it does not.

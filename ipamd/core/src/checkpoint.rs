@@ -96,6 +96,8 @@ struct BlockRecord {
     added: Timestamp,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     withdrawn: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hearsay: bool,
     /// Addresses that have not been free ever since the block came.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     addresses: BTreeMap<Ipv4Addr, AddressRecord>,
@@ -270,6 +272,7 @@ impl EniRecord {
                 }
             }
             ledger.set_withdrawn(&id, net, block.withdrawn)?;
+            ledger.set_hearsay(&id, net, block.hearsay)?;
         }
         let departed = self.departed.into_iter().map(|(net, at)| (net, at.earlier(back)));
         ledger.eni_mut(&id)?.departed.extend(departed);
@@ -284,6 +287,7 @@ impl BlockRecord {
         Self {
             added: block.added,
             withdrawn: block.withdrawn,
+            hearsay: block.hearsay,
             addresses: touched.map(|(address, state)| (*address, AddressRecord::of(state))).collect(),
         }
     }

@@ -287,7 +287,7 @@ impl Ledger {
             }
         }
         for net in blocks {
-            let mut block = Block { added: now, withdrawn: false, addresses: BTreeMap::new() };
+            let mut block = Block { added: now, withdrawn: false, hearsay: false, addresses: BTreeMap::new() };
             for address in Block::hosts(net) {
                 let state =
                     if self.strays.remove(&address) { AddressState::Quarantined { since: now } } else { new.clone() };
@@ -315,6 +315,28 @@ impl Ledger {
         }
         self.reindex(id);
         Ok(())
+    }
+
+    /// Keeps a block out of the queue (`true`) until EC2 has shown it again.
+    pub(crate) fn set_hearsay(&mut self, id: &EniId, net: Ipv4Net, hearsay: bool) -> Result<(), LedgerError> {
+        if let Some(block) = self.eni_mut(id)?.blocks.get_mut(&net) {
+            block.hearsay = hearsay;
+        }
+        self.reindex(id);
+        Ok(())
+    }
+
+    /// EC2 has assigned what a late description had shown: it was not ours in between, and is free as any that comes.
+    pub(crate) fn assigned_anew(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
+        if !self.eni_mut(id)?.blocks.get(&net).is_some_and(|block| block.hearsay) {
+            return Ok(());
+        }
+        for address in Block::hosts(net) {
+            if matches!(self.address(address), Some(AddressState::Cooling { .. })) {
+                self.set(address, AddressState::Free { since: now });
+            }
+        }
+        self.set_hearsay(id, net, false)
     }
 
     /// Pods may have the addresses of a block again, if the ENI has it still.
@@ -404,7 +426,7 @@ impl Ledger {
         self.homes.get(&address).is_some_and(|(eni, net)| {
             self.enis
                 .get(eni)
-                .is_some_and(|eni| eni.takes_pods() && eni.blocks.get(net).is_some_and(|block| !block.withdrawn))
+                .is_some_and(|eni| eni.takes_pods() && eni.blocks.get(net).is_some_and(Block::is_offered))
         })
     }
 
@@ -431,7 +453,7 @@ impl Ledger {
     fn reindex(&mut self, id: &EniId) {
         let Some(eni) = self.enis.get(id) else { return };
         for block in eni.blocks.values() {
-            let offered = eni.takes_pods() && !block.withdrawn;
+            let offered = eni.takes_pods() && block.is_offered();
             for (address, state) in &block.addresses {
                 let Some(from) = state.available_from() else { continue };
                 if offered {

@@ -18,8 +18,12 @@ use crate::time::Timestamp;
 /// An allocation whose pod the kernel does not show is kept for so long: its ADD may be under way.
 pub const ADD_TAKES: Duration = Duration::from_secs(120);
 
-/// After a checkpoint was lost, what is found is not given out for so long, and EC2 is asked a second time before: a first
-/// description may show what was given back just before the crash.
+/// After a checkpoint was lost, what is found is not given out for so long, nor before EC2 has shown it a second time, at
+/// least so long after the start: a first description may show what was given back just before the crash.
+///
+/// IMDS does not stand in for the second look: it is late by the same give-back, and for longer. What waits meanwhile is
+/// served with addresses that EC2 assigns anew. A description lags by seconds; [`crate::state::SETTLE`] is longer because
+/// what is taken away by it is lost, and here it would only keep pods waiting.
 const FOUND_COOLS: Duration = Duration::from_secs(30);
 const LOOK_TWICE: Duration = Duration::from_secs(20);
 

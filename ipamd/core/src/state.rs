@@ -231,7 +231,8 @@ pub struct State {
     pub(crate) last_shrunk: Option<Timestamp>,
     /// When EC2 is to be asked for all ENIs of this node, if it has to be.
     pub(crate) survey_at: Option<Timestamp>,
-    /// When to ask once more: the first answer may be late.
+    /// EC2 is asked for all ENIs once more then: a description before may show what a state that was lost gave back, and
+    /// what only such a one shows is hearsay.
     pub(crate) resurvey_at: Option<Timestamp>,
     /// Whether what IMDS says of the primary ENI's addresses is used at once: only while there is nothing that it could
     /// contradict.

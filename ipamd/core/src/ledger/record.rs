@@ -88,6 +88,9 @@ pub struct Block {
     pub added: Timestamp,
     /// Whether it is being given back to EC2, or EC2 says that it is gone: no pod may have addresses of it any more.
     pub withdrawn: bool,
+    /// Whether all that speaks for it is one description that may have been late ([`crate::state::Event::Surveyed`] after a
+    /// lost checkpoint): no pod gets addresses of it before EC2 has shown it again.
+    pub hearsay: bool,
     /// Every address of it, the first and the last of a prefix included: EC2 routes them all to the ENI.
     pub addresses: BTreeMap<Ipv4Addr, AddressState>,
 }
@@ -96,6 +99,12 @@ impl Block {
     /// All addresses of a block.
     pub fn hosts(net: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
         (u32::from(net.network())..=u32::from(net.broadcast())).map(Ipv4Addr::from)
+    }
+
+    /// Whether its ENI may give addresses of it to pods.
+    #[must_use]
+    pub const fn is_offered(&self) -> bool {
+        !self.withdrawn && !self.hearsay
     }
 
     /// An address of it that stands against giving the block back, and its state.

@@ -15,7 +15,7 @@ pub struct Tally {
     pub free: u32,
     /// Addresses that pods hold.
     pub assigned: u32,
-    /// Addresses that are cooling.
+    /// Addresses that are cooling, or that EC2 has yet to confirm after a lost checkpoint.
     pub cooling: u32,
     /// Addresses in quarantine.
     pub quarantined: u32,
@@ -42,7 +42,8 @@ impl Ledger {
             for (net, block) in &eni.blocks {
                 tally.prefixes += u32::from(net.prefix_len() < 32 && !going && !block.withdrawn);
                 for state in block.addresses.values() {
-                    tally.add(state, going || block.withdrawn, eni.takes_pods(), now);
+                    let going = going || block.withdrawn;
+                    tally.add(state, going, block.hearsay, eni.takes_pods(), now);
                 }
             }
         }
@@ -51,12 +52,13 @@ impl Ledger {
 }
 
 impl Tally {
-    fn add(&mut self, state: &AddressState, going: bool, in_service: bool, now: Timestamp) {
+    fn add(&mut self, state: &AddressState, going: bool, hearsay: bool, in_service: bool, now: Timestamp) {
         match state {
             AddressState::Assigned { .. } => self.assigned += 1,
             AddressState::Quarantined { .. } => self.quarantined += u32::from(!going),
             state if !state.is_available(now) => self.cooling += 1,
             _ if going => {}
+            _ if hearsay => self.cooling += 1,
             _ if in_service => self.free += 1,
             _ => self.pending += 1,
         }
@@ -67,7 +69,7 @@ impl Tally {
     pub fn of_block(block: &Block, now: Timestamp) -> Self {
         let mut tally = Self::default();
         for state in block.addresses.values() {
-            tally.add(state, false, true, now);
+            tally.add(state, false, block.hearsay, true, now);
         }
         tally
     }

@@ -5,7 +5,7 @@ use std::ops::{AddAssign, Sub};
 
 use super::Targets;
 use crate::cloud::{AddressCount, InstanceLimits};
-use crate::ledger::{AddressState, Block, Eni, Stage};
+use crate::ledger::{Block, Eni, Stage};
 use crate::op::{Op, OpKey};
 use crate::state::State;
 use crate::time::Timestamp;
@@ -42,7 +42,7 @@ pub(super) struct Pool {
     pub(super) foreign: i64,
     /// Those of both that a pod could have only later: their ENI is not in service, or they are asked for.
     pub(super) pending: i64,
-    /// Addresses that are cooling and will be offered again.
+    /// Addresses that are cooling, or that EC2 has yet to confirm, and will be offered then.
     pub(super) cooling: i64,
     /// Addresses of the wanted form, in use or not.
     pub(super) total: i64,
@@ -129,17 +129,17 @@ impl Pool {
     pub(super) fn of_block(block: &Block, is_prefix: bool, wanted: bool, now: Timestamp) -> Self {
         let mut pool = Self::default();
         for state in block.addresses.values() {
-            let available = state.is_available(now);
+            let available = state.is_available(now) && !block.hearsay;
             pool.everything += 1;
             pool.total += i64::from(wanted);
             pool.spare += i64::from(available && wanted);
             pool.foreign += i64::from(available && !wanted);
             pool.spare_singles += i64::from(available && wanted && !is_prefix);
-            pool.cooling += i64::from(!available && matches!(state, AddressState::Cooling { .. }));
+            pool.cooling += i64::from(!available && state.available_from().is_some());
             pool.used_of_prefixes += i64::from(!available && is_prefix);
         }
         pool.prefixes = i64::from(is_prefix);
-        pool.free_prefixes = i64::from(is_prefix && block.in_use(now).is_none());
+        pool.free_prefixes = i64::from(is_prefix && !block.hearsay && block.in_use(now).is_none());
         pool
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::fixture::{COOLDOWN, at, eni, ip, owner, state};
+use crate::fixture::{COOLDOWN, at, eni, eni_id, ip, owner, state};
 
 fn kernel(pods: &[(&str, &str)]) -> KernelView {
     KernelView { pods: pods.iter().map(|(address, name)| (ip(address), owner(name).host_ifname.clone())).collect() }
@@ -53,11 +53,19 @@ fn without_a_checkpoint_nothing_is_given_out_that_might_be_in_use() {
         let mut state = recover(read, &seen, 2, COOLDOWN, at(0)).state;
         assert!(!state.imds_trusted);
         state.apply(Event::NodeKnown(crate::fixture::node()), at(1)).unwrap();
-        state.apply(Event::Surveyed(vec![eni(1, &["10.0.0.1/32", "10.0.0.2/32"])]), at(1)).unwrap();
-        state.apply(Event::EniReady(crate::fixture::eni_id(1)), at(1)).unwrap();
+        let first = eni(1, &["10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"]);
+        state.apply(Event::Surveyed(vec![first]), at(1)).unwrap();
+        state.apply(Event::EniReady(eni_id(1)), at(1)).unwrap();
         assert!(matches!(state.ledger().address(ip("10.0.0.1")), Some(AddressState::Quarantined { .. })), "{told}");
+        assert_eq!(state.ledger().next_available(at(3600)), None, "one description may be late");
+        assert_eq!(state.ledger().tally(at(3600)).cooling, 2);
+        let again = Checkpoint::of(&state, at(2)).into_state(at(2)).unwrap();
+        assert_eq!(again.ledger().next_available(at(3600)), None, "a restart confirms nothing");
+        state.apply(Event::Surveyed(vec![eni(1, &["10.0.0.1/32", "10.0.0.2/32"])]), at(20)).unwrap();
         assert_eq!(state.ledger().next_available(at(29)), None, "it may have been released just before");
-        assert_eq!(state.ledger().next_available(at(30)), Some(ip("10.0.0.2")));
+        assert_eq!(state.ledger().available(at(30)).collect::<Vec<_>>(), [ip("10.0.0.2")]);
+        state.apply(Event::EniDescribed(eni_id(1), Some(eni(1, &["10.0.0.1/32", "10.0.0.2/32"]))), at(31)).unwrap();
+        assert!(state.ledger().address(ip("10.0.0.3")).is_none(), "EC2 had shown it late");
     }
     let first = recover(None, &kernel(&[]), 2, COOLDOWN, at(0));
     assert_eq!(first.state, State::new(2));

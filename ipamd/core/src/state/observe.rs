@@ -141,7 +141,7 @@ impl State {
 
     /// Takes in all ENIs that EC2 says this node owns.
     pub(super) fn surveyed(&mut self, enis: &[Ec2Eni], now: Timestamp) {
-        self.survey_at = self.resurvey_at.take();
+        self.survey_at = self.resurvey_at.filter(|at| *at > now);
         let ours = self.node.as_ref().map(|node| node.identity.instance.clone());
         for eni in enis {
             let known = self.ledger.eni(&eni.eni).is_some();
@@ -200,15 +200,33 @@ impl State {
         self.ledger.add_eni(Eni { since, ..eni })?;
         if carries_pods {
             let blocks = self.make_way(&id, blocks, false, now);
-            self.ledger.add_blocks(&id, blocks, cooling_until, now)?;
+            self.ledger.add_blocks(&id, blocks.iter().copied(), cooling_until, now)?;
             self.ledger.set_added(&id, since)?;
+            if cooling_until.is_some() {
+                self.note_hearsay(&id, blocks, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks blocks that a description has brought while it may be late.
+    fn note_hearsay(
+        &mut self,
+        id: &EniId,
+        blocks: impl IntoIterator<Item = Ipv4Net>,
+        now: Timestamp,
+    ) -> Result<(), ApplyError> {
+        if self.resurvey_at.is_some_and(|at| at > now) {
+            for net in blocks {
+                self.ledger.set_hearsay(id, net, true)?;
+            }
         }
         Ok(())
     }
 
     /// Which of these blocks can be added to an ENI. What another ENI is thought to hold, but is being given back, makes way:
     /// EC2 has moved it on. So does what is merely free, when the news is the answer to a call and not a description that may
-    /// be late. All else that overlaps is left out, and EC2 is asked about both ENIs.
+    /// be late, and hearsay. All else that overlaps is left out, and EC2 is asked about both ENIs.
     pub(super) fn make_way(
         &mut self,
         id: &EniId,
@@ -226,7 +244,7 @@ impl State {
                     .ledger
                     .eni(&eni)
                     .and_then(|eni| eni.blocks.get(&old))
-                    .is_some_and(|block| block.in_use(now).is_none() && (block.withdrawn || is_answer));
+                    .is_some_and(|block| block.in_use(now).is_none() && (!block.is_offered() || is_answer));
                 if !goes || self.ledger.remove_block(&eni, old, now).is_err() {
                     is_clear = false;
                     self.doubt_eni(&eni, now + LOOK_AGAIN);
@@ -341,20 +359,33 @@ impl State {
                 new.insert(*net);
             }
         }
+        let is_late = self.resurvey_at.is_some_and(|at| at > now);
         let gone: Vec<(Ipv4Net, bool, bool)> = eni
             .blocks
             .iter()
             .filter(|(net, _)| !there.contains(net))
             .map(|(net, block)| (*net, block.in_use(now).is_some(), now.since(block.added) > SETTLE))
             .collect();
+        let confirmed: Vec<Ipv4Net> = eni
+            .blocks
+            .iter()
+            .filter(|(net, block)| block.hearsay && !is_late && there.contains(net))
+            .map(|(net, _)| *net)
+            .collect();
+        for net in confirmed {
+            self.ledger.set_hearsay(id, net, false)?;
+        }
         if !new.is_empty() {
             let wanted = new.len();
             let new = self.make_way(id, new, false, now);
             certain &= new.len() == wanted;
-            self.ledger.add_blocks(id, new, self.found_cool_until, now)?;
+            self.ledger.add_blocks(id, new.iter().copied(), self.found_cool_until, now)?;
+            self.note_hearsay(id, new, now)?;
         }
         for (net, in_use, old) in gone {
-            let withdrawn = self.ledger.eni_mut(id)?.blocks.get(&net).is_some_and(|block| block.withdrawn);
+            let block = self.ledger.eni_mut(id)?.blocks.get(&net);
+            // What no pod could have got, and a second description lacks.
+            let withdrawn = block.is_some_and(|block| block.withdrawn || (block.hearsay && !is_late));
             if in_use && old {
                 self.ledger.set_withdrawn(id, net, true)?;
             } else if !in_use && (withdrawn || (old && settled)) {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
 use super::observe::blocks_of;
 use super::{ATTACHMENT_LIMIT_PAUSE, ApplyError, Obstacle, PREFIX_PAUSE, SETTLE, SUBNET_PAUSE, Shortage, State};
 use crate::cloud::{AddressCount, Api, CloudError, CloudErrorKind, CreateEni, Ec2Eni};
@@ -53,8 +55,12 @@ impl State {
                 let mut new = blocks_of(&assigned.addresses, &assigned.prefixes);
                 let known = self.ledger.eni_mut(eni)?;
                 // A repeated answer may name what has come in by a description.
+                let named: Vec<Ipv4Net> = new.iter().filter(|net| known.blocks.contains_key(net)).copied().collect();
                 new.retain(|net| !known.blocks.contains_key(net));
                 let subnet = known.subnet.clone();
+                for net in named {
+                    self.ledger.assigned_anew(eni, net, now)?;
+                }
                 self.subnet_has(&subnet, *count);
                 self.last_grown = Some(now);
                 let new = self.make_way(eni, new, true, now);

@@ -211,3 +211,33 @@ proptest! {
         prop_assert_eq!(tally.assigned + tally.cooling + tally.quarantined, 0);
     }
 }
+
+/// The first description after the start is late, and shows an address that the daemon had given back.
+#[test]
+fn without_a_checkpoint_one_late_description_gives_out_nothing() {
+    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 5, prefixes: true };
+    let targets = Targets { warm_ips: 1, max_pods: 11, ..Targets::default() };
+    let mut life = Life::new(limits, targets);
+    live(
+        &mut life,
+        &[
+            Step::Add(2),
+            Step::Add(7),
+            Step::Run(3900),
+            Step::Add(2),
+            Step::Add(1),
+            Step::Fates(vec![Fate::Lost, Fate::Done, Fate::Done, Fate::Late]),
+            Step::Run(500),
+            Step::Del(160),
+            Step::Del(0),
+            Step::Run(1),
+            Step::Del(223),
+            Step::Run(35399),
+            Step::Crash { effects: 0, keeps_checkpoint: false },
+            Step::Add(1),
+        ],
+    );
+    life.settle();
+    assert_eq!(life.queue.waiting(), 0);
+    agrees_with_ec2(&life);
+}
