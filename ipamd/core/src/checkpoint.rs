@@ -64,6 +64,7 @@ pub struct Checkpoint {
     last_shrunk: Option<Timestamp>,
     found_cool_until: Option<Timestamp>,
     resurvey_at: Option<Timestamp>,
+    hearsay_until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +138,7 @@ impl Checkpoint {
             last_shrunk: state.last_shrunk,
             found_cool_until: state.found_cool_until,
             resurvey_at: state.resurvey_at,
+            hearsay_until: state.hearsay_until,
         }
     }
 
@@ -186,6 +188,7 @@ impl Checkpoint {
             last_shrunk: self.last_shrunk.map(|at| at.earlier(back)),
             found_cool_until: self.found_cool_until.map(|at| at.earlier(back)),
             resurvey_at: self.resurvey_at.map(|at| at.earlier(back)),
+            hearsay_until: self.hearsay_until.map(|at| at.earlier(back)),
             survey_at: Some(now),
             imds_trusted: false,
             ..State::default()

@@ -115,6 +115,7 @@ fn without_checkpoint(seed: u64, cooldown: Duration, now: Timestamp) -> State {
         imds_trusted: false,
         found_cool_until: Some(now + cooldown.max(FOUND_COOLS)),
         resurvey_at: Some(now + LOOK_TWICE),
+        hearsay_until: Some(now + LOOK_TWICE),
         ..State::new(seed)
     }
 }

@@ -231,9 +231,10 @@ pub struct State {
     pub(crate) last_shrunk: Option<Timestamp>,
     /// When EC2 is to be asked for all ENIs of this node, if it has to be.
     pub(crate) survey_at: Option<Timestamp>,
-    /// EC2 is asked for all ENIs once more then: a description before may show what a state that was lost gave back, and
-    /// what only such a one shows is hearsay.
+    /// EC2 is asked for all ENIs once more then, though a survey before has answered: its answer may be late.
     pub(crate) resurvey_at: Option<Timestamp>,
+    /// What only a description before then shows is hearsay: a state that was lost may have given it back.
+    pub(crate) hearsay_until: Option<Timestamp>,
     /// Whether what IMDS says of the primary ENI's addresses is used at once: only while there is nothing that it could
     /// contradict.
     pub(crate) imds_trusted: bool,
@@ -290,6 +291,12 @@ impl State {
     #[must_use]
     pub fn obstacle(&self, api: Api, now: Timestamp) -> Option<&Obstacle> {
         self.obstacles.get(&api).filter(|obstacle| obstacle.until > now)
+    }
+
+    /// EC2 is to be asked for all ENIs at `at` at the latest, and then in any case.
+    pub(crate) fn survey_again(&mut self, at: Timestamp) {
+        self.survey_at = Some(self.survey_at.map_or(at, |due| due.min(at)));
+        self.resurvey_at = self.resurvey_at.max(Some(at));
     }
 
     /// The client token of the `ahead`-th create from here.

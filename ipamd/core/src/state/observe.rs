@@ -141,7 +141,8 @@ impl State {
 
     /// Takes in all ENIs that EC2 says this node owns.
     pub(super) fn surveyed(&mut self, enis: &[Ec2Eni], now: Timestamp) {
-        self.survey_at = self.resurvey_at.filter(|at| *at > now);
+        self.resurvey_at = self.resurvey_at.filter(|at| *at > now);
+        self.survey_at = self.resurvey_at;
         let ours = self.node.as_ref().map(|node| node.identity.instance.clone());
         for eni in enis {
             let known = self.ledger.eni(&eni.eni).is_some();
@@ -167,7 +168,7 @@ impl State {
                     .is_err()
                 {
                     // Another ENI of ours has one of its addresses: a description is late.
-                    self.survey_at = Some(now + SETTLE);
+                    self.survey_again(now + SETTLE);
                 }
             }
         }
@@ -216,7 +217,7 @@ impl State {
         blocks: impl IntoIterator<Item = Ipv4Net>,
         now: Timestamp,
     ) -> Result<(), ApplyError> {
-        if self.resurvey_at.is_some_and(|at| at > now) {
+        if self.hearsay_until.is_some_and(|until| until > now) {
             for net in blocks {
                 self.ledger.set_hearsay(id, net, true)?;
             }
@@ -240,14 +241,17 @@ impl State {
                 Block::hosts(net).filter_map(|address| self.ledger.homes().get(&address)).cloned().collect();
             let mut is_clear = true;
             for (eni, old) in others {
-                let goes = self
-                    .ledger
-                    .eni(&eni)
-                    .and_then(|eni| eni.blocks.get(&old))
-                    .is_some_and(|block| block.in_use(now).is_none() && (!block.is_offered() || is_answer));
+                let goes = self.ledger.eni(&eni).is_some_and(|eni| {
+                    let given_up = eni.stage == Stage::Leaving || is_answer;
+                    let block = eni.blocks.get(&old);
+                    block.is_some_and(|block| block.in_use(now).is_none() && (!block.is_offered() || given_up))
+                });
                 if !goes || self.ledger.remove_block(&eni, old, now).is_err() {
                     is_clear = false;
-                    self.doubt_eni(&eni, now + LOOK_AGAIN);
+                    // Who is to be asked about already is not asked about later because of this.
+                    if self.ledger.eni(&eni).is_some_and(|eni| !eni.unsure) {
+                        self.doubt_eni(&eni, now + LOOK_AGAIN);
+                    }
                     self.doubt_eni(id, now + LOOK_AGAIN);
                 }
             }
@@ -359,7 +363,7 @@ impl State {
                 new.insert(*net);
             }
         }
-        let is_late = self.resurvey_at.is_some_and(|at| at > now);
+        let is_late = self.hearsay_until.is_some_and(|until| until > now);
         let gone: Vec<(Ipv4Net, bool, bool)> = eni
             .blocks
             .iter()

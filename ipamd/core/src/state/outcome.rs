@@ -160,7 +160,7 @@ impl State {
             let given_up = (!may_succeed).then(|| self.intents.remove(&request.client_token)).flatten();
             if given_up.is_some_and(|intent| intent.tries > 1) {
                 // An earlier try may have made one.
-                self.survey_at = Some(self.survey_at.map_or(now + SETTLE, |at| at.min(now + SETTLE)));
+                self.survey_again(now + SETTLE);
             }
         }
     }

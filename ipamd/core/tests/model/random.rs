@@ -241,3 +241,47 @@ fn without_a_checkpoint_one_late_description_gives_out_nothing() {
     assert_eq!(life.queue.waiting(), 0);
     agrees_with_ec2(&life);
 }
+
+/// A create loses its answer and is refused at its repetition, so that what it made has to be looked for; the daemon is
+/// killed, and the look after the start is late.
+#[test]
+fn an_eni_whose_create_was_given_up_is_found_after_a_crash_too() {
+    let targets = Targets { warm_enis: 2, max_pods: 6, ..Targets::default() };
+    let mut life = Life::new(InstanceLimits { enis: 2, ipv4_per_eni: 3, prefixes: true }, targets);
+    live(
+        &mut life,
+        &[
+            Step::Fates(vec![Fate::Done, Fate::Late, Fate::Late, Fate::Lost, Fate::Refused(CloudErrorKind::Conflict)]),
+            Step::Run(3700),
+            Step::Fates(vec![Fate::Late]),
+            Step::Crash { effects: 0, keeps_checkpoint: true },
+        ],
+    );
+    life.settle();
+    agrees_with_ec2(&life);
+}
+
+/// A delete loses its answer, and EC2 gives the addresses of the ENI that is gone to new ones.
+#[test]
+fn addresses_of_an_eni_whose_delete_lost_its_answer_may_come_again() {
+    let targets = Targets { max_pods: 7, ..Targets::default() };
+    let mut life = Life::new(InstanceLimits { enis: 4, ipv4_per_eni: 4, prefixes: true }, targets);
+    live(
+        &mut life,
+        &[
+            Step::Run(400),
+            Step::Add(1),
+            Step::Fates(vec![Fate::Done, Fate::Lost, Fate::Refused(CloudErrorKind::Denied), Fate::Lost]),
+            Step::Add(2),
+            Step::Del(0),
+            Step::Add(2),
+            Step::Run(79_900),
+            Step::Fates(vec![Fate::Refused(CloudErrorKind::InsufficientAddresses), Fate::Lost]),
+            Step::Run(20_000),
+            Step::Add(4),
+        ],
+    );
+    life.settle();
+    assert_eq!(life.queue.waiting(), 0);
+    agrees_with_ec2(&life);
+}
