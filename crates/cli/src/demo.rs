@@ -85,14 +85,14 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
         Err(error) => return failed(progress, &error),
     };
     let mut world = None;
-    // The daemons end with this: before the world does, and not while it is kept for a look around.
+    // Their daemons end before the world does, and not while it is kept for a look around.
     let mut running = Vec::new();
     let mut cluster = None;
     let outcome = tokio::select! {
         outcome = play(&mut world, &mut running, &mut cluster, options, progress, out) => outcome,
         () = interrupt.wait() => {
             progress.line("interrupted: taking everything down");
-            down(world).await;
+            down(running, world).await;
             return ExitCode::from(exit::INTERRUPTED);
         }
     };
@@ -119,8 +119,7 @@ async fn run(options: &Options, progress: &Progress, out: Paint) -> ExitCode {
         hints(world, progress);
         interrupt.wait().await;
     }
-    drop(running);
-    down(world).await;
+    down(running, world).await;
     code
 }
 
@@ -143,8 +142,7 @@ async fn play(
     };
     let mut report = Report::default();
     let cluster = cluster.insert(Cluster::new(world.tag()).map_err(ActError::Cluster)?);
-    let mut stage = Stage::set(world, &binaries, &gate, cluster, progress).await?;
-    running.extend(stage.deployments.values().cloned());
+    let mut stage = Stage::set(world, &binaries, &gate, cluster, running, progress).await?;
     stage.pods(cluster, progress).await?;
     report.nodes = stage.node_rows().await?;
     show(tables::nodes(&report.nodes, out));
@@ -165,7 +163,11 @@ async fn play(
     Ok(report)
 }
 
-async fn down(world: Option<World>) {
+async fn down(running: Vec<Arc<Deployment>>, world: Option<World>) {
+    for deployment in &running {
+        deployment.end().await;
+    }
+    drop(running);
     // Namespaces and processes are waited for: not on a thread that others need.
     drop(tokio::task::spawn_blocking(move || drop(world)).await);
 }

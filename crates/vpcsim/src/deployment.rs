@@ -252,6 +252,14 @@ impl Deployment {
         }
     }
 
+    /// Kills the daemons, as the kernel would, and waits for their ends.
+    pub async fn end(&self) {
+        self.kill_ipamd().await;
+        if let Some(policyd) = &self.policyd {
+            policyd.kill().await;
+        }
+    }
+
     /// Process id of ipamd while it runs.
     pub async fn ipamd_pid(&self) -> Option<u32> {
         self.process.lock().await.as_ref().and_then(Child::id)

@@ -424,9 +424,7 @@ impl Ledger {
     /// Whether pods may have addresses of this block of this ENI.
     fn is_offered(&self, address: Ipv4Addr) -> bool {
         self.homes.get(&address).is_some_and(|(eni, net)| {
-            self.enis
-                .get(eni)
-                .is_some_and(|eni| eni.takes_pods() && eni.blocks.get(net).is_some_and(Block::is_offered))
+            self.enis.get(eni).is_some_and(|eni| eni.takes_pods() && eni.blocks.get(net).is_some_and(Block::is_offered))
         })
     }
 

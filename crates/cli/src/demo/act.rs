@@ -106,12 +106,14 @@ pub(crate) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Installs Sluice on both nodes and waits until they can start pods.
+    /// Installs Sluice on both nodes and waits until they can start pods. What is started is noted in `running` before it is
+    /// waited for.
     pub(crate) async fn set(
         world: &'a World,
         binaries: &Binaries,
         gate: &GateBinaries,
         cluster: &mut Cluster,
+        running: &mut Vec<std::sync::Arc<Deployment>>,
         progress: &Progress,
     ) -> Result<Self, ActError> {
         let mut stage = Self { world, deployments: BTreeMap::new(), actors: Vec::new() };
@@ -134,12 +136,14 @@ impl<'a> Stage<'a> {
                 .collect();
             let node = std::sync::Arc::clone(world.node(name)?);
             let source = Source::Directory(cluster.directory().to_owned());
-            let deployment = Deployment::install_gated(node, binaries, gate, environment, source).await?;
+            let deployment =
+                std::sync::Arc::new(Deployment::install_gated(node, binaries, gate, environment, source).await?);
+            running.push(std::sync::Arc::clone(&deployment));
             deployment.start_ipamd().await?;
             if let Some(policyd) = deployment.policyd() {
                 policyd.start().await?;
             }
-            stage.deployments.insert(name.to_owned(), std::sync::Arc::new(deployment));
+            stage.deployments.insert(name.to_owned(), deployment);
         }
         for deployment in stage.deployments.values() {
             deployment.ready(LIMIT).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill as signal};
@@ -12,8 +12,8 @@ use sluice_hostnet::netns::NamespaceId;
 /// How often a wait for processes to go looks again.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Processes in any of `namespaces`, and those that descend from them, this process excepted. A process that has
-/// ended and waits for its parent is in no namespace any more.
+/// Processes in any of `namespaces`, and those that descend from them, this process excepted. A process whose threads
+/// have all ended and that waits for its parent is in no namespace any more.
 pub(crate) fn running(namespaces: &BTreeSet<NamespaceId>) -> BTreeSet<i32> {
     let me = i32::try_from(std::process::id()).unwrap_or_default();
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
@@ -27,10 +27,7 @@ pub(crate) fn running(namespaces: &BTreeSet<NamespaceId>) -> BTreeSet<i32> {
         if let Some(parent) = living_parent(&proc) {
             children.entry(parent).or_default().push(pid);
         }
-        if ["mnt", "net"].iter().any(|file| {
-            std::fs::metadata(proc.join("ns").join(file))
-                .is_ok_and(|ns| namespaces.contains(&NamespaceId { dev: ns.dev(), ino: ns.ino() }))
-        }) {
+        if is_in(&proc, namespaces) || threads_of_the_dead(&proc).any(|thread| is_in(&thread, namespaces)) {
             found.insert(pid);
         }
     }
@@ -43,6 +40,21 @@ pub(crate) fn running(namespaces: &BTreeSet<NamespaceId>) -> BTreeSet<i32> {
         }
     }
     found
+}
+
+/// Whether a process or thread is in one of `namespaces`.
+fn is_in(proc: &Path, namespaces: &BTreeSet<NamespaceId>) -> bool {
+    ["mnt", "net"].iter().any(|file| {
+        std::fs::metadata(proc.join("ns").join(file))
+            .is_ok_and(|ns| namespaces.contains(&NamespaceId { dev: ns.dev(), ino: ns.ino() }))
+    })
+}
+
+/// The threads of a process whose first thread has ended: they may take a moment more.
+fn threads_of_the_dead(proc: &Path) -> impl Iterator<Item = PathBuf> {
+    let ended = std::fs::metadata(proc.join("ns/net")).is_err();
+    let threads = ended.then(|| std::fs::read_dir(proc.join("task"))).into_iter().flatten().flatten();
+    threads.filter_map(|thread| Some(thread.ok()?.path()))
 }
 
 /// The parent of a process that has not ended (proc(5), `stat`: the name in parentheses, the state, the parent).

@@ -113,7 +113,8 @@ fn surplus_of(draft: &Draft<'_>, eni: &Eni, pool: &Pool, targets: &Targets, form
 
 /// Blocks of which no pod uses an address and none cools, the longest-free first: that is safest for who gets them next.
 pub(super) fn returnable(eni: &Eni, now: Timestamp, which: impl Fn(&Ipv4Net) -> bool) -> Vec<Ipv4Net> {
-    let blocks = eni.blocks.iter().filter(|(net, block)| which(net) && block.is_offered() && block.in_use(now).is_none());
+    let blocks =
+        eni.blocks.iter().filter(|(net, block)| which(net) && block.is_offered() && block.in_use(now).is_none());
     let mut blocks: Vec<_> = blocks
         .map(|(net, block)| (block.addresses.values().filter_map(|state| state.available_from()).max(), *net))
         .collect();
