@@ -115,6 +115,7 @@ fn map_type(kind: &str) -> &'static str {
         "PerCpuHash" => "PERCPU_HASH",
         "PerCpuArray" => "PERCPU_ARRAY",
         "Array" => "ARRAY",
+        "SockMap" => "SOCKMAP",
         _ => "RINGBUF",
     }
 }
@@ -205,6 +206,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let clang = compiler()?;
     compile(&clang, "gate", &out)?;
     compile(&clang, "local", &out)?;
+    compile(&clang, "proxy", &out)?;
     println!("cargo::rustc-env=SLUICE_COMPILER={}", name_of(&clang).unwrap_or(clang));
     Ok(())
 }

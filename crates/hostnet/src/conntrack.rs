@@ -1,4 +1,7 @@
-//! The flows that connection tracking knows, by a dump over ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`).
+//! The flows that connection tracking knows, over ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`): all of them by a dump,
+//! or one by its tuple ([`Lookup`]).
+
+mod lookup;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,6 +16,8 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use crate::netns::{Namespace, NamespaceError};
+
+pub use lookup::Lookup;
 
 /// The kernel answers within its own call.
 const ANSWER_TIMEOUT: TimeVal = TimeVal::new(10, 0);

@@ -25,6 +25,9 @@
 #endif
 #define SECOND 1000000000ull
 
+/* What becomes of a packet of a flow that the proxy has: it is yet to be sent there. */
+#define STEERED TC_ACT_REDIRECT
+
 #define ETHERNET_HEADER 14u
 
 enum {

@@ -131,6 +131,25 @@ static __always_inline bool key_of(const struct packet *packet, __u32 towards, s
 	return key->query != 0;
 }
 
+/* The key of the flow of whose packet an ICMP error that goes `towards` tells: that packet went the other way. */
+GLOBAL int quoted_key(struct __sk_buff *skb, const struct scene *scene, __u32 towards, struct connection_key *key)
+{
+	struct packet quoted = {};
+	__u32 how = PARSE_QUOTED, end;
+
+	if (!scene || !key)
+		return 0;
+	if (scene->ether_type == TYPE_IPV6)
+		how |= PARSE_IPV6;
+	end = scene->packet.transport + scene->packet.room;
+	if (parse(skb, &quoted, scene->packet.transport + 8, end, how) || quoted.part == PART_LATER)
+		return 0;
+	/* An error goes to who sent the packet. */
+	if (!same_address(&quoted.source, &scene->packet.destination))
+		return 0;
+	return key_of(&quoted, !towards, key);
+}
+
 /* The port that policy is asked for. */
 static __always_inline __u16 judged_port(const struct connection_key *key, __u32 direction)
 {
@@ -148,6 +167,25 @@ static __always_inline __u32 enforced(const struct scene *scene)
 static __always_inline bool passes(__u32 verdict)
 {
 	return verdict == VERDICT_ALLOW || verdict == VERDICT_DEFER;
+}
+
+/* Whether the proxy takes flows of this kind now. */
+GLOBAL int has_listener(__u32 direction, __u32 protocol, __u32 ether_type)
+{
+	__u32 index = ether_type == TYPE_IPV6 ? LISTENER_IPV6 : 0;
+	struct bpf_sock *socket;
+
+	if (protocol == PROTOCOL_UDP)
+		index |= LISTENER_UDP;
+	else if (protocol != PROTOCOL_TCP)
+		return 0;
+	if (direction == DIRECTION_EGRESS)
+		index |= LISTENER_EGRESS;
+	socket = bpf_map_lookup_elem(&listeners, &index);
+	if (!socket)
+		return 0;
+	bpf_sk_release(socket);
+	return 1;
 }
 
 static __always_inline __u32 reason_of(const struct scene *scene)
@@ -285,7 +323,8 @@ GLOBAL int open_flow(struct __sk_buff *skb, const struct endpoint *endpoint, str
 		scene->direction = !scene->towards;
 		scene->origin = ORIGIN_FORWARDED;
 		ask_about(endpoint, scene, &scene->key.peer);
-		if (passes(scene->verdict)) {
+		/* Of one that is the proxy's from now on, it will know nothing, and reset it (DESIGN 6.5). */
+		if (passes(scene->verdict) || scene->verdict == VERDICT_REDIRECT) {
 			state = CONNECTION_ADOPTED | CONNECTION_ANSWERED;
 			scene->other = scene->key.peer;
 			goto judged;
@@ -297,7 +336,9 @@ GLOBAL int open_flow(struct __sk_buff *skb, const struct endpoint *endpoint, str
 	ask_about(endpoint, scene, &scene->other);
 judged:
 	verdict = enforced(scene);
-	if (!passes(verdict))
+	if (verdict == VERDICT_REDIRECT && has_listener(scene->direction, packet->protocol, scene->ether_type))
+		state |= CONNECTION_PROXIED;
+	else if (!passes(verdict))
 		return dropped(scene, reason_of(scene));
 	if (scene->decision)
 		count_decision(scene->decision, scene->length);
@@ -324,7 +365,7 @@ judged:
 	if (same_address(&scene->other, &scene->key.peer))
 		scene->other = (struct address){};
 	report(scene, EVENT_FLOW, DROP_NONE);
-	return PASS;
+	return state & CONNECTION_PROXIED ? STEERED : PASS;
 }
 
 /* A flow whose endpoint has moved on is judged again, in the flow's own direction. */
@@ -334,28 +375,38 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 	__u32 before = connection->judged & 255, after;
 	__u64 adopt_until;
 
-	if (passes(before) && (setting_flags(&adopt_until) & SETTING_KEEP_ESTABLISHED)) {
+	if (before != VERDICT_DENY && (setting_flags(&adopt_until) & SETTING_KEEP_ESTABLISHED)) {
 		connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | before;
 		return;
 	}
 	ask_about(endpoint, scene, scene->direction == DIRECTION_INGRESS ? &scene->other : &scene->key.peer);
 	after = enforced(scene);
+	/* The server knows another connection than the client: there is no way back. */
+	if (connection->state & CONNECTION_PROXIED && passes(after))
+		after = VERDICT_REDIRECT;
 	connection->decision = scene->decision;
 	connection->basis = scene->basis;
 	connection->proxy_port = scene->proxy_port;
 	/* Last: what is read beside it is only told, this is what packets pass by. */
 	*(volatile __u64 *)&connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | after;
-	if (scene->decision && passes(after))
+	if (scene->decision && after != VERDICT_DENY)
 		count_decision(scene->decision, scene->length);
 	if (before != after)
 		report(scene, EVENT_CHANGED, DROP_NONE);
 }
 
-/* A packet of a known flow. */
+/* A packet of a known flow.
+ *
+ * Behind one that is proxied are two connections. The one with the client is what is written down of it, because the flow
+ * ends with that one; the other only keeps it alive. At a pod's gate, the client's packets are of the first, and the answers
+ * of the second; it is the other way round where they come from the proxy.
+ *
+ * A flow that was let pass directly and is the proxy's now goes there too. The proxy's namespace, which does not know it,
+ * answers with a reset in the name of the other side, to whichever side speaks. */
 GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, struct connection *connection)
 {
 	const struct packet *packet;
-	bool own, closed = false;
+	bool own, steered, of_client, closed = false;
 	__u32 verdict, state, news = 0;
 
 	if (!endpoint || !scene || !connection)
@@ -373,7 +424,8 @@ GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, str
 		judge_again(endpoint, scene, connection);
 	verdict = connection->judged & 255;
 	scene->verdict = verdict;
-	if (!passes(verdict)) {
+	steered = verdict == VERDICT_REDIRECT;
+	if (!passes(verdict) && !steered) {
 		/* It stays denied as long as anyone tries: forgotten, it could be opened by what the other side repeats. */
 		if (packet->protocol == PROTOCOL_TCP)
 			connection->expires = scene->now + TIMEOUT_TCP_DENIED;
@@ -381,9 +433,10 @@ GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, str
 			connection->expires = scene->now + timeout(packet->protocol, 0);
 		return dropped(scene, reason_of(scene));
 	}
-	if (!own)
+	of_client = !steered || own != (scene->hook == HOOK_FROM_PROXY);
+	if (!own && of_client)
 		news |= CONNECTION_ANSWERED;
-	if (packet->protocol == PROTOCOL_TCP && packet->part != PART_LATER) {
+	if (packet->protocol == PROTOCOL_TCP && packet->part != PART_LATER && of_client) {
 		/* A reset that the receiver does not believe, because it is forged or late, must not take the answers of the
 		 * flow along: whatever comes after it shows that the flow lives. */
 		if (packet->flags & TCP_RST) {
@@ -405,7 +458,7 @@ GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, str
 	connection->expires = scene->now + timeout(packet->protocol, state);
 	if (closed)
 		report(scene, EVENT_CLOSED, DROP_NONE);
-	return PASS;
+	return steered ? STEERED : PASS;
 }
 
 /* What is to be looked at twice. */

@@ -12,20 +12,9 @@
 #include "fragment.h"
 #include "backend.h"
 #include "unusual.h"
-
-/* Ethernet, IPv6 and what is read of TCP. */
-#define PLAIN_HEADERS (ETHERNET_HEADER + 40 + 14)
+#include "steer.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
-
-/* The headers of a packet in pages are brought to where `parse_plain` reads. */
-static __always_inline void pull(struct __sk_buff *skb)
-{
-	__u32 linear = (long)skb->data_end - (long)skb->data;
-
-	if (linear < PLAIN_HEADERS && linear < skb->len)
-		bpf_skb_pull_data(skb, skb->len < PLAIN_HEADERS ? skb->len : PLAIN_HEADERS);
-}
 
 /* Whether a flow's packet passes as the last one did, and there is nothing to write down but that it came. */
 static __always_inline bool goes_on(struct scene *scene, const struct endpoint *endpoint)
@@ -63,6 +52,12 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 	bool is_flow, plain;
 	int reason = DROP_NONE, action;
 
+	/* Of a flow that was judged where the proxy took it. */
+	if (hook == HOOK_FROM_POD && skb->mark == MARK_FROM_PROXY) {
+		skb->mark = 0;
+		bpf_skb_change_type(skb, PACKET_HOST);
+		return PASS;
+	}
 	scene.hook = hook;
 	scene.towards = towards;
 	scene.direction = towards;
@@ -108,8 +103,13 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 	    !(scene.packet.protocol == PROTOCOL_TCP && scene.packet.flags & (TCP_FIN | TCP_RST)) &&
 	    goes_on(&scene, endpoint))
 		return PASS;
-	if (!is_flow && is_error(&scene.packet) && related(skb, endpoint, &scene))
-		return PASS;
+	if (!is_flow && is_error(&scene.packet)) {
+		action = related(skb, endpoint, &scene);
+		if (action == RELATED)
+			return PASS;
+		if (action == STEERED)
+			return steer(skb, &scene);
+	}
 	if (towards == DIRECTION_INGRESS && is_flow) {
 		reason = judge_answer(skb, endpoint, &scene);
 		if (reason)
@@ -117,12 +117,12 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 		forget(&scene, endpoint->id);
 	}
 	action = slow(skb, endpoint, &scene, is_flow);
-	if (action == PASS && scene.packet.part == PART_FIRST) {
+	if (action != SHOT && scene.packet.part == PART_FIRST) {
 		reason = first_fragment(&scene.packet, endpoint->id, towards, scene.now);
 		if (reason)
 			return dropped(&scene, reason);
 	}
-	return action;
+	return action == STEERED ? steer(skb, &scene) : action;
 }
 
 /* Ingress of the host interface: what the pod sends. */

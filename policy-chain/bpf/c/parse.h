@@ -257,6 +257,18 @@ GLOBAL int parse(struct __sk_buff *skb, struct packet *packet, __u32 base, __u32
 	return reason ? reason : parse_transport(skb, packet, quoted);
 }
 
+/* Ethernet, IPv6 and what is read of TCP. */
+#define PLAIN_HEADERS (ETHERNET_HEADER + 40 + 14)
+
+/* The headers of a packet in pages are brought to where `parse_plain` reads. */
+static __always_inline void pull(struct __sk_buff *skb)
+{
+	__u32 linear = (long)skb->data_end - (long)skb->data;
+
+	if (linear < PLAIN_HEADERS && linear < skb->len)
+		bpf_skb_pull_data(skb, skb->len < PLAIN_HEADERS ? skb->len : PLAIN_HEADERS);
+}
+
 /* The packets that there are most of: whole, without options, TCP or UDP. Anything else is for `parse`. */
 static __always_inline bool parse_plain(struct __sk_buff *skb, struct packet *packet, __u32 ether_type)
 {

@@ -115,30 +115,32 @@ GLOBAL int unusual(struct __sk_buff *skb, const struct endpoint *endpoint, struc
 	return DROP_NONE;
 }
 
-/* Whether an ICMP error is about a packet of a flow that passes, which went the other way. */
-GLOBAL int related(struct __sk_buff *skb, const struct endpoint *endpoint, const struct scene *scene)
+enum {
+	UNRELATED,
+	RELATED,
+};
+
+/* Whether an ICMP error is about a packet of a flow that passes, which went the other way: RELATED; STEERED, where the proxy
+ * has the flow: it is the one to know. */
+GLOBAL int related(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene)
 {
 	struct connection *connection;
 	struct connection_key key = {};
-	struct packet quoted = {};
-	__u32 how = PARSE_QUOTED, end;
 
 	if (!endpoint || !scene)
-		return 0;
+		return UNRELATED;
 	key.endpoint = endpoint->id;
-	if (scene->ether_type == TYPE_IPV6)
-		how |= PARSE_IPV6;
-	end = scene->packet.transport + scene->packet.room;
-	if (parse(skb, &quoted, scene->packet.transport + 8, end, how) || quoted.part == PART_LATER)
-		return 0;
-	/* An error goes to who sent the packet. */
-	if (!same_address(&quoted.source, &scene->packet.destination))
-		return 0;
-	if (!key_of(&quoted, !scene->towards, &key))
-		return 0;
+	if (!quoted_key(skb, scene, scene->towards, &key))
+		return UNRELATED;
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (!connection || connection->expires <= scene->now)
-		return 0;
+		return UNRELATED;
 	/* One that is to be judged again waits for a packet of its own. */
-	return connection->judged >> JUDGED_REVISION_SHIFT == endpoint->revision && passes(connection->judged & 255);
+	if (connection->judged >> JUDGED_REVISION_SHIFT != endpoint->revision)
+		return UNRELATED;
+	if ((connection->judged & 255) == VERDICT_REDIRECT) {
+		scene->direction = connection->direction;
+		return STEERED;
+	}
+	return passes(connection->judged & 255) ? RELATED : UNRELATED;
 }

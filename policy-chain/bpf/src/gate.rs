@@ -225,7 +225,7 @@ pub struct Gate {
     /// Tries cannot be asked for the entries of a row.
     rows: BTreeMap<RowId, Arc<RowEntries>>,
     last_id: u32,
-    /// Where redirected flows go; 0: there is no proxy.
+    /// See [`GateConfig::proxy_port`].
     proxy_port: u16,
     /// Offset of the tuples in this kernel's connections; 0: not known yet.
     conntrack_tuples: u32,

@@ -133,6 +133,8 @@ pub enum MapKind {
     PerCpuArray,
     /// `BPF_MAP_TYPE_ARRAY`.
     Array,
+    /// `BPF_MAP_TYPE_SOCKMAP`.
+    SockMap,
     /// `BPF_MAP_TYPE_RINGBUF`; the entries are bytes.
     Ring,
 }

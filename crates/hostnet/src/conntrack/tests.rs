@@ -46,6 +46,14 @@ fn a_translated_flow_and_a_plain_one_are_listed_in_both_families() {
     assert_eq!((plain.original.source, plain.original.destination), (v6.ip(), v6.ip()));
     assert_eq!(plain.original.destination_port, 7777);
 
+    let mut lookup = Lookup::open(&namespace).unwrap();
+    for known in [translated, plain] {
+        let found = lookup.flow(&known.original).unwrap().expect("a flow that is listed");
+        assert_eq!((found.original, found.reply), (known.original, known.reply));
+        let unknown = Tuple { source_port: 1, ..known.original };
+        assert_eq!(lookup.flow(&unknown).unwrap(), None);
+    }
+
     let limited = flows(&namespace, 0, |flow| flow.original.protocol == 17);
     assert!(matches!(limited, Err(ConntrackError::TooMany { limit: 0 })), "{limited:?}");
     assert_eq!(flows(&namespace, 10, |flow| flow.original.protocol == 6).unwrap(), []);

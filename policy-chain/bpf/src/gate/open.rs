@@ -30,7 +30,7 @@ pub struct GateConfig {
     /// How many entries a map can hold, by its name; the others hold what [`layout::MAPS`] says. For maps that are made:
     /// those that are pinned stay as large as they are.
     pub limits: BTreeMap<&'static str, u32>,
-    /// Where redirected flows go in the proxy's namespace; 0: there is no proxy, and they are dropped.
+    /// What is told of a redirect in its decision; the programs go by the sockets in `listeners`.
     pub proxy_port: u16,
 }
 

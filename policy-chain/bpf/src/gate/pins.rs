@@ -131,6 +131,7 @@ const fn kind(kind: MapKind) -> MapType {
         MapKind::PerCpuHash => MapType::PerCpuHash,
         MapKind::PerCpuArray => MapType::PerCpuArray,
         MapKind::Array => MapType::Array,
+        MapKind::SockMap => MapType::SockMap,
         MapKind::Ring => MapType::RingBuf,
     }
 }

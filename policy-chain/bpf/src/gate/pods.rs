@@ -261,9 +261,9 @@ impl Gate {
         let count = pod.interfaces.values().map(|interface| pod.addresses(interface).1).max().unwrap_or_default();
         let entries: Vec<(u32, layout::Endpoint)> =
             pod.interfaces.iter().map(|(index, interface)| (*index, pod.entry(interface))).collect();
-        let ports: Vec<Interface> = pod.interfaces.values().filter(|port| port.bridge.is_some()).cloned().collect();
-        for port in &ports {
-            self.put_port(port)?;
+        let interfaces: Vec<Interface> = pod.interfaces.values().cloned().collect();
+        for interface in &interfaces {
+            self.put_owner(interface)?;
         }
         for (index, entry) in entries {
             if undecided && self.kept.contains_key(&index) {
@@ -284,13 +284,13 @@ impl Gate {
         Ok(())
     }
 
-    /// Makes known whose addresses are behind a port of a bridge.
-    fn put_port(&mut self, port: &Interface) -> Result<(), ApplyError> {
-        let Some(bridge) = port.bridge else { return Ok(()) };
-        for address in &port.addresses {
-            let written = self.maps.owners.insert(Address::from(address.to_canonical()), port.index, 0);
+    /// Makes known whose addresses are behind an interface, and that a bridge is none.
+    fn put_owner(&mut self, interface: &Interface) -> Result<(), ApplyError> {
+        for address in &interface.addresses {
+            let written = self.maps.owners.insert(Address::from(address.to_canonical()), interface.index, 0);
             written.map_err(|error| self.maps.failed("owners", error))?;
         }
+        let Some(bridge) = interface.bridge else { return Ok(()) };
         self.put(bridge, layout::Endpoint { flags: ENDPOINT_BRIDGE, ..Default::default() })
     }
 
@@ -307,7 +307,7 @@ impl Gate {
                 self.pods.remove(&key);
             }
         }
-        for address in interface.iter().filter(|port| port.bridge.is_some()).flat_map(|port| &port.addresses) {
+        for address in interface.iter().flat_map(|interface| &interface.addresses) {
             let address = Address::from(address.to_canonical());
             if self.maps.owners.get(&address, 0).is_ok_and(|owner| owner == index) {
                 removed("owners", self.maps.owners.remove(&address))?;

@@ -33,6 +33,19 @@ constants! {
 
     /// Connection: a reset was the last that was seen (TCP). Nobody here checks its sequence number, so the flow may go on.
     CONNECTION_RESET: u32 = 16;
+    /// Connection: it was opened by way of the proxy, and keeps to it until it closes (DESIGN 6.5).
+    CONNECTION_PROXIED: u32 = 32;
+
+    /// The mark of a packet on its way from a proxy's interface to a pod's, where it is taken off before anything else sees
+    /// it. No pod can set it: what crosses namespaces loses its mark.
+    MARK_FROM_PROXY: u32 = 0x51c3_ab1e;
+
+    /// Index into `listeners`: of the proxy of egress flows.
+    LISTENER_EGRESS: u32 = 4;
+    /// Index into `listeners`: of UDP.
+    LISTENER_UDP: u32 = 2;
+    /// Index into `listeners`: of IPv6.
+    LISTENER_IPV6: u32 = 1;
 
     /// The lowest bit of the revision in `judged`; the bits below it are the verdict.
     JUDGED_REVISION_SHIFT: u32 = 8;
@@ -121,6 +134,8 @@ numbers! {
         EventLost = 14 "event-lost",
         /// Not a drop: a judgement that the counters had no room for.
         CounterLost = 15 "counter-lost",
+        /// It comes from the proxy, and is of no flow that the proxy has.
+        ProxyUnknown = 16 "proxy-unknown",
     }
 
     /// What an event tells.
@@ -149,6 +164,8 @@ numbers! {
         LocalInput = 4 "local-input",
         /// The drop program.
         Closed = 5 "closed",
+        /// Ingress of the host's end of a proxy's link.
+        FromProxy = 6 "from-proxy",
     }
 }
 
@@ -336,6 +353,16 @@ structs! {
         bytes: u64,
     }
 
+    /// The proxy of a direction.
+    Proxy {
+        /// Index of the host's end of its link; 0: there is none.
+        index: u32,
+        /// Address of its own end.
+        mac: [u8; 6],
+        /// 0.
+        unused: u16,
+    }
+
     /// What is set from outside.
     Settings {
         /// Until then, ns of `CLOCK_MONOTONIC`, a TCP packet that opens nothing and is of no known flow is first judged as
@@ -401,7 +428,7 @@ structs! {
 maps! {
     /// Gates, by interface index.
     endpoints: Hash(u32, Endpoint) 4096, NO_PREALLOC;
-    /// Pods behind a bridge: address -> interface index; for packets that the bridge forwards (`ENDPOINT_BRIDGE`).
+    /// The pods' addresses -> interface index: for packets that a bridge forwards (`ENDPOINT_BRIDGE`), and those of the proxy.
     owners: Hash(Address, u32) 4096, NO_PREALLOC;
     /// Addresses that names resolved to -> identity; looked up before `ipcache`.
     names: Lpm(AddressPrefix, u32) 65536, NO_PREALLOC;
@@ -425,6 +452,10 @@ maps! {
     drops: PerCpuArray(u32, Counter) 32, NONE;
     /// Settings, at 0.
     settings: Array(u32, Settings) 1, NONE;
+    /// The proxies, by [`FlowDirection`].
+    proxies: Array(u32, Proxy) 2, NONE;
+    /// The sockets that take redirected flows, by `LISTENER_*`; what closes leaves it by itself.
+    listeners: SockMap(u32, u32) 8, NONE;
     /// Events.
     events: Ring 1048576;
 }

@@ -217,6 +217,7 @@ fn map_data(map: &Map) -> &MapData {
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
+        | Map::SockMap(data)
         | Map::RingBuf(data) => data,
         other => panic!("{other:?}"),
     }

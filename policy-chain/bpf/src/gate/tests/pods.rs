@@ -147,6 +147,23 @@ fn more_addresses_than_there_is_room_for_close_the_gate() {
 }
 
 #[test]
+fn every_pod_is_known_by_its_addresses() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let owner = |gate: &Gate, address: [u8; 4]| gate.maps.owners.get(&IpAddr::from(address).into(), 0).ok();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap();
+        gate.bind(&key("db"), interface(8, &["10.0.0.2"])).unwrap();
+        assert_eq!((owner(&gate, [10, 0, 0, 1]), owner(&gate, [10, 0, 0, 2])), (Some(7), Some(8)));
+        // Its successor has the address already when the old interface goes.
+        gate.bind(&key("next"), interface(9, &["10.0.0.2"])).unwrap();
+        gate.unbind(8).unwrap();
+        gate.unbind(7).unwrap();
+        assert_eq!((owner(&gate, [10, 0, 0, 1]), owner(&gate, [10, 0, 0, 2])), (None, Some(9)));
+    });
+}
+
+#[test]
 fn a_port_of_a_bridge_is_known_by_its_addresses() {
     on_a_node(|| async {
         let (mut gate, _) = open();
