@@ -35,13 +35,15 @@ pub struct Watched {
     pub rules: bool,
     /// Permanent and proxy neighbours.
     pub neighbours: bool,
+    /// What is taken off the hooks of links: filters and qdiscs.
+    pub hooks: bool,
 }
 
 impl Watched {
     /// Links only. They are always watched: the rest is told by their names.
-    pub const LINKS: Self = Self { addresses: false, routes: false, rules: false, neighbours: false };
-    /// All there is.
-    pub const ALL: Self = Self { addresses: true, routes: true, rules: true, neighbours: true };
+    pub const LINKS: Self = Self { addresses: false, routes: false, rules: false, neighbours: false, hooks: false };
+    /// All that [`Observed`](crate::state::Observed) tells of.
+    pub const ALL: Self = Self { addresses: true, routes: true, rules: true, neighbours: true, hooks: false };
 
     fn groups(self) -> u32 {
         let both = |watched: bool, v4, v6| watched.then_some([v4, v6]).into_iter().flatten();
@@ -50,6 +52,7 @@ impl Watched {
             .chain(both(self.routes, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route))
             .chain(both(self.rules, MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule))
             .chain(self.neighbours.then_some(MulticastGroup::Neigh))
+            .chain(self.hooks.then_some(MulticastGroup::Tc))
             .fold(0, |groups, group| groups | 1 << (group as u32 - 1))
     }
 }
@@ -76,6 +79,8 @@ pub enum Event {
     Rule(Change, Rule),
     /// A permanent or proxy neighbour.
     Neighbour(Change, Neighbour),
+    /// A filter or a qdisc of the link with this index is gone.
+    Hooks(u32),
     /// A route or a rule that our types cannot say.
     Other(Change),
     /// Events were lost: what is there must be read anew.
@@ -258,6 +263,9 @@ impl Watch {
             }
             RouteNetlinkMessage::DelNeighbour(message) => {
                 decode_neighbour(&message, names).map(|neighbour| Event::Neighbour(Change::Gone, neighbour))
+            }
+            RouteNetlinkMessage::DelTrafficFilter(message) | RouteNetlinkMessage::DelQueueDiscipline(message) => {
+                Some(Event::Hooks(message.header.index.cast_unsigned()))
             }
             _ => None,
         }

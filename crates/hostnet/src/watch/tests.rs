@@ -106,3 +106,28 @@ async fn who_is_too_slow_is_told_so() {
     host.execute(&[step(Op::DeleteRule(rule(0)))]).await.unwrap();
     assert_eq!(watch.settle().await, [Event::Rule(Change::Gone, rule(0))], "it goes on");
 }
+
+#[tokio::test]
+async fn what_is_taken_off_the_hooks_is_told() {
+    use crate::bpf::testing::{DROP, load};
+    use crate::tc::{Existing, Hook, Program, Slot};
+    use std::os::fd::AsFd as _;
+
+    let host = Host::of(Namespace::new_unbound().unwrap()).unwrap();
+    let link = veth(&host, "eth1", MacAddr([2, 0, 0, 0, 0, 1])).await;
+    let mut watch =
+        Watch::open(host.namespace(), Watched { hooks: true, ..Watched::LINKS }).await.unwrap();
+    watch.settle().await;
+    let program = load(&DROP);
+    let program = Program { fd: program.as_fd(), name: "test" };
+    host.netlink().attach(link.index, Slot::GATE, &[(Hook::Egress, program)], Existing::Keep).await.unwrap();
+    assert_eq!(watch.settle().await, [], "what is put there is not");
+    assert!(host.netlink().remove_filter(link.index, Hook::Egress, Slot::GATE).await.unwrap());
+    assert!(watch.settle().await.contains(&Event::Hooks(link.index)));
+    let deleted = host.namespace().run(|| {
+        let arguments = ["qdisc", "del", "dev", "eth1", "clsact"];
+        std::process::Command::new("tc").args(arguments).status().expect("tc is needed (iproute2)").success()
+    });
+    assert!(deleted.unwrap());
+    assert!(watch.settle().await.contains(&Event::Hooks(link.index)));
+}
