@@ -130,7 +130,7 @@ numbers! {
         ConnectionsFull = 12 "connections-full",
         /// The gate is not set up yet (the drop program).
         NotReady = 13 "not-ready",
-        /// Not a drop: an event that the ring buffer had no room for.
+        /// Not a drop: an event that was not told, because there were too many.
         EventLost = 14 "event-lost",
         /// Not a drop: a judgement that the counters had no room for.
         CounterLost = 15 "counter-lost",

@@ -23,6 +23,7 @@ mod kernel;
 mod live;
 mod model;
 mod pod;
+mod storm;
 #[expect(dead_code, reason = "the generator of policy-core's tests, of which these use a part")]
 mod random;
 
