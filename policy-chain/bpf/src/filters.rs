@@ -42,6 +42,15 @@ pub enum FilterError {
     },
 }
 
+impl FilterError {
+    /// Whether another qdisc, such as the `ingress` of the bandwidth plugin, stands where the gate's hooks would be. A
+    /// [link](crate::links::Links) needs none.
+    #[must_use]
+    pub const fn is_no_room(&self) -> bool {
+        matches!(self, Self::Tc { source: TcError::OtherQdisc { .. }, .. })
+    }
+}
+
 /// What is in the place of a program that is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Instead {
@@ -49,7 +58,9 @@ pub enum Instead {
     Nothing,
     /// The program that drops everything: the gate has not been set up.
     Drop,
-    /// Another program, such as this one of an older process.
+    /// The same program, as a process before has loaded it. It judges by the same maps.
+    Older,
+    /// Another program.
     Other {
         /// Its number in the kernel, where it is a program.
         program: Option<u32>,
@@ -154,6 +165,19 @@ impl Filters {
         Ok(missing)
     }
 
+    /// Whether links have attached both programs to a pod's interface.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub fn are_linked(&self, index: u32) -> Result<bool, FilterError> {
+        for (hook, program) in Program::POD {
+            if !self.is_linked(index, hook, program)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes the filters away whose program a link has attached to the same hook: a packet needs to be judged once.
     ///
     /// # Errors
@@ -217,6 +241,8 @@ impl Filters {
             None
         } else if ours && first.program == Some(self.programs.id(Program::Drop)) {
             Some(Instead::Drop)
+        } else if ours && first.name.as_deref() == Some(program.name()) {
+            Some(Instead::Older)
         } else {
             Some(Instead::Other { program: first.program, name: first.name.clone() })
         }

@@ -21,6 +21,9 @@ use crate::sys;
 
 /// Between two interfaces: the lock is free for others nine tenths of the time and more.
 const PAUSE: Duration = Duration::from_millis(500);
+/// After its gate was put there. Then its pod's start, and mostly that of the pods that came with it, is over; a pod that
+/// lives no longer needs no link.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Interfaces that wait for their links, at most: more pods than a node has. Who does not fit stays with filters.
 const WAITING: usize = 4096;
 
@@ -46,7 +49,15 @@ pub enum LinkError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// The kernel refused to attach it; an interface that is gone among others.
+    /// There is no such interface: its pod has gone.
+    #[error("{interface} (index {index}) is gone")]
+    Gone {
+        /// Its name.
+        interface: IfName,
+        /// Its index.
+        index: u32,
+    },
+    /// The kernel refused to attach it.
     #[error("cannot attach {program} to {interface} by a link")]
     Attach {
         /// Which.
@@ -112,7 +123,10 @@ impl Links {
             };
             let id = classifier.info().map_err(failed)?.id();
             let path = self.directory.join(name(index, *program));
-            let attached = sys::tcx_programs(index, *hook).map_err(|error| failed(ProgramError::IOError(error)))?;
+            let attached = sys::tcx_programs(index, *hook).map_err(|error| match error.raw_os_error() {
+                Some(libc::ENODEV) => LinkError::Gone { interface: interface.clone(), index },
+                _ => failed(ProgramError::IOError(error)),
+            })?;
             if attached.contains(&id) && path.exists() {
                 continue;
             }
@@ -128,6 +142,11 @@ impl Links {
             let options = TcAttachOptions::TcxOrder(LinkOrder::first());
             let attached = classifier.attach_with_options(interface.as_str(), side, options).map_err(failed)?;
             let link = classifier.take_link(attached).map_err(failed)?;
+            // The link is by the name, which may be another interface's by now; it goes with the descriptor then.
+            let attached = sys::tcx_programs(index, *hook);
+            if !attached.is_ok_and(|attached| attached.contains(&id)) {
+                return Err(LinkError::Gone { interface: interface.clone(), index });
+            }
             let link: FdLink = link.try_into().map_err(|error: AyaLinkError| pin_failed(io::Error::other(error)))?;
             // Without its pin the link goes with the descriptor, which is dropped here.
             drop(link.pin(&path).map_err(|error| pin_failed(io::Error::other(error)))?);
@@ -166,37 +185,38 @@ fn update(path: &Path, classifier: &mut SchedClassifier) -> Result<(), ProgramEr
 /// Which interface gets its links when.
 #[derive(Debug, Default)]
 pub struct Promotions {
-    waiting: VecDeque<(u32, IfName)>,
+    /// With the time before which its turn is not, the earliest first.
+    waiting: VecDeque<(Ktime, u32, IfName)>,
     not_before: Ktime,
     refused: u64,
 }
 
 impl Promotions {
-    /// The interface waits for its turn. One that there is no room for stays with its filters.
-    pub fn add(&mut self, index: u32, interface: IfName) {
-        if self.waiting.iter().any(|(other, _)| *other == index) {
+    /// The interface, whose gate was put there now, waits for its turn. One that there is no room for stays with its filters.
+    pub fn add(&mut self, index: u32, interface: IfName, now: Ktime) {
+        if self.waiting.iter().any(|(_, other, _)| *other == index) {
             return;
         }
         if self.waiting.len() >= WAITING {
             self.refused = self.refused.saturating_add(1);
             return;
         }
-        self.waiting.push_back((index, interface));
+        self.waiting.push_back((now.plus(SETTLED), index, interface));
     }
 
     /// The interface is gone.
     pub fn remove(&mut self, index: u32) {
-        self.waiting.retain(|(other, _)| *other != index);
+        self.waiting.retain(|(_, other, _)| *other != index);
     }
 
-    /// Who is to be promoted now; none: nobody waits, or the pause since the last one is not over.
+    /// Who is to be promoted now; none: nobody's turn has come, or the pause since the last one is not over.
     pub fn next(&mut self, now: Ktime) -> Option<(u32, IfName)> {
         if now < self.not_before {
             return None;
         }
-        let next = self.waiting.pop_front()?;
+        let (_, index, interface) = self.waiting.pop_front_if(|(turn, ..)| *turn <= now)?;
         self.not_before = now.plus(PAUSE);
-        Some(next)
+        Some((index, interface))
     }
 
     /// How many there was no room for.
@@ -214,16 +234,19 @@ mod tests {
     fn interfaces_are_promoted_in_turn_with_pauses() {
         let interface = |name: &str| IfName::new(name).unwrap();
         let mut promotions = Promotions::default();
-        promotions.add(1, interface("a"));
-        promotions.add(2, interface("b"));
-        promotions.add(2, interface("b"));
-        promotions.add(3, interface("c"));
         let start = Ktime(1_000);
-        assert_eq!(promotions.next(start), Some((1, interface("a"))));
-        assert_eq!(promotions.next(start), None, "the pause is not over");
+        promotions.add(1, interface("a"), start);
+        promotions.add(2, interface("b"), start);
+        promotions.add(2, interface("b"), start);
+        promotions.add(3, interface("c"), start.plus(PAUSE * 2));
+        assert_eq!(promotions.next(start), None, "its pod is starting");
+        let settled = start.plus(SETTLED);
+        assert_eq!(promotions.next(settled), Some((1, interface("a"))));
+        assert_eq!(promotions.next(settled), None, "the pause is not over");
         promotions.remove(2);
-        assert_eq!(promotions.next(start.plus(PAUSE)), Some((3, interface("c"))));
-        assert_eq!(promotions.next(start.plus(PAUSE * 9)), None);
+        assert_eq!(promotions.next(settled.plus(PAUSE)), None, "the third came later");
+        assert_eq!(promotions.next(settled.plus(PAUSE * 2)), Some((3, interface("c"))));
+        assert_eq!(promotions.next(settled.plus(PAUSE * 9)), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
 use nix::fcntl::{Flock, FlockArg};
+use nix::net::if_::if_indextoname;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::OpenError;
@@ -89,8 +90,12 @@ impl Pins {
         Ok(Some(info.max_entries()))
     }
 
-    /// Takes the pinned links of an interface away.
+    /// Removes the pins of an interface that is gone. Those of one that is there stay: without them it has no gate.
     pub(super) fn remove_links(&self, index: u32) {
+        // nix says that it has the empty name where there is none.
+        if if_indextoname(index).is_ok_and(|name| !name.is_empty()) {
+            return;
+        }
         for (_, program) in Program::POD {
             let path = self.links().join(links::name(index, program));
             if let Err(error) = absent(std::fs::remove_file(&path)) {

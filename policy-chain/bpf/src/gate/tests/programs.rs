@@ -74,13 +74,11 @@ fn filters_of_an_older_process_are_replaced() {
         let netlink = Netlink::open().unwrap();
         let index = veth(&netlink).await;
         Filters::new(gate.programs(), netlink.clone()).attach(index).await.unwrap();
-        let old = gate.programs.id(Program::FromPod);
         drop(gate);
         let (gate, _) = open();
         let filters = Filters::new(gate.programs(), netlink.clone());
-        let name = Some("from_pod".to_owned());
         let found = filters.check(index).await.unwrap();
-        assert_eq!(found[0], missing(Hook::Ingress, Program::FromPod, Instead::Other { program: Some(old), name }));
+        assert_eq!(found[0], missing(Hook::Ingress, Program::FromPod, Instead::Older));
         filters.attach(index).await.unwrap();
         assert_eq!(filters.check(index).await.unwrap(), []);
         assert_eq!(netlink.filters(index, Hook::Ingress).await.unwrap().len(), 1);
@@ -145,7 +143,10 @@ fn an_interface_is_promoted_to_links_that_outlive_everything() {
         assert_eq!(filters.check(index).await.unwrap(), []);
         assert_eq!(pins(&Path::new(ROOT).join("links")), pinned);
 
-        // The link's pin goes with the interface.
+        // The link's pin goes with the interface, and not before.
+        gate.forget(index).unwrap();
+        assert_eq!(pins(&Path::new(ROOT).join("links")), pinned);
+        assert!(filters.are_linked(index).unwrap());
         netlink.delete_link(index).await.unwrap();
         gate.forget(index).unwrap();
         assert_eq!(pins(&Path::new(ROOT).join("links")), [] as [&str; 0]);
