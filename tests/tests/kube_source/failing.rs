@@ -40,6 +40,30 @@ async fn the_api_server_is_away() {
     }
 }
 
+/// Nobody waits for what a server was asked while it hung, nor for the end of a pause, once it answers again.
+#[tokio::test]
+async fn what_a_server_has_is_known_soon_after_it_answers_again() {
+    let server = ApiServer::start().await.unwrap();
+    server.put(pod("default", "a", "10.0.0.1")).unwrap();
+    let mut patient = timing();
+    patient.pulse = Duration::from_millis(100);
+    patient.patience = Duration::from_secs(600);
+    (patient.least, patient.most) = (Duration::from_secs(300), Duration::from_secs(600));
+    let mut seen = Observer::on_node(&server, "node-a", patient);
+    seen.synced().await;
+    server.outage(Outage::Hang);
+    server.cut();
+    seen.until("stale", |seen| seen.stale.is_some()).await;
+    server.put(pod("default", "b", "10.0.0.2")).unwrap();
+    server.put(network_policy("default", "p")).unwrap();
+    server.heal();
+    // Within the observer's deadline, which is far below the pauses.
+    seen.until("what changed meanwhile", |seen| {
+        seen.stale.is_none() && seen.pods().len() == 2 && seen.policies().len() == 1
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_api_server_is_away_at_the_beginning() {
     let server = ApiServer::start().await.unwrap();

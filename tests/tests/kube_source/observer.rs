@@ -26,6 +26,7 @@ pub(crate) fn timing() -> Timing {
         watch: Duration::from_secs(300),
         idle: Duration::from_secs(150),
         pulse: Duration::from_secs(150),
+        answer: Duration::from_millis(200),
         quick: Duration::from_millis(100),
         discover: Duration::from_secs(300),
         gone_after: Duration::from_millis(100),

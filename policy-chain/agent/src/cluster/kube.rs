@@ -32,7 +32,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -89,13 +89,17 @@ pub struct Timing {
     pub idle: Duration,
     /// After how long of silence on all watches the server is asked whether it is there.
     pub pulse: Duration,
+    /// How long its answer may take, and how long it is until it is asked again, at most, while it does not answer: so long
+    /// after a server is back, everything goes on.
+    pub answer: Duration,
     /// A watch that ends sooner is not begun again at once.
     pub quick: Duration,
     /// How often it is asked which kinds are served.
     pub discover: Duration,
     /// For how long a kind must be missing until it is gone.
     pub gone_after: Duration,
-    /// How long each further node waits before it says on a policy what the first one did not.
+    /// How long the second node waits before it says on a policy what the first one did not. The third and fourth wait twice
+    /// as long, the next four three times, and so on.
     pub status: Duration,
     /// How often the count of an Event is told.
     pub count: Duration,
@@ -110,10 +114,11 @@ impl Default for Timing {
             watch: Duration::from_secs(300),
             idle: Duration::from_secs(150),
             pulse: Duration::from_secs(20),
+            answer: Duration::from_secs(3),
             quick: Duration::from_secs(1),
             discover: Duration::from_secs(300),
             gone_after: Duration::from_secs(5),
-            status: Duration::from_secs(10),
+            status: Duration::from_secs(5),
             count: Duration::from_secs(30),
         }
     }
@@ -166,6 +171,10 @@ struct Run {
     discover: Notify,
     /// Counts the times that all watches were to be begun anew.
     reopen: watch::Sender<u64>,
+    /// Something was not answered since the server was there last.
+    away: AtomicBool,
+    /// Counts the times that the server was back: nobody waits any longer for what it was asked before, or to ask it again.
+    back: watch::Sender<u64>,
     lists: Semaphore,
     began: Instant,
     /// When something was last heard on a watch, in milliseconds since `began`.
@@ -266,22 +275,26 @@ impl Run {
 
     /// Asks whether the server is there when nothing was heard for long: a connection may be dead without saying so.
     async fn pulse(self: Arc<Self>) {
-        let pulse = self.options.timing.pulse;
-        let mut backoff = self.backoff("pulse");
+        let Timing { least, pulse, answer: patience, .. } = self.options.timing;
+        let mut backoff = Backoff::new(least.min(patience), patience, self.dice("pulse"));
         loop {
             let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
             let silent = self.began.elapsed().saturating_sub(heard);
-            if silent < pulse {
-                sleep(pulse - silent).await;
+            let limit = if self.away.load(Ordering::Relaxed) { pulse.min(patience) } else { pulse };
+            if silent < limit {
+                sleep((limit - silent).min(patience)).await;
                 continue;
             }
-            let asked = tokio::time::timeout(pulse, self.api.object("/version")).await;
-            let answer = asked.unwrap_or(Err(CallError::Slow(pulse)));
+            let asked = tokio::time::timeout(patience, self.api.object("/version")).await;
+            let answer = asked.unwrap_or(Err(CallError::Slow(patience)));
             let number = KINDS.len() + PULSE;
             match answer {
                 Ok(_) => {
                     self.heard();
                     backoff.reset();
+                    if self.away.swap(false, Ordering::Relaxed) {
+                        self.back.send_modify(|count| *count = count.wrapping_add(1));
+                    }
                     if !self.up(number).await {
                         return;
                     }
@@ -292,6 +305,7 @@ impl Run {
                     if !self.down(number, "asking whether the API server is there", &error).await {
                         return;
                     }
+                    self.away.store(true, Ordering::Relaxed);
                     self.reopen.send_modify(|count| *count = count.wrapping_add(1));
                     sleep(backoff.next(error.retry_after())).await;
                 }
@@ -315,6 +329,8 @@ impl Cluster for Kube {
             served: watch::Sender::new(None),
             discover: Notify::new(),
             reopen: watch::Sender::new(0),
+            away: AtomicBool::new(false),
+            back: watch::Sender::new(0),
             lists: Semaphore::new(LISTS),
             began: Instant::now(),
             heard: AtomicU64::new(0),

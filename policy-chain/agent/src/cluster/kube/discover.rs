@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -32,8 +33,15 @@ pub(super) async fn run(run: Arc<Run>) {
     let mut missing: BTreeMap<usize, Instant> = BTreeMap::new();
     // A definition is there a little before its kind is served.
     let mut again: Vec<Duration> = Vec::new();
+    let mut back = run.back.subscribe();
     loop {
-        let pause = match ask(&run).await {
+        back.mark_unchanged();
+        let asked = tokio::select! {
+            asked = ask(&run) => asked,
+            Ok(()) = back.changed() => continue,
+        };
+        let unreachable = matches!(&asked, Err(error) if !matches!(error, CallError::Refused { .. }));
+        let pause = match asked {
             Ok(found) => {
                 backoff.reset();
                 settle(&run, found, &mut missing);
@@ -50,11 +58,15 @@ pub(super) async fn run(run: Arc<Run>) {
                 if !run.down(KINDS.len(), "asking which kinds are served", &error).await {
                     return;
                 }
+                if unreachable {
+                    run.away.store(true, Ordering::Relaxed);
+                }
                 backoff.next(error.retry_after())
             }
         };
         tokio::select! {
             () = run.discover.notified() => again = vec![timing.gone_after * 2, timing.gone_after / 2],
+            Ok(()) = back.changed(), if unreachable => {}
             () = sleep(pause) => {}
         }
     }

@@ -1,10 +1,11 @@
 //! One kind: list everything, watch what changes, and list again when the watch has lost its place.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep};
 
 use super::Run;
@@ -63,6 +64,7 @@ pub(super) struct Reflector {
     dice: Dice,
     mode: Mode,
     not_found: Option<Instant>,
+    back: watch::Receiver<u64>,
 }
 
 impl Reflector {
@@ -73,6 +75,7 @@ impl Reflector {
             dice: run.dice(&name),
             mode: if kind.fresh { Mode::Now } else { Mode::Cached },
             not_found: None,
+            back: run.back.subscribe(),
             run,
             number,
             kind,
@@ -103,7 +106,10 @@ impl Reflector {
                 match self.watch(version).await {
                     // Servers end watches now and then. One that ends at once is not to be begun again at once.
                     Ok(()) if began.elapsed() > self.run.options.timing.quick => self.backoff.reset(),
-                    Ok(()) => sleep(self.backoff.next(None)).await,
+                    Ok(()) => tokio::select! {
+                        () = sleep(self.backoff.next(None)) => {}
+                        Ok(()) = self.back.changed() => {}
+                    },
                     Err(Stop::Failed(error)) if error.code() != Some(404) => {
                         if !self.pause("watching", Stop::Failed(error)).await {
                             return;
@@ -197,13 +203,22 @@ impl Reflector {
                 return false;
             }
         }
-        sleep(self.backoff.next(error.retry_after())).await;
+        // What a server refuses it refuses; but nobody waits any longer than it is away.
+        let refused = matches!(error, CallError::Refused { .. });
+        if !refused {
+            self.run.away.store(true, Ordering::Relaxed);
+        }
+        tokio::select! {
+            () = sleep(self.backoff.next(error.retry_after())) => {}
+            Ok(()) = self.back.changed(), if !refused => self.backoff.reset(),
+        }
         !self.run.told.is_closed()
     }
 
     async fn list(&mut self, version: &str) -> Result<(), Stop> {
         // Not all kinds at once: it would be the moment of the greatest memory.
-        let _turn = self.run.lists.acquire().await.map_err(|_closed| Stop::Closed)?;
+        let run = Arc::clone(&self.run);
+        let _turn = run.lists.acquire().await.map_err(|_closed| Stop::Closed)?;
         self.run.metrics.lists.inc();
         let mut out = Vec::new();
         self.known.lock().await.begin(&mut out);
@@ -243,8 +258,13 @@ impl Reflector {
     }
 
     /// Reads a page. Its metadata.
-    async fn page(&self, path: &str, version: &str) -> Result<Value, Stop> {
-        let mut body = self.run.api.get(path, call::JSON).await?;
+    async fn page(&mut self, path: &str, version: &str) -> Result<Value, Stop> {
+        // A server that is back does not know what it was asked before.
+        self.back.mark_unchanged();
+        let mut body = tokio::select! {
+            body = self.run.api.get(path, call::JSON) => body?,
+            Ok(()) = self.back.changed() => return Err(Stop::Changed),
+        };
         let mut reader = ListReader::default();
         let mut metadata = Value::Null;
         while let Some(bytes) = call::part(&mut body, self.run.options.timing.patience).await? {
@@ -298,7 +318,11 @@ impl Reflector {
         let mut served = self.run.served.subscribe();
         let mut reopen = self.run.reopen.subscribe();
         self.run.metrics.watches.inc();
-        let answer = self.run.api.get(&path, call::JSON).await;
+        self.back.mark_unchanged();
+        let answer = tokio::select! {
+            answer = self.run.api.get(&path, call::JSON) => answer,
+            Ok(()) = self.back.changed() => return Ok(()),
+        };
         let mut body = match answer {
             Ok(answer) => answer,
             // It begins before what the server remembers, or after all that it knows.
@@ -351,7 +375,7 @@ impl Reflector {
     }
 
     /// Waits until the kind is not served any more in this version.
-    async fn gone(&self, version: &str, served: &mut tokio::sync::watch::Receiver<super::Served>) {
+    async fn gone(&self, version: &str, served: &mut watch::Receiver<super::Served>) {
         let still = |served: &super::Served| {
             served.as_ref().is_none_or(|kinds| kinds.get(&self.number).is_some_and(|found| *found == version))
         };

@@ -2,7 +2,8 @@
 //!
 //! All nodes judge a policy alike, and one of them is to say so. Each node has a rank for each policy, by a hash of its own
 //! name and the policy's among all nodes: the first writes at once, the others look, the later the higher their rank,
-//! whether it has been said meanwhile. So there is no lease to keep, one write a change while the first lives,
+//! whether it has been said meanwhile. Each group that looks together is twice as large as the one before: where policyd runs on
+//! few of the nodes, it is said after some of these rounds all the same. So there is no lease to keep, one write a change while the first lives,
 //! and a node that is away is stood in for.
 
 use std::collections::BTreeMap;
@@ -33,9 +34,6 @@ const MOST_TEXT: usize = 1_000;
 
 /// Ranks that emit an Event: they cannot see whether it is there, and make it under one name.
 const EVENT_RANKS: usize = 3;
-
-/// Nodes that rank; those behind them all wait as long.
-const RANKS: usize = 8;
 
 /// Writes of one node, at most so often.
 const BETWEEN_WRITES: Duration = Duration::from_millis(100);
@@ -74,11 +72,7 @@ impl Statuses {
         };
         let mut dice = Dice::new(hash(&[&run.options.node, &status.policy.to_string()]));
         let step = run.options.timing.status;
-        let wait = match rank {
-            0 => step / 20,
-            rank if rank < RANKS => step.saturating_mul(rank.try_into().unwrap_or(u32::MAX)),
-            _ => dice.between(step.saturating_mul(8), step.saturating_mul(20)),
-        };
+        let wait = wait(rank, step, &mut dice);
         let waiting = Waiting { status: status.clone(), before, rank, due: Instant::now() + wait, attempts: 0 };
         let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MOST && !all.contains_key(&status.policy) {
@@ -105,6 +99,16 @@ impl Statuses {
     fn again(&self, waiting: Waiting) {
         let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(waiting.status.policy.clone()).or_insert(waiting);
+    }
+}
+
+/// How long a node of this rank waits.
+fn wait(rank: usize, step: Duration, dice: &mut Dice) -> Duration {
+    // 1; 2 and 3; 4 to 7; ...
+    match rank.checked_ilog2() {
+        None => step / 20,
+        Some(0) => step,
+        Some(round) => step.saturating_mul(round + 1) + dice.between(Duration::ZERO, step),
     }
 }
 
@@ -311,6 +315,15 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_says_it_at_once_and_the_last_of_a_thousand_before_long() {
+        let (step, mut dice) = (Duration::from_secs(5), Dice::new(7));
+        let mut waits = |rank| wait(rank, step, &mut dice);
+        assert_eq!((waits(0), waits(1)), (step / 20, step));
+        assert!((step * 2..=step * 3).contains(&waits(2)) && (step * 2..=step * 3).contains(&waits(3)));
+        assert!((step * 10..=step * 11).contains(&waits(999)));
+    }
 
     #[test]
     fn a_message_has_room_for_some_faults_and_says_how_many_more_there_are() {
