@@ -149,6 +149,8 @@ pub(crate) struct Daemon<C, D> {
     ended: BTreeSet<u32>,
     /// What the source said last of the pods that have sandboxes.
     told: BTreeMap<PodKey, Option<Pod>>,
+    /// Interfaces whose gate may have been taken away.
+    suspects: BTreeSet<u32>,
     /// Interfaces that could not be unbound yet.
     unbound: BTreeSet<u32>,
     number: u64,
@@ -195,6 +197,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             links: BTreeMap::new(),
             ended: BTreeSet::new(),
             told,
+            suspects: BTreeSet::new(),
             unbound: BTreeSet::new(),
             number,
             waiting: BTreeMap::new(),
@@ -258,6 +261,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 let _view = to.send(self.view());
             }
             Input::NetworkChanged => self.network_changed(),
+            Input::HooksChanged(index) => self.hooks_changed(index),
             Input::LinkGone(index) => self.link_gone(index),
             Input::Links(links) => self.links_are(links),
         }

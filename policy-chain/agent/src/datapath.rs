@@ -12,14 +12,16 @@ pub(crate) mod model;
 mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use sluice_contract::id::IfName;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::Image;
+use sluice_policy_core::flow::Protocol;
 
 /// The host's side of one interface of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +87,15 @@ pub enum AttachError {
     },
 }
 
+/// Something at an interface that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What, in words.
+    pub what: String,
+    /// It is only that the process before has put the gate there, which judges by the same maps.
+    pub older: bool,
+}
+
 /// Something that a gate saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
@@ -96,8 +107,28 @@ pub struct Seen {
     pub verdict: &'static str,
     /// Why a packet was dropped that no decision was found for, e.g. `unknown_endpoint`; empty otherwise.
     pub cause: &'static str,
-    /// The packet in words: `10.0.0.1:4242 -> 10.0.0.2:80 TCP`.
-    pub flow: String,
+    /// The flow that the packet is of.
+    pub flow: SeenFlow,
+}
+
+/// A flow, as its pod sees it: `egress of 10.0.0.1:4242 with 10.0.0.2:80 TCP`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenFlow {
+    /// `ingress` or `egress`.
+    pub direction: &'static str,
+    /// The pod's end.
+    pub own: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for SeenFlow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { direction, own, peer, protocol } = self;
+        write!(f, "{direction} of {own} with {peer} {protocol}")
+    }
 }
 
 /// The gates of the node.
@@ -146,7 +177,7 @@ pub trait Datapath: Send + 'static {
     /// [`ApplyError`].
     fn lock_down_kept(&mut self) -> Result<usize, ApplyError>;
 
-    /// Puts the gate's programs on both directions of a bound interface, in place of the drop program if that is there.
+    /// Puts the gate's programs on both directions of an interface that is bound or was, in place of the drop program if that is there.
     /// Programs that are there already stay. Where nothing is there the interface passes no packet in between.
     fn attach(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send;
 
@@ -154,12 +185,18 @@ pub trait Datapath: Send + 'static {
     /// that its policy allows. What cannot be made known is logged.
     fn seed(&mut self, interface: &Interface) -> impl Future<Output = ()> + Send;
 
-    /// What is missing or foreign at an interface, in words; empty when its gate is as it should be.
-    fn check(&mut self, interface: &Interface) -> impl Future<Output = Result<Vec<String>, AttachError>> + Send;
+    /// What is missing or foreign at an interface; empty when its gate is as it should be.
+    fn check(&mut self, interface: &Interface) -> impl Future<Output = Result<Vec<Difference>, AttachError>> + Send;
+
+    /// Makes the gate of the next interface whose turn has come outlast those who take filters and qdiscs away. The kernel
+    /// holds up all other changes to the network's configuration meanwhile: so it is done to one interface at a time, a
+    /// while after its gate was put there, with pauses. To be called twice a second. What became of an interface; none:
+    /// nothing was to be done, or is not done yet.
+    fn promote(&mut self) -> impl Future<Output = Option<Result<IfName, AttachError>>> + Send;
 
     /// Looks after what stands elsewhere than at pods' interfaces: where the node's uplinks are judged on. To be called
-    /// every few seconds, and when interfaces or addresses of the host change.
-    fn tend(&mut self) -> impl Future<Output = ()> + Send;
+    /// every few seconds, and when interfaces or addresses of the host change. How many uplinks had lost what stood there.
+    fn tend(&mut self) -> impl Future<Output = usize> + Send;
 
     /// Removes everything from the pinned maps that `image` has not; the entries of interfaces that are not bound, and of
     /// bound ones whose pod has no endpoint in it, drop from then on. After the first whole image has been applied.

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use sluice_contract::id::IfName;
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::image::{DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, RowId};
 
-use crate::datapath::{ApplyError, AttachError, Datapath, Interface, Seen};
+use crate::datapath::{ApplyError, AttachError, Datapath, Difference, Interface, Seen};
 
 /// A key of a map of which the kernel does not have what the image has. The order is that in which they are written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -287,7 +288,7 @@ impl<D: Datapath> Gates<D> {
     pub(crate) fn check(
         &mut self,
         interface: &Interface,
-    ) -> impl Future<Output = Result<Vec<String>, AttachError>> + Send {
+    ) -> impl Future<Output = Result<Vec<Difference>, AttachError>> + Send {
         self.datapath.check(interface)
     }
 
@@ -295,7 +296,11 @@ impl<D: Datapath> Gates<D> {
         self.datapath.seed(interface)
     }
 
-    pub(crate) fn tend(&mut self) -> impl Future<Output = ()> + Send {
+    pub(crate) fn promote(&mut self) -> impl Future<Output = Option<Result<IfName, AttachError>>> + Send {
+        self.datapath.promote()
+    }
+
+    pub(crate) fn tend(&mut self) -> impl Future<Output = usize> + Send {
         self.datapath.tend()
     }
 

@@ -37,6 +37,8 @@ pub(crate) enum Input {
     Look(oneshot::Sender<View>),
     /// An interface that may be an uplink is new, or has an address.
     NetworkChanged,
+    /// A filter or a qdisc of the interface with this index was taken away.
+    HooksChanged(u32),
     /// An interface of the host is gone.
     LinkGone(u32),
     /// All interfaces that the host has now, by index.

@@ -1,4 +1,5 @@
-//! Tells the daemon's loop which of the host's interfaces are gone, and when there are others to leave by.
+//! Tells the daemon's loop which of the host's interfaces are gone, which may have lost their gate, and when there are others
+//! to leave by.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +17,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Watches for as long as it is polled.
 pub(crate) async fn watch(namespace: Namespace, handle: Handle) {
     loop {
-        match Watch::open(&namespace, Watched { addresses: true, ..Watched::LINKS }).await {
+        match Watch::open(&namespace, Watched { addresses: true, hooks: true, ..Watched::LINKS }).await {
             Ok(watch) => follow(watch, &handle).await,
             Err(error) => tracing::error!(error = %ErrorChain(&error), "the host's links cannot be watched"),
         }
@@ -36,6 +37,7 @@ async fn follow(mut watch: Watch, handle: &Handle) {
             Some(Event::Address(Change::New, address)) if is_of_subnet(&address) => {
                 handle.send(Input::NetworkChanged).await;
             }
+            Some(Event::Hooks(index)) => handle.send(Input::HooksChanged(index)).await,
             Some(Event::Lost) | None => return,
             Some(_) => {}
         }

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use sluice_contract::rpc::RefusalCode;
+use sluice_policy_bpf::layout::DropReason;
 use sluice_daemon::metrics::{Count, Named, Seconds, seconds};
 
 use crate::view::View;
@@ -48,6 +49,9 @@ struct Build {
 /// Rules that are counted one by one; packets of others are in the sum `other`.
 const MAX_RULES: usize = 1000;
 
+/// Among the causes of drops: an event that was not told, and a judgement that was not counted by its rule.
+const UNTOLD: [&str; 2] = [DropReason::EventLost.as_str(), DropReason::CounterLost.as_str()];
+
 /// All metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -64,11 +68,13 @@ pub(crate) struct Metrics {
     operations: Count,
     apply_failures: Family<Map, Count>,
     repaired: Count,
+    promoted: Count,
     superseded: Count,
     tombstones: Count,
     notices: Count,
     rules: Family<Rule, Gauge>,
     drops: Family<Reason, Gauge>,
+    untold: Family<Reason, Gauge>,
     endpoints: Gauge,
     locked: Gauge,
     waiting: Gauge,
@@ -97,11 +103,13 @@ impl Metrics {
             operations: Count::default(),
             apply_failures: Family::default(),
             repaired: Count::default(),
+            promoted: Count::default(),
             superseded: Count::default(),
             tombstones: Count::default(),
             notices: Count::default(),
             rules: Family::default(),
             drops: Family::default(),
+            untold: Family::default(),
             endpoints: Gauge::default(),
             locked: Gauge::default(),
             waiting: Gauge::default(),
@@ -136,7 +144,8 @@ impl Metrics {
             "Writes that failed, by the map that was full; none where the kernel refused",
             &self.apply_failures,
         );
-        add("sluice_policy_gates_repaired", "Filters that were missing at an interface and put back", &self.repaired);
+        add("sluice_policy_gates_repaired", "Gates that somebody took off an interface and that were put back", &self.repaired);
+        add("sluice_policy_gates_linked", "Gates that were given links (tcx), which outlast who takes filters away", &self.promoted);
         add(
             "sluice_policy_endpoints_superseded",
             "Endpoints turned to drop because another pod has their pod's name",
@@ -163,6 +172,11 @@ impl Metrics {
         add("sluice_policy_revision", "Number of the node's policy that is in force", &self.revision);
         add("sluice_policy_rule_packets", "Packets by the rule that decided", &self.rules);
         add("sluice_policy_dropped_packets", "Packets dropped without a rule, by reason", &self.drops);
+        add(
+            "sluice_policy_packets_untold",
+            "Packets whose event was not told, or whose judgement not counted by its rule, because there were too many",
+            &self.untold,
+        );
         let build: Family<Build, Gauge> = Family::default();
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
         add("sluice_policy_build_info", "The version of policyd", &build);
@@ -203,7 +217,10 @@ impl Metrics {
             self.rules.get_or_create(&Rule { verdict: counter.verdict, rule }).inc_by(packets);
         }
         for (reason, packets) in &view.drops {
-            self.drops.get_or_create(&Reason { reason }).set(i64::try_from(*packets).unwrap_or(i64::MAX));
+            let packets = i64::try_from(*packets).unwrap_or(i64::MAX);
+            // What the programs could not tell, or count, is no drop.
+            let family = if UNTOLD.contains(reason) { &self.untold } else { &self.drops };
+            family.get_or_create(&Reason { reason }).set(packets);
         }
     }
 
@@ -246,6 +263,10 @@ impl Metrics {
 
     pub(crate) fn repaired(&self) {
         self.repaired.add();
+    }
+
+    pub(crate) fn promoted(&self) {
+        self.promoted.add();
     }
 
     pub(crate) fn superseded(&self) {

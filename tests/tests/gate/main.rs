@@ -7,9 +7,11 @@ mod api;
 mod churn;
 mod down;
 mod flows;
+mod forged;
 mod hostile;
 mod restart;
 mod start;
+mod taken;
 
 use sluice_policy_core::vector;
 use sluice_policy_core::vector::schema::{Family, Mode, Step, Suite, Vector};
@@ -42,7 +44,12 @@ vectors:
 
 /// A suite of one vector with these steps, as YAML. It lives as long as the test's process.
 fn suite(steps: &str) -> &'static Suite {
-    let read = vector::read(&format!("{FIXTURE}{steps}")).unwrap_or_else(|error| panic!("{error}"));
+    suite_of(FIXTURE, steps)
+}
+
+/// The same in another cluster.
+fn suite_of(fixture: &str, steps: &str) -> &'static Suite {
+    let read = vector::read(&format!("{fixture}{steps}")).unwrap_or_else(|error| panic!("{error}"));
     Box::leak(Box::new(placed(read)))
 }
 

@@ -22,14 +22,14 @@ fn station(stage: &Stage<'_>, pod: &str, address: &str) -> Station {
 }
 
 /// Traffic that has to pass, and traffic that must not, until it is stopped.
-struct Traffic {
+pub(super) struct Traffic {
     stop: Arc<AtomicBool>,
     exchanges: Arc<AtomicUsize>,
     tasks: Vec<tokio::task::JoinHandle<Vec<String>>>,
 }
 
 impl Traffic {
-    async fn start(stage: &Stage<'_>) -> Self {
+    pub(super) async fn start(stage: &Stage<'_>) -> Self {
         let prober = Arc::new(Prober::default());
         let (client, other) = (station(stage, "client", "10.1.0.1"), station(stage, "other", "10.1.0.2"));
         let server = station(stage, "server", "10.1.0.3");
@@ -76,7 +76,7 @@ impl Traffic {
     }
 
     /// Waits until the open connection has exchanged some more.
-    async fn goes_on(&self) {
+    pub(super) async fn goes_on(&self) {
         let wanted = self.exchanges.load(Ordering::Relaxed) + 20;
         let more = async {
             while self.exchanges.load(Ordering::Relaxed) < wanted {
@@ -86,7 +86,7 @@ impl Traffic {
         tokio::time::timeout(PATIENCE, more).await.expect("nothing passes any more");
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             assert_eq!(task.await.unwrap(), Vec::<String>::new());

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use sluice_contract::id::Attachment;
 use sluice_daemon::log::ErrorChain;
+use sluice_policy_core::cluster::ObjectId;
 use sluice_policy_core::compile::image::DecisionId;
 use tokio::time::Instant;
 
 use super::timer::Timer;
 use super::{Daemon, Knowledge};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Notice, Weight};
 use crate::daemon::pods::interface;
-use crate::datapath::{AttachError, Datapath, Seen};
+use crate::datapath::{AttachError, Datapath, Interface, Seen};
+use crate::outbox::Letter;
 use crate::registry::Binding;
 
 /// How often tombstones are looked for.
@@ -20,6 +22,12 @@ const TOMBSTONES_EVERY: Duration = Duration::from_secs(5);
 
 /// How often the filters of all gates are looked at.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
+
+/// After something was taken from an interface, how long more of it is waited for.
+const MEND_AFTER: Duration = Duration::from_millis(20);
+
+/// How often an interface may be given links.
+const PROMOTE_EVERY: Duration = Duration::from_millis(500);
 
 /// How often writes that failed are tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
@@ -42,6 +50,9 @@ const TEND_EVERY: Duration = Duration::from_secs(10);
 /// After a change of the host's interfaces, how long further ones are waited for.
 const TEND_AFTER: Duration = Duration::from_millis(100);
 
+/// Packets that are logged of those that are read in one go.
+const SEEN_LOGGED: usize = 256;
+
 /// Times that the events of the gates are read in one go.
 const SEEN_ROUNDS: usize = 16;
 
@@ -49,6 +60,8 @@ const SEEN_ROUNDS: usize = 16;
 pub(super) struct Timers {
     tombstones: Timer,
     check: Timer,
+    mend: Timer,
+    promote: Timer,
     retry: Timer,
     expire: Timer,
     seen: Timer,
@@ -62,6 +75,8 @@ impl Timers {
         Self {
             tombstones: Timer::new(now, TOMBSTONES_EVERY),
             check: Timer::new(now, CHECK_EVERY),
+            mend: Timer::new(now, CHECK_EVERY),
+            promote: Timer::new(now, PROMOTE_EVERY),
             retry: Timer::new(now, RETRY_EVERY),
             expire: Timer::new(now, EXPIRE_EVERY),
             seen: Timer::new(now, SEEN_EVERY),
@@ -73,8 +88,9 @@ impl Timers {
 
     /// When the next is due.
     pub(super) fn next(&self) -> Instant {
-        let all = [&self.check, &self.retry, &self.expire, &self.seen, &self.touch, &self.tend, &self.adopt];
-        all.iter().map(|timer| timer.next()).fold(self.tombstones.next(), Instant::min)
+        let gates = [&self.check, &self.mend, &self.promote, &self.tend, &self.adopt];
+        let others = [&self.retry, &self.expire, &self.seen, &self.touch];
+        gates.iter().chain(&others).map(|timer| timer.next()).fold(self.tombstones.next(), Instant::min)
     }
 }
 
@@ -85,14 +101,23 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             self.drain_tombstones();
         }
         if self.timers.tend.is_due(now) {
-            self.parts.gates.tend().await;
+            for _ in 0..self.parts.gates.tend().await {
+                self.parts.metrics.repaired();
+            }
         }
         // What was told since the last commit has not made gates yet.
         if !self.dirty && self.timers.adopt.is_due(now) {
             self.find_ungated();
         }
         if self.timers.check.is_due(now) {
-            self.repair().await;
+            self.repair(|_| true).await;
+        }
+        if self.timers.mend.is_due(now) && !self.suspects.is_empty() {
+            let suspects = std::mem::take(&mut self.suspects);
+            self.repair(|index| suspects.contains(&index)).await;
+        }
+        if self.timers.promote.is_due(now) {
+            self.promote().await;
         }
         if self.timers.retry.is_due(now) {
             self.try_again();
@@ -120,33 +145,73 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.parts.tombstones.remove(&spent);
     }
 
-    /// Puts filters back that somebody has taken away.
-    async fn repair(&mut self) {
-        let bindings: Vec<Binding> = self.bindings.values().cloned().collect();
+    /// Puts gates back that somebody has taken away, of interfaces whose index is wanted.
+    async fn repair(&mut self, wanted: impl Fn(u32) -> bool) {
+        let is_wanted = |binding: &&Binding| binding.interfaces().iter().any(|gate| wanted(gate.host_index));
+        let bindings: Vec<Binding> = self.bindings.values().filter(is_wanted).cloned().collect();
         for binding in bindings {
-            for gate in binding.interfaces() {
-                let interface = interface(gate);
-                let missing = match self.parts.gates.check(&interface).await {
-                    Ok(missing) => missing,
-                    // The link watch says so too.
-                    Err(AttachError::Gone { .. }) => continue,
-                    Err(error) => {
-                        tracing::error!(pod = %binding.key(), error = %ErrorChain(&error), "a gate could not be looked at");
-                        self.parts.metrics.error("check");
-                        continue;
-                    }
-                };
-                if missing.is_empty() {
-                    continue;
-                }
-                tracing::error!(pod = %binding.key(), interface = %gate.host, missing = ?missing, "a gate was not whole");
-                match self.parts.gates.attach(&interface).await {
-                    Ok(()) => self.parts.metrics.repaired(),
-                    Err(error) => {
-                        tracing::error!(pod = %binding.key(), error = %ErrorChain(&error), "a gate could not be mended");
-                        self.parts.metrics.error("repair");
-                    }
-                }
+            for gate in binding.interfaces().iter().filter(|gate| wanted(gate.host_index)) {
+                self.repair_one(&binding, &interface(gate)).await;
+            }
+        }
+    }
+
+    async fn repair_one(&mut self, binding: &Binding, interface: &Interface) {
+        let pod = binding.key();
+        let differences = match self.parts.gates.check(interface).await {
+            Ok(differences) => differences,
+            // The link watch says so too.
+            Err(AttachError::Gone { .. }) => return,
+            Err(error) => {
+                tracing::error!(pod = %pod, error = %ErrorChain(&error), "a gate could not be looked at");
+                self.parts.metrics.error("check");
+                return;
+            }
+        };
+        if differences.is_empty() {
+            return;
+        }
+        let attached = self.parts.gates.attach(interface).await;
+        if let Err(error) = &attached {
+            tracing::error!(pod = %pod, error = %ErrorChain(error), "a gate could not be mended; trying on");
+            self.parts.metrics.error("repair");
+        }
+        let taken: Vec<&str> = differences.iter().filter(|one| !one.older).map(|one| &*one.what).collect();
+        if taken.is_empty() {
+            tracing::debug!(pod = %pod, interface = %interface.name, "its gate is that of this process now");
+            return;
+        }
+        tracing::error!(pod = %pod, interface = %interface.name, missing = ?taken, "a gate was not whole");
+        let then = match attached {
+            Ok(()) => {
+                self.parts.metrics.repaired();
+                "it is back"
+            }
+            Err(_) => "it could not be put back yet",
+        };
+        let message = format!(
+            "the pod's policy was not enforced at {} for a moment, because somebody took its gate away ({}); {then}. Look \
+             for what changes filters or qdiscs of pods' interfaces",
+            interface.name,
+            taken.join(", "),
+        );
+        let uid = self.engine.cluster().pods.get(&pod).map(|pod| pod.uid.clone());
+        let about = Some(ObjectId::Pod(pod));
+        let notice = Notice { about, uid, weight: Weight::Warning, reason: "PolicyGateRemoved", message };
+        self.parts.outbox.put(Letter::Notice(notice));
+    }
+
+    /// Makes gates outlast whoever takes filters away, one after the other.
+    async fn promote(&mut self) {
+        match self.parts.gates.promote().await {
+            None | Some(Err(AttachError::Gone { .. })) => {}
+            Some(Ok(interface)) => {
+                tracing::debug!(interface = %interface, "its gate stands by links");
+                self.parts.metrics.promoted();
+            }
+            Some(Err(error)) => {
+                tracing::warn!(error = %ErrorChain(&error), "a gate stands by filters alone");
+                self.parts.metrics.error("promote");
             }
         }
     }
@@ -167,19 +232,21 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
     }
 
-    /// Logs drops with names and rules.
+    /// Logs what the gates saw with names and rules, as much of it as somebody can read.
     fn read_seen(&mut self) {
+        let mut read = 0_usize;
         for _ in 0..SEEN_ROUNDS {
             let seen = self.parts.gates.seen();
             if seen.is_empty() {
-                return;
+                break;
             }
-            if !tracing::enabled!(tracing::Level::DEBUG) {
-                continue;
+            if tracing::enabled!(tracing::Level::DEBUG) {
+                seen.iter().take(SEEN_LOGGED.saturating_sub(read)).for_each(|seen| self.log_seen(seen));
             }
-            for seen in seen {
-                self.log_seen(&seen);
-            }
+            read += seen.len();
+        }
+        if let Some(more @ 1..) = read.checked_sub(SEEN_LOGGED) {
+            tracing::debug!(more, "further packets were judged");
         }
     }
 
@@ -189,12 +256,24 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let judgement = self.engine.image().decisions.get(&DecisionId(seen.decision));
         tracing::debug!(
             pod = pod.as_deref().unwrap_or("?"),
-            flow = seen.flow,
+            flow = %seen.flow,
             verdict = seen.verdict,
             cause = seen.cause,
             rule = judgement.map(|judgement| judgement.reason.to_string()).as_deref().unwrap_or(""),
             "a packet was judged"
         );
+    }
+
+    /// Something was taken from the hooks of an interface.
+    pub(super) fn hooks_changed(&mut self, index: u32) {
+        let soon = |after| Instant::now() + after;
+        if self.bindings.values().any(|binding| binding.interfaces().iter().any(|gate| gate.host_index == index)) {
+            self.suspects.insert(index);
+            self.timers.mend.bring_forward(soon(MEND_AFTER));
+        } else if !self.ended.contains(&index) {
+            // It may be an uplink.
+            self.timers.tend.bring_forward(soon(TEND_AFTER));
+        }
     }
 
     /// Interfaces or addresses of the host have changed.
@@ -210,16 +289,31 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// An interface is gone: what stood there has nothing to guard.
     pub(super) fn link_gone(&mut self, index: u32) {
         self.links.remove(&index);
-        self.ended.remove(&index);
         self.links_gone(|gate, _| gate == index);
+        if self.ended.remove(&index) {
+            self.forget(index);
+        }
     }
 
     /// All interfaces are known: those of ours that are not among them are gone.
     pub(super) fn links_are(&mut self, links: BTreeMap<u32, String>) {
         self.links_gone(|index, name| links.get(&index).is_none_or(|link| link != name));
-        self.ended.retain(|index| links.contains_key(index));
+        let ended: Vec<u32> = self.ended.iter().copied().filter(|index| !links.contains_key(index)).collect();
+        for index in ended {
+            self.ended.remove(&index);
+            self.forget(index);
+        }
         self.links = links;
         self.adopt_soon();
+    }
+
+    /// Keeps nothing of an interface that is gone.
+    fn forget(&mut self, index: u32) {
+        self.unbound.remove(&index);
+        if let Err(error) = self.parts.gates.forget(index) {
+            tracing::error!(index, error = %ErrorChain(&error), "an interface could not be forgotten");
+            self.parts.metrics.error("forget");
+        }
     }
 
     fn links_gone(&mut self, is_gone: impl Fn(u32, &str) -> bool) {
@@ -238,11 +332,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 self.release(&attachment);
             }
             for index in indexes {
-                self.unbound.remove(&index);
-                if let Err(error) = self.parts.gates.forget(index) {
-                    tracing::error!(index, error = %ErrorChain(&error), "an interface could not be forgotten");
-                    self.parts.metrics.error("forget");
-                }
+                self.forget(index);
             }
         }
     }

@@ -1,8 +1,11 @@
 //! The gates of this host's kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use sluice_contract::id::IfName;
 use sluice_hostnet::conntrack::{self, ConntrackError, Flow};
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::netns::Namespace;
@@ -10,15 +13,17 @@ use sluice_policy_bpf::events::{End, Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime, Settings};
 use sluice_policy_bpf::layout::DropReason;
+use sluice_policy_bpf::links::{LinkError, Links, Promotions};
 use sluice_policy_bpf::local::{self, LocalError};
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::Image;
 use sluice_policy_core::flow::Protocol;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::uplinks::Uplinks;
-use super::{ApplyError, AttachError, Datapath, Found, Interface, Seen};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, Interface, Seen, SeenFlow};
 use crate::log::ErrorChain;
 
 /// How long after its maps were made a gate takes packets of flows that it does not know for the replies of such that were
@@ -45,8 +50,19 @@ pub struct GateDatapath {
     netlink: Netlink,
     events: Option<Events>,
     uplinks: Uplinks,
+    /// None where the kernel has none (before Linux 6.6).
+    links: Option<Arc<Mutex<Links>>>,
+    promotions: Promotions,
+    promoting: Option<Promoting>,
     /// What was last said of connection tracking, so that it is said once.
     conntrack: Tracking,
+}
+
+/// An interface that is being given links.
+#[derive(Debug)]
+struct Promoting {
+    interface: Interface,
+    task: JoinHandle<Result<(), LinkError>>,
 }
 
 /// Whether the programs can ask the kernel's connection tracking.
@@ -85,6 +101,14 @@ impl GateDatapath {
             gate.set(Settings { adopt_until, keep_established: false })?;
         }
         judge_local_input(config);
+        let links = match Links::supported().then(|| Links::open(&config.root)) {
+            None => None,
+            Some(Ok(links)) => Some(Arc::new(Mutex::new(links))),
+            Some(Err(error)) => {
+                tracing::error!(error = %ErrorChain(&error), "gates stand by filters alone");
+                None
+            }
+        };
         let netlink = Netlink::open()?;
         let filters = Filters::new(gate.programs(), netlink.clone());
         let events = gate.events();
@@ -93,7 +117,9 @@ impl GateDatapath {
             endpoints: found.endpoints.keys().copied().collect(),
             floor: Floor { policy, row, decision, identity, revision },
         };
-        Ok((Self { gate, filters, netlink, events, uplinks: Uplinks::open()?, conntrack }, found))
+        let uplinks = Uplinks::open()?;
+        let promotions = Promotions::default();
+        Ok((Self { gate, filters, netlink, events, uplinks, links, promotions, promoting: None, conntrack }, found))
     }
 
     /// The interface as the gate wants it. The bridge that it may be a port of is asked of the kernel.
@@ -115,6 +141,14 @@ impl GateDatapath {
         }
     }
 
+    /// The interface is given links when its turn comes, unless it has some.
+    fn promote_later(&mut self, interface: &Interface) {
+        let is_linked = || self.filters.are_linked(interface.index).unwrap_or(false);
+        if self.links.is_some() && !is_linked() {
+            self.promotions.add(interface.index, interface.name.clone(), Ktime::now());
+        }
+    }
+
     /// Whether the interface of this index has this name, still.
     async fn is_there(&self, interface: &Interface) -> Result<(), AttachError> {
         let link = self.netlink.link_by_index(interface.index).await.map_err(|source| AttachError::Kernel {
@@ -128,8 +162,14 @@ impl GateDatapath {
     }
 }
 
-/// What pods send to Services with a backend on the node itself is judged there. Without it the gates judge what they can
-/// see: the answers of such a backend.
+/// Gives an interface links, on a thread that may wait.
+fn link(links: &Arc<Mutex<Links>>, interface: &Interface) -> JoinHandle<Result<(), LinkError>> {
+    let (links, index, name) = (Arc::clone(links), interface.index, interface.name.clone());
+    tokio::task::spawn_blocking(move || {
+        links.lock().unwrap_or_else(PoisonError::into_inner).promote(index, &name)
+    })
+}
+
 /// Lets the programs ask connection tracking. Where that is a module, it comes with the first rule that needs it: this is tried
 /// again until then.
 fn find_conntrack(gate: &mut Gate, before: Tracking) -> Tracking {
@@ -160,6 +200,8 @@ fn find_conntrack(gate: &mut Gate, before: Tracking) -> Tracking {
     now
 }
 
+/// What pods send to Services with a backend on the node itself is judged there. Without it the gates judge what they can
+/// see: the answers of such a backend.
 fn judge_local_input(config: &GateConfig) {
     match local::attach(&config.root) {
         Ok(()) => {}
@@ -178,6 +220,22 @@ fn failed(error: gate::ApplyError) -> ApplyError {
             ApplyError::Kernel { action: format!("to {action} the map {map}"), source: source.into() }
         }
     }
+}
+
+fn unlinked(interface: &Interface) -> impl FnOnce(LinkError) -> AttachError {
+    move |error| match error {
+        LinkError::Gone { .. } => AttachError::Gone { name: interface.name.clone(), index: interface.index },
+        other => AttachError::Kernel { action: format!("linking the gate to {}", interface.name), source: other.into() },
+    }
+}
+
+/// The end of a task that gives an interface links.
+fn linked(interface: &Interface, ended: Result<Result<(), LinkError>, JoinError>) -> Result<(), AttachError> {
+    let lost = |error: JoinError| AttachError::Kernel {
+        action: format!("linking the gate to {}", interface.name),
+        source: error.into(),
+    };
+    ended.map_err(lost)?.map_err(unlinked(interface))
 }
 
 fn unattached(interface: &Interface) -> impl FnOnce(FilterError) -> AttachError {
@@ -200,10 +258,12 @@ impl Datapath for GateDatapath {
     }
 
     fn unbind(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.promotions.remove(index);
         self.gate.unbind(index).map_err(failed)
     }
 
     fn forget(&mut self, index: u32) -> Result<(), ApplyError> {
+        self.promotions.remove(index);
         self.gate.forget(index).map_err(failed)
     }
 
@@ -218,20 +278,59 @@ impl Datapath for GateDatapath {
     async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
         self.is_there(interface).await?;
         // Where the primary plugin has left nothing, nothing may pass between the one direction's program and the other's.
-        self.filters.attach_drop(interface.index).await.map_err(unattached(interface))?;
-        self.filters.attach(interface.index).await.map_err(unattached(interface))
+        let attached = match self.filters.attach_drop(interface.index).await {
+            Ok(()) => self.filters.attach(interface.index).await,
+            Err(error) => Err(error),
+        };
+        match (attached, &self.links) {
+            (Ok(()), _) => {
+                self.promote_later(interface);
+                Ok(())
+            }
+            (Err(error), Some(links)) if error.is_no_room() => {
+                let linking = link(links, interface);
+                linked(interface, linking.await)
+            }
+            (Err(error), _) => Err(unattached(interface)(error)),
+        }
     }
 
-    async fn check(&mut self, interface: &Interface) -> Result<Vec<String>, AttachError> {
+    async fn promote(&mut self) -> Option<Result<IfName, AttachError>> {
+        if let Some(Promoting { interface, task }) = self.promoting.take_if(|promoting| promoting.task.is_finished()) {
+            let mut done = linked(&interface, task.await);
+            if done.is_ok() {
+                // A packet is judged once.
+                done = self.filters.leave_to_links(interface.index).await.map_err(unattached(&interface));
+            }
+            return Some(done.map(|()| interface.name));
+        }
+        if self.promoting.is_none()
+            && let Some(links) = &self.links
+            && let Some((index, name)) = self.promotions.next(Ktime::now())
+        {
+            let interface = Interface { index, name, addresses: Vec::new() };
+            let task = link(links, &interface);
+            self.promoting = Some(Promoting { interface, task });
+        }
+        None
+    }
+
+    async fn check(&mut self, interface: &Interface) -> Result<Vec<Difference>, AttachError> {
         self.is_there(interface).await?;
         let missing = self.filters.check(interface.index).await.map_err(unattached(interface))?;
+        if missing.is_empty() {
+            // Its gate may be of a process before.
+            self.promote_later(interface);
+        }
         let words = missing.into_iter().map(|missing| {
+            let older = missing.instead == Instead::Older;
             let instead = match missing.instead {
+                Instead::Older => "that of the process before is there".to_owned(),
                 Instead::Nothing => "nothing is there".to_owned(),
                 Instead::Drop => "the program that drops everything is there".to_owned(),
                 Instead::Other { name, .. } => format!("{} is there", name.as_deref().unwrap_or("something else")),
             };
-            format!("{} is not at {:?}: {instead}", missing.program.name(), missing.hook)
+            Difference { what: format!("{} is not at {:?}: {instead}", missing.program.name(), missing.hook), older }
         });
         Ok(words.collect())
     }
@@ -267,9 +366,9 @@ impl Datapath for GateDatapath {
         }
     }
 
-    async fn tend(&mut self) {
+    async fn tend(&mut self) -> usize {
         let pods: BTreeSet<u32> = self.gate.interfaces().map(|(index, _)| index).collect();
-        self.uplinks.tend(&self.filters, &pods).await;
+        self.uplinks.tend(&self.filters, &pods).await
     }
 
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
@@ -307,21 +406,17 @@ impl Datapath for GateDatapath {
 }
 
 fn seen(event: &Event) -> Seen {
-    let end = |end: &End| match end.address {
-        std::net::IpAddr::V4(address) => format!("{address}:{}", end.port),
-        std::net::IpAddr::V6(address) => format!("[{address}]:{}", end.port),
-    };
+    let end = |end: &End| SocketAddr::new(end.address, end.port);
     Seen {
         index: event.interface,
         decision: event.decision.map_or(0, |decision| decision.0),
         verdict: event.verdict.map_or("none", |verdict| verdict.as_str()),
         cause: if event.reason == DropReason::None { "" } else { event.reason.as_str() },
-        flow: format!(
-            "{} of {} with {} {}",
-            event.direction.as_str(),
-            end(&event.own),
-            end(&event.peer),
-            Protocol(event.protocol)
-        ),
+        flow: SeenFlow {
+            direction: event.direction.as_str(),
+            own: end(&event.own),
+            peer: end(&event.peer),
+            protocol: Protocol(event.protocol),
+        },
     }
 }

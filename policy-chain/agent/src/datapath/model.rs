@@ -11,7 +11,8 @@ use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::{Endpoint, Image};
 use sluice_policy_core::flow::{Query, Verdict};
 
-use super::{ApplyError, AttachError, Datapath, Found, Interface, Seen};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, Interface, Seen};
+use sluice_contract::id::IfName;
 
 /// What stands at both hooks of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +21,12 @@ pub(crate) enum Attached {
     Nothing,
     /// The drop program.
     Drop,
-    /// The gate.
+    /// The gate, by filters.
     Gate,
+    /// The gate, by filters that the process before has put there.
+    Older,
+    /// The gate, by links.
+    Links,
 }
 
 /// An entry of the map of endpoints.
@@ -42,6 +47,8 @@ pub(crate) struct Kernel {
     limits: BTreeMap<&'static str, usize>,
     /// Writes until the process is killed.
     fuse: Option<u32>,
+    /// It has no links, as before Linux 6.6.
+    pub(crate) without_links: bool,
     /// Interfaces whose flows were made known before they had a gate.
     pub(crate) seeded: BTreeSet<u32>,
 }
@@ -64,7 +71,9 @@ impl Kernel {
 
     /// Somebody takes the filters of a link away.
     pub(crate) fn strip(&mut self, index: u32) {
-        if let Some((_, attached)) = self.links.get_mut(&index) {
+        if let Some((_, attached)) = self.links.get_mut(&index)
+            && *attached != Attached::Links
+        {
             *attached = Attached::Nothing;
         }
     }
@@ -107,7 +116,7 @@ impl Kernel {
         match self.attached(index) {
             Some(Attached::Nothing) => return true,
             Some(Attached::Drop) | None => return false,
-            Some(Attached::Gate) => {}
+            Some(Attached::Gate | Attached::Older | Attached::Links) => {}
         }
         let Some(entry) = self.entries.get(&index).filter(|entry| !entry.locked) else { return false };
         let mut maps = self.maps.clone();
@@ -145,12 +154,20 @@ pub(crate) struct Model {
     bound: BTreeMap<u32, PodKey>,
     /// Entries from before that have not been written since.
     kept: BTreeSet<u32>,
+    /// Interfaces that have been bound and are not gone.
+    guarded: BTreeSet<u32>,
+    /// Interfaces whose gates wait for links.
+    unlinked: BTreeSet<u32>,
 }
 
 impl Model {
     /// What a process that starts now opens.
     pub(crate) fn open(kernel: &Arc<Mutex<Kernel>>) -> (Self, Found) {
-        let held = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        // Programs are loaded anew: links run them, filters run those of before.
+        for (_, attached) in held.links.values_mut().filter(|(_, attached)| *attached == Attached::Gate) {
+            *attached = Attached::Older;
+        }
         let maps = &held.maps;
         let identities = maps
             .ipcache
@@ -168,7 +185,8 @@ impl Model {
         };
         let kept: BTreeSet<u32> = held.entries.keys().copied().collect();
         let found = Found { endpoints: kept.clone(), floor };
-        (Self { kernel: Arc::clone(kernel), pods: BTreeMap::new(), bound: BTreeMap::new(), kept }, found)
+        let kernel = Arc::clone(kernel);
+        (Self { kernel, pods: BTreeMap::new(), bound: BTreeMap::new(), kept, guarded: BTreeSet::new(), unlinked: BTreeSet::new() }, found)
     }
 
     /// The kernel, for one write.
@@ -284,12 +302,16 @@ impl Datapath for Model {
             self.unbind(interface.index)?;
         }
         self.bound.insert(interface.index, pod.clone());
+        self.guarded.insert(interface.index);
         self.pods.entry(pod.clone()).or_default().interfaces.insert(interface.index);
         self.put(interface.index)
     }
 
     fn unbind(&mut self, index: u32) -> Result<(), ApplyError> {
-        self.write().entries.remove(&index);
+        self.unlinked.remove(&index);
+        if let Some(entry) = self.write().entries.get_mut(&index) {
+            entry.locked = true;
+        }
         if let Some(pod) = self.bound.remove(&index).and_then(|pod| self.pods.get_mut(&pod)) {
             pod.interfaces.remove(&index);
         }
@@ -297,7 +319,10 @@ impl Datapath for Model {
     }
 
     fn forget(&mut self, index: u32) -> Result<(), ApplyError> {
-        self.unbind(index)
+        self.unbind(index)?;
+        self.write().entries.remove(&index);
+        self.guarded.remove(&index);
+        Ok(())
     }
 
     fn lock_down_kept(&mut self) -> Result<usize, ApplyError> {
@@ -316,22 +341,40 @@ impl Datapath for Model {
     }
 
     async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
-        assert!(self.bound.contains_key(&interface.index), "only bound interfaces are attached");
-        match self.write().links.get_mut(&interface.index) {
+        assert!(self.guarded.contains(&interface.index), "only interfaces that were bound are attached");
+        let mut kernel = self.write();
+        match kernel.links.get_mut(&interface.index) {
+            Some((_, Attached::Links)) => Ok(()),
             Some((name, attached)) if *name == interface.name.as_str() => {
                 *attached = Attached::Gate;
+                drop(kernel);
+                self.unlinked.insert(interface.index);
                 Ok(())
             }
             _ => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
         }
     }
 
-    async fn check(&mut self, interface: &Interface) -> Result<Vec<String>, AttachError> {
+    async fn promote(&mut self) -> Option<Result<IfName, AttachError>> {
+        let mut kernel = self.write();
+        let index = if kernel.without_links { None } else { self.unlinked.first().copied() }?;
+        let (name, attached) = kernel.links.get_mut(&index)?;
+        *attached = Attached::Links;
+        let name = name.clone();
+        drop(kernel);
+        self.unlinked.remove(&index);
+        Some(Ok(IfName::new(name.as_str()).unwrap()))
+    }
+
+    async fn check(&mut self, interface: &Interface) -> Result<Vec<Difference>, AttachError> {
         let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
         match kernel.attached(interface.index) {
             None => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
-            Some(Attached::Gate) => Ok(Vec::new()),
-            Some(other) => Ok(vec![format!("{other:?} in place of the gate")]),
+            Some(Attached::Gate | Attached::Links) => Ok(Vec::new()),
+            Some(other) => {
+                let older = other == Attached::Older;
+                Ok(vec![Difference { what: format!("{other:?} in place of the gate"), older }])
+            }
         }
     }
 
@@ -339,7 +382,9 @@ impl Datapath for Model {
         self.write().seeded.insert(interface.index);
     }
 
-    async fn tend(&mut self) {}
+    async fn tend(&mut self) -> usize {
+        0
+    }
 
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
         let mut kernel = self.write();

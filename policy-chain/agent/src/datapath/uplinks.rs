@@ -23,6 +23,8 @@ pub(super) struct Uplinks {
     host: Host,
     /// Uplinks about which has been complained, until they are well.
     complained: BTreeSet<u32>,
+    /// Uplinks that have had the program.
+    judged: BTreeSet<u32>,
     unseen: bool,
     /// The node's own addresses.
     pub(super) own: BTreeSet<IpAddr>,
@@ -30,11 +32,11 @@ pub(super) struct Uplinks {
 
 impl Uplinks {
     pub(super) fn open() -> Result<Self, OpenError> {
-        Ok(Self { host: Host::current()?, complained: BTreeSet::new(), unseen: false, own: BTreeSet::new() })
+        Ok(Self { host: Host::current()?, complained: BTreeSet::new(), judged: BTreeSet::new(), unseen: false, own: BTreeSet::new() })
     }
 
-    /// Puts the program on every uplink that lacks it. `pods` are no uplinks.
-    pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>) {
+    /// Puts the program on every uplink that lacks it; says how many had lost it. `pods` are no uplinks.
+    pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>) -> usize {
         let uplinks = match self.observe().await {
             Ok(observed) => {
                 self.own = observed.addresses.iter().map(|address| address.net.addr()).collect();
@@ -44,17 +46,23 @@ impl Uplinks {
                 if !std::mem::replace(&mut self.unseen, true) {
                     tracing::error!(error = %ErrorChain(&error), "the host's interfaces cannot be read");
                 }
-                return;
+                return 0;
             }
         };
         self.unseen = false;
         self.complained.retain(|index| uplinks.contains_key(index));
+        self.judged.retain(|index| uplinks.contains_key(index));
+        let mut lost = 0;
         for (index, name) in uplinks {
             match put(filters, index).await {
                 Ok(put) => {
                     self.complained.remove(&index);
-                    if put {
+                    let is_new = self.judged.insert(index);
+                    if put && is_new {
                         tracing::info!(interface = %name, "Services are judged on this uplink");
+                    } else if put {
+                        lost += 1;
+                        tracing::error!(interface = %name, "what judges Services on this uplink was taken away; it is back");
                     }
                 }
                 Err(FilterError::Gone { .. }) => {}
@@ -65,6 +73,7 @@ impl Uplinks {
                 }
             }
         }
+        lost
     }
 
     async fn observe(&self) -> Result<Observed, ObserveError> {

@@ -76,14 +76,57 @@ async fn no_room_for_another_gate_refuses_the_pod() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_filter_that_is_taken_away_is_put_back() {
+async fn a_gate_that_is_taken_away_is_put_back_and_reported() {
     let node = Node::with(&[scene(), pod("a", "app: a")].concat()).await;
+    node.kernel(|kernel| kernel.without_links = true);
     assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
+    let repaired = |count: u32| node.metrics.encode().contains(&format!("sluice_policy_gates_repaired {count}\n"));
+    // Somebody else's interface, and one that nothing was taken from.
+    node.send(Input::HooksChanged(99)).await;
+    node.send(Input::HooksChanged(7)).await;
+    node.wait(50).await;
+    assert!(repaired(0) && node.source.world(|world| world.notices.is_empty()));
+    // The kernel tells.
     node.kernel(|kernel| kernel.strip(7));
     assert!(node.passes(7, STRANGER, 80));
+    node.send(Input::HooksChanged(7)).await;
+    node.wait(50).await;
+    assert!(!node.passes(7, STRANGER, 80) && node.passes(7, FRIEND, 80));
+    assert!(repaired(1), "{}", node.metrics.encode());
+    let notices = node.source.world(|world| world.notices.clone());
+    assert_eq!(notices.iter().map(|notice| notice.reason).collect::<Vec<_>>(), ["PolicyGateRemoved"]);
+    assert_eq!(notices[0].about, Some(pod_id("a")));
+    assert!(notices[0].message.contains("eni7"), "{}", notices[0].message);
+    // It does not.
+    node.kernel(|kernel| kernel.strip(7));
     node.wait(10_500).await;
     assert!(!node.passes(7, STRANGER, 80));
-    assert!(node.metrics.encode().contains("sluice_policy_gates_repaired 1"));
+    assert!(repaired(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_stands_by_links_is_not_taken_away_with_filters() {
+    let node = Node::with(&[scene(), pod("a", "app: a")].concat()).await;
+    assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
+    node.wait(600).await;
+    assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::Links));
+    node.kernel(|kernel| kernel.strip(7));
+    assert!(!node.passes(7, STRANGER, 80) && node.passes(7, FRIEND, 80));
+    assert!(node.metrics.encode().contains("sluice_policy_gates_linked 1\n"));
+}
+
+/// A restart loads the programs anew, and nobody has taken the old ones away.
+#[tokio::test(start_paused = true)]
+async fn the_gates_of_the_process_before_are_replaced_without_a_word() {
+    let mut node = Node::with(&[scene(), pod("a", "app: a")].concat()).await;
+    node.kernel(|kernel| kernel.without_links = true);
+    assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::Gate));
+    assert!(node.metrics.encode().contains("sluice_policy_gates_repaired 0\n"));
+    assert_eq!(node.source.world(|world| world.notices.len()), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,6 +138,14 @@ async fn an_interface_that_went_is_forgotten() {
     node.send(Input::LinkGone(7)).await;
     node.send(Input::LinkGone(99)).await;
     assert_eq!(node.view().await.endpoints.len(), 1);
+    // Of one whose pod's DEL came before nothing is kept either.
+    assert!(node.add("c3", "a", 9).await.unwrap().is_ok());
+    node.del("c3").await;
+    assert_eq!(node.kernel(|kernel| kernel.sizes()["endpoints"]), 2, "it drops as long as it is there");
+    node.kernel(|kernel| kernel.unplug(9));
+    node.send(Input::LinkGone(9)).await;
+    node.settle().await;
+    assert_eq!(node.kernel(|kernel| kernel.sizes()["endpoints"]), 1);
     // Events were lost: the whole list is compared. A link of another name is another link.
     node.send(Input::Links([(8, "other".to_owned())].into())).await;
     assert!(node.view().await.endpoints.is_empty());
