@@ -10,8 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use sluice_contract::rpc::RefusalCode;
-use sluice_policy_bpf::layout::DropReason;
 use sluice_daemon::metrics::{Count, Named, Seconds, seconds};
+use sluice_policy_bpf::layout::DropReason;
 
 use crate::view::View;
 
@@ -144,8 +144,16 @@ impl Metrics {
             "Writes that failed, by the map that was full; none where the kernel refused",
             &self.apply_failures,
         );
-        add("sluice_policy_gates_repaired", "Gates that somebody took off an interface and that were put back", &self.repaired);
-        add("sluice_policy_gates_linked", "Gates that were given links (tcx), which outlast who takes filters away", &self.promoted);
+        add(
+            "sluice_policy_gates_repaired",
+            "Gates that somebody took off an interface and that were put back",
+            &self.repaired,
+        );
+        add(
+            "sluice_policy_gates_linked",
+            "Gates that were given links (tcx), which outlast who takes filters away",
+            &self.promoted,
+        );
         add(
             "sluice_policy_endpoints_superseded",
             "Endpoints turned to drop because another pod has their pod's name",

@@ -115,8 +115,7 @@ async fn what_is_taken_off_the_hooks_is_told() {
 
     let host = Host::of(Namespace::new_unbound().unwrap()).unwrap();
     let link = veth(&host, "eth1", MacAddr([2, 0, 0, 0, 0, 1])).await;
-    let mut watch =
-        Watch::open(host.namespace(), Watched { hooks: true, ..Watched::LINKS }).await.unwrap();
+    let mut watch = Watch::open(host.namespace(), Watched { hooks: true, ..Watched::LINKS }).await.unwrap();
     watch.settle().await;
     let program = load(&DROP);
     let program = Program { fd: program.as_fd(), name: "test" };

@@ -118,7 +118,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         for gate in binding.interfaces() {
             match self.parts.gates.check(&interface(gate)).await {
-                Ok(missing) => differences.extend(missing.into_iter().map(|missing| format!("{}: {}", gate.host, missing.what))),
+                Ok(missing) => {
+                    differences.extend(missing.into_iter().map(|missing| format!("{}: {}", gate.host, missing.what)))
+                }
                 Err(error) => differences.push(ErrorChain(&error).to_string()),
             }
         }

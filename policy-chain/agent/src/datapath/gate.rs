@@ -165,9 +165,7 @@ impl GateDatapath {
 /// Gives an interface links, on a thread that may wait.
 fn link(links: &Arc<Mutex<Links>>, interface: &Interface) -> JoinHandle<Result<(), LinkError>> {
     let (links, index, name) = (Arc::clone(links), interface.index, interface.name.clone());
-    tokio::task::spawn_blocking(move || {
-        links.lock().unwrap_or_else(PoisonError::into_inner).promote(index, &name)
-    })
+    tokio::task::spawn_blocking(move || links.lock().unwrap_or_else(PoisonError::into_inner).promote(index, &name))
 }
 
 /// Lets the programs ask connection tracking. Where that is a module, it comes with the first rule that needs it: this is tried
@@ -225,7 +223,9 @@ fn failed(error: gate::ApplyError) -> ApplyError {
 fn unlinked(interface: &Interface) -> impl FnOnce(LinkError) -> AttachError {
     move |error| match error {
         LinkError::Gone { .. } => AttachError::Gone { name: interface.name.clone(), index: interface.index },
-        other => AttachError::Kernel { action: format!("linking the gate to {}", interface.name), source: other.into() },
+        other => {
+            AttachError::Kernel { action: format!("linking the gate to {}", interface.name), source: other.into() }
+        }
     }
 }
 

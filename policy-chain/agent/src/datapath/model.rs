@@ -186,7 +186,17 @@ impl Model {
         let kept: BTreeSet<u32> = held.entries.keys().copied().collect();
         let found = Found { endpoints: kept.clone(), floor };
         let kernel = Arc::clone(kernel);
-        (Self { kernel, pods: BTreeMap::new(), bound: BTreeMap::new(), kept, guarded: BTreeSet::new(), unlinked: BTreeSet::new() }, found)
+        (
+            Self {
+                kernel,
+                pods: BTreeMap::new(),
+                bound: BTreeMap::new(),
+                kept,
+                guarded: BTreeSet::new(),
+                unlinked: BTreeSet::new(),
+            },
+            found,
+        )
     }
 
     /// The kernel, for one write.

@@ -32,7 +32,13 @@ pub(super) struct Uplinks {
 
 impl Uplinks {
     pub(super) fn open() -> Result<Self, OpenError> {
-        Ok(Self { host: Host::current()?, complained: BTreeSet::new(), judged: BTreeSet::new(), unseen: false, own: BTreeSet::new() })
+        Ok(Self {
+            host: Host::current()?,
+            complained: BTreeSet::new(),
+            judged: BTreeSet::new(),
+            unseen: false,
+            own: BTreeSet::new(),
+        })
     }
 
     /// Puts the program on every uplink that lacks it; says how many had lost it. `pods` are no uplinks.

@@ -23,9 +23,9 @@ mod kernel;
 mod live;
 mod model;
 mod pod;
-mod storm;
 #[expect(dead_code, reason = "the generator of policy-core's tests, of which these use a part")]
 mod random;
+mod storm;
 
 use kernel::{Action, Kernel, UPLINK, may_run};
 use sluice_policy_bpf::layout::{DropReason, Hook};

@@ -5,9 +5,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 
 use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike as _, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike as _, sendto, socket};
 
 pub(super) type Mac = [u8; 6];
 
@@ -102,7 +100,8 @@ pub(super) fn arp_reply(from: Mac, address: Ipv4Addr, to: Mac) -> Vec<u8> {
 /// The sum of RFC 1071 over parts of even length, the last one apart.
 fn checksum(parts: &[&[u8]]) -> u16 {
     let bytes = parts.concat();
-    let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    let mut sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
