@@ -108,6 +108,12 @@ impl Config {
         self.run_dir.join("policyd.sock")
     }
 
+    /// The socket that the proxy connects to.
+    #[must_use]
+    pub fn proxy_socket(&self) -> PathBuf {
+        self.run_dir.join("policyd-proxy.sock")
+    }
+
     /// The directory of the state.
     #[must_use]
     pub fn directory(&self) -> PathBuf {

@@ -4,8 +4,8 @@
 //! ends in one step:
 //!
 //! 1. ADDs whose pods are known join: their sandboxes are recorded on disk and their addresses go into the engine;
-//! 2. what has changed is appended to the journal, compiled, and carried out in the kernel: everything that had
-//!    come by then is in force together;
+//! 2. what has changed is appended to the journal, compiled, told to the proxies as far as it is about requests, and carried
+//!    out in the kernel: everything that had come by then is in force together;
 //! 3. only then are the interfaces of those ADDs bound and attached, and the ADDs answered.
 //!
 //! So no pod starts before every policy that was received is in force (S-07), and a crash at any point leaves a journal
@@ -46,6 +46,7 @@ use crate::inbox::{Answer, Input, Token};
 use crate::journal::{Entry, Journal};
 use crate::metrics::Metrics;
 use crate::outbox::{Letter, Outbox};
+use crate::proxy::Proxies;
 use crate::registry::{Binding, Registry};
 use crate::store;
 use jobs::Timers;
@@ -85,6 +86,7 @@ pub(crate) struct Parts<C, D> {
     pub(crate) tombstones: Tombstones<PolicyDel>,
     pub(crate) journal: Journal,
     pub(crate) outbox: Outbox,
+    pub(crate) proxies: Proxies,
     /// Where the numbers of identities are kept.
     pub(crate) checkpoint: PathBuf,
     /// The mark of the first readiness since the boot.
@@ -271,16 +273,18 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     async fn step(&mut self) {
         self.due_jobs().await;
         let admitted = self.admit();
-        self.commit();
+        self.commit().await;
         self.bind_again().await;
         self.finish_adoptions().await;
         self.finish(admitted).await;
+        self.parts.proxies.endpoints(self.parts.gates.endpoints());
+        self.parts.proxies.expire(Instant::now());
         self.refuse_late();
         self.send_statuses();
     }
 
     /// Compiles what has changed, and has it carried out.
-    fn commit(&mut self) {
+    async fn commit(&mut self) {
         if self.knowledge == Knowledge::Nothing || !self.dirty {
             return;
         }
@@ -300,8 +304,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if !update.operations.is_empty() {
             self.keep_checkpoint(&update.operations);
             self.close_old_gates(&update.operations);
+            self.parts.proxies.announce(&update.operations).await;
             let begun = Instant::now();
             let troubles = self.parts.gates.carry_out(&update.operations, self.engine.image());
+            self.parts.proxies.carried_out(&update.operations, Instant::now());
             self.parts.metrics.committed(compiled, begun.elapsed(), update.operations.len());
             self.revision += 1;
             self.report_troubles(troubles);
@@ -346,6 +352,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         match self.parts.gates.sweep(self.engine.image()) {
             Ok(()) => {
                 self.unswept = false;
+                self.parts.proxies.swept();
                 self.engine.forget_checkpoint();
                 tracing::info!("the maps hold what is known now, and nothing else");
             }

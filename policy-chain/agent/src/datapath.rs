@@ -198,6 +198,9 @@ pub trait Datapath: Send + 'static {
     /// every few seconds, and when interfaces or addresses of the host change. How many uplinks had lost what stood there.
     fn tend(&mut self) -> impl Future<Output = usize> + Send;
 
+    /// The pods to which interfaces are bound, by the numbers that the maps have for them.
+    fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone;
+
     /// Removes everything from the pinned maps that `image` has not; the entries of interfaces that are not bound, and of
     /// bound ones whose pod has no endpoint in it, drop from then on. After the first whole image has been applied.
     ///

@@ -308,6 +308,10 @@ impl<D: Datapath> Gates<D> {
         self.datapath.sweep(image)
     }
 
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
+        self.datapath.endpoints()
+    }
+
     pub(crate) fn seen(&mut self) -> Vec<Seen> {
         self.datapath.seen()
     }

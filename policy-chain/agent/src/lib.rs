@@ -23,6 +23,7 @@ mod journal;
 mod links;
 mod metrics;
 mod outbox;
+mod proxy;
 mod registry;
 pub mod run;
 mod store;

@@ -85,6 +85,12 @@ pub(crate) struct Metrics {
     pods: Gauge,
     faults: Gauge,
     revision: Gauge,
+    proxy_updates: Count,
+    proxy_late: Count,
+    proxy_seconds: Seconds,
+    proxies: Gauge,
+    proxy_decisions: Gauge,
+    proxy_lists: Gauge,
 }
 
 impl Metrics {
@@ -120,6 +126,12 @@ impl Metrics {
             pods: Gauge::default(),
             faults: Gauge::default(),
             revision: Gauge::default(),
+            proxy_updates: Count::default(),
+            proxy_late: Count::default(),
+            proxy_seconds: seconds(),
+            proxies: Gauge::default(),
+            proxy_decisions: Gauge::default(),
+            proxy_lists: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -185,6 +197,20 @@ impl Metrics {
             "Packets whose event was not told, or whose judgement not counted by its rule, because there were too many",
             &self.untold,
         );
+        add("sluice_policy_proxies", "Proxies that are connected", &self.proxies);
+        add("sluice_policy_proxy_updates", "Changes that proxies were told of", &self.proxy_updates);
+        add(
+            "sluice_policy_proxy_late",
+            "Times that a proxy had not taken in a decision when the kernel got it",
+            &self.proxy_late,
+        );
+        add(
+            "sluice_policy_proxy_seconds",
+            "From telling a decision to the proxies having it in force",
+            &self.proxy_seconds,
+        );
+        add("sluice_policy_proxy_decisions", "Decisions that redirect to the proxy", &self.proxy_decisions);
+        add("sluice_policy_proxy_lists", "Lists of application rules that the proxy is told", &self.proxy_lists);
         let build: Family<Build, Gauge> = Family::default();
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
         add("sluice_policy_build_info", "The version of policyd", &build);
@@ -218,6 +244,9 @@ impl Metrics {
         self.pods.set(number(view.pods));
         self.faults.set(number(view.faults.len()));
         self.revision.set(i64::try_from(view.revision).unwrap_or(i64::MAX));
+        self.proxies.set(number(view.proxy.connected));
+        self.proxy_decisions.set(number(view.proxy.decisions));
+        self.proxy_lists.set(number(view.proxy.lists));
         self.rules.clear();
         for (at, counter) in view.counters.iter().enumerate() {
             let rule = if at < MAX_RULES { counter.rule.clone() } else { "other".to_owned() };
@@ -283,6 +312,18 @@ impl Metrics {
 
     pub(crate) fn tombstone(&self) {
         self.tombstones.add();
+    }
+
+    pub(crate) fn proxy_update(&self) {
+        self.proxy_updates.add();
+    }
+
+    pub(crate) fn proxy_told(&self, took: Duration) {
+        self.proxy_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn proxy_late(&self, proxies: usize) {
+        (0..proxies).for_each(|_| self.proxy_late.add());
     }
 
     pub(crate) fn outbox_dropped(&self) {

@@ -29,6 +29,7 @@ use crate::journal::Journal;
 use crate::links;
 use crate::metrics::Metrics;
 use crate::outbox::{self, Outbox};
+use crate::proxy::{self, Proxies};
 use crate::registry::{Binding, Registry};
 use crate::store::{self, StoreError};
 
@@ -95,6 +96,7 @@ pub async fn run<C: Cluster, D: Datapath>(
     };
     let (datapath, found) = open().map_err(RunError::Open)?;
     let listener = listen(&config.socket())?;
+    let proxy_listener = listen(&config.proxy_socket())?;
     // Plugins that connect from here on wait in the socket's queue.
     let metrics = Arc::new(Metrics::new());
     metrics.register_more(|registry| cluster.register(registry));
@@ -114,6 +116,7 @@ pub async fn run<C: Cluster, D: Datapath>(
     let (stop_daemon, daemon_stops) = oneshot::channel::<()>();
     let mut serving = tokio::spawn(server.serve(listener, server_stops, STOP_GRACE));
     let pages = tokio::spawn(serve_pages(pages));
+    let feeding = tokio::spawn(proxy::serve(proxy_listener, parts.proxies.feed(), Arc::clone(&parts.metrics)));
     let watching = tokio::spawn(links::watch(Namespace::current()?, handle));
     let sending = tokio::spawn(outbox::send(Arc::clone(&cluster), letters, metrics));
     let mut source = tokio::spawn(async move { cluster.run(sender).await });
@@ -136,7 +139,7 @@ pub async fn run<C: Cluster, D: Datapath>(
             tracing::error!(task = name, error = %ErrorChain(&error), "a task ended badly");
         }
     }
-    for task in [pages, watching, sending, source] {
+    for task in [pages, watching, feeding, sending, source] {
         task.abort();
     }
     tracing::info!("policyd has ended");
@@ -166,6 +169,7 @@ pub(crate) async fn prepare<C: Cluster, D: Datapath>(
     let mut journal = Journal::new(directory.join("journal"));
     let known = journal.read(JOURNAL_AGE, clock.now());
     tracing::info!(endpoints = bindings.len(), found = found.endpoints.len(), journal = known.is_some(), "starting");
+    let proxies = Proxies::new(directory.join("proxy.json"), Arc::clone(&metrics));
     let parts = Parts {
         tombstones: Tombstones::new(directory.join("tombstones")),
         ready_mark: directory.join("ready"),
@@ -177,6 +181,7 @@ pub(crate) async fn prepare<C: Cluster, D: Datapath>(
         registry,
         journal,
         outbox,
+        proxies,
         checkpoint,
     };
     Ok((parts, Start { engine, known_identities: found.floor.identity, bindings, known }))

@@ -30,10 +30,29 @@ pub struct View {
     pub without_gate: Vec<String>,
     /// What is wrong, by object or file.
     pub faults: BTreeMap<String, Vec<String>>,
+    /// What the proxy is told.
+    pub proxy: ProxyView,
     /// Packets by the rule that decided.
     pub counters: Vec<CounterView>,
     /// Packets dropped without a rule, by reason.
     pub drops: BTreeMap<&'static str, u64>,
+}
+
+/// What the proxy is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ProxyView {
+    /// Proxies that are there: one, and those that drain.
+    pub connected: usize,
+    /// Counts the changes that proxies are told of.
+    pub version: u64,
+    /// The version that all of them have in force; none before the first, and without a proxy.
+    pub in_force: Option<u64>,
+    /// Lists of application rules.
+    pub lists: usize,
+    /// Decisions that redirect.
+    pub decisions: usize,
+    /// Pods.
+    pub endpoints: usize,
 }
 
 /// A policy.

@@ -50,6 +50,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             endpoints: self.endpoints(),
             without_gate: self.ungated().map(ToString::to_string).collect(),
             faults,
+            proxy: self.parts.proxies.view(),
             counters: counters.collect(),
             drops,
         }

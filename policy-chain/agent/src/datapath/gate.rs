@@ -371,6 +371,10 @@ impl Datapath for GateDatapath {
         self.uplinks.tend(&self.filters, &pods).await
     }
 
+    fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
+        self.gate.endpoints()
+    }
+
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
         let swept = self.gate.sweep(image).map_err(failed)?;
         tracing::info!(removed = ?swept.removed, locked = ?swept.locked, "the pinned maps were swept");

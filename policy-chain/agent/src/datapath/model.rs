@@ -396,6 +396,10 @@ impl Datapath for Model {
         0
     }
 
+    fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
+        self.bound.iter().map(|(index, pod)| (*index, pod))
+    }
+
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
         let mut kernel = self.write();
         kernel.maps = Image { endpoints: BTreeMap::new(), ..image.clone() };

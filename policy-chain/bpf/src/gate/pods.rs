@@ -168,6 +168,11 @@ impl Gate {
         Ok(())
     }
 
+    /// The pods to which interfaces are bound, by their numbers in the maps.
+    pub fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
+        self.pods.iter().filter(|(_, pod)| !pod.interfaces.is_empty()).map(|(key, pod)| (pod.id, key))
+    }
+
     /// All interfaces of the pod drop everything, established flows too, until its endpoint is set again (DESIGN 6.10).
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use crate::datapath::model::{Attached, Kernel, Model};
 use crate::inbox::{Answer, Handle, Input, Token};
 use crate::metrics::Metrics;
 use crate::outbox::{self, Outbox};
+use crate::proxy::Feed;
 use crate::run::prepare;
 use crate::testing::{TestDir, add};
 use crate::view::View;
@@ -210,6 +211,7 @@ impl Cluster for Source {
 #[derive(Debug)]
 struct Running {
     handle: Handle,
+    feed: Feed,
     daemon: JoinHandle<()>,
     others: Vec<JoinHandle<()>>,
 }
@@ -299,12 +301,13 @@ impl Node {
         )
         .await
         .unwrap();
+        let feed = parts.proxies.feed();
         let (handle, inputs) = Handle::new();
         let (sender, told) = mpsc::channel(TOLD_LIMIT);
         let sending = tokio::spawn(outbox::send(Arc::clone(&source), letters, metrics));
         let telling = tokio::spawn(async move { source.run(sender).await });
         let daemon = tokio::spawn(Daemon::new(parts, start).run(inputs, told, std::future::pending()));
-        self.running = Some(Running { handle, daemon, others: vec![sending, telling] });
+        self.running = Some(Running { handle, feed, daemon, others: vec![sending, telling] });
     }
 
     /// The process is gone, as by SIGKILL.
@@ -349,6 +352,11 @@ impl Node {
     /// Milliseconds of virtual time pass.
     pub(super) async fn wait(&self, millis: u64) {
         tokio::time::sleep(Duration::from_millis(millis)).await;
+    }
+
+    /// What proxies are told.
+    pub(super) fn feed(&self) -> &Feed {
+        &self.running.as_ref().unwrap().feed
     }
 
     fn handle(&self) -> &Handle {
