@@ -13,6 +13,7 @@
 pub mod config;
 pub mod connect;
 pub mod dns;
+pub mod engine;
 pub mod flow;
 pub mod http;
 pub mod names;
@@ -21,6 +22,7 @@ pub mod policy;
 pub mod policyd;
 pub mod record;
 pub mod relay;
+mod session;
 pub mod tls;
 
 /// The name in greetings and logs.

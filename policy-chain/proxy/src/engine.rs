@@ -1,0 +1,206 @@
+//! What the connections of one worker thread share: where rules come from, where records go, how servers are reached, and
+//! limits.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::connect::Connect;
+use crate::flow::{Direction, Flow};
+use crate::policy::{Looks, Policy, Rules};
+use crate::record::Recorder;
+use crate::session::Session;
+use crate::{http, relay, tls};
+
+/// What a connection may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Octets of a request's or response's head, its first line included.
+    pub head: usize,
+    /// Header fields of a message; at most 512.
+    pub fields: usize,
+    /// From the first octet of a request's head, or of a ClientHello, to its last.
+    pub head_time: Duration,
+    /// Between two requests, while nothing is under way.
+    pub idle: Duration,
+    /// Without any octet of a body or of a response having moved, in either direction.
+    pub stall: Duration,
+    /// Until the first octet of a response.
+    pub response: Duration,
+    /// Until a server has accepted a connection.
+    pub connect: Duration,
+    /// Without any octet having moved on a connection that is not looked into.
+    pub relay_idle: Duration,
+    /// Octets of the body of a refused request that are read so that its connection can be kept.
+    pub drain: u64,
+    /// Connections of one pod on one worker thread.
+    pub pod_connections: usize,
+    /// Streams of one HTTP/2 connection at once.
+    pub streams: u32,
+    /// Octets of bodies under way on one HTTP/2 connection, each way.
+    pub window: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: 64 << 10,
+            fields: 128,
+            head_time: Duration::from_secs(30),
+            idle: Duration::from_secs(3600),
+            stall: Duration::from_secs(300),
+            response: Duration::from_secs(3600),
+            connect: Duration::from_secs(10),
+            relay_idle: Duration::from_secs(8000),
+            drain: 256 << 10,
+            pod_connections: 20_000,
+            streams: 128,
+            window: 1 << 20,
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $help:literal])+ $name:ident,)+) => {
+        /// What has happened, since the start.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[doc = $help])+ pub $name: AtomicU64,)+
+        }
+
+        impl Counters {
+            /// Name, meaning and value of each.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), concat!($($help),+).trim_ascii(), self.$name.load(Ordering::Relaxed)),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections taken.
+    connections,
+    /// Connections reset because their pod had too many.
+    pod_connections_exceeded,
+    /// Connections reset because the gate refuses where they would go.
+    connections_refused,
+    /// HTTP requests that passed.
+    requests_passed,
+    /// HTTP requests refused by rules.
+    requests_refused,
+    /// HTTP requests that were malformed, or could be read in more than one way.
+    requests_bad,
+    /// Connections whose rules are for HTTP or TLS and that spoke something else.
+    other_protocols,
+    /// Request heads with too many octets or fields.
+    heads_too_large,
+    /// Request heads and ClientHellos that took too long.
+    heads_too_slow,
+    /// Connections closed because nothing moved for too long.
+    stalled,
+    /// Connections to servers that could not be opened.
+    connects_failed,
+    /// Responses of servers that were malformed.
+    responses_bad,
+    /// HTTP/2 connections ended for abuse.
+    http2_abuse,
+    /// HTTP requests refused or stripped of an upgrade to HTTP/2.
+    http2_upgrades_removed,
+    /// TLS connections that passed.
+    tls_passed,
+    /// TLS connections refused by rules.
+    tls_refused,
+    /// ClientHellos that were malformed, or could be read in more than one way.
+    tls_bad,
+    /// TLS connections whose ClientHello has an encrypted part, so that the server's name may be another.
+    tls_encrypted_hello,
+}
+
+/// One more.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What the connections of one worker thread share.
+#[derive(Debug)]
+pub struct Engine<P, R, C> {
+    pub(crate) policy: Arc<P>,
+    pub(crate) recorder: Arc<R>,
+    pub(crate) connect: Arc<C>,
+    pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
+    pods: RefCell<HashMap<IpAddr, usize>>,
+}
+
+impl<P: Policy, R: Recorder, C: Connect> Engine<P, R, C> {
+    /// An engine.
+    #[must_use]
+    pub fn new(policy: Arc<P>, recorder: Arc<R>, connect: Arc<C>, limits: Limits, counters: Arc<Counters>) -> Self {
+        Self { policy, recorder, connect, limits, counters, pods: RefCell::default() }
+    }
+
+    /// Serves a connection to its end. `rules` are those of the flow to [`Flow::server`] as of `version`, and do not look for
+    /// DNS.
+    ///
+    /// Everything that can go wrong ends in an answer to the client, a counter and a record.
+    pub async fn serve(&self, client: TcpStream, flow: Flow, rules: Arc<Rules>, version: u64) {
+        count(&self.counters.connections);
+        let Some(_place) = self.place(&flow) else {
+            count(&self.counters.pod_connections_exceeded);
+            reset(&client);
+            return;
+        };
+        // Nobody waits for more octets before these are sent; it fails on a closed socket only.
+        client.set_nodelay(true).ok();
+        let session = Session::new(self, flow, rules, version);
+        match session.rules().looks {
+            Looks::Http | Looks::HttpOrTls => http::serve(session, client).await,
+            Looks::Tls => tls::serve(session, client, relay::Buffer::default()).await,
+            Looks::Nothing | Looks::Dns => relay::serve(session, client).await,
+        }
+    }
+
+    /// Takes a place among the connections of a flow's pod.
+    fn place(&self, flow: &Flow) -> Option<Place<'_>> {
+        let pod = match flow.direction {
+            Direction::Egress => flow.client.ip(),
+            Direction::Ingress => flow.server.ip(),
+        };
+        let mut pods = self.pods.borrow_mut();
+        let taken = pods.entry(pod).or_default();
+        if *taken >= self.limits.pod_connections {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { pods: &self.pods, pod })
+    }
+}
+
+/// A connection's place among those of its pod.
+struct Place<'e> {
+    pods: &'e RefCell<HashMap<IpAddr, usize>>,
+    pod: IpAddr,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut pods = self.pods.borrow_mut();
+        if let Some(taken) = pods.get_mut(&self.pod) {
+            *taken = taken.saturating_sub(1);
+            if *taken == 0 {
+                pods.remove(&self.pod);
+            }
+        }
+    }
+}
+
+/// Makes the end of a connection a reset, as that of its other half was.
+pub(crate) fn reset(stream: &TcpStream) {
+    // It fails on a closed socket only, which needs no reset.
+    stream.set_zero_linger().ok();
+}

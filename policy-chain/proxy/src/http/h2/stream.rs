@@ -1,0 +1,453 @@
+//! One stream of HTTP/2: a request, judged, and its response.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TRAILER};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{Method, Response, StatusCode};
+use sluice_policy_core::l7::Message;
+use sluice_policy_core::l7::http::{Edit, Field, RawRequest, Request, Version};
+
+use super::super::answer::{Answer, DENIED};
+use super::super::judge::kind;
+use crate::connect::Connect;
+use crate::engine::{Engine, count};
+use crate::policy::Policy;
+use crate::record::Recorder;
+use crate::session::{NoUpstream, Pending, Session, Since, unreadable};
+
+/// gRPC's status codes that the proxy itself answers with.
+#[derive(Debug, Clone, Copy)]
+enum Grpc {
+    PermissionDenied,
+    Unavailable,
+    Internal,
+}
+
+impl Grpc {
+    const fn of(answer: Answer) -> Self {
+        match answer.status {
+            403 => Self::PermissionDenied,
+            502 | 504 => Self::Unavailable,
+            _ => Self::Internal,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::PermissionDenied => "7",
+            Self::Internal => "13",
+            Self::Unavailable => "14",
+        }
+    }
+}
+
+/// A request that passes, and where its answer goes.
+pub(super) struct Ready {
+    outgoing: http::Request<()>,
+    incoming: Incoming,
+    /// As it came, if it may have to be judged again.
+    original: http::request::Parts,
+    pending: Pending,
+}
+
+/// What is left of a request as it came: its body, and where its answer goes.
+struct Incoming {
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    is_grpc: bool,
+    is_head: bool,
+}
+
+/// What became of a request at first.
+pub(super) enum Judged {
+    /// It has been answered.
+    Answered,
+    /// It passes.
+    Passes(Box<Ready>),
+}
+
+/// Judges a request; answers it if it does not pass.
+pub(super) fn judge<P: Policy, R: Recorder, C: Connect>(
+    session: &Session<'_, P, R, C>,
+    request: http::Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> Judged {
+    let (parts, body) = request.into_parts();
+    let is_grpc =
+        parts.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let incoming = Incoming { body, respond, is_grpc, is_head: parts.method == Method::HEAD };
+    judge_parts(session, parts, incoming)
+}
+
+/// Judges a request again that had passed by other rules.
+pub(super) fn judge_again<P: Policy, R: Recorder, C: Connect>(
+    session: &Session<'_, P, R, C>,
+    ready: Box<Ready>,
+) -> Judged {
+    let Ready { original, incoming, .. } = *ready;
+    judge_parts(session, original, incoming)
+}
+
+fn judge_parts<P: Policy, R: Recorder, C: Connect>(
+    session: &Session<'_, P, R, C>,
+    parts: http::request::Parts,
+    mut incoming: Incoming,
+) -> Judged {
+    let counters = &session.engine.counters;
+    match examine(session, &parts) {
+        Ok((Some(outgoing), pending)) => {
+            Judged::Passes(Box::new(Ready { outgoing, incoming, original: parts, pending }))
+        }
+        Ok((None, mut pending)) => {
+            count(&counters.requests_refused);
+            pending.answered(DENIED.status);
+            session.engine.finish(pending);
+            incoming.answer(DENIED);
+            Judged::Answered
+        }
+        Err(answer) => {
+            count(if answer.status == 431 { &counters.heads_too_large } else { &counters.requests_bad });
+            session.record_failed(unreadable(Version::Http2, answer.status), answer.why);
+            incoming.answer(answer);
+            Judged::Answered
+        }
+    }
+}
+
+/// Judges a request; what goes on in its place, if it passes.
+fn examine<P: Policy, R: Recorder, C: Connect>(
+    session: &Session<'_, P, R, C>,
+    parts: &http::request::Parts,
+) -> Result<(Option<http::Request<()>>, Pending), Answer> {
+    let fields: Vec<Field<'_>> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| Field { name: name.as_str().as_bytes(), value: value.as_bytes() })
+        .collect();
+    if fields.len() > session.engine.limits.fields {
+        return Err(Answer::new(431, "the request has too many fields"));
+    }
+    let target = parts.uri.path_and_query().map(PathAndQuery::as_str).unwrap_or_default();
+    let raw = RawRequest {
+        version: Version::Http2,
+        method: parts.method.as_str().as_bytes(),
+        target: target.as_bytes(),
+        authority: parts.uri.authority().map(|authority| authority.as_str().as_bytes()),
+        fields: &fields,
+    };
+    let request = Request::new(raw).map_err(|bad| Answer::new(400, bad.reason()))?;
+    let message = Message::Http(request);
+    let ruling = session.rules().judge(&message);
+    let Message::Http(request) = &message else { return Err(Answer::new(400, "this is no HTTP request")) };
+    let pending = session.begin(kind(request, Version::Http2, ruling.mismatched()), &ruling, Since::Now);
+    if !ruling.passes {
+        return Ok((None, pending));
+    }
+    let uri = uri(request, parts.uri.scheme()).ok_or(Answer::new(400, "the target cannot go on as it is"))?;
+    let mut headers = parts.headers.clone();
+    headers.remove(HOST);
+    for edit in ruling.edits() {
+        apply(&mut headers, edit).ok_or(Answer::new(400, "the request cannot be changed as its rule says"))?;
+    }
+    let mut outgoing = http::Request::new(());
+    *outgoing.method_mut() = parts.method.clone();
+    *outgoing.uri_mut() = uri;
+    *outgoing.version_mut() = http::Version::HTTP_2;
+    *outgoing.headers_mut() = headers;
+    Ok((Some(outgoing), pending))
+}
+
+/// The canonical form as a URI; a CONNECT has neither scheme nor path.
+fn uri(request: &Request<'_>, scheme: Option<&Scheme>) -> Option<Uri> {
+    let mut uri = http::uri::Parts::default();
+    uri.authority = Some(Authority::try_from(request.authority()?).ok()?);
+    if let Some(path) = request.path() {
+        uri.scheme = Some(scheme.cloned().unwrap_or(Scheme::HTTP));
+        uri.path_and_query = Some(PathAndQuery::try_from(path).ok().filter(|read| read.as_str() == path)?);
+    }
+    Uri::from_parts(uri).ok()
+}
+
+fn apply(headers: &mut HeaderMap, edit: Edit<'_>) -> Option<()> {
+    let name = |name: &str| HeaderName::try_from(name).ok();
+    match edit {
+        Edit::Add { name: field, value } => {
+            headers.append(name(field)?, HeaderValue::try_from(value).ok()?);
+        }
+        Edit::Delete { name: field } => {
+            headers.remove(name(field)?);
+        }
+        Edit::Replace { name: field, value } => {
+            headers.insert(name(field)?, HeaderValue::try_from(value).ok()?);
+        }
+    }
+    Some(())
+}
+
+/// Answers a request whose server cannot be reached.
+pub(super) fn fail<P: Policy, R: Recorder, C: Connect>(
+    session: &Session<'_, P, R, C>,
+    ready: Box<Ready>,
+    failed: &NoUpstream,
+) {
+    let Ready { mut incoming, mut pending, .. } = *ready;
+    let answer = match failed {
+        NoUpstream::Refused(refused) => {
+            pending.refused(&refused.to_string());
+            session.engine.finish(pending);
+            return;
+        }
+        NoUpstream::TimedOut => Answer::new(504, "the server could not be reached"),
+        NoUpstream::Failed(_) => Answer::new(502, "the server could not be reached"),
+    };
+    pending.answered(answer.status);
+    session.engine.finish(pending);
+    incoming.answer(answer);
+}
+
+/// Sends a request back unseen by the server, so that the client may send it elsewhere (RFC 9113, 8.7).
+pub(super) fn send_back(mut ready: Box<Ready>) {
+    ready.incoming.respond.send_reset(Reason::REFUSED_STREAM);
+}
+
+impl Incoming {
+    /// The proxy's own answer, in the protocol's own words.
+    fn answer(&mut self, answer: Answer) {
+        if let Err(error) = self.try_answer(answer) {
+            tracing::trace!(%error, "the stream was reset before its answer");
+        }
+    }
+
+    fn try_answer(&mut self, answer: Answer) -> Result<(), h2::Error> {
+        let mut response = Response::new(());
+        let headers = response.headers_mut();
+        if self.is_grpc {
+            // "Trailers-Only" (gRPC over HTTP/2, "Responses").
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from_static(Grpc::of(answer).as_str()));
+            headers.insert("grpc-message", HeaderValue::from_static(answer.why));
+            self.respond.send_response(response, true)?;
+            return Ok(());
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(answer.why.len() + 2));
+        *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let mut content = self.respond.send_response(response, self.is_head)?;
+        if !self.is_head {
+            let mut text = answer.why.as_bytes().to_vec();
+            text.extend_from_slice(b"\r\n");
+            content.send_data(text.into(), true)?;
+        }
+        Ok(())
+    }
+}
+
+/// A request on its way.
+pub(super) struct Sides {
+    pub(super) ready: Box<Ready>,
+    pub(super) sender: SendRequest<Bytes>,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// As it should, or by the server.
+    Well,
+    /// The client has reset it.
+    ClientReset,
+    /// The server takes no more streams.
+    ServerLeaves,
+}
+
+/// Why a direction ended before its end.
+enum Broken {
+    /// By the client.
+    Client(Option<Reason>),
+    /// By the server.
+    Server(h2::Error),
+}
+
+/// Sends a request on, and its response back.
+pub(super) async fn run<P: Policy, R: Recorder, C: Connect>(engine: &Engine<P, R, C>, sides: Sides) -> Ended {
+    let Sides { ready, sender } = sides;
+    let Ready { outgoing, mut incoming, mut pending, .. } = *ready;
+    let (sent, received) = (Cell::new(0), Cell::new(0));
+    let ended = stream(outgoing, &mut incoming, sender, &mut pending, (&sent, &received)).await;
+    pending.ended(sent.get(), received.get());
+    engine.finish(pending);
+    ended
+}
+
+async fn stream(
+    outgoing: http::Request<()>,
+    incoming: &mut Incoming,
+    sender: SendRequest<Bytes>,
+    pending: &mut Pending,
+    (sent, received): (&Cell<u64>, &Cell<u64>),
+) -> Ended {
+    let mut wait = pin!(sender.ready());
+    let waited = poll_fn(|cx| match incoming.respond.poll_reset(cx) {
+        Poll::Ready(_) => Poll::Ready(None),
+        Poll::Pending => wait.as_mut().poll(cx).map(Some),
+    });
+    let mut sender = match waited.await {
+        Some(Ok(sender)) => sender,
+        Some(Err(_)) => {
+            incoming.respond.send_reset(Reason::REFUSED_STREAM);
+            return Ended::ServerLeaves;
+        }
+        None => return Ended::ClientReset,
+    };
+    let whole = incoming.body.is_end_stream();
+    let Ok((response, mut to_server)) = sender.send_request(outgoing, whole) else {
+        incoming.respond.send_reset(Reason::REFUSED_STREAM);
+        return Ended::ServerLeaves;
+    };
+    drop(sender);
+    let mut to_client = None;
+    let broken = {
+        let Incoming { body, respond, .. } = &mut *incoming;
+        let up = async { if whole { Ok(()) } else { pump(body, &mut to_server, sent, false).await } };
+        let down = down(response, respond, &mut to_client, pending, received);
+        both(up, down).await
+    };
+    let reset = |to_client: Option<SendStream<Bytes>>, respond: &mut SendResponse<Bytes>, reason| match to_client {
+        Some(mut to_client) => to_client.send_reset(reason),
+        None => respond.send_reset(reason),
+    };
+    match broken {
+        Ok(()) => Ended::Well,
+        Err(Broken::Client(reason)) => {
+            to_server.send_reset(reason.unwrap_or(Reason::CANCEL));
+            Ended::ClientReset
+        }
+        Err(Broken::Server(error)) => {
+            match (error.is_reset(), error.reason()) {
+                (true, Some(reason)) => reset(to_client, &mut incoming.respond, reason),
+                _ if to_client.is_none() => {
+                    let answer = Answer::new(502, "the server's connection failed");
+                    pending.answered(answer.status);
+                    incoming.answer(answer);
+                }
+                _ => reset(to_client, &mut incoming.respond, Reason::INTERNAL_ERROR),
+            }
+            Ended::Well
+        }
+    }
+}
+
+/// Runs both directions to their ends. A server that has answered may still read the request, or not.
+async fn both(
+    up: impl Future<Output = Result<(), Broken>>,
+    down: impl Future<Output = Result<(), Broken>>,
+) -> Result<(), Broken> {
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    let (mut up_ended, mut down_ended) = (false, false);
+    poll_fn(|cx| {
+        if !up_ended && let Poll::Ready(end) = up.as_mut().poll(cx) {
+            match end {
+                // What became of the request is for the response to say.
+                Ok(()) | Err(Broken::Server(_)) => up_ended = true,
+                client => return Poll::Ready(client),
+            }
+        }
+        if !down_ended && let Poll::Ready(end) = down.as_mut().poll(cx) {
+            match end {
+                Ok(()) => down_ended = true,
+                broken => return Poll::Ready(broken),
+            }
+        }
+        if up_ended && down_ended { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Passes the response back.
+async fn down(
+    mut response: ResponseFuture,
+    respond: &mut SendResponse<Bytes>,
+    to_client: &mut Option<SendStream<Bytes>>,
+    pending: &mut Pending,
+    received: &Cell<u64>,
+) -> Result<(), Broken> {
+    let response = poll_fn(|cx| {
+        if let Poll::Ready(reason) = respond.poll_reset(cx) {
+            return Poll::Ready(Err(Broken::Client(reason.ok())));
+        }
+        while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            if let Err(error) = respond.send_informational(interim) {
+                return Poll::Ready(Err(Broken::Client(error.reason())));
+            }
+        }
+        pin!(&mut response).poll(cx).map_err(Broken::Server)
+    })
+    .await?;
+    pending.answered(response.status().as_u16());
+    let (parts, mut body) = response.into_parts();
+    let whole = body.is_end_stream();
+    let mut head = Response::new(());
+    *head.status_mut() = parts.status;
+    *head.headers_mut() = parts.headers;
+    let sender = respond.send_response(head, whole).map_err(|error| Broken::Client(error.reason()))?;
+    let sender = to_client.insert(sender);
+    if whole { Ok(()) } else { pump(&mut body, sender, received, true).await }
+}
+
+/// Passes a body and its trailers on: to the client, or to the server.
+async fn pump(
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+    moved: &Cell<u64>,
+    to_client: bool,
+) -> Result<(), Broken> {
+    let client = |error: h2::Error| Broken::Client(error.reason());
+    let (source, target): (&dyn Fn(h2::Error) -> Broken, &dyn Fn(h2::Error) -> Broken) =
+        if to_client { (&Broken::Server, &client) } else { (&client, &Broken::Server) };
+    loop {
+        let next = poll_fn(|cx| match to.poll_reset(cx) {
+            Poll::Ready(reason) => Poll::Ready(Err(target(reason.map_or_else(|error| error, h2::Error::from)))),
+            Poll::Pending => from.poll_data(cx).map(Ok),
+        });
+        let Some(data) = next.await? else { break };
+        let mut data = data.map_err(source)?;
+        moved.set(moved.get() + data.len() as u64);
+        let last = from.is_end_stream();
+        if data.is_empty() && last {
+            return to.send_data(data, true).map_err(target);
+        }
+        while !data.is_empty() {
+            to.reserve_capacity(data.len());
+            let room = match poll_fn(|cx| to.poll_capacity(cx)).await {
+                Some(Ok(room)) => room.min(data.len()),
+                Some(Err(error)) => return Err(target(error)),
+                None => return Err(target(Reason::CANCEL.into())),
+            };
+            let part = data.split_to(room);
+            let ends = data.is_empty() && last;
+            to.send_data(part, ends).map_err(target)?;
+            from.flow_control().release_capacity(room).map_err(source)?;
+            if ends {
+                return Ok(());
+            }
+        }
+    }
+    let trailers = poll_fn(|cx| from.poll_trailers(cx)).await.map_err(source)?;
+    let sent = match trailers {
+        Some(mut trailers) => {
+            for name in [HOST, CONTENT_LENGTH, TRAILER] {
+                trailers.remove(name);
+            }
+            to.send_trailers(trailers)
+        }
+        None => to.send_data(Bytes::new(), true),
+    };
+    sent.map_err(target)
+}

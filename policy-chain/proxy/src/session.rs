@@ -1,0 +1,218 @@
+//! One connection's flow, its rules as they are now, and its records.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sluice_policy_core::l7::http::Version;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::connect::Connect;
+use crate::engine::{Engine, count};
+use crate::flow::{Flow, Protocol};
+use crate::policy::{Policy, Refused, Rules, Ruling};
+use crate::record::{Kind, Record, Recorder};
+
+/// One connection's flow, and its rules as they are now.
+#[derive(Debug)]
+pub(crate) struct Session<'e, P, R, C> {
+    pub(crate) engine: &'e Engine<P, R, C>,
+    pub(crate) flow: Flow,
+    rules: Arc<Rules>,
+    version: u64,
+    backend: Option<SocketAddr>,
+    began: Instant,
+    time: SystemTime,
+}
+
+/// Why there is no connection to the server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoUpstream {
+    /// The gate refuses where it would go.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The server did not accept it in time.
+    #[error("the server did not answer in time")]
+    TimedOut,
+    /// It failed.
+    #[error("the server could not be reached")]
+    Failed(#[source] io::Error),
+}
+
+impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
+    pub(crate) fn new(engine: &'e Engine<P, R, C>, flow: Flow, rules: Arc<Rules>, version: u64) -> Self {
+        Self { engine, flow, rules, version, backend: None, began: Instant::now(), time: SystemTime::now() }
+    }
+
+    /// The rules that were in force when they were last asked for.
+    pub(crate) const fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// Whether policy has changed since.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.engine.policy.version() != self.version
+    }
+
+    /// Brings the rules up to date, if policy has changed since.
+    ///
+    /// # Errors
+    /// The flow must not go on.
+    pub(crate) async fn refresh(&mut self) -> Result<(), Refused> {
+        while self.is_stale() {
+            self.version = self.engine.policy.version();
+            let to = self.backend.unwrap_or(self.flow.server);
+            self.rules = self.engine.policy.settled(&self.flow, Protocol::TCP, to).await.inspect_err(|_refused| {
+                count(&self.engine.counters.connections_refused);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Resolves when policy has changed since the rules were last asked for.
+    pub(crate) async fn changed(&self) {
+        self.engine.policy.changed(self.version).await;
+    }
+
+    /// Connects to the server. From now on the rules are those for its backend.
+    ///
+    /// # Errors
+    /// See [`NoUpstream`].
+    pub(crate) async fn connect(&mut self) -> Result<TcpStream, NoUpstream> {
+        let connect = self.engine.connect.connect(&self.flow);
+        let upstream = match tokio::time::timeout(self.engine.limits.connect, connect).await {
+            Ok(Ok(upstream)) => upstream,
+            failed => {
+                count(&self.engine.counters.connects_failed);
+                return Err(match failed {
+                    Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => NoUpstream::Failed(error),
+                    _ => NoUpstream::TimedOut,
+                });
+            }
+        };
+        upstream.stream.set_nodelay(true).ok();
+        self.backend = Some(upstream.backend);
+        if upstream.backend != self.flow.server || self.is_stale() {
+            self.version = self.engine.policy.version();
+            let rules = self.engine.policy.settled(&self.flow, Protocol::TCP, upstream.backend).await;
+            self.rules = rules.inspect_err(|_refused| count(&self.engine.counters.connections_refused))?;
+        }
+        Ok(upstream.stream)
+    }
+
+    /// The record of something that begins now, or began with the connection.
+    pub(crate) fn begin(&self, kind: Kind, ruling: &Ruling<'_>, since: Since) -> Pending {
+        let (began, time) = match since {
+            Since::Now => (Instant::now(), SystemTime::now()),
+            Since::Start => (self.began, self.time),
+        };
+        let record = Record {
+            flow: self.flow,
+            backend: self.backend,
+            pod: Some(self.rules.pod.clone()),
+            time,
+            kind,
+            passes: ruling.passes,
+            rule: ruling.rule.map(Arc::clone),
+            reason: Arc::clone(ruling.reason),
+            would_pass: ruling.would_pass,
+            latency: Duration::ZERO,
+            bytes: (0, 0),
+        };
+        Pending { record, began }
+    }
+
+    /// Records a connection that the gate refuses.
+    pub(crate) fn record_refused(&self, kind: Kind, refused: &Refused) {
+        self.record_failed(kind, &refused.to_string());
+    }
+
+    /// Records something that came to nothing.
+    pub(crate) fn record_failed(&self, kind: Kind, reason: &str) {
+        self.engine.recorder.record(Record {
+            flow: self.flow,
+            backend: self.backend,
+            pod: Some(self.rules.pod.clone()),
+            time: self.time,
+            kind,
+            passes: false,
+            rule: None,
+            reason: reason.into(),
+            would_pass: None,
+            latency: self.began.elapsed(),
+            bytes: (0, 0),
+        });
+    }
+
+    /// Hands over a record that is whole.
+    pub(crate) fn finish(&self, pending: Pending) {
+        self.engine.finish(pending);
+    }
+}
+
+impl<P, R: Recorder, C> Engine<P, R, C> {
+    /// Hands over a record that is whole.
+    pub(crate) fn finish(&self, pending: Pending) {
+        self.recorder.record(pending.record);
+    }
+}
+
+/// When something began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// Now.
+    Now,
+    /// With the connection.
+    Start,
+}
+
+/// A record that is not whole yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    record: Record,
+    began: Instant,
+}
+
+impl Pending {
+    /// The answer begins.
+    pub(crate) fn answered(&mut self, answer: u16) {
+        if let Kind::Http { status, .. } = &mut self.record.kind {
+            *status = Some(answer);
+        }
+        self.record.latency = self.began.elapsed();
+    }
+
+    /// It passes: by what was judged before it.
+    pub(crate) const fn passed(&mut self) {
+        self.record.passes = true;
+    }
+
+    /// It does not pass after all.
+    pub(crate) fn refused(&mut self, why: &str) {
+        self.record.passes = false;
+        self.record.rule = None;
+        self.record.reason = why.into();
+    }
+
+    /// It has ended.
+    pub(crate) fn ended(&mut self, to_server: u64, from_server: u64) {
+        self.record.bytes = (to_server, from_server);
+        if self.record.latency.is_zero() {
+            self.record.latency = self.began.elapsed();
+        }
+    }
+}
+
+/// What a record says of a request that could not be read.
+pub(crate) fn unreadable(version: Version, status: u16) -> Kind {
+    Kind::Http {
+        method: Box::default(),
+        path: Box::default(),
+        host: Box::default(),
+        status: Some(status),
+        version,
+        mismatched: Box::default(),
+    }
+}
