@@ -3,13 +3,18 @@
 
 pub mod add_latency;
 pub mod burst;
+pub mod packet;
 pub mod policy;
+pub mod policyd_memory;
 pub mod publish;
+pub mod reaction;
 pub mod report;
 pub mod rss;
 pub mod stats;
+pub mod test_run;
+pub mod town_node;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +53,15 @@ pub enum BenchError {
     /// The API server or the agents of a benchmark do not do their part.
     #[error("the cluster of the benchmark fails")]
     Cluster(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What was set up does not work.
+    #[error("{what}")]
+    Setup {
+        /// What.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A size has no figure.
     #[error("a size was not measured")]
     Incomplete,
@@ -60,6 +74,17 @@ pub enum BenchError {
         reason: String,
     },
 }
+
+impl BenchError {
+    /// [`BenchError::Setup`] of any reason.
+    fn setup<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        |source| Self::Setup { what, source: source.into() }
+    }
+}
+
+/// The variable that names the directory of the plugins as they are deployed; `./bench` sets it.
+const PLUGINS: &str = "SLUICE_BENCH_PLUGINS";
 
 /// How long the pool may take to be as a benchmark needs it.
 const POOL_LIMIT: Duration = Duration::from_secs(120);
@@ -87,7 +112,7 @@ pub struct Benchmark {
 }
 
 /// Every benchmark.
-pub const ALL: [Benchmark; 7] = [
+pub const ALL: [Benchmark; 10] = [
     Benchmark {
         id: add_latency::ID,
         name: "add_latency",
@@ -120,7 +145,26 @@ pub const ALL: [Benchmark; 7] = [
         run: |say| Box::pin(std::future::ready(policy::maps::run(say))),
     },
     Benchmark { id: publish::ID, name: "publish", about: publish::ABOUT, run: |say| Box::pin(publish::run(say)) },
+    Benchmark {
+        id: policyd_memory::ID,
+        name: "policyd_memory",
+        about: policyd_memory::ABOUT,
+        run: |say| Box::pin(policyd_memory::run(say)),
+    },
+    Benchmark { id: reaction::ID, name: "reaction", about: reaction::ABOUT, run: |say| Box::pin(reaction::run(say)) },
+    Benchmark { id: packet::ID, name: "packet", about: packet::ABOUT, run: |say| Box::pin(packet::run(say)) },
 ];
+
+/// A plugin: as it is deployed where `./bench` has built it so, else the one beside this program.
+fn plugin(name: &str) -> Result<PathBuf, DeploymentError> {
+    let Some(directory) = std::env::var_os(PLUGINS) else { return Binaries::find(name) };
+    let path = Path::new(&directory).join(name);
+    if path.is_file() { Ok(path) } else { Err(DeploymentError::Missing { path }) }
+}
+
+fn binaries() -> Result<Binaries, DeploymentError> {
+    Ok(Binaries { ipamd: Binaries::find("sluice-ipamd")?, eni: plugin("sluice-eni")? })
+}
 
 /// A VPC with these machines, name and instance type, in which EC2 answers at once: its latency is not measured.
 fn scene(instances: &[(&str, &str)]) -> Result<Scene, SceneError> {
@@ -136,8 +180,7 @@ fn scene(instances: &[(&str, &str)]) -> Result<Scene, SceneError> {
 /// The product on `node`, with ipamd running; `settings` are ipamd's environment.
 async fn install(node: &Arc<Node>, settings: &[(&str, &str)]) -> Result<Deployment, DeploymentError> {
     let environment = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let binaries = Binaries::beside_this_program()?;
-    let product = Deployment::install(Arc::clone(node), &binaries, PLAIN_CONFLIST, environment).await?;
+    let product = Deployment::install(Arc::clone(node), &binaries()?, PLAIN_CONFLIST, environment).await?;
     product.start_ipamd().await?;
     Ok(product)
 }
@@ -149,10 +192,10 @@ async fn install_gated(
     cluster: &str,
 ) -> Result<Deployment, DeploymentError> {
     let environment = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let (binaries, gate) = (Binaries::beside_this_program()?, GateBinaries::beside_this_program()?);
+    let gate = GateBinaries { policyd: Binaries::find("sluice-policyd")?, policy: plugin("sluice-policy")? };
     node.write(Path::new(CLUSTER_DIR).join("all.yaml"), cluster).await?;
     let source = Source::Directory(CLUSTER_DIR.into());
-    let product = Deployment::install_gated(Arc::clone(node), &binaries, &gate, environment, source).await?;
+    let product = Deployment::install_gated(Arc::clone(node), &binaries()?, &gate, environment, source).await?;
     product.start_ipamd().await?;
     if let Some(policyd) = product.policyd() {
         policyd.start().await?;

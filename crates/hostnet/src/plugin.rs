@@ -1,6 +1,7 @@
 //! What the process of a CNI plugin does, whichever plugin it is: it reads what the runtime asks, answers on standard
 //! output, asks its daemon, and leaves a tombstone where the daemon cannot be told.
 
+mod arena;
 mod client;
 pub mod tombstone;
 
@@ -15,6 +16,7 @@ use sluice_contract::cni::{Environment, ErrorCode, Failure, NetConf, STDIN_LIMIT
 
 use crate::netns::Namespace;
 
+pub use arena::Arena;
 pub use client::{Client, ClientError};
 
 /// The body of `main`: `answer` gets standard input, whose value goes to standard output, and its failure as an error

@@ -12,9 +12,11 @@ use netlink_packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption,
 };
 use nix::errno::Errno;
+use sluice_contract::id::IfName;
 use sluice_contract::node::{GATE_FILTER_HANDLE, GATE_FILTER_PRIORITY};
 
-use crate::netlink::{Netlink, NetlinkError, Request};
+use crate::netlink::encode::link_numbered;
+use crate::netlink::{Netlink, NetlinkError, Request, decode_link};
 
 /// The qdisc that has nothing but the two hooks.
 const CLSACT: &str = "clsact";
@@ -183,6 +185,40 @@ impl Netlink {
         Ok(())
     }
 
+    /// Replaces the programs of filters that stand in a slot of each of their hooks already, at the link of this number, and
+    /// asks whether that has this name: all in one datagram, because each change waits for the kernel's lock. Says whether
+    /// all of it was so; if not, some may have been replaced, and [`Self::attach`] is the longer way.
+    ///
+    /// # Errors
+    /// [`TcError`].
+    pub async fn swap(
+        &self,
+        index: u32,
+        name: &IfName,
+        slot: Slot,
+        programs: &[(Hook, Program<'_>)],
+    ) -> Result<bool, TcError> {
+        let look = Request::get(RouteNetlinkMessage::GetLink(link_numbered(index)));
+        let swaps = programs.iter().map(|(hook, program)| {
+            Request::change(RouteNetlinkMessage::NewTrafficFilter(bpf(index, *hook, slot, program)), NLM_F_REPLACE)
+        });
+        let mut as_thought = true;
+        for answer in self.batch(std::iter::once(look).chain(swaps).collect()).await {
+            match answer {
+                Ok(Some(RouteNetlinkMessage::NewLink(message))) => {
+                    as_thought &= decode_link(&message).is_some_and(|link| link.name == *name);
+                }
+                Ok(_) => {}
+                // No filter there, no hooks, no link.
+                Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)) => {
+                    as_thought = false;
+                }
+                Err(source) => return Err(not_attached(index, source)),
+            }
+        }
+        Ok(as_thought)
+    }
+
     /// Puts a program into a slot, in place of the one that stands there: no packet in between meets none. The link
     /// must have the hooks ([`Self::ensure_clsact`]).
     ///
@@ -273,6 +309,15 @@ fn clsact(index: u32) -> Request {
 }
 
 fn filter(index: u32, hook: Hook, slot: Slot, program: &Program<'_>, existing: Existing) -> Request {
+    let flags = match existing {
+        Existing::Replace => NLM_F_CREATE | NLM_F_REPLACE,
+        Existing::Keep => NLM_F_CREATE | NLM_F_EXCL,
+    };
+    Request::change(RouteNetlinkMessage::NewTrafficFilter(bpf(index, hook, slot, program)), flags)
+}
+
+/// A filter that runs a program.
+fn bpf(index: u32, hook: Hook, slot: Slot, program: &Program<'_>) -> TcMessage {
     let mut message = message(index, hook.parent());
     message.header.handle = slot.handle.into();
     message.header.info = slot.info();
@@ -284,11 +329,7 @@ fn filter(index: u32, hook: Hook, slot: Slot, program: &Program<'_>, existing: E
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]),
     ];
-    let flags = match existing {
-        Existing::Replace => NLM_F_CREATE | NLM_F_REPLACE,
-        Existing::Keep => NLM_F_CREATE | NLM_F_EXCL,
-    };
-    Request::change(RouteNetlinkMessage::NewTrafficFilter(message), flags)
+    message
 }
 
 fn kind(message: &TcMessage) -> Option<String> {

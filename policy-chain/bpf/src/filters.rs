@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use sluice_contract::id::IfName;
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::tc::{self, Existing, Filter, Hook, Slot, TcError};
 
@@ -117,6 +118,18 @@ impl Filters {
             }
         }
         self.put(index, &wanted, Existing::Keep).await
+    }
+
+    /// Puts the gate's programs in the place of filters that stand in the gate's slots of both hooks, as the primary plugin
+    /// leaves them, on the interface of this index and name. Says whether that was all; if not, [`Self::attach_drop`] and
+    /// [`Self::attach`] do what is left. Not for an interface that has links.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn swap(&self, index: u32, name: &IfName) -> Result<bool, FilterError> {
+        let programs = Program::POD
+            .map(|(hook, program)| (hook, tc::Program { fd: self.programs.descriptor(program), name: program.name() }));
+        self.netlink.swap(index, name, Slot::GATE, &programs).await.map_err(|source| failed(index, source))
     }
 
     /// Puts the program that judges Services on an uplink.

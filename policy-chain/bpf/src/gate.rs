@@ -251,6 +251,12 @@ impl Gate {
         self.pods.iter().find(|(_, pod)| pod.id == endpoint).map(|(key, _)| key)
     }
 
+    /// Whether an interface has its programs, or one of them, by a link. Asks no more than which pins there are.
+    #[must_use]
+    pub fn is_linked(&self, index: u32) -> bool {
+        self.pins.has_links(index)
+    }
+
     /// The reader of what the programs tell; there is one.
     pub const fn events(&mut self) -> Option<Events> {
         self.events.take()

@@ -104,9 +104,16 @@ pub(crate) async fn find(
     };
     let reported = Reported::of(result, ifname, is_sandbox).map_err(FindError::Name)?;
     let host = Netlink::open().map_err(FindError::Open)?;
-    let pod = Host::of(netns.clone()).map_err(FindError::Open)?;
-    let links = pod.netlink().links().await.map_err(FindError::Look)?;
-    let host_side = HostSide { netlink: &host, sandbox: netns };
+    let inside = || Host::of(netns.clone()).map_err(FindError::Open);
+    let number = host.number_of(netns).await.map_err(FindError::Sandbox)?;
+    let links = match number {
+        // Asked from here: no thread has to enter the sandbox.
+        Some(number) => host.links_in(number).await,
+        // No link leads there, or nobody has looked at it yet.
+        None => inside()?.netlink().links().await,
+    };
+    let links = links.map_err(FindError::Look)?;
+    let host_side = HostSide { netlink: &host, sandbox: netns, number };
 
     let mut found = Vec::with_capacity(reported.interfaces.len());
     for (name, addresses) in &reported.interfaces {
@@ -141,7 +148,7 @@ pub(crate) async fn find(
     }
     if found.iter().any(|interface| interface.addresses.is_empty()) {
         let view = View { addresses: Family::ALL.into(), ..View::default() };
-        let seen = pod.observe(&view).await.map_err(FindError::Addresses)?;
+        let seen = inside()?.observe(&view).await.map_err(FindError::Addresses)?;
         for interface in found.iter_mut().filter(|interface| interface.addresses.is_empty()) {
             interface.addresses = addresses_on(&seen.addresses, &interface.container);
         }
@@ -156,6 +163,8 @@ pub(crate) async fn find(
 struct HostSide<'a> {
     netlink: &'a Netlink,
     sandbox: &'a Namespace,
+    /// The host's number of it, where it had one from the begin.
+    number: Option<i32>,
 }
 
 impl HostSide<'_> {
@@ -167,7 +176,11 @@ impl HostSide<'_> {
             return Ok(None);
         }
         // Links in other sandboxes have the same numbers.
-        let sandbox = self.netlink.number_of(self.sandbox).await.map_err(FindError::Sandbox)?;
+        let sandbox = match self.number {
+            Some(number) => Some(number),
+            // Looking at the link has given it one.
+            None => self.netlink.number_of(self.sandbox).await.map_err(FindError::Sandbox)?,
+        };
         Ok(Some(host_end).filter(|host_end| host_end.peer_netns == sandbox))
     }
 }

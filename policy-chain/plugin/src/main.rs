@@ -23,6 +23,9 @@ use sluice_hostnet::plugin;
 /// The plugin's name.
 const NAME: &str = "sluice-policy";
 
+#[global_allocator]
+static MEMORY: plugin::Arena = plugin::Arena::new();
+
 fn main() -> ExitCode {
     plugin::run(NAME, answer)
 }

@@ -82,23 +82,35 @@ pub struct Subject {
 impl Subject {
     /// The product, as it is on a node: the whole chain where pods are gated, else the primary plugin alone.
     pub async fn sluice(product: &Deployment) -> Self {
-        let plugin = |name: &str, option: Option<&str>| {
-            let mut config = json!({ "cniVersion": "1.0.0", "name": "sluice", "type": name });
-            if let (Some(fields), Some(option)) = (config.as_object_mut(), option) {
-                fields.insert(option.to_owned(), true.into());
-            }
-            Plugin { program: Path::new(BIN_DIR).join(name), config: config.as_object().cloned().unwrap_or_default() }
-        };
         let mut daemons: Vec<u32> = product.ipamd_pid().await.into_iter().collect();
         let chain = match product.policyd() {
             Some(policyd) => {
                 daemons.extend(policyd.pid().await);
-                vec![plugin("sluice-eni", Some("gated")), plugin("sluice-policy", None)]
+                Self::chain().chain
             }
             None => vec![plugin("sluice-eni", None)],
         };
         Self { chain, path: BIN_DIR.into(), daemons }
     }
+
+    /// The whole chain, without its daemons' CPU.
+    #[must_use]
+    pub fn chain() -> Self {
+        Self {
+            chain: vec![plugin("sluice-eni", Some("gated")), plugin("sluice-policy", None)],
+            path: BIN_DIR.into(),
+            daemons: Vec::new(),
+        }
+    }
+}
+
+/// A plugin of ours, with one option switched on.
+fn plugin(name: &str, option: Option<&str>) -> Plugin {
+    let mut config = json!({ "cniVersion": "1.0.0", "name": "sluice", "type": name });
+    if let (Some(fields), Some(option)) = (config.as_object_mut(), option) {
+        fields.insert(option.to_owned(), true.into());
+    }
+    Plugin { program: Path::new(BIN_DIR).join(name), config: config.as_object().cloned().unwrap_or_default() }
 }
 
 /// The name and the uid of the pod in a set's `index`-th namespace.
@@ -153,12 +165,7 @@ impl Sandboxes {
         label: &str,
         at_once: usize,
     ) -> Result<Times, BurstError> {
-        let pods: Vec<Pod> = self
-            .paths
-            .iter()
-            .enumerate()
-            .map(|(i, netns)| Pod { name: pod_name(i), container: format!("{label}-{i}"), netns: netns.clone() })
-            .collect();
+        let pods = self.pods(label, (0..self.paths.len()).map(PodName::of));
         let subject = subject.clone();
         node.run(move || {
             let before = cpu(&subject.daemons)?;
@@ -178,19 +185,52 @@ impl Sandboxes {
     /// # Errors
     /// [`BurstError::Failed`] with the first plugin that failed.
     pub async fn fill(&self, node: &Node, subject: &Subject, at_once: usize) -> Result<(), BurstError> {
-        let pods: Vec<Pod> = self
-            .paths
-            .iter()
-            .enumerate()
-            .map(|(i, netns)| Pod { name: pod_name(i), container: format!("fill-{i}"), netns: netns.clone() })
-            .collect();
+        let names: Vec<PodName> = (0..self.paths.len()).map(PodName::of).collect();
+        self.fill_with(node, subject, &names, at_once).await
+    }
+
+    /// As [`Self::fill`], with pods that the cluster knows by these names.
+    ///
+    /// # Errors
+    /// [`BurstError::Failed`] with the first plugin that failed.
+    pub async fn fill_with(
+        &self,
+        node: &Node,
+        subject: &Subject,
+        names: &[PodName],
+        at_once: usize,
+    ) -> Result<(), BurstError> {
+        let pods = self.pods("fill", names.iter().cloned());
         let subject = subject.clone();
         node.run(move || phase(&subject, "ADD", &pods, &[], at_once).map(drop)).await?
+    }
+
+    fn pods(&self, label: &str, names: impl Iterator<Item = PodName>) -> Vec<Pod> {
+        let pods = self.paths.iter().zip(names).enumerate();
+        pods.map(|(i, (netns, name))| Pod { name, container: format!("{label}-{i}"), netns: netns.clone() }).collect()
+    }
+}
+
+/// A pod as the cluster knows it.
+#[derive(Debug, Clone)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl PodName {
+    /// The pod in a set's `index`-th namespace.
+    fn of(index: usize) -> Self {
+        Self { namespace: NAMESPACE.to_owned(), name: pod_name(index), uid: pod_name(index) }
     }
 }
 
 struct Pod {
-    name: String,
+    name: PodName,
     container: String,
     netns: PathBuf,
 }
@@ -290,9 +330,8 @@ fn command(subject: &Subject, plugin: &Plugin, verb: &str, pod: &Pod) -> Command
         .env(
             "CNI_ARGS",
             format!(
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={0};K8S_POD_UID={0};\
-                 K8S_POD_INFRA_CONTAINER_ID={1}",
-                pod.name, pod.container
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={};K8S_POD_INFRA_CONTAINER_ID={}",
+                pod.name.namespace, pod.name.name, pod.name.uid, pod.container
             ),
         )
         .stdout(Stdio::piped())

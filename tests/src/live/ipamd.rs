@@ -14,6 +14,7 @@ use sluice_contract::rpc::{
 use sluice_vpcsim::node::{Node, NodeError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
 
 /// The addresses of pods by `(namespace, name)`.
 pub type Book = Arc<Mutex<BTreeMap<(String, String), Vec<IpAddr>>>>;
@@ -38,6 +39,35 @@ pub async fn serve(node: &Node, book: Book) -> Result<io::Result<()>, NodeError>
         Ok(())
     })
     .await
+}
+
+/// As [`serve`], by the caller's runtime, until what is returned is dropped: for a node whose thread does other things.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_beside(node: &Node, book: Book) -> Result<io::Result<JoinSet<()>>, NodeError> {
+    let bound = node.run(|| {
+        if let Some(directory) = std::path::Path::new(IPAMD_SOCKET).parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        let listener = std::os::unix::net::UnixListener::bind(IPAMD_SOCKET)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    let listener: io::Result<UnixListener> = bound.await?.and_then(UnixListener::from_std);
+    Ok(listener.map(|listener| {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let book = Arc::clone(&book);
+                // A plugin that goes away takes its question with it.
+                open.spawn(async move { drop(answer(stream, &book).await) });
+                while open.try_join_next().is_some() {}
+            }
+        });
+        tasks
+    }))
 }
 
 async fn answer(mut stream: UnixStream, book: &Book) -> Result<(), FrameError> {

@@ -191,6 +191,14 @@ pub(crate) fn link_numbered(index: u32) -> LinkMessage {
         .build()
 }
 
+/// A question for all links of the namespace that the asker's knows by this number, without statistics.
+pub(crate) fn links_in(namespace: i32) -> LinkMessage {
+    LinkUnspec::new_with_index(0)
+        .append_extra_attribute(LinkAttribute::IfNetnsId(namespace))
+        .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
+        .build()
+}
+
 pub(crate) fn set_link(index: u32, up: Option<bool>, mtu: Option<u32>) -> LinkMessage {
     let mut builder = LinkUnspec::new_with_index(index);
     if let Some(mtu) = mtu {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, LinkVeth};
 use sluice_contract::id::{IfName, MacAddr};
 
-use super::encode::{link_named, link_numbered, set_link};
+use super::encode::{link_named, link_numbered, links_in, set_link};
 use super::{Netlink, NetlinkError, Request, decode_link};
 use crate::netns::Namespace;
 use crate::state::Link;
@@ -140,18 +140,17 @@ impl Netlink {
     /// # Errors
     /// [`LinkError`].
     pub async fn links(&self) -> Result<Vec<Link>, LinkError> {
-        let answers = self.dump(RouteNetlinkMessage::GetLink(link_numbered(0))).await.map_err(|source| LinkError {
-            action: "list",
-            link: "all".into(),
-            source,
-        })?;
-        Ok(answers
-            .iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewLink(message) => decode_link(message),
-                _ => None,
-            })
-            .collect())
+        self.list(link_numbered(0)).await
+    }
+
+    /// Every link of another namespace, which this socket's namespace knows by a number ([`Self::number_of`]); nobody has
+    /// to enter it for that. [`Link::peer_netns`] is by the numbers of this socket's namespace, which then has one for
+    /// itself, too.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn links_in(&self, number: i32) -> Result<Vec<Link>, LinkError> {
+        self.list(links_in(number)).await
     }
 
     /// Switches a link on or off, and sets its MTU in bytes.
@@ -238,6 +237,19 @@ impl Netlink {
             link: format!("#{index}"),
             source,
         })
+    }
+
+    async fn list(&self, question: LinkMessage) -> Result<Vec<Link>, LinkError> {
+        let answers = self.dump(RouteNetlinkMessage::GetLink(question)).await.map_err(|source| LinkError {
+            action: "list",
+            link: "all".into(),
+            source,
+        })?;
+        let link = |answer: &RouteNetlinkMessage| match answer {
+            RouteNetlinkMessage::NewLink(message) => decode_link(message),
+            _ => None,
+        };
+        Ok(answers.iter().filter_map(link).collect())
     }
 
     async fn find(&self, question: LinkMessage) -> Result<Option<Link>, NetlinkError> {

@@ -134,6 +134,39 @@ async fn a_program_decides_at_its_hook_and_is_replaced_in_place() {
     }
 }
 
+#[tokio::test]
+async fn programs_are_swapped_only_where_both_hooks_have_one() {
+    let pair = Pair::new().await;
+    pair.warm_up();
+    let (drop, pass) = (load(&DROP), load(&PASS));
+    let both = |program: &'static str, fd| Hook::ALL.map(|hook| (hook, Program { fd, name: program }));
+    let swap = async |index: u32, link: &str| {
+        let programs = both("pass", pass.as_fd());
+        pair.netlink().swap(index, &name(link), Slot::GATE, &programs).await.unwrap()
+    };
+    let found = async || [pair.programs(Hook::Ingress).await, pair.programs(Hook::Egress).await];
+    assert!(!swap(pair.index, "host0").await, "no hooks");
+    pair.netlink().ensure_clsact(pair.index).await.unwrap();
+    assert!(!swap(pair.index, "host0").await, "nothing on the hooks");
+    assert_eq!(found().await, [[], []], "nothing is put where nothing was");
+    pair.put(Hook::Egress, Slot::GATE, &drop).await.unwrap();
+    pair.put(Hook::Ingress, OTHER, &pass).await.unwrap();
+    assert!(!swap(pair.index, "host0").await, "one of them has another filter");
+    pair.put(Hook::Ingress, Slot::GATE, &drop).await.unwrap();
+    pair.put(Hook::Egress, Slot::GATE, &drop).await.unwrap();
+    pair.assert_passes_both([false, false]);
+    assert!(swap(pair.index, "host0").await);
+    pair.assert_passes_both([true, true]);
+    let ours = (Slot::GATE, program_id(pass.as_fd()));
+    assert_eq!(found().await, [vec![ours, (OTHER, ours.1)], vec![ours]]);
+    assert!(!swap(pair.index, "eth9").await, "another link's number");
+    assert!(!swap(4_000, "host0").await, "no such link");
+    // The qdisc of the bandwidth plugin has one hook, in the place of both.
+    pair.tc("qdisc del dev host0 clsact");
+    pair.tc("qdisc add dev host0 ingress");
+    assert!(!swap(pair.index, "host0").await);
+}
+
 /// While one program takes the place of the other, neither of which lets anything through, nothing comes through.
 #[tokio::test]
 async fn no_packet_meets_the_hook_empty_while_its_program_is_replaced() {

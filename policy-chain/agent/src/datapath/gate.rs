@@ -276,6 +276,16 @@ impl Datapath for GateDatapath {
     }
 
     async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
+        // Behind sluice-eni both hooks are closed already, and taking their place is all there is to do.
+        if !self.gate.is_linked(interface.index) {
+            let swapped = self.filters.swap(interface.index, &interface.name).await;
+            if swapped.map_err(unattached(interface))? {
+                if self.links.is_some() {
+                    self.promotions.add(interface.index, interface.name.clone(), Ktime::now());
+                }
+                return Ok(());
+            }
+        }
         self.is_there(interface).await?;
         // Where the primary plugin has left nothing, nothing may pass between the one direction's program and the other's.
         let attached = match self.filters.attach_drop(interface.index).await {

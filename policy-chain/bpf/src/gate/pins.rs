@@ -90,6 +90,11 @@ impl Pins {
         Ok(Some(info.max_entries()))
     }
 
+    /// Whether a program is attached to an interface by a link. All of ours are pinned.
+    pub(super) fn has_links(&self, index: u32) -> bool {
+        Program::POD.iter().any(|(_, program)| self.links().join(links::name(index, *program)).exists())
+    }
+
     /// Removes the pins of an interface that is gone. Those of one that is there stay: without them it has no gate.
     pub(super) fn remove_links(&self, index: u32) {
         // nix says that it has the empty name where there is none.

@@ -190,13 +190,17 @@ impl Town {
 
     /// All objects, in the order in which a watch that begins tells them: policies last.
     pub fn objects(&self) -> impl Iterator<Item = Result<Object, NotRead>> {
+        self.values().map(|value| read(&value))
+    }
+
+    /// The same, as an API server has them.
+    pub fn values(&self) -> impl Iterator<Item = Value> {
         let namespaces = (0..self.namespaces()).map(namespace_object);
         let nodes = (0..self.nodes()).map(node_object);
         let pods = (0..self.size.pods).map(|pod| self.pod_value(pod, None));
         let services = self.workloads.iter().filter(|workload| workload.kind != Kind::Job).flat_map(service_objects);
         let policies = policies::all(self, self.seed);
-        let values = namespaces.chain(nodes).chain(pods).chain(services).chain(api_server()).chain(policies);
-        values.map(|value| read(&value))
+        namespaces.chain(nodes).chain(pods).chain(services).chain(api_server()).chain(policies)
     }
 
     /// What names were seen to resolve to.
@@ -229,7 +233,9 @@ impl Town {
         read(&pod_value(workload, workload.app, self.size.pods + number, node))
     }
 
-    fn pod_value(&self, pod: usize, app: Option<&str>) -> Value {
+    /// A pod as an API server has it; as [`Self::pod`]. Of a cluster without pods: null.
+    #[must_use]
+    pub fn pod_value(&self, pod: usize, app: Option<&str>) -> Value {
         let Some(workload) = self.workload(pod) else { return Value::Null };
         pod_value(workload, app.unwrap_or(workload.app), pod, pod % self.nodes())
     }

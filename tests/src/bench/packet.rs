@@ -1,0 +1,194 @@
+//! S-09: what the gate costs a packet, a round trip, a connection and a bulk transfer, beside no gate and beside a policy of as
+//! many rules in nftables and iptables.
+//!
+//! Every arm is a machine of its own with two pods, which speak with each other over the machine. One thread has both ends of
+//! a connection: the kernel delivers within the sender's system call, so that nothing has to wake up, and what is measured
+//! is the way of the packets. In each round each arm has its turn; figures are medians over the rounds of what is
+//! compared within one.
+
+mod arm;
+mod traffic;
+
+use super::report::{Part, Report};
+use super::stats::median;
+use super::test_run::{Content, Judge, frame};
+use super::{BenchError, Say};
+use arm::{Arm, Kind};
+use traffic::Turn;
+
+/// The number of the promise.
+pub const ID: &str = "S-09";
+/// What is measured, in one line.
+pub const ABOUT: &str =
+    "packet, round trip, connection and bulk with the gate, without, and with 1,000 rules of netfilter";
+
+/// Rounds; in each, each arm has a turn.
+const ROUNDS: usize = 30;
+/// Test runs of a packet: series, and packets of one.
+const SERIES: usize = 9;
+const PACKETS: u32 = 1_000_000;
+/// Addresses that the large policy allows.
+const MANY: u32 = 100_000;
+/// Rules of netfilter.
+const RULES: u32 = 1_000;
+
+/// The promises: nanoseconds of an established packet, microseconds of a round trip, ratios.
+const V4: f64 = 80.0;
+const V6: f64 = 100.0;
+const ROUND_TRIP: f64 = 0.5;
+const CONNECTION: f64 = 1.10;
+const BULK: f64 = 1.02;
+/// What counts as the same.
+const SAME: f64 = 1.10;
+
+/// The arms, in the order of a round.
+const ARMS: [(&str, Kind); 6] = [
+    ("without", Kind::Open),
+    ("gate, 1 address", Kind::Gate(1)),
+    ("gate, 100,000 addresses", Kind::Gate(MANY)),
+    ("nftables, 1,000 rules", Kind::Nftables(RULES)),
+    ("iptables, 1,000 rules", Kind::Iptables(RULES)),
+    ("without, again", Kind::Open),
+];
+const OPEN: usize = 0;
+const ONE: usize = 1;
+const ALL: usize = 2;
+const NFTABLES: usize = 3;
+const IPTABLES: usize = 4;
+const AGAIN: usize = 5;
+
+/// Measures and reports.
+///
+/// # Errors
+/// [`BenchError`]: what could not be set up, or packets that do not arrive.
+pub async fn run(say: Say) -> Result<Report, BenchError> {
+    let mut arms = Vec::new();
+    for (number, (name, kind)) in ARMS.iter().enumerate() {
+        say(&format!("setting up: {name}"));
+        arms.push(Arm::up(number, *kind).await?);
+    }
+    let mut turns: Vec<Vec<Turn>> = ARMS.iter().map(|_| Vec::new()).collect();
+    say(&format!("{ROUNDS} rounds"));
+    for round in 0..ROUNDS {
+        for turn in 0..arms.len() {
+            let at = (round + turn) % arms.len();
+            if let (Some(arm), Some(turns)) = (arms.get(at), turns.get_mut(at)) {
+                turns.push(arm.turn()?);
+            }
+        }
+    }
+    let mut packets = Vec::new();
+    for at in [ONE, ALL] {
+        let Some(arm) = arms.get(at) else { return Err(BenchError::Incomplete) };
+        say(&format!("{}: {SERIES} times {PACKETS} packets each way", ARMS.get(at).map_or("", |(name, _)| name)));
+        packets.push(packet_times(arm).await?);
+    }
+    let [one, all] = packets.as_slice() else { return Err(BenchError::Incomplete) };
+    Ok(report(&turns, one, all))
+}
+
+/// The nanoseconds of a packet out of a pod and into it, by family.
+#[derive(Debug, Clone, Copy, Default)]
+struct PacketTimes {
+    v4: [f64; 2],
+    v6: [f64; 2],
+}
+
+/// Packets of connections that are open meanwhile, so that the gate knows them.
+async fn packet_times(arm: &Arm) -> Result<PacketTimes, BenchError> {
+    let mut times = PacketTimes::default();
+    for (server, into) in [(arm.server.v4(), &mut times.v4), (arm.server.v6(), &mut times.v6)] {
+        let open = arm.open(server)?;
+        let (client, server) = (open.client_address()?, open.server_address()?);
+        let (here, there) = (arm.client.index, arm.server.index);
+        let measured = arm.node.run(move || {
+            let of = |program: &str, frame: &[u8], from: u32| {
+                let judge = Judge::open(program)?;
+                let mut times = Vec::with_capacity(SERIES);
+                for _ in 0..SERIES {
+                    let judged = judge.run(frame, here, from, PACKETS)?;
+                    if !judged.passes {
+                        return Err(BenchError::setup("the gate is not as it should be")(format!(
+                            "{program} drops a packet of an open connection"
+                        )));
+                    }
+                    times.push(judged.took.as_secs_f64() * 1e9);
+                }
+                Ok(median(&times))
+            };
+            let out = of("from_pod", &frame(client, server, Content::Ack), here)?;
+            Ok::<_, BenchError>([out, of("to_pod", &frame(server, client, Content::Ack), there)?])
+        });
+        *into = measured.await??;
+    }
+    Ok(times)
+}
+
+/// The median over the rounds of what `compare` makes of two arms' turns of one round.
+fn paired(turns: &[Vec<Turn>], one: usize, other: usize, compare: impl Fn(&Turn, &Turn) -> f64) -> f64 {
+    let of = |arm: usize| turns.get(arm).into_iter().flatten();
+    let values: Vec<f64> = of(one).zip(of(other)).map(|(one, other)| compare(one, other)).collect();
+    median(&values)
+}
+
+fn report(turns: &[Vec<Turn>], one: &PacketTimes, all: &PacketTimes) -> Report {
+    let later = |one: &Turn, other: &Turn| one.round_trip - other.round_trip;
+    let connection = |one: &Turn, other: &Turn| one.connection / other.connection;
+    let bulk = |one: &Turn, other: &Turn| one.bulk / other.bulk;
+    let worst = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
+    let v4 = worst(&[one.v4, all.v4].concat());
+    let v6 = worst(&[one.v6, all.v6].concat());
+    let growth = (0..2)
+        .flat_map(|way| {
+            [(all.v4, one.v4), (all.v6, one.v6)].map(|(all, one)| (all.get(way).copied(), one.get(way).copied()))
+        })
+        .filter_map(|(all, one)| Some(all? / one?))
+        .fold(0.0, f64::max);
+    let part = |what: &str, figure, limit, unit| Part { what: what.into(), figure, limit, unit };
+    let mut parts = vec![
+        part("an established packet, IPv4", v4, V4, "ns"),
+        part("an established packet, IPv6", v6, V6, "ns"),
+        part("the same at 100,000 addresses by that at 1", growth, SAME, ""),
+    ];
+    for (at, name) in [(ONE, "1 address"), (ALL, "100,000 addresses")] {
+        parts.push(part(&format!("round trip above none, {name}"), paired(turns, at, OPEN, later), ROUND_TRIP, "us"));
+        parts.push(part(
+            &format!("connect, request, close by none, {name}"),
+            paired(turns, at, OPEN, connection),
+            CONNECTION,
+            "",
+        ));
+        parts.push(part(&format!("bulk by none, {name}"), paired(turns, at, OPEN, bulk), BULK, ""));
+    }
+    for (at, name) in [(NFTABLES, "nftables"), (IPTABLES, "iptables")] {
+        parts.push(part(&format!("round trip above 1,000 rules of {name}"), paired(turns, ALL, at, later), 0.0, "us"));
+        parts.push(part(
+            &format!("connect, request, close by 1,000 rules of {name}"),
+            paired(turns, ALL, at, connection),
+            1.0,
+            "",
+        ));
+    }
+    let mut rows = vec![["", "round trip", "connect, request, close", "bulk"].map(str::to_owned).to_vec()];
+    for ((name, _), turns) in ARMS.iter().zip(turns) {
+        let of = |what: fn(&Turn) -> f64| median(&turns.iter().map(what).collect::<Vec<f64>>());
+        rows.push(vec![
+            (*name).to_owned(),
+            format!("{:.2} us", of(|turn| turn.round_trip)),
+            format!("{:.1} us", of(|turn| turn.connection)),
+            format!("{:.2} Gbit/s", traffic::BULK_BITS / of(|turn| turn.bulk)),
+        ]);
+    }
+    let ways = |[out, into]: [f64; 2]| format!("{out:.0} ns out, {into:.0} ns in");
+    let mut notes: Vec<String> = [("1 address", one), ("100,000 addresses", all)]
+        .map(|(name, times)| format!("an established packet, {name}: IPv4 {}; IPv6 {}", ways(times.v4), ways(times.v6)))
+        .into();
+    notes.push(format!(
+        "A/A, without again by without: round trip {:+.2} us, connection {:.3}, bulk {:.3}",
+        paired(turns, AGAIN, OPEN, later),
+        paired(turns, AGAIN, OPEN, connection),
+        paired(turns, AGAIN, OPEN, bulk)
+    ));
+    notes.push("a round trip passes four programs: both pods are gated".into());
+    Report { id: ID, figure: v4, unit: "ns", peer: None, ratio: None, parts, rows, notes }
+}
