@@ -225,6 +225,15 @@ impl Reader {
         Ok(verdict.map(|verdict| BackendEntry { verdict, decision: Some(DecisionId(id)) }))
     }
 
+    /// The verdict of a decision, as it is in force now; none if the number is not in use.
+    ///
+    /// # Errors
+    /// [`ReadError::Lookup`].
+    pub fn verdict(&self, decision: DecisionId) -> Result<Option<Verdict>, ReadError> {
+        let found = found("decisions", self.decisions.get(&decision.0, 0))?;
+        Ok(found.and_then(|decision| Verdict::of(decision.verdict)))
+    }
+
     fn endpoint(&self, own: IpAddr) -> Result<Option<(u32, Endpoint)>, ReadError> {
         let Some(interface) = found("owners", self.owners.get(&address(own), 0))? else { return Ok(None) };
         let entry = found("endpoints", self.endpoints.get(&interface, 0))?;

@@ -16,14 +16,18 @@ pub mod dns;
 pub mod engine;
 pub mod flow;
 pub mod http;
+pub mod metrics;
 pub mod names;
 pub mod net;
+mod pages;
 pub mod policy;
 pub mod policyd;
 pub mod record;
 pub mod relay;
+pub mod run;
 mod session;
 pub mod tls;
+pub mod worker;
 
 /// The name in greetings and logs.
 pub const SOFTWARE: &str = "sluice-proxy";

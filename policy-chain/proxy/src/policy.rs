@@ -2,6 +2,7 @@
 
 mod plain;
 mod pushed;
+pub mod reader;
 mod ruling;
 mod table;
 

@@ -3,23 +3,28 @@
 //! A stream that breaks is opened again, for as long as this process lives; what was told stays in force. A process that
 //! finds no policyd goes on with the snapshot that policyd has left on disk.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sluice_contract::proxy::{FRAME_LIMIT, FromPolicyd, FromProxy, PROTOCOL, SNAPSHOT_LIMIT, Snapshot, Update, hello};
+use sluice_contract::proxy::{
+    self as plain, FRAME_LIMIT, FromPolicyd, FromProxy, PROTOCOL, SNAPSHOT_LIMIT, Snapshot, Update, hello,
+};
 use sluice_contract::rpc::{FrameError, Hello};
 use sluice_daemon::frame;
 use sluice_daemon::log::ErrorChain;
+use sluice_policy_core::l7::dns::NamePattern;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::SOFTWARE;
+use crate::names::{Ask, Class, Link, Wanted};
 use crate::policy::{Gates, Pushed, Unreadable};
 
 /// Between two attempts to reach policyd.
@@ -30,6 +35,12 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// Acknowledgements that may wait to be sent.
 const ACKS: usize = 64;
+
+/// Names that are told in one frame.
+const TOLD_AT_ONCE: usize = 256;
+
+/// Names that may wait for policyd's word; the oldest is given up if there are more.
+const WAITING: usize = 8192;
 
 /// What is known of the stream.
 #[derive(Debug, Default)]
@@ -95,7 +106,13 @@ pub struct Policyd<G> {
     policy: Arc<Pushed<G>>,
     open: Box<dyn Fn() -> Result<G, Unreadable> + Send + Sync>,
     status: Arc<Status>,
+    names: Link,
+    /// Names that policyd was told of, until it says what has become of them.
+    waiting: Waiting,
 }
+
+/// By number: whom to tell.
+type Waiting = Mutex<BTreeMap<u64, oneshot::Sender<bool>>>;
 
 impl<G> std::fmt::Debug for Policyd<G> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -110,8 +127,9 @@ impl<G: Gates> Policyd<G> {
         socket: PathBuf,
         policy: Arc<Pushed<G>>,
         open: impl Fn() -> Result<G, Unreadable> + Send + Sync + 'static,
+        names: Link,
     ) -> Self {
-        Self { socket, policy, open: Box::new(open), status: Arc::default() }
+        Self { socket, policy, open: Box::new(open), status: Arc::default(), names, waiting: Waiting::default() }
     }
 
     /// What is known of the stream.
@@ -121,7 +139,7 @@ impl<G: Gates> Policyd<G> {
     }
 
     /// Follows policyd for as long as it is polled.
-    pub async fn follow(self) {
+    pub async fn follow(mut self) {
         let mut told = false;
         if let Err(error) = self.open_gates() {
             tracing::warn!(error = %ErrorChain(&error), "no flow is served before policyd has made its maps");
@@ -142,7 +160,16 @@ impl<G: Gates> Policyd<G> {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(AGAIN).await;
+            self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+            let again = tokio::time::sleep(AGAIN);
+            tokio::pin!(again);
+            loop {
+                tokio::select! {
+                    () = &mut again => break,
+                    // There is nobody to tell: whoever waits is told so.
+                    Some(ask) = self.names.asks.recv() => drop(ask),
+                }
+            }
         }
     }
 
@@ -164,20 +191,32 @@ impl<G: Gates> Policyd<G> {
     }
 
     /// Serves a stream to its end.
-    async fn serve(&self, stream: UnixStream) -> Ended {
+    async fn serve(&mut self, stream: UnixStream) -> Ended {
         // policyd has made its maps before it listened.
         if let Err(error) = self.open_gates() {
             tracing::error!(error = %ErrorChain(&error), "policyd is there, and its maps are not");
         }
         let (mut from, mut to) = stream.into_split();
         let (acks, acked) = mpsc::channel(ACKS);
+        let Self { policy, status, names: Link { asks, wanted }, waiting, .. } = self;
+        let told = Told { policy, status, wanted, waiting };
         let ended = tokio::select! {
-            ended = self.listen(&mut from, acks) => ended,
-            ended = speak(&mut to, acked) => ended,
+            ended = told.listen(&mut from, acks) => ended,
+            ended = speak(&mut to, acked, asks, waiting) => ended,
         };
         ended.err().unwrap_or(Ended::Frame(FrameError::Closed))
     }
+}
 
+/// Where what policyd says goes.
+struct Told<'s, G> {
+    policy: &'s Pushed<G>,
+    status: &'s Status,
+    wanted: &'s watch::Sender<Arc<Wanted>>,
+    waiting: &'s Waiting,
+}
+
+impl<G: Gates> Told<'_, G> {
     async fn listen(&self, from: &mut (impl AsyncRead + Unpin), acks: mpsc::Sender<u64>) -> Result<(), Ended> {
         let mut whole = Update::default();
         let mut parts = 0u64;
@@ -198,23 +237,94 @@ impl<G: Gates> Policyd<G> {
                     parts = 0;
                     // Expressions are compiled: it may take as long as a request may wait, but on this thread only.
                     self.policy.apply(&update);
+                    if let Some(names) = &update.names {
+                        self.wanted.send_replace(Arc::new(wanted(names)));
+                    }
                     self.status.version.store(update.version, Ordering::Relaxed);
                     self.status.updates.fetch_add(1, Ordering::Relaxed);
                     if acks.send(update.version).await.is_err() {
                         return Ok(());
                     }
                 }
-                FromPolicyd::Known { .. } => {}
+                FromPolicyd::Known { kept, dropped } => {
+                    let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                    for (ids, is_kept) in [(kept, true), (dropped, false)] {
+                        for done in ids.iter().filter_map(|id| waiting.remove(id)) {
+                            // Whoever asked may wait no longer.
+                            let _gone = done.send(is_kept);
+                        }
+                    }
+                }
             }
         }
     }
 }
 
-async fn speak(to: &mut (impl AsyncWrite + Unpin), mut acked: mpsc::Receiver<u64>) -> Result<(), Ended> {
-    while let Some(version) = acked.recv().await {
-        frame::write(to, &FromProxy::Ack { version }, FRAME_LIMIT).await?;
+async fn speak(
+    to: &mut (impl AsyncWrite + Unpin),
+    mut acked: mpsc::Receiver<u64>,
+    asks: &mut mpsc::Receiver<Ask>,
+    waiting: &Waiting,
+) -> Result<(), Ended> {
+    let mut next = 0u64;
+    let mut asked = Vec::new();
+    let mut asking = true;
+    loop {
+        let message = tokio::select! {
+            acked = acked.recv() => match acked {
+                Some(version) => FromProxy::Ack { version },
+                None => return Ok(()),
+            },
+            count = asks.recv_many(&mut asked, TOLD_AT_ONCE), if asking => {
+                if count == 0 {
+                    asking = false;
+                    continue;
+                }
+                let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let resolved = asked.drain(..).map(|Ask { resolution, done }| {
+                    next += 1;
+                    waiting.insert(next, done);
+                    plain::Resolution {
+                        id: next,
+                        namespace: resolution.pod.namespace.to_string(),
+                        pod: resolution.pod.name.to_string(),
+                        name: resolution.name.to_string(),
+                        addresses: resolution.addresses.to_vec(),
+                        ttl: resolution.ttl,
+                    }
+                });
+                let resolved: Vec<plain::Resolution> = resolved.collect();
+                while waiting.len() > WAITING {
+                    waiting.pop_first();
+                }
+                FromProxy::Resolved(resolved)
+            }
+        };
+        frame::write(to, &message, FRAME_LIMIT).await?;
     }
-    Ok(())
+}
+
+/// What policyd wants to know of names. A pattern that cannot be read means no name.
+fn wanted(names: &plain::Names) -> Wanted {
+    let patterns = |texts: &[String]| {
+        let read = texts.iter().map(|text| NamePattern::cilium(text));
+        let read = read.inspect(|pattern| {
+            if let Err(error) = pattern {
+                tracing::error!(error = %error, "a pattern of names from policyd cannot be used");
+            }
+        });
+        read.filter_map(Result::ok).collect()
+    };
+    let class = |class: &plain::NameClass| Class {
+        base: class.base,
+        patterns: patterns(&class.patterns),
+        identity: class.identity,
+    };
+    Wanted {
+        patterns: patterns(&names.patterns),
+        least: Duration::from_secs(names.least.into()),
+        classes: names.classes.iter().map(class).collect(),
+    }
 }
 
 /// What policyd has left on disk. Nothing, if it cannot be read: then flows wait for policyd, and are refused without it.

@@ -62,6 +62,10 @@ fn to(policy: &Pushed<Kernel>, port: u16) -> Result<bool, Refused> {
     policy.rules(&flow(), Protocol::TCP, backend).map(|rules| rules.otherwise.passes)
 }
 
+fn link() -> Link {
+    crate::names::Names::new(None).1
+}
+
 struct Socket(PathBuf);
 
 impl Socket {
@@ -152,7 +156,7 @@ async fn an_update_in_parts_is_in_force_when_it_is_acknowledged_and_stays_when_p
     let socket = Socket::new("parts");
     let listener = socket.listen();
     let policy = Arc::new(Pushed::new(&Snapshot::default()));
-    let policyd = Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel(7)));
+    let policyd = Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel(7)), link());
     let status = policyd.status();
     let following = tokio::spawn(policyd.follow());
     let mut stream = accept(&listener).await;
@@ -184,7 +188,8 @@ async fn one_that_speaks_another_version_is_left() {
     let socket = Socket::new("skew");
     let listener = socket.listen();
     let policy = Arc::new(Pushed::new(&Snapshot::default()));
-    let following = tokio::spawn(Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel(7))).follow());
+    let following =
+        tokio::spawn(Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel(7)), link()).follow());
     let (mut stream, _) = listener.accept().await.unwrap();
     let _theirs: Hello = frame::read(&mut stream, FRAME_LIMIT).await.unwrap();
     let other = sluice_contract::rpc::ProtocolRange { min: 900, max: 901 };

@@ -1,0 +1,264 @@
+//! From the configuration to a running proxy and back: start, take-over, serving, drain.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_contract::node::GATE_DIR;
+use sluice_daemon::log::ErrorChain;
+use sluice_hostnet::conntrack::ConntrackError;
+use sluice_hostnet::netns::{Namespace, NamespaceError, NamespaceThread};
+use sluice_policy_bpf::proxy::ProxyError;
+use sluice_policy_bpf::reader::Reader;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::config::Config;
+use crate::dns::{self, Dns};
+use crate::engine::Limits;
+use crate::flow::Direction;
+use crate::metrics::Metrics;
+use crate::names::Names;
+use crate::net::{Listeners, PlaceConfig, PlaceError, Places, Upstreams};
+use crate::pages::{Pages, serve_pages};
+use crate::policy::{Pushed, reader};
+use crate::policyd::{Policyd, snapshot};
+use crate::record::file::RecordFile;
+use crate::record::ring::Ring;
+use crate::worker::{Shared, work};
+
+/// Between two attempts to find what policyd makes.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether something was taken away.
+const REPAIR_EVERY: Duration = Duration::from_secs(30);
+
+/// Why the proxy cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The namespaces, or the programs in them.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The programs do not take the listening sockets.
+    #[error("the gates cannot be told where the proxy listens")]
+    TakeOver(#[source] ProxyError),
+    /// The listening sockets.
+    #[error("the proxy cannot listen for {0} flows")]
+    Listen(Direction, #[source] io::Error),
+    /// Connection tracking.
+    #[error("connection tracking cannot be asked for backends")]
+    Conntrack(#[from] ConntrackError),
+    /// A thread in a namespace.
+    #[error("a worker cannot be started")]
+    Thread(#[from] NamespaceError),
+    /// A worker ended by itself.
+    #[error("a worker for {0} flows did not come up, or has ended")]
+    Worker(Direction),
+}
+
+/// A worker that runs.
+struct Worker {
+    direction: Direction,
+    thread: Arc<NamespaceThread>,
+}
+
+/// Runs the proxy until `shutdown` resolves, then lets connections end by themselves for as long as the configuration says.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    tokio::pin!(shutdown);
+    let config = Arc::new(config);
+    let ring = Arc::new(Ring::new(config.records, 2 * config.workers));
+    let policy = Arc::new(Pushed::<Reader>::new(&snapshot(&config.snapshot())));
+    let (names, link) = Names::new(None);
+    let name_counters = names.counters();
+    let dns = Dns::new(Arc::clone(&policy), Arc::clone(&ring), names, dns::Limits::default());
+    let shared = Arc::new(Shared {
+        policy: Arc::clone(&policy),
+        recorder: Arc::clone(&ring),
+        limits: Limits { pod_connections: config.pod_connections, ..Limits::default() },
+        counters: Arc::default(),
+        flows: Arc::default(),
+        dns,
+    });
+    let policyd = Policyd::new(config.socket(), Arc::clone(&policy), || reader::open(GATE_DIR.as_ref()), link);
+    let metrics = Arc::new(Metrics::new(
+        Arc::clone(&ring),
+        Arc::clone(&policy),
+        policyd.status(),
+        Arc::clone(&shared.flows),
+        vec![
+            Box::new({
+                let counters = Arc::clone(&shared.counters);
+                move || {
+                    counters.each().map(|(name, help, value)| (format!("sluice_proxy_{name}"), help, value)).collect()
+                }
+            }),
+            Box::new({
+                let counters = shared.dns.counters();
+                move || counters.each().map(|(name, help, value)| (name.to_owned(), help, value)).collect()
+            }),
+            Box::new(move || {
+                name_counters.each().into_iter().map(|(name, help, value)| (name.to_owned(), help, value)).collect()
+            }),
+        ],
+    ));
+    let mut background = JoinSet::new();
+    if let Some(path) = &config.records_file {
+        let file = RecordFile::new(path.clone(), config.records_file_size);
+        metrics.set_file(file.lost());
+        background.spawn(file.follow(Arc::clone(&ring)));
+    }
+    let status = policyd.status();
+    background.spawn(policyd.follow());
+    let pages = Pages {
+        config: Arc::clone(&config),
+        ring: Arc::clone(&ring),
+        policy: Arc::clone(&policy),
+        status,
+        flows: Arc::clone(&shared.flows),
+        metrics: Arc::clone(&metrics),
+    };
+    background.spawn(serve_pages(pages));
+    let place = PlaceConfig { directory: config.namespaces(), gate: GATE_DIR.into(), mtu: config.mtu };
+    let places = tokio::select! {
+        places = ensure(&place) => places?,
+        () = &mut shutdown => return Ok(()),
+    };
+    let (stop, stops) = watch::channel(false);
+    let (mut workers, ended) = start(&config, &shared, places, &stops, &place, &mut background).await?;
+    metrics.set_serving(true);
+    tracing::info!(workers = config.workers, "what gates redirect is served");
+    tokio::select! {
+        () = &mut shutdown => {}
+        direction = first(ended) => {
+            drop(workers);
+            return Err(RunError::Worker(direction));
+        }
+    }
+    metrics.set_serving(false);
+    drain(&config, &stop, &shared, &mut workers).await;
+    background.shutdown().await;
+    Ok(())
+}
+
+/// Makes the namespaces, as soon as policyd has made its maps.
+async fn ensure(config: &PlaceConfig) -> Result<Places, PlaceError> {
+    let mut said = false;
+    loop {
+        match Places::ensure(config).await {
+            Err(PlaceError::Programs(error @ ProxyError::NoMap { .. })) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(error = %ErrorChain(&error), "policyd has not made its maps; waiting");
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            places => return places,
+        }
+    }
+}
+
+type Ends = Vec<(Direction, oneshot::Receiver<()>)>;
+
+/// Starts the workers, and takes over from a process before once all of them accept.
+async fn start(
+    config: &Config,
+    shared: &Arc<Shared<Pushed<Reader>, Ring>>,
+    mut places: Places,
+    stops: &watch::Receiver<bool>,
+    place: &PlaceConfig,
+    background: &mut JoinSet<()>,
+) -> Result<(Vec<Worker>, Ends), RunError> {
+    let host = Namespace::current()?;
+    let (mut workers, mut ends) = (Vec::new(), Vec::new());
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let of = places.of(direction).clone();
+        let listeners = Listeners::open(&of, config.workers).map_err(|error| RunError::Listen(direction, error))?;
+        let upstreams = Upstreams::of_workers(direction, &host, config.workers)?;
+        // The programs hold the sockets by themselves, so that the workers can have them already.
+        if let Some(first) = listeners.first() {
+            places.take_over(first).map_err(RunError::TakeOver)?;
+        }
+        for (number, (listeners, upstreams)) in listeners.into_iter().zip(upstreams).enumerate() {
+            let thread = Arc::new(of.thread(format!("{direction}-{number}"))?);
+            let (accepting, accepts) = oneshot::channel();
+            let (end, ended) = oneshot::channel();
+            let (shared, stops, on) = (Arc::clone(shared), stops.clone(), Arc::clone(&thread));
+            background.spawn(async move {
+                match on.run(move || work(shared, listeners, upstreams, stops, accepting)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::error!(direction = %direction, error = %error, "a worker has ended"),
+                    Err(error) => {
+                        tracing::error!(direction = %direction, error = %ErrorChain(&error), "a worker has died");
+                    }
+                }
+                // Whoever waits may have gone.
+                let _told = end.send(());
+            });
+            accepts.await.map_err(|_gone| RunError::Worker(direction))?;
+            workers.push(Worker { direction, thread });
+            ends.push((direction, ended));
+        }
+    }
+    let place = place.clone();
+    let stops = stops.clone();
+    background.spawn(async move {
+        loop {
+            tokio::time::sleep(REPAIR_EVERY).await;
+            if *stops.borrow() {
+                // The process after this one looks after them.
+                return std::future::pending().await;
+            }
+            if let Err(error) = places.repair(&place).await {
+                tracing::error!(error = %ErrorChain(&error), "the proxy's namespaces could not be looked after");
+            }
+        }
+    });
+    Ok((workers, ends))
+}
+
+/// The direction of the first worker that ends.
+async fn first(ends: Ends) -> Direction {
+    let mut all = JoinSet::new();
+    for (direction, ended) in ends {
+        all.spawn(async move {
+            let _ended = ended.await;
+            direction
+        });
+    }
+    match all.join_next().await {
+        Some(Ok(direction)) => direction,
+        _ => std::future::pending().await,
+    }
+}
+
+/// Accepts nothing more, and waits for what is open.
+async fn drain(
+    config: &Config,
+    stop: &watch::Sender<bool>,
+    shared: &Shared<Pushed<Reader>, Ring>,
+    workers: &mut Vec<Worker>,
+) {
+    use std::sync::atomic::Ordering;
+    stop.send_replace(true);
+    let open = || shared.flows.open.load(Ordering::Relaxed);
+    tracing::info!(open = open(), "draining");
+    let quiet = async {
+        // Longer than a worker takes until it accepts nothing more.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        while open() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if timeout(config.drain, quiet).await.is_err() {
+        tracing::warn!(open = open(), "connections were still open at the end");
+    }
+    let threads: Vec<Worker> = std::mem::take(workers);
+    for Worker { direction, thread } in threads {
+        tracing::debug!(direction = %direction, "a worker ends");
+        drop(thread);
+    }
+}
