@@ -150,7 +150,17 @@ pub struct Proxied {
     pub otherwise: Outcome,
 }
 
+/// The port of DNS (RFC 1035, 4.2). Where rules mean peers by their names, what a pod may send there by TCP or UDP is looked
+/// at by the proxy, so that names are learned; unless rules of another protocol are for the flow, which has one parser.
+pub const DNS_PORT: u16 = 53;
+
 impl Proxied {
+    /// A flow that passes, for this reason, and is looked at.
+    #[must_use]
+    pub fn seen(protocol: AppProtocol, reason: Reason) -> Self {
+        Self { lists: Lists::default(), see: Some(protocol), otherwise: Outcome::Allow(reason) }
+    }
+
     /// What becomes of a request, and why: the first of the lists that has it, else what is done otherwise.
     #[must_use]
     pub fn outcome(&self, message: &Message<'_>) -> Outcome {

@@ -198,8 +198,8 @@ impl<'a> Scene<'a> {
     fn service(&self, peer: IpAddr, protocol: Protocol, port: u16) -> Option<Answer> {
         let (service, service_port) = services::frontend(self, peer, protocol, port)?;
         let (mut lists, mut see) = (BTreeMap::new(), None);
-        let mut denied = None;
-        let mut passes = false;
+        let (mut denied, mut refused) = (None, None);
+        let (mut passes, mut otherwise) = (false, false);
         // By address, then port: the first that is denied is the least.
         for (address, port) in services::backends(self.cluster, service, service_port, peer) {
             // "Pod -> Service -> itself is subject" (ClusterNetworkPolicy, July 2026; DESIGN 6.11).
@@ -208,20 +208,32 @@ impl<'a> Scene<'a> {
             let answer = self.plain(Direction::Egress, origin, address, protocol, port);
             match answer.verdict {
                 Verdict::Deny => {
+                    refused.get_or_insert_with(|| answer.reason.clone());
                     denied.get_or_insert(answer.reason);
                 }
                 Verdict::Redirect(proxied) => {
                     lists.extend(proxied.lists.iter().map(|list| (list.at.clone(), Arc::clone(list))));
                     see = see.or(proxied.see);
+                    match proxied.otherwise {
+                        Outcome::Allow(_) => otherwise = true,
+                        Outcome::Deny(reason) => {
+                            refused.get_or_insert(reason);
+                        }
+                    }
                 }
-                Verdict::Allow | Verdict::Defer => passes = true,
+                Verdict::Allow | Verdict::Defer => (passes, otherwise) = (true, true),
             }
         }
         let first = lists.keys().next().map(|at| Reason::Rule(at.rule.clone()));
         Some(match (first.or(see.map(|_| Reason::Service)), denied) {
             (Some(reason), _) => {
                 let lists = lists.into_values().collect();
-                let proxied = Proxied { lists, see, otherwise: Outcome::Allow(Reason::Service) };
+                // What no backend would let pass without its rules does not pass at the Service either.
+                let otherwise = match refused {
+                    Some(reason) if !otherwise => Outcome::Deny(reason),
+                    _ => Outcome::Allow(Reason::Service),
+                };
+                let proxied = Proxied { lists, see, otherwise };
                 Answer::new(Verdict::Redirect(proxied), reason)
             }
             (None, Some(reason)) if !passes => Answer::new(Verdict::Deny, reason),

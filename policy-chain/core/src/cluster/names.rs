@@ -34,6 +34,18 @@ impl From<Option<u64>> for End {
 }
 
 impl Cluster {
+    /// Addresses of names that the next [`super::Event::Time`] with this time makes forgotten, those that end first first.
+    pub fn names_ending(&self, now: u64) -> impl Iterator<Item = (&Name, IpAddr)> {
+        let ended = self.ends.order.iter().take_while(move |(end, ..)| *end <= End::At(now));
+        ended.map(|(_, name, address)| (name, *address))
+    }
+
+    /// How many addresses of names are known; one that two names have counts twice.
+    #[must_use]
+    pub fn names_known(&self) -> usize {
+        self.ends.order.len()
+    }
+
     pub(super) fn resolved(&mut self, name: &Name, addresses: &[IpAddr], until: Option<u64>) -> BTreeSet<Name> {
         let mut changed = BTreeSet::new();
         if until.is_some_and(|until| until <= self.ends.now) {

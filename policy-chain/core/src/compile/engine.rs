@@ -16,6 +16,7 @@ mod atoms;
 mod book;
 mod checkpoint;
 mod fronts;
+mod named;
 mod numbers;
 
 mod programs;
@@ -53,6 +54,7 @@ use crate::pack::pack_set;
 use crate::settings::Settings;
 
 pub use self::checkpoint::{Checkpoint, CheckpointFrontend, CheckpointIdentity, Floor};
+pub use self::named::NameClass;
 
 /// Compiles what it is told into an image, for one node.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use super::lower::{Effect, Entry, Isolation, Lowered, Part, Section};
 use super::port_space::{PortRange, Spans, cover};
 use super::program::{Program, RowKey};
 use super::row::Row;
-use crate::flow::{AppProtocol, Judgement, Lists, Origin, Outcome, Protocol, Proxied, Reason, Verdict};
+use crate::flow::{AppProtocol, DNS_PORT, Judgement, Lists, Origin, Outcome, Protocol, Proxied, Reason, Verdict};
 use crate::model::cluster_network_policy::Action;
 
 /// A [`Reason`], by number.
@@ -32,7 +32,12 @@ enum Decision {
     Final(Ending),
     /// The lists, and what follows without them.
     Proxied(Lists, Ending),
+    /// It passes, and the proxy looks at its DNS messages, for this reason.
+    Seen(Cause),
 }
+
+/// In the place of a unit: the port of DNS begins, or ends.
+const DNS: usize = usize::MAX;
 
 /// What is decided without the dry runs, and with them where that differs.
 type Judged = (Decision, Option<Decision>);
@@ -112,6 +117,8 @@ struct Fold<'a> {
     /// The units that are not dry runs, and the active ones of their lists; none where the dry runs change nothing.
     enforced: Option<(Bits, Active)>,
     scratch: Bits,
+    /// Whether it is about the port of DNS, and names are learned.
+    learns: bool,
     numbers: HashMap<Judged, u32>,
 }
 
@@ -137,6 +144,7 @@ impl<'a> Fold<'a> {
             proxied: none,
             enforced,
             scratch: Bits::none(count),
+            learns: false,
             numbers: HashMap::new(),
         };
         for (place, _) in units.iter().enumerate().filter(|(_, unit)| unit.part.ports.every) {
@@ -147,6 +155,10 @@ impl<'a> Fold<'a> {
 
     /// Makes a unit active, or not any more.
     fn toggle(&mut self, place: usize) {
+        if place == DNS {
+            self.learns = !self.learns;
+            return;
+        }
         let active = self.active.toggle(place);
         let Some(Unit { entry, part }) = self.units.get(place) else { return };
         let Some(number) = part.list else { return };
@@ -192,8 +204,15 @@ impl<'a> Fold<'a> {
         active.range(first, end).filter_map(|place| self.units.get(place).map(|unit| unit.entry))
     }
 
-    /// Which decision these entries make together.
+    /// Which decision these entries make together. What passes to the port of DNS is looked at where names are learned.
     fn judge(&self, active: &Bits, proxied: &Active, isolation: Isolation) -> Decision {
+        match self.judge_rules(active, proxied, isolation) {
+            Decision::Final(Ending::Allow(cause)) if self.learns => Decision::Seen(cause),
+            decision => decision,
+        }
+    }
+
+    fn judge_rules(&self, active: &Bits, proxied: &Active, isolation: Isolation) -> Decision {
         if self.origin == Origin::OwnNode {
             let denied = self.section(active, Section::Deny).next();
             return Decision::Final(
@@ -253,6 +272,10 @@ impl<'a> Fold<'a> {
             let each = ranges.chunk_by(|one, next| one.protocol == next.protocol);
             protocols.extend(each.filter_map(<[_]>::first).map(|range| range.protocol));
         }
+        const OF_DNS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+        if self.lowered.learns {
+            protocols.extend(OF_DNS);
+        }
         protocols.sort_unstable();
         protocols.dedup();
         let mut changes: Vec<(u16, usize)> = Vec::new();
@@ -267,6 +290,9 @@ impl<'a> Fold<'a> {
                     changes.push((range.first, place));
                     changes.extend(range.last.checked_add(1).map(|behind| (behind, place)));
                 }
+            }
+            if self.lowered.learns && OF_DNS.contains(&protocol) {
+                changes.extend([(DNS_PORT, DNS), (DNS_PORT + 1, DNS)]);
             }
             changes.sort_unstable();
             spans.push(Spans { protocol, decisions: self.sweep(&changes) });
@@ -329,6 +355,10 @@ fn stated(lowered: &Lowered, decision: &Decision) -> Judgement {
     let (verdict, reason) = match decision {
         Decision::Final(Ending::Allow(cause)) => (Verdict::Allow, reason(lowered, *cause)),
         Decision::Final(Ending::Deny(cause)) => (Verdict::Deny, reason(lowered, *cause)),
+        Decision::Seen(cause) => {
+            let reason = reason(lowered, *cause);
+            (Verdict::Redirect(Proxied::seen(AppProtocol::Dns, reason.clone())), reason)
+        }
         Decision::Proxied(lists, without) => {
             let (otherwise, why) = match without {
                 Ending::Allow(cause) => (Outcome::Allow(reason(lowered, *cause)), cause),

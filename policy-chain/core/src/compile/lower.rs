@@ -109,6 +109,8 @@ pub(super) struct Lowered {
     pub(super) all: Isolation,
     /// Whether a CIDR group was asked for.
     pub(super) groups: bool,
+    /// Whether a rule means peers by their names: then the pod's DNS is looked at ([`crate::flow::DNS_PORT`]).
+    pub(super) learns: bool,
 }
 
 /// A rule before everything is numbered.
@@ -155,6 +157,7 @@ pub(super) struct Lowering<'a> {
     settings: &'a Settings,
     drafts: Vec<Draft>,
     asked_groups: bool,
+    learns: bool,
     /// Policy, whether it is a NetworkPolicy, whether it is a dry run.
     isolating: Vec<(PolicyRef, bool, bool)>,
 }
@@ -179,7 +182,16 @@ impl<'a> Lowering<'a> {
             Direction::Ingress => Some(subject_ports),
             Direction::Egress => None,
         };
-        Self { direction, own, groups, settings, drafts: Vec::new(), asked_groups: false, isolating: Vec::new() }
+        Self {
+            direction,
+            own,
+            groups,
+            settings,
+            drafts: Vec::new(),
+            asked_groups: false,
+            learns: false,
+            isolating: Vec::new(),
+        }
     }
 
     /// All rules of the direction, of these policies in any order.
@@ -199,6 +211,8 @@ impl<'a> Lowering<'a> {
     }
 
     fn push(&mut self, mut draft: Draft) {
+        let named = draft.peers.predicates.iter().any(|one| matches!(one, Predicate::Name(_)));
+        self.learns |= named && self.direction == Direction::Egress;
         let somebody = draft.peers.anyone || !draft.peers.predicates.is_empty();
         draft.parts.retain(|part| !part.ports.is_empty());
         if somebody && !draft.parts.is_empty() {
@@ -391,6 +405,7 @@ impl<'a> Lowering<'a> {
             by_predicate,
             anyone,
             groups: self.asked_groups,
+            learns: self.learns,
         }
     }
 }

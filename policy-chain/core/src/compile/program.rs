@@ -103,7 +103,7 @@ impl Program {
     /// [`crate::flow::Reason::OwnNode`]).
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.lowered.entries.is_empty() && self.lowered.all == Isolation::default()
+        self.lowered.entries.is_empty() && self.lowered.all == Isolation::default() && !self.lowered.learns
     }
 
     /// The least policy whose default deny is in force.

@@ -127,8 +127,9 @@ enum Shape {
 }
 
 impl NamePattern {
-    /// The form that equal patterns have in common.
-    pub(crate) fn normal(&self) -> &str {
+    /// The form that equal patterns have in common. [`Self::cilium`] reads it as the same pattern.
+    #[must_use]
+    pub fn normal(&self) -> &str {
         &self.normal
     }
 

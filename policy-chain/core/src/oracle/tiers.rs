@@ -5,14 +5,61 @@ use std::sync::Arc;
 
 use super::labels::{CiliumLabels, selects};
 use super::{Answer, Flow, Scene, peers, ports};
-use crate::flow::{Direction, List, ListRef, Origin, Outcome, Proxied, Reason, RuleRef, Verdict};
-use crate::model::cilium::{Application, CiliumAllow, CiliumDeny, CiliumRule};
-use crate::model::cluster_network_policy::{Action, ClusterRule, ClusterTier};
-use crate::model::network_policy::NetworkRule;
+use crate::flow::{
+    AppProtocol, DNS_PORT, Direction, List, ListRef, Origin, Outcome, Protocol, Proxied, Reason, RuleRef, Verdict,
+};
+use crate::model::cilium::{Application, CiliumAllow, CiliumDeny, CiliumPeers, CiliumRule};
+use crate::model::cluster_network_policy::{Action, ClusterPeer, ClusterRule, ClusterTier};
+use crate::model::network_policy::{NetworkPeer, NetworkPeers, NetworkRule};
 use crate::model::{ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Usable};
 
-/// "Admin tier -> NetworkPolicy and CNP (deny > redirect > allow) -> Baseline -> default" (DESIGN 6.1).
+/// The tiers; and where a rule means peers by their names, "allowed flows to port 53 go through the proxy for looking on", so
+/// that names are known by the pod's own questions (Cilium, "DNS based": "the DNS proxy intercepts"; here without a dns rule).
+/// To look on restricts nothing, so it does not matter whether the rule is of a dry run.
 pub(super) fn decide(scene: &Scene<'_>, flow: &Flow<'_>) -> Answer {
+    let answer = by_tiers(scene, flow);
+    let is_dns = flow.direction == Direction::Egress
+        && matches!(flow.protocol, Protocol::TCP | Protocol::UDP)
+        && flow.port == DNS_PORT;
+    if is_dns && answer.verdict == Verdict::Allow && names_peers(scene) {
+        return Answer::new(Verdict::Redirect(Proxied::seen(AppProtocol::Dns, answer.reason.clone())), answer.reason);
+    }
+    answer
+}
+
+/// Whether a rule for what goes out of the pod means peers by their names.
+fn names_peers(scene: &Scene<'_>) -> bool {
+    let subject = scene.subject;
+    scene.cluster.policies.values().any(|policy| match policy.as_ref() {
+        Policy::Network(policy) => {
+            let named = |rule: &NetworkRule| match &rule.peers {
+                NetworkPeers::All => false,
+                NetworkPeers::Of(peers) => {
+                    peers.iter().flatten().any(|peer| matches!(peer, NetworkPeer::Names(names) if !names.is_empty()))
+                }
+            };
+            policy.id.namespace.as_ref() == Some(&subject.key.namespace)
+                && selects(&policy.pods, &subject.labels)
+                && policy.egress.iter().flatten().flatten().any(named)
+        }
+        Policy::Cluster(policy) => {
+            let named = |rule: &ClusterRule| {
+                let peers = rule.matches.iter().flat_map(|matches| &matches.peers);
+                peers.into_iter().any(|peer| matches!(peer, ClusterPeer::Names(names) if !names.is_empty()))
+            };
+            policy.subject.as_ref().is_some_and(|one| peers::is_subject(one, scene, subject))
+                && policy.egress.iter().any(named)
+        }
+        Policy::Cilium(policy) => policy.rules.iter().filter(|rule| is_selected(rule, scene)).any(|rule| {
+            let named = |peers: &CiliumPeers| matches!(peers, CiliumPeers::Names(names) if !names.is_empty());
+            rule.egress.iter().flatten().any(|allow| named(&allow.peers))
+                || rule.egress_deny.iter().flatten().any(|deny| named(&deny.peers))
+        }),
+    })
+}
+
+/// "Admin tier -> NetworkPolicy and CNP (deny > redirect > allow) -> Baseline -> default" (DESIGN 6.1).
+fn by_tiers(scene: &Scene<'_>, flow: &Flow<'_>) -> Answer {
     match cluster_tier(scene, flow, ClusterTier::Admin) {
         Some((Action::Accept, rule)) => return Outcome::Allow(Reason::Rule(rule)).into(),
         Some((Action::Deny, rule)) => return Outcome::Deny(Reason::Rule(rule)).into(),

@@ -150,6 +150,40 @@ fn open_flows_are_judged_again_when_someone_loses_and_not_when_someone_comes() {
     assert_eq!(node.revision("idle"), idle);
 }
 
+/// What the proxy needs to know to write names without policyd.
+#[test]
+fn what_an_address_becomes_by_its_names_is_told() {
+    let mut node = Node::new();
+    node.tell(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: out, namespace: shop}\n\
+         spec: {endpointSelector: {}, egress: [{toFQDNs: [{matchPattern: '*.example.com'}, {matchPattern: 'www.*.com'}]}, \
+         {toCIDR: [198.51.100.0/24]}]}\n",
+    );
+    let patterns: Vec<String> = node.0.name_patterns().iter().map(ToString::to_string).collect();
+    assert_eq!(patterns, ["*.example.com", "www.*.com"]);
+    assert!(node.0.name_classes().is_empty());
+    for (name, address) in
+        [("a.example.com", "203.0.113.1"), ("b.example.com", "203.0.113.2"), ("www.example.com", "198.51.100.3")]
+    {
+        let addresses = vec![address.parse().unwrap()];
+        node.event(Event::Resolved { name: Name::new(name).unwrap(), addresses, until: Some(30) });
+    }
+    let known: Vec<IpAddr> = node.0.cluster().names_ending(30).map(|(_, address)| address).collect();
+    assert_eq!((known.len(), node.0.cluster().names_known()), (3, 3));
+    assert_eq!(node.0.cluster().names_ending(29).count(), 0);
+    let told: Vec<(u32, usize, u32)> =
+        node.0.name_classes().iter().map(|class| (class.base.0, class.patterns.len(), class.identity.0)).collect();
+    let base = |address| node.0.image().ipcache.longest(address).unwrap().0;
+    let expected = [
+        (base("203.0.113.1".parse().unwrap()), 1, node.identity("203.0.113.1")),
+        (base("198.51.100.3".parse().unwrap()), 2, node.identity("198.51.100.3")),
+    ];
+    assert_eq!(told.len(), 2, "two addresses of one kind are one");
+    assert!(expected.iter().all(|one| told.contains(one)), "{told:?} {expected:?}");
+    node.event(Event::Time(30));
+    assert!(node.0.name_classes().is_empty());
+}
+
 #[test]
 fn a_name_that_ends_denies_new_flows_and_leaves_open_ones() {
     let mut node = Node::new();

@@ -402,7 +402,7 @@ fn cve_2026_33726_the_backends_own_gate_is_asked_whatever_the_clients_says() {
         .concat(),
     );
     world.holds(
-        "shop/web-0|shop/web-1 > 172.20.0.10 TCP/80 redirect else allow
+        "shop/web-0|shop/web-1 > 172.20.0.10 TCP/80 redirect else deny
          shop/web-0|shop/web-1 > shop/api-0 TCP/8080 redirect else deny
          shop/api-0 < shop/web-0 TCP/8080 deny by CiliumNetworkPolicy shop/server isolates the pod, and no rule allows this
          shop/api-0 < shop/web-1 TCP/8080 allow by CiliumNetworkPolicy shop/server, ingress[0]",

@@ -210,6 +210,31 @@ fn names_and_search_lists() {
     );
 }
 
+/// "toFQDNs do nothing": names were learned only where a dns rule had the pod's DNS looked at. A rule by name is enough here, in
+/// every dialect, and to be looked at restricts nothing.
+#[test]
+fn a_rule_by_name_alone_has_dns_looked_at() {
+    let cilium = cnp(
+        "p",
+        "endpointSelector: {matchLabels: {app: web}}, egress: [{toEndpoints: [{matchLabels: {app: api}}]}, {toFQDNs: [{matchName: a.example.com}]}]",
+    );
+    let cluster = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: c}\n\
+                   spec: {tier: Admin, priority: 10, subject: {namespaces: {}}, egress: \
+                   [{action: Accept, to: [{domainNames: [www.example.com]}]}]}\n";
+    World::new(&cilium).holds(
+        "shop/web-0 > shop/api-0 UDP/53|TCP/53 redirect else allow
+         shop/web-0 > shop/api-0 UDP/53 DNS anything.org pass
+         shop/web-0 > shop/api-0 UDP/52|UDP/54|TCP/52|TCP/54|SCTP/53 allow
+         shop/web-0 > 203.0.113.53 UDP/53|TCP/53 deny
+         shop/api-0 > shop/web-0 UDP/53 allow
+         shop/web-0 < shop/api-0 UDP/53 allow",
+    );
+    World::new(cluster).holds(
+        "shop/web-0 > shop/api-0|203.0.113.53 UDP/53|TCP/53 redirect else allow
+         shop/web-0 > 203.0.113.53 TCP/443 allow",
+    );
+}
+
 /// Names that share an address are told apart by the TLS server name.
 #[test]
 fn names_that_share_an_address() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sluice_policy_core::cluster::{Event, Object, ObjectId};
-use sluice_policy_core::flow::{Direction, Judgement, Outcome, RuleRef, Verdict};
+use sluice_policy_core::flow::{Direction, Judgement, Outcome, Reason, RuleRef, Verdict};
 use sluice_policy_core::lint;
 use sluice_policy_core::model::{Policy, PolicyRef};
 
@@ -71,6 +71,11 @@ fn told(judgement: &Judgement) -> String {
         Outcome::Deny(_) => "deny",
     };
     match &judgement.verdict {
+        // What is only looked at passes as it passes unseen: a rule by name is not left out for what it makes seen.
+        Verdict::Redirect(proxied) if proxied.lists.is_empty() => match &proxied.otherwise {
+            Outcome::Allow(Reason::Service) => "defer".to_owned(),
+            otherwise => outcome(otherwise).to_owned(),
+        },
         Verdict::Redirect(proxied) => {
             format!("redirect by {}, else {}", proxied.lists.len(), outcome(&proxied.otherwise))
         }

@@ -7,7 +7,8 @@ use crate::cluster::NamedPort;
 use crate::compile::predicate::{Namespaces, Predicate};
 use crate::compile::program::Selected;
 use crate::flow::{
-    Direction, Judgement, List, ListRef, Lists, Origin, Outcome, Protocol, Proxied, Reason, RuleRef, Verdict,
+    AppProtocol, DNS_PORT, Direction, Judgement, List, ListRef, Lists, Origin, Outcome, Protocol, Proxied, Reason,
+    RuleRef, Verdict,
 };
 use crate::model::cilium::{Application, CidrBlock, CiliumPeers, Entity};
 use crate::model::cluster_network_policy::{Action, ClusterPeer, ClusterSubject, ClusterTier};
@@ -28,14 +29,46 @@ pub(super) struct Packet<'a> {
 }
 
 pub(super) fn judge(policies: &[Selected], packet: &Packet<'_>) -> Judgement {
+    let learns = packet.direction == Direction::Egress
+        && [Protocol::TCP, Protocol::UDP].contains(&packet.protocol)
+        && packet.port == DNS_PORT
+        && policies.iter().any(means_names);
     let answer = |dry_runs: bool| {
         let counted: Vec<&Selected> = policies.iter().filter(|one| dry_runs || !one.policy.audit()).collect();
         let (verdict, reason) = packet.answer(&counted);
+        let verdict = match verdict {
+            Verdict::Allow if learns => Verdict::Redirect(Proxied::seen(AppProtocol::Dns, reason.clone())),
+            verdict => verdict,
+        };
         Judgement { verdict, reason, audit: None }
     };
     let (enforced, all) = (answer(false), answer(true));
     let audit = (enforced != all).then(|| Box::new(all));
     Judgement { audit, ..enforced }
+}
+
+/// Whether a rule for egress means peers by names.
+fn means_names(selected: &Selected) -> bool {
+    match &*selected.policy {
+        Policy::Network(policy) => {
+            let peers = policy.egress.iter().flatten().flatten().filter_map(|rule| match &rule.peers {
+                NetworkPeers::All => None,
+                NetworkPeers::Of(peers) => Some(peers),
+            });
+            peers.flatten().flatten().any(|peer| matches!(peer, NetworkPeer::Names(names) if !names.is_empty()))
+        }
+        Policy::Cluster(policy) => {
+            let matches = policy.egress.iter().flat_map(|rule| &rule.matches);
+            let mut peers = matches.flat_map(|matches| &matches.peers);
+            peers.any(|peer| matches!(peer, ClusterPeer::Names(names) if !names.is_empty()))
+        }
+        Policy::Cilium(policy) => selected.specs.iter().any(|spec| {
+            let rule = &policy.rules[usize::from(*spec)];
+            let allows = rule.egress.iter().flatten().map(|allow| &allow.peers);
+            let mut peers = allows.chain(rule.egress_deny.iter().flatten().map(|deny| &deny.peers));
+            peers.any(|peers| matches!(peers, CiliumPeers::Names(names) if !names.is_empty()))
+        }),
+    }
 }
 
 impl Packet<'_> {
