@@ -42,6 +42,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("SLUICE_POLICY_INTROSPECTION_ADDRESS", "127.0.0.1:61680", "introspection address"),
     variable("SLUICE_POLICY_MAX_WAITING", "1024", "ADDs that may wait at once, 1 to 10000"),
     variable("SLUICE_POLICY_METRICS_ADDRESS", "0.0.0.0:9962", "metrics address"),
+    variable(
+        "SLUICE_POLICY_NAME_MIN_TTL",
+        "60",
+        "seconds that an address of a name is allowed at least, whatever the TTL of its record, 0 to 86400",
+    ),
     variable("SLUICE_PUBLISH_POD_IPS", "true", "tell a new pod's addresses to all nodes at once, by an annotation"),
     variable("SLUICE_RUN_DIR", node::RUN_DIR, "directory of sockets and runtime state"),
 ];
@@ -67,6 +72,8 @@ pub struct Config {
     pub add_deadline: Duration,
     /// `SLUICE_POLICY_MAX_WAITING`: how many ADDs may wait at once.
     pub max_waiting: u32,
+    /// `SLUICE_POLICY_NAME_MIN_TTL`: how long an address of a name is allowed at least (Cilium's `tofqdns-min-ttl`).
+    pub name_min_ttl: Duration,
     /// `SLUICE_PUBLISH_POD_IPS`.
     pub publish_pod_ips: bool,
 }
@@ -160,6 +167,7 @@ impl Config {
             },
             add_deadline: Duration::from_secs(from.number("SLUICE_POLICY_ADD_DEADLINE", 10, 1..=220).into()),
             max_waiting: from.number("SLUICE_POLICY_MAX_WAITING", 1024, 1..=10_000),
+            name_min_ttl: Duration::from_secs(from.number("SLUICE_POLICY_NAME_MIN_TTL", 60, 0..=86_400).into()),
             publish_pod_ips: from.boolean("SLUICE_PUBLISH_POD_IPS", true),
         };
         if from.faults.is_empty() {

@@ -15,6 +15,7 @@ mod add;
 mod adopt;
 mod jobs;
 mod look;
+mod names;
 mod pods;
 mod requests;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sluice_contract::id::Attachment;
+use sluice_contract::names::Resolved;
 use sluice_contract::rpc::{PolicyAdd, PolicyDel};
 use sluice_daemon::log::ErrorChain;
 use sluice_daemon::tombstones::Tombstones;
@@ -45,11 +47,13 @@ use crate::gates::{Gates, Trouble};
 use crate::inbox::{Answer, Input, Token};
 use crate::journal::{Entry, Journal};
 use crate::metrics::Metrics;
+use crate::names::NameFiles;
 use crate::outbox::{Letter, Outbox};
 use crate::proxy::Proxies;
 use crate::registry::{Binding, Registry};
 use crate::store;
 use jobs::Timers;
+use names::Names;
 
 pub(crate) use pods::interface;
 
@@ -87,6 +91,7 @@ pub(crate) struct Parts<C, D> {
     pub(crate) journal: Journal,
     pub(crate) outbox: Outbox,
     pub(crate) proxies: Proxies,
+    pub(crate) names: NameFiles,
     /// Where the numbers of identities are kept.
     pub(crate) checkpoint: PathBuf,
     /// The mark of the first readiness since the boot.
@@ -104,6 +109,8 @@ pub(crate) struct Start {
     pub(crate) bindings: BTreeMap<Attachment, Binding>,
     /// What the journal of the process before says, if it is young enough.
     pub(crate) known: Option<Vec<(Object, Option<String>)>>,
+    /// What names resolved to before.
+    pub(crate) names: Vec<Resolved>,
 }
 
 /// How much of the cluster is known.
@@ -163,6 +170,7 @@ pub(crate) struct Daemon<C, D> {
     revision: u64,
     lookups: JoinSet<()>,
     timers: Timers,
+    names: Names,
 }
 
 /// A waiting ADD.
@@ -182,6 +190,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let number = start.bindings.values().map(|binding| binding.number).max().unwrap_or(0);
         let told = start.bindings.values().map(|binding| (binding.key(), None)).collect();
         let mut daemon = Self {
+            names: Names::default(),
             parts,
             engine: start.engine,
             knowledge: Knowledge::Nothing,
@@ -209,6 +218,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             lookups: JoinSet::new(),
             timers: Timers::new(Instant::now()),
         };
+        daemon.remember_names(start.names);
         if let Some(known) = start.known {
             daemon.remember(known);
         }
@@ -266,6 +276,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             Input::HooksChanged(index) => self.hooks_changed(index),
             Input::LinkGone(index) => self.link_gone(index),
             Input::Links(links) => self.links_are(links),
+            Input::Resolved(resolutions, done) => self.resolved(resolutions, done),
+            Input::LookAtNames(to) => {
+                let _view = to.send(self.names_view());
+            }
         }
     }
 
@@ -274,6 +288,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.due_jobs().await;
         let admitted = self.admit();
         self.commit().await;
+        self.answer_names();
         self.bind_again().await;
         self.finish_adoptions().await;
         self.finish(admitted).await;
@@ -290,6 +305,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         self.dirty = false;
         self.keep_journal();
+        self.keep_names();
         let begun = Instant::now();
         let update = self.engine.commit();
         let compiled = begun.elapsed();
@@ -301,6 +317,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 }
             }
         }
+        self.names_committed();
         if !update.operations.is_empty() {
             self.keep_checkpoint(&update.operations);
             self.close_old_gates(&update.operations);
@@ -346,7 +363,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Removes from the maps what no image of this process has. Only when everything is known: until then
     /// something may be in force that is still to be told.
     fn sweep(&mut self) {
-        if self.parts.gates.is_behind() {
+        // What the proxy wrote alone is known first, with the next commit.
+        if self.parts.gates.is_behind() || self.take_names_of_proxy() {
             return;
         }
         match self.parts.gates.sweep(self.engine.image()) {

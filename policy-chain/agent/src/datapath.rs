@@ -219,4 +219,7 @@ pub trait Datapath: Send + 'static {
 
     /// Forgets flows that have ended, a bounded number at a time. To be called every few seconds.
     fn expire(&mut self);
+
+    /// Which of these addresses pods have open flows with. All of them if that cannot be told.
+    fn in_use(&mut self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr>;
 }

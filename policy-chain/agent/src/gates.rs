@@ -5,6 +5,7 @@
 //! owed, every pod that it might concern is locked down, and its endpoint is not written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -326,5 +327,9 @@ impl<D: Datapath> Gates<D> {
 
     pub(crate) fn expire(&mut self) {
         self.datapath.expire();
+    }
+
+    pub(crate) fn in_use(&mut self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        self.datapath.in_use(addresses)
     }
 }

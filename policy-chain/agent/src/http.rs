@@ -33,6 +33,7 @@ pub(crate) async fn serve_pages(pages: Pages) {
     let metrics_page = Router::new().route("/metrics", get(metrics)).with_state(pages.clone());
     let introspection_pages = Router::new()
         .route("/", get(index))
+        .route("/v1/names", get(names))
         .route("/v1/policy", get(policy))
         .route("/v1/settings", get(settings))
         .with_state(pages.clone());
@@ -50,11 +51,18 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 }
 
 async fn index() -> Json<Value> {
-    Json(json!({"AvailableCommands": ["/v1/policy", "/v1/settings"]}))
+    Json(json!({"AvailableCommands": ["/v1/names", "/v1/policy", "/v1/settings"]}))
 }
 
 async fn policy(State(pages): State<Pages>) -> Response {
     match pages.handle.look().await {
+        Some(view) => Json(view).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response(),
+    }
+}
+
+async fn names(State(pages): State<Pages>) -> Response {
+    match pages.handle.look_at_names().await {
         Some(view) => Json(view).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response(),
     }

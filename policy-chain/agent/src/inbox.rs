@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use sluice_contract::proxy::Resolution;
 use sluice_contract::rpc::{PolicyCall, PolicyOutcome, Refusal};
 use sluice_daemon::rpc::{Incident, Service};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
-use crate::view::View;
+use crate::view::{NamesView, View};
 
 /// The name in greetings and refusals.
 pub(crate) const SOFTWARE: &str = "sluice-policyd";
@@ -43,6 +44,19 @@ pub(crate) enum Input {
     LinkGone(u32),
     /// All interfaces that the host has now, by index.
     Links(BTreeMap<u32, String>),
+    /// The proxy has seen names resolve, and wants to know when the gates know it.
+    Resolved(Vec<Resolution>, oneshot::Sender<Known>),
+    /// Somebody wants to look at the names.
+    LookAtNames(oneshot::Sender<NamesView>),
+}
+
+/// What became of resolutions, by their ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The gates know their addresses.
+    pub(crate) kept: Vec<u64>,
+    /// There was no room for them, or no rule means their names.
+    pub(crate) dropped: Vec<u64>,
 }
 
 /// A request and where its reply goes.
@@ -93,6 +107,13 @@ impl Handle {
         if self.inbox.send(input).await.is_err() {
             tracing::debug!("the daemon has ended before an input");
         }
+    }
+
+    /// Looks at the names; none when the loop does not answer.
+    pub(crate) async fn look_at_names(&self) -> Option<NamesView> {
+        let (sender, view) = oneshot::channel();
+        self.send(Input::LookAtNames(sender)).await;
+        tokio::time::timeout(Duration::from_secs(2), view).await.ok()?.ok()
     }
 
     /// Looks at the state; none when the loop does not answer.

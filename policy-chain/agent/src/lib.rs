@@ -22,6 +22,7 @@ mod inbox;
 mod journal;
 mod links;
 mod metrics;
+mod names;
 mod outbox;
 mod proxy;
 mod registry;

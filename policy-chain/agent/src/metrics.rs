@@ -72,6 +72,10 @@ pub(crate) struct Metrics {
     superseded: Count,
     tombstones: Count,
     notices: Count,
+    names_learned: Count,
+    names_dropped: Family<Reason, Count>,
+    names_in_use: Count,
+    name_addresses: Gauge,
     rules: Family<Rule, Gauge>,
     drops: Family<Reason, Gauge>,
     untold: Family<Reason, Gauge>,
@@ -113,6 +117,10 @@ impl Metrics {
             superseded: Count::default(),
             tombstones: Count::default(),
             notices: Count::default(),
+            names_learned: Count::default(),
+            names_dropped: Family::default(),
+            names_in_use: Count::default(),
+            name_addresses: Gauge::default(),
             rules: Family::default(),
             drops: Family::default(),
             untold: Family::default(),
@@ -177,6 +185,14 @@ impl Metrics {
             "Events, statuses and addresses that were not sent: too many waited, or they failed too often",
             &self.notices,
         );
+        add("sluice_policy_names_learned", "Resolutions of names that the proxy told", &self.names_learned);
+        add("sluice_policy_names_dropped", "Resolutions of names that were not kept, by reason", &self.names_dropped);
+        add(
+            "sluice_policy_names_kept_in_use",
+            "Addresses of names that were past their time and stayed, because a pod uses them",
+            &self.names_in_use,
+        );
+        add("sluice_policy_name_addresses", "Addresses of names that are known", &self.name_addresses);
         add("sluice_policy_endpoints", "Host interfaces that have a gate", &self.endpoints);
         add("sluice_policy_endpoints_locked", "Pods that are locked down because a map is full", &self.locked);
         add(
@@ -243,6 +259,7 @@ impl Metrics {
         self.policies.set(number(view.policies.len()));
         self.pods.set(number(view.pods));
         self.faults.set(number(view.faults.len()));
+        self.name_addresses.set(number(view.name_addresses));
         self.revision.set(i64::try_from(view.revision).unwrap_or(i64::MAX));
         self.proxies.set(number(view.proxy.connected));
         self.proxy_decisions.set(number(view.proxy.decisions));
@@ -324,6 +341,20 @@ impl Metrics {
 
     pub(crate) fn proxy_late(&self, proxies: usize) {
         (0..proxies).for_each(|_| self.proxy_late.add());
+    }
+
+    pub(crate) fn name_learned(&self) {
+        self.names_learned.add();
+    }
+
+    pub(crate) fn names_dropped(&self, reason: &'static str) {
+        self.names_dropped.get_or_create(&Reason { reason }).add();
+    }
+
+    pub(crate) fn names_in_use(&self, count: usize) {
+        for _ in 0..count {
+            self.names_in_use.add();
+        }
     }
 
     pub(crate) fn outbox_dropped(&self) {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_contract::proxy::{Pod, SNAPSHOT_LIMIT, Snapshot, Update};
+use sluice_contract::proxy::{Names, Pod, SNAPSHOT_LIMIT, Snapshot, Update};
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
@@ -121,6 +121,13 @@ impl Proxies {
         });
         if !changes.is_empty() {
             self.publish(Update { endpoints: changes, ..Update::default() });
+        }
+    }
+
+    /// Tells what is to be known of names, if it has changed.
+    pub(crate) fn names(&self, names: Names) {
+        if self.feed.look(|told| told.names != names) {
+            self.publish(Update { names: Some(names), ..Update::default() });
         }
     }
 

@@ -28,6 +28,7 @@ use crate::inbox::{Handle, Plugins, SOFTWARE};
 use crate::journal::Journal;
 use crate::links;
 use crate::metrics::Metrics;
+use crate::names::NameFiles;
 use crate::outbox::{self, Outbox};
 use crate::proxy::{self, Proxies};
 use crate::registry::{Binding, Registry};
@@ -116,7 +117,8 @@ pub async fn run<C: Cluster, D: Datapath>(
     let (stop_daemon, daemon_stops) = oneshot::channel::<()>();
     let mut serving = tokio::spawn(server.serve(listener, server_stops, STOP_GRACE));
     let pages = tokio::spawn(serve_pages(pages));
-    let feeding = tokio::spawn(proxy::serve(proxy_listener, parts.proxies.feed(), Arc::clone(&parts.metrics)));
+    let feeding =
+        tokio::spawn(proxy::serve(proxy_listener, parts.proxies.feed(), handle.clone(), Arc::clone(&parts.metrics)));
     let watching = tokio::spawn(links::watch(Namespace::current()?, handle));
     let sending = tokio::spawn(outbox::send(Arc::clone(&cluster), letters, metrics));
     let mut source = tokio::spawn(async move { cluster.run(sender).await });
@@ -166,6 +168,8 @@ pub(crate) async fn prepare<C: Cluster, D: Datapath>(
         cilium_cidrs_match_managed: config.cilium_cidrs_match_managed,
     };
     let engine = Engine::restore(settings, &read_checkpoint(&checkpoint), found.floor);
+    let names = NameFiles::new(&directory);
+    let resolved = names.read();
     let mut journal = Journal::new(directory.join("journal"));
     let known = journal.read(JOURNAL_AGE, clock.now());
     tracing::info!(endpoints = bindings.len(), found = found.endpoints.len(), journal = known.is_some(), "starting");
@@ -183,8 +187,9 @@ pub(crate) async fn prepare<C: Cluster, D: Datapath>(
         outbox,
         proxies,
         checkpoint,
+        names,
     };
-    Ok((parts, Start { engine, known_identities: found.floor.identity, bindings, known }))
+    Ok((parts, Start { engine, known_identities: found.floor.identity, bindings, known, names: resolved }))
 }
 
 /// Binds the interfaces of the sandboxes that live; what the maps have for them stays until their pods' policy is known.

@@ -36,6 +36,32 @@ pub struct View {
     pub counters: Vec<CounterView>,
     /// Packets dropped without a rule, by reason.
     pub drops: BTreeMap<&'static str, u64>,
+    /// Addresses of names that are known.
+    pub name_addresses: usize,
+}
+
+/// What is known of names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NamesView {
+    /// The patterns that rules have for names.
+    pub patterns: Vec<String>,
+    /// Addresses that are known; one that two names have counts twice.
+    pub addresses: usize,
+    /// Names, not all if there are very many.
+    pub names: Vec<NameView>,
+}
+
+/// A name and addresses of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NameView {
+    /// The name that was asked for.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// When they are forgotten, in seconds since 1970, if no pod uses them then.
+    pub until: u64,
+    /// The pod that asked first.
+    pub pod: Option<String>,
 }
 
 /// What the proxy is told.

@@ -268,7 +268,7 @@ const fn subject(interface: u32, entry: &Endpoint) -> Subject {
     }
 }
 
-fn address(address: IpAddr) -> Address {
+pub(crate) fn address(address: IpAddr) -> Address {
     Address::from(address.to_canonical())
 }
 
@@ -281,13 +281,13 @@ pub(crate) const fn number(direction: Direction) -> u8 {
     }
 }
 
-fn open<T: TryFrom<Map, Error = MapError>>(root: &Path, name: &'static str) -> Result<T, ReadError> {
+pub(crate) fn open<T: TryFrom<Map, Error = MapError>>(root: &Path, name: &'static str) -> Result<T, ReadError> {
     let path = root.join(name);
     let opened = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
     opened.map_err(|source| ReadError::Open { path, source: Box::new(source) })
 }
 
-fn found<T>(map: &'static str, result: Result<T, MapError>) -> Result<Option<T>, ReadError> {
+pub(crate) fn found<T>(map: &'static str, result: Result<T, MapError>) -> Result<Option<T>, ReadError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),

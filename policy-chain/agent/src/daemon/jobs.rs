@@ -56,6 +56,9 @@ const SEEN_LOGGED: usize = 256;
 /// Times that the events of the gates are read in one go.
 const SEEN_ROUNDS: usize = 16;
 
+/// How often names that are past their time are looked for. All flows are read then.
+const NAMES_EVERY: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 pub(super) struct Timers {
     tombstones: Timer,
@@ -68,6 +71,7 @@ pub(super) struct Timers {
     touch: Timer,
     tend: Timer,
     adopt: Timer,
+    names: Timer,
 }
 
 impl Timers {
@@ -83,13 +87,14 @@ impl Timers {
             touch: Timer::new(now, TOUCH_EVERY),
             tend: Timer::new(now, TEND_EVERY),
             adopt: Timer::new(now, ADOPT_EVERY),
+            names: Timer::new(now, NAMES_EVERY),
         }
     }
 
     /// When the next is due.
     pub(super) fn next(&self) -> Instant {
         let gates = [&self.check, &self.mend, &self.promote, &self.tend, &self.adopt];
-        let others = [&self.retry, &self.expire, &self.seen, &self.touch];
+        let others = [&self.retry, &self.expire, &self.seen, &self.touch, &self.names];
         gates.iter().chain(&others).map(|timer| timer.next()).fold(self.tombstones.next(), Instant::min)
     }
 }
@@ -124,6 +129,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         if self.timers.expire.is_due(now) {
             self.parts.gates.expire();
+        }
+        if self.timers.names.is_due(now) {
+            self.end_names();
         }
         if self.timers.seen.is_due(now) {
             self.read_seen();

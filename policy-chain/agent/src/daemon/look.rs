@@ -53,6 +53,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             proxy: self.parts.proxies.view(),
             counters: counters.collect(),
             drops,
+            name_addresses: state.names_known(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The gates of this host's kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -416,6 +416,13 @@ impl Datapath for GateDatapath {
         if let Err(error) = self.gate.expire(Ktime::now(), FLOWS) {
             tracing::error!(error = %error, "flows that ended could not be forgotten");
         }
+    }
+
+    fn in_use(&mut self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        self.gate.peers_with_flows(addresses, Ktime::now()).unwrap_or_else(|error| {
+            tracing::error!(error = %error, "the open flows could not be read");
+            addresses.clone()
+        })
     }
 }
 

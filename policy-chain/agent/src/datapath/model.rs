@@ -3,6 +3,7 @@
 //! The kernel's part outlives the process, as pinned maps do. A process can be killed at any write.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluice_policy_core::cluster::PodKey;
@@ -51,6 +52,8 @@ pub(crate) struct Kernel {
     pub(crate) without_links: bool,
     /// Interfaces whose flows were made known before they had a gate.
     pub(crate) seeded: BTreeSet<u32>,
+    /// Addresses with which pods have open flows.
+    pub(crate) peers: BTreeSet<IpAddr>,
 }
 
 impl Kernel {
@@ -421,4 +424,8 @@ impl Datapath for Model {
     }
 
     fn expire(&mut self) {}
+
+    fn in_use(&mut self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        self.write().peers.intersection(addresses).copied().collect()
+    }
 }

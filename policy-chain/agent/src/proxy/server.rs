@@ -9,11 +9,12 @@ use sluice_daemon::frame;
 use sluice_daemon::log::ErrorChain;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::feed::{Feed, Place};
-use crate::inbox::SOFTWARE;
+use crate::inbox::{Handle, Input, Known, SOFTWARE};
 use crate::metrics::Metrics;
 
 /// Proxies at once: one, and those that drain while a new one has taken over.
@@ -24,6 +25,9 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// How long a proxy may take to read what it is told. One that takes longer is told everything anew when it comes back.
 const READING: Duration = Duration::from_secs(10);
+
+/// Batches of resolutions of a proxy that may wait for the gates to know them.
+const RESOLUTIONS: usize = 256;
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +46,14 @@ enum Ended {
 }
 
 /// Serves proxies for as long as it is polled.
-pub(crate) async fn serve(listener: UnixListener, feed: Feed, metrics: Arc<Metrics>) {
+pub(crate) async fn serve(listener: UnixListener, feed: Feed, handle: Handle, metrics: Arc<Metrics>) {
     let mut open = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if open.len() < AT_ONCE => {
                     if is_root(&stream, &metrics) {
-                        open.spawn(stream_of(stream, feed.clone(), Arc::clone(&metrics)));
+                        open.spawn(stream_of(stream, feed.clone(), handle.clone(), Arc::clone(&metrics)));
                     }
                 }
                 Ok(_) => {
@@ -83,8 +87,8 @@ fn is_root(stream: &UnixStream, metrics: &Metrics) -> bool {
     }
 }
 
-async fn stream_of(stream: UnixStream, feed: Feed, metrics: Arc<Metrics>) {
-    match follow(stream, &feed).await {
+async fn stream_of(stream: UnixStream, feed: Feed, handle: Handle, metrics: Arc<Metrics>) {
+    match follow(stream, &feed, &handle).await {
         Err(Ended::Frame(FrameError::Closed)) => tracing::info!("a proxy has gone"),
         Err(error) => {
             tracing::warn!(error = %ErrorChain(&error), "a proxy's stream was closed");
@@ -94,7 +98,7 @@ async fn stream_of(stream: UnixStream, feed: Feed, metrics: Arc<Metrics>) {
     }
 }
 
-async fn follow(mut stream: UnixStream, feed: &Feed) -> Result<(), Ended> {
+async fn follow(mut stream: UnixStream, feed: &Feed, handle: &Handle) -> Result<(), Ended> {
     let theirs: Hello =
         timeout(GREETING, frame::read(&mut stream, FRAME_LIMIT)).await.map_err(|_late| Ended::Silent)??;
     frame::write(&mut stream, &hello(SOFTWARE), FRAME_LIMIT).await?;
@@ -104,22 +108,42 @@ async fn follow(mut stream: UnixStream, feed: &Feed) -> Result<(), Ended> {
     tracing::info!(software = theirs.software, "a proxy is there");
     let place = feed.join();
     let (mut from, mut to) = stream.into_split();
+    let (done, known) = mpsc::channel(RESOLUTIONS);
     tokio::select! {
-        ended = listen(&mut from, &place) => ended,
-        ended = tell(&mut to, feed) => ended,
+        ended = listen(&mut from, &place, handle, &done) => ended,
+        ended = tell(&mut to, feed, known) => ended,
     }
 }
 
-async fn listen(from: &mut (impl AsyncRead + Unpin), place: &Place) -> Result<(), Ended> {
+async fn listen(
+    from: &mut (impl AsyncRead + Unpin),
+    place: &Place,
+    handle: &Handle,
+    done: &mpsc::Sender<Known>,
+) -> Result<(), Ended> {
+    let room = Arc::new(Semaphore::new(RESOLUTIONS));
     loop {
         match frame::read(from, FRAME_LIMIT).await? {
             FromProxy::Ack { version } => place.acknowledge(version),
-            FromProxy::Resolved(_) => {}
+            FromProxy::Resolved(resolutions) => {
+                // With no room left nothing more is read until some are answered.
+                let Ok(room) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
+                let (handle, done) = (handle.clone(), done.clone());
+                tokio::spawn(async move {
+                    let ids: Vec<u64> = resolutions.iter().map(|resolution| resolution.id).collect();
+                    let (to, reply) = oneshot::channel();
+                    handle.send(Input::Resolved(resolutions, to)).await;
+                    let known = reply.await.unwrap_or(Known { kept: Vec::new(), dropped: ids });
+                    // A proxy that has gone wants to know nothing.
+                    let _told = done.send(known).await;
+                    drop(room);
+                });
+            }
         }
     }
 }
 
-async fn tell(to: &mut (impl AsyncWrite + Unpin), feed: &Feed) -> Result<(), Ended> {
+async fn tell(to: &mut (impl AsyncWrite + Unpin), feed: &Feed, mut known: mpsc::Receiver<Known>) -> Result<(), Ended> {
     let mut version = feed.version();
     let mut told = None;
     loop {
@@ -139,14 +163,23 @@ async fn tell(to: &mut (impl AsyncWrite + Unpin), feed: &Feed) -> Result<(), End
                 }
             }
         }
-        if version.changed().await.is_err() {
-            return Ok(());
+        loop {
+            tokio::select! {
+                changed = version.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return Ok(()),
+                },
+                Some(Known { kept, dropped }) = known.recv() => write(to, FromPolicyd::Known { kept, dropped }).await?,
+            }
         }
     }
 }
 
 async fn say(to: &mut (impl AsyncWrite + Unpin), update: Update) -> Result<(), Ended> {
-    let message = FromPolicyd::Update(Box::new(update));
+    write(to, FromPolicyd::Update(Box::new(update))).await
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), message: FromPolicyd) -> Result<(), Ended> {
     let written = timeout(READING, frame::write(to, &message, FRAME_LIMIT)).await.map_err(|_late| Ended::Slow)?;
     Ok(written?)
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sluice_contract::names::Resolved;
+use sluice_policy_bpf::names::NameMaps;
 
 use super::{Resolution, Wanted};
 
@@ -35,6 +36,46 @@ pub trait Maps: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// The map is full, or not there.
     fn set_name(&self, address: IpAddr, identity: u32) -> io::Result<()>;
+}
+
+/// The pinned maps. They are opened when they are first needed: policyd may not have made them yet.
+#[derive(Debug)]
+pub struct Pinned {
+    root: PathBuf,
+    maps: Mutex<Option<NameMaps>>,
+}
+
+impl Pinned {
+    /// The maps that are pinned in `root`.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, maps: Mutex::default() }
+    }
+
+    fn with<T>(&self, then: impl FnOnce(&mut NameMaps) -> Option<T>) -> Option<T> {
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        if maps.is_none() {
+            match NameMaps::open(&self.root) {
+                Ok(opened) => *maps = Some(opened),
+                Err(error) => tracing::debug!(error = %error, "the maps of names cannot be opened"),
+            }
+        }
+        then(maps.as_mut()?)
+    }
+}
+
+impl Maps for Pinned {
+    fn identity(&self, address: IpAddr) -> Option<u32> {
+        self.with(|maps| maps.identity(address).ok().flatten())
+    }
+
+    fn name(&self, address: IpAddr) -> Option<u32> {
+        self.with(|maps| maps.name(address).ok().flatten())
+    }
+
+    fn set_name(&self, address: IpAddr, identity: u32) -> io::Result<()> {
+        self.with(|maps| Some(maps.set_name(address, identity))).unwrap_or(Err(io::ErrorKind::NotFound.into()))
+    }
 }
 
 /// Writes names without policyd.

@@ -6,10 +6,12 @@
 //! | [`paths`] | every way a packet can take is the proxy's and ends where it should, with the client's own address |
 //! | [`ends`] | half-close, resets, ports that are used again, changes of policy, a proxy that is gone |
 //! | [`bulk`] | large packets, fragments, what ICMP tells |
+//! | [`dns`] | the DNS engine, with dnsmasq, dig and the C library |
 //! | [`names`] | UDP in others' names |
 #![cfg(test)]
 
 mod bulk;
+mod dns;
 mod ends;
 mod names;
 mod paths;

@@ -402,6 +402,13 @@ impl World {
         self.commit();
     }
 
+    /// Tells the compiler what a name resolved to, and the kernel of what that means.
+    pub(crate) fn resolved(&mut self, name: &str, addresses: &[IpAddr]) {
+        let name = sluice_policy_core::l7::dns::Name::new(name).unwrap();
+        self.engine.apply(Event::Resolved { name, addresses: addresses.to_vec(), until: None });
+        self.commit();
+    }
+
     fn commit(&mut self) {
         for operation in self.engine.commit().operations {
             self.gate.apply(&operation).unwrap();

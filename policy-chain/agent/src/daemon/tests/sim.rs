@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use sluice_contract::proxy::Names as WantedNames;
 use sluice_contract::rpc::{
     PolicyAdd, PolicyAddReply, PolicyCall, PolicyDel, PolicyOutcome, Refusal, RefusalCode, Reply,
 };
@@ -418,6 +419,11 @@ impl Node {
 
     pub(super) async fn send(&self, input: Input) {
         self.handle().send(input).await;
+    }
+
+    /// What the proxy was told of names.
+    pub(super) fn wanted_names(&self) -> WantedNames {
+        self.running.as_ref().unwrap().feed.look(|told| told.names.clone())
     }
 
     pub(super) async fn view(&self) -> View {
