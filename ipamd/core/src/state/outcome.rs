@@ -124,8 +124,13 @@ impl State {
                 let until = now + ATTACHMENT_LIMIT_PAUSE;
                 self.blocked(Api::CreateNetworkInterface, error, until);
                 if let Op::Attach { eni, .. } = op {
-                    // It has no place on the instance: away with it.
-                    self.ledger.retire(eni);
+                    if self.ledger.eni(eni).is_some_and(|eni| eni.in_use(now).is_some()) {
+                        // Pods live on it: it is attached, and what said otherwise was late.
+                        self.doubt_eni(eni, retry);
+                    } else {
+                        // It has no place on the instance: away with it.
+                        self.ledger.retire(eni);
+                    }
                 }
             }
             CloudErrorKind::AddressLimit | CloudErrorKind::NotFound | CloudErrorKind::Conflict => {

@@ -285,3 +285,31 @@ fn addresses_of_an_eni_whose_delete_lost_its_answer_may_come_again() {
     assert_eq!(life.queue.waiting(), 0);
     agrees_with_ec2(&life);
 }
+
+/// The checkpoint is lost, and EC2 shows an ENI with live pods as it was before it was attached: there is no place for it.
+#[test]
+fn an_eni_with_pods_that_is_shown_late_is_not_freed() {
+    let targets = Targets { prefixes: true, max_pods: 33, ..Targets::default() };
+    let mut life = Life::new(InstanceLimits { enis: 2, ipv4_per_eni: 3, prefixes: true }, targets);
+    let (lost, refused) = (Fate::Lost, Fate::Refused);
+    live(
+        &mut life,
+        &[
+            Step::Add(10),
+            Step::Fates(vec![
+                lost,
+                lost,
+                refused(CloudErrorKind::Other),
+                Fate::Done,
+                refused(CloudErrorKind::InsufficientAddresses),
+                Fate::Done,
+                Fate::Late,
+            ]),
+            Step::Add(7),
+            Step::Run(15_300),
+            Step::Crash { effects: 128, keeps_checkpoint: false },
+        ],
+    );
+    life.settle();
+    agrees_with_ec2(&life);
+}
