@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::fabric::EC2_ENDPOINT;
 use crate::node::{Node, NodeError, Program};
 use crate::policyd::{Policyd, Source};
+use crate::proxy::Proxy;
 use crate::runtime::{BIN_DIR, Runtime, RuntimeError, Sandbox};
 
 /// The conflist of a node with the primary plugin alone.
@@ -171,6 +172,7 @@ pub struct Deployment {
     environment: BTreeMap<String, String>,
     process: Mutex<Option<Child>>,
     policyd: Option<Policyd>,
+    proxy: Option<Proxy>,
 }
 
 impl Deployment {
@@ -188,7 +190,7 @@ impl Deployment {
         node.write(CONFLIST, conflist).await?;
         let runtime = Runtime::start(&node).await?;
         let (ipamd, process) = (binaries.ipamd.clone(), Mutex::default());
-        Ok(Self { node, runtime, ipamd, environment, process, policyd: None })
+        Ok(Self { node, runtime, ipamd, environment, process, policyd: None, proxy: None })
     }
 
     /// Puts both plugins and a conflist that names them in place, and gives the node a policyd that has the cluster from
@@ -207,6 +209,18 @@ impl Deployment {
         let policyd = Policyd::new(Arc::clone(&node), gate.policyd.clone(), source);
         let installed = Self::install(node, binaries, GATED_CONFLIST, environment).await?;
         Ok(Self { policyd: Some(policyd), ..installed })
+    }
+
+    /// The node also gets a proxy, which [`Self::proxy`] starts. `environment` are variables of its configuration.
+    #[must_use]
+    pub fn with_proxy(self, binary: PathBuf, environment: BTreeMap<String, String>) -> Self {
+        Self { proxy: Some(Proxy::new(Arc::clone(&self.node), binary, environment)), ..self }
+    }
+
+    /// The proxy, where there is one.
+    #[must_use]
+    pub const fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
     }
 
     /// The policy agent, where there is one.
@@ -257,6 +271,9 @@ impl Deployment {
         self.kill_ipamd().await;
         if let Some(policyd) = &self.policyd {
             policyd.kill().await;
+        }
+        if let Some(proxy) = &self.proxy {
+            proxy.kill().await;
         }
     }
 
@@ -373,6 +390,22 @@ fn address_of(result: &Value) -> Option<Ipv4Addr> {
 
 /// A page of a daemon of the node, from the loopback address.
 pub(crate) async fn page(node: &Node, program: &'static str, port: u16, path: &str) -> Result<Value, DeploymentError> {
+    let text = text_page(node, program, port, path).await?;
+    serde_json::from_str(&text).map_err(|error| DeploymentError::Page {
+        program,
+        node: node.name().to_owned(),
+        page: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// The same, as it is.
+pub(crate) async fn text_page(
+    node: &Node,
+    program: &'static str,
+    port: u16,
+    path: &str,
+) -> Result<String, DeploymentError> {
     let asked = path.to_owned();
     let answer = node.run_async(move || async move {
         match tokio::time::timeout(PAGE, get(port, &asked)).await {
@@ -383,7 +416,7 @@ pub(crate) async fn page(node: &Node, program: &'static str, port: u16, path: &s
     let failed =
         |reason: String| DeploymentError::Page { program, node: node.name().to_owned(), page: path.to_owned(), reason };
     let text = answer.await?.map_err(failed)?;
-    serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
+    String::from_utf8(text).map_err(|error| failed(error.to_string()))
 }
 
 async fn get(port: u16, path: &str) -> Result<Vec<u8>, String> {

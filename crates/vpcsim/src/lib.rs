@@ -34,6 +34,7 @@ mod names;
 pub mod node;
 pub mod policyd;
 pub mod probe;
+pub mod proxy;
 pub mod runtime;
 pub mod scene;
 pub mod serve;

@@ -1,6 +1,9 @@
 //! Small clients and servers that prove reachability with real packets. Each future runs in the namespace of the thread
 //! that drives it ([`crate::node::Node::run_async`], or the thread of a pod).
 
+pub mod dns;
+pub mod http;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
