@@ -165,4 +165,24 @@ mod tests {
         assert_eq!(names, wrong);
         assert!(faults.to_string().contains("SLUICE_PROXY_WORKERS=\"0\""), "{faults}");
     }
+
+    /// The table of docs/sluice-proxy.md is made from [`VARIABLES`]. With `UPDATE_GOLDENS` set in the environment it is
+    /// written anew.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test's own switch")]
+    fn the_page_of_variables_is_up_to_date() {
+        const BEGIN: &str = "| variable | default | meaning |\n|---|---|---|\n";
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/sluice-proxy.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = page.split_once(BEGIN).unwrap();
+        let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
+        let row = |one: &Variable| format!("| `{}` | {} | {} |\n", one.name, one.default, one.meaning);
+        let rows: String = VARIABLES.iter().map(row).collect();
+        let text = format!("{before}{BEGIN}{rows}\n{after}");
+        let update = std::env::var("UPDATE_GOLDENS").is_ok();
+        if update {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert!(update || page == text, "set UPDATE_GOLDENS to write docs/sluice-proxy.md anew");
+    }
 }

@@ -11,9 +11,23 @@ use crate::policy::Pushed;
 use crate::policyd::Status;
 use crate::record::ring::Ring;
 use crate::worker::Flows;
+use crate::{dns, engine, names};
 
 /// Counters of a part: name, meaning, value.
 pub type Part = Box<dyn Fn() -> Vec<(String, &'static str, u64)> + Send + Sync>;
+
+/// The counters of the engines.
+#[must_use]
+pub fn parts(engine: Arc<engine::Counters>, dns: Arc<dns::Counters>, names: Arc<names::Counters>) -> Vec<Part> {
+    let own = |(name, help, value): (&str, _, _)| (name.to_owned(), help, value);
+    vec![
+        Box::new(move || {
+            engine.each().map(|(name, help, value)| (format!("sluice_proxy_{name}"), help, value)).collect()
+        }),
+        Box::new(move || dns.each().map(own).collect()),
+        Box::new(move || names.each().into_iter().map(own).collect()),
+    ]
+}
 
 /// All metrics.
 pub struct Metrics {
@@ -122,5 +136,38 @@ impl Metrics {
     #[must_use]
     pub fn table(&self) -> String {
         self.each().iter().map(|(name, (help, ..))| format!("| `{name}` | {help} |\n")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_contract::proxy::Snapshot;
+
+    use super::*;
+
+    /// docs/proxy-metrics.md is made from what is served. With `UPDATE_GOLDENS` set in the environment it is written anew.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test's own switch")]
+    fn the_page_of_metrics_is_up_to_date() {
+        let (names, _link) = names::Names::new(None);
+        let metrics = Metrics::new(
+            Arc::new(Ring::new(16, 1)),
+            Arc::new(Pushed::new(&Snapshot::default())),
+            Arc::default(),
+            Arc::default(),
+            parts(Arc::default(), Arc::default(), names.counters()),
+        );
+        let mut text = String::from(
+            "# Metrics of the proxy\n\nServed on port 9963 under /metrics, Prometheus text format. This page is made from what \
+             is served.\n\n| metric | meaning |\n|---|---|\n",
+        );
+        text.push_str(&metrics.table());
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/proxy-metrics.md");
+        if std::env::var("UPDATE_GOLDENS").is_ok() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(written == text, "set UPDATE_GOLDENS to write docs/proxy-metrics.md anew");
+        assert!(metrics.encode().lines().filter(|line| !line.starts_with('#')).count() > 40);
     }
 }

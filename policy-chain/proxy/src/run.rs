@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::dns::{self, Dns};
 use crate::engine::Limits;
 use crate::flow::Direction;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, parts};
 use crate::names::Names;
 use crate::net::{Listeners, PlaceConfig, PlaceError, Places, Upstreams};
 use crate::pages::{Pages, serve_pages};
@@ -90,21 +90,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         Arc::clone(&policy),
         policyd.status(),
         Arc::clone(&shared.flows),
-        vec![
-            Box::new({
-                let counters = Arc::clone(&shared.counters);
-                move || {
-                    counters.each().map(|(name, help, value)| (format!("sluice_proxy_{name}"), help, value)).collect()
-                }
-            }),
-            Box::new({
-                let counters = shared.dns.counters();
-                move || counters.each().map(|(name, help, value)| (name.to_owned(), help, value)).collect()
-            }),
-            Box::new(move || {
-                name_counters.each().into_iter().map(|(name, help, value)| (name.to_owned(), help, value)).collect()
-            }),
-        ],
+        parts(Arc::clone(&shared.counters), shared.dns.counters(), name_counters),
     ));
     let mut background = JoinSet::new();
     if let Some(path) = &config.records_file {
@@ -178,10 +164,10 @@ async fn start(
         let of = places.of(direction).clone();
         let listeners = Listeners::open(&of, config.workers).map_err(|error| RunError::Listen(direction, error))?;
         let upstreams = Upstreams::of_workers(direction, &host, config.workers)?;
-        // The programs hold the sockets by themselves, so that the workers can have them already.
-        if let Some(first) = listeners.first() {
-            places.take_over(first).map_err(RunError::TakeOver)?;
-        }
+        let stand_in = match listeners.first() {
+            Some(first) => Some(stand_in(first).map_err(|error| RunError::Listen(direction, error))?),
+            None => None,
+        };
         for (number, (listeners, upstreams)) in listeners.into_iter().zip(upstreams).enumerate() {
             let thread = Arc::new(of.thread(format!("{direction}-{number}"))?);
             let (accepting, accepts) = oneshot::channel();
@@ -202,6 +188,9 @@ async fn start(
             workers.push(Worker { direction, thread });
             ends.push((direction, ended));
         }
+        if let Some(stand_in) = stand_in {
+            places.take_over(&stand_in).map_err(RunError::TakeOver)?;
+        }
     }
     let place = place.clone();
     let stops = stops.clone();
@@ -218,6 +207,16 @@ async fn start(
         }
     });
     Ok((workers, ends))
+}
+
+/// The same sockets once more: the programs are told of them when their worker has them already.
+fn stand_in(listeners: &Listeners) -> io::Result<Listeners> {
+    Ok(Listeners {
+        direction: listeners.direction,
+        tcp: listeners.tcp.try_clone()?,
+        udp: listeners.udp.try_clone()?,
+        udp_v6: listeners.udp_v6.as_ref().map(std::net::UdpSocket::try_clone).transpose()?,
+    })
 }
 
 /// The direction of the first worker that ends.
