@@ -78,6 +78,12 @@ impl Config {
         self.run_dir.join("policy").join("proxy.json")
     }
 
+    /// What the proxy writes of names while policyd is away.
+    #[must_use]
+    pub fn names(&self) -> PathBuf {
+        self.run_dir.join("policy").join(sluice_contract::names::ALONE_FILE)
+    }
+
     /// The directory of the namespaces.
     #[must_use]
     pub fn namespaces(&self) -> PathBuf {

@@ -132,6 +132,11 @@ impl<G: Gates> Policyd<G> {
         Self { socket, policy, open: Box::new(open), status: Arc::default(), names, waiting: Waiting::default() }
     }
 
+    /// Goes by what a snapshot says of names, until policyd says more.
+    pub fn begin_with(&self, names: &plain::Names) {
+        self.names.wanted.send_replace(Arc::new(wanted(names)));
+    }
+
     /// What is known of the stream.
     #[must_use]
     pub fn status(&self) -> Arc<Status> {

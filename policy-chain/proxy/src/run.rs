@@ -21,6 +21,7 @@ use crate::engine::Limits;
 use crate::flow::Direction;
 use crate::metrics::{Metrics, parts};
 use crate::names::Names;
+use crate::names::alone::{Alone, Pinned};
 use crate::net::{Listeners, PlaceConfig, PlaceError, Places, Upstreams};
 use crate::pages::{Pages, serve_pages};
 use crate::policy::{Pushed, reader};
@@ -72,8 +73,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     tokio::pin!(shutdown);
     let config = Arc::new(config);
     let ring = Arc::new(Ring::new(config.records, 2 * config.workers));
-    let policy = Arc::new(Pushed::<Reader>::new(&snapshot(&config.snapshot())));
-    let (names, link) = Names::new(None);
+    let snapshot = snapshot(&config.snapshot());
+    let policy = Arc::new(Pushed::<Reader>::new(&snapshot));
+    let maps = Box::new(Pinned::new(GATE_DIR.into()));
+    let (names, link) = Names::new(Some(Alone::new(maps, config.names())));
     let name_counters = names.counters();
     let dns = Dns::new(Arc::clone(&policy), Arc::clone(&ring), names, dns::Limits::default());
     let shared = Arc::new(Shared {
@@ -85,6 +88,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         dns,
     });
     let policyd = Policyd::new(config.socket(), Arc::clone(&policy), || reader::open(GATE_DIR.as_ref()), link);
+    policyd.begin_with(&snapshot.names);
     let metrics = Arc::new(Metrics::new(
         Arc::clone(&ring),
         Arc::clone(&policy),
