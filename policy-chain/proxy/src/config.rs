@@ -10,6 +10,8 @@ use sluice_contract::node;
 use sluice_daemon::environment::{ConfigFaults, Reader, Variable};
 use sluice_daemon::log::LogFormat;
 
+use crate::dns::Refusal;
+
 const fn variable(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
     Variable { name, default, meaning }
 }
@@ -20,6 +22,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("DISABLE_METRICS", "false", "do not serve the metrics port"),
     variable("SLUICE_LOG", "info", "log filter, e.g. info,sluice_proxy=debug"),
     variable("SLUICE_LOG_FORMAT", "text", "text, or json"),
+    variable(
+        "SLUICE_PROXY_DNS_REFUSAL",
+        "refused",
+        "the answer to a DNS question that no rule has: refused, or nxdomain, so that resolvers go on with their search list",
+    ),
     variable("SLUICE_PROXY_DRAIN", "600", "seconds that connections have to end once the process is to, 0 to 86400"),
     variable("SLUICE_PROXY_INTROSPECTION_ADDRESS", "127.0.0.1:61682", "introspection address"),
     variable("SLUICE_PROXY_METRICS_ADDRESS", "0.0.0.0:9963", "metrics address"),
@@ -61,6 +68,8 @@ pub struct Config {
     pub records_file: Option<PathBuf>,
     /// `SLUICE_PROXY_RECORDS_FILE_MIB`, in octets.
     pub records_file_size: u64,
+    /// `SLUICE_PROXY_DNS_REFUSAL` (Cilium's `tofqdns-dns-reject-response-code`).
+    pub dns_refusal: Refusal,
     /// `SLUICE_PROXY_DRAIN`.
     pub drain: Duration,
 }
@@ -127,6 +136,11 @@ impl Config {
             records: size(from.number("SLUICE_PROXY_RECORDS", 8192, 16..=1_000_000)),
             records_file: from.path("SLUICE_PROXY_RECORDS_FILE", None),
             records_file_size: u64::from(from.number("SLUICE_PROXY_RECORDS_FILE_MIB", 64, 1..=10_240)) << 20,
+            dns_refusal: from.parsed("SLUICE_PROXY_DNS_REFUSAL", Refusal::Refused, |value| match value {
+                "refused" => Ok(Refusal::Refused),
+                "nxdomain" => Ok(Refusal::NameError),
+                _ => Err("it must be refused or nxdomain".to_owned()),
+            }),
             drain: Duration::from_secs(from.number("SLUICE_PROXY_DRAIN", 600, 0..=86_400).into()),
         };
         from.finish().map(|()| config)

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::l7::Message;
 use tokio::time::Instant;
@@ -32,12 +33,14 @@ use crate::policy::{Policy, Rules};
 use crate::record::{Kind, Record, Recorder};
 
 /// How a query is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Refusal {
     /// REFUSED. Some resolvers (musl) take it for the end of their search list: such names have to be allowed too.
     #[default]
     Refused,
     /// NXDOMAIN: the name is not there, so that a resolver goes on with its search list.
+    #[serde(rename = "nxdomain")]
     NameError,
 }
 

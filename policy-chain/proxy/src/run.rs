@@ -78,7 +78,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let maps = Box::new(Pinned::new(GATE_DIR.into()));
     let (names, link) = Names::new(Some(Alone::new(maps, config.names())));
     let name_counters = names.counters();
-    let dns = Dns::new(Arc::clone(&policy), Arc::clone(&ring), names, dns::Limits::default());
+    let dns_limits = dns::Limits { refusal: config.dns_refusal, ..dns::Limits::default() };
+    let dns = Dns::new(Arc::clone(&policy), Arc::clone(&ring), names, dns_limits);
     let shared = Arc::new(Shared {
         policy: Arc::clone(&policy),
         recorder: Arc::clone(&ring),
