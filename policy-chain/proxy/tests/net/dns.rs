@@ -11,12 +11,16 @@ use sluice_policy_core::l7::dns::NamePattern;
 use sluice_policy_core::model::cilium::Application;
 use sluice_proxy::dns::{Dns, Limits, Refusal};
 use sluice_proxy::flow::{Direction, Flow, Protocol};
-use sluice_proxy::names::{Link, Names, Wanted};
+use sluice_proxy::names::alone::Pinned;
+use sluice_proxy::names::{Alone, Class, Link, Names, Wanted};
 use sluice_proxy::net::{Acceptor, Datagrams, Listeners, Places, Upstreams};
 use sluice_proxy::policy::{Looks, Outcome, Policy, Refused, RuleList, Rules};
 use sluice_proxy::record::{Kind, Record, Recorder};
 
 use super::world::*;
+
+/// What the proxy notes of names while there is no policyd.
+const ALONE: &str = "/mnt/names.alone";
 
 /// Outside of the VPC.
 const SITE: &str = "198.51.100.7";
@@ -69,7 +73,8 @@ impl Resolver {
             looks: Looks::Dns,
         };
         let records = Arc::new(Records::default());
-        let (names, link) = Names::new(None);
+        let alone = Alone::new(Box::new(Pinned::new(ROOT.into())), ALONE.into());
+        let (names, link) = Names::new(Some(alone));
         let limits = Limits { refusal, hold: DEADLINE, ..Limits::default() };
         let dns = Arc::new(Dns::new(Arc::new(Fixed(Arc::new(rules))), Arc::clone(&records), names, limits));
         let host = sluice_hostnet::netns::Namespace::current().unwrap();
@@ -153,6 +158,7 @@ impl Server {
             "--local=/example.com/example.org/cluster.local/example.net/".to_owned(),
             format!("--host-record=www.example.com,{SITE},2001:db8:0:2::9,30"),
             format!("--host-record=target.example.net,{SITE},30"),
+            "--host-record=second.example.com,198.51.100.8".to_owned(),
             "--cname=alias.example.com,target.example.net,20".to_owned(),
             "--host-record=www.example.org,198.51.100.9".to_owned(),
             format!("--txt-record=big.example.com,{big},{big},{big},{big}"),
@@ -247,6 +253,49 @@ fn a_rule_by_name_alone_has_the_pods_dns_looked_at() {
         resolver.as_pod(&mut world, "dig +tcp +tries=1 +time=3 @10.0.2.9 www.example.com").await;
         a.ask_within("198.51.100.7:80", DEADLINE).await.unwrap();
         assert_eq!(resolver.names().len(), 2);
+        remove_places().await;
+    });
+}
+
+/// policyd goes: what is known stays, and another name of a known kind is reached as well, by what the proxy writes to the
+/// kernel's maps. A name of a kind that is not known is answered, and not reached.
+#[test]
+fn names_go_on_without_policyd() {
+    on_a_node(|| async {
+        let mut world = World::new().await;
+        let _server = Server::start(&world).await;
+        sh(Some(&world.vpc.namespace), "ip addr add 198.51.100.8/32 dev lo; ip addr add 198.51.100.9/32 dev lo");
+        for address in ["198.51.100.7:80", "198.51.100.8:80", "198.51.100.9:80"] {
+            world.vpc.serve(address).await;
+        }
+        let policy = names_policy("").replace(
+            "{matchPattern: '*.example.com'}",
+            "{matchPattern: '*.example.com'}, {matchName: www.example.org}",
+        );
+        world.tell(&policy);
+        let mut resolver = Resolver::start(&[], true, Refusal::Refused).await;
+        resolver.want(&["*.example.com", "www.example.org"]);
+        let a = world.party("a").clone();
+        resolver.as_pod(&mut world, "dig +tries=1 +time=3 @10.0.2.9 www.example.com").await;
+        a.ask_within("198.51.100.7:80", DEADLINE).await.unwrap();
+        let classes: Vec<Class> = world.name_classes();
+        // One for IPv4 only: what was learned of IPv6 would be another.
+        assert_eq!(classes.len(), 1, "{classes:?}");
+        let patterns =
+            ["*.example.com", "www.example.org"].map(|pattern| NamePattern::cilium(pattern).unwrap()).to_vec();
+        let wanted = Wanted { patterns, least: Duration::from_secs(60), classes };
+        resolver.link.wanted.send(Arc::new(wanted)).unwrap();
+        resolver.link.asks.close();
+        assert!(a.ask_within("198.51.100.8:80", SILENCE).await.is_err());
+        for (name, address) in [("second.example.com", "198.51.100.8"), ("www.example.org", "198.51.100.9")] {
+            let found = resolver.as_pod(&mut world, &format!("dig +short +tries=1 +time=3 @10.0.2.9 {name}")).await;
+            assert_eq!(found, format!("{address}\n"));
+        }
+        a.ask_within("198.51.100.7:80", DEADLINE).await.unwrap();
+        a.ask_within("198.51.100.8:80", DEADLINE).await.unwrap();
+        assert!(a.ask_within("198.51.100.9:80", SILENCE).await.is_err(), "policyd has never known its like");
+        let noted = std::fs::read_to_string(ALONE).unwrap();
+        assert!(noted.contains("second.example.com") && !noted.contains("example.org"), "{noted}");
         remove_places().await;
     });
 }

@@ -39,7 +39,7 @@ use tokio::sync::mpsc;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 /// So long one waits for an answer that does not come.
 pub(crate) const SILENCE: Duration = Duration::from_millis(400);
-const ROOT: &str = "/mnt/bpf/sluice/1";
+pub(crate) const ROOT: &str = "/mnt/bpf/sluice/1";
 const NETNS: &str = "/mnt/run/netns";
 /// Workers of a direction.
 const WORKERS: usize = 2;
@@ -407,6 +407,17 @@ impl World {
         let name = sluice_policy_core::l7::dns::Name::new(name).unwrap();
         self.engine.apply(Event::Resolved { name, addresses: addresses.to_vec(), until: None });
         self.commit();
+    }
+
+    /// What addresses have become by their names.
+    pub(crate) fn name_classes(&self) -> Vec<sluice_proxy::names::Class> {
+        let classes = self.engine.name_classes();
+        let of = |class: sluice_policy_core::compile::engine::NameClass| sluice_proxy::names::Class {
+            base: class.base.0,
+            patterns: class.patterns,
+            identity: class.identity.0,
+        };
+        classes.into_iter().map(of).collect()
     }
 
     fn commit(&mut self) {
