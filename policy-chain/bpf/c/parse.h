@@ -257,16 +257,17 @@ GLOBAL int parse(struct __sk_buff *skb, struct packet *packet, __u32 base, __u32
 	return reason ? reason : parse_transport(skb, packet, quoted);
 }
 
-/* Ethernet, IPv6 and what is read of TCP. */
-#define PLAIN_HEADERS (ETHERNET_HEADER + 40 + 14)
-
-/* The headers of a packet in pages are brought to where `parse_plain` reads. */
+/*
+ * The headers of a packet in pages are brought to where `parse_plain` reads: Ethernet, IP without options, and what is read of
+ * TCP. Not a byte more: TCP keeps its payload in pages and its headers apart, of clones of which pulling makes copies.
+ */
 static __always_inline void pull(struct __sk_buff *skb)
 {
 	__u32 linear = (long)skb->data_end - (long)skb->data;
+	__u32 wanted = ETHERNET_HEADER + (skb->protocol == bpf_htons(TYPE_IPV6) ? 40 : 20) + 14;
 
-	if (linear < PLAIN_HEADERS && linear < skb->len)
-		bpf_skb_pull_data(skb, skb->len < PLAIN_HEADERS ? skb->len : PLAIN_HEADERS);
+	if (linear < wanted && linear < skb->len)
+		bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted);
 }
 
 /* The packets that there are most of: whole, without options, TCP or UDP. Anything else is for `parse`. */
