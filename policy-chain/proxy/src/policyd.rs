@@ -165,6 +165,10 @@ impl<G: Gates> Policyd<G> {
                 }
                 Err(_) => {}
             }
+            // policyd may have made its maps since, and not listen yet.
+            if !self.policy.has_gates() && self.open_gates().is_ok() {
+                tracing::info!("the gates' maps are there");
+            }
             self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             let again = tokio::time::sleep(AGAIN);
             tokio::pin!(again);

@@ -113,6 +113,12 @@ impl<G: Gates> Pushed<G> {
         self.put(|old| State { table: old.table.clone(), gates: Some(gates) });
     }
 
+    /// Whether flows can be looked up.
+    #[must_use]
+    pub fn has_gates(&self) -> bool {
+        self.state().gates.is_some()
+    }
+
     /// Parts of what policyd told, since the start, that cannot be used.
     #[must_use]
     pub fn faults(&self) -> u64 {
