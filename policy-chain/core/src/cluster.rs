@@ -4,6 +4,7 @@ mod interner;
 mod label_set;
 pub mod labels;
 mod names;
+mod pods;
 mod state;
 mod value;
 
@@ -17,6 +18,7 @@ use crate::model::{Policy, PolicyRef, Text, Usable};
 
 pub use label_set::Labels;
 pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
+pub use pods::Pods;
 pub use state::{Applied, Cluster, canonical_net};
 pub use value::{Addresses, Created, Uid};
 
@@ -64,8 +66,8 @@ pub struct Pod {
     pub created: Created,
     /// Labels.
     pub labels: Labels,
-    /// `spec.serviceAccountName`; `default` where there is none.
-    pub service_account: Text,
+    /// What the pods of a workload have in common.
+    pub template: Arc<PodTemplate>,
     /// `spec.nodeName`, once it is scheduled.
     pub node: Option<Text>,
     /// `spec.hostNetwork`: it is its node, to every policy (DESIGN 6.9).
@@ -74,12 +76,19 @@ pub struct Pod {
     pub finished: bool,
     /// `status.podIPs`, else what the annotation `vpc.amazonaws.com/pod-ips` says.
     pub addresses: Addresses,
-    /// Container ports that have a name, of all containers and of init containers that stay.
-    pub ports: Arc<[NamedPort]>,
     /// Condition `Ready`.
     pub ready: bool,
     /// [`crate::model::AUDIT_ANNOTATION`]: its gate records verdicts and lets traffic pass.
     pub audit: bool,
+}
+
+/// What comes from the template of a pod, and is the same for all that were made from it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodTemplate {
+    /// `spec.serviceAccountName`; `default` where there is none.
+    pub service_account: Text,
+    /// Container ports that have a name, of all containers and of init containers that stay.
+    pub ports: Box<[NamedPort]>,
 }
 
 /// A container port with a name.
@@ -149,7 +158,7 @@ pub struct EndpointSlice {
     /// The Service, from the label `kubernetes.io/service-name`; a slice without it belongs to none.
     pub service: Option<Text>,
     /// Ports of every endpoint in it: name, protocol, number. A port without number means "all ports" and is left out.
-    pub ports: Vec<NamedPort>,
+    pub ports: Arc<[NamedPort]>,
     /// Backends.
     pub endpoints: Vec<Endpoint>,
 }

@@ -4,6 +4,7 @@
 //! one peer, to a [`row`]: what happens on each protocol and port.
 
 mod bits;
+mod by_address;
 pub mod diff;
 pub mod engine;
 mod fold;

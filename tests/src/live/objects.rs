@@ -125,9 +125,9 @@ fn pod_value(pod: &Pod) -> Value {
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": &*pod.key.name, "namespace": &*pod.key.namespace, "labels": labels(&pod.labels),
             "uid": uid(&pod.key), "annotations": annotations, "creationTimestamp": created},
-        "spec": {"nodeName": pod.node.as_deref(), "serviceAccountName": &*pod.service_account,
+        "spec": {"nodeName": pod.node.as_deref(), "serviceAccountName": &*pod.template.service_account,
             "hostNetwork": pod.host_network,
-            "containers": [{"name": "c", "ports": pod.ports.iter().map(port).collect::<Vec<_>>()}]},
+            "containers": [{"name": "c", "ports": pod.template.ports.iter().map(port).collect::<Vec<_>>()}]},
         "status": {"phase": if pod.finished { "Succeeded" } else { "Running" }, "podIPs": ips,
             "conditions": [{"type": "Ready", "status": ready}]}
     })

@@ -81,8 +81,8 @@ async fn every_kind_is_told_and_then_synced() {
     let state = &seen.state;
     assert_eq!((state.nodes.len(), state.services.len(), state.slices.len(), state.cidr_groups.len()), (1, 1, 1, 1));
     assert_eq!(state.namespaces["shop"].labels.get("team"), Some("a"));
-    let web = &state.pods[&PodKey { namespace: "shop".into(), name: "web".into() }];
-    assert_eq!((web.addresses.len(), web.ports.len(), web.uid.is_empty()), (1, 1, false));
+    let web = state.pods.get(&PodKey { namespace: "shop".into(), name: "web".into() }).unwrap();
+    assert_eq!((web.addresses.len(), web.template.ports.len(), web.uid.is_empty()), (1, 1, false));
     assert!(
         seen.json.iter().all(|json| !json.contains("managedFields") && json.contains("apiVersion")),
         "{:?}",

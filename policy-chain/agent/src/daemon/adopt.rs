@@ -98,7 +98,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     pub(super) fn ungated(&self) -> impl Iterator<Item = &PodKey> {
         let state = self.engine.cluster();
         self.engine.image().endpoints.keys().filter(|key| {
-            !self.told.contains_key(*key) && state.pods.get(*key).is_some_and(|pod| !pod.addresses.is_empty())
+            !self.told.contains_key(*key) && state.pods.get(key).is_some_and(|pod| !pod.addresses.is_empty())
         })
     }
 }

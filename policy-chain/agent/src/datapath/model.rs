@@ -175,8 +175,8 @@ impl Model {
         let identities = maps
             .ipcache
             .iter()
-            .map(|(_, identity)| *identity)
-            .chain(maps.names.iter().map(|(_, identity)| *identity))
+            .map(|(_, identity)| identity)
+            .chain(maps.names.iter().map(|(_, identity)| identity))
             .chain(maps.frontends.values().copied())
             .chain(maps.peers.keys().map(|(_, identity)| *identity));
         let floor = Floor {

@@ -40,8 +40,8 @@ fn pod(pod: &Pod) -> Value {
         put(&mut metadata, "annotations", json!({AUDIT_ANNOTATION: "true"}));
     }
     let mut spec = json!({
-        "serviceAccountName": &*pod.service_account, "hostNetwork": pod.host_network,
-        "containers": [{"ports": pod.ports.iter().map(|port| named_port(port, "containerPort")).collect::<Vec<_>>()}],
+        "serviceAccountName": &*pod.template.service_account, "hostNetwork": pod.host_network,
+        "containers": [{"ports": pod.template.ports.iter().map(|port| named_port(port, "containerPort")).collect::<Vec<_>>()}],
     });
     if let Some(node) = &pod.node {
         put(&mut spec, "nodeName", &**node);

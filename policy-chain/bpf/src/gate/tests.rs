@@ -161,7 +161,7 @@ fn entries(gate: &Gate) -> BTreeMap<u32, layout::Endpoint> {
 /// The maps hold what the image says, and nothing else.
 fn assert_equal(gate: &Gate, image: &Image) {
     let held = read_back(gate);
-    let names = |image: &Image| image.names.iter().map(|(net, id)| (*net, *id)).collect::<BTreeMap<_, _>>();
+    let names = |image: &Image| image.names.iter().collect::<BTreeMap<_, _>>();
     assert_eq!(names(&held), names(image));
     let ipcache = |image: &Image| image.ipcache.iter().map(|(net, id)| (*net, *id)).collect::<BTreeMap<_, _>>();
     assert_eq!(ipcache(&held), ipcache(image));

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::label_set::{BETWEEN, Form};
-use super::{EndpointSlice, Labels, NamedPort, ObjectKey, Pod, Service};
+use super::{EndpointSlice, Labels, NamedPort, ObjectKey, Pod, PodTemplate, Service};
 use crate::model::Text;
 
 /// Longer texts are not shared: the API has no label or name that long.
@@ -25,7 +25,9 @@ const ENOUGH: u32 = 16;
 pub(super) struct Interner {
     texts: Cache<str>,
     forms: Cache<Form>,
+    key_lists: Cache<[Text]>,
     ports: Cache<[NamedPort]>,
+    templates: Cache<PodTemplate>,
     keys: BTreeMap<Text, Seen>,
 }
 
@@ -34,7 +36,9 @@ impl Default for Interner {
         Self {
             texts: Cache::new(1 << 16),
             forms: Cache::new(1 << 13),
+            key_lists: Cache::new(1 << 10),
             ports: Cache::new(1 << 10),
+            templates: Cache::new(1 << 12),
             keys: BTreeMap::new(),
         }
     }
@@ -54,13 +58,22 @@ impl Interner {
         if text.len() > MAX_TEXT { Arc::clone(text) } else { self.texts.share(text).0 }
     }
 
+    /// Forgets what nobody else holds.
+    pub(super) fn pack(&mut self) {
+        self.texts.pack();
+        self.forms.pack();
+        self.key_lists.pack();
+        self.ports.pack();
+        self.templates.pack();
+    }
+
     fn known(&mut self, text: &str) -> (Text, bool) {
         if text.len() > MAX_TEXT { (text.into(), false) } else { self.texts.share_with(text, || text.into()) }
     }
 
     /// Labels, their form as others have it.
     pub(super) fn labels(&mut self, labels: &Labels) -> Labels {
-        let mut form = Vec::new();
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
         let mut own: Option<String> = None;
         for (key, value) in labels.iter() {
             let key = self.text(key);
@@ -74,12 +87,17 @@ impl Interner {
                         own.push_str(&value);
                     }
                 }
-                form.push((key, None));
+                values.push(None);
             } else {
-                form.push((key, Some(value)));
+                values.push(Some(value));
             }
+            keys.push(key);
         }
-        let form = if form.is_empty() { Arc::default() } else { self.forms.share(&form.into()).0 };
+        if keys.is_empty() {
+            return Labels::default();
+        }
+        let keys = self.key_lists.share(&keys.into()).0;
+        let form = self.forms.share(&Arc::new(Form { keys, values: values.into() })).0;
         Labels::of_form(form, own.map(Into::into))
     }
 
@@ -101,10 +119,20 @@ impl Interner {
     pub(super) fn slice(&mut self, mut slice: EndpointSlice) -> EndpointSlice {
         slice.key = self.key(&slice.key);
         slice.service = slice.service.map(|service| self.text(&service));
-        slice.ports.shrink_to_fit();
-        slice.ports.iter_mut().for_each(|port| port.name = self.text(&port.name));
+        slice.ports = match &*slice.ports {
+            [] => Arc::default(),
+            ports => {
+                let ports = self.named_ports(ports).into();
+                self.ports.share(&ports).0
+            }
+        };
         slice.endpoints.shrink_to_fit();
         slice
+    }
+
+    /// Ports, with the names as others have them.
+    fn named_ports(&mut self, ports: &[NamedPort]) -> Box<[NamedPort]> {
+        ports.iter().map(|port| NamedPort { name: self.text(&port.name), ..*port }).collect()
     }
 
     /// A pod, in few bytes. `before` is what was known of it.
@@ -120,16 +148,10 @@ impl Interner {
             Some(before) if before.labels == pod.labels => before.labels.clone(),
             _ => self.labels(&pod.labels),
         };
-        pod.service_account = self.text(&pod.service_account);
         pod.node = pod.node.map(|node| self.text(&node));
-        pod.ports = match &*pod.ports {
-            [] => Arc::default(),
-            ports => {
-                let ports: Arc<[NamedPort]> =
-                    ports.iter().map(|port| NamedPort { name: self.text(&port.name), ..port.clone() }).collect();
-                self.ports.share(&ports).0
-            }
-        };
+        let service_account = self.text(&pod.template.service_account);
+        let ports = self.named_ports(&pod.template.ports);
+        pod.template = self.templates.share(&Arc::new(PodTemplate { service_account, ports })).0;
         pod
     }
 }
@@ -195,6 +217,15 @@ impl<T: ?Sized + Hash + Eq> Cache<T> {
             *slot = Some(Arc::clone(&made));
         }
         (made, false)
+    }
+
+    fn pack(&mut self) {
+        for slot in &mut self.slots {
+            if slot.as_ref().is_some_and(|value| Arc::strong_count(value) == 1) {
+                *slot = None;
+                self.used -= 1;
+            }
+        }
     }
 
     fn grow(&mut self) {

@@ -9,14 +9,20 @@ use std::sync::Arc;
 use crate::model::Text;
 
 /// The keys of a label set, and the values that many objects have in common.
-pub(super) type Form = [(Text, Option<Text>)];
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Form {
+    /// Sorted, without doubles; what many forms have in common.
+    pub(super) keys: Arc<[Text]>,
+    /// As many.
+    pub(super) values: Box<[Option<Text>]>,
+}
 
 /// Labels of an object, by key. Many objects have the same form, which they share: the keys, and the values that are
 /// common. What only this one has stands beside it. Nobody sees a difference.
 #[derive(Clone, Default)]
 pub struct Labels {
-    /// Sorted by key, without doubles.
-    form: Arc<Form>,
+    /// None if there are no labels.
+    form: Option<Arc<Form>>,
     /// The values that the form leaves open, in its order, with [`BETWEEN`] between them; none if it leaves none open.
     own: Option<Arc<str>>,
 }
@@ -29,29 +35,36 @@ impl Labels {
     #[must_use]
     pub fn new(pairs: impl IntoIterator<Item = (Text, Text)>) -> Self {
         let map: BTreeMap<Text, Text> = pairs.into_iter().collect();
-        Self { form: map.into_iter().map(|(key, value)| (key, Some(value))).collect(), own: None }
+        if map.is_empty() {
+            return Self::default();
+        }
+        let (keys, values): (Vec<Text>, Vec<Option<Text>>) =
+            map.into_iter().map(|(key, value)| (key, Some(value))).unzip();
+        Self { form: Some(Arc::new(Form { keys: keys.into(), values: values.into() })), own: None }
     }
 
-    /// From a form, sorted by key and without doubles, and as many values as it leaves open, joined by [`BETWEEN`].
+    /// From a form, and as many values as it leaves open, joined by [`BETWEEN`].
     pub(super) const fn of_form(form: Arc<Form>, own: Option<Arc<str>>) -> Self {
-        Self { form, own }
+        Self { form: Some(form), own }
     }
 
     /// The value of a label.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        let at = self.form.binary_search_by(|(name, _)| name.as_ref().cmp(key)).ok()?;
-        let (before, found) = (self.form.get(..at)?, self.form.get(at)?);
-        match &found.1 {
+        let form = self.form.as_ref()?;
+        let at = form.keys.binary_search_by(|name| name.as_ref().cmp(key)).ok()?;
+        let (before, found) = (form.values.get(..at)?, form.values.get(at)?);
+        match found {
             Some(value) => Some(value),
-            None => self.own().nth(before.iter().filter(|(_, value)| value.is_none()).count()),
+            None => self.own().nth(before.iter().filter(|value| value.is_none()).count()),
         }
     }
 
     /// All labels, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&Text, &str)> {
         let mut own = self.own();
-        self.form.iter().filter_map(move |(key, value)| Some((key, value.as_deref().or_else(|| own.next())?)))
+        let pairs = self.form.iter().flat_map(|form| form.keys.iter().zip(&form.values));
+        pairs.filter_map(move |(key, value)| Some((key, value.as_deref().or_else(|| own.next())?)))
     }
 
     fn own(&self) -> impl Iterator<Item = &str> {
@@ -66,14 +79,19 @@ impl Labels {
 
     /// Whether there are none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.form.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.form.is_none()
     }
 }
 
 impl PartialEq for Labels {
     fn eq(&self, other: &Self) -> bool {
-        (Arc::ptr_eq(&self.form, &other.form) && self.own == other.own) || self.iter().eq(other.iter())
+        let same = match (&self.form, &other.form) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        (same && self.own == other.own) || self.iter().eq(other.iter())
     }
 }
 
@@ -93,7 +111,7 @@ impl Ord for Labels {
 
 impl Hash for Labels {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.form.len().hash(state);
+        self.form.as_ref().map_or(0, |form| form.keys.len()).hash(state);
         self.iter().for_each(|pair| pair.hash(state));
     }
 }

@@ -9,9 +9,10 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::interner::Interner;
 use super::names::{Ends, Names};
+use super::pods::Pods;
 use super::{
-    CidrGroup, EndpointSlice, Event, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectId, ObjectKey, Pod,
-    PodKey, Service,
+    CidrGroup, EndpointSlice, Event, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectId, ObjectKey,
+    Service,
 };
 use crate::l7::dns::Name;
 use crate::model::{Policy, PolicyRef, Text};
@@ -30,7 +31,7 @@ pub struct Cluster {
     /// Namespaces by name. A namespace that is not here may have pods and policies: [`Self::namespace_labels`].
     pub namespaces: BTreeMap<Text, Namespace>,
     /// Pods.
-    pub pods: BTreeMap<PodKey, Arc<Pod>>,
+    pub pods: Pods,
     /// Nodes by name.
     pub nodes: BTreeMap<Text, Node>,
     /// Services.
@@ -107,7 +108,8 @@ impl Cluster {
 
     /// Less room for what is held.
     pub(crate) fn pack(&mut self) {
-        pack_map(&mut self.pods);
+        self.interner.pack();
+        self.pods.pack();
         pack_map(&mut self.services);
         pack_map(&mut self.slices);
         pack_map(&mut self.policies);
@@ -122,18 +124,14 @@ impl Cluster {
                 namespace.labels = self.interner.labels(&namespace.labels);
                 put(&mut self.namespaces, Arc::clone(&namespace.name), namespace)
             }
-            Object::Pod(pod) => match self.pods.get_mut(&pod.key) {
-                Some(before) if **before == pod => false,
-                Some(before) => {
-                    *before = Arc::new(self.interner.pod(pod, Some(before)));
-                    true
+            Object::Pod(pod) => {
+                let before = self.pods.get(&pod.key).cloned();
+                let changed = before.as_deref() != Some(&pod);
+                if changed {
+                    self.pods.put(Arc::new(self.interner.pod(pod, before.as_deref())));
                 }
-                None => {
-                    let pod = self.interner.pod(pod, None);
-                    self.pods.insert(pod.key.clone(), Arc::new(pod));
-                    true
-                }
-            },
+                changed
+            }
             Object::Node(mut node) => {
                 canonical(&mut node.addresses);
                 node.labels = self.interner.labels(&node.labels);
@@ -164,7 +162,7 @@ impl Cluster {
     fn delete(&mut self, id: &ObjectId) -> bool {
         match id {
             ObjectId::Namespace(name) => self.namespaces.remove(name).is_some(),
-            ObjectId::Pod(key) => self.pods.remove(key).is_some(),
+            ObjectId::Pod(key) => self.pods.remove(key),
             ObjectId::Node(name) => self.nodes.remove(name).is_some(),
             ObjectId::Service(key) => self.services.remove(key).is_some(),
             ObjectId::EndpointSlice(key) => self.slices.remove(key).is_some(),

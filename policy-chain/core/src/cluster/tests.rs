@@ -16,12 +16,11 @@ fn pod(name: &str, addresses: &[&str], set: Labels) -> Pod {
         uid: Uid::default(),
         created: Created::default(),
         labels: set,
-        service_account: "default".into(),
+        template: Arc::new(PodTemplate { service_account: "default".into(), ports: Box::default() }),
         node: None,
         host_network: false,
         finished: false,
         addresses: addresses.iter().map(|address| address.parse::<IpAddr>().unwrap()).collect(),
-        ports: Arc::default(),
         ready: true,
         audit: false,
     }
@@ -118,7 +117,7 @@ fn addresses_are_canonical() {
     cluster.apply(Event::Upsert(Object::EndpointSlice(EndpointSlice {
         key: key.clone(),
         service: None,
-        ports: vec![],
+        ports: Arc::default(),
         endpoints,
     })));
     cluster.apply(resolved("a", mapped(), None));
@@ -294,7 +293,7 @@ fn write() -> impl Strategy<Value = Write> {
                 Object::EndpointSlice(EndpointSlice {
                     key: key.clone(),
                     service: None,
-                    ports: vec![],
+                    ports: Arc::default(),
                     endpoints: vec![Endpoint { addresses: vec![v4(number)].into(), ready: number % 2 == 0 }],
                 }),
                 ObjectId::EndpointSlice(key),

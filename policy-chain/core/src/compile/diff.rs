@@ -125,14 +125,8 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Operation> {
         decisions: differing(&old.decisions, &new.decisions),
         rows: differing(&old.rows, &new.rows),
         peers: differing(&old.peers, &new.peers),
-        ipcache: differing(&old.ipcache.iter().collect(), &new.ipcache.iter().collect())
-            .into_iter()
-            .map(|(prefix, identity)| (*prefix, identity.copied()))
-            .collect(),
-        names: differing(&old.names.iter().collect(), &new.names.iter().collect())
-            .into_iter()
-            .map(|(prefix, identity)| (*prefix, identity.copied()))
-            .collect(),
+        ipcache: differing(&old.ipcache.iter().collect(), &new.ipcache.iter().collect()),
+        names: differing(&old.names.iter().collect(), &new.names.iter().collect()),
         frontends: differing(&old.frontends, &new.frontends),
         endpoints: differing(&old.endpoints, &new.endpoints),
     };

@@ -25,7 +25,7 @@ mod store;
 mod subjects;
 mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -312,8 +312,8 @@ impl Engine {
         self.note_moves(&moves, &mut moved);
         // Gates.
         for front in refreshed.iter().filter_map(|index| self.fronts.get(index)) {
-            for (address, _) in &front.backends {
-                changed.extend(self.subject_addresses.get(address).into_iter().flatten().cloned());
+            for (address, _) in front.backends.iter() {
+                changed.extend(self.subject_addresses.get(&address).into_iter().flatten().cloned());
             }
         }
         for address in self.fronts.take_left().into_iter().chain(touched) {
@@ -470,6 +470,8 @@ impl Engine {
                 || self.atoms.port_of(atom).is_some_and(|port| born.port_names.contains(&port.name))
         };
         let mut moving: Vec<(u32, Key, u32)> = Vec::new();
+        // Many addresses have few keys: each is held once.
+        let mut keys: HashSet<Key> = HashSet::new();
         for entry in facts {
             let Some(key) = self.book.key(entry, &self.classes, context) else { continue };
             let same =
@@ -480,13 +482,13 @@ impl Engine {
                 affected.remove(&entry);
                 let before = self.classes.get(entry).map_or(NONE, |entry| entry.class);
                 self.classes.take_out(entry, moves);
-                moving.push((entry, key, before));
+                moving.push((entry, once(&mut keys, key), before));
             }
         }
         let mut refined = Vec::new();
         for entry in affected {
             if let Some(key) = self.book.key(entry, &self.classes, context) {
-                refined.push((entry, key));
+                refined.push((entry, once(&mut keys, key)));
             }
         }
         self.classes.refine(refined, moves);
@@ -652,6 +654,15 @@ impl Engine {
             self.pack();
         }
     }
+}
+
+/// The key that is equal, if there was one before.
+fn once(keys: &mut HashSet<Key>, key: Key) -> Key {
+    if let Some(known) = keys.get(&key) {
+        return Key::clone(known);
+    }
+    keys.insert(Key::clone(&key));
+    key
 }
 
 /// The slices of a Service.

@@ -94,7 +94,7 @@ impl<'a> Known<'a> {
                 namespace: &pod.key.namespace,
                 namespace_labels,
                 labels: &pod.labels,
-                service_account: &pod.service_account,
+                service_account: &pod.template.service_account,
             };
             Some((pod, view))
         };
@@ -458,7 +458,9 @@ impl Of<'_, '_> {
         let mut told = BTreeSet::new();
         for one in list {
             let PortTarget::Named(name) = &one.port else { continue };
-            let has = |pod: &Pod| pod.ports.iter().any(|port| port.name == *name && one.protocol.holds(port.protocol));
+            let has = |pod: &Pod| {
+                pod.template.ports.iter().any(|port| port.name == *name && one.protocol.holds(port.protocol))
+            };
             let (shown, found) = match (direction, subject) {
                 (Direction::Ingress, None) => (false, false),
                 (Direction::Ingress, Some(set)) => {

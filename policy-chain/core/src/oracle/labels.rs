@@ -78,7 +78,7 @@ impl CiliumLabels {
             }
         }
         add("io.kubernetes.pod.namespace", namespace);
-        add("io.cilium.k8s.policy.serviceaccount", &pod.service_account);
+        add("io.cilium.k8s.policy.serviceaccount", &pod.template.service_account);
         add("io.cilium.k8s.policy.cluster", "default");
         if let Some(object) = cluster.namespaces.get(namespace) {
             for (key, value) in object.labels.iter() {

@@ -32,8 +32,8 @@ fn holds(port: &PortMatch, scene: &Scene<'_>, flow: &Flow<'_>) -> bool {
 /// number on each. What is no pod has none.
 fn named_ports<'a>(scene: &Scene<'a>, flow: &Flow<'a>) -> &'a [NamedPort] {
     match (flow.direction, flow.peer.kind) {
-        (Direction::Ingress, _) => &scene.subject.ports,
-        (Direction::Egress, Kind::Pod(pod)) => &pod.ports,
+        (Direction::Ingress, _) => &scene.subject.template.ports,
+        (Direction::Egress, Kind::Pod(pod)) => &pod.template.ports,
         (Direction::Egress, Kind::OwnNode | Kind::RemoteNode | Kind::Other) => &[],
     }
 }

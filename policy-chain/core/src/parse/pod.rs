@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::cursor::{Cursor, Fields, Report, shown};
 use super::metadata::{Metadata, NameForm, Scope};
 use super::plain::{address, boolean, is, list, owned, port, protocol, section, text};
-use crate::cluster::{Created, NamedPort, Object, POD_IPS_ANNOTATION, Pod, PodKey, Uid};
+use crate::cluster::{Created, NamedPort, Object, POD_IPS_ANNOTATION, Pod, PodKey, PodTemplate, Uid};
 use crate::model::Text;
 
 /// The UID that a static pod has on its node, on its mirror in the API (Kubernetes, `ConfigMirrorAnnotationKey`).
@@ -36,12 +37,14 @@ pub(super) fn pod(document: &Cursor<'_>, report: &mut Report) -> Option<Object> 
     Some(Object::Pod(Pod {
         uid,
         created: created(&metadata, report),
-        service_account: service_account.unwrap_or_else(|| Text::from("default")),
+        template: Arc::new(PodTemplate {
+            service_account: service_account.unwrap_or_else(|| Text::from("default")),
+            ports: ports.into_iter().collect(),
+        }),
         node,
         host_network,
         finished: status.finished,
         addresses: addresses.into_iter().take(MAX_ADDRESSES).collect(),
-        ports: ports.into_iter().collect(),
         ready: status.ready,
         audit: metadata.audit(report),
         key: PodKey { namespace: metadata.namespace, name: metadata.name },

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::schema::{Deleted, Endpoint, External, Family, Fixture, PodSpec, Step};
 use crate::cluster::{
     CidrGroup, Cluster, Created, Event, Labels, NamedPort, Namespace, Node, Object, ObjectId, ObjectKey, Pod, PodKey,
+    PodTemplate,
 };
 use crate::model::{PolicyKind, PolicyRef, Text};
 use crate::parse::{self, Issue};
@@ -186,12 +187,14 @@ impl World {
             uid: "".into(),
             created: Created::at(self.steps),
             labels: spec.labels.clone(),
-            service_account: spec.service_account.clone().unwrap_or_else(|| Text::from("default")),
+            template: Arc::new(PodTemplate {
+                service_account: spec.service_account.clone().unwrap_or_else(|| Text::from("default")),
+                ports: named.collect(),
+            }),
             node: spec.node.clone(),
             host_network: spec.host_network,
             finished: spec.finished,
             addresses: spec.addresses.iter().collect(),
-            ports: named.collect(),
             ready: spec.ready,
             audit: spec.audit,
         }));

@@ -58,7 +58,7 @@ impl Comparison {
                 *owner = None;
             }
         }
-        let used = image.ipcache.iter().chain(image.names.iter()).map(|(_, identity)| *identity);
+        let used = image.ipcache.iter().chain(image.names.iter()).map(|(_, identity)| identity);
         let mut costs: BTreeMap<Identity, (usize, usize)> =
             used.chain(image.frontends.values().copied()).map(|identity| (identity, (0, 0))).collect();
         let mut counted: BTreeSet<RowId> = BTreeSet::new();

@@ -15,13 +15,13 @@ use self::names::Names;
 use self::regions::{Regions, any_has, widest};
 use super::atoms::{Atom, Atoms, FORWARDED, KIND, OWN_NODE};
 use crate::cluster::{Labels, Node, Pod};
+use crate::compile::by_address::ByAddress;
 use crate::compile::identity::{Classes, Key, Kind as EntryKind, Moves, NONE};
 use crate::compile::predicate::{Kind, Predicate};
 use crate::flow::Direction;
 use crate::l7::dns::Name;
 use crate::model::Text;
 use crate::model::cilium::Entity;
-use crate::pack::pack_map;
 
 /// Whether a pod has addresses that are its own.
 pub(super) fn managed(pod: &Pod) -> bool {
@@ -38,7 +38,7 @@ struct Host {
 /// All addresses and prefixes that have a class, and why.
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    hosts: BTreeMap<IpAddr, Host>,
+    hosts: ByAddress<Host>,
     /// The entries of those that no pod has.
     podless: BTreeSet<u32>,
     /// Claims on an address that another pod has.
@@ -80,7 +80,7 @@ impl Book {
         }
         for address in &pod.addresses {
             self.touched.insert(*address);
-            let host = self.hosts.entry(*address).or_insert(Host { pod: None, entry: NONE });
+            let host = self.hosts.or_insert(*address, Host { pod: None, entry: NONE });
             match &host.pod {
                 Some(other) if (other.created, &other.key) >= (pod.created, &pod.key) => {
                     self.rivals.entry(*address).or_default().push(Arc::clone(pod));
@@ -209,7 +209,7 @@ impl Book {
             let addresses = cidr.network()..=cidr.broadcast();
             self.affected.extend(self.names.entries.range(addresses.clone()).map(|(_, entry)| *entry));
             for (address, host) in self.hosts.range(addresses) {
-                if host.pod.is_none() || any_has(&managed_too, *address) {
+                if host.pod.is_none() || any_has(&managed_too, address) {
                     self.affected.insert(host.entry);
                 }
             }
@@ -289,7 +289,7 @@ impl Book {
             let kept = node || self.api_servers.contains(address) || self.backers.contains_key(address);
             let pod = self.hosts.get(address).and_then(|host| host.pod.clone());
             if kept || pod.is_some() {
-                let host = self.hosts.entry(*address).or_insert(Host { pod: None, entry: NONE });
+                let host = self.hosts.or_insert(*address, Host { pod: None, entry: NONE });
                 if host.entry == NONE {
                     host.entry = classes.entry(prefix, EntryKind::Host);
                     self.prefixes.insert(prefix);
@@ -414,7 +414,7 @@ impl Book {
 
     /// Less room for what is held.
     pub(super) fn pack(&mut self) {
-        pack_map(&mut self.hosts);
+        self.hosts.pack();
         self.groups.pack();
     }
 

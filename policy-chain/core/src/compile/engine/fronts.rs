@@ -8,6 +8,7 @@ use super::programs::{Instance, Programs};
 use super::shapes::Shapes;
 use super::store::Store;
 use crate::cluster::{EndpointSlice, Node, ObjectKey, Service};
+use crate::compile::by_address::{NumbersAt, Sockets};
 use crate::compile::identity::{Classes, NONE};
 use crate::compile::image::{DecisionId, FrontendKey, Identity, RowEntries, RowId};
 use crate::compile::row::PortPrefix;
@@ -33,7 +34,7 @@ pub(super) struct Front {
     /// Where it is dialled, with the place of the port in its Service; by address.
     keys: Box<[(FrontendKey, u16)]>,
     /// By address, then port.
-    pub(super) backends: Box<[(IpAddr, u16)]>,
+    pub(super) backends: Sockets,
     /// Or [`NONE`] as long as it is not known.
     shape: u32,
 }
@@ -73,7 +74,7 @@ pub(super) struct Fronts {
     /// Which frontends are dialled at an address.
     claims: BTreeSet<(FrontendKey, u32)>,
     /// Which frontends have a backend at an address.
-    at: BTreeSet<(IpAddr, u32)>,
+    at: NumbersAt,
     /// Those that are new, or have other backends.
     rebacked: BTreeSet<u32>,
     /// Those of whose backends the classes may be others.
@@ -95,12 +96,12 @@ impl Fronts {
 
     /// The frontends with a backend at an address.
     pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = u32> {
-        self.at.range((address, 0)..=(address, u32::MAX)).map(|(_, index)| *index)
+        self.at.range(address, address)
     }
 
     /// The classes of addresses changed.
     pub(super) fn touch(&mut self, first: IpAddr, last: IpAddr) {
-        let of: Vec<u32> = self.at.range((first, 0)..=(last, u32::MAX)).map(|(_, index)| *index).collect();
+        let of: Vec<u32> = self.at.range(first, last).collect();
         self.dirty.extend(of);
     }
 
@@ -152,7 +153,8 @@ impl Fronts {
             changed.extend(keys.keys());
             self.claims.extend(keys.keys().map(|address| (*address, index)));
             self.of_service.insert((key.clone(), index));
-            let front = Front { id, identity, keys: keys.into_iter().collect(), backends: Box::default(), shape: NONE };
+            let front =
+                Front { id, identity, keys: keys.into_iter().collect(), backends: Sockets::default(), shape: NONE };
             if let Some(slot) = self.list.get_mut(index as usize) {
                 *slot = Some(front);
             }
@@ -178,17 +180,17 @@ impl Fronts {
         least.map(|front| front.identity)
     }
 
-    fn set_backends(&mut self, index: u32, backends: Box<[(IpAddr, u16)]>) {
+    fn set_backends(&mut self, index: u32, backends: Sockets) {
         let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { return };
         if front.backends == backends {
             return;
         }
-        for (address, _) in &front.backends {
-            self.at.remove(&(*address, index));
-            self.left.insert(*address);
+        for (address, _) in front.backends.iter() {
+            self.at.remove(address, index);
+            self.left.insert(address);
         }
-        for (address, _) in &backends {
-            self.at.insert((*address, index));
+        for (address, _) in backends.iter() {
+            self.at.insert(address, index);
         }
         front.backends = backends;
         self.rebacked.insert(index);
@@ -208,11 +210,11 @@ impl Fronts {
             let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { continue };
             let mut targets: Vec<(u32, u16)> = Vec::new();
             let mut seen: BTreeSet<(u32, u16)> = BTreeSet::new();
-            for (address, port) in &front.backends {
-                if let Some(class) = book.class(*address, classes)
-                    && seen.insert((class, *port))
+            for (address, port) in front.backends.iter() {
+                if let Some(class) = book.class(address, classes)
+                    && seen.insert((class, port))
                 {
-                    targets.push((class, *port));
+                    targets.push((class, port));
                 }
             }
             if self.shapes.get(front.shape).is_some_and(|shape| *shape.targets == *targets) {
@@ -254,12 +256,12 @@ impl Fronts {
         let front = self.list.get(index as usize)?.as_ref()?;
         let protocol = front.id.protocol;
         let mut decisions: Vec<DecisionId> = Vec::new();
-        for (address, port) in &front.backends {
-            let row = match own.get(address) {
+        for (address, port) in front.backends.iter() {
+            let row = match own.get(&address) {
                 Some(row) => *row,
-                None => instance.row_at(book.class(*address, classes)?),
+                None => instance.row_at(book.class(address, classes)?),
             };
-            if let Some(decision) = store.entries(row).and_then(|row| row.get(protocol, *port))
+            if let Some(decision) = store.entries(row).and_then(|row| row.get(protocol, port))
                 && !decisions.contains(decision)
             {
                 decisions.push(*decision);
@@ -384,7 +386,7 @@ impl Fronts {
         self.list.shrink_to_fit();
         pack_set(&mut self.of_service);
         pack_set(&mut self.claims);
-        pack_set(&mut self.at);
+        self.at.pack();
         self.shapes.pack();
     }
 
@@ -413,7 +415,7 @@ fn combined(cache: &mut HashMap<Vec<DecisionId>, RowId>, decisions: Vec<Decision
 struct Wanted {
     /// Where it is dialled, with the first place of the port in its Service.
     keys: BTreeMap<FrontendKey, u16>,
-    backends: Box<[(IpAddr, u16)]>,
+    backends: Sockets,
 }
 
 /// The frontends of a Service: its addresses and ports, and the own node's with its node ports; each with the ready
@@ -450,7 +452,7 @@ fn wanted(key: &ObjectKey, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
         }
         found.sort_unstable();
         found.dedup();
-        *backends = found.into();
+        *backends = Sockets::new(id.v4, &found);
     }
     wanted
 }

@@ -33,13 +33,13 @@ impl Engine {
     #[must_use]
     pub fn name_classes(&self) -> BTreeSet<NameClass> {
         let image = self.image();
-        let of = |(prefix, identity): (&ipnet::IpNet, &Identity)| {
+        let of = |(prefix, identity): (ipnet::IpNet, Identity)| {
             let address = prefix.addr();
             let class = self.classes.class(self.book.class_of_name(address, &self.classes)?)?;
             let mut patterns: Vec<NamePattern> =
                 class.key.iter().filter_map(|atom| self.pattern(plain(*atom)).cloned()).collect();
             patterns.sort_unstable();
-            Some(NameClass { base: image.ipcache.longest(address)?, patterns, identity: *identity })
+            Some(NameClass { base: image.ipcache.longest(address)?, patterns, identity })
         };
         image.names.iter().filter_map(of).collect()
     }

@@ -518,7 +518,11 @@ impl Instance {
 
     /// The row for facts that are no class's, with a reference.
     pub(super) fn row_for(&self, facts: &PeerFacts<'_>, store: &mut Store) -> RowId {
-        row_of(&self.program, &self.program.key(facts), store)
+        let key = self.program.key(facts);
+        let known = if key == self.default_key { Some(self.default_row) } else { self.cache.get(&key).copied() };
+        let Some(row) = known else { return row_of(&self.program, &key, store) };
+        store.refer(row);
+        row
     }
 
     /// The row of a class, which may be the default one.

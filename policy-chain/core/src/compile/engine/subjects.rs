@@ -73,7 +73,7 @@ impl Engine {
             namespace: &pod.key.namespace,
             namespace_labels: self.namespaces.get(&pod.key.namespace)?,
             labels: &pod.labels,
-            service_account: &pod.service_account,
+            service_account: &pod.template.service_account,
         })
     }
 
@@ -172,7 +172,7 @@ impl Engine {
                 let program = self.programs.acquire(
                     direction,
                     &side.selected,
-                    &subject.pod.ports,
+                    &subject.pod.template.ports,
                     &inputs,
                     (&mut self.atoms, &mut self.store),
                     born,
@@ -302,7 +302,7 @@ impl Engine {
             namespace: &pod.key.namespace,
             namespace_labels: labels,
             labels: &pod.labels,
-            service_account: &pod.service_account,
+            service_account: &pod.template.service_account,
         };
         for address in &pod.addresses {
             let prefix = IpNet::from(*address);
@@ -314,7 +314,7 @@ impl Engine {
                 (Some(predicate), _) => predicate.holds(&Kind::Pod(view), address.is_ipv4(), api_server, &[]),
                 (None, _) => false,
             };
-            let facts = PeerFacts { holds: &holds, named_ports: &pod.ports, origin: Origin::Hairpin };
+            let facts = PeerFacts { holds: &holds, named_ports: &pod.template.ports, origin: Origin::Hairpin };
             rows.insert(*address, instance.row_for(&facts, &mut self.store));
         }
         rows

@@ -68,8 +68,8 @@ impl Image {
     pub fn canonical(&self) -> Canonical {
         let rows: BTreeMap<RowId, Content> = self.rows.keys().map(|id| (*id, Arc::new(self.content(*id)))).collect();
         let mut identities = Numbers::<Identity>(BTreeMap::new(), Vec::new());
-        let ipcache = self.ipcache.iter().map(|(prefix, id)| (*prefix, identities.of(*id))).collect();
-        let names = self.names.iter().map(|(prefix, id)| (*prefix, identities.of(*id))).collect();
+        let ipcache = self.ipcache.iter().map(|(prefix, id)| (prefix, identities.of(id))).collect();
+        let names = self.names.iter().map(|(prefix, id)| (prefix, identities.of(id))).collect();
         let peers = identities.1.len();
         let frontends = self.frontends.iter().map(|(key, id)| (*key, identities.of(*id))).collect();
         let mut policies = Numbers::<PolicyId>(BTreeMap::new(), Vec::new());

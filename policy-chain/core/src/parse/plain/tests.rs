@@ -66,10 +66,10 @@ fn a_pod_as_the_api_server_gives_it() {
     assert_eq!(found.key.to_string(), "shop/p");
     assert_eq!(found.uid.to_string(), "3f1c2b4d-0000-4abc-8def-0123456789ab");
     assert_eq!(found.created, crate::cluster::Created::at(1_795_641_341));
-    assert_eq!((found.node.as_deref(), &*found.service_account), (Some("n1"), "web"));
+    assert_eq!((found.node.as_deref(), &*found.template.service_account), (Some("n1"), "web"));
     assert_eq!((found.host_network, found.finished, found.ready, found.audit), (false, false, true, true));
     assert_eq!(shown(&found.addresses), "10.0.0.1 fd00::1");
-    let ports = found.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol));
+    let ports = found.template.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol));
     assert_eq!(shown(ports), "dns:53/UDP http:80/TCP http:8080/TCP mesh:15001/TCP");
     assert_eq!(found.labels.get("app"), Some("web"));
 }
@@ -77,8 +77,13 @@ fn a_pod_as_the_api_server_gives_it() {
 #[test]
 fn a_pod_that_is_little_known() {
     let found = pod(&json!({}));
-    assert!(found.uid.is_empty() && found.addresses.is_empty() && found.ports.is_empty() && found.node.is_none());
-    assert_eq!((&*found.service_account, found.ready, found.finished, found.audit), ("default", false, false, false));
+    assert!(
+        found.uid.is_empty() && found.addresses.is_empty() && found.template.ports.is_empty() && found.node.is_none()
+    );
+    assert_eq!(
+        (&*found.template.service_account, found.ready, found.finished, found.audit),
+        ("default", false, false, false)
+    );
     assert_eq!(found.created, crate::cluster::Created::default());
     for nothing in [
         json!({"spec": null, "status": null}),

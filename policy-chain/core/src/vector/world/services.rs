@@ -170,7 +170,7 @@ impl World {
                 slices.push(EndpointSlice {
                     key: ObjectKey { namespace: Arc::clone(&key.namespace), name: name.into() },
                     service: Some(Arc::clone(&key.name)),
-                    ports,
+                    ports: ports.into(),
                     endpoints,
                 });
             }
@@ -326,7 +326,8 @@ fn resolve(ports: &[ServicePortSpec], pod: Option<&Pod>) -> Vec<NamedPort> {
         let number = match &port.target {
             TargetPort::Number(number) => *number,
             TargetPort::Named(name) => {
-                let named = pod?.ports.iter().find(|named| named.name == *name && named.protocol == port.protocol)?;
+                let named =
+                    pod?.template.ports.iter().find(|named| named.name == *name && named.protocol == port.protocol)?;
                 named.port
             }
         };

@@ -1,5 +1,7 @@
 //! Makes a failing case small: leaves out whatever it fails without.
 
+use std::sync::Arc;
+
 use sluice_policy_core::cluster::{CidrGroup, Event, Labels, Object};
 use sluice_policy_core::flow::Query;
 use sluice_policy_core::model::cilium::{CiliumAllow, CiliumPeers, CiliumRule};
@@ -122,13 +124,13 @@ fn objects(object: &Object) -> Vec<Object> {
             for some in without_one(&pod.addresses) {
                 add(&move |pod| pod.addresses = some.clone().into());
             }
-            for some in without_one(&pod.ports) {
-                add(&move |pod| pod.ports = some.clone().into());
+            for some in without_one(&pod.template.ports) {
+                add(&move |pod| Arc::make_mut(&mut pod.template).ports = some.clone().into());
             }
             add(&|pod| pod.audit = false);
             add(&|pod| pod.ready = false);
             add(&|pod| pod.created = "".into());
-            add(&|pod| pod.service_account = "default".into());
+            add(&|pod| Arc::make_mut(&mut pod.template).service_account = "default".into());
         }
         Object::Node(node) => {
             for some in without_one(&node.addresses) {
@@ -157,7 +159,7 @@ fn objects(object: &Object) -> Vec<Object> {
         Object::EndpointSlice(slice) => {
             for some in without_one(&slice.ports) {
                 let mut slice = slice.clone();
-                slice.ports = some;
+                slice.ports = some.into();
                 found.push(Object::EndpointSlice(slice));
             }
             for some in without_one(&slice.endpoints) {

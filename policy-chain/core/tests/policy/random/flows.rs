@@ -66,8 +66,12 @@ impl Targets {
             subjects.extend((0..times).map(|_| (pod.key.clone(), pod.addresses.to_vec())));
         }
         subjects.push((PodKey { namespace: text("a"), name: text("nobody") }, Vec::new()));
-        let named =
-            cluster.pods.values().flat_map(|pod| pod.ports.iter()).map(|port| (port.protocol, port.port)).collect();
+        let named = cluster
+            .pods
+            .values()
+            .flat_map(|pod| pod.template.ports.iter())
+            .map(|port| (port.protocol, port.port))
+            .collect();
         Self { subjects, frontends, own_node, named, proxied: proxied(cluster) }
     }
 

@@ -1,11 +1,12 @@
 //! Random objects of a cluster, out of few names, labels, addresses and ports, so that they meet often.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use sluice_policy_core::cluster::{
     CidrGroup, Endpoint, EndpointSlice, Event, Labels, NamedPort, Namespace, Node, Object, ObjectId, ObjectKey, Pod,
-    PodKey, Service, ServicePort, Uid,
+    PodKey, PodTemplate, Service, ServicePort, Uid,
 };
 use sluice_policy_core::flow::Protocol;
 use sluice_policy_core::l7::dns::Name;
@@ -345,12 +346,14 @@ fn pod(random: &mut Random, index: usize) -> Pod {
         uid: Uid::default(),
         created: one_of(random, &["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]).as_ref().into(),
         labels: pod_labels(random),
-        service_account: one_of(random, &ACCOUNTS),
+        template: Arc::new(PodTemplate {
+            service_account: one_of(random, &ACCOUNTS),
+            ports: random.list(0, 3, named_port).into(),
+        }),
         node: node.map(text),
         host_network,
         finished: random.one_in(14),
         addresses: addresses.into(),
-        ports: random.list(0, 3, named_port).into(),
         ready: random.one_in(2),
         audit: random.one_in(12),
     }
@@ -450,7 +453,7 @@ fn slice(random: &mut Random, index: usize) -> EndpointSlice {
         });
         Endpoint { addresses: addresses.into(), ready: !random.one_in(4) }
     });
-    EndpointSlice { key, service, ports, endpoints }
+    EndpointSlice { key, service, ports: ports.into(), endpoints }
 }
 
 /// Security groups of which the first one is resolved, now and then.

@@ -35,7 +35,7 @@ pub(super) struct Groups {
 
 /// What predicates about pods can see.
 fn common(pod: &Pod) -> impl Hash + PartialEq {
-    (&pod.key.namespace, &pod.labels, &pod.service_account, &pod.ports)
+    (&pod.key.namespace, &pod.labels, &*pod.template)
 }
 
 fn hash_of(pod: &Pod) -> u64 {
@@ -49,7 +49,7 @@ fn view<'a>(pod: &'a Pod, namespace_labels: &'a Labels) -> PodView<'a> {
         namespace: &pod.key.namespace,
         namespace_labels,
         labels: &pod.labels,
-        service_account: &pod.service_account,
+        service_account: &pod.template.service_account,
     }
 }
 
@@ -206,7 +206,7 @@ impl Groups {
     /// A name of ports is asked for from now on.
     pub(super) fn add_port_name(&mut self, name: &Text, atoms: &mut Atoms, affected: &mut BTreeSet<u32>) {
         for group in self.list.iter_mut().flatten() {
-            for port in group.like.ports.iter().filter(|port| port.name == *name) {
+            for port in group.like.template.ports.iter().filter(|port| port.name == *name) {
                 if insert(&mut group.atoms, atoms.port(port)) {
                     affected.extend(&group.members);
                 }
@@ -245,7 +245,7 @@ fn holding(pod: &Pod, atoms: &mut Atoms, namespaces: &BTreeMap<Text, Labels>, bo
     let about = atoms.about_pods(&pod.key.namespace).filter(|(atom, _)| !born.contains(atom));
     let mut holding: Vec<Atom> =
         about.filter(|(_, predicate)| predicate.holds(&kind, true, false, &[])).map(|(atom, _)| atom).collect();
-    for port in pod.ports.iter() {
+    for port in pod.template.ports.iter() {
         if atoms.asks_for(&port.name) {
             holding.push(atoms.port(port));
         }
