@@ -349,21 +349,61 @@ fn promotion_loses_no_packet_and_judges_once() {
     });
 }
 
-const SERVICE: &str = "
+/// A Service of one family, and what stands behind it.
+struct Service {
+    v6: bool,
+    address: &'static str,
+    /// The node's own address.
+    node: &'static str,
+    /// The pod's.
+    db: &'static str,
+}
+
+const SERVICES: [Service; 2] = [
+    Service { v6: false, address: "10.96.0.1", node: "10.0.0.254", db: "10.0.0.1" },
+    Service { v6: true, address: "fd00:96::1", node: "2001:db8:1::fe", db: "2001:db8:1::1" },
+];
+
+impl Service {
+    fn objects(&self) -> String {
+        let Self { v6, address, node, db } = self;
+        let family = if *v6 { "IPv6" } else { "IPv4" };
+        format!(
+            "
 apiVersion: v1
 kind: Service
-metadata: {name: s, namespace: shop}
-spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 80, targetPort: 8080, name: a}]}
+metadata: {{name: s, namespace: shop}}
+spec: {{clusterIP: '{address}', clusterIPs: ['{address}'], ports: [{{port: 80, targetPort: 8080, name: a}}]}}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: s-1, namespace: shop, labels: {kubernetes.io/service-name: s}}
-addressType: IPv4
-ports: [{name: a, port: 8080, protocol: TCP}]
+metadata: {{name: s-1, namespace: shop, labels: {{kubernetes.io/service-name: s}}}}
+addressType: {family}
+ports: [{{name: a, port: 8080, protocol: TCP}}]
 endpoints:
-- {addresses: [10.0.0.1], conditions: {ready: true}}
-- {addresses: [10.0.0.254], conditions: {ready: true}}
-";
+- {{addresses: ['{db}'], conditions: {{ready: true}}}}
+- {{addresses: ['{node}'], conditions: {{ready: true}}}}
+"
+        )
+    }
+
+    /// The service proxy has chosen the backend on the node.
+    fn choose_node(&self) {
+        let Self { v6, address, node, .. } = self;
+        let (ip, bits, to) =
+            if *v6 { ("ip6", "128 nodad", format!("[{node}]")) } else { ("ip", "32", (*node).to_owned()) };
+        sh(
+            None,
+            &format!(
+                "ip addr add {node}/{bits} dev lo
+                 nft 'table {ip} proxy {{ chain pre {{ type nat hook prerouting priority -100
+                   {ip} daddr {address} tcp dport 80 dnat to {to}:8080
+                 }}
+                 }}'"
+            ),
+        );
+    }
+}
 
 fn egress(to: &str) -> String {
     format!(
@@ -374,57 +414,56 @@ fn egress(to: &str) -> String {
 
 #[test]
 fn a_service_with_a_backend_on_the_node_itself_is_judged_at_local_input() {
-    on_a_node(|| async {
-        let mut two = Two::new().await;
-        // The service proxy has chosen the backend on the node.
-        sh(
-            None,
-            "ip addr add 10.0.0.254/32 dev lo
-             nft 'table ip proxy { chain pre { type nat hook prerouting priority -100
-               ip daddr 10.96.0.1 tcp dport 80 dnat to 10.0.0.254:8080
-             }
-             }'",
-        );
-        let listener = TcpListener::bind("10.0.0.254:8080").unwrap();
-        let service: IpAddr = "10.96.0.1".parse().unwrap();
-        two.node.tell(SERVICE);
-        two.api.connect(service, 80).expect("no policy");
-        // The other backend would be allowed. Where nothing sees which one it is before it has the packet, its answer tells.
-        two.node.tell(&egress("{to: [{podSelector: {matchLabels: {app: db}}}]}"));
-        two.api.connect_within(service, 80, SILENCE).expect_err("the answer does not come");
-        assert!(two.drops(DropReason::Backend) > 0);
+    for service in SERVICES {
+        on_a_node(|| judged_at_local_input(service));
+    }
+}
 
-        crate::local::attach(Path::new(ROOT)).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        let mut events = two.node.gate.events().unwrap();
-        while events.take().is_some() {}
-        two.api.connect_within(service, 80, SILENCE).expect_err("the backend that was chosen is not allowed");
-        assert!(two.drops(DropReason::Backend) > 0);
-        let seen: Vec<Event> = std::iter::from_fn(|| events.take()).collect();
-        let dropped = seen.iter().find(|event| event.kind == EventKind::Drop).unwrap_or_else(|| panic!("{seen:#?}"));
-        assert_eq!(dropped.hook, layout::Hook::LocalInput);
-        assert_eq!((dropped.peer.address, dropped.peer.port), (service, 80));
-        let backend = dropped.other.unwrap();
-        assert_eq!((backend.address, backend.port), ("10.0.0.254".parse().unwrap(), 8080));
-        let reason = &two.node.engine.image().decisions[&dropped.decision.unwrap()].reason;
-        assert_eq!(reason.to_string(), "NetworkPolicy shop/api isolates the pod, and no rule allows this");
+async fn judged_at_local_input(of: Service) {
+    let mut two = Two::new().await;
+    of.choose_node();
+    let backend: SocketAddr = SocketAddr::new(of.node.parse().unwrap(), 8080);
+    let listener = TcpListener::bind(backend).unwrap();
+    let service: IpAddr = of.address.parse().unwrap();
+    two.node.tell(&of.objects());
+    two.api.connect(service, 80).expect("no policy");
+    // The other backend would be allowed. Where nothing sees which one it is before it has the packet, its answer tells.
+    two.node.tell(&egress("{to: [{podSelector: {matchLabels: {app: db}}}]}"));
+    two.api.connect_within(service, 80, SILENCE).expect_err("the answer does not come");
+    assert!(two.drops(DropReason::Backend) > 0);
 
-        two.node.tell(&egress("{to: [{ipBlock: {cidr: 10.0.0.254/32}}], ports: [{port: 8080}]}"));
-        let mut client = two.api.connect(service, 80).expect("the backend is allowed");
-        let port = client.local_addr().unwrap().port();
-        let mut accepted = listener.incoming().map(Result::unwrap);
-        let mut server = accepted.find(|server| server.peer_addr().unwrap().port() == port).unwrap();
-        // A newer process takes the place of the older one; neither leaves a gap, and the flow goes on.
-        crate::local::attach(Path::new(ROOT)).unwrap();
-        crate::local::attach(Path::new(ROOT)).unwrap();
-        send(&mut client, &mut server).unwrap();
-        assert_eq!(pins(&Path::new(ROOT).join("links")), ["local4", "local6"]);
-        two.node.tell(&egress("{to: [{podSelector: {matchLabels: {app: db}}}]}"));
-        send(&mut server, &mut client).expect_err("an established flow is cut as well, whoever speaks first");
-        send(&mut client, &mut server).expect_err("in both directions");
-        // What no pod sends is nobody's business, nor what a pod sends to the node itself where policy allows that.
-        TcpStream::connect_timeout(&"10.0.0.254:8080".parse().unwrap(), DEADLINE).unwrap();
-        crate::local::detach(Path::new(ROOT)).unwrap();
-        crate::local::detach(Path::new(ROOT)).unwrap();
-        two.api.connect_within(service, 80, SILENCE).expect_err("and again the answer does not come");
-    });
+    crate::local::attach(Path::new(ROOT)).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut events = two.node.gate.events().unwrap();
+    while events.take().is_some() {}
+    two.api.connect_within(service, 80, SILENCE).expect_err("the backend that was chosen is not allowed");
+    assert!(two.drops(DropReason::Backend) > 0);
+    let seen: Vec<Event> = std::iter::from_fn(|| events.take()).collect();
+    let dropped = seen.iter().find(|event| event.kind == EventKind::Drop).unwrap_or_else(|| panic!("{seen:#?}"));
+    assert_eq!(dropped.hook, layout::Hook::LocalInput);
+    assert_eq!((dropped.peer.address, dropped.peer.port), (service, 80));
+    let other = dropped.other.unwrap();
+    assert_eq!(SocketAddr::new(other.address, other.port), backend);
+    let reason = &two.node.engine.image().decisions[&dropped.decision.unwrap()].reason;
+    assert_eq!(reason.to_string(), "NetworkPolicy shop/api isolates the pod, and no rule allows this");
+
+    let bits = if of.v6 { 128 } else { 32 };
+    let to = format!("{{to: [{{ipBlock: {{cidr: '{}/{bits}'}}}}], ports: [{{port: 8080}}]}}", of.node);
+    two.node.tell(&egress(&to));
+    let mut client = two.api.connect(service, 80).expect("the backend is allowed");
+    let port = client.local_addr().unwrap().port();
+    let mut accepted = listener.incoming().map(Result::unwrap);
+    let mut server = accepted.find(|server| server.peer_addr().unwrap().port() == port).unwrap();
+    // A newer process takes the place of the older one; neither leaves a gap, and the flow goes on.
+    crate::local::attach(Path::new(ROOT)).unwrap();
+    crate::local::attach(Path::new(ROOT)).unwrap();
+    send(&mut client, &mut server).unwrap();
+    assert_eq!(pins(&Path::new(ROOT).join("links")), ["local4", "local6"]);
+    two.node.tell(&egress("{to: [{podSelector: {matchLabels: {app: db}}}]}"));
+    send(&mut server, &mut client).expect_err("an established flow is cut as well, whoever speaks first");
+    send(&mut client, &mut server).expect_err("in both directions");
+    // What no pod sends is nobody's business, nor what a pod sends to the node itself where policy allows that.
+    TcpStream::connect_timeout(&backend, DEADLINE).unwrap();
+    crate::local::detach(Path::new(ROOT)).unwrap();
+    crate::local::detach(Path::new(ROOT)).unwrap();
+    two.api.connect_within(service, 80, SILENCE).expect_err("and again the answer does not come");
 }
