@@ -36,6 +36,13 @@ pub enum Told {
     /// What was found wrong with an object. It replaces what was reported of the same place before; empty: nothing is wrong
     /// any more.
     Report(Report),
+    /// Everything that a kind had at a revision of the API server has been told.
+    Upto {
+        /// The kind, as `plural.group`.
+        kind: Arc<str>,
+        /// The revision (`resourceVersion`).
+        revision: u64,
+    },
     /// Everything that exists has been told, and what is gone has been told to be gone: for the first time, or again after
     /// [`Told::Stale`]. What was told before this process began and is not told by now is gone.
     Synced,

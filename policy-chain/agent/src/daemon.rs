@@ -52,6 +52,7 @@ use crate::outbox::{Letter, Outbox};
 use crate::proxy::Proxies;
 use crate::registry::{Binding, Registry};
 use crate::store;
+use crate::view::View;
 use jobs::Timers;
 use names::Names;
 
@@ -168,6 +169,10 @@ pub(crate) struct Daemon<C, D> {
     /// Reports whose policy's status has not been sent.
     unreported: BTreeSet<Place>,
     revision: u64,
+    /// Up to which revision each kind was told.
+    read: BTreeMap<Arc<str>, u64>,
+    /// Who wants to see the state after the next step.
+    lookers: Vec<oneshot::Sender<View>>,
     lookups: JoinSet<()>,
     timers: Timers,
     names: Names,
@@ -215,6 +220,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             reports: BTreeMap::new(),
             unreported: BTreeSet::new(),
             revision: 0,
+            read: BTreeMap::new(),
+            lookers: Vec::new(),
             lookups: JoinSet::new(),
             timers: Timers::new(Instant::now()),
         };
@@ -268,10 +275,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             Input::Withdrawn(token) => {
                 self.waiting.remove(&token);
             }
-            Input::Look(to) => {
-                // Whoever asked may have gone; nothing is lost then.
-                let _view = to.send(self.view());
-            }
+            // What has been told by now is in force then.
+            Input::Look(to) => self.lookers.push(to),
             Input::NetworkChanged => self.network_changed(),
             Input::HooksChanged(index) => self.hooks_changed(index),
             Input::LinkGone(index) => self.link_gone(index),
@@ -296,6 +301,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.parts.proxies.expire(Instant::now());
         self.refuse_late();
         self.send_statuses();
+        for to in std::mem::take(&mut self.lookers) {
+            // Whoever asked may have gone; nothing is lost then.
+            let _view = to.send(self.view());
+        }
     }
 
     /// Compiles what has changed, and has it carried out.

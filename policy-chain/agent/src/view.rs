@@ -18,6 +18,8 @@ pub struct View {
     pub serving: bool,
     /// Counts the changes of the node's policy since the start.
     pub revision: u64,
+    /// Up to which revision of the API server each kind (`plural.group`) was told and is in force; empty with files.
+    pub read: BTreeMap<String, u64>,
     /// Pods that are known.
     pub pods: usize,
     /// ADDs that wait.

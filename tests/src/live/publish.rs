@@ -68,6 +68,8 @@ pub struct Publisher {
     /// The API server.
     pub api: Option<ApiServer>,
     put: BTreeMap<ObjectId, (Value, i64)>,
+    /// The revision of the last change of each kind.
+    changed: BTreeMap<String, u64>,
 }
 
 /// The policies that have to be in force, and of which generation.
@@ -77,6 +79,8 @@ pub struct Published {
     pub policies: Vec<(String, Option<String>, String, i64)>,
     /// Whether there must be no others.
     pub all: bool,
+    /// The revision up to which each kind of the API server has to be in force.
+    pub read: BTreeMap<String, u64>,
 }
 
 impl Publisher {
@@ -87,7 +91,7 @@ impl Publisher {
     pub async fn new(kind: SourceKind, town: &mut Town) -> Result<Self, LiveError> {
         let path = std::env::temp_dir().join(format!("sluice-{}", town.tag()));
         let directory = Directory::new(path).map_err(LiveError::Write)?;
-        let mut publisher = Self { directory, api: None, put: BTreeMap::new() };
+        let mut publisher = Self { directory, api: None, put: BTreeMap::new(), changed: BTreeMap::new() };
         if kind == SourceKind::Api {
             let net = town.outside(API.ip()).await?.net;
             let bind = move || {
@@ -130,7 +134,7 @@ impl Publisher {
             let items: Vec<Value> = objects.all().values().cloned().chain([marker(generation)]).collect();
             let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
             self.directory.write("cluster.json", &list.to_string()).map_err(LiveError::Write)?;
-            return Ok(Published { policies: vec![marked], all: false });
+            return Ok(Published { policies: vec![marked], ..Published::default() });
         };
         let refused = |error: crate::apiserver::ApiError| LiveError::Write(io::Error::other(format!("{error:?}")));
         let gone: Vec<ObjectId> = self.put.keys().filter(|id| !objects.all().contains_key(*id)).cloned().collect();
@@ -140,7 +144,8 @@ impl Publisher {
             {
                 let (namespace, name) = (name(&value, "/metadata/namespace"), name(&value, "/metadata/name"));
                 let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
-                api.delete(&table, &namespace, &name).map_err(refused)?;
+                let revision = api.delete(&table, &namespace, &name).map_err(refused)?;
+                self.changed.insert(named(&table), revision);
             }
         }
         for (id, value) in objects.all() {
@@ -148,6 +153,9 @@ impl Publisher {
                 continue;
             }
             let known = api.put(value.clone()).map_err(refused)?;
+            if let Some((table, revision)) = table(value).zip(revision(&known)) {
+                self.changed.insert(named(&table), revision);
+            }
             self.put.insert(id.clone(), (value.clone(), numbered(&known)));
         }
         let marked = (marked.0, marked.1, marked.2, numbered(&*api.put(marker(generation)).map_err(refused)?));
@@ -156,7 +164,7 @@ impl Publisher {
             let (kind, namespace) = (name(value, "/kind").unwrap_or_default(), name(value, "/metadata/namespace"));
             (kind, namespace, name(value, "/metadata/name").unwrap_or_default(), *generation)
         });
-        Ok(Published { policies: told.chain([marked]).collect(), all: true })
+        Ok(Published { policies: told.chain([marked]).collect(), all: true, read: self.changed.clone() })
     }
 }
 
@@ -174,8 +182,22 @@ impl Published {
                     && policy.get("generation").and_then(Value::as_i64) == Some(*generation)
             })
         };
-        self.policies.iter().all(holds) && (!self.all || listed.len() == self.policies.len())
+        let read = |(kind, revision): (&String, &u64)| {
+            view.pointer("/read").and_then(|read| read.get(kind)).and_then(Value::as_u64) >= Some(*revision)
+        };
+        let whole = !self.all || listed.len() == self.policies.len();
+        self.policies.iter().all(holds) && whole && self.read.iter().all(read)
     }
+}
+
+/// `metadata.resourceVersion`.
+fn revision(object: &Value) -> Option<u64> {
+    object.pointer("/metadata/resourceVersion")?.as_str()?.parse().ok()
+}
+
+/// A kind as agents name it.
+fn named(table: &TableId) -> String {
+    format!("{}.{}", table.plural, table.group).trim_end_matches('.').to_owned()
 }
 
 /// `metadata.generation`, which the server counts.

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use serde_json::Value;
+use std::time::Duration;
 
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::model::Text;
@@ -23,9 +21,6 @@ use crate::service_proxy::{Extra, ProxyError};
 
 /// How long agents may take to enforce what was written.
 pub const APPLIED: Duration = Duration::from_secs(20);
-
-/// How long an agent that is told by several watches must not have changed anything.
-const QUIET: Duration = Duration::from_millis(200);
 
 /// Why a run ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -125,18 +120,6 @@ impl<'a> Stage<'a> {
                 continue;
             }
             agent.until("a policy was not in force", APPLIED, |view| published.shows(view)).await?;
-            if self.publisher.api.is_some() {
-                // Each kind has a watch of its own, and only policies show: the others are through when nothing moves.
-                let mut seen = (Value::Null, Instant::now());
-                let quiet = |view: &Value| {
-                    let revision = view.get("revision").cloned().unwrap_or_default();
-                    if revision != seen.0 {
-                        seen = (revision, Instant::now());
-                    }
-                    seen.1.elapsed() >= QUIET
-                };
-                agent.until("the agent did not come to rest", APPLIED, quiet).await?;
-            }
         }
         Ok(())
     }

@@ -107,6 +107,8 @@ async fn watches_break() {
     }
     seen.synced().await;
     assert_eq!(server.count("list", "pods"), 1);
+    // Nothing else was written.
+    seen.until("all that is told", |seen| seen.upto.get("pods") == Some(&server.revision())).await;
 }
 
 #[tokio::test]

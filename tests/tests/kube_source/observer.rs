@@ -58,6 +58,8 @@ pub(crate) struct Observer {
     pub(crate) stale: Option<String>,
     pub(crate) synced: u32,
     pub(crate) events: u32,
+    /// Up to which revision each kind has been told.
+    pub(crate) upto: BTreeMap<String, u64>,
 }
 
 impl Drop for Observer {
@@ -90,6 +92,7 @@ impl Observer {
             stale: Some("it has just begun".to_owned()),
             synced: 0,
             events: 0,
+            upto: BTreeMap::new(),
         }
     }
 
@@ -140,6 +143,9 @@ impl Observer {
                 self.synced += 1;
             }
             Told::Stale { why } => self.stale = Some(why),
+            Told::Upto { kind, revision } => {
+                self.upto.insert(kind.to_string(), revision);
+            }
         }
     }
 

@@ -44,6 +44,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             stale: self.stale.clone(),
             serving: self.knowledge != Knowledge::Nothing,
             revision: self.revision,
+            read: self.read.iter().map(|(kind, revision)| (kind.to_string(), *revision)).collect(),
             pods: state.pods.len(),
             waiting: self.waiting.len(),
             policies: if self.knowledge == Knowledge::Nothing { Vec::new() } else { policies.collect() },

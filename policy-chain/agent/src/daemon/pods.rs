@@ -96,6 +96,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 self.take(event, json);
             }
             Told::Report(report) => self.reported(report),
+            Told::Upto { kind, revision } => {
+                self.read.insert(kind, revision);
+            }
             Told::Synced => self.synced(),
             Told::Stale { why } => {
                 tracing::warn!(why, "the cluster does not answer; what is known may be old");

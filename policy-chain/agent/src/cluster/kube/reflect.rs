@@ -65,6 +65,9 @@ pub(super) struct Reflector {
     mode: Mode,
     not_found: Option<Instant>,
     back: watch::Receiver<u64>,
+    /// Its name, and the revision up to which it was told.
+    name: Arc<str>,
+    upto: u64,
 }
 
 impl Reflector {
@@ -76,6 +79,8 @@ impl Reflector {
             mode: if kind.fresh { Mode::Now } else { Mode::Cached },
             not_found: None,
             back: run.back.subscribe(),
+            name: format!("{}.{}", kind.plural, kind.group).trim_end_matches('.').into(),
+            upto: 0,
             run,
             number,
             kind,
@@ -250,6 +255,7 @@ impl Reflector {
             }
             let mut out = Vec::new();
             known.end(revision, &mut out);
+            Self::told_upto((&self.name, &mut self.upto), &known, &mut out);
             self.tell(out).await?;
             drop(known);
             self.mode = Mode::Now;
@@ -297,6 +303,15 @@ impl Reflector {
             return Err(CallError::Odd("a list without resourceVersion").into());
         }
         Ok(metadata)
+    }
+
+    /// What is told goes up to the revision that is known.
+    fn told_upto((name, upto): (&Arc<str>, &mut u64), known: &Known, out: &mut Vec<Told>) {
+        let revision = known.revision();
+        if *upto != revision {
+            *upto = revision;
+            out.push(Told::Upto { kind: Arc::clone(name), revision });
+        }
     }
 
     fn count(&self, known: &mut Known, out: &[Told]) {
@@ -358,6 +373,9 @@ impl Reflector {
                 }
             });
             self.count(&mut known, &out);
+            if fed.is_ok() && stop.is_none() {
+                Self::told_upto((&self.name, &mut self.upto), &known, &mut out);
+            }
             self.tell(out).await?;
             if fed.is_err() || stop.is_some() {
                 return Err(stop.unwrap_or(Stop::Lost));
