@@ -37,6 +37,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 pub use error::ApiError;
 pub use fault::{Fault, FaultRule, Outage};
@@ -60,6 +61,8 @@ struct Shared {
     cut: signal::Sender<u64>,
     /// Whether nothing goes out.
     frozen: signal::Sender<bool>,
+    /// What a request has to bring, where that is asked for.
+    token: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -128,6 +131,7 @@ impl ApiServer {
             watches: Watches::new(BOOKMARK_EVERY),
             cut: signal::Sender::new(0),
             frozen: signal::Sender::new(false),
+            token: Mutex::default(),
         });
         let server = Self { shared, address, listeners: Mutex::default() };
         server.listen(listener);
@@ -139,7 +143,18 @@ impl ApiServer {
     /// Serves on a further listener too.
     pub fn listen(&self, listener: TcpListener) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.spawn(serve::serve(listener, Arc::clone(&self.shared)));
+        listeners.spawn(serve::serve(listener, None, Arc::clone(&self.shared)));
+    }
+
+    /// Serves on a further listener by TLS.
+    pub fn listen_tls(&self, listener: TcpListener, tls: TlsAcceptor) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.spawn(serve::serve(listener, Some(tls), Arc::clone(&self.shared)));
+    }
+
+    /// Refuses every request from now on (401) that does not bring this bearer token.
+    pub fn require(&self, token: &str) {
+        *self.shared.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());
     }
 
     /// Where it listens.
@@ -206,18 +221,19 @@ impl ApiServer {
         state.store.list(table, &selector::Filter::default(), None, 0).map(|page| page.items).unwrap_or_default()
     }
 
-    /// Deletes an object, a namespace with all that is in it.
+    /// Deletes an object, a namespace with all that is in it; returns the revision of the deletion.
     ///
     /// # Errors
     /// There is none.
-    pub fn delete(&self, table: &TableId, namespace: &str, name: &str) -> Result<(), ApiError> {
+    pub fn delete(&self, table: &TableId, namespace: &str, name: &str) -> Result<u64, ApiError> {
         let mut state = self.shared.state();
         let kind = state.store.kinds().iter().find(|kind| kind.table() == *table).cloned();
         let kind = kind.ok_or_else(ApiError::no_such_path)?;
         let key = (namespace.to_owned(), name.to_owned());
         state.store.delete(&kind, &key, &Preconditions::default())?;
-        self.shared.told(state.store.revision());
-        Ok(())
+        let revision = state.store.revision();
+        self.shared.told(revision);
+        Ok(revision)
     }
 
     /// The revision of the latest change.

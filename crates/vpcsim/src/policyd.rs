@@ -1,6 +1,7 @@
 //! `sluice-policyd` on a node, by its own binary, as a process of the node.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub enum Source {
     Directory(PathBuf),
     /// An API server.
     Kubeconfig(PathBuf),
+    /// The API server at this address, by TLS, with the service account whose files the node has where a pod has them.
+    ServiceAccount(SocketAddr),
 }
 
 /// policyd of one node.
@@ -53,6 +56,11 @@ impl Policyd {
             Source::Directory(path) => vec!["--cluster-dir".to_owned(), path.display().to_string()],
             Source::Kubeconfig(path) => {
                 env.insert("KUBECONFIG".to_owned(), path.display().to_string());
+                Vec::new()
+            }
+            Source::ServiceAccount(server) => {
+                env.insert("KUBERNETES_SERVICE_HOST".to_owned(), server.ip().to_string());
+                env.insert("KUBERNETES_SERVICE_PORT".to_owned(), server.port().to_string());
                 Vec::new()
             }
         };

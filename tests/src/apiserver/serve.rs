@@ -2,20 +2,22 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
 use super::error::ApiError;
@@ -31,7 +33,7 @@ const MAX_BODY: usize = 3 * 1024 * 1024;
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Serves connections until dropped, and ends them with itself.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -40,11 +42,11 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             tokio::task::yield_now().await;
             continue;
         };
-        connections.spawn(connection(stream, Arc::clone(&shared)));
+        connections.spawn(connection(stream, tls.clone(), Arc::clone(&shared)));
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut cut = shared.cut.subscribe();
     // Without delay, as Go does it: a watch is many small writes.
     let _without = stream.set_nodelay(true);
@@ -58,12 +60,33 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
         }
         None => {}
     }
-    let service = service_fn(|request| answer(Arc::clone(&shared), request));
-    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    let exchange = async {
+        match tls {
+            None => exchange(stream, &shared).await,
+            // A client that does not get on with us goes away.
+            Some(tls) => match tls.accept(stream).await {
+                Ok(stream) => exchange(stream, &shared).await,
+                Err(_unlike) => {}
+            },
+        }
+    };
     tokio::select! {
-        _ended = connection => {}
+        () = exchange => {}
         _cut = cut.changed() => {}
     }
+}
+
+async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Arc<Shared>) {
+    let service = service_fn(|request| answer(Arc::clone(shared), request));
+    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    // Whoever goes away goes away.
+    let _ended = connection.await;
+}
+
+/// Whether a request brings what it has to bring.
+fn is_authorized(shared: &Shared, header: &str) -> bool {
+    let token = shared.token.lock().unwrap_or_else(PoisonError::into_inner);
+    token.as_ref().is_none_or(|token| header.strip_prefix("Bearer ") == Some(token))
 }
 
 /// An error, so that the connection is closed without an answer.
@@ -83,6 +106,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         body: body.map(http_body_util::Collected::to_bytes).unwrap_or_default(),
         method: parts.method,
     };
+    let authorized = is_authorized(&shared, &header(AUTHORIZATION));
     shared.thaw().await;
     let verb = asked.verb();
     let plural = asked.objects().map_or_else(|| parts.uri.path().to_owned(), |path| path.table.plural.clone());
@@ -106,6 +130,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             most = Some(bytes);
             (handle(&shared, &asked), None)
         }
+        None if !authorized => (Err(ApiError::injected(401)), None),
         None => (handle(&shared, &asked), None),
     };
     let (code, body) = match result {

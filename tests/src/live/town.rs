@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sluice_contract::node::CONFLIST;
@@ -317,6 +318,9 @@ impl Town {
         if self.outside.insert(address) {
             let nodad = if address.is_ipv6() { " nodad" } else { "" };
             ip(&self.router, vec![format!("addr add {address} dev lo{nodad}")]).await?;
+            if address.is_ipv6() {
+                reachable(&self.router, address).await?;
+            }
         }
         Ok(Station { net: self.router.clone(), address })
     }
@@ -349,6 +353,29 @@ async fn forwards(net: &Namespace) -> Result<(), TownError> {
     };
     let written = tokio::task::spawn_blocking(move || net.run(write)).await??;
     written.map_err(io("a sysctl cannot be written"))
+}
+
+/// How long the kernel may take to know the way to an address that it has.
+const KNOWN: Duration = Duration::from_secs(10);
+
+/// Waits until the kernel delivers to an IPv6 address of its own: it enters the route some time after the address.
+async fn reachable(net: &Namespace, address: IpAddr) -> Result<(), TownError> {
+    let end = Instant::now() + KNOWN;
+    loop {
+        let (net, address) = (net.clone(), address.to_string());
+        let ask = move || {
+            let mut command = std::process::Command::new("ip");
+            command.args(["-6", "route", "show", "table", "local", &address]).output()
+        };
+        let answer = tokio::task::spawn_blocking(move || net.run(ask)).await??.map_err(io("ip cannot be run"))?;
+        if !answer.stdout.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(io("an address is not reachable")(io::ErrorKind::TimedOut.into()));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Runs lines of `ip -batch` in a namespace.

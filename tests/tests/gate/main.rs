@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod adopted;
 mod api;
 mod churn;
 mod down;

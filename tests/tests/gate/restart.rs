@@ -62,7 +62,8 @@ impl Traffic {
             tasks.push(tokio::spawn(async move {
                 let mut wrong = Vec::new();
                 while !ended.load(Ordering::Relaxed) {
-                    let dials = [Transport::Tcp, Transport::Udp].map(|transport| dial(&from, transport, patience));
+                    let all = [Transport::Tcp, Transport::Udp, Transport::Ping];
+                    let dials = all.map(|transport| dial(&from, transport, patience));
                     for answer in prober.dial(&dials).await.unwrap() {
                         if answer.to_string() != right {
                             wrong.push(format!("from {}: {answer}, not {right}", from.address));
