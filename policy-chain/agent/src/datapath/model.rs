@@ -369,8 +369,11 @@ impl Datapath for Model {
     }
 
     async fn promote(&mut self) -> Option<Result<IfName, AttachError>> {
+        let index = self.unlinked.first().copied()?;
         let mut kernel = self.write();
-        let index = if kernel.without_links { None } else { self.unlinked.first().copied() }?;
+        if kernel.without_links {
+            return None;
+        }
         let (name, attached) = kernel.links.get_mut(&index)?;
         *attached = Attached::Links;
         let name = name.clone();

@@ -426,6 +426,11 @@ impl Node {
         self.running.as_ref().unwrap().feed.look(|told| told.names.clone())
     }
 
+    /// None: it was killed before it could answer.
+    pub(super) async fn try_view(&self) -> Option<View> {
+        self.handle().look().await
+    }
+
     pub(super) async fn view(&self) -> View {
         self.handle().look().await.unwrap()
     }

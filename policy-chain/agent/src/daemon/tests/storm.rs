@@ -237,7 +237,9 @@ impl Storm {
             }
         }
         drop(engines);
-        if alive && !self.silent && self.node.view().await.synced {
+        // The step that comes before the view may be the one in which it is killed.
+        let view = if alive && !self.silent { self.node.try_view().await } else { None };
+        if view.is_some_and(|view| view.synced) {
             let last = self.worlds.pop().unwrap_or_default();
             self.worlds = vec![last];
         }
