@@ -5,6 +5,7 @@ mod cluster;
 mod matrix;
 mod policy;
 mod report;
+mod requests;
 mod tables;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -132,6 +133,7 @@ async fn play(
     out: Paint,
 ) -> Result<Report, ActError> {
     let (binaries, gate) = (Binaries::beside_this_program()?, GateBinaries::beside_this_program()?);
+    let proxy = Binaries::find("sluice-proxy")?;
     let world = world.insert(act::raise().await?);
     progress.done("a VPC with two m5.large nodes and a host on the Internet");
     let show = |text: String| {
@@ -142,7 +144,7 @@ async fn play(
     };
     let mut report = Report::default();
     let cluster = cluster.insert(Cluster::new(world.tag()).map_err(ActError::Cluster)?);
-    let mut stage = Stage::set(world, &binaries, &gate, cluster, running, progress).await?;
+    let mut stage = Stage::set(world, (&binaries, &gate, &proxy), cluster, running, progress).await?;
     stage.pods(cluster, progress).await?;
     report.nodes = stage.node_rows().await?;
     show(tables::nodes(&report.nodes, out));
@@ -152,6 +154,8 @@ async fn play(
     show(tables::matrix(&report.matrix, out));
     report.policies = policy::play(&stage, cluster, progress).await?;
     show(tables::policies(&report.policies, out));
+    report.requests = requests::play(&stage, cluster, progress).await?;
+    show(tables::requests(&report.requests, out));
     let (burst, extra) = stage.burst(progress).await?;
     show(tables::burst(&burst, out));
     report.burst = Some(burst);

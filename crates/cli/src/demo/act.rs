@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -110,8 +111,7 @@ impl<'a> Stage<'a> {
     /// waited for.
     pub(crate) async fn set(
         world: &'a World,
-        binaries: &Binaries,
-        gate: &GateBinaries,
+        (binaries, gate, proxy): (&Binaries, &GateBinaries, &Path),
         cluster: &mut Cluster,
         running: &mut Vec<std::sync::Arc<Deployment>>,
         progress: &Progress,
@@ -136,12 +136,16 @@ impl<'a> Stage<'a> {
                 .collect();
             let node = std::sync::Arc::clone(world.node(name)?);
             let source = Source::Directory(cluster.directory().to_owned());
-            let deployment =
-                std::sync::Arc::new(Deployment::install_gated(node, binaries, gate, environment, source).await?);
+            let installed = Deployment::install_gated(node, binaries, gate, environment, source).await?;
+            let one = BTreeMap::from([("SLUICE_PROXY_WORKERS".to_owned(), "1".to_owned())]);
+            let deployment = std::sync::Arc::new(installed.with_proxy(proxy.to_owned(), one));
             running.push(std::sync::Arc::clone(&deployment));
             deployment.start_ipamd().await?;
             if let Some(policyd) = deployment.policyd() {
                 policyd.start().await?;
+            }
+            if let Some(proxy) = deployment.proxy() {
+                proxy.start().await?;
             }
             stage.deployments.insert(name.to_owned(), deployment);
         }
@@ -150,8 +154,11 @@ impl<'a> Stage<'a> {
             if let Some(policyd) = deployment.policyd() {
                 policyd.ready(LIMIT).await?;
             }
+            if let Some(proxy) = deployment.proxy() {
+                proxy.ready(LIMIT).await?;
+            }
         }
-        progress.done("sluice-ipamd and sluice-policyd run on both nodes, and pods may start");
+        progress.done("sluice-ipamd, sluice-policyd and sluice-proxy run on both nodes, and pods may start");
         Ok(stage)
     }
 

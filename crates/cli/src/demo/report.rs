@@ -15,6 +15,8 @@ pub(crate) struct Report {
     pub matrix: Vec<Cell>,
     /// What policies do to it.
     pub policies: Vec<PolicyAct>,
+    /// What policies for requests do to these.
+    pub requests: Vec<RequestAct>,
     /// The burst of pods.
     pub burst: Option<Burst>,
     /// What happened after the burst's pods were deleted.
@@ -121,6 +123,43 @@ pub(crate) struct PolicyCell {
     pub denied_by: Option<String>,
 }
 
+/// A policy for requests that was in force.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RequestAct {
+    /// What it says.
+    pub title: String,
+    /// What was tried then.
+    pub cells: Vec<RequestCell>,
+}
+
+/// One request under a policy.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RequestCell {
+    /// Who sends it.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// What it is.
+    pub request: String,
+    /// What has to come of it.
+    pub expected: String,
+    /// What came of it.
+    pub seen: String,
+    /// What the proxy recorded: the verdict, and the rule or the reason.
+    pub recorded: Option<String>,
+    /// Whether the proxy has to record it.
+    #[serde(skip)]
+    pub needs_record: bool,
+}
+
+impl RequestCell {
+    /// Whether it went as it had to.
+    #[must_use]
+    pub(crate) fn holds(&self) -> bool {
+        self.seen == self.expected && (self.recorded.is_some() || !self.needs_record)
+    }
+}
+
 /// The pools of all nodes at one moment.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Sample {
@@ -189,13 +228,24 @@ impl Report {
                 format!("{}: {from} -> {to} {did}, and has {has}to", act.title)
             })
         });
+        let requests = self.requests.iter().flat_map(|act| {
+            act.cells.iter().filter(|cell| !cell.holds()).map(move |cell| {
+                let RequestCell { from, to, request, expected, seen, .. } = cell;
+                let what = if seen == expected {
+                    "the proxy has no record of it".to_owned()
+                } else {
+                    format!("{seen} instead of {expected}")
+                };
+                format!("{}: {request} from {from} to {to}: {what}", act.title)
+            })
+        });
         let burst = self.burst.iter().flat_map(|burst| {
             let unserved = (burst.served < burst.pods)
                 .then(|| format!("{} of {} pods of the burst were served", burst.served, burst.pods));
             unserved.into_iter().chain(burst.errors.iter().cloned())
         });
         let deletes = self.give_back.iter().flat_map(|give_back| give_back.errors.iter().cloned());
-        let mut faults: Vec<String> = cells.chain(policies).chain(burst).chain(deletes).collect();
+        let mut faults: Vec<String> = cells.chain(policies).chain(requests).chain(burst).chain(deletes).collect();
         if self.matrix.is_empty() {
             faults.push("the matrix is empty: nothing was probed".to_owned());
         }
@@ -234,6 +284,25 @@ mod tests {
         let faults = report.faults();
         assert_eq!(faults[0], "deny: a -> b passes, and has not to");
         assert_eq!(faults[1], "deny: a -> b does not pass, and has to");
+        assert_eq!(faults.len(), 3);
+    }
+
+    #[test]
+    fn a_request_that_went_otherwise_or_left_no_record_is_a_fault() {
+        let cell = |seen: &str, recorded: Option<&str>| RequestCell {
+            from: "a".into(),
+            to: "b".into(),
+            request: "GET /".into(),
+            expected: "403".into(),
+            seen: seen.into(),
+            recorded: recorded.map(str::to_owned),
+            needs_record: true,
+        };
+        let cells = vec![cell("403", Some("refused by x")), cell("200", Some("passed by y")), cell("403", None)];
+        let report = Report { requests: vec![RequestAct { title: "http".into(), cells }], ..Report::default() };
+        let faults = report.faults();
+        assert_eq!(faults[0], "http: GET / from a to b: 200 instead of 403");
+        assert_eq!(faults[1], "http: GET / from a to b: the proxy has no record of it");
         assert_eq!(faults.len(), 3);
     }
 

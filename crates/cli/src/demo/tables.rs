@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Cell as TableCell, CellAlignment, Table, presets};
 
-use super::report::{Burst, Cell, GiveBack, NodeRow, PodRow, PolicyAct, Report, Sample};
+use super::report::{Burst, Cell, GiveBack, NodeRow, PodRow, PolicyAct, Report, RequestAct, Sample};
 use crate::paint::Paint;
 
 fn table(header: &[&str]) -> Table {
@@ -154,6 +154,29 @@ pub(crate) fn policies(acts: &[PolicyAct], paint: Paint) -> String {
     text
 }
 
+/// What came of requests under policies for them, and what the proxies recorded.
+#[must_use]
+pub(crate) fn requests(acts: &[RequestAct], paint: Paint) -> String {
+    let mut text = format!("{}\n", paint.heading("Policies for requests and names, and the proxies' records"));
+    for act in acts {
+        let mut table = table(&["from", "to", "request", "outcome", "recorded"]);
+        for cell in &act.cells {
+            let outcome = if cell.holds() { format!("✓ {}", cell.seen) } else { format!("✗ {} WRONG", cell.seen) };
+            table.add_row([
+                &cell.from,
+                &cell.to,
+                &cell.request,
+                &outcome,
+                cell.recorded.as_deref().unwrap_or(if cell.needs_record { "nothing" } else { "·" }),
+            ]);
+        }
+        // The colours go in after the table has its widths: escape sequences would count as characters.
+        let body = indented(&table).replace('✓', &paint.good("✓")).replace('✗', &paint.bad("✗"));
+        let _infallible = writeln!(text, " {}\n{body}", act.title);
+    }
+    text
+}
+
 fn samples(rows: &[Sample]) -> String {
     let mut table = table(&["", "s", "enis", "pods", "free", "cooling", "waiting"]);
     for sample in rows {
@@ -208,7 +231,9 @@ pub(crate) fn give_back(give_back: &GiveBack, paint: Paint) -> String {
 pub(crate) fn verdict(report: &Report, paint: Paint) -> String {
     let faults = report.faults();
     if faults.is_empty() {
-        let probes = report.matrix.len() + report.policies.iter().map(|act| act.cells.len()).sum::<usize>();
+        let probes = report.matrix.len()
+            + report.policies.iter().map(|act| act.cells.len()).sum::<usize>()
+            + report.requests.iter().map(|act| act.cells.len()).sum::<usize>();
         return paint.good(&format!("All {probes} cells are as they have to be ({:.0} s).", report.seconds));
     }
     let mut text = paint.bad(&format!("{} faults:", faults.len()));
