@@ -390,22 +390,6 @@ fn address_of(result: &Value) -> Option<Ipv4Addr> {
 
 /// A page of a daemon of the node, from the loopback address.
 pub(crate) async fn page(node: &Node, program: &'static str, port: u16, path: &str) -> Result<Value, DeploymentError> {
-    let text = text_page(node, program, port, path).await?;
-    serde_json::from_str(&text).map_err(|error| DeploymentError::Page {
-        program,
-        node: node.name().to_owned(),
-        page: path.to_owned(),
-        reason: error.to_string(),
-    })
-}
-
-/// The same, as it is.
-pub(crate) async fn text_page(
-    node: &Node,
-    program: &'static str,
-    port: u16,
-    path: &str,
-) -> Result<String, DeploymentError> {
     let asked = path.to_owned();
     let answer = node.run_async(move || async move {
         match tokio::time::timeout(PAGE, get(port, &asked)).await {
@@ -416,7 +400,7 @@ pub(crate) async fn text_page(
     let failed =
         |reason: String| DeploymentError::Page { program, node: node.name().to_owned(), page: path.to_owned(), reason };
     let text = answer.await?.map_err(failed)?;
-    String::from_utf8(text).map_err(|error| failed(error.to_string()))
+    serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
 }
 
 async fn get(port: u16, path: &str) -> Result<Vec<u8>, String> {

@@ -13,7 +13,7 @@ use tokio::process::Child;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::deployment::{DeploymentError, LOOK, text_page};
+use crate::deployment::{DeploymentError, LOOK, page};
 use crate::node::{Node, Program};
 
 /// The page, on the loopback address, with the records, the newest first.
@@ -106,17 +106,18 @@ impl Proxy {
     /// # Errors
     /// [`DeploymentError::Page`].
     pub async fn records(&self) -> Result<Vec<Value>, DeploymentError> {
-        let text = self.page(RECORDS).await?;
-        let records: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
-        records.map_err(|error| DeploymentError::Page {
-            program: "sluice-proxy",
-            node: self.node.name().to_owned(),
-            page: RECORDS.to_owned(),
-            reason: error.to_string(),
-        })
+        match self.page(RECORDS).await? {
+            Value::Array(records) => Ok(records),
+            _ => Err(DeploymentError::Page {
+                program: "sluice-proxy",
+                node: self.node.name().to_owned(),
+                page: RECORDS.to_owned(),
+                reason: "it is no list".to_owned(),
+            }),
+        }
     }
 
-    /// Waits until it has a policy and answers.
+    /// Waits until it has its policy from policyd.
     ///
     /// # Errors
     /// [`DeploymentError::Ended`] when it gave up, [`DeploymentError::Late`] after `limit`.
@@ -124,7 +125,8 @@ impl Proxy {
         let end = Instant::now() + limit;
         loop {
             let last = match self.page(POLICY).await {
-                Ok(_policy) => return Ok(()),
+                Ok(view) if view.get("policyd").and_then(Value::as_bool) == Some(true) => return Ok(()),
+                Ok(view) => format!("the proxy says {view}"),
                 Err(error) => error.to_string(),
             };
             self.alive().await?;
@@ -137,12 +139,12 @@ impl Proxy {
         }
     }
 
-    /// A page of its port, as text.
+    /// A page of its port.
     ///
     /// # Errors
     /// [`DeploymentError::Page`].
-    pub async fn page(&self, path: &str) -> Result<String, DeploymentError> {
-        text_page(&self.node, "sluice-proxy", PROXY_INTROSPECTION_PORT, path).await
+    pub async fn page(&self, path: &str) -> Result<Value, DeploymentError> {
+        page(&self.node, "sluice-proxy", PROXY_INTROSPECTION_PORT, path).await
     }
 
     async fn alive(&self) -> Result<(), DeploymentError> {
