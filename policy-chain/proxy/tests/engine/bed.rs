@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::l7::http::{HttpRule, HttpRuleSpec};
+use sluice_policy_core::l7::sni::ServerNamePattern;
 use sluice_policy_core::model::cilium::Application;
 use sluice_proxy::connect::{Connect, Upstream};
 use sluice_proxy::engine::{Counters, Engine, Limits};
@@ -214,6 +215,10 @@ pub(crate) fn rule(spec: HttpRuleSpec) -> Application {
     Application::Http([Arc::new(HttpRule::new(spec).unwrap())].into())
 }
 
+pub(crate) fn names(patterns: &[&str]) -> Application {
+    Application::ServerNames(patterns.iter().map(|pattern| ServerNamePattern::new(pattern).unwrap()).collect())
+}
+
 /// Rules of which one has to let a request pass.
 pub(crate) fn rules(applications: impl IntoIterator<Item = Application>) -> Rules {
     let lists: Vec<Arc<RuleList>> = applications
@@ -385,4 +390,27 @@ impl Random {
 /// How many cases a test of random ones tries; `SLUICE_TEST_ALL` tries twenty times as many.
 pub(crate) fn cases(few: u64) -> u64 {
     if std::env::var_os("SLUICE_TEST_ALL").is_some() { 20 * few } else { few }
+}
+
+/// Octets of this process in memory that are no part of a file.
+pub(crate) fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: Vec<usize> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    (pages[1] - pages[2]) * 4096
+}
+
+/// Whether this process runs this test alone, so that it can measure itself. If not, runs one that does, to its good end.
+pub(crate) fn alone(test: &str) -> bool {
+    if std::env::var_os("SLUICE_TEST_ALONE").is_some() {
+        return true;
+    }
+    let this = std::env::current_exe().unwrap();
+    let run =
+        std::process::Command::new(this).args(["--exact", test, "--nocapture"]).env("SLUICE_TEST_ALONE", "1").output();
+    let output = run.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("1 passed"), "there is no test {test}: {text}");
+    println!("{text}");
+    false
 }

@@ -3,5 +3,9 @@
 
 mod bed;
 mod connections;
+mod h2;
 mod http1;
+mod load;
+mod peers;
 mod smuggling;
+mod tls;

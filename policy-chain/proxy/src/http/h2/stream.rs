@@ -417,7 +417,13 @@ async fn pump(
             Poll::Pending => from.poll_data(cx).map(Ok),
         });
         let Some(data) = next.await? else { break };
-        let mut data = data.map_err(source)?;
+        let mut data = match data {
+            // A server that wants no more of the request says so after its whole response (RFC 9113, 8.1).
+            Err(error) if to_client && error.is_reset() && error.reason() == Some(Reason::NO_ERROR) => {
+                return to.send_data(Bytes::new(), true).map_err(target);
+            }
+            data => data.map_err(source)?,
+        };
         moved.set(moved.get() + data.len() as u64);
         let last = from.is_end_stream();
         if data.is_empty() && last {
