@@ -336,10 +336,14 @@ GLOBAL int open_flow(struct __sk_buff *skb, const struct endpoint *endpoint, str
 	ask_about(endpoint, scene, &scene->other);
 judged:
 	verdict = enforced(scene);
-	if (verdict == VERDICT_REDIRECT && has_listener(scene->direction, packet->protocol, scene->ether_type))
+	if (scene->verdict == VERDICT_REDIRECT &&
+	    has_listener(scene->direction, packet->protocol, scene->ether_type)) {
+		/* A dry run too, as long as there is somebody to tell what would become of its requests. */
+		verdict = VERDICT_REDIRECT;
 		state |= CONNECTION_PROXIED;
-	else if (!passes(verdict))
+	} else if (!passes(verdict)) {
 		return dropped(scene, reason_of(scene));
+	}
 	if (scene->decision)
 		count_decision(scene->decision, scene->length);
 	if (packet->protocol == PROTOCOL_TCP) {
@@ -461,6 +465,17 @@ GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, str
 	return steered ? STEERED : PASS;
 }
 
+/* A flow of a dry run whose proxy is gone: it passes, as if the proxy had never been there. */
+static __always_inline bool is_stranded(const struct endpoint *endpoint, const struct scene *scene,
+					const struct connection *connection)
+{
+	const struct packet *packet = &scene->packet;
+
+	return connection->state & CONNECTION_PROXIED && endpoint->flags & ENDPOINT_AUDIT &&
+	       connection->direction == scene->towards && (packet->protocol == PROTOCOL_UDP || is_opening(packet)) &&
+	       !has_listener(connection->direction, packet->protocol, scene->ether_type);
+}
+
 /* What is to be looked at twice. */
 GLOBAL int slow(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene, __u32 is_flow)
 {
@@ -472,7 +487,7 @@ GLOBAL int slow(struct __sk_buff *skb, const struct endpoint *endpoint, struct s
 	if (!is_flow)
 		return open_flow(skb, endpoint, scene, 0);
 	connection = bpf_map_lookup_elem(&connections, &scene->key);
-	if (!connection || connection->expires <= scene->now)
+	if (!connection || connection->expires <= scene->now || is_stranded(endpoint, scene, connection))
 		return open_flow(skb, endpoint, scene, 1);
 	if (is_opening(&scene->packet)) {
 		own = connection->direction == scene->towards;

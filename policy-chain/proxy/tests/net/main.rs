@@ -7,12 +7,14 @@
 //! | [`ends`] | half-close, resets, ports that are used again, changes of policy, a proxy that is gone |
 //! | [`bulk`] | large packets, fragments, what ICMP tells |
 //! | [`dns`] | the DNS engine, with dnsmasq, dig and the C library |
+//! | [`hostile`] | marks and packets that nobody has a flow for; dry runs |
 //! | [`names`] | UDP in others' names |
 #![cfg(test)]
 
 mod bulk;
 mod dns;
 mod ends;
+mod hostile;
 mod names;
 mod paths;
 mod world;

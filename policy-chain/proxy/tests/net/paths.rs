@@ -111,6 +111,7 @@ fn ingress_goes_by_way_of_the_proxy_on_every_path() {
         let second = world.counted("secondary");
         holds(&mut proxy, &vpc, "10.0.0.10:30080", "10.0.0.103:8080", INGRESS, true).await;
         holds(&mut proxy, &vpc, "10.0.0.10:30081", "10.0.0.103:8080", INGRESS, false).await;
+        holds(&mut proxy, &vpc, "10.0.0.10:30082", "10.0.0.102:8080", INGRESS, true).await;
         assert_eq!(world.counted("secondary"), second, "connections that came by the first ENI leave by it");
         holds(&mut proxy, &a, "10.96.0.1:80", "10.0.0.103:8080", INGRESS, true).await;
         assert_eq!(world.counted("spoofed"), 0);

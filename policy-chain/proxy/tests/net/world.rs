@@ -251,10 +251,15 @@ const VPC_RULES: &str = "table bridge check {
 impl World {
     /// A node with three pods, and a gate that lets everything pass until it is told otherwise.
     pub(crate) async fn new() -> Self {
-        Self::with_mtu(9001).await
+        Self::build("").await
     }
 
-    pub(crate) async fn with_mtu(mtu: u32) -> Self {
+    /// The same, where every endpoint is a dry run.
+    pub(crate) async fn with_audit() -> Self {
+        Self::build(", annotations: {sluice.dev/audit: 'true'}").await
+    }
+
+    async fn build(metadata: &str) -> Self {
         let vpc = Namespace::new_unbound().unwrap();
         let netlink = Netlink::open().unwrap();
         sh(
@@ -297,14 +302,15 @@ impl World {
              ip -6 route add 2001:db8::1 dev eth1 table 2; ip -6 route add default via 2001:db8::1 dev eth1 table 2
              ip rule add fwmark 0x80/0x80 priority 1024 lookup main",
         );
-        // Both ENIs are on one wire here, and AWS asks neither for the other's address.
-        sh(None, "sysctl -qw net.ipv4.conf.all.arp_ignore=1");
+        // Both ENIs are on one wire here, and AWS asks neither for the other's address. rp_filter: as VPC CNI sets it for node
+        // ports.
+        sh(None, "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.eth0.rp_filter=2");
         sh(None, &format!("nft -f - <<'E'\n{NODE_RULES}\nE"));
         sh(Some(&vpc), &format!("nft -f - <<'E'\n{VPC_RULES}\nE"));
         let (gate, _) = open_gate();
         let mut pods = BTreeMap::new();
         for (name, number, eni) in [("a", 1_u8, 0), ("b", 2, 1), ("c", 3, 0)] {
-            pods.insert(name, Self::pod(&netlink, &vpc, number, eni, &macs[eni].to_string(), mtu).await);
+            pods.insert(name, Self::pod(&netlink, &vpc, number, eni, &macs[eni].to_string()).await);
         }
         let filters = Filters::new(gate.programs(), netlink.clone());
         let engine = Engine::new(Settings { node: Some("n1".into()), ..Settings::default() });
@@ -312,7 +318,7 @@ impl World {
         world.gate_all().await;
         for (name, pod) in &world.pods {
             let yaml = format!(
-                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: x, labels: {{app: {name}}}}}, spec: \
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: x, labels: {{app: {name}}}{metadata}}}, spec: \
                  {{nodeName: n1, containers: [{{name: c}}]}}, status: {{phase: Running, podIPs: [{{ip: {}}}, {{ip: \
                  '{}'}}]}}}}",
                 pod.v4, pod.v6
@@ -323,7 +329,7 @@ impl World {
         world
     }
 
-    async fn pod(netlink: &Netlink, vpc: &Namespace, number: u8, eni: usize, mac: &str, mtu: u32) -> Pod {
+    async fn pod(netlink: &Netlink, vpc: &Namespace, number: u8, eni: usize, mac: &str) -> Pod {
         let namespace = Namespace::new_unbound().unwrap();
         let host = IfName::new(format!("eni{number}")).unwrap();
         let spec = VethSpec {
@@ -333,7 +339,7 @@ impl World {
             peer_name: &IfName::new("eth0").unwrap(),
             peer_mac: None,
             peer_namespace: Some(&namespace),
-            mtu,
+            mtu: 9001,
         };
         let link = netlink.create_veth(&spec).await.unwrap();
         let host_mac = link.mac.unwrap();
@@ -424,6 +430,10 @@ impl World {
         for operation in self.engine.commit().operations {
             self.gate.apply(&operation).unwrap();
         }
+    }
+
+    pub(crate) fn lock_down(&mut self, name: &str) {
+        self.gate.lock_down(&key(name)).unwrap();
     }
 
     pub(crate) fn drops(&self, reason: DropReason) -> u64 {
