@@ -199,6 +199,8 @@ async fn start(
     }
     let place = place.clone();
     let stops = stops.clone();
+    let (renew, renewed) = oneshot::channel();
+    ends.push((Direction::Egress, renewed));
     background.spawn(async move {
         loop {
             tokio::time::sleep(REPAIR_EVERY).await;
@@ -206,8 +208,18 @@ async fn start(
                 // The process after this one looks after them.
                 return std::future::pending().await;
             }
-            if let Err(error) = places.repair(&place).await {
-                tracing::error!(error = %ErrorChain(&error), "the proxy's namespaces could not be looked after");
+            match places.repair(&place).await {
+                Ok(renewed) if renewed.is_empty() => {}
+                Ok(_) => {
+                    tracing::error!(
+                        "a namespace of the proxy was taken away: its sockets are gone, and it begins anew"
+                    );
+                    let _told = renew.send(());
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(error = %ErrorChain(&error), "the proxy's namespaces could not be looked after");
+                }
             }
         }
     });

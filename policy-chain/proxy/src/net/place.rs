@@ -200,21 +200,26 @@ impl Places {
         Ok(Self { ingress, egress, programs })
     }
 
-    /// Looks again, as a process does from time to time: what was taken away is put back.
+    /// Looks again, as a process does from time to time: what was taken away is put back. Gives the directions whose namespace
+    /// is another than before: no socket of this process is in it, and nothing that is redirected passes until one is.
     ///
     /// # Errors
     /// [`PlaceError`].
-    pub async fn repair(&mut self, config: &PlaceConfig) -> Result<(), PlaceError> {
+    pub async fn repair(&mut self, config: &PlaceConfig) -> Result<Vec<Direction>, PlaceError> {
         let host = Netlink::open().map_err(PlaceError::Netlink)?;
+        let mut renewed = Vec::new();
         for direction in [Direction::Ingress, Direction::Egress] {
             let place = Place::ensure(config, direction).await?;
             self.programs.join(direction, &host, place.link, place.mac, &place.namespace).await?;
+            if place.namespace != self.of(direction).namespace {
+                renewed.push(direction);
+            }
             match direction {
                 Direction::Ingress => self.ingress = place,
                 Direction::Egress => self.egress = place,
             }
         }
-        Ok(())
+        Ok(renewed)
     }
 
     /// The one of a direction.

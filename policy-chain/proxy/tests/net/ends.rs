@@ -359,8 +359,17 @@ fn without_the_proxy_nothing_passes_and_a_new_one_takes_over() {
         // What somebody took away is put back.
         sh(None, "ip link del sluice-egress");
         sh(Some(&namespace), "ip rule del priority 100 && ip route flush table 100");
-        back.places.repair(&places()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let renewed = back.places.repair(&places()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(renewed, [], "the namespace is the same");
         assert_ne!(back.places.egress.link(), index);
+        a.ask("10.0.0.103:8080").await.unwrap();
+        // A namespace that is made anew needs a process that begins anew.
+        sh(None, "umount -l /mnt/run/netns/egress");
+        let renewed = back.places.repair(&places()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(renewed, [Direction::Egress]);
+        a.ask_within("10.0.0.103:8080", SILENCE).await.expect_err("its sockets are in the old one");
+        back.kill();
+        let back = Proxy::start().await;
         a.ask("10.0.0.103:8080").await.unwrap();
         world.tell(&allow_all("a"));
         drop(back);
