@@ -72,9 +72,9 @@ fn told(judgement: &Judgement) -> String {
     };
     match &judgement.verdict {
         // What is only looked at passes as it passes unseen: a rule by name is not left out for what it makes seen.
-        Verdict::Redirect(proxied) if proxied.lists.is_empty() => match &proxied.otherwise {
-            Outcome::Allow(Reason::Service) => "defer".to_owned(),
-            otherwise => outcome(otherwise).to_owned(),
+        Verdict::Redirect(proxied) if proxied.lists.is_empty() => match judgement.reason {
+            Reason::Service => "defer".to_owned(),
+            _ => outcome(&proxied.otherwise).to_owned(),
         },
         Verdict::Redirect(proxied) => {
             format!("redirect by {}, else {}", proxied.lists.len(), outcome(&proxied.otherwise))
