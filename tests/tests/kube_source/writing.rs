@@ -42,7 +42,8 @@ async fn addresses_are_published_once_and_on_the_right_pod() {
     let id = uid(&server, "a");
     seen.source.publish_addresses(&key("a"), &id, &list).await.unwrap();
     assert_eq!(announced(&server, "a"), "10.0.0.1,2001:db8::1");
-    seen.until("every node knows", |seen| seen.state.pods.get(&key("a")).is_some_and(|pod| pod.addresses.len() == 2)).await;
+    seen.until("every node knows", |seen| seen.state.pods.get(&key("a")).is_some_and(|pod| pod.addresses.len() == 2))
+        .await;
     seen.source.publish_addresses(&key("a"), &id, &list).await.unwrap();
     assert_eq!(server.count("patch", "pods"), 1, "it is there already");
 
