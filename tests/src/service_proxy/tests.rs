@@ -32,7 +32,7 @@ fn cluster() -> (Cluster, Extra) {
         cluster.apply(Event::Upsert(Object::EndpointSlice(EndpointSlice {
             service: Some(Arc::clone(&key.name)),
             key,
-            ports: vec![NamedPort { name: "http".into(), protocol: Protocol::TCP, port: 8080 }],
+            ports: vec![NamedPort { name: "http".into(), protocol: Protocol::TCP, port: 8080 }].into(),
             endpoints: vec![Endpoint { addresses: ips(backends).into(), ready: true }],
         })));
     };
