@@ -150,6 +150,31 @@ fn open_flows_are_judged_again_when_someone_loses_and_not_when_someone_comes() {
     assert_eq!(node.revision("idle"), idle);
 }
 
+/// A gate is looked at anew for several reasons, of which none but its own policy gives it another revision.
+#[test]
+fn open_flows_are_judged_again_however_else_the_change_concerns_their_pod() {
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: both, namespace: shop}, \
+         spec: {clusterIP: 172.20.0.10, ports: [{port: 80}]}}\n---\n\
+         {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, ports: [{name: '', port: 80}], \
+         metadata: {name: both-a, namespace: shop, labels: {kubernetes.io/service-name: both}}, \
+         endpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.1.10]}]}\n";
+    let namespace = "---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: blue}}}\n";
+    let own = format!("---\n{}", pod("db", "10.0.0.1", "{app: db, version: '2'}", "n1"));
+    // The peer is a backend of a Service beside the pod; the pod has another label in the same commit; so has its namespace.
+    for (what, before, beside) in
+        [("Service", service, ""), ("own label", "", own.as_str()), ("namespace's label", "", namespace)]
+    {
+        let mut node = Node::new();
+        node.tell(&format!("{}---\n{before}", ingress("web", "{app: web}")));
+        node.tell(&pod("web", "10.0.1.10", "{app: web}", "n2"));
+        assert!(node.allows("db", Direction::Ingress, "10.0.1.10"), "{what}");
+        let db = node.revision("db");
+        let update = node.tell(&format!("{}{beside}", pod("web", "10.0.1.10", "{app: batch}", "n2")));
+        assert!(!node.allows("db", Direction::Ingress, "10.0.1.10"), "{what}");
+        assert!(node.revision("db") > db, "{what}: {:#?}", update.operations);
+    }
+}
+
 /// What the proxy needs to know to write names without policyd.
 #[test]
 fn what_an_address_becomes_by_its_names_is_told() {

@@ -216,23 +216,20 @@ impl Engine {
         moved: &BTreeSet<u32>,
         gates: &mut Vec<(u32, Overrides)>,
     ) {
-        for key in changed {
-            self.set_gate(key, gates);
-        }
+        // A gate that is looked at anew may turn out to be as it was, and still have flows of a peer that is another now.
+        let renewed: BTreeSet<&PodKey> = changed.iter().filter(|key| self.set_gate(key, gates)).collect();
         let bumped: Vec<PodKey> = self
             .subjects
             .iter()
-            .filter(|(_, subject)| {
-                subject.sides.iter().any(|side| side.program.is_some_and(|program| moved.contains(&program)))
+            .filter(|(key, subject)| {
+                !renewed.contains(*key)
+                    && subject.sides.iter().any(|side| side.program.is_some_and(|program| moved.contains(&program)))
             })
             .map(|(key, _)| key.clone())
             .collect();
         for key in bumped {
-            // What got another policy has another revision already.
             if let Some(subject) = self.subjects.get_mut(&key)
                 && let Some(endpoint) = self.store.image().endpoints.get(&key)
-                && endpoint.revision == subject.revision
-                && !changed.contains(&key)
             {
                 subject.revision += 1;
                 let endpoint = Endpoint { revision: subject.revision, ..Endpoint::clone(endpoint) };
@@ -241,8 +238,9 @@ impl Engine {
         }
     }
 
-    fn set_gate(&mut self, key: &PodKey, gates: &mut Vec<(u32, Overrides)>) {
-        let Some(mut subject) = self.subjects.remove(key) else { return };
+    /// Gives whether the gate has another revision now.
+    fn set_gate(&mut self, key: &PodKey, gates: &mut Vec<(u32, Overrides)>) -> bool {
+        let Some(mut subject) = self.subjects.remove(key) else { return false };
         let pod = Arc::clone(&subject.pod);
         for direction in Direction::BOTH {
             let Some(side) = subject.sides.get_mut(side(direction)) else { continue };
@@ -285,12 +283,14 @@ impl Engine {
             revision: subject.revision,
         };
         let before = self.store.image().endpoints.get(key);
-        if before.is_none_or(|before| !before.same_but_revision(&endpoint)) {
+        let renewed = before.is_none_or(|before| !before.same_but_revision(&endpoint));
+        if renewed {
             subject.revision += 1;
             endpoint.revision = subject.revision;
             self.store.set_endpoint(key, Some(endpoint));
         }
         self.subjects.insert(key.clone(), subject);
+        renewed
     }
 
     /// What happens to a pod's packets to itself through a Service, by its addresses.
