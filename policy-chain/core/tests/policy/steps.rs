@@ -1,6 +1,7 @@
 //! What the operations of an update promise: each step of them is safe, and numbers outlive a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use sluice_policy_core::cluster::{Event, Object, ObjectId, PodKey};
 use sluice_policy_core::compile::diff::{Operation, diff};
@@ -84,6 +85,50 @@ fn no_step_of_an_update_lets_pass_what_neither_end_lets_pass() {
         }
     }
     assert!(steps > 4000 && staged > 0, "only {steps} steps, {staged} updates in stages");
+}
+
+/// The addresses of pods that have a network of their own.
+fn addresses(engine: &Engine) -> BTreeSet<IpAddr> {
+    let managed = engine.cluster().pods.values().filter(|pod| !pod.finished && !pod.host_network);
+    managed.flat_map(|pod| pod.addresses.iter().copied()).collect()
+}
+
+/// What is written down of an open flow holds for one revision of its gate (DESIGN 6.5).
+#[test]
+fn a_gate_whose_peer_becomes_another_has_another_revision() {
+    let mut turned = 0;
+    for seed in 0..2 * cases() {
+        let (mut engine, mut random, targets) = engine_of(seed);
+        for round in 0..10 {
+            let count = if round < 6 { 1 } else { random.between(2, 4) };
+            let events: Vec<Event> = (0..count).map(|_| objects::event(&mut random)).collect();
+            let (old, had) = (engine.image().clone(), addresses(&engine));
+            events.iter().cloned().for_each(|event| engine.apply(event));
+            let update = engine.commit();
+            let (new, mut stay) = (engine.image(), addresses(&engine));
+            stay.retain(|address| had.contains(address));
+            for query in (0..200).map(|_| targets.flow(&mut random)) {
+                // Someone who comes moves nothing, and neither does a name that ends. Of Services other tests speak.
+                let peer = query.peer.to_canonical();
+                let is_plain = |image: &Image| {
+                    image.names.iter().all(|(prefix, _)| prefix != peer.into())
+                        && !image.frontends.contains_key(&(peer, query.protocol, query.port))
+                };
+                let gates = (old.endpoints.get(&query.subject), new.endpoints.get(&query.subject));
+                let (Some(before), Some(now), Origin::Forwarded) = (gates.0, gates.1, query.origin) else { continue };
+                let (was, is) = (old.judge(&query), new.judge(&query));
+                if was.verdict != is.verdict && stay.contains(&peer) && is_plain(&old) && is_plain(new) {
+                    turned += 1;
+                    assert!(
+                        now.revision > before.revision,
+                        "seed {seed}, {events:#?}: {query:?}\nold {was:?}\nnew {is:?}\n{:#?}",
+                        update.operations
+                    );
+                }
+            }
+        }
+    }
+    assert!(turned > 20, "only {turned} verdicts turned");
 }
 
 /// Whom a pod of a namespace lets in depends on the namespace's label, and so does who its pods are to others: neither before
