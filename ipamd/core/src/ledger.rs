@@ -361,6 +361,20 @@ impl Ledger {
         if let Some((address, state)) = block.in_use(now) {
             return Err(LedgerError::InUse { object: net.to_string(), address, state });
         }
+        self.forget_block(id, net, now)
+    }
+
+    /// Forgets a block that EC2 has only shown once, and late: what lives of it is on an ENI that is yet to be found.
+    pub(crate) fn remove_hearsay(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
+        let Some(block) = self.eni_mut(id)?.blocks.get(&net) else { return Ok(()) };
+        let live = block.addresses.iter().filter(|(_, state)| state.is_live());
+        let live: Vec<Ipv4Addr> = live.map(|(address, _)| *address).collect();
+        self.owners.retain(|_, address| !live.contains(address));
+        self.strays.extend(live);
+        self.forget_block(id, net, now)
+    }
+
+    fn forget_block(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
         for address in Block::hosts(net) {
             self.unqueue(address);
             self.homes.remove(&address);

@@ -69,6 +69,12 @@ impl AddressState {
         self.available_from().is_some_and(|from| matches!(self, Self::Free { .. }) || from <= now)
     }
 
+    /// Whether it lives in the kernel, as far as is known.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        matches!(self, Self::Assigned { .. } | Self::Quarantined { .. })
+    }
+
     /// The state's name as it stands in logs and on the introspection port.
     #[must_use]
     pub const fn name(&self) -> &'static str {

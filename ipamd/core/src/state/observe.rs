@@ -10,7 +10,7 @@ use sluice_contract::id::EniId;
 
 use super::{ApplyError, DEPARTED_KEPT, SETTLE, State, Subnet, tag};
 use crate::cloud::{Ec2Eni, Ec2Subnet, ImdsEni, InstanceLimits, InterfaceType};
-use crate::ledger::{Block, Eni, Role, Stage};
+use crate::ledger::{AddressState, Block, Eni, Role, Stage};
 use crate::op::{Op, OpKey};
 use crate::time::Timestamp;
 
@@ -201,6 +201,7 @@ impl State {
         self.ledger.add_eni(Eni { since, ..eni })?;
         if carries_pods {
             let blocks = self.make_way(&id, blocks, false, now);
+            let cooling_until = cooling_until.and(self.found_cool_until);
             self.ledger.add_blocks(&id, blocks.iter().copied(), cooling_until, now)?;
             self.ledger.set_added(&id, since)?;
             if cooling_until.is_some() {
@@ -243,10 +244,11 @@ impl State {
             for (eni, old) in others {
                 let goes = self.ledger.eni(&eni).is_some_and(|eni| {
                     let given_up = eni.stage == Stage::Leaving || is_answer;
-                    let block = eni.blocks.get(&old);
-                    block.is_some_and(|block| block.in_use(now).is_none() && (!block.is_offered() || given_up))
+                    eni.blocks.get(&old).is_some_and(|block| {
+                        block.hearsay || (block.in_use(now).is_none() && (block.withdrawn || given_up))
+                    })
                 });
-                if !goes || self.ledger.remove_block(&eni, old, now).is_err() {
+                if !goes || self.forget_block(&eni, old, now).is_err() {
                     is_clear = false;
                     // Who is to be asked about already is not asked about later because of this.
                     if self.ledger.eni(&eni).is_some_and(|eni| !eni.unsure) {
@@ -364,11 +366,14 @@ impl State {
             }
         }
         let is_late = self.hearsay_until.is_some_and(|until| until > now);
-        let gone: Vec<(Ipv4Net, bool, bool)> = eni
+        let gone: Vec<(Ipv4Net, bool, bool, bool)> = eni
             .blocks
             .iter()
             .filter(|(net, _)| !there.contains(net))
-            .map(|(net, block)| (*net, block.in_use(now).is_some(), now.since(block.added) > SETTLE))
+            .map(|(net, block)| {
+                let in_use = block.in_use(now).is_some() && !block.hearsay;
+                (*net, in_use, !block.is_offered(), now.since(block.added) > SETTLE)
+            })
             .collect();
         let confirmed: Vec<Ipv4Net> = eni
             .blocks
@@ -386,19 +391,27 @@ impl State {
             self.ledger.add_blocks(id, new.iter().copied(), self.found_cool_until, now)?;
             self.note_hearsay(id, new, now)?;
         }
-        for (net, in_use, old) in gone {
-            let block = self.ledger.eni_mut(id)?.blocks.get(&net);
-            // What no pod could have got, and a second description lacks.
-            let withdrawn = block.is_some_and(|block| block.withdrawn || (block.hearsay && !is_late));
+        for (net, in_use, not_offered, old) in gone {
             if in_use && old {
                 self.ledger.set_withdrawn(id, net, true)?;
-            } else if !in_use && (withdrawn || (old && settled)) {
-                self.ledger.remove_block(id, net, now)?;
+            } else if !in_use && (not_offered || (old && settled)) {
+                self.forget_block(id, net, now)?;
             } else {
                 certain = false;
             }
         }
         Ok(certain)
+    }
+
+    /// Forgets a block that EC2 does not show any more, or shows on another ENI. Of hearsay the newest counts, even where
+    /// pods live on it: they are on what is found instead, and that cools as long as what is forgotten would have.
+    fn forget_block(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), ApplyError> {
+        let Some(block) = self.ledger.eni_mut(id)?.blocks.get(&net).filter(|block| block.hearsay) else {
+            return Ok(self.ledger.remove_block(id, net, now)?);
+        };
+        let cooled = block.addresses.values().filter_map(AddressState::available_from).max();
+        self.found_cool_until = self.found_cool_until.max(cooled);
+        Ok(self.ledger.remove_hearsay(id, net, now)?)
     }
 
     fn withdraw_all(&mut self, id: &EniId) -> Result<(), ApplyError> {

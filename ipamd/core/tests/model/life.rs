@@ -186,7 +186,7 @@ impl Life {
 
     fn check(&self, after: &str) {
         let violations = check(&self.state, self.now);
-        assert!(violations.is_empty(), "after {after}: {violations:?}");
+        assert!(violations.is_empty(), "after {after}: {violations:?}\n{}", self.log.join("\n"));
     }
 
     pub(crate) fn add(&mut self, name: &str) {

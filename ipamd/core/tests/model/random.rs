@@ -313,3 +313,62 @@ fn an_eni_with_pods_that_is_shown_late_is_not_freed() {
     life.settle();
     agrees_with_ec2(&life);
 }
+
+/// The checkpoint is lost while single addresses make room for a prefix, and the first description is late: it shows
+/// addresses that have gone, the second one what has come in their places.
+#[test]
+fn what_a_late_description_showed_makes_room_for_what_has_come() {
+    let targets = Targets { prefixes: true, warm_enis: 2, warm_prefixes: 3, max_pods: 9, ..Targets::default() };
+    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true };
+    let mut life = Life::with_subnet(limits, targets, "10.0.0.0/27".parse().unwrap());
+    live(
+        &mut life,
+        &[
+            Step::Others(true, 195),
+            Step::Fates(vec![Fate::Done]),
+            Step::Run(63_836),
+            Step::Add(2),
+            Step::Others(false, 0),
+            Step::Run(7241),
+            Step::Run(30_558),
+            Step::Run(101_365),
+            Step::Fates(vec![Fate::Late]),
+            Step::Add(1),
+            Step::Crash { effects: 96, keeps_checkpoint: false },
+        ],
+    );
+    life.settle();
+    assert_eq!(life.queue.waiting(), 0);
+    agrees_with_ec2(&life);
+}
+
+/// The same, and pods live on addresses that have moved from one ENI to another.
+#[test]
+fn a_pod_is_where_the_newest_description_has_its_address() {
+    let targets = Targets { prefixes: true, warm_enis: 2, warm_prefixes: 3, max_pods: 9, ..Targets::default() };
+    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true };
+    let mut life = Life::with_subnet(limits, targets, "10.0.0.0/27".parse().unwrap());
+    live(
+        &mut life,
+        &[
+            Step::Others(true, 195),
+            Step::Fates(vec![Fate::Done]),
+            Step::Run(64_236),
+            Step::Add(6),
+            Step::Others(false, 0),
+            Step::Run(7241),
+            Step::Run(30_558),
+            Step::Run(101_365),
+            Step::Fates(vec![Fate::Late]),
+            Step::Add(2),
+            Step::Crash { effects: 0, keeps_checkpoint: false },
+        ],
+    );
+    life.settle();
+    assert_eq!(life.queue.waiting(), 0);
+    agrees_with_ec2(&life);
+    for address in life.pods.values() {
+        let on = life.ec2.enis.values().find(|eni| eni.secondary_ips.contains(address)).map(|eni| &eni.eni);
+        assert_eq!(life.state.ledger().eni_of(*address).map(|eni| &eni.id), on, "{address}");
+    }
+}
