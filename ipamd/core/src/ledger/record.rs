@@ -236,6 +236,19 @@ impl Eni {
         self.blocks.values().find_map(|block| block.in_use(now))
     }
 
+    /// Whether pods live on it, as far as is known.
+    #[must_use]
+    pub fn has_pods(&self) -> bool {
+        self.blocks.values().flat_map(|block| block.addresses.values()).any(AddressState::is_live)
+    }
+
+    /// Whether EC2 has shown it unattached while pods lived on it: for them it keeps its device number, by which their packets
+    /// are routed.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.may_be_freed() && self.device.is_some() && self.attachment.is_none()
+    }
+
     /// How many of its places for addresses and prefixes are taken.
     #[must_use]
     pub fn places_taken(&self) -> u32 {

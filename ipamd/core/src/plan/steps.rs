@@ -72,6 +72,10 @@ pub(super) fn take(draft: &mut Draft<'_>, node: &Node, targets: &Targets) {
             match eni.stage {
                 Stage::Created => attach(draft, node, targets, eni),
                 Stage::Leaving => leave(draft, eni, "it is being freed"),
+                Stage::Attached | Stage::InService if eni.is_cut_off() && !eni.has_pods() => {
+                    let op = Op::Inspect { eni: eni.id.clone() };
+                    note(draft, op, "it was detached from under its pods, and they have gone");
+                }
                 Stage::Attached | Stage::InService => {}
             }
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::check::check;
 use crate::cloud::{Assigned, CloudErrorKind, Ec2Eni, InterfaceType};
 use crate::fixture::{
     COOLDOWN, at, done, eni, eni_id, failed, failure, ip, net, node, owner, state, subnet, subnet_id,
@@ -243,4 +244,33 @@ fn every_operation_has_a_reason() {
     let planned = plan(&state, &warm_ips(3), Demand { waiting: 2 }, at(1)).ops;
     assert_eq!(planned[0].reason, "2 ADDs wait, 0 addresses are spare or coming, WARM_IP_TARGET=3");
     assert_eq!(node().limits.enis, 3);
+}
+
+/// Somebody detaches an ENI with a pod on it: the pod keeps its routes, and the ENI is attached again when the pod has gone.
+#[test]
+fn an_eni_that_was_detached_from_under_a_pod_is_attached_again_after_it() {
+    let mut state = state(vec![eni(1, &[]), eni(2, &["10.0.0.1/32", "10.0.0.2/32"])]);
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    let detached = Ec2Eni { attachment: None, ..eni(2, &["10.0.0.1/32", "10.0.0.2/32"]) };
+    let describe = |state: &mut State, now| {
+        state.apply(Event::EniDescribed(eni_id(2), Some(detached.clone())), now).unwrap();
+        assert_eq!(check(state, now), []);
+    };
+    let asked = |state: &State, now| {
+        let planned = plan(state, &Targets::default(), Demand::default(), now).ops;
+        let on = planned.into_iter().map(|planned| planned.op).filter(|op| op.eni() == Some(&eni_id(2)));
+        on.collect::<Vec<_>>()
+    };
+    describe(&mut state, at(100));
+    let known = state.ledger().eni(&eni_id(2)).unwrap();
+    assert_eq!((known.device, known.stage), (Some(1), Stage::InService));
+    assert_eq!(state.ledger().next_available(at(100)), None, "no pod is put on it");
+    let inspect = Op::Inspect { eni: eni_id(2) };
+    assert!(!asked(&state, at(100)).contains(&inspect), "EC2 is not asked while the pod lives");
+    state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(200)).unwrap();
+    assert_eq!(asked(&state, at(200)), [inspect]);
+    describe(&mut state, at(201));
+    let known = state.ledger().eni(&eni_id(2)).unwrap();
+    assert_eq!((known.device, known.stage), (None, Stage::Created));
+    assert!(matches!(asked(&state, at(201))[..], [Op::Attach { device: 1, .. }]));
 }

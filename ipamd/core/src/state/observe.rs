@@ -334,9 +334,20 @@ impl State {
                 Ok(true)
             }
             _ if !settled => Ok(false),
-            (None | Some(_), Stage::Attached | Stage::InService | Stage::Created | Stage::Leaving) => {
+            // An instance cannot lose its primary ENI: EC2 shows it late.
+            (None, _) if eni.role == Role::Primary => Ok(false),
+            (None, Stage::Attached | Stage::InService) if !eni.has_pods() => {
+                // Attached to nothing, as one that was just made: it is attached again, or goes.
+                (eni.attachment, eni.device, eni.delete_on_termination) = (None, None, false);
+                self.ledger.set_stage(id, Stage::Created)?;
+                Ok(true)
+            }
+            (found, Stage::Attached | Stage::InService | Stage::Created | Stage::Leaving) => {
                 // Somebody has detached it, or attached it elsewhere. Pods that are on it keep their addresses until they
                 // go; no new ones come.
+                if found.is_none() {
+                    eni.attachment = None;
+                }
                 self.withdraw_all(id)?;
                 Ok(true)
             }

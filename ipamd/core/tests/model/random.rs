@@ -372,3 +372,41 @@ fn a_pod_is_where_the_newest_description_has_its_address() {
         assert_eq!(life.state.ledger().eni_of(*address).map(|eni| &eni.id), on, "{address}");
     }
 }
+
+/// An ENI is freed just before the checkpoint is lost, and the first description shows the ENI as it was before.
+/// The node wants more addresses than it can have, so nothing is ever given back.
+#[test]
+fn an_eni_that_turns_out_to_be_unattached_is_attached_again() {
+    let targets = Targets { prefixes: true, max_pods: 35, ..Targets::default() };
+    let mut life = Life::new(InstanceLimits { enis: 3, ipv4_per_eni: 3, prefixes: true }, targets);
+    let (done, late) = (Fate::Done, Fate::Late);
+    live(
+        &mut life,
+        &[
+            Step::Run(16),
+            Step::Add(5),
+            Step::Run(384),
+            Step::Fates(vec![done]),
+            Step::Add(3),
+            Step::Die(0),
+            Step::Add(9),
+            Step::Crash { effects: 0, keeps_checkpoint: true },
+            Step::Run(4000),
+            Step::Crash { effects: 0, keeps_checkpoint: false },
+            Step::Fates(vec![late, Fate::Refused(CloudErrorKind::InsufficientAddresses), late, done, late]),
+            Step::Fates(vec![done, done, late, late]),
+            Step::Run(8692),
+            Step::Run(16_436),
+            Step::Run(68_972),
+            Step::Fates(vec![done, done, done, late]),
+            Step::Add(2),
+            Step::Crash { effects: 128, keeps_checkpoint: false },
+            Step::Look,
+            Step::Crash { effects: 0, keeps_checkpoint: false },
+            Step::Run(100),
+            Step::Add(1),
+        ],
+    );
+    life.settle();
+    agrees_with_ec2(&life);
+}
