@@ -191,7 +191,9 @@ pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) ->
     let form = Form::of(targets, &node.limits);
     steps::learn(&mut draft, node);
     steps::take(&mut draft, node, targets);
-    if !grow::grow(&mut draft, node, targets, form, demand.waiting) && demand.waiting == 0 {
+    let grows = grow::grow(&mut draft, node, targets, form, demand.waiting);
+    shrink::finish(&mut draft);
+    if !grows && demand.waiting == 0 {
         shrink::shrink(&mut draft, targets, form);
     }
     if form.prefixes {

@@ -22,7 +22,6 @@ pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form) {
     if !is_surveyed(state, draft.now) {
         return;
     }
-    finish(draft);
     let mut pool = Pool::of(state, form, draft.now);
     let rests_until = [state.last_grown, state.last_shrunk].into_iter().flatten().max().map(|at| at + SHRINK_INTERVAL);
     let at_rest = rests_until.is_none_or(|until| until <= draft.now);
@@ -75,9 +74,12 @@ pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form) {
     }
 }
 
-/// Repeats give-backs that were begun and have failed: no pod may have these addresses any more.
-fn finish(draft: &mut Draft<'_>) {
+/// Repeats give-backs that were begun and have failed: no pod may have these addresses any more, and they take places.
+pub(super) fn finish(draft: &mut Draft<'_>) {
     let state = draft.state;
+    if !is_surveyed(state, draft.now) {
+        return;
+    }
     for eni in state.ledger().enis().filter(|eni| eni.stage != Stage::Leaving && !eni.unsure) {
         let begun: Vec<Ipv4Net> = eni.blocks.iter().filter(|(_, block)| block.withdrawn).map(|(net, _)| *net).collect();
         let free = begun.into_iter().filter(|net| eni.blocks.get(net).is_some_and(|b| b.in_use(draft.now).is_none()));

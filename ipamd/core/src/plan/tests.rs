@@ -1,6 +1,8 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::check::check;
-use crate::cloud::{Assigned, CloudErrorKind, Ec2Eni, InterfaceType};
+use crate::cloud::{Assigned, CloudErrorKind, Ec2Eni, InterfaceType, Unassign};
 use crate::fixture::{
     COOLDOWN, at, done, eni, eni_id, failed, failure, ip, net, node, owner, state, subnet, subnet_id,
 };
@@ -273,4 +275,17 @@ fn an_eni_that_was_detached_from_under_a_pod_is_attached_again_after_it() {
     let known = state.ledger().eni(&eni_id(2)).unwrap();
     assert_eq!((known.device, known.stage), (None, Stage::Created));
     assert!(matches!(asked(&state, at(201))[..], [Op::Attach { device: 1, .. }]));
+}
+
+/// A give-back that has failed is repeated also while the node wants more than it can have: nobody can use the places.
+#[test]
+fn a_give_back_that_failed_is_repeated_whatever_is_missing() {
+    let mut state = state(vec![with(1, &singles(9))]);
+    let what = Unassign { addresses: BTreeSet::from([ip("10.0.0.9")]), prefixes: BTreeSet::new() };
+    let unassign = Op::Unassign { eni: eni_id(1), what };
+    failed(&mut state, &unassign, CloudErrorKind::Unavailable, at(100));
+    let targets = Targets { max_enis: Some(1), ..Targets::default() };
+    assert!(ops(&state, &targets, 20, 200).contains(&unassign.to_string()), "{:?}", ops(&state, &targets, 20, 200));
+    done(&mut state, &unassign, Outcome::Done, at(200));
+    assert_eq!(ops(&state, &targets, 20, 201), ["assign 1 address to eni-00000001"]);
 }
