@@ -195,8 +195,11 @@ async fn recorded(stage: &Stage<'_>, node: &str, is_it: impl Fn(&Value) -> bool)
     let end = Instant::now() + RECORD;
     loop {
         if let Some(record) = proxy.records().await?.iter().find(|record| is_it(record)) {
-            let why = text(record, "rule").or_else(|| text(record, "reason")).unwrap_or_default();
-            return Ok(Some(format!("{} by {why}", text(record, "verdict").unwrap_or("?"))));
+            let verdict = text(record, "verdict").unwrap_or("?");
+            return Ok(Some(match text(record, "rule") {
+                Some(rule) => format!("{verdict} by {rule}"),
+                None => format!("{verdict}: {}", text(record, "reason").unwrap_or("no reason is given")),
+            }));
         }
         if Instant::now() >= end {
             return Ok(None);

@@ -163,7 +163,7 @@ fn assert_equal(gate: &Gate, image: &Image) {
     let held = read_back(gate);
     let names = |image: &Image| image.names.iter().collect::<BTreeMap<_, _>>();
     assert_eq!(names(&held), names(image));
-    let ipcache = |image: &Image| image.ipcache.iter().map(|(net, id)| (net, id)).collect::<BTreeMap<_, _>>();
+    let ipcache = |image: &Image| image.ipcache.iter().collect::<BTreeMap<_, _>>();
     assert_eq!(ipcache(&held), ipcache(image));
     assert_eq!(held.frontends, image.frontends);
     assert_eq!(held.peers, image.peers);
