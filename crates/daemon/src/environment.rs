@@ -51,7 +51,7 @@ impl std::error::Error for ConfigFaults {}
 /// Reads variables and collects what is wrong with them.
 pub struct Reader<'a> {
     source: &'a dyn Fn(&str) -> Option<String>,
-    variables: &'static [Variable],
+    listed: fn(&str) -> bool,
     faults: Vec<ConfigFault>,
 }
 
@@ -62,10 +62,17 @@ impl fmt::Debug for Reader<'_> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads the variables of a table from `source`.
+    /// Reads variables from `source`. `listed` is whether the daemon's table of variables has a name: none is read that is
+    /// not documented.
     #[must_use]
-    pub fn new(source: &'a dyn Fn(&str) -> Option<String>, variables: &'static [Variable]) -> Self {
-        Self { source, variables, faults: Vec::new() }
+    pub fn new(source: &'a dyn Fn(&str) -> Option<String>, listed: fn(&str) -> bool) -> Self {
+        Self { source, listed, faults: Vec::new() }
+    }
+
+    /// Notes a fault.
+    pub fn fault(&mut self, variable: &'static str, value: &str, rule: impl Into<String>) {
+        let value = value.chars().take(200).collect();
+        self.faults.push(ConfigFault { variable, value, rule: rule.into() });
     }
 
     /// Ends the reading.
@@ -83,7 +90,7 @@ impl<'a> Reader<'a> {
     /// The value without white space around it. An empty one is unset, as Kubernetes' manifests have it.
     #[must_use]
     pub fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(self.variables.iter().any(|variable| variable.name == name), "{name} is not in the table");
+        debug_assert!((self.listed)(name), "{name} is not in the table");
         (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
@@ -93,8 +100,7 @@ impl<'a> Reader<'a> {
         match read(&value) {
             Ok(parsed) => parsed,
             Err(rule) => {
-                let value = value.chars().take(200).collect();
-                self.faults.push(ConfigFault { variable: name, value, rule });
+                self.fault(name, &value, rule);
                 default
             }
         }

@@ -173,7 +173,7 @@ impl Config {
             network,
             log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| level.to_owned()),
             log_format: from.choice("SLUICE_LOG_FORMAT", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
-            run_dir: from.absolute_path("SLUICE_RUN_DIR", node::RUN_DIR),
+            run_dir: from.path("SLUICE_RUN_DIR", None).unwrap_or_else(|| node::RUN_DIR.into()),
             metrics_address: {
                 let default = SocketAddr::from(([0, 0, 0, 0], node::IPAMD_METRICS_PORT));
                 let address = from.address("SLUICE_METRICS_ADDRESS", default);

@@ -1,30 +1,19 @@
 //! Configuration: the node's name by VPC CNI's variable, and `SLUICE_*` for what is ours. This is the only place that
 //! knows their names. Every fault is collected, and all are reported at once.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 use sluice_contract::node;
+use sluice_daemon::environment::Reader;
+pub use sluice_daemon::environment::{ConfigFault, ConfigFaults, Variable};
 
 use crate::log::LogFormat;
 
 /// TCP port of policyd's introspection, on the loopback address only.
 pub const INTROSPECTION_PORT: u16 = 61680;
-
-/// A variable of the environment: its name, its default as it would be written, and what it does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Variable {
-    /// Its name.
-    pub name: &'static str,
-    /// Its default.
-    pub default: &'static str,
-    /// What it does.
-    pub meaning: &'static str,
-}
 
 const fn variable(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
     Variable { name, default, meaning }
@@ -78,36 +67,6 @@ pub struct Config {
     pub publish_pod_ips: bool,
 }
 
-/// One variable that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigFault {
-    /// Its name.
-    pub variable: &'static str,
-    /// What it holds, cut to 200 characters.
-    pub value: String,
-    /// The rule that it breaks.
-    pub rule: String,
-}
-
-impl fmt::Display for ConfigFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={:?}: {}", self.variable, self.value, self.rule)
-    }
-}
-
-/// All variables that are wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigFaults(pub Vec<ConfigFault>);
-
-impl fmt::Display for ConfigFaults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration has {} fault(s):", self.0.len())?;
-        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
-    }
-}
-
-impl std::error::Error for ConfigFaults {}
-
 impl Config {
     /// The socket that the chained plugin connects to.
     #[must_use]
@@ -141,20 +100,13 @@ impl Config {
     /// # Errors
     /// [`ConfigFaults`] lists every variable that is wrong.
     pub fn load(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigFaults> {
-        let mut from = Reader { source, faults: Vec::new() };
+        let mut from = Reader::new(source, |name| VARIABLES.iter().any(|variable| variable.name == name));
         let config = Self {
-            node: from.node_name(),
+            node: node_name(&mut from),
             cilium_cidrs_match_managed: from.boolean("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", false),
             log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| "info".to_owned()),
-            log_format: from.parsed("SLUICE_LOG_FORMAT", LogFormat::Text, |value| match value {
-                "text" => Ok(LogFormat::Text),
-                "json" => Ok(LogFormat::Json),
-                _ => Err("it must be text or json".to_owned()),
-            }),
-            run_dir: from.parsed("SLUICE_RUN_DIR", PathBuf::from(node::RUN_DIR), |value| {
-                let path = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
-                path.ok_or_else(|| "it must be an absolute path".to_owned())
-            }),
+            log_format: from.log_format(),
+            run_dir: from.path("SLUICE_RUN_DIR", None).unwrap_or_else(|| node::RUN_DIR.into()),
             metrics_address: {
                 let default = SocketAddr::from(([0, 0, 0, 0], node::POLICYD_METRICS_PORT));
                 let address = from.address("SLUICE_POLICY_METRICS_ADDRESS", default);
@@ -170,76 +122,23 @@ impl Config {
             name_min_ttl: Duration::from_secs(from.number("SLUICE_POLICY_NAME_MIN_TTL", 60, 0..=86_400).into()),
             publish_pod_ips: from.boolean("SLUICE_PUBLISH_POD_IPS", true),
         };
-        if from.faults.is_empty() {
-            return Ok(config);
-        }
-        from.faults.sort_by_key(|fault| fault.variable);
-        Err(ConfigFaults(from.faults))
+        from.finish().map(|()| config)
     }
 }
 
-/// Reads variables and collects what is wrong with them.
-struct Reader<'a> {
-    source: &'a dyn Fn(&str) -> Option<String>,
-    faults: Vec<ConfigFault>,
-}
-
-impl Reader<'_> {
-    /// The value without white space around it; an empty one is unset.
-    fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(VARIABLES.iter().any(|variable| variable.name == name), "{name} is not in the table");
-        (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+/// `MY_NODE_NAME`, else the host's name, as the kubelet does without `--hostname-override`.
+fn node_name(from: &mut Reader<'_>) -> String {
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = from.text("MY_NODE_NAME").unwrap_or_else(|| host().trim().to_ascii_lowercase());
+    let valid = |name: &str| {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+        (1..=253).contains(&name.len()) && name.bytes().all(allowed)
+    };
+    if !valid(&name) {
+        let rule = "it must be the node's name in the cluster: lower-case letters, digits, '-' and '.'";
+        from.fault("MY_NODE_NAME", &name, rule);
     }
-
-    fn parsed<T>(&mut self, name: &'static str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
-        let Some(value) = self.text(name) else { return default };
-        match read(&value) {
-            Ok(parsed) => parsed,
-            Err(rule) => {
-                let value = value.chars().take(200).collect();
-                self.faults.push(ConfigFault { variable: name, value, rule });
-                default
-            }
-        }
-    }
-
-    /// What Go's `strconv.ParseBool` takes, because VPC CNI's manifests are written for it.
-    fn boolean(&mut self, name: &'static str, default: bool) -> bool {
-        self.parsed(name, default, |value| match value {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            _ => Err("it must be true or false".to_owned()),
-        })
-    }
-
-    fn number(&mut self, name: &'static str, default: u32, range: RangeInclusive<u32>) -> u32 {
-        self.parsed(name, default, |value| {
-            let number = value.parse().ok().filter(|number| range.contains(number));
-            number.ok_or_else(|| format!("it must be a whole number from {} to {}", range.start(), range.end()))
-        })
-    }
-
-    fn address(&mut self, name: &'static str, default: SocketAddr) -> SocketAddr {
-        self.parsed(name, default, |value| {
-            value.parse().map_err(|_error| "it must be ADDRESS:PORT, e.g. 0.0.0.0:9962".to_owned())
-        })
-    }
-
-    /// `MY_NODE_NAME`, else the host's name, as the kubelet does without `--hostname-override`.
-    fn node_name(&mut self) -> String {
-        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let name = self.text("MY_NODE_NAME").unwrap_or_else(|| host().trim().to_ascii_lowercase());
-        let valid = |name: &str| {
-            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-            (1..=253).contains(&name.len()) && name.bytes().all(allowed)
-        };
-        if !valid(&name) {
-            let value = name.chars().take(200).collect();
-            let rule = "it must be the node's name in the cluster: lower-case letters, digits, '-' and '.'".to_owned();
-            self.faults.push(ConfigFault { variable: "MY_NODE_NAME", value, rule });
-        }
-        name
-    }
+    name
 }
 
 #[cfg(test)]

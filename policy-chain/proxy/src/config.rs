@@ -115,7 +115,7 @@ impl Config {
     pub fn load(source: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigFaults> {
         let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let cpus = available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1)).clamp(1, 256);
-        let mut from = Reader::new(source, VARIABLES);
+        let mut from = Reader::new(source, |name| VARIABLES.iter().any(|variable| variable.name == name));
         let config = Self {
             log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| "info".to_owned()),
             log_format: from.log_format(),

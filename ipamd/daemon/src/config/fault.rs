@@ -1,103 +1,42 @@
 //! Reading of single variables: each fault is noted, and reading goes on with the default.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use sluice_daemon::environment;
+pub use sluice_daemon::environment::{ConfigFault, ConfigFaults};
 
 use super::variables::{Effect, VARIABLES};
 
-/// One variable that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigFault {
-    /// Its name.
-    pub variable: &'static str,
-    /// What it holds, cut to 200 characters.
-    pub value: String,
-    /// The rule that it breaks.
-    pub rule: String,
-}
+/// Reads variables as both daemons do, and the kinds that only this one has.
+pub(super) struct Reader<'a>(environment::Reader<'a>);
 
-impl fmt::Display for ConfigFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={:?}: {}", self.variable, self.value, self.rule)
+impl<'a> Deref for Reader<'a> {
+    type Target = environment::Reader<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
     }
 }
 
-/// All variables that are wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigFaults(pub Vec<ConfigFault>);
-
-impl fmt::Display for ConfigFaults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration has {} fault(s):", self.0.len())?;
-        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+impl DerefMut for Reader<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
     }
-}
-
-impl std::error::Error for ConfigFaults {}
-
-/// Reads variables and collects what is wrong with them.
-pub(super) struct Reader<'a> {
-    source: &'a dyn Fn(&str) -> Option<String>,
-    faults: Vec<ConfigFault>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(source: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { source, faults: Vec::new() }
+        Self(environment::Reader::new(source, |name| VARIABLES.iter().any(|variable| variable.name == name)))
     }
 
     /// All faults, sorted by name.
-    pub(super) fn finish(mut self) -> Result<(), ConfigFaults> {
-        self.faults.sort_by_key(|fault| fault.variable);
-        if self.faults.is_empty() { Ok(()) } else { Err(ConfigFaults(self.faults)) }
-    }
-
-    /// The value without white space around it; an empty one is unset.
-    pub(super) fn text(&self, name: &'static str) -> Option<String> {
-        debug_assert!(VARIABLES.iter().any(|variable| variable.name == name), "{name} is not in the table");
-        (self.source)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
-    }
-
-    fn fault(&mut self, variable: &'static str, value: &str, rule: impl Into<String>) {
-        let value = value.chars().take(200).collect();
-        self.faults.push(ConfigFault { variable, value, rule: rule.into() });
-    }
-
-    fn parsed<T>(&mut self, name: &'static str, default: T, read: impl Fn(&str) -> Result<T, String>) -> T {
-        let Some(value) = self.text(name) else { return default };
-        match read(&value) {
-            Ok(parsed) => parsed,
-            Err(rule) => {
-                self.fault(name, &value, rule);
-                default
-            }
-        }
-    }
-
-    /// What Go's `strconv.ParseBool` takes, because VPC CNI's manifests are written for it.
-    pub(super) fn boolean(&mut self, name: &'static str, default: bool) -> bool {
-        self.parsed(name, default, |value| match value {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            _ => Err("it must be true or false".to_owned()),
-        })
-    }
-
-    pub(super) fn number(&mut self, name: &'static str, default: u32, range: RangeInclusive<u32>) -> u32 {
-        self.parsed(name, default, |value| {
-            value
-                .parse()
-                .ok()
-                .filter(|number| range.contains(number))
-                .ok_or_else(|| format!("it must be a whole number from {} to {}", range.start(), range.end()))
-        })
+    pub(super) fn finish(self) -> Result<(), ConfigFaults> {
+        self.0.finish()
     }
 
     /// A number of ENIs or addresses; VPC CNI takes negative ones for `if_negative`.
@@ -158,20 +97,6 @@ impl<'a> Reader<'a> {
             } else {
                 Err("it must have at most 4 letters and digits, and not be eth, lo or vlan".to_owned())
             }
-        })
-    }
-
-    pub(super) fn absolute_path(&mut self, name: &'static str, default: &str) -> PathBuf {
-        self.parsed(name, PathBuf::from(default), |value| {
-            Some(PathBuf::from(value))
-                .filter(|path| path.is_absolute())
-                .ok_or_else(|| "it must be an absolute path".to_owned())
-        })
-    }
-
-    pub(super) fn address(&mut self, name: &'static str, default: SocketAddr) -> SocketAddr {
-        self.parsed(name, default, |value| {
-            value.parse().map_err(|_error| "it must be ADDRESS:PORT, e.g. 127.0.0.1:61679".to_owned())
         })
     }
 
