@@ -125,6 +125,13 @@ async fn p01_the_demo_holds_and_leaves_nothing() {
         let denied = cells.iter().filter(|cell| cell["allowed"] == false).count();
         assert_eq!(denied > 0, act["title"] != "no policy yet", "{}", act["title"]);
     }
+    let acts = report["requests"].as_array().unwrap();
+    assert_eq!(acts.len(), 2, "a policy for HTTP, and one for DNS names");
+    for cell in acts.iter().flat_map(|act| act["cells"].as_array().unwrap()) {
+        assert_eq!(cell["seen"], cell["expected"], "{cell}");
+        let judged = cell["request"].as_str().unwrap().split(' ').next();
+        assert!(judged == Some("connect") || cell["recorded"].is_string(), "{cell}");
+    }
     assert_eq!((report["burst"]["pods"].as_u64(), report["burst"]["served"].as_u64()), (Some(20), Some(20)));
     as_before(&before, pid);
 }
@@ -138,7 +145,7 @@ async fn p01_an_interrupted_demo_says_so_and_leaves_nothing() {
     let before = Machine::now();
     let mut demo = start(&[]);
     let pid = demo.id().unwrap();
-    let mut progress = told(&mut demo, "sluice-ipamd and sluice-policyd run").await;
+    let mut progress = told(&mut demo, "pods may start").await;
     let (directories, processes) = of_worlds(pid);
     assert!(!directories.is_empty() && processes.len() >= 2, "{directories:?} {processes:?}");
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
