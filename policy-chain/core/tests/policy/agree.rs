@@ -40,7 +40,7 @@ fn flows() -> u64 {
 }
 
 /// So many reach every kind of rule and verdict.
-const ALL_KINDS: u64 = 100_000;
+const ALL_KINDS: u64 = 300_000;
 
 /// The seeds of `flows` flows, or the one that is asked for.
 fn seeds(flows: u64) -> std::ops::Range<u64> {

@@ -470,7 +470,8 @@ fn group_name(index: usize) -> Text {
 
 fn cidr_group(random: &mut Random, index: usize) -> CidrGroup {
     let labels = random.maybe(2, |random| (text("team"), one_of(random, &TEAMS)));
-    let cidrs = policies::usable(random, |random| random.list(0, 3, block));
+    // Rules only point to groups, so there have to be more bad ones of them than of rules to be met as often.
+    let cidrs = policies::usable_but(4, random, |random| random.list(0, 3, block));
     CidrGroup { name: group_name(index), labels: Labels::new(labels), cidrs }
 }
 

@@ -55,7 +55,12 @@ pub(crate) fn policy(random: &mut Random) -> Policy {
 
 /// One part in twenty cannot be used.
 pub(crate) fn usable<T>(random: &mut Random, one: impl FnOnce(&mut Random) -> T) -> Usable<T> {
-    if random.one_in(20) {
+    usable_but(20, random, one)
+}
+
+/// One in so many cannot be used.
+pub(crate) fn usable_but<T>(one_in: usize, random: &mut Random, one: impl FnOnce(&mut Random) -> T) -> Usable<T> {
+    if random.one_in(one_in) {
         return Err(Unusable { path: "spec.unknown".to_owned(), reason: "this field is not known".to_owned() });
     }
     Ok(one(random))
@@ -494,6 +499,7 @@ fn cidr_rule(random: &mut Random) -> CidrRule {
 
 fn entity(random: &mut Random) -> Entity {
     *random.pick(&[
+        Entity::All,
         Entity::All,
         Entity::World,
         Entity::World,
