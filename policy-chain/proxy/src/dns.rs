@@ -4,7 +4,7 @@
 //! gates know the addresses in it. An answer goes to whoever asked its question, of that server, by that number, and to
 //! nobody else. Rules look at the name that is asked for, and at nothing else (reference: Cilium, `rules.dns`).
 //!
-//! - [`udp`]: one task a thread serves all datagrams of the thread. [`tcp`]: one task a connection.
+//! - `udp`: one task a thread serves all datagrams of the thread. `tcp`: one task a connection.
 //! - `wire`: messages. `asked`: questions that wait for their answers. `socket`: many datagrams a system call.
 
 mod asked;
@@ -25,6 +25,7 @@ use sluice_policy_core::l7::Message;
 use tokio::time::Instant;
 
 use self::asked::{Asked, Slot};
+pub use self::tcp::StreamError;
 pub use self::udp::Sockets;
 use self::wire::{Answer, Query, rcode};
 use crate::flow::Flow;

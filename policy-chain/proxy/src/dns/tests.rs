@@ -498,7 +498,7 @@ local! {
 struct Stream {
     client: TcpStream,
     server: TcpStream,
-    served: tokio::task::JoinHandle<Result<(), tcp::StreamError>>,
+    served: tokio::task::JoinHandle<Result<(), StreamError>>,
 }
 
 async fn stream(bed: &Bed) -> Stream {
@@ -611,7 +611,7 @@ local! {
             client.write_all(octets).await.unwrap();
             client.shutdown().await.unwrap();
             let ended = timeout(PATIENCE, served).await.unwrap().unwrap();
-            assert!(matches!(ended, Err(tcp::StreamError::Broken { .. })), "{ended:?}");
+            assert!(matches!(ended, Err(StreamError::Broken { .. })), "{ended:?}");
             drop(server);
         }
     }
@@ -643,6 +643,6 @@ local! {
         let bed = Bed::with(Err(Refused::NoFlow), Limits::default());
         let Stream { served, .. } = stream(&bed).await;
         let ended = timeout(PATIENCE, served).await.unwrap().unwrap();
-        assert!(matches!(ended, Err(tcp::StreamError::NoRules { .. })), "{ended:?}");
+        assert!(matches!(ended, Err(StreamError::NoRules { .. })), "{ended:?}");
     }
 }
