@@ -1,8 +1,28 @@
-//! The product on nodes of a VPC in a box: its real binaries, real packets, and what an operator would see. Needs root.
+//! The product on nodes: its real binaries, real packets, and what an operator would see. Most of it needs root.
+//!
+//! One program for all of it, because linking one takes a minute; its tests run beside each other. What looks at the whole
+//! machine is not among them (`demo`).
+//!
+//! | part | what it holds |
+//! |---|---|
+//! | [`packets`], [`pool`], [`crash`], [`input`], [`reboot`] | ipamd and its plugin on nodes of a VPC in a box |
+//! | [`containerd`] | the same driven by a real runtime |
+//! | [`gate`], [`l7`] | policy on nodes, with packets and with requests |
+//! | [`kube_source`], [`apiserver`] | policyd's Kubernetes source, and the fake API server that it is tested against |
+//! | [`burst`] | what the benchmarks measure with |
+//! | [`law`] | the dependency law |
 
 #![cfg(test)]
 
+mod apiserver;
+mod burst;
+mod containerd;
 mod crash;
+mod gate;
 mod input;
+mod kube_source;
+mod l7;
+mod law;
 mod packets;
 mod pool;
+mod reboot;

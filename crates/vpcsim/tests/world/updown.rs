@@ -1,9 +1,5 @@
 //! The program `vpcsim`: up, a look around, down; and down after it was killed. Needs root.
 
-#![cfg(test)]
-
-mod support;
-
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::privileged;
+
+use crate::privileged;
 
 const SCENE: &str = "
 time_scale: 0

@@ -2,7 +2,7 @@
 
 use sluice_tests::privileged::privileged;
 
-use super::{begin, options, policy, stage, step, suite};
+use super::{admits, begin, options, policy, stage, step, suite};
 
 /// Issue C, 2; DESIGN 6.5: a deny cuts what is open, whichever side speaks, and not what its direction does not concern.
 #[tokio::test(flavor = "multi_thread")]
@@ -10,10 +10,7 @@ async fn a_deny_cuts_open_flows_and_an_allow_lets_them_live() {
     if !privileged() {
         return;
     }
-    let allow = policy(
-        "server",
-        "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
-    );
+    let allow = admits("client");
     let deny = policy("server", "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}");
     let closed = policy("client", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress]}");
     let steps = format!(
@@ -77,10 +74,7 @@ async fn verdicts_follow_labels_and_pods() {
     if !privileged() {
         return;
     }
-    let allow = policy(
-        "server",
-        "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
-    );
+    let allow = admits("client");
     let steps = format!(
         "
   - apply: [{allow}]

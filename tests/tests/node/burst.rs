@@ -1,7 +1,5 @@
 //! What the benchmarks measure with does measure.
 
-#![cfg(test)]
-
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sluice_tests::apiserver::{ApiServer, Backup, Fault, FaultRule, Outage, TableId};
 
-use crate::observer::{Observer, cilium_policy, network_policy, pod, pods};
+use super::observer::{Observer, cilium_policy, network_policy, pod, pods};
 
 /// Changes and faults of one run.
 const STEPS: u64 = 150;

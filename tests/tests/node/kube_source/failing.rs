@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, Outage, TableId};
 
-use crate::observer::{Observer, eventually, network_policy, pod, pods, timing};
+use super::observer::{Observer, eventually, network_policy, pod, pods, timing};
 
 fn policies() -> TableId {
     TableId::new("networking.k8s.io", "networkpolicies")

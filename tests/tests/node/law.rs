@@ -1,8 +1,6 @@
 //! The dependency law of ARCHITECTURE.md, read from `cargo metadata`: the pure half stays pure, the plugins stay small,
 //! and EC2's SDK is seen by one package.
 
-#![cfg(test)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;

@@ -1,10 +1,6 @@
 //! Two nodes whose pods are set up by a plan written by hand, as reference to what a CNI must do, and a matrix of who
 //! reaches whom with real packets. With one rule missing, the matrix must fail. Needs root.
 
-#![cfg(test)]
-
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -31,7 +27,8 @@ use sluice_vpcsim::model::{Model, SceneEni};
 use sluice_vpcsim::node::Node;
 use sluice_vpcsim::probe;
 use sluice_vpcsim::world::World;
-use support::privileged;
+
+use crate::privileged;
 
 const SCENE: &str = "
 time_scale: 0

@@ -9,7 +9,7 @@ use sluice_tests::live::town::conflist;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::policyd::{Policyd, Source};
 
-use super::{begin, holds, options, policy, stage, step, suite};
+use super::{admits, begin, holds, options, policy, stage, step, suite};
 
 /// How many pods the nodes have.
 const PODS: [(&str, usize); 2] = [("n1", 2), ("n2", 1)];
@@ -43,10 +43,7 @@ async fn pods_that_talk_before_the_agent_comes_keep_what_their_policy_allows() {
     if !privileged() {
         return;
     }
-    let server = policy(
-        "server",
-        "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
-    );
+    let server = admits("client");
     let client = policy(
         "client",
         "{podSelector: {matchLabels: {app: client}}, policyTypes: [Ingress, Egress], egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}]}",

@@ -9,7 +9,7 @@ use sluice_policy_core::parse::{Issue, Severity};
 use sluice_policyd::cluster::{Cluster as _, ClusterError, Notice, PolicyStatus, Weight};
 use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, TableId};
 
-use crate::observer::{Observer, cilium_policy, eventually, network_policy, pod, pods, timing};
+use super::observer::{Observer, cilium_policy, eventually, network_policy, pod, pods, timing};
 
 fn key(name: &str) -> PodKey {
     PodKey { namespace: "default".into(), name: name.into() }
@@ -168,7 +168,7 @@ async fn a_condition_that_another_one_holds_is_left_to_it() {
     let mut seen = Observer::new(&server);
     seen.synced().await;
     let policies: kube::Api<kube::api::DynamicObject> = kube::Api::namespaced_with(
-        crate::observer::client(&server),
+        super::observer::client(&server),
         "default",
         &kube::api::ApiResource::from_gvk_with_plural(
             &kube::api::GroupVersionKind::gvk("cilium.io", "v2", "CiliumNetworkPolicy"),

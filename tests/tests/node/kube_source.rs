@@ -1,8 +1,6 @@
 //! policyd's Kubernetes source against an API server: what it tells of a cluster, and what it does when the API server is
 //! away, wrong, or behind.
 
-#![cfg(test)]
-
 mod chaos;
 mod failing;
 mod observer;

@@ -1,9 +1,5 @@
 //! EC2 and the metadata service as nodes reach them, and links that come and go by EC2's own calls. Needs root.
 
-#![cfg(test)]
-
-mod support;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +9,10 @@ use sluice_vpcsim::model::SceneEni;
 use sluice_vpcsim::node::{Node, Program};
 use sluice_vpcsim::probe;
 use sluice_vpcsim::world::{Service, World};
-use support::privileged;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::privileged;
 
 const SCENE: &str = "
 time_scale: 0.02

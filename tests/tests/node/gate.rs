@@ -1,8 +1,6 @@
 //! The gate as it is on a node: agent, plugins and programs, with packets. What a single probe cannot tell: starts, restarts,
 //! flows that are open, pods that come and go, hostile packets (issue C; reference suites' stateful scenarios).
 
-#![cfg(test)]
-
 mod adopted;
 mod api;
 mod churn;
@@ -61,8 +59,27 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
+/// The policy that lets pods of the app `from` in to the servers, and nobody else.
+fn admits(from: &str) -> String {
+    let peer = format!("{{podSelector: {{matchLabels: {{app: {from}}}}}}}");
+    policy("server", &format!("{{podSelector: {{matchLabels: {{app: server}}}}, ingress: [{{from: [{peer}]}}]}}"))
+}
+
+/// A step that lets the client in to the server, and nobody else.
+fn client_only() -> String {
+    let allow = admits("client");
+    format!(
+        "
+  - apply: [{allow}]
+    expect:
+    - {{from: x/client, to: x/server, port: 80, verdict: allow}}
+    - {{from: x/other, to: x/server, port: 80, verdict: deny}}
+"
+    )
+}
+
 /// Everything of the product that a node has.
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     let gate = GateBinaries::beside_this_program().unwrap();
     let eni = Binaries::find("sluice-eni").unwrap();
     Options {
@@ -112,6 +129,6 @@ async fn holds(act: &mut Act<'_, 'static>, suite: &'static Suite, number: usize)
     assert_eq!(report.counts.skipped, 0, "step {}: {:?}", number + 1, report.skipped);
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     sluice_vpcsim::world::Chain(error).to_string()
 }

@@ -11,18 +11,15 @@ use sluice_tests::live::town::conflist;
 use sluice_tests::privileged::privileged;
 
 use super::restart::Traffic;
-use super::{begin, holds, options, policy, stage, step, suite};
+use super::{admits, begin, holds, options, stage, step, suite};
 
 /// Where Debian has its plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 /// How long a gate may be away that the kernel tells of; the agent's own rounds come every 10 seconds.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-const ALLOW: &str =
-    "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}";
-
 fn steps() -> String {
-    let allow = policy("server", ALLOW);
+    let allow = admits("client");
     format!(
         "
   - apply: [{allow}]

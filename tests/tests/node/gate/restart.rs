@@ -9,7 +9,7 @@ use sluice_tests::live::stage::{APPLIED, Stage};
 use sluice_tests::privileged::privileged;
 use sluice_tests::prober::{Dial, Prober, Station, Transport};
 
-use super::{begin, options, policy, stage, step, suite};
+use super::{admits, begin, options, stage, step, suite};
 
 /// How long a packet may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -95,22 +95,13 @@ impl Traffic {
     }
 }
 
-const ALLOW: &str =
-    "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}";
-
 /// Issue C, 2: kill -9 and upgrade under traffic.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_packet_is_lost_and_no_verdict_changes_when_the_agent_restarts() {
     if !privileged() {
         return;
     }
-    let (allow, swap) = (
-        policy("server", ALLOW),
-        policy(
-            "server",
-            "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}",
-        ),
-    );
+    let (allow, swap) = (admits("client"), admits("other"));
     let steps = format!(
         "
   - apply: [{allow}]
@@ -154,7 +145,7 @@ async fn what_changes_while_the_agent_is_down_is_in_force_when_it_is_back() {
     if !privileged() {
         return;
     }
-    let allow = policy("server", ALLOW);
+    let allow = admits("client");
     let steps = format!(
         "
   - apply: [{allow}]

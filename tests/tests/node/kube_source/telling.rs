@@ -7,7 +7,7 @@ use sluice_policy_core::cluster::PodKey;
 use sluice_policyd::cluster::Cluster as _;
 use sluice_tests::apiserver::{ApiServer, Kind, TableId};
 
-use crate::observer::{Observer, cilium_policy, client, eventually, network_policy, pod, pods};
+use super::observer::{Observer, cilium_policy, client, eventually, network_policy, pod, pods};
 
 const ALL_KINDS: &str = "
 apiVersion: v1
@@ -186,7 +186,7 @@ async fn it_ends_with_its_listener_and_can_begin_anew() {
     let server = ApiServer::start().await.unwrap();
     server.put(pod("default", "a", "10.0.0.1")).unwrap();
     let options =
-        sluice_policyd::cluster::kube::Options { node: "n".to_owned(), seed: 1, timing: crate::observer::timing() };
+        sluice_policyd::cluster::kube::Options { node: "n".to_owned(), seed: 1, timing: super::observer::timing() };
     let source = sluice_policyd::cluster::kube::Kube::new(client(&server), options);
     for _ in 0..2 {
         let (told, mut receiver) = tokio::sync::mpsc::channel(16);
@@ -200,7 +200,7 @@ async fn it_ends_with_its_listener_and_can_begin_anew() {
             while receiver.recv().await.is_some() {}
         };
         let both = async { tokio::join!(source.run(told), listen) };
-        tokio::time::timeout(crate::observer::DEADLINE, both).await.unwrap();
+        tokio::time::timeout(super::observer::DEADLINE, both).await.unwrap();
     }
     eventually("no watch is left", async || server.watches() == 0).await;
 }

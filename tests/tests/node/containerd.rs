@@ -1,7 +1,5 @@
 //! A real container runtime drives the nodes: Debian's containerd, through CRI, as the kubelet does.
 
-#![cfg(test)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use sluice_tests::live::town::TownError;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::runtime::RuntimeError;
 
-use super::{begin, holds, options, policy, stage, step, suite};
+use super::{begin, client_only, holds, options, stage, step, suite};
 
 /// Issue C, 3; DESIGN 11: existing verdicts hold, ADD fails retriably, DEL succeeds and is made up for.
 #[tokio::test(flavor = "multi_thread")]
@@ -16,19 +16,7 @@ async fn without_the_agent_verdicts_hold_adds_wait_and_fail_and_deletes_succeed(
     if !privileged() {
         return;
     }
-    let allow = policy(
-        "server",
-        "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
-    );
-    let steps = format!(
-        "
-  - apply: [{allow}]
-    expect:
-    - {{from: x/client, to: x/server, port: 80, verdict: allow}}
-    - {{from: x/other, to: x/server, port: 80, verdict: deny}}
-"
-    );
-    let suite = suite(&steps);
+    let suite = suite(&client_only());
     let options = options();
     let mut stage = stage(suite, &options).await;
     let mut act = begin(&mut stage, suite, &options).await;
@@ -58,19 +46,7 @@ async fn a_malformed_object_is_reported_and_the_others_are_in_force() {
     if !privileged() {
         return;
     }
-    let good = policy(
-        "server",
-        "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
-    );
-    let steps = format!(
-        "
-  - apply: [{good}]
-    expect:
-    - {{from: x/client, to: x/server, port: 80, verdict: allow}}
-    - {{from: x/other, to: x/server, port: 80, verdict: deny}}
-"
-    );
-    let suite = suite(&steps);
+    let suite = suite(&client_only());
     let options = options();
     let mut stage = stage(suite, &options).await;
     let mut act = begin(&mut stage, suite, &options).await;

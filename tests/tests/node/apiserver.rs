@@ -1,7 +1,5 @@
 //! The fake API server, spoken to by the real client: what other tests build on.
 
-#![cfg(test)]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,8 +1,6 @@
 //! A node that restarts: everything of the product's that is left is what EC2 knows, and ENIs with addresses that
 //! belonged to pods which are no more (DESIGN 11, "node reboot").
 
-#![cfg(test)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;

@@ -3,8 +3,6 @@
 //!
 //! Every path that a packet can take is in `policy-chain/proxy/tests/net`; here is what those paths have to carry.
 
-#![cfg(test)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -13,17 +11,16 @@ use std::time::Duration;
 use sluice_hostnet::netns::{NamespaceThread, ThreadSpec};
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::vector;
-use sluice_policy_core::vector::schema::{Family, Mode, Suite, Vector};
+use sluice_policy_core::vector::schema::{Mode, Suite, Vector};
 use sluice_tests::live::place::placed;
-use sluice_tests::live::publish::SourceKind;
 use sluice_tests::live::run::Act;
-use sluice_tests::live::stage::{Options, Stage};
-use sluice_tests::live::town::Plan;
+use sluice_tests::live::stage::Stage;
 use sluice_tests::privileged::privileged;
-use sluice_tests::service_proxy::Backend;
-use sluice_vpcsim::deployment::{Binaries, GATED_CONFLIST, GateBinaries};
+use sluice_vpcsim::deployment::Binaries;
 use sluice_vpcsim::probe::http::{self, HTTP_PORT};
 use sluice_vpcsim::proxy::Proxy;
+
+use crate::gate::{chain, options};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -70,10 +67,6 @@ fn suite() -> &'static Suite {
     Box::leak(Box::new(placed(read)))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    sluice_vpcsim::world::Chain(error).to_string()
-}
-
 fn key(name: &str) -> PodKey {
     PodKey { namespace: "x".into(), name: name.into() }
 }
@@ -91,20 +84,7 @@ async fn requests_are_judged_on_every_side_by_every_way() {
         return;
     }
     let suite = suite();
-    let gate = GateBinaries::beside_this_program().unwrap();
-    let eni = Binaries::find("sluice-eni").unwrap();
-    let options = Options {
-        only: None,
-        mode: None,
-        family: Family::V4,
-        plan: Plan {
-            conflist: GATED_CONFLIST.into(),
-            plugins: vec![("sluice-eni".into(), eni), ("sluice-policy".into(), gate.policy)],
-            proxy: Backend::Nftables,
-        },
-        source: SourceKind::Directory,
-        policyd: Some(gate.policyd),
-    };
+    let options = options();
     let fixture = &suite.fixtures["f"];
     let mut stage = Stage::build(fixture, &options).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
     let binary = Binaries::find("sluice-proxy").unwrap();

@@ -15,7 +15,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{adopted, begin, chain, holds, options, policy, stage, step, suite};
+use super::{admits, adopted, begin, chain, client_only, holds, options, stage, step, suite};
 
 /// Issue C, 3; DESIGN 11: verdicts hold, pods that are known start, and what changed meanwhile is in force afterwards.
 #[tokio::test(flavor = "multi_thread")]
@@ -23,12 +23,7 @@ async fn what_the_api_server_does_opens_nothing_and_closes_nothing() {
     if !privileged() {
         return;
     }
-    let spec = |from: &str| {
-        format!(
-            "{{podSelector: {{matchLabels: {{app: server}}}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{app: {from}}}}}}}]}}]}}"
-        )
-    };
-    let (allow, swap) = (policy("server", &spec("client")), policy("server", &spec("other")));
+    let (allow, swap) = (admits("client"), admits("other"));
     let rows = |client: &str, other: &str| {
         format!(
             "[{{from: x/client, to: x/server, port: 80, verdict: {client}}}, {{from: x/other, to: x/server, port: 80, verdict: {other}}}]"
@@ -106,19 +101,7 @@ async fn the_agent_speaks_tls_with_its_service_account() {
     if !privileged() {
         return;
     }
-    let allow = policy(
-        "server",
-        "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}",
-    );
-    let steps = format!(
-        "
-  - apply: [{allow}]
-    expect:
-    - {{from: x/client, to: x/server, port: 80, verdict: allow}}
-    - {{from: x/other, to: x/server, port: 80, verdict: deny}}
-"
-    );
-    let suite = suite(&steps);
+    let suite = suite(&client_only());
     let mut options = options();
     options.source = SourceKind::Api;
     let mut stage = stage(suite, &adopted::before(&options)).await;

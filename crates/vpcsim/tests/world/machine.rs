@@ -1,10 +1,6 @@
 //! A simulated machine as production binaries see it: its own files, processes and sandboxes, a runtime that executes
 //! CNI plugins, and nothing left when it goes. Needs root.
 
-#![cfg(test)]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sluice_vpcsim::node::{Node, Program};
 use sluice_vpcsim::runtime::{Runtime, RuntimeError};
-use support::privileged;
+
+use crate::privileged;
 
 fn fresh_dir() -> PathBuf {
     static DIRS: AtomicU32 = AtomicU32::new(0);
@@ -209,7 +206,7 @@ async fn a_program_dies_with_the_process_that_made_its_machine() {
     if !privileged() {
         return;
     }
-    let arguments = ["--exact", "--ignored", "--nocapture", "boots_a_machine_and_waits"];
+    let arguments = ["--exact", "--ignored", "--nocapture", "machine::boots_a_machine_and_waits"];
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     let mut child = command.args(arguments).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
