@@ -208,7 +208,11 @@ impl Ec2Cloud {
         Err(too_many_pages(API))
     }
 
-    pub(crate) async fn ask_limits(&self, instance_type: &str) -> Result<InstanceLimits, CloudError> {
+    /// DescribeInstanceTypes of one, whatever the built-in table says of it.
+    ///
+    /// # Errors
+    /// As the call fails; `NotFound` too where the answer lacks the type.
+    pub async fn described_limits(&self, instance_type: &str) -> Result<InstanceLimits, CloudError> {
         const API: Api = Api::DescribeInstanceTypes;
         let client = self.client(API).await?;
         let request = client.describe_instance_types().instance_types(InstanceType::from(instance_type));
@@ -336,7 +340,7 @@ impl Cloud for Ec2Cloud {
         if let Some(known) = limits::limits(instance_type) {
             return Ok(known);
         }
-        let asked = self.limits.try_get_with_by_ref(instance_type, self.ask_limits(instance_type));
+        let asked = self.limits.try_get_with_by_ref(instance_type, self.described_limits(instance_type));
         Box::pin(asked).await.map_err(Arc::unwrap_or_clone)
     }
 
