@@ -7,6 +7,7 @@ use std::time::Duration;
 use sluice_contract::id::Attachment;
 use sluice_contract::rpc::{Refusal, RefusalCode};
 
+use crate::cloud::Api;
 use crate::ledger::{Owner, Stage};
 use crate::op::{Op, OpKey};
 use crate::plan::{Cause, Plan};
@@ -123,6 +124,13 @@ fn under_way(state: &State, now: Timestamp) -> String {
     if words.is_empty() { "nothing is under way".to_owned() } else { words.join(", ") }
 }
 
+/// The action that IAM's words name, else the call: one that sets tags is refused for `ec2:CreateTags` too.
+fn denied(api: Api, message: &str) -> String {
+    let named = message.split_once("is not authorized to perform: ").map(|(_, rest)| rest);
+    let named = named.and_then(|rest| rest.split_whitespace().next()).filter(|action| action.starts_with("ec2:"));
+    named.map_or_else(|| format!("ec2:{api}"), |action| action.chars().take(80).collect())
+}
+
 impl Cause {
     /// The code by which plugins and operators tell it from others.
     #[must_use]
@@ -153,7 +161,7 @@ impl Cause {
                 "free addresses in the subnet, or tag another one in this zone with kubernetes.io/role/cni=1".to_owned()
             }
             Self::NoSubnet => "tag a subnet in this zone with kubernetes.io/role/cni=1".to_owned(),
-            Self::Denied { api, .. } => format!("allow ec2:{api} in the node's IAM role"),
+            Self::Denied { api, message, .. } => format!("allow {} in the node's IAM role", denied(*api, message)),
             Self::Throttled { .. } => {
                 "the call is repeated by itself; ask AWS for a higher rate if it lasts".to_owned()
             }

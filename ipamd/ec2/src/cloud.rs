@@ -51,6 +51,9 @@ const SUBNET: Duration = Duration::from_secs(600);
 /// How long the list of subnets is: short, because the free addresses in it change. It keeps parallel questions together.
 const SUBNETS: Duration = Duration::from_secs(10);
 
+/// How long what EC2 says of an instance type is taken for true. AWS has raised limits of types that were sold already.
+const LIMITS: Duration = Duration::from_secs(24 * 3600);
+
 /// EC2 and the metadata service by the AWS SDK.
 ///
 /// The SDK's retries are off: each method makes the call once, and its caller decides about the next. The client is made
@@ -84,7 +87,7 @@ impl Ec2Cloud {
             identity: OnceCell::new(),
             subnet: Cache::builder().max_capacity(256).time_to_live(SUBNET).build(),
             subnets: Cache::builder().max_capacity(16).time_to_live(SUBNETS).build(),
-            limits: Cache::builder().max_capacity(16).build(),
+            limits: Cache::builder().max_capacity(16).time_to_live(LIMITS).build(),
         })
     }
 

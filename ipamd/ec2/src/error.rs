@@ -67,7 +67,7 @@ where
         SdkError::ServiceError(service) => {
             let status = service.raw().status().as_u16();
             let code = service.err().code().unwrap_or_default();
-            let message = service.err().message().unwrap_or_default();
+            let message = decoded(api, service.err().message().unwrap_or_default());
             if (200..300).contains(&status) {
                 return malformed(api, &format!("the answer cannot be read: {}", causes(error)));
             }
@@ -148,6 +148,18 @@ fn never_sent(error: &(dyn Error + 'static)) -> bool {
         || chain(error)
             .map(ToString::to_string)
             .any(|words| words.contains("(Connect)") || words.contains(CONNECT_TIMEOUT))
+}
+
+/// What IAM says of a denial in words: who may not do what to which object, and why. What follows is a thousand characters
+/// that hide this, and that only a person can have decoded (`aws sts decode-authorization-message`): it is logged.
+fn decoded(api: Api, message: &str) -> &str {
+    match message.split_once("Encoded authorization failure message:") {
+        Some((words, encoded)) => {
+            tracing::info!(api = %api, encoded = encoded.trim(), "IAM denies a call, and encodes why");
+            words.trim_end()
+        }
+        None => message,
+    }
 }
 
 /// What EC2's error codes mean (EC2 API reference, "Error codes"; reference/vpc-cni.md 2.13).

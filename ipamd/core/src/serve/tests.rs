@@ -103,6 +103,16 @@ fn each_cause_has_its_code_and_names_what_it_is_about() {
 }
 
 #[test]
+fn the_hint_names_the_action_that_iam_does() {
+    let words = "You are not authorized to perform this operation. User: arn:aws:sts::1:assumed-role/node/i-0 is not authorized \
+                 to perform: ec2:CreateTags on resource: arn:aws:ec2:eu-west-1:1:network-interface/*";
+    let cause =
+        |message: &str| Cause::Denied { api: Api::CreateNetworkInterface, message: message.into(), until: at(1) };
+    assert_eq!(cause(words).hint(), "allow ec2:CreateTags in the node's IAM role");
+    assert_eq!(cause("not authorized").hint(), "allow ec2:CreateNetworkInterface in the node's IAM role");
+}
+
+#[test]
 fn a_throttled_call_is_waited_for_and_named_at_the_deadline() {
     let mut state = state(vec![eni(1, &[])]);
     let op = Op::Assign { eni: eni_id(1), count: AddressCount::Secondary(1) };

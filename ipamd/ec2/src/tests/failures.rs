@@ -36,6 +36,21 @@ async fn a_refusal_keeps_its_code_its_words_and_its_time_and_is_not_repeated() {
 }
 
 #[tokio::test]
+async fn a_denial_says_who_may_not_do_what_to_which_object() {
+    let words = "You are not authorized to perform this operation. User: arn:aws:sts::123456789012:assumed-role/node/i-0 is \
+                 not authorized to perform: ec2:AssignPrivateIpAddresses on resource: \
+                 arn:aws:ec2:eu-west-1:123456789012:network-interface/eni-0123456789abcdef0 because no identity-based policy \
+                 allows the ec2:AssignPrivateIpAddresses action.";
+    let encoded = format!("{words} Encoded authorization failure message: {}", "Zz9_-".repeat(300));
+    for message in [words, &encoded] {
+        let server = Server::answering([Answer::error(403, "UnauthorizedOperation", message)]).await;
+        let error = cloud(&server).assign(&id(ENI), AddressCount::Secondary(1)).await.unwrap_err();
+        assert_eq!((error.kind, error.message.as_str()), (CloudErrorKind::Denied, words));
+        assert_eq!(server.asked().len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn answers_that_are_no_ec2_are_judged_by_their_status() {
     for (status, body, kind, code) in [
         (502, "<html><body>Bad Gateway</body></html>", CloudErrorKind::Unavailable, "Http502"),
