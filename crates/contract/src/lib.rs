@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cni;
+#[cfg(test)]
+mod fuzz;
 pub mod id;
 pub mod names;
 pub mod node;

@@ -16,6 +16,8 @@ mod decode;
 mod encode;
 mod form;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 mod xml;
 

@@ -471,3 +471,6 @@ internet_hosts: [198.51.100.10]
         );
     }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -309,3 +309,5 @@ impl AddressRecord {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::full_document;

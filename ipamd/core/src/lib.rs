@@ -12,6 +12,8 @@ pub mod checkpoint;
 pub mod cloud;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod fuzz;
 pub mod ledger;
 pub mod limits;
 pub mod op;

@@ -8,6 +8,8 @@
 //! - `wire`: messages. `asked`: questions that wait for their answers. `socket`: many datagrams a system call.
 
 mod asked;
+#[cfg(test)]
+mod fuzz;
 mod socket;
 mod tcp;
 mod udp;

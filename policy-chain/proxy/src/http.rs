@@ -11,6 +11,8 @@ mod answer;
 mod chunk;
 mod connection;
 mod exchange;
+#[cfg(test)]
+mod fuzz;
 mod h2;
 mod head;
 mod judge;

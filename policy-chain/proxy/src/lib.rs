@@ -29,5 +29,9 @@ mod session;
 pub mod tls;
 pub mod worker;
 
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: sluice_fuzz::Counting = sluice_fuzz::Counting;
+
 /// The name in greetings and logs.
 pub const SOFTWARE: &str = "sluice-proxy";

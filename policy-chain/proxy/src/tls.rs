@@ -6,6 +6,8 @@
 //! A ClientHello with an encrypted part (RFC 9849) is judged by its outer name: it is what the server at that address is
 //! trusted to be. Such connections are counted.
 
+#[cfg(test)]
+mod fuzz;
 mod hello;
 
 use std::future::poll_fn;

@@ -10,6 +10,7 @@ use serde_json::Value;
 /// Which workspace packages each package may be built on, directly.
 const EDGES: &[(&str, &[&str])] = &[
     ("sluice-contract", &[]),
+    ("sluice-fuzz", &[]),
     ("sluice-hostnet", &["sluice-contract"]),
     ("sluice-daemon", &["sluice-contract"]),
     ("sluice-vpcsim", &["sluice-contract", "sluice-hostnet"]),

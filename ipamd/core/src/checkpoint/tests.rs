@@ -26,6 +26,11 @@ fn full() -> State {
     state
 }
 
+/// It as a document, for the corpus of hostile ones.
+pub(crate) fn full_document() -> Vec<u8> {
+    Checkpoint::of(&full(), at(6)).to_json().unwrap()
+}
+
 #[test]
 fn a_checkpoint_keeps_the_cooldown_the_quarantine_and_what_was_begun() {
     let before = full();
