@@ -65,17 +65,18 @@ impl Proxy {
         Ok(self.node.start(&Program { name: Self::LOG.into(), path, args: Vec::new(), env }).await?)
     }
 
-    /// Starts another one beside the running one, which is asked to drain; waits for the old one's end.
+    /// Starts another one beside the running one, waits until it has taken over, then ends the old one as [`Self::stop`] does.
     ///
     /// # Errors
-    /// [`DeploymentError::Node`] when it cannot be executed.
-    pub async fn replace(&self) -> Result<(), DeploymentError> {
+    /// As [`Self::start`] and [`Self::ready`].
+    pub async fn replace(&self, limit: Duration) -> Result<(), DeploymentError> {
         let new = self.spawn().await?;
         let old = self.process.lock().await.replace(new);
+        let ready = self.ready(limit).await;
         if let Some(old) = old {
             end(old).await;
         }
-        Ok(())
+        ready
     }
 
     /// Kills it by SIGKILL, as the kernel would, and waits for its end.
@@ -117,7 +118,7 @@ impl Proxy {
         }
     }
 
-    /// Waits until it has its policy from policyd.
+    /// Waits until it has its policy from policyd, and takes what gates redirect.
     ///
     /// # Errors
     /// [`DeploymentError::Ended`] when it gave up, [`DeploymentError::Late`] after `limit`.
@@ -125,7 +126,7 @@ impl Proxy {
         let end = Instant::now() + limit;
         loop {
             let last = match self.page(POLICY).await {
-                Ok(view) if view.get("policyd").and_then(Value::as_bool) == Some(true) => return Ok(()),
+                Ok(view) if is_ready(&view, self.pid().await) => return Ok(()),
                 Ok(view) => format!("the proxy says {view}"),
                 Err(error) => error.to_string(),
             };
@@ -156,6 +157,13 @@ impl Proxy {
         let log = self.node.log_tail(Self::LOG, 20);
         Err(DeploymentError::Ended { program: "sluice-proxy", node, status: status.to_string(), log })
     }
+}
+
+/// Whether a page is that of process `pid`, and says that it serves.
+fn is_ready(view: &Value, pid: Option<u32>) -> bool {
+    let says = |key: &str| view.get(key).and_then(Value::as_bool) == Some(true);
+    let process = view.get("process").and_then(Value::as_u64);
+    says("policyd") && says("serving") && process.is_some() && process == pid.map(u64::from)
 }
 
 async fn end(mut child: Child) {

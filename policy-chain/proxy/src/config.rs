@@ -31,7 +31,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("SLUICE_PROXY_INTROSPECTION_ADDRESS", "127.0.0.1:61682", "introspection address"),
     variable("SLUICE_PROXY_METRICS_ADDRESS", "0.0.0.0:9963", "metrics address"),
     variable("SLUICE_PROXY_MTU", "9001", "MTU of the links to the host, not less than the pods', 1280 to 65535"),
-    variable("SLUICE_PROXY_POD_CONNECTIONS", "20000", "connections of one pod at once on a worker, 1 to 1000000"),
+    variable("SLUICE_PROXY_POD_CONNECTIONS", "20000", "connections of one pod at once, 1 to 1000000"),
     variable("SLUICE_PROXY_RECORDS", "8192", "records that are kept to be looked at, 16 to 1000000"),
     variable("SLUICE_PROXY_RECORDS_FILE", "none", "append every record to this file, one JSON object a line"),
     variable(
@@ -79,6 +79,12 @@ impl Config {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("policyd-proxy.sock")
+    }
+
+    /// Where a process that takes over tells the one before.
+    #[must_use]
+    pub fn seat(&self) -> PathBuf {
+        self.run_dir.join("proxy.sock")
     }
 
     /// What policyd told last.

@@ -1,9 +1,6 @@
 //! What the connections of one worker thread share: where rules come from, where records go, how servers are reached, and
 //! limits.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +8,8 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use crate::connect::Connect;
-use crate::flow::{Direction, Flow};
+use crate::connections::Connections;
+use crate::flow::Flow;
 use crate::policy::{Looks, Policy, Rules};
 use crate::record::Recorder;
 use crate::session::Session;
@@ -36,9 +34,11 @@ pub struct Limits {
     pub connect: Duration,
     /// Without any octet having moved on a connection that is not looked into.
     pub relay_idle: Duration,
+    /// Between two requests, once connections are to end.
+    pub leave: Duration,
     /// Octets of the body of a refused request that are read so that its connection can be kept.
     pub drain: u64,
-    /// Connections of one pod on one worker thread.
+    /// Connections of one pod.
     pub pod_connections: usize,
     /// Streams of one HTTP/2 connection at once.
     pub streams: u32,
@@ -57,6 +57,7 @@ impl Default for Limits {
             response: Duration::from_secs(3600),
             connect: Duration::from_secs(10),
             relay_idle: Duration::from_secs(8000),
+            leave: Duration::from_secs(2),
             drain: 256 << 10,
             pod_connections: 20_000,
             streams: 128,
@@ -134,14 +135,21 @@ pub struct Engine<P, R, C> {
     pub(crate) connect: Arc<C>,
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
-    pods: RefCell<HashMap<IpAddr, usize>>,
+    pub(crate) connections: Arc<Connections>,
 }
 
 impl<P: Policy, R: Recorder, C: Connect> Engine<P, R, C> {
     /// An engine.
     #[must_use]
-    pub fn new(policy: Arc<P>, recorder: Arc<R>, connect: Arc<C>, limits: Limits, counters: Arc<Counters>) -> Self {
-        Self { policy, recorder, connect, limits, counters, pods: RefCell::default() }
+    pub const fn new(
+        policy: Arc<P>,
+        recorder: Arc<R>,
+        connect: Arc<C>,
+        limits: Limits,
+        counters: Arc<Counters>,
+        connections: Arc<Connections>,
+    ) -> Self {
+        Self { policy, recorder, connect, limits, counters, connections }
     }
 
     /// Serves a connection to its end. `rules` are those of the flow to [`Flow::server`] as of `version`, and do not look for
@@ -150,51 +158,18 @@ impl<P: Policy, R: Recorder, C: Connect> Engine<P, R, C> {
     /// Everything that can go wrong ends in an answer to the client, a counter and a record.
     pub async fn serve(&self, client: TcpStream, flow: Flow, rules: Arc<Rules>, version: u64) {
         count(&self.counters.connections);
-        let Some(_place) = self.place(&flow) else {
+        let Some(place) = self.connections.take(flow, &rules, self.limits.pod_connections) else {
             count(&self.counters.pod_connections_exceeded);
             reset(&client);
             return;
         };
         // Nobody waits for more octets before these are sent; it fails on a closed socket only.
         client.set_nodelay(true).ok();
-        let session = Session::new(self, flow, rules, version);
+        let session = Session::new(self, flow, rules, version, place);
         match session.rules().looks {
             Looks::Http | Looks::HttpOrTls => http::serve(session, client).await,
             Looks::Tls => tls::serve(session, client, relay::Buffer::default()).await,
             Looks::Nothing | Looks::Dns => relay::serve(session, client).await,
-        }
-    }
-
-    /// Takes a place among the connections of a flow's pod.
-    fn place(&self, flow: &Flow) -> Option<Place<'_>> {
-        let pod = match flow.direction {
-            Direction::Egress => flow.client.ip(),
-            Direction::Ingress => flow.server.ip(),
-        };
-        let mut pods = self.pods.borrow_mut();
-        let taken = pods.entry(pod).or_default();
-        if *taken >= self.limits.pod_connections {
-            return None;
-        }
-        *taken += 1;
-        Some(Place { pods: &self.pods, pod })
-    }
-}
-
-/// A connection's place among those of its pod.
-struct Place<'e> {
-    pods: &'e RefCell<HashMap<IpAddr, usize>>,
-    pod: IpAddr,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut pods = self.pods.borrow_mut();
-        if let Some(taken) = pods.get_mut(&self.pod) {
-            *taken = taken.saturating_sub(1);
-            if *taken == 0 {
-                pods.remove(&self.pod);
-            }
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::engine::{Counters, count, reset};
 use crate::policy::{Looks, Policy};
 use crate::record::{Kind, Recorder};
 use crate::relay::{self, Buffer, Progress, Stalled, Text, Timer, write_two};
-use crate::session::{NoUpstream, Session, unreadable};
+use crate::session::{Session, unreadable};
 use crate::tls;
 
 /// What a client of HTTP/2 sends first (RFC 9113, 3.4).
@@ -107,18 +107,8 @@ pub(crate) async fn serve<P: Policy, R: Recorder, C: Connect>(
     let mut upstream = None;
     // The server may be the one that speaks first, and may be reached whatever the client says.
     if session.rules().otherwise.passes {
-        match session.connect().await {
-            Ok(stream) => upstream = Some(stream),
-            Err(NoUpstream::Refused(refused)) => {
-                reset(&client);
-                session.record_refused(Kind::Connection, &refused);
-                return;
-            }
-            Err(failed) => {
-                relay::no_upstream(&session, &client, Kind::Connection, &failed);
-                return;
-            }
-        }
+        let Some(stream) = relay::reach(&mut session, &client, Kind::Connection).await else { return };
+        upstream = Some(stream);
     }
     let limits = &session.engine.limits;
     let mut timer = Timer::default();

@@ -12,9 +12,11 @@
 
 pub mod config;
 pub mod connect;
+pub mod connections;
 pub mod dns;
 pub mod engine;
 pub mod flow;
+pub mod handover;
 pub mod http;
 pub mod metrics;
 pub mod names;

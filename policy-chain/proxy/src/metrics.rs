@@ -64,6 +64,12 @@ impl Metrics {
         self.serving.store(serving, Ordering::Relaxed);
     }
 
+    /// Whether connections are taken.
+    #[must_use]
+    pub fn serving(&self) -> bool {
+        self.serving.load(Ordering::Relaxed)
+    }
+
     /// Counts records that did not come into the file. Told once.
     pub fn set_file(&self, lost: Arc<AtomicU64>) {
         let _first = self.lost.set(lost);
@@ -78,7 +84,7 @@ impl Metrics {
         let gauge = |name: &str, help, value| (name.to_owned(), (help, false, value));
         let count = |name: &str, help, value| (name.to_owned(), (help, true, value));
         let own = [
-            gauge("sluice_proxy_serving", "1 while connections are taken", self.serving.load(Ordering::Relaxed).into()),
+            gauge("sluice_proxy_serving", "1 while connections are taken", self.serving().into()),
             gauge("sluice_proxy_policyd_connected", "1 while policyd is there", self.status.connected().into()),
             gauge("sluice_proxy_policy_version", "policyd's number of what is in force", self.status.version()),
             gauge("sluice_proxy_policy_lists", "Lists of application rules in force", size(sizes.lists)),

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -16,10 +16,12 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
 use sluice_policy_bpf::reader::Reader;
+use tokio::time::Instant;
 
 use crate::config::{Config, VARIABLES};
+use crate::connections::{Connections, Open};
 use crate::metrics::Metrics;
-use crate::policy::Pushed;
+use crate::policy::{Looks, Pushed};
 use crate::policyd::Status;
 use crate::record::json::{Line, lines};
 use crate::record::ring::Ring;
@@ -31,6 +33,9 @@ const MOST: usize = 10_000;
 /// Records of one answer, if nothing else is asked for.
 const USUAL: usize = 100;
 
+/// How long one that follows is told: less than a connection lives (a minute).
+const FOLLOWED: Duration = Duration::from_secs(55);
+
 /// How often one that follows is told what is new.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
@@ -41,6 +46,7 @@ pub(crate) struct Pages {
     pub(crate) ring: Arc<Ring>,
     pub(crate) policy: Arc<Pushed<Reader>>,
     pub(crate) status: Arc<Status>,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) flows: Arc<Flows>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -74,12 +80,50 @@ async fn index() -> Json<Value> {
     Json(json!({"AvailableCommands": ["/v1/connections", "/v1/policy", "/v1/records", "/v1/settings"]}))
 }
 
-async fn connections(State(pages): State<Pages>) -> Json<Value> {
-    Json(json!({"open": pages.flows.open.load(Ordering::Relaxed)}))
+async fn connections(State(pages): State<Pages>, uri: Uri) -> Response {
+    let most = match Asked::read(uri.query().unwrap_or_default()) {
+        Ok(Asked { after: None, most, follow: false }) => most.unwrap_or(USUAL).min(MOST),
+        Ok(_) => {
+            return (StatusCode::BAD_REQUEST, "connections have no numbers: most is all that can be asked\n")
+                .into_response();
+        }
+        Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
+    };
+    let now = SystemTime::now();
+    let oldest: Vec<Value> = pages.connections.oldest(most).iter().map(|open| connection(open, now)).collect();
+    Json(json!({"open": pages.flows.open.load(Ordering::Relaxed), "oldest": oldest})).into_response()
+}
+
+fn connection(open: &Open, now: SystemTime) -> Value {
+    let Open { flow, since, rules, backend } = open;
+    let looks = match rules.looks {
+        Looks::Nothing => "nothing",
+        Looks::Http => "HTTP",
+        Looks::Tls => "TLS",
+        Looks::HttpOrTls => "HTTP or TLS",
+        Looks::Dns => "DNS",
+    };
+    let mut value = json!({
+        "pod": rules.pod.to_string(),
+        "direction": flow.direction.as_str(),
+        "client": flow.client,
+        "server": flow.server,
+        "protocol": "TCP",
+        "looked_at": looks,
+        "age_s": now.duration_since(*since).unwrap_or_default().as_secs(),
+        "rules": rules.lists.iter().map(|list| &*list.rule).collect::<Vec<_>>(),
+        "otherwise": &*rules.otherwise.reason,
+    });
+    if let (Some(backend), Some(map)) = (backend.filter(|backend| *backend != flow.server), value.as_object_mut()) {
+        map.insert("backend".to_owned(), json!(backend));
+    }
+    value
 }
 
 async fn policy(State(pages): State<Pages>) -> Json<Value> {
     Json(json!({
+        "process": std::process::id(),
+        "serving": pages.metrics.serving(),
         "policyd": pages.status.connected(),
         "version": pages.status.version(),
         "faults": pages.policy.faults(),
@@ -130,14 +174,21 @@ async fn records(State(pages): State<Pages>, uri: Uri) -> Response {
     Json(json!(newest_first)).into_response()
 }
 
-/// What comes, for as long as the connection lives (a minute).
+/// What comes, for a while; a last line says that it ends, and how to go on.
 fn follow(ring: Arc<Ring>, after: u64) -> Response {
-    let coming = stream::unfold((ring, after), |(ring, after)| async move {
+    let end = Instant::now() + FOLLOWED;
+    let coming = stream::unfold(Some((ring, after)), move |state| async move {
+        let (ring, after) = state?;
         loop {
             let new = ring.after(after, MOST);
             if let Some((last, _)) = new.last() {
                 let text = Bytes::from(lines(&new));
-                return Some((Ok::<_, Infallible>(text), (ring, *last)));
+                return Some((Ok::<_, Infallible>(text), Some((ring, *last))));
+            }
+            if Instant::now() >= end {
+                let last = json!({"kind": "end", "reason": "a connection is served for so long", "go_on": format!(
+                    "/v1/records?follow&after={after}")});
+                return Some((Ok(Bytes::from(format!("{last}\n"))), None));
             }
             tokio::time::sleep(FOLLOW_EVERY).await;
         }

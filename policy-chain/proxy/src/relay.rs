@@ -32,7 +32,7 @@ use crate::connect::Connect;
 use crate::engine::{count, reset};
 use crate::policy::{Policy, Rules};
 use crate::record::{Kind, Recorder};
-use crate::session::{NoUpstream, Session, Since};
+use crate::session::{Session, Since};
 
 /// Octets that one step of a bulk transfer moves at most.
 pub(crate) const STEP: usize = 1 << 20;
@@ -41,14 +41,9 @@ const SMALL_STEPS: u32 = 8;
 
 /// Serves a connection that is not looked into.
 pub(crate) async fn serve<P: Policy, R: Recorder, C: Connect>(mut session: Session<'_, P, R, C>, client: TcpStream) {
-    let upstream = match session.connect().await {
-        Ok(upstream) => upstream,
-        Err(failed) => {
-            no_upstream(&session, &client, Kind::Connection, &failed);
-            return;
-        }
-    };
-    unread(session, client, upstream, Buffer::default(), Buffer::default()).await;
+    if let Some(upstream) = reach(&mut session, &client, Kind::Connection).await {
+        unread(session, client, upstream, Buffer::default(), Buffer::default()).await;
+    }
 }
 
 /// Relays what could not be read as what the rules are for, if all may pass.
@@ -72,15 +67,19 @@ pub(crate) async fn unread<P: Policy, R: Recorder, C: Connect>(
     run(session, ends, pending, |rules| rules.judge_unread().passes).await;
 }
 
-/// What a client sees of a server that cannot be reached, where no protocol has words for it: a reset.
-pub(crate) fn no_upstream<P: Policy, R: Recorder, C: Connect>(
-    session: &Session<'_, P, R, C>,
+/// Connects to the server. One that cannot be reached, or may not, is told by a reset: no protocol has words for it.
+pub(crate) async fn reach<P: Policy, R: Recorder, C: Connect>(
+    session: &mut Session<'_, P, R, C>,
     client: &TcpStream,
     kind: Kind,
-    failed: &NoUpstream,
-) {
-    reset(client);
-    session.record_failed(kind, &failed.to_string());
+) -> Option<TcpStream> {
+    let connected = session.connect().await;
+    connected
+        .inspect_err(|failed| {
+            reset(client);
+            session.record_failed(kind, &failed.to_string());
+        })
+        .ok()
 }
 
 /// Both connections, and what has been read of them.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sluice_contract::node::GATE_DIR;
 use sluice_daemon::log::ErrorChain;
+use sluice_daemon::rpc::ListenError;
 use sluice_hostnet::conntrack::ConntrackError;
 use sluice_hostnet::netns::{Namespace, NamespaceError, NamespaceThread};
 use sluice_policy_bpf::proxy::ProxyError;
@@ -19,6 +20,7 @@ use crate::config::Config;
 use crate::dns::{self, Dns};
 use crate::engine::Limits;
 use crate::flow::Direction;
+use crate::handover::Seat;
 use crate::metrics::{Metrics, parts};
 use crate::names::Names;
 use crate::names::alone::{Alone, Pinned};
@@ -54,6 +56,9 @@ pub enum RunError {
     /// A thread in a namespace.
     #[error("a worker cannot be started")]
     Thread(#[from] NamespaceError),
+    /// The socket at which a process after this one tells that it has taken over.
+    #[error("the next process cannot be listened for")]
+    Seat(#[from] ListenError),
     /// A worker ended by itself.
     #[error("a worker for {0} flows did not come up, or has ended")]
     Worker(Direction),
@@ -85,6 +90,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         recorder: Arc::clone(&ring),
         limits: Limits { pod_connections: config.pod_connections, ..Limits::default() },
         counters: Arc::default(),
+        connections: Arc::default(),
         flows: Arc::default(),
         dns,
     });
@@ -110,10 +116,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         ring: Arc::clone(&ring),
         policy: Arc::clone(&policy),
         status,
+        connections: Arc::clone(&shared.connections),
         flows: Arc::clone(&shared.flows),
         metrics: Arc::clone(&metrics),
     };
-    background.spawn(serve_pages(pages));
+    let mut ports = JoinSet::new();
+    ports.spawn(serve_pages(pages.clone()));
     let place = PlaceConfig { directory: config.namespaces(), gate: GATE_DIR.into(), mtu: config.mtu };
     let places = tokio::select! {
         places = ensure(&place) => places?,
@@ -121,17 +129,31 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     };
     let (stop, stops) = watch::channel(false);
     let (mut workers, ended) = start(&config, &shared, places, &stops, &place, &mut background).await?;
+    let seat = Seat::take(&config.seat()).await?;
+    // The process before has left them, so that nobody has to wait until they are tried again.
+    ports.shutdown().await;
+    ports.spawn(serve_pages(pages));
     metrics.set_serving(true);
     tracing::info!(workers = config.workers, "what gates redirect is served");
-    tokio::select! {
-        () = &mut shutdown => {}
+    let successor = tokio::select! {
+        () = &mut shutdown => None,
+        successor = seat.taken() => Some(successor),
         direction = first(ended) => {
             drop(workers);
             return Err(RunError::Worker(direction));
         }
-    }
+    };
     metrics.set_serving(false);
-    drain(&config, &stop, &shared, &mut workers).await;
+    stop.send_replace(true);
+    shared.connections.end();
+    // Whoever comes next needs the ports, and looks after the namespaces.
+    ports.shutdown().await;
+    if let Some(successor) = successor {
+        tracing::info!("another process has taken over; what is open ends here");
+        drop(successor);
+        shutdown.await;
+    }
+    drain(&config, &shared, &mut workers).await;
     background.shutdown().await;
     Ok(())
 }
@@ -202,9 +224,9 @@ async fn start(
     let (renew, renewed) = oneshot::channel();
     ends.push((Direction::Egress, renewed));
     background.spawn(async move {
+        let mut stops = stops;
         loop {
-            tokio::time::sleep(REPAIR_EVERY).await;
-            if *stops.borrow() {
+            if timeout(REPAIR_EVERY, stops.wait_for(|stops| *stops)).await.is_ok() {
                 // The process after this one looks after them.
                 return std::future::pending().await;
             }
@@ -252,14 +274,8 @@ async fn first(ends: Ends) -> Direction {
 }
 
 /// Accepts nothing more, and waits for what is open.
-async fn drain(
-    config: &Config,
-    stop: &watch::Sender<bool>,
-    shared: &Shared<Pushed<Reader>, Ring>,
-    workers: &mut Vec<Worker>,
-) {
+async fn drain(config: &Config, shared: &Shared<Pushed<Reader>, Ring>, workers: &mut Vec<Worker>) {
     use std::sync::atomic::Ordering;
-    stop.send_replace(true);
     let open = || shared.flows.open.load(Ordering::Relaxed);
     tracing::info!(open = open(), "draining");
     let quiet = async {

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::connect::Connect;
+use crate::connections::Place;
 use crate::engine::{Engine, count};
 use crate::flow::{Flow, Protocol};
 use crate::policy::{Policy, Refused, Rules, Ruling};
@@ -25,6 +26,7 @@ pub(crate) struct Session<'e, P, R, C> {
     backend: Option<SocketAddr>,
     began: Instant,
     time: SystemTime,
+    place: Place,
 }
 
 /// Why there is no connection to the server.
@@ -42,8 +44,8 @@ pub(crate) enum NoUpstream {
 }
 
 impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
-    pub(crate) fn new(engine: &'e Engine<P, R, C>, flow: Flow, rules: Arc<Rules>, version: u64) -> Self {
-        Self { engine, flow, rules, version, backend: None, began: Instant::now(), time: SystemTime::now() }
+    pub(crate) fn new(engine: &'e Engine<P, R, C>, flow: Flow, rules: Arc<Rules>, version: u64, place: Place) -> Self {
+        Self { engine, flow, rules, version, backend: None, began: Instant::now(), time: SystemTime::now(), place }
     }
 
     /// The rules that were in force when they were last asked for.
@@ -67,6 +69,7 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
             self.rules = self.engine.policy.settled(&self.flow, Protocol::TCP, to).await.inspect_err(|_refused| {
                 count(&self.engine.counters.connections_refused);
             })?;
+            self.place.update(&self.rules, self.backend);
         }
         Ok(())
     }
@@ -98,6 +101,7 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
             self.version = self.engine.policy.version();
             let rules = self.engine.policy.settled(&self.flow, Protocol::TCP, upstream.backend).await;
             self.rules = rules.inspect_err(|_refused| count(&self.engine.counters.connections_refused))?;
+            self.place.update(&self.rules, self.backend);
         }
         Ok(upstream.stream)
     }
@@ -122,11 +126,6 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
             bytes: (0, 0),
         };
         Pending { record, began }
-    }
-
-    /// Records a connection that the gate refuses.
-    pub(crate) fn record_refused(&self, kind: Kind, refused: &Refused) {
-        self.record_failed(kind, &refused.to_string());
     }
 
     /// Records something that came to nothing.

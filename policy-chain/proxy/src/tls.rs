@@ -12,6 +12,7 @@ mod hello;
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use sluice_policy_core::l7::Message;
 use sluice_policy_core::l7::sni::server_name;
@@ -23,7 +24,7 @@ use crate::engine::{count, reset};
 use crate::policy::{Policy, Rules, Ruling};
 use crate::record::{Kind, Recorder};
 use crate::relay::{self, Buffer, Ends, Progress, Stalled, Timer, write_two};
-use crate::session::{NoUpstream, Session, Since};
+use crate::session::{Session, Since};
 
 /// Fatal alerts as records: `access_denied`, `decode_error`.
 const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
@@ -59,6 +60,8 @@ impl Asked {
 enum First {
     Hello(Hello),
     Bad(&'static str),
+    /// The server has spoken.
+    Server,
     Ended,
 }
 
@@ -69,9 +72,18 @@ pub(crate) async fn serve<P: Policy, R: Recorder, C: Connect>(
     mut from_client: Buffer,
 ) {
     let (limits, counters) = (&session.engine.limits, &session.engine.counters);
+    let (mut upstream, mut from_server) = (None, Buffer::default());
+    // The server may be the one that speaks first, and may be reached whatever the client says.
+    if from_client.is_empty() && session.rules().judge_unread().passes {
+        let kind = Kind::Tls { server_name: None };
+        let Some(stream) = relay::reach(&mut session, &client, kind).await else { return };
+        upstream = Some(stream);
+    }
     let progress = Progress::within(limits.head_time);
-    let first = match Timer::default().guard(&progress, listen(&mut client, &mut from_client)).await {
+    let listening = listen(&mut client, &mut from_client, upstream.as_mut(), &mut from_server);
+    let first = match Timer::default().guard(&progress, listening).await {
         Ok(First::Ended) => return,
+        Ok(First::Server) => Err("the server speaks first"),
         Ok(First::Hello(hello)) => {
             if hello.encrypted {
                 count(&counters.tls_encrypted_hello);
@@ -110,7 +122,6 @@ pub(crate) async fn serve<P: Policy, R: Recorder, C: Connect>(
         return;
     }
     // As far as is known before the backend is, and then by the backend's rules.
-    let mut upstream = None;
     loop {
         let rules = Arc::clone(session.rules());
         let ruling = asked.judge(&rules);
@@ -123,42 +134,48 @@ pub(crate) async fn serve<P: Policy, R: Recorder, C: Connect>(
         if let Some(upstream) = upstream.take() {
             count(&counters.tls_passed);
             let pending = session.begin(asked.kind(), &ruling, Since::Start);
-            let ends = Ends { client, upstream, from_client, from_server: Buffer::default() };
+            let ends = Ends { client, upstream, from_client, from_server };
             relay::run(session, ends, pending, move |rules| asked.judge(rules).passes).await;
             return;
         }
-        match session.connect().await {
-            Ok(stream) => upstream = Some(stream),
-            Err(NoUpstream::Refused(refused)) => {
-                reset(&client);
-                session.record_refused(asked.kind(), &refused);
-                return;
-            }
-            Err(failed) => {
-                relay::no_upstream(&session, &client, asked.kind(), &failed);
-                return;
-            }
-        }
+        let Some(stream) = relay::reach(&mut session, &client, asked.kind()).await else { return };
+        upstream = Some(stream);
     }
 }
 
-/// Waits for the ClientHello. It stays in the buffer.
-async fn listen(client: &mut TcpStream, from_client: &mut Buffer) -> First {
+/// Waits for the ClientHello, or for the server to speak. What comes stays in the buffers.
+async fn listen(
+    client: &mut TcpStream,
+    from_client: &mut Buffer,
+    upstream: Option<&mut TcpStream>,
+    from_server: &mut Buffer,
+) -> First {
     let (mut read, _) = client.split();
-    loop {
-        match hello::read(from_client.octets()) {
-            Ok(Some(hello)) => return First::Hello(hello),
-            Ok(None) => {}
-            Err(why) => return First::Bad(why),
+    let mut upstream_read = upstream.map(|upstream| upstream.split().0);
+    poll_fn(|cx| {
+        loop {
+            match hello::read(from_client.octets()) {
+                Ok(Some(hello)) => return Poll::Ready(First::Hello(hello)),
+                Ok(None) => {}
+                Err(why) => return Poll::Ready(First::Bad(why)),
+            }
+            if !from_client.has_room() && !from_client.grow(MOST_READ) {
+                return Poll::Ready(First::Bad("the ClientHello is too large"));
+            }
+            match from_client.poll_fill(cx, &mut read) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(First::Ended),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => break,
+            }
         }
-        if !from_client.has_room() && !from_client.grow(MOST_READ) {
-            return First::Bad("the ClientHello is too large");
+        if let Some(upstream_read) = &mut upstream_read
+            && let Poll::Ready(read) = from_server.poll_fill(cx, upstream_read)
+        {
+            return Poll::Ready(if matches!(read, Ok(1..)) { First::Server } else { First::Ended });
         }
-        match poll_fn(|cx| from_client.poll_fill(cx, &mut read)).await {
-            Ok(0) | Err(_) => return First::Ended,
-            Ok(_) => {}
-        }
-    }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Sends an alert, and ends the connection so that the client gets to read it.

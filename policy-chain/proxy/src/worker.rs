@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::timeout;
 
+use crate::connections::Connections;
 use crate::dns::Dns;
 use crate::engine::{Counters, Engine, Limits};
 use crate::flow::{Flow, Protocol};
@@ -41,6 +42,8 @@ pub struct Shared<P, R> {
     pub limits: Limits,
     /// What happens on connections.
     pub counters: Arc<Counters>,
+    /// Those that are open.
+    pub connections: Arc<Connections>,
     /// What happens to flows before anything is read of them.
     pub flows: Arc<Flows>,
 }
@@ -78,6 +81,7 @@ pub async fn work<P: Policy, R: Recorder>(
         Arc::clone(&upstreams),
         shared.limits.clone(),
         Arc::clone(&shared.counters),
+        Arc::clone(&shared.connections),
     ));
     let datagrams: Vec<UdpSocket> = std::iter::once(udp).chain(udp_v6).collect();
     let answering = {

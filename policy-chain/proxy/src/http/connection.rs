@@ -3,7 +3,8 @@
 //! Requests that a client sends ahead wait in its buffer: one is under way at a time, so that no response can be taken for
 //! another's.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -212,19 +213,52 @@ async fn requests<P: Policy, R: Recorder, C: Connect>(
                 let client = (&mut link.client_read, &mut link.client_write);
                 deny(session, client, &mut link.from_client, plan, pending, timer).await
             }
-            Judged::Passes(plan, mut pending) => {
+            Judged::Passes(mut plan, mut pending) => {
                 link.from_client.consume(end);
                 count(&session.engine.counters.requests_passed);
+                // The client is told with the answer, so that it asks its next on another connection.
+                plan.persists &= !session.engine.connections.ending();
                 if plan.lost_upgrade {
                     count(&session.engine.counters.http2_upgrades_removed);
                 }
-                let limits = &session.engine.limits;
-                let exchanged = exchange(link, out.octets(), &plan, limits, timer, &mut pending).await;
+                let engine = session.engine;
+                let exchanged = {
+                    let work = exchange(link, out.octets(), &plan, &engine.limits, timer, &mut pending);
+                    while_it_passes(session, out.octets(), pin!(work)).await
+                };
+                let Some(exchanged) = exchanged else {
+                    pending.refused("policy changed while it was answered");
+                    session.finish(pending);
+                    return Next::Reset;
+                };
                 after(session, &exchanged, pending, asked.map(|head| (head, lines)), std::mem::take(&mut first))
             }
         };
         if !matches!(next, Next::Request) {
             return next;
+        }
+    }
+}
+
+/// Goes on with an exchange for as long as rules let its request pass, `head` being what went on of it; none if they no longer
+/// do. Policy that has changed is looked at with the next octets, before they go on: as gates do it, with the next packet.
+async fn while_it_passes<P: Policy, R: Recorder, C: Connect>(
+    session: &mut Session<'_, P, R, C>,
+    head: &[u8],
+    mut work: Pin<&mut impl Future<Output = Exchanged>>,
+) -> Option<Exchanged> {
+    loop {
+        let exchanged = poll_fn(|cx| match session.is_stale() {
+            true => Poll::Ready(None),
+            false => work.as_mut().poll(cx).map(Some),
+        });
+        if let Some(exchanged) = exchanged.await {
+            return Some(exchanged);
+        }
+        let mut scan = Scan::default();
+        let whole = scan.find_end(head).is_ok_and(|end| end.is_some());
+        if session.refresh().await.is_err() || !whole || !still_passes(session.rules(), head, scan.lines()) {
+            return None;
         }
     }
 }
@@ -293,7 +327,7 @@ async fn deny<P: Policy, R: Recorder, C: Connect>(
         Body::Chunked(_) => !plan.expects,
         Body::UntilEnd => false,
     };
-    let keeps = plan.persists && drains && !plan.is_connect;
+    let keeps = plan.persists && drains && !plan.is_connect && !session.engine.connections.ending();
     let kept = match (keeps, plan.version) {
         (false, _) => Kept::No,
         (true, sluice_policy_core::l7::http::Version::Http10) => Kept::Told,
@@ -338,6 +372,8 @@ async fn next_head<P: Policy, R: Recorder, C: Connect>(
     let progress = Progress::within(if from_client.is_empty() { limits.idle } else { limits.head_time });
     let mut scan = Scan::default();
     let mut empty_lines = 0;
+    let mut ending = pin!(session.engine.connections.until_end());
+    let mut leaves = false;
     let work = poll_fn(|cx| {
         loop {
             while empty_lines < EMPTY_LINES && from_client.octets().starts_with(b"\r\n") {
@@ -376,12 +412,18 @@ async fn next_head<P: Policy, R: Recorder, C: Connect>(
         {
             return Poll::Ready(Head::Other(if read.is_ok() { Next::Close } else { Next::Reset }));
         }
+        if !leaves && from_client.is_empty() && ending.as_mut().poll(cx).is_ready() {
+            leaves = true;
+            progress.expect(limits.leave);
+        }
         Poll::Pending
     });
     match timer.guard(&progress, work).await {
         Ok(head) => head,
         Err(Stalled) if from_client.is_empty() => {
-            count(&counters.stalled);
+            if !session.engine.connections.ending() {
+                count(&counters.stalled);
+            }
             Head::Other(Next::Close)
         }
         Err(Stalled) => {

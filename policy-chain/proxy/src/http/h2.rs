@@ -5,7 +5,7 @@
 //!
 //! - An upgrade from HTTP/1.1 (`h2c`) is never offered to the server (`message`), so its requests come this way or not at all.
 //! - Extended CONNECT (RFC 8441) is not offered to clients: WebSocket goes over HTTP/1.1.
-//! - A request under way is finished by the rules that it was judged by, as long as the gate lets its flow go on.
+//! - When policy changes, the requests under way are judged again; those that no longer pass are reset on both sides.
 
 mod stream;
 
@@ -188,6 +188,9 @@ async fn streams<P: Policy, R: Recorder, C: Connect>(
     };
     let mut resets = Resets::default();
     let mut leaving = false;
+    let mut passing = stream::Passing::default();
+    let mut ending = pin!(engine.connections.until_end());
+    let mut told = false;
     loop {
         let event = async {
             let mut connection = pin!(async {
@@ -204,6 +207,7 @@ async fn streams<P: Policy, R: Recorder, C: Connect>(
                 Some(ended) = running.next(), if !running.is_empty() => Event::Ended(ended),
                 () = connection.as_mut(), if !leaving => Event::ServerGone,
                 () = session.changed() => Event::Changed,
+                () = ending.as_mut(), if !told => Event::Ending,
             }
         };
         let event = match timer.guard(progress, event).await {
@@ -258,9 +262,9 @@ async fn streams<P: Policy, R: Recorder, C: Connect>(
                 let Some(sender) = &sender else { return End::Reset };
                 count(&engine.counters.requests_passed);
                 let sides = Sides { ready, sender: sender.clone() };
-                running.push(Box::pin(stream::run(engine, sides)));
+                running.push(Box::pin(stream::run(engine, sides, passing.enter())));
             }
-            Event::Ended(Ended::Well) => {}
+            Event::Ended(Ended::Well | Ended::Refused) => {}
             Event::Ended(Ended::ServerLeaves) => {
                 server.graceful_shutdown();
             }
@@ -279,6 +283,11 @@ async fn streams<P: Policy, R: Recorder, C: Connect>(
                 if session.refresh().await.is_err() {
                     return End::Reset;
                 }
+                passing.judge(session);
+            }
+            Event::Ending => {
+                told = true;
+                server.graceful_shutdown();
             }
         }
         if leaving && running.is_empty() {
@@ -296,6 +305,7 @@ enum Event {
     Ended(Ended),
     ServerGone,
     Changed,
+    Ending,
 }
 
 /// Connects to the server, and greets it.

@@ -13,6 +13,7 @@ use sluice_policy_core::l7::http::{HttpRule, HttpRuleSpec};
 use sluice_policy_core::l7::sni::ServerNamePattern;
 use sluice_policy_core::model::cilium::Application;
 use sluice_proxy::connect::{Connect, Upstream};
+use sluice_proxy::connections::Connections;
 use sluice_proxy::engine::{Counters, Engine, Limits};
 use sluice_proxy::flow::{Direction, Flow, Protocol};
 use sluice_proxy::policy::{Looks, Outcome, Policy, Refused, RuleList, Rules};
@@ -103,6 +104,7 @@ pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     pub(crate) policy: Arc<Fixed>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) connections: Arc<Connections>,
     records: Arc<Kept>,
 }
 
@@ -129,7 +131,15 @@ impl Proxy {
         let policy = Arc::new(Fixed { state: watch::Sender::new((1, given)) });
         let (records, counters) = (Arc::new(Kept::default()), Arc::new(Counters::default()));
         let connect = Arc::new(Plain { to: server, backend: server });
-        let engine = Engine::new(Arc::clone(&policy), Arc::clone(&records), connect, limits, Arc::clone(&counters));
+        let connections = Arc::new(Connections::default());
+        let engine = Engine::new(
+            Arc::clone(&policy),
+            Arc::clone(&records),
+            connect,
+            limits,
+            Arc::clone(&counters),
+            Arc::clone(&connections),
+        );
         let engine = Rc::new(engine);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -147,7 +157,7 @@ impl Proxy {
                 });
             }
         });
-        Self { address, policy, counters, records }
+        Self { address, policy, counters, connections, records }
     }
 
     /// All records so far.

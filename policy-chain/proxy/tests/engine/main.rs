@@ -5,6 +5,7 @@ mod bed;
 mod connections;
 mod h2;
 mod http1;
+mod leaving;
 mod load;
 mod peers;
 mod smuggling;

@@ -143,6 +143,29 @@ fn one_port_can_have_rules_for_both() {
     });
 }
 
+/// As with STARTTLS: nobody waits for a ClientHello that comes later, if at all.
+#[test]
+fn a_server_that_speaks_first_is_heard_where_all_may_pass() {
+    run(async {
+        let (server, _) = server(|mut stream, _| async move {
+            stream.write_all(b"220 ready\r\n").await.unwrap();
+            let mut part = [0; 100];
+            while let Ok(count @ 1..) = stream.read(&mut part).await {
+                stream.write_all(&part[..count]).await.unwrap();
+            }
+        })
+        .await;
+        let proxy = Proxy::start(seen(rules([names(&["*.example"])])), server).await;
+        let mut client = proxy.connect().await;
+        read_until(&mut client, b"220 ready\r\n").await;
+        client.write_all(b"STARTTLS\r\n").await.unwrap();
+        read_until(&mut client, b"STARTTLS\r\n").await;
+        drop(client);
+        assert_eq!(proxy.wait_records(1).await[0].kind, Kind::Tls { server_name: None });
+        assert_eq!(proxy.counter("other_protocols"), 1);
+    });
+}
+
 #[test]
 fn where_all_may_pass_names_are_only_seen() {
     run(async {

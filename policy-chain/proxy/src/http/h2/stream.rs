@@ -1,9 +1,10 @@
 //! One stream of HTTP/2: a request, judged, and its response.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::Poll;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -127,23 +128,11 @@ fn examine<P: Policy, R: Recorder, C: Connect>(
     session: &Session<'_, P, R, C>,
     parts: &http::request::Parts,
 ) -> Result<(Option<http::Request<()>>, Pending), Answer> {
-    let fields: Vec<Field<'_>> = parts
-        .headers
-        .iter()
-        .map(|(name, value)| Field { name: name.as_str().as_bytes(), value: value.as_bytes() })
-        .collect();
+    let fields = fields(parts);
     if fields.len() > session.engine.limits.fields {
         return Err(Answer::new(431, "the request has too many fields"));
     }
-    let target = parts.uri.path_and_query().map(PathAndQuery::as_str).unwrap_or_default();
-    let raw = RawRequest {
-        version: Version::Http2,
-        method: parts.method.as_str().as_bytes(),
-        target: target.as_bytes(),
-        authority: parts.uri.authority().map(|authority| authority.as_str().as_bytes()),
-        fields: &fields,
-    };
-    let request = Request::new(raw).map_err(|bad| Answer::new(400, bad.reason()))?;
+    let request = Request::new(raw(parts, &fields)).map_err(|bad| Answer::new(400, bad.reason()))?;
     let message = Message::Http(request);
     let ruling = session.rules().judge(&message);
     let Message::Http(request) = &message else { return Err(Answer::new(400, "this is no HTTP request")) };
@@ -163,6 +152,30 @@ fn examine<P: Policy, R: Recorder, C: Connect>(
     *outgoing.version_mut() = http::Version::HTTP_2;
     *outgoing.headers_mut() = headers;
     Ok((Some(outgoing), pending))
+}
+
+/// Whether rules let a request pass that has passed by others.
+fn passes<P: Policy, R: Recorder, C: Connect>(session: &Session<'_, P, R, C>, parts: &http::request::Parts) -> bool {
+    let fields = fields(parts);
+    Request::new(raw(parts, &fields)).is_ok_and(|request| session.rules().judge(&Message::Http(request)).passes)
+}
+
+fn fields(parts: &http::request::Parts) -> Vec<Field<'_>> {
+    parts
+        .headers
+        .iter()
+        .map(|(name, value)| Field { name: name.as_str().as_bytes(), value: value.as_bytes() })
+        .collect()
+}
+
+fn raw<'r>(parts: &'r http::request::Parts, fields: &'r [Field<'r>]) -> RawRequest<'r> {
+    RawRequest {
+        version: Version::Http2,
+        method: parts.method.as_str().as_bytes(),
+        target: parts.uri.path_and_query().map(PathAndQuery::as_str).unwrap_or_default().as_bytes(),
+        authority: parts.uri.authority().map(|authority| authority.as_str().as_bytes()),
+        fields,
+    }
 }
 
 /// The canonical form as a URI; a CONNECT has neither scheme nor path.
@@ -265,6 +278,44 @@ pub(super) enum Ended {
     ClientReset,
     /// The server takes no more streams.
     ServerLeaves,
+    /// Policy has changed, and it no longer passes.
+    Refused,
+}
+
+/// The requests of a connection that are under way, to be judged again when policy changes.
+#[derive(Debug, Default)]
+pub(super) struct Passing(Vec<Weak<Under>>);
+
+/// A request under way.
+#[derive(Default)]
+pub(super) struct Under {
+    /// As it came.
+    request: OnceCell<http::request::Parts>,
+    refused: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Passing {
+    /// One more.
+    pub(super) fn enter(&mut self) -> Rc<Under> {
+        self.0.retain(|under| under.strong_count() > 0);
+        let under = Rc::new(Under::default());
+        self.0.push(Rc::downgrade(&under));
+        under
+    }
+
+    /// Ends those that the session's rules do not let pass.
+    pub(super) fn judge<P: Policy, R: Recorder, C: Connect>(&self, session: &Session<'_, P, R, C>) {
+        for under in self.0.iter().filter_map(Weak::upgrade) {
+            let Some(request) = under.request.get() else { continue };
+            if !passes(session, request) {
+                under.refused.set(true);
+                if let Some(waker) = under.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+    }
 }
 
 /// Why a direction ended before its end.
@@ -276,11 +327,31 @@ enum Broken {
 }
 
 /// Sends a request on, and its response back.
-pub(super) async fn run<P: Policy, R: Recorder, C: Connect>(engine: &Engine<P, R, C>, sides: Sides) -> Ended {
+pub(super) async fn run<P: Policy, R: Recorder, C: Connect>(
+    engine: &Engine<P, R, C>,
+    sides: Sides,
+    under: Rc<Under>,
+) -> Ended {
     let Sides { ready, sender } = sides;
-    let Ready { outgoing, mut incoming, mut pending, .. } = *ready;
+    let Ready { outgoing, mut incoming, original, mut pending } = *ready;
+    let _first = under.request.set(original);
     let (sent, received) = (Cell::new(0), Cell::new(0));
-    let ended = stream(outgoing, &mut incoming, sender, &mut pending, (&sent, &received)).await;
+    let ended = {
+        let mut work = pin!(stream(outgoing, &mut incoming, sender, &mut pending, (&sent, &received)));
+        poll_fn(|cx| {
+            if under.refused.get() {
+                return Poll::Ready(Ended::Refused);
+            }
+            under.waker.set(Some(cx.waker().clone()));
+            work.as_mut().poll(cx)
+        })
+        .await
+    };
+    if ended == Ended::Refused {
+        // What the server knows of it went with the work.
+        incoming.respond.send_reset(Reason::CANCEL);
+        pending.refused("policy changed while it was answered");
+    }
     pending.ended(sent.get(), received.get());
     engine.finish(pending);
     ended
