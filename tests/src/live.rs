@@ -2,11 +2,12 @@
 //! probed with real TCP, UDP, SCTP and ICMP.
 //!
 //! [`place`] gives every pod of a fixture a node and, for IPv6, an address; [`town`] builds nodes and pods over vpcsim's
-//! machines, each pod by the real plugin chain; [`objects`] writes the cluster as the agent reads it; [`mod@run`] carries a file out.
+//! machines, each pod by the real plugin chain, and [`eni`] the ENIs that they are on; [`objects`] writes the cluster as the agent reads it; [`mod@run`] carries a file out.
 //!
 //! Addresses are those of the file: prefixes in its policies mean what they say. Pods get them from an address
 //! daemon that speaks ipamd's protocol and knows them beforehand ([`ipamd`]).
 
+pub mod eni;
 pub mod ipamd;
 pub mod objects;
 pub mod place;

@@ -104,7 +104,7 @@ impl TownNode {
         for pod in self.town.local() {
             let Object::Pod(pod) = self.town.pod(pod, None)? else { return Err(BenchError::Incomplete) };
             let (namespace, name) = (pod.key.namespace.to_string(), pod.key.name.to_string());
-            lock(&book).insert((namespace.clone(), name.clone()), pod.addresses.to_vec());
+            lock(&book).insert((namespace.clone(), name.clone()), pod.addresses.to_vec().into());
             names.push(PodName { namespace, name, uid: pod.uid.to_string() });
         }
         let served = ipamd::serve_beside(&self.node, book).await?;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_contract::id::{EniId, MacAddr, PodRef};
-use sluice_contract::node::{IPAMD_SOCKET, MTU, TABLE_MAIN};
+use sluice_contract::node::{IPAMD_SOCKET, MTU};
 use sluice_contract::rpc::{
     AddReply, Call, DelReply, FrameError, GcReply, Hello, Outcome, PodAddress, Refusal, RefusalCode, Reply, Request,
     StatusReply, decode, encode, frame_length,
@@ -16,8 +16,26 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-/// The addresses of pods by `(namespace, name)`.
-pub type Book = Arc<Mutex<BTreeMap<(String, String), Vec<IpAddr>>>>;
+use super::eni::Eni;
+
+/// What pods are to have.
+pub type Book = Arc<Mutex<BTreeMap<(String, String), Entry>>>;
+
+/// What a pod, by `(namespace, name)`, is to have.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The ENI that they are on.
+    pub eni: Eni,
+}
+
+impl From<Vec<IpAddr>> for Entry {
+    /// Addresses on the primary ENI.
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        Self { addresses, eni: Eni::Primary }
+    }
+}
 
 /// Serves on the node's socket until the node is gone.
 ///
@@ -97,17 +115,18 @@ async fn answer(mut stream: UnixStream, book: &Book) -> Result<(), FrameError> {
 fn addresses(book: &Book, pod: &PodRef) -> Option<Vec<PodAddress>> {
     let book = book.lock().unwrap_or_else(PoisonError::into_inner);
     let known = book.get(&(pod.namespace.clone(), pod.name.clone()))?;
-    let eni = EniId::new("eni-0123456789abcdef0").ok()?;
+    let device = known.eni.device();
+    let eni = EniId::new(format!("eni-0123456789abcdef{device}")).ok()?;
     let address = |ip: &IpAddr| PodAddress {
         ip: *ip,
         interface: 0,
         eni: eni.clone(),
-        eni_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        eni_mac: MacAddr([2, 0, 0, 0, device.to_be_bytes()[3], 1]),
         card: 0,
-        device: 0,
-        table: TABLE_MAIN,
+        device,
+        table: known.eni.table(),
     };
-    Some(known.iter().map(address).collect())
+    Some(known.addresses.iter().map(address).collect())
 }
 
 async fn read<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> Result<T, FrameError> {

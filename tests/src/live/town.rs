@@ -31,7 +31,8 @@ use sluice_vpcsim::node::{Node, NodeError};
 use sluice_vpcsim::runtime::{BIN_DIR, Runtime, RuntimeError, Sandbox};
 use sluice_vpcsim::world::{BASE_DIR, Claim};
 
-use super::ipamd::{self, Book};
+use super::eni::{self, Eni};
+use super::ipamd::{self, Book, Entry};
 use crate::prober::{Prober, Station};
 use crate::service_proxy::{Backend, Proxy};
 
@@ -82,7 +83,7 @@ pub enum TownError {
     Cancelled(#[from] tokio::task::JoinError),
 }
 
-fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> TownError {
+pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> TownError {
     let what = what.into();
     move |source| TownError::Io { what, source }
 }
@@ -107,7 +108,7 @@ pub struct TownNode {
     pub runtime: Runtime,
     /// Its service proxy.
     pub proxy: Arc<Proxy>,
-    link: String,
+    index: usize,
 }
 
 /// A pod that is attached.
@@ -120,6 +121,7 @@ pub struct TownPod {
     /// Its network.
     pub net: Namespace,
     addresses: Vec<IpAddr>,
+    eni: Eni,
 }
 
 /// A cluster in namespaces. Dropping it takes all of it down.
@@ -164,7 +166,7 @@ impl Town {
         ip(&router, vec!["link set lo up".into()]).await?;
         for (index, (name, spec)) in fixture.nodes.iter().enumerate() {
             let node = town.boot(name, plan).await?;
-            let link = format!("n{index}");
+            let link = Eni::Primary.link(index);
             let peer = format!("/proc/{}/fd/{}", std::process::id(), node.net().as_fd().as_raw_fd());
             let mut near = vec![
                 format!("link add {link} mtu {MTU} type veth peer name eth0 mtu {MTU} netns {peer}"),
@@ -184,13 +186,17 @@ impl Town {
                 ["route add default via 169.254.0.1 dev eth0", "route add default via fe80::1 dev eth0"]
                     .map(String::from),
             );
-            near.extend(spec.addresses.iter().map(|address| route(address, &link)));
+            near.extend(spec.addresses.iter().map(|address| route(address, Eni::Primary, index)));
             ip(&router, near.drain(..4).collect()).await?;
             ip(node.net(), far).await?;
             ip(&router, near).await?;
+            if Eni::all(fixture).contains(&Eni::Second) {
+                let own: Vec<IpAddr> = spec.addresses.iter().collect();
+                eni::plug_second(&router, node.net(), index, &own, (&peer, MTU)).await?;
+            }
             let proxy = Arc::new(Proxy::new(node.net().clone(), plan.proxy));
             let runtime = Runtime::start(&node).await?;
-            town.nodes.insert(Text::clone(name), TownNode { node, runtime, proxy, link });
+            town.nodes.insert(Text::clone(name), TownNode { node, runtime, proxy, index });
         }
         Ok(town)
     }
@@ -231,7 +237,8 @@ impl Town {
             if spec.host_network {
                 let on = spec.node.clone().unwrap_or_default();
                 let net = self.node(&on)?.node.net().clone();
-                self.pods.insert(key.clone(), TownPod { on, sandbox: None, net, addresses: Vec::new() });
+                self.pods
+                    .insert(key.clone(), TownPod { on, sandbox: None, net, addresses: Vec::new(), eni: Eni::Primary });
             } else {
                 let sandbox = self.sandbox(key, spec).await?;
                 self.attach(key, spec, sandbox).await?;
@@ -266,9 +273,11 @@ impl Town {
         let on = spec.node.clone().unwrap_or_default();
         let addresses: Vec<IpAddr> = spec.addresses.iter().collect();
         let name = (key.namespace.to_string(), key.name.to_string());
-        self.book.lock().unwrap_or_else(PoisonError::into_inner).insert(name, addresses.clone());
+        let eni = Eni::of(spec);
+        let entry = Entry { addresses: addresses.clone(), eni };
+        self.book.lock().unwrap_or_else(PoisonError::into_inner).insert(name, entry);
         let at = self.node(&on)?;
-        ip(&self.router, addresses.iter().map(|address| route(*address, &at.link)).collect()).await?;
+        ip(&self.router, addresses.iter().map(|address| route(*address, eni, at.index)).collect()).await?;
         if let Err(error) = at.runtime.add(&at.node, &sandbox).await {
             // The first error is the one to tell.
             let _undone = at.runtime.del(&at.node, &sandbox).await;
@@ -276,7 +285,7 @@ impl Town {
             return Err(error.into());
         }
         let net = at.node.pod(&sandbox.netns).await?.net().clone();
-        self.pods.insert(key.clone(), TownPod { on, sandbox: Some(sandbox), net, addresses });
+        self.pods.insert(key.clone(), TownPod { on, sandbox: Some(sandbox), net, addresses, eni });
         Ok(())
     }
 
@@ -303,8 +312,8 @@ impl Town {
         self.prober.forget(&pod.net);
         let at = self.node(&pod.on)?;
         at.runtime.del(&at.node, sandbox).await?;
-        let lines =
-            pod.addresses.iter().map(|address| route(*address, &at.link).replacen("route replace", "route del", 1));
+        let way = |address: &IpAddr| route(*address, pod.eni, at.index).replacen("route replace", "route del", 1);
+        let lines = pod.addresses.iter().map(way);
         let lines = lines.collect();
         at.node.remove_sandbox(sandbox).await?;
         ip(&self.router, lines).await
@@ -325,6 +334,30 @@ impl Town {
         Ok(Station { net: self.router.clone(), address })
     }
 
+    /// Begins to count which way packets between nodes take.
+    ///
+    /// # Errors
+    /// [`TownError`].
+    pub async fn count(&self) -> Result<(), TownError> {
+        eni::count(&self.router).await
+    }
+
+    /// How many packets came from which node by which ENI since [`Self::count`].
+    ///
+    /// # Errors
+    /// [`TownError`].
+    pub async fn counted(&self) -> Result<BTreeMap<eni::Way, u64>, TownError> {
+        eni::counted(&self.router).await
+    }
+
+    /// The router's end of a node's ENI.
+    ///
+    /// # Errors
+    /// [`TownError::Unknown`].
+    pub fn link(&self, node: &str, eni: Eni) -> Result<String, TownError> {
+        Ok(eni.link(self.node(node)?.index))
+    }
+
     /// What tells this town from others.
     #[must_use]
     pub fn tag(&self) -> &str {
@@ -332,9 +365,10 @@ impl Town {
     }
 }
 
-fn route(address: IpAddr, link: &str) -> String {
+fn route(address: IpAddr, eni: Eni, node: usize) -> String {
+    let link = eni.link(node);
     match address {
-        IpAddr::V4(v4) => format!("route replace {v4} via 169.254.0.2 dev {link} onlink"),
+        IpAddr::V4(v4) => format!("route replace {v4} via {} dev {link} onlink", eni.next_hop()),
         IpAddr::V6(v6) => format!("route replace {v6} via fe80::2 dev {link} onlink"),
     }
 }
