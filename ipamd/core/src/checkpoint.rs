@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::{AttachmentId, EniId, MacAddr, SubnetId};
 
+use crate::arrivals::Arrivals;
 use crate::check::{Violation, check};
 use crate::cloud::InterfaceType;
 use crate::ledger::{AddressState, Block, Eni, LedgerError, Owner, Role, Stage};
@@ -30,6 +31,9 @@ pub enum CheckpointError {
     /// It is too long to be one.
     #[error("the checkpoint has {0} bytes, more than {SIZE_LIMIT}")]
     TooLong(usize),
+    /// There is none, though there ought to be.
+    #[error("there is no checkpoint, though a daemon has served since the node booted")]
+    Missing,
     /// It is not JSON, or not of this form.
     #[error("the checkpoint cannot be read")]
     Malformed(#[source] serde_json::Error),
@@ -65,6 +69,8 @@ pub struct Checkpoint {
     found_cool_until: Option<Timestamp>,
     resurvey_at: Option<Timestamp>,
     hearsay_until: Option<Timestamp>,
+    #[serde(default)]
+    arrivals: Arrivals,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +145,7 @@ impl Checkpoint {
             found_cool_until: state.found_cool_until,
             resurvey_at: state.resurvey_at,
             hearsay_until: state.hearsay_until,
+            arrivals: state.arrivals.clone(),
         }
     }
 
@@ -189,10 +196,12 @@ impl Checkpoint {
             found_cool_until: self.found_cool_until.map(|at| at.earlier(back)),
             resurvey_at: self.resurvey_at.map(|at| at.earlier(back)),
             hearsay_until: self.hearsay_until.map(|at| at.earlier(back)),
+            arrivals: self.arrivals,
             survey_at: Some(now),
             imds_trusted: false,
             ..State::default()
         };
+        state.arrivals.set_back(back);
         for record in self.enis {
             record.restore(&mut state, back)?;
         }

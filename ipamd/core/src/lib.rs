@@ -7,6 +7,7 @@
 //! [`checkpoint::Checkpoint`] keeps it all over a restart, and [`check::check`] lists every rule that is broken.
 #![forbid(unsafe_code)]
 
+pub mod arrivals;
 pub mod check;
 pub mod checkpoint;
 pub mod cloud;

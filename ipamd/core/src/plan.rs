@@ -2,7 +2,8 @@
 //!
 //! The plan names every call that is due now, one for each object at most, so that all of them can be made at once; what is
 //! under way already is counted and never asked for twice. The pool settles where VPC CNI's settles (its targets and their
-//! arithmetic are kept), but waiting ADDs are demand on top of it, and a cooling address is no spare one.
+//! arithmetic are kept), but waiting ADDs, and pods that are
+//! about to ask, are demand on top of it, and a cooling address is no spare one.
 
 mod draft;
 mod grow;
@@ -18,8 +19,10 @@ use sluice_contract::id::SubnetId;
 use draft::Draft;
 use pool::Form;
 
+use crate::arrivals::Band;
 use crate::cloud::{AddressCount, Api};
 use crate::op::Op;
+use crate::queue::Queue;
 use crate::state::State;
 use crate::time::Timestamp;
 
@@ -28,6 +31,8 @@ use crate::time::Timestamp;
 pub struct Targets {
     /// `ENABLE_PREFIX_DELEGATION`: /28 prefixes instead of single addresses, where the instance type can.
     pub prefixes: bool,
+    /// `SLUICE_WARM_MODE`: adaptive replaces all warm targets; the minimum and the limits still count.
+    pub mode: WarmMode,
     /// `WARM_ENI_TARGET`: so many ENIs' worth of free addresses. For secondary addresses only.
     pub warm_enis: u32,
     /// `WARM_PREFIX_TARGET`: so many prefixes' worth of free addresses. For prefixes only.
@@ -51,6 +56,7 @@ impl Default for Targets {
     fn default() -> Self {
         Self {
             prefixes: false,
+            mode: WarmMode::Static,
             warm_enis: 1,
             warm_prefixes: 1,
             warm_ips: 0,
@@ -63,11 +69,40 @@ impl Default for Targets {
     }
 }
 
+/// What says how many spare addresses are wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WarmMode {
+    /// The targets.
+    #[default]
+    Static,
+    /// What the node has learned of arrivals and refills ([`crate::arrivals`]); [`plan`] puts in what that is now.
+    Adaptive(Band),
+}
+
+/// How often adaptive mode thinks again when nothing happens: what it has learned fades.
+const THINK_EVERY: Duration = Duration::from_secs(60);
+
 /// What pods want beyond what they have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Demand {
     /// ADDs that wait for an address.
     pub waiting: u32,
+    /// Pods that are bound to the node and have not asked yet: their ADDs are about to come.
+    pub bound: u32,
+}
+
+impl Demand {
+    /// Those that wait in `queue`, and the pods of [`crate::state::Event::PodsBound`] that neither wait nor hold an address.
+    #[must_use]
+    pub fn of(state: &State, queue: &Queue) -> Self {
+        Self { waiting: queue.waiting(), bound: state.bound_without(queue) }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub const fn pods(self) -> u32 {
+        self.waiting.saturating_add(self.bound)
+    }
 }
 
 /// A call that is due, and why.
@@ -189,12 +224,21 @@ pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) ->
         return draft.plan;
     };
     let form = Form::of(targets, &node.limits);
+    let learned = match targets.mode {
+        WarmMode::Static => None,
+        WarmMode::Adaptive(_) => {
+            draft.wake(now + THINK_EVERY);
+            let band = state.arrivals().band(form.places, now);
+            Some(Targets { mode: WarmMode::Adaptive(band), ..targets.clone() })
+        }
+    };
+    let targets = learned.as_ref().unwrap_or(targets);
     steps::learn(&mut draft, node);
     steps::take(&mut draft, node, targets);
-    let grows = grow::grow(&mut draft, node, targets, form, demand.waiting);
+    let grows = grow::grow(&mut draft, node, targets, form, demand);
     shrink::finish(&mut draft);
     if !grows && demand.waiting == 0 {
-        shrink::shrink(&mut draft, targets, form);
+        shrink::shrink(&mut draft, targets, form, demand.bound);
     }
     if form.prefixes {
         // Single addresses stand in for prefixes only as long as they have to.

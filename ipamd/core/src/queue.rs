@@ -60,6 +60,12 @@ impl Queue {
         self.waiters.values().flat_map(|waiter| waiter.tokens.values()).min().copied()
     }
 
+    /// Whether an attachment waits.
+    #[must_use]
+    pub fn waits(&self, attachment: &Attachment) -> bool {
+        self.waiters.contains_key(attachment)
+    }
+
     /// A request begins to wait, until `deadline`.
     ///
     /// # Errors

@@ -82,7 +82,7 @@ pub struct Recovered {
 }
 
 /// Joins the checkpoint and the kernel's view. `checkpoint` is what reading the file gave: nothing when there is no file,
-/// as after a reboot. `seed` is a random number for a state without a checkpoint; `cooldown` is what a gone pod's address
+/// as after a reboot ([`CheckpointError::Missing`] where there has been one since). `seed` is a random number for a state without a checkpoint; `cooldown` is what a gone pod's address
 /// gets.
 #[must_use]
 pub fn recover(

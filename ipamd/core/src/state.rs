@@ -14,14 +14,16 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use sluice_contract::id::{Attachment, EniId, SecurityGroupId, SubnetId};
+use sluice_contract::id::{Attachment, EniId, PodRef, SecurityGroupId, SubnetId};
 
+use crate::arrivals::Arrivals;
 use crate::cloud::{
     AddressCount, Api, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
 };
-use crate::ledger::{Ledger, LedgerError, Owner, Stage};
+use crate::ledger::{AddressState, Ledger, LedgerError, Owner, Stage};
 use crate::op::{Failure, Op, OpKey, Outcome};
 use crate::plan::Targets;
+use crate::queue::{QUEUE_LIMIT, Queue};
 use crate::time::Timestamp;
 
 /// How long EC2's and IMDS's descriptions may lag behind a call. A description that contradicts what a call did is not
@@ -182,6 +184,8 @@ pub enum Event {
     SubnetsKnown(Vec<Ec2Subnet>),
     /// The host has set an ENI up.
     EniReady(EniId),
+    /// A pod has asked for an address for the first time, whether there is one or not.
+    Arrived,
     /// An ADD gets an address.
     Assign(Ipv4Addr, Arc<Owner>),
     /// An address in quarantine is that of an attachment: the kernel says whose, where the ledger has forgotten it.
@@ -190,6 +194,10 @@ pub enum Event {
     Release(Attachment, Duration),
     /// Every address that lives in the kernel; one that has left quarantine cools for so long.
     KernelSeen(BTreeSet<Ipv4Addr>, Duration),
+    /// The pods that are bound to this node, want an address of their own and had no sandbox when this was seen: all of them
+    /// each time. They are forgotten over a restart, because whoever watches tells of them anew. No more than
+    /// [`QUEUE_LIMIT`] of them count.
+    PodsBound(BTreeSet<PodRef>),
     /// A planned operation is about to be carried out.
     Begin(Op),
     /// It has ended.
@@ -242,6 +250,10 @@ pub struct State {
     pub(crate) found_cool_until: Option<Timestamp>,
     /// When EC2 last described the subnets.
     pub(crate) subnets_at: Option<Timestamp>,
+    /// Pods that are about to ask.
+    pub(crate) bound: BTreeSet<PodRef>,
+    /// What adaptive warm mode has learned.
+    pub(crate) arrivals: Arrivals,
 }
 
 impl State {
@@ -287,6 +299,12 @@ impl State {
         &self.subnets
     }
 
+    /// What adaptive warm mode has learned.
+    #[must_use]
+    pub const fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
     /// What keeps calls of `api` from being worth making now.
     #[must_use]
     pub fn obstacle(&self, api: Api, now: Timestamp) -> Option<&Obstacle> {
@@ -297,6 +315,28 @@ impl State {
     pub(crate) fn survey_again(&mut self, at: Timestamp) {
         self.survey_at = Some(self.survey_at.map_or(at, |due| due.min(at)));
         self.resurvey_at = self.resurvey_at.max(Some(at));
+    }
+
+    /// How many of the pods that are bound to this node neither hold an address nor wait in `queue`. One that was made anew
+    /// under the same name is told by its UID, where both are known.
+    #[must_use]
+    pub fn bound_without(&self, queue: &Queue) -> u32 {
+        if self.bound.is_empty() {
+            return 0;
+        }
+        let held = self.ledger.owners().filter_map(|(_, address)| match self.ledger.address(address) {
+            Some(AddressState::Assigned { owner, .. }) => Some(&owner.pod),
+            _ => None,
+        });
+        let served: BTreeMap<(&str, &str), Option<&str>> = held
+            .chain(queue.waiters().map(|waiter| &waiter.owner.pod))
+            .map(|pod| ((pod.namespace.as_str(), pod.name.as_str()), pod.uid.as_deref()))
+            .collect();
+        let due = self.bound.iter().filter(|pod| match served.get(&(pod.namespace.as_str(), pod.name.as_str())) {
+            None => true,
+            Some(uid) => matches!((uid, pod.uid.as_deref()), (Some(known), Some(bound)) if *known != bound),
+        });
+        u32::try_from(due.count()).unwrap_or(u32::MAX)
     }
 
     /// The client token of the `ahead`-th create from here.
@@ -317,12 +357,17 @@ impl State {
             Event::EniDescribed(eni, described) => self.described(&eni, described.as_ref(), now)?,
             Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now),
             Event::EniReady(id) => self.ready(&id, now)?,
+            Event::Arrived => {
+                let places = self.node.as_ref().map_or(0, |node| Self::places_per_eni(&node.limits));
+                self.arrivals.arrived(places, now);
+            }
             Event::Assign(address, owner) => self.ledger.assign(address, owner, now)?,
             Event::Adopt(address, owner) => self.ledger.adopt(address, owner, now)?,
             Event::Release(attachment, cooldown) => {
                 self.ledger.release(&attachment, cooldown, now)?;
             }
             Event::KernelSeen(alive, cooldown) => self.kernel_seen(&alive, cooldown, now),
+            Event::PodsBound(pods) => self.bound = pods.into_iter().take(QUEUE_LIMIT).collect(),
             Event::Begin(op) => self.begin(op, now)?,
             Event::End(op, result) => self.end(&op, result, now)?,
         }
@@ -343,6 +388,7 @@ impl State {
         if eni.stage == Stage::Attached {
             eni.since = now;
             self.ledger.set_stage(id, Stage::InService)?;
+            self.arrivals.ready(id, now);
         }
         Ok(())
     }
@@ -398,6 +444,7 @@ impl State {
                 if known.saturating_add(count.places()) > places {
                     return stale(&op, "the ENI has no place for them");
                 }
+                self.arrivals.begun(eni, now);
             }
             Op::Attach { eni, .. } => {
                 self.ledger.eni_mut(eni)?;

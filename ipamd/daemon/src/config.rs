@@ -15,6 +15,9 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 use sluice_contract::node;
+use sluice_ipamd_core::arrivals::Band;
+use sluice_ipamd_core::cloud::InstanceLimits;
+use sluice_ipamd_core::plan::{Targets, WarmMode};
 
 use crate::log::LogFormat;
 
@@ -22,6 +25,9 @@ pub use fault::{ConfigFault, ConfigFaults};
 pub use variables::{Effect, VARIABLES, Variable};
 
 use fault::Reader;
+
+/// The kubelet's default for the most pods of a node.
+const KUBELET_MAX_PODS: u32 = 110;
 
 /// How SNAT picks the source port of a translated connection (`AWS_VPC_K8S_CNI_RANDOMIZESNAT`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -36,11 +42,33 @@ pub enum RandomizeSnat {
     None,
 }
 
+/// What says how many addresses are kept warm (`SLUICE_WARM_MODE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WarmSetting {
+    /// The targets.
+    #[default]
+    Static,
+    /// What the node learns of its pods' arrivals.
+    Adaptive,
+}
+
+impl From<WarmSetting> for WarmMode {
+    fn from(setting: WarmSetting) -> Self {
+        match setting {
+            WarmSetting::Static => Self::Static,
+            WarmSetting::Adaptive => Self::Adaptive(Band::default()),
+        }
+    }
+}
+
 /// How many addresses are kept warm, and in which form. Their meaning is VPC CNI's (`docs/eni-and-ip-target.md` there).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PoolConfig {
     /// `ENABLE_PREFIX_DELEGATION`: /28 prefixes instead of single addresses.
     pub prefix_delegation: bool,
+    /// `SLUICE_WARM_MODE`.
+    pub warm_mode: WarmSetting,
     /// `WARM_ENI_TARGET`, in ENIs' worth of addresses; passed over when one of the next two is set.
     pub warm_eni_target: u32,
     /// `WARM_IP_TARGET`, in free addresses; 0 is unset.
@@ -147,6 +175,28 @@ impl Config {
         self.run_dir.join("tombstones")
     }
 
+    /// What the planner is to keep, on an instance with `limits`. Without them the number of pods is a guess.
+    #[must_use]
+    pub fn targets(&self, limits: Option<&InstanceLimits>) -> Targets {
+        let pool = &self.pool;
+        // What EKS's own node images set for secondary addresses: each ENI's addresses less its own, and two pods of the
+        // host's network.
+        let by_type = limits
+            .map_or(0, |limits| limits.enis.saturating_mul(limits.ipv4_per_eni.saturating_sub(1)).saturating_add(2));
+        Targets {
+            prefixes: pool.prefix_delegation,
+            mode: pool.warm_mode.into(),
+            warm_enis: pool.warm_eni_target,
+            warm_prefixes: pool.warm_prefix_target,
+            warm_ips: pool.warm_ip_target,
+            minimum_ips: pool.minimum_ip_target,
+            max_enis: pool.max_eni,
+            max_pods: self.max_pods.unwrap_or_else(|| by_type.max(KUBELET_MAX_PODS)),
+            subnet_discovery: pool.subnet_discovery,
+            cluster: pool.cluster_name.clone(),
+        }
+    }
+
     /// Reads the environment of this process.
     ///
     /// # Errors
@@ -202,6 +252,8 @@ impl Config {
     fn pool(from: &mut Reader<'_>) -> PoolConfig {
         PoolConfig {
             prefix_delegation: from.boolean("ENABLE_PREFIX_DELEGATION", false),
+            warm_mode: from
+                .choice("SLUICE_WARM_MODE", &[("static", WarmSetting::Static), ("adaptive", WarmSetting::Adaptive)]),
             // VPC CNI: a negative number is the default.
             warm_eni_target: from.target("WARM_ENI_TARGET", 1, 1, 100),
             warm_ip_target: from.target("WARM_IP_TARGET", 0, 0, 100_000),

@@ -167,7 +167,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(crate) fn new(parts: Parts<C, K>, start: Start) -> Self {
         let now = Instant::now();
         let state = start.state;
-        let targets = jobs::targets(&parts.config, state.node());
+        let targets = parts.config.targets(state.node().map(|node| &node.limits));
         // What served before the restart goes on serving: the tmpfs that held the checkpoint dies with the boot.
         let ready = state.node().is_some() && state.ledger().primary().is_some_and(|eni| eni.takes_pods());
         let ready = ready || parts.config.ready_mark().exists();
@@ -318,7 +318,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     fn demand(&self) -> Demand {
-        Demand { waiting: self.queue.waiting() }
+        Demand::of(&self.state, &self.queue)
     }
 
     /// Gives addresses to waiting ADDs, and refuses those for which there is none in time.

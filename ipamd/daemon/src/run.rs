@@ -11,7 +11,7 @@ use sluice_contract::id::PodRef;
 use sluice_daemon::lock::{LockError, only_one};
 use sluice_daemon::rpc::{ListenError, Server, listen};
 use sluice_daemon::tombstones::Tombstones;
-use sluice_ipamd_core::checkpoint::Checkpoint;
+use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
 use sluice_ipamd_core::ledger::Owner;
 use sluice_ipamd_core::recover::{Finding, Recovered, recover};
 use tokio::sync::oneshot;
@@ -128,7 +128,8 @@ pub(crate) async fn start<C: Cloud, K: Kernel>(
     let executor =
         Executor::new(Arc::new(cloud), Arc::clone(&metrics), config.ec2_rate, config.call_timeout, random.next());
     let pods = kernel_view(&kernel, &config.network.veth_prefix, &mut random).await;
-    let start = recovered(&store, pods, random.next(), config.pool.cooldown, clock);
+    let served = config.ready_mark().exists();
+    let start = recovered(&store, served, pods, random.next(), config.pool.cooldown, clock);
     let tombstones = Tombstones::new(config.tombstones());
     let parts = Parts {
         config,
@@ -158,8 +159,8 @@ async fn kernel_view<K: Kernel>(kernel: &K, veth_prefix: &str, random: &mut Rand
 }
 
 /// The state that the checkpoint and the kernel give. A checkpoint that cannot be used is put aside; whose the addresses
-/// are that live is then learnt from the kernel.
-fn recovered(store: &Store, pods: Pods, seed: u64, cooldown: Duration, clock: Clock) -> Start {
+/// are that live is then learnt from the kernel. `served`: a daemon has served since the boot, and so has left a checkpoint.
+fn recovered(store: &Store, served: bool, pods: Pods, seed: u64, cooldown: Duration, clock: Clock) -> Start {
     let now = clock.now();
     let document = match store.read() {
         Ok(document) => document,
@@ -169,12 +170,17 @@ fn recovered(store: &Store, pods: Pods, seed: u64, cooldown: Duration, clock: Cl
         }
     };
     let mut forgotten = document.is_none();
-    let checkpoint = document.map(|document| Checkpoint::from_json(&document));
+    let is_there = document.is_some();
+    let missing = served.then_some(Err(CheckpointError::Missing));
+    let checkpoint = document.map(|document| Checkpoint::from_json(&document)).or(missing);
     let Recovered { state, findings } = recover(checkpoint, &pods.view, seed, cooldown, now);
     for finding in &findings {
         tracing::warn!(finding = %finding, "found at the start");
         if matches!(finding, Finding::CheckpointLost(_)) {
             forgotten = true;
+            if !is_there {
+                continue;
+            }
             match store.put_aside(now) {
                 Ok(aside) => tracing::error!(kept = %aside.display(), "the checkpoint was put aside"),
                 Err(error) => tracing::error!(error = %ErrorChain(&error), "the checkpoint could not be put aside"),

@@ -13,7 +13,7 @@ use super::draft::{Draft, cause_of};
 use super::pool::{Form, PREFIX, Pool, is_short_of_prefixes, spare_words};
 use super::shrink::{give_back, returnable};
 use super::steps::{SUBNETS_HOLD, ask_for_subnets, is_surveyed};
-use super::{Cause, Hopeless, Targets};
+use super::{Cause, Demand, Hopeless, Targets};
 use crate::cloud::{AddressCount, Api, CloudErrorKind, CreateEni};
 use crate::ledger::{Eni, Role, Stage};
 use crate::op::{Op, OpKey};
@@ -26,7 +26,7 @@ pub(super) struct Growth<'a> {
     targets: &'a Targets,
     form: Form,
     pool: Pool,
-    waiting: u32,
+    demand: Demand,
     /// Addresses that are missing.
     missing: i64,
     /// Those of them that nothing has been found for yet.
@@ -50,21 +50,21 @@ pub(super) const fn eni_limit(node: &Node, targets: &Targets) -> u32 {
 }
 
 /// Asks for what is missing. Answers whether anything is.
-pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: Form, waiting: u32) -> bool {
+pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: Form, demand: Demand) -> bool {
     let pool = Pool::of(draft.state, form, draft.now);
-    let missing = pool.missing(targets, form, waiting);
+    let missing = pool.missing(targets, form, demand.pods());
     let mut growth = Growth {
         node,
         targets,
         form,
         pool,
-        waiting,
+        demand,
         missing,
         left: missing,
         whole: !form.prefixes && !targets.counts_addresses(),
         denied: None,
         short: BTreeMap::new(),
-        reason: reason(&pool, targets, form, waiting),
+        reason: reason(&pool, targets, form, demand),
     };
     if missing > 0 {
         growth.fill(draft, form.prefixes);
@@ -76,17 +76,27 @@ pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: 
         }
     }
     growth.conclude(draft);
+    if missing <= 0 && pool.lacks_room(targets, demand.pods()) {
+        // An ENI takes long to come; its addresses do not. So it comes before its addresses are wanted, with one of them.
+        growth.left = 1;
+        growth.create(draft, form.prefixes);
+    }
     missing > 0
 }
 
-fn reason(pool: &Pool, targets: &Targets, form: Form, waiting: u32) -> String {
+fn reason(pool: &Pool, targets: &Targets, form: Form, demand: Demand) -> String {
     let spare = spare_words(pool.spare + pool.foreign);
-    let waits = match waiting {
+    let waits = match demand.waiting {
         0 => String::new(),
         1 => "1 ADD waits, ".to_owned(),
         waiting => format!("{waiting} ADDs wait, "),
     };
-    format!("{waits}{spare} or coming, {}", targets.words(form))
+    let bound = match demand.bound {
+        0 => String::new(),
+        1 => "1 pod is about to ask, ".to_owned(),
+        bound => format!("{bound} pods are about to ask, "),
+    };
+    format!("{waits}{bound}{spare} or coming, {}", targets.words(form))
 }
 
 impl Growth<'_> {
@@ -157,9 +167,16 @@ impl Growth<'_> {
     /// Makes room on full ENIs by giving back free addresses of the form that is not wanted.
     fn swap(&mut self, draft: &mut Draft<'_>) {
         let state = draft.state;
-        let mut spare = self.pool.spare + self.pool.foreign - self.pool.pending - i64::from(self.waiting);
+        let mut spare = self.pool.spare + self.pool.foreign - self.pool.pending - i64::from(self.demand.pods());
         for eni in state.ledger().enis().filter(|eni| eni.takes_pods() && !eni.unsure) {
             let prefixes = self.form.prefixes && !is_short_of_prefixes(state, eni, draft.now);
+            if let Some(Op::Unassign { what, .. }) = state.flights().get(&OpKey::Eni(eni.id.clone())) {
+                // What is being given back already leaves places that the next plan fills.
+                let freed = u32::try_from(what.addresses.len() + what.prefixes.len()).unwrap_or(u32::MAX);
+                let places = self.wanted(freed, prefixes);
+                self.cover(places, prefixes);
+                continue;
+            }
             if room(state, eni, self.form) > 0
                 || prefixes != self.form.prefixes
                 || short_until(state.subnets().get(&eni.subnet), prefixes, draft.now).is_some()
@@ -230,7 +247,8 @@ impl Growth<'_> {
 
     /// Whether what cools is as much as is missing, and nobody waits for it: an ENI is not made for half a minute.
     fn is_cooling_enough(&mut self, draft: &mut Draft<'_>) -> bool {
-        let waiting_left = i64::from(self.waiting) - self.pool.spare - self.pool.foreign - (self.missing - self.left);
+        let waiting_left =
+            i64::from(self.demand.pods()) - self.pool.spare - self.pool.foreign - (self.missing - self.left);
         let enough = waiting_left <= 0 && self.left <= self.pool.cooling;
         if enough {
             self.left = 0;
@@ -339,7 +357,7 @@ impl Growth<'_> {
     }
 
     /// Says why what is still missing will not come.
-    fn conclude(mut self, draft: &mut Draft<'_>) {
+    fn conclude(&mut self, draft: &mut Draft<'_>) {
         let state = draft.state;
         let mut coming = self.missing - self.left.max(0);
         let mut pool = self.pool.spare + self.pool.foreign + self.pool.cooling;
@@ -368,7 +386,7 @@ impl Growth<'_> {
                 hopeless = hopeless.or(Some(cause));
             }
         }
-        let beyond = u32::try_from(i64::from(self.waiting) - pool - coming.max(0)).unwrap_or(0);
+        let beyond = u32::try_from(i64::from(self.demand.waiting) - pool - coming.max(0)).unwrap_or(0);
         draft.plan.hopeless = hopeless.filter(|_| beyond > 0).map(|cause| Hopeless { cause, beyond });
     }
 

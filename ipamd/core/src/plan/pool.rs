@@ -3,7 +3,7 @@
 
 use std::ops::{AddAssign, Sub};
 
-use super::Targets;
+use super::{Targets, WarmMode};
 use crate::cloud::{AddressCount, InstanceLimits};
 use crate::ledger::{Block, Eni, Stage};
 use crate::op::{Op, OpKey};
@@ -25,6 +25,11 @@ pub(super) struct Form {
 impl Form {
     pub(super) const fn of(targets: &Targets, limits: &InstanceLimits) -> Self {
         Self { prefixes: targets.prefixes && limits.prefixes, places: limits.ipv4_per_eni.saturating_sub(1) }
+    }
+
+    /// Addresses that an ENI has room for beside those places that are taken.
+    fn room_beside(self, taken: u32) -> i64 {
+        i64::from(self.places.saturating_sub(taken)) * if self.prefixes { i64::from(PREFIX) } else { 1 }
     }
 
     /// Addresses that a full ENI holds for pods.
@@ -56,6 +61,8 @@ pub(super) struct Pool {
     pub(super) free_prefixes: i64,
     /// Spare single addresses of the wanted form.
     pub(super) spare_singles: i64,
+    /// Addresses of the wanted form that ENIs have room for, those that are being made among them.
+    pub(super) room: i64,
 }
 
 impl AddAssign for Pool {
@@ -70,6 +77,7 @@ impl AddAssign for Pool {
         self.prefixes += other.prefixes;
         self.free_prefixes += other.free_prefixes;
         self.spare_singles += other.spare_singles;
+        self.room += other.room;
     }
 }
 
@@ -87,6 +95,7 @@ impl Sub for Pool {
             prefixes: self.prefixes - other.prefixes,
             free_prefixes: self.free_prefixes - other.free_prefixes,
             spare_singles: self.spare_singles - other.spare_singles,
+            room: self.room - other.room,
         }
     }
 }
@@ -100,6 +109,7 @@ impl Pool {
         }
         for intent in state.intents().values() {
             pool += Self::coming(intent.request.addresses, form.prefixes);
+            pool.room += form.room_beside(intent.request.addresses.places());
         }
         pool
     }
@@ -119,9 +129,12 @@ impl Pool {
         if eni.stage != Stage::InService {
             pool.pending = pool.spare + pool.foreign;
         }
+        let mut taken = eni.places_taken();
         if let Some(Op::Assign { count, .. }) = state.flights().get(&OpKey::Eni(eni.id.clone())) {
             pool += Self::coming(*count, form.prefixes);
+            taken = taken.saturating_add(count.places());
         }
+        pool.room = form.room_beside(taken);
         pool
     }
 
@@ -171,22 +184,53 @@ impl Pool {
         self.spare - (i64::from(waiting) - self.foreign).max(0)
     }
 
+    /// The pool as it will be for the targets when pods that are about to ask have been served.
+    pub(super) fn less_due(self, bound: u32) -> Self {
+        Self { spare: self.available(bound), ..self }
+    }
+
     /// How many addresses the targets and those that wait want beyond the pool.
     pub(super) fn missing(&self, targets: &Targets, form: Form, waiting: u32) -> i64 {
         let available = self.available(waiting);
         if self.everything >= i64::from(targets.max_pods) {
             return (-available).max(0);
         }
-        let warm = (targets.spare_wanted(form) - available).max(0);
+        let warm = match targets.mode {
+            WarmMode::Adaptive(band) if available < i64::from(band.low) => i64::from(band.high) - available,
+            WarmMode::Adaptive(_) => 0,
+            WarmMode::Static => (targets.spare_wanted(form) - available).max(0),
+        };
         let minimum = (i64::from(targets.minimum_ips) - self.total).max(0);
         if targets.counts_addresses() { warm.max(minimum) } else { warm }
     }
 
+    /// Whether an ENI more is wanted for its room: adaptive mode keeps a reserve of addresses and places.
+    pub(super) fn lacks_room(&self, targets: &Targets, bound: u32) -> bool {
+        match targets.mode {
+            WarmMode::Adaptive(band) => {
+                let full = self.everything + self.room >= i64::from(targets.max_pods);
+                !full && self.available(bound) + self.room < i64::from(band.reserve)
+            }
+            WarmMode::Static => false,
+        }
+    }
+
+    /// Whether so many spare addresses are too many.
+    fn is_rich(&self, targets: &Targets) -> bool {
+        match targets.mode {
+            WarmMode::Adaptive(band) => self.spare > i64::from(band.most),
+            WarmMode::Static => true,
+        }
+    }
+
     /// How many prefixes could be given back.
     pub(super) fn surplus_prefixes(&self, targets: &Targets, form: Form) -> i64 {
+        if !self.is_rich(targets) {
+            return 0;
+        }
         let size = i64::from(PREFIX);
         let surplus = if targets.counts_addresses() {
-            let warm = (self.used_of_prefixes + i64::from(targets.warm_ips) + size - 1) / size;
+            let warm = (self.used_of_prefixes + targets.spare_wanted(form) + size - 1) / size;
             let minimum = (i64::from(targets.minimum_ips) + size - 1) / size;
             self.free_prefixes.min(self.prefixes - warm).min(self.prefixes - minimum)
         } else {
@@ -198,6 +242,9 @@ impl Pool {
 
     /// How many single addresses could be given back.
     pub(super) fn surplus_singles(&self, targets: &Targets, form: Form) -> i64 {
+        if !self.is_rich(targets) {
+            return 0;
+        }
         let over = self.spare - targets.spare_wanted(form);
         let over = match (targets.counts_addresses(), form.prefixes) {
             (true, _) => over.min(self.total - i64::from(targets.minimum_ips)),
@@ -208,19 +255,29 @@ impl Pool {
         over.clamp(0, self.spare_singles.max(0))
     }
 
+    /// Whether what is left is not soon wanted back.
+    fn can_spare_room(&self, targets: &Targets) -> bool {
+        match targets.mode {
+            WarmMode::Adaptive(band) => self.spare + self.room >= 2 * i64::from(band.reserve),
+            WarmMode::Static => true,
+        }
+    }
+
     /// Whether the pool can do without an ENI whose part is `part`.
     pub(super) fn can_spare(&self, part: Self, targets: &Targets, form: Form) -> bool {
         let rest = *self - part;
         if part.everything == 0 {
-            return true;
+            return rest.can_spare_room(targets);
         }
         if rest.missing(targets, form, 0) > 0 {
             return false;
         }
         let size = i64::from(PREFIX);
         match (targets.counts_addresses(), form.prefixes) {
-            (true, false) => rest.spare >= i64::from(targets.warm_ips),
-            (true, true) => rest.spare >= (i64::from(targets.warm_ips) + size - 1) / size * size,
+            (true, false) => rest.spare >= targets.spare_wanted(form) && rest.can_spare_room(targets),
+            (true, true) => {
+                rest.spare >= (targets.spare_wanted(form) + size - 1) / size * size && rest.can_spare_room(targets)
+            }
             (false, true) => rest.free_prefixes >= i64::from(targets.warm_prefixes),
             (false, false) => self.spare >= (i64::from(targets.warm_enis) + 1) * i64::from(form.places),
         }
@@ -228,16 +285,19 @@ impl Pool {
 }
 
 impl Targets {
-    /// Whether `WARM_IP_TARGET` or `MINIMUM_IP_TARGET` is set, which replace the targets in ENIs and prefixes.
+    /// Whether `WARM_IP_TARGET` or `MINIMUM_IP_TARGET` is set, which replace the targets in ENIs and prefixes, as adaptive mode
+    /// does.
     #[must_use]
     pub const fn counts_addresses(&self) -> bool {
-        self.warm_ips != 0 || self.minimum_ips != 0
+        self.warm_ips != 0 || self.minimum_ips != 0 || matches!(self.mode, WarmMode::Adaptive(_))
     }
 
-    /// How many spare addresses are wanted. A target of no ENI or prefix still wants one address: VPC CNI grows the pool
+    /// How many spare addresses are kept when the pool has grown or shrunk. A target of no ENI or prefix still wants one address: VPC CNI grows the pool
     /// when it is empty.
     pub(super) fn spare_wanted(&self, form: Form) -> i64 {
-        if self.counts_addresses() {
+        if let WarmMode::Adaptive(band) = self.mode {
+            i64::from(band.high)
+        } else if self.counts_addresses() {
             i64::from(self.warm_ips)
         } else if form.prefixes {
             (i64::from(self.warm_prefixes) * i64::from(PREFIX)).max(1)
@@ -248,6 +308,9 @@ impl Targets {
 
     /// The target that counts, in the words of the configuration.
     pub(super) fn words(&self, form: Form) -> String {
+        if let WarmMode::Adaptive(band) = self.mode {
+            return format!("adaptive: {} to {} spare, {} with room", band.low, band.most, band.reserve);
+        }
         match (self.warm_ips, self.minimum_ips) {
             (0, 0) if form.prefixes => format!("WARM_PREFIX_TARGET={}", self.warm_prefixes),
             (0, 0) => format!("WARM_ENI_TARGET={}", self.warm_enis),

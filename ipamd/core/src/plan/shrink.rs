@@ -16,13 +16,13 @@ use crate::ledger::{Eni, Role, Stage};
 use crate::op::{Op, OpKey};
 use crate::time::Timestamp;
 
-/// Gives back what the targets do not want. Not to be called while something is missing.
-pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form) {
+/// Gives back what neither the targets nor the pods that are about to ask want. Not to be called while something is missing.
+pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form, bound: u32) {
     let state = draft.state;
     if !is_surveyed(state, draft.now) {
         return;
     }
-    let mut pool = Pool::of(state, form, draft.now);
+    let mut pool = Pool::of(state, form, draft.now).less_due(bound);
     let rests_until = [state.last_grown, state.last_shrunk].into_iter().flatten().max().map(|at| at + SHRINK_INTERVAL);
     let at_rest = rests_until.is_none_or(|until| until <= draft.now);
     let mut wanted = false;

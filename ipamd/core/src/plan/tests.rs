@@ -8,6 +8,7 @@ use crate::fixture::{
 };
 use crate::ledger::Stage;
 use crate::op::Outcome;
+use crate::queue::Queue;
 use crate::state::{Event, tag};
 
 fn warm_ips(warm_ips: u32) -> Targets {
@@ -15,12 +16,19 @@ fn warm_ips(warm_ips: u32) -> Targets {
 }
 
 fn ops(state: &State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<String> {
-    plan(state, targets, Demand { waiting }, at(seconds)).ops.iter().map(|planned| planned.op.to_string()).collect()
+    plan(state, targets, Demand { waiting, bound: 0 }, at(seconds))
+        .ops
+        .iter()
+        .map(|planned| planned.op.to_string())
+        .collect()
 }
 
 fn begin_all(state: &mut State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<Op> {
-    let ops: Vec<Op> =
-        plan(state, targets, Demand { waiting }, at(seconds)).ops.into_iter().map(|planned| planned.op).collect();
+    let ops: Vec<Op> = plan(state, targets, Demand { waiting, bound: 0 }, at(seconds))
+        .ops
+        .into_iter()
+        .map(|planned| planned.op)
+        .collect();
     for op in &ops {
         state.apply(Event::Begin(op.clone()), at(seconds)).unwrap();
     }
@@ -55,7 +63,7 @@ fn what_is_under_way_is_not_asked_for_twice() {
     let failure = failure(Api::CreateNetworkInterface, CloudErrorKind::Timeout);
     state.apply(Event::End(begun[1].clone(), Err(failure)), at(3)).unwrap();
     assert_eq!(ops(&state, &targets, 15, 4), [""; 0]);
-    let again = plan(&state, &targets, Demand { waiting: 15 }, at(13)).ops;
+    let again = plan(&state, &targets, Demand { waiting: 15, bound: 0 }, at(13)).ops;
     assert_eq!(again.iter().map(|planned| &planned.op).collect::<Vec<_>>(), [&begun[1]], "word for word");
 }
 
@@ -112,7 +120,7 @@ fn an_eni_of_others_takes_a_place_and_nothing_else() {
     let mut trunk = eni(3, &["10.0.0.30/32"]);
     trunk.interface_type = InterfaceType::Trunk;
     let state = state(vec![with(1, &singles(9)), unmanaged, trunk]);
-    let plan = plan(&state, &Targets::default(), Demand { waiting: 10 }, at(1_000));
+    let plan = plan(&state, &Targets::default(), Demand { waiting: 10, bound: 0 }, at(1_000));
     assert_eq!(plan.ops, []);
     let limit = Cause::EniLimit { limit: 3, by_setting: false, addresses_each: 9 };
     assert_eq!(plan.hopeless, Some(Hopeless { cause: limit, beyond: 1 }));
@@ -214,7 +222,10 @@ fn before_ec2_has_spoken_no_eni_is_made_and_nothing_given_back() {
     assert_eq!(ops(&state, &Targets::default(), 5, 1), ["ask EC2 for all ENIs of this node"]);
     assert_eq!(ops(&state, &warm_ips(1), 0, 1), ["ask EC2 for all ENIs of this node"]);
     let unknown = State::new(1);
-    assert_eq!(plan(&unknown, &Targets::default(), Demand { waiting: 1 }, at(0)).held_up, Some(Cause::NotReady));
+    assert_eq!(
+        plan(&unknown, &Targets::default(), Demand { waiting: 1, bound: 0 }, at(0)).held_up,
+        Some(Cause::NotReady)
+    );
 }
 
 #[test]
@@ -243,7 +254,7 @@ fn no_more_pods_than_the_kubelet_takes_are_prepared_for() {
 #[test]
 fn every_operation_has_a_reason() {
     let state = state(vec![eni(1, &[])]);
-    let planned = plan(&state, &warm_ips(3), Demand { waiting: 2 }, at(1)).ops;
+    let planned = plan(&state, &warm_ips(3), Demand { waiting: 2, bound: 0 }, at(1)).ops;
     assert_eq!(planned[0].reason, "2 ADDs wait, 0 addresses are spare or coming, WARM_IP_TARGET=3");
     assert_eq!(node().limits.enis, 3);
 }
@@ -288,4 +299,30 @@ fn a_give_back_that_failed_is_repeated_whatever_is_missing() {
     assert!(ops(&state, &targets, 20, 200).contains(&unassign.to_string()), "{:?}", ops(&state, &targets, 20, 200));
     done(&mut state, &unassign, Outcome::Done, at(200));
     assert_eq!(ops(&state, &targets, 20, 201), ["assign 1 address to eni-00000001"]);
+}
+
+/// Pods that are bound to the node count until they wait or hold an address, and never make an ADD hopeless.
+#[test]
+fn pods_that_are_about_to_ask_are_demand_once() {
+    let mut state = state(vec![with(1, &singles(4))]);
+    let targets = warm_ips(1);
+    let bound: BTreeSet<_> = ["a", "b", "c", "d", "e", "f"].iter().map(|name| owner(name).pod.clone()).collect();
+    state.apply(Event::PodsBound(bound), at(1)).unwrap();
+    let mut queue = Queue::default();
+    assert_eq!(Demand::of(&state, &queue), Demand { waiting: 0, bound: 6 });
+    let planned = plan(&state, &targets, Demand::of(&state, &queue), at(1)).ops;
+    assert_eq!(planned[0].op.to_string(), "assign 3 addresses to eni-00000001");
+    assert_eq!(planned[0].reason, "6 pods are about to ask, 4 addresses are spare or coming, WARM_IP_TARGET=1");
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(2)).unwrap();
+    queue.join(crate::queue::Token(1), owner("b"), at(60), at(2)).unwrap();
+    assert_eq!(Demand::of(&state, &queue), Demand { waiting: 1, bound: 4 });
+    // One that was made anew under the same name is another pod.
+    let again = |uid: &str| sluice_contract::id::PodRef { uid: Some(uid.to_owned()), ..owner("a").pod.clone() };
+    state.apply(Event::PodsBound(BTreeSet::from([again("2")])), at(3)).unwrap();
+    assert_eq!(Demand::of(&state, &queue).bound, 0, "its UID is not known to be another");
+    // Nothing is given back that they will want, and no ADD is refused for their sake.
+    let limits = Targets { max_enis: Some(1), ..warm_ips(0) };
+    let many = Demand { waiting: 0, bound: 50 };
+    let planned = plan(&state, &limits, many, at(100));
+    assert_eq!((planned.ops.len(), planned.hopeless), (1, None));
 }

@@ -13,7 +13,7 @@ fn waiting(names: &[&str]) -> Queue {
 }
 
 fn served(state: &State, queue: &Queue, now: Timestamp) -> Serving {
-    let plan = plan(state, &Targets::default(), Demand { waiting: queue.waiting() }, now);
+    let plan = plan(state, &Targets::default(), Demand::of(state, queue), now);
     serve(state, queue, &plan, now)
 }
 
@@ -91,7 +91,7 @@ fn each_cause_has_its_code_and_names_what_it_is_about() {
     );
     let mut denied = state(vec![eni(1, &[])]);
     failed(&mut denied, &one, CloudErrorKind::Denied, at(1));
-    let create = plan(&denied, &Targets::default(), Demand { waiting: 20 }, at(1)).ops;
+    let create = plan(&denied, &Targets::default(), Demand { waiting: 20, bound: 0 }, at(1)).ops;
     for planned in create {
         let error = failure(planned.op.api(), CloudErrorKind::Denied);
         denied.apply(Event::Begin(planned.op.clone()), at(1)).unwrap();

@@ -63,6 +63,7 @@ impl State {
                 }
                 self.subnet_has(&subnet, *count);
                 self.last_grown = Some(now);
+                self.arrivals.assigned(eni, now);
                 let new = self.make_way(eni, new, true, now);
                 Ok(self.ledger.add_blocks(eni, new, None, now)?)
             }
@@ -104,10 +105,12 @@ impl State {
 
     /// Takes in the ENI that an intent has made.
     pub(super) fn created(&mut self, token: &str, eni: &Ec2Eni, now: Timestamp) -> Result<(), ApplyError> {
-        let card = self.intents.remove(token).map_or(0, |intent| intent.card);
+        let intent = self.intents.remove(token);
         if self.ledger.eni(&eni.eni).is_some() {
             return Ok(());
         }
+        self.arrivals.begun(&eni.eni, intent.as_ref().map_or(now, |intent| intent.since));
+        let card = intent.map_or(0, |intent| intent.card);
         self.last_grown = Some(now);
         let (record, blocks) = self.record_of(eni, now);
         self.found(crate::ledger::Eni { card, stage: Stage::Created, ..record }, blocks, None, now)
@@ -115,6 +118,9 @@ impl State {
 
     fn failed(&mut self, op: &Op, failure: &Failure, now: Timestamp) {
         let Failure { error, retry_after } = failure;
+        if let Op::Assign { eni, .. } = op {
+            self.arrivals.given_up(eni);
+        }
         let retry = now + *retry_after;
         match error.kind {
             CloudErrorKind::InsufficientAddresses | CloudErrorKind::InsufficientPrefixes => {

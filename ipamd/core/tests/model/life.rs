@@ -192,6 +192,9 @@ impl Life {
     pub(crate) fn add(&mut self, name: &str) {
         self.tokens += 1;
         let owner = owner(name);
+        if !self.queue.waits(&owner.attachment) {
+            self.apply(Event::Arrived);
+        }
         self.queue.join(Token(self.tokens), owner, self.now + DEADLINE, self.now).unwrap();
     }
 
@@ -209,7 +212,7 @@ impl Life {
     pub(crate) fn pump(&mut self) {
         for round in 0.. {
             assert!(round < 200, "no end of plans at {}: {:?}", self.now, self.plan);
-            self.plan = plan(&self.state, &self.targets, Demand { waiting: self.queue.waiting() }, self.now);
+            self.plan = plan(&self.state, &self.targets, Demand::of(&self.state, &self.queue), self.now);
             let serving = serve(&self.state, &self.queue, &self.plan, self.now);
             let mut quiet = self.plan.ops.is_empty() && serving.grants.is_empty() && serving.refused.is_empty();
             for grant in serving.grants {

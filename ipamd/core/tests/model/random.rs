@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use sluice_ipamd_core::arrivals::Band;
 use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::cloud::{CloudErrorKind, InstanceLimits};
-use sluice_ipamd_core::plan::Targets;
+use sluice_ipamd_core::plan::{Targets, WarmMode};
+use sluice_ipamd_core::state::Event;
 
-use crate::life::{Fate, Life, subnet_id};
+use crate::life::{Fate, Life, owner, subnet_id};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -32,6 +34,10 @@ enum Step {
     },
     /// Others take or free a part of the subnet.
     Others(bool, u8),
+    /// Prefixes are switched on or off, as by a restart with another setting.
+    Toggle,
+    /// So many pods are bound to the node and will ask next.
+    Bound(u8),
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
@@ -59,6 +65,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Look),
         1 => any::<bool>().prop_map(|late| Step::Imds { late }),
         1 => (any::<bool>(), any::<u8>()).prop_map(|(take, which)| Step::Others(take, which)),
+        1 => Just(Step::Toggle),
+        1 => (0..12u8).prop_map(Step::Bound),
     ]
 }
 
@@ -69,9 +77,11 @@ fn targets() -> impl Strategy<Value = Targets> {
         Just((2, 3, 0, 0)),
         (0..6u32, 0..12u32).prop_map(|(warm, minimum)| (1, 1, warm, minimum)),
     ];
-    (warm, any::<bool>(), prop::option::weighted(0.2, 1..4u32), 6..60u32).prop_map(
-        |((warm_enis, warm_prefixes, warm_ips, minimum_ips), prefixes, max_enis, max_pods)| Targets {
+    let mode = prop_oneof![3 => Just(WarmMode::Static), 1 => Just(WarmMode::Adaptive(Band::default()))];
+    (warm, any::<bool>(), prop::option::weighted(0.2, 1..4u32), 6..60u32, mode).prop_map(
+        |((warm_enis, warm_prefixes, warm_ips, minimum_ips), prefixes, max_enis, max_pods, mode)| Targets {
             prefixes,
+            mode,
             warm_enis,
             warm_prefixes,
             warm_ips,
@@ -129,6 +139,15 @@ fn live(life: &mut Life, steps: &[Step]) {
                 drop(life.crash(has_effect, *keeps_checkpoint));
                 life.pump();
             }
+            Step::Toggle => {
+                life.targets.prefixes = !life.targets.prefixes;
+                life.pump();
+            }
+            Step::Bound(count) => {
+                let coming = pods + 1..=pods + u32::from(*count);
+                life.apply(Event::PodsBound(coming.map(|pod| owner(&format!("pod{pod}")).pod.clone()).collect()));
+                life.pump();
+            }
             Step::Look => drop(life.look()),
             Step::Imds { late: true } => life.hear_late_imds(),
             Step::Imds { late: false } => life.hear_imds(),
@@ -183,6 +202,8 @@ proptest! {
         let cidr = format!("10.0.0.0/{subnet}").parse().unwrap();
         let mut life = Life::with_subnet(limits, targets, cidr);
         live(&mut life, &steps);
+        // Nobody is awaited any more.
+        life.apply(Event::PodsBound(BTreeSet::new()));
         // What others hold is theirs for good, but whoever waits is answered, and dead pods are found.
         life.run(Duration::from_secs(300));
         life.look();

@@ -7,6 +7,7 @@
 //! set NAME=VALUE...                 targets, by VPC CNI's names
 //! subnet CIDR [whole-prefixes=no]   the primary ENI's subnet; `no`: others hold one address of each /28
 //! start                             the daemon starts
+//! bound COUNT                       pods are bound to the node and will ask next
 //! add COUNT | del COUNT             pods; the oldest go first
 //! die COUNT                         pods end and their DEL is lost
 //! run SECONDS | settle              time passes
@@ -27,9 +28,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use sluice_ipamd_core::cloud::{CloudErrorKind, InstanceLimits};
 use sluice_ipamd_core::plan::Targets;
+use sluice_ipamd_core::state::Event;
 use sluice_ipamd_core::time::Timestamp;
 
-use crate::life::{Fate, Life, subnet_id};
+use crate::life::{Fate, Life, owner, subnet_id};
 
 struct Scene {
     limits: InstanceLimits,
@@ -123,6 +125,11 @@ impl Scene {
                     life.add(&format!("pod{}", self.pods));
                     self.alive.push_back(format!("pod{}", self.pods));
                 }
+                life.pump();
+            }
+            ["bound", count] => {
+                let coming = self.pods + 1..=self.pods + count.parse::<u32>().unwrap();
+                life.apply(Event::PodsBound(coming.map(|pod| owner(&format!("pod{pod}")).pod.clone()).collect()));
                 life.pump();
             }
             ["del", count] => {

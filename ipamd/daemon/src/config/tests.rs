@@ -12,6 +12,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
         config.pool,
         PoolConfig {
             prefix_delegation: false,
+            warm_mode: WarmSetting::Static,
             warm_eni_target: 1,
             warm_ip_target: 0,
             minimum_ip_target: 0,
@@ -126,7 +127,9 @@ fn the_documentation_is_the_table() {
     let mut text = String::from(
         "# Configuration of ipamd\n\nEnvironment variables: those of the AWS VPC CNI with their defaults, and `SLUICE_*` for \
          what is ours. An empty value is an\nunset one. Every fault is reported at once, with value and rule, and ipamd does \
-         not start (exit status 64). This page is made from the\ntable in `ipamd/daemon/src/config/variables.rs`.\n",
+         not start (exit status 64). This page is made from the\ntable in `ipamd/daemon/src/config/variables.rs`.\n\n\
+         How to choose the settings of the pool, and what `SLUICE_WARM_MODE=adaptive` does, is in [capacity \
+         planning](capacity-planning.md).\n",
     );
     for (heading, effect) in [
         ("The pool and the daemon", Effect::Daemon),

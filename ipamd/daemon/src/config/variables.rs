@@ -105,6 +105,11 @@ pub const VARIABLES: &[Variable] = &[
     daemon("SLUICE_METRICS_ADDRESS", "0.0.0.0:61678", "where metrics are served"),
     daemon("SLUICE_RUN_DIR", "/run/sluice", "directory of socket, checkpoint and tombstones"),
     daemon("SLUICE_STOP_GRACE", "5", "seconds that a stop waits for calls under way, 0 to 60"),
+    daemon(
+        "SLUICE_WARM_MODE",
+        "static",
+        "static: the warm targets; adaptive: as many as the node's own arrivals of pods have shown to be enough",
+    ),
     daemon("WARM_ENI_TARGET", "1", "ENIs' worth of free addresses; negative is 1"),
     daemon("WARM_IP_TARGET", "0", "free addresses; 0 is unset"),
     daemon("WARM_PREFIX_TARGET", "1", "free prefixes, in prefix mode"),

@@ -12,7 +12,6 @@ use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, Instanc
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::limits;
 use sluice_ipamd_core::op::{Failure, Op};
-use sluice_ipamd_core::plan::Targets;
 use sluice_ipamd_core::recover::reconcile;
 use sluice_ipamd_core::state::{Event, Node, tag};
 use tokio::task::JoinError;
@@ -21,13 +20,9 @@ use tokio::time::Instant;
 use super::gone::Gone;
 use super::{Daemon, LOOK_EVERY, OpResult, Timer, lost};
 use crate::cloud::Cloud;
-use crate::config::Config;
 use crate::executor::Executor;
 use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods};
 use crate::log::ErrorChain;
-
-/// The kubelet's default for the most pods of a node.
-const KUBELET_MAX_PODS: u32 = 110;
 
 /// A piece of work.
 #[derive(Debug, Clone)]
@@ -231,7 +226,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 instance = %node.identity.instance, instance_type = node.identity.instance_type,
                 enis = node.limits.enis, addresses = node.limits.ipv4_per_eni, "this node is known"
             );
-            self.targets = targets(&self.parts.config, Some(&node));
+            self.targets = self.parts.config.targets(Some(&node.limits));
             self.apply(Event::NodeKnown(node));
         }
         self.apply(Event::ImdsSeen(enis));
@@ -428,27 +423,6 @@ fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
         table: eni.table()?,
         mtu,
     })
-}
-
-/// The planner's targets.
-pub(super) fn targets(config: &Config, node: Option<&Node>) -> Targets {
-    let pool = &config.pool;
-    // What EKS's own node images set for secondary addresses: each ENI's addresses less its own, and two pods of the
-    // host's network.
-    let by_type = node.map_or(0, |node| {
-        node.limits.enis.saturating_mul(node.limits.ipv4_per_eni.saturating_sub(1)).saturating_add(2)
-    });
-    Targets {
-        prefixes: pool.prefix_delegation,
-        warm_enis: pool.warm_eni_target,
-        warm_prefixes: pool.warm_prefix_target,
-        warm_ips: pool.warm_ip_target,
-        minimum_ips: pool.minimum_ip_target,
-        max_enis: pool.max_eni,
-        max_pods: config.max_pods.unwrap_or_else(|| by_type.max(KUBELET_MAX_PODS)),
-        subnet_discovery: pool.subnet_discovery,
-        cluster: pool.cluster_name.clone(),
-    }
 }
 
 fn no_cidrs() -> CloudError {

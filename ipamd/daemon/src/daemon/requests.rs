@@ -83,8 +83,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             .retry_after(Duration::from_secs(5));
             return self.refuse_add(token, refusal);
         }
-        if let Err(refusal) = self.queue.join(token, owner, deadline, now) {
-            self.refuse_add(token, refusal);
+        let is_new = !self.queue.waits(&owner.attachment);
+        match self.queue.join(token, owner, deadline, now) {
+            Ok(()) if is_new => {
+                self.apply(Event::Arrived);
+            }
+            Ok(()) => {}
+            Err(refusal) => self.refuse_add(token, refusal),
         }
     }
 
