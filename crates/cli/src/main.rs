@@ -6,6 +6,7 @@ mod exit;
 mod explain;
 mod files;
 mod paint;
+mod plan;
 mod policy;
 
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Options),
     /// Say whether one may reach another, and which rules say so.
     Explain(explain::Options),
+    /// Say what a node's address pool will hold with given settings, before anybody runs them.
+    Plan(plan::Options),
     /// Work with network policies, without a cluster.
     #[command(subcommand)]
     Policy(policy::Command),
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Demo(options) => demo::main(&options),
         Command::Explain(options) => explain::main(&options),
+        Command::Plan(options) => plan::main(&options),
         Command::Policy(command) => policy::main(&command),
     }
 }

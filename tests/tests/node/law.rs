@@ -15,6 +15,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sluice-daemon", &["sluice-contract"]),
     ("sluice-vpcsim", &["sluice-contract", "sluice-hostnet"]),
     ("sluice-ipamd-core", &["sluice-contract"]),
+    // ADR 6: the planner on vpcsim's model in virtual time, for `sluice plan` and the benchmarks.
+    ("sluice-ipamd-sim", &["sluice-contract", "sluice-ipamd-core", "sluice-vpcsim"]),
     ("sluice-ipamd-daemon", &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-ipamd-core"]),
     ("sluice-ipamd-ec2", &["sluice-contract", "sluice-ipamd-core", "sluice-ipamd-daemon"]),
     (
@@ -33,7 +35,19 @@ const EDGES: &[(&str, &[&str])] = &[
         "sluice-proxy",
         &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-policy-core", "sluice-policy-bpf"],
     ),
-    ("sluice", &["sluice-contract", "sluice-hostnet", "sluice-policy-core", "sluice-vpcsim"]),
+    (
+        "sluice",
+        &[
+            "sluice-contract",
+            "sluice-hostnet",
+            "sluice-policy-core",
+            "sluice-vpcsim",
+            // `sluice plan` reads settings as ipamd reads them, and runs its planner.
+            "sluice-ipamd-core",
+            "sluice-ipamd-daemon",
+            "sluice-ipamd-sim",
+        ],
+    ),
 ];
 
 /// What must not be among a package's dependencies, at any depth, and why. A name that ends in `*` is a prefix.
@@ -41,6 +55,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-contract", &["tokio", "aws-*", "kube", "netlink-*", "rtnetlink", "aya", "hyper"], "it is plain data"),
     ("sluice-ipamd-core", &["tokio", "aws-*", "kube", "netlink-*", "rtnetlink", "aya", "hyper", "nix"], "it is pure"),
     ("sluice-policy-core", &["tokio", "aws-*", "kube", "netlink-*", "rtnetlink", "aya", "hyper", "nix"], "it is pure"),
+    ("sluice-ipamd-sim", &["aws-*", "kube", "aya"], "it runs in virtual time, without a cloud"),
     ("sluice-ipamd-daemon", &["aws-*", "kube", "aya"], "it runs in virtual time, over the seams"),
     ("sluice-hostnet", &["aws-*", "kube", "aya", "hyper"], "plugins are built on it"),
     ("sluice-daemon", &["aws-*", "kube", "netlink-*", "rtnetlink", "aya"], "daemons are built on it"),

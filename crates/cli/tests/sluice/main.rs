@@ -3,6 +3,7 @@
 
 mod check;
 mod explain;
+mod plan;
 mod vectors;
 
 use std::io::Write as _;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::address::Placement;
 use super::api::Action;
 use super::random::Random;
+use crate::limits::{self, InstanceType};
 
 /// A time that lies evenly between two others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub struct Settings {
     pub describe_lag: Duration,
     /// How far the metadata service sees into the past.
     pub imds_lag: Duration,
+    /// Instance types beyond those of [`crate::limits::INSTANCE_TYPES`].
+    pub further_types: Vec<&'static InstanceType>,
 }
 
 impl Settings {
@@ -95,6 +98,7 @@ impl Settings {
             buckets: BTreeMap::new(),
             describe_lag: Duration::from_millis(300),
             imds_lag: Duration::from_millis(500),
+            further_types: Vec::new(),
         }
     }
 
@@ -102,6 +106,12 @@ impl Settings {
     #[must_use]
     pub fn instant() -> Self {
         Self { time_scale: 0.0, throttle: false, placement: Placement::Lowest, ..Self::aws() }
+    }
+
+    /// The type of that name.
+    #[must_use]
+    pub fn instance_type(&self, name: &str) -> Option<&'static InstanceType> {
+        limits::instance_type(name).or_else(|| self.further_types.iter().copied().find(|entry| entry.name == name))
     }
 
     /// A duration drawn from `span` and scaled.

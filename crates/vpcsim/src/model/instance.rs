@@ -10,7 +10,6 @@ use super::api::{
     AttachNetworkInterface, CreateNetworkInterface, InstanceWithEnis, Reply, RunInstances, TerminateInstances,
 };
 use super::error::{ApiError, Missing};
-use super::interface::limits_of;
 use super::state::{Association, Instance, InterfaceType};
 
 /// Instances that one call may launch.
@@ -46,7 +45,7 @@ impl Edit<'_> {
         reservation: &str,
         running_at: Duration,
     ) -> Result<InstanceWithEnis, ApiError> {
-        let limits = limits_of(&request.instance_type)?;
+        let limits = self.limits_of(&request.instance_type)?;
         let eni = self.new_interface(&CreateNetworkInterface {
             groups: request.groups.clone(),
             private_ip: request.private_ip,

@@ -16,7 +16,7 @@ use super::api::{
 };
 use super::error::{ApiError, Missing};
 use super::state::{Attachment, Eni, InstanceState, State};
-use crate::limits::{InstanceType, instance_type};
+use crate::limits::InstanceType;
 
 /// ENIs of a region (EC2 quota "Network interfaces per Region").
 const MOST_ENIS: usize = 5000;
@@ -128,7 +128,7 @@ impl Edit<'_> {
                 "You may not attach a network interface to an instance if they are not in the same availability zone",
             ));
         }
-        let limits = limits_of(&instance.instance_type)?;
+        let limits = self.limits_of(&instance.instance_type)?;
         let attached = self.state.attached(instance_id);
         let most_here = usize::try_from(*card).ok().and_then(|card| limits.cards.get(card)).ok_or_else(|| {
             ApiError::invalid_parameter(
@@ -304,6 +304,11 @@ impl Edit<'_> {
         self.state.enis.get_mut(id).ok_or_else(|| ApiError::not_found(Missing::Eni, id))
     }
 
+    pub(super) fn limits_of(&self, name: &str) -> Result<&'static InstanceType, ApiError> {
+        let known = self.settings.instance_type(name);
+        known.ok_or_else(|| ApiError::invalid_value(format!("Invalid value '{name}' for InstanceType.")))
+    }
+
     /// How many places an ENI has, and the limits of the instance that it is attached to.
     fn limits_of_interface(
         &self,
@@ -313,7 +318,7 @@ impl Edit<'_> {
         let attachment = self.state.enis.get(id).and_then(|eni| eni.attachment.as_ref());
         let instance = attachment.and_then(|attachment| self.state.instances.get(attachment.instance.as_ref()?));
         let Some(instance) = instance else { return Ok((MOST_PLACES, None)) };
-        let limits = limits_of(&instance.instance_type)?;
+        let limits = self.limits_of(&instance.instance_type)?;
         Ok((places(limit(limits)), Some(limits)))
     }
 
@@ -502,10 +507,6 @@ fn check_prefixes(limits: &InstanceType, wanted: bool) -> Result<(), ApiError> {
         ));
     }
     Ok(())
-}
-
-pub(super) fn limits_of(name: &str) -> Result<&'static InstanceType, ApiError> {
-    instance_type(name).ok_or_else(|| ApiError::invalid_value(format!("Invalid value '{name}' for InstanceType.")))
 }
 
 fn places(limit: u32) -> usize {
