@@ -3,14 +3,18 @@
 
 mod burst;
 mod crash;
+mod memory;
 mod requests;
 pub(crate) mod sim;
 mod storm;
 mod trouble;
+mod worst;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sluice_contract::id::{IfName, PodRef};
@@ -20,7 +24,7 @@ use sluice_contract::rpc::{
 use sluice_ipamd_core::ledger::Stage;
 use sluice_ipamd_core::time::Timestamp;
 use sluice_vpcsim::model::Settings;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -42,6 +46,28 @@ struct World {
     host: SimHost,
     environment: BTreeMap<String, String>,
     starts: u64,
+}
+
+/// The daemon's loop until it has waited so often; then all of it is gone at once, the calls that it has under way too.
+struct Mortal<F> {
+    run: Option<Pin<Box<F>>>,
+    waits: u64,
+    died: Arc<Notify>,
+}
+
+impl<F: Future<Output = ()>> Future for Mortal<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(run) = self.run.as_mut() else { return Poll::Pending };
+        let ended = run.as_mut().poll(context);
+        self.waits -= 1;
+        if self.waits == 0 && ended.is_pending() {
+            self.run = None;
+            self.died.notify_one();
+        }
+        ended
+    }
 }
 
 /// A daemon that runs.
@@ -78,19 +104,26 @@ impl World {
     }
 
     async fn start(&mut self) -> Node {
+        self.start_mortal(u64::MAX).await.0
+    }
+
+    /// A daemon that dies at the n-th point at which its loop waits for something; the second resolves then.
+    async fn start_mortal(&mut self, waits: u64) -> (Node, Arc<Notify>) {
         self.starts += 1;
         let (handle, inputs) = Handle::new();
         let metrics = Arc::new(Metrics::new());
         let (parts, begin) =
             start(self.config(), self.clock, self.cloud.clone(), self.host.clone(), metrics, self.starts).await;
         let (stop, stops) = oneshot::channel();
-        let task = tokio::spawn(Daemon::new(parts, begin).run(inputs, async {
+        let died = Arc::new(Notify::new());
+        let run = Daemon::new(parts, begin).run(inputs, async {
             if stops.await.is_err() {
                 // The test keeps the sender until it stops the daemon.
                 std::future::pending::<()>().await;
             }
-        }));
-        Node { handle, task, stop: Some(stop) }
+        });
+        let task = tokio::spawn(Mortal { run: Some(Box::pin(run)), waits, died: Arc::clone(&died) });
+        (Node { handle, task, stop: Some(stop) }, died)
     }
 
     /// A daemon that is ready and has nothing left to do.

@@ -26,15 +26,21 @@ async fn add_all(world: &World, node: &Node, pods: &mut BTreeMap<String, PodAddr
 }
 
 /// 20 pods come; the daemon dies at the point given and starts again; the runtime tries again whatever had no answer.
-async fn die_at(crash: Crash) -> bool {
+pub(super) async fn die_at(crash: Crash) -> bool {
     let mut world = World::new("m5.large");
-    let names: Vec<String> = (0..20).map(|index| format!("p{index}")).collect();
-    let mut pods = BTreeMap::new();
     world.cloud.crash_at(Some(crash));
     let node = world.start().await;
     let cloud = world.cloud.clone();
+    outlive(world, node, cloud.crashed(), &format!("{crash:?}")).await
+}
+
+/// Lives until `death`, starts again, and compares. Answers whether it died.
+async fn outlive(mut world: World, node: Node, death: impl Future<Output = ()>, what: &str) -> bool {
+    let names: Vec<String> = (0..20).map(|index| format!("p{index}")).collect();
+    let mut pods = BTreeMap::new();
     let died = tokio::select! {
-        () = cloud.crashed() => true,
+        biased;
+        () = death => true,
         () = async {
             add_all(&world, &node, &mut pods, &names).await;
             node.wait("a settled pool", View::is_settled).await;
@@ -44,15 +50,31 @@ async fn die_at(crash: Crash) -> bool {
     world.cloud.crash_at(None);
     let node = world.start().await;
     for (name, address) in &pods {
-        assert_eq!(node.add(name).await.as_ref(), Ok(address), "{crash:?}: {name} is remembered");
+        assert_eq!(node.add(name).await.as_ref(), Ok(address), "{what}: {name} is remembered");
     }
     add_all(&world, &node, &mut pods, &names).await;
-    assert_eq!(pods.len(), 20, "{crash:?}");
+    assert_eq!(pods.len(), 20, "{what}");
     let distinct: BTreeSet<IpAddr> = pods.values().map(|address| address.ip).collect();
-    assert_eq!(distinct.len(), 20, "{crash:?}: an address was given twice");
+    assert_eq!(distinct.len(), 20, "{what}: an address was given twice");
     node.wait("a settled pool", View::is_settled).await;
     world.agrees(&node).await;
     died
+}
+
+/// Wherever the loop waits for anything: a call, a job on the host, a timer, a request.
+#[tokio::test(start_paused = true)]
+async fn s05_death_at_every_await_leaves_nothing_behind() {
+    let mut point = 0;
+    loop {
+        point += 1;
+        let mut world = World::new("m5.large");
+        let (node, died) = world.start_mortal(point).await;
+        if !outlive(world, node, died.notified(), &format!("at await {point}")).await {
+            break;
+        }
+    }
+    println!("died at {} awaits", point - 1);
+    assert!(point > 20, "the loop has waited {point} times only");
 }
 
 #[tokio::test(start_paused = true)]

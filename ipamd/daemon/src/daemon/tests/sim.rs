@@ -54,6 +54,12 @@ struct Switches {
     down: bool,
     calls: u64,
     crash: Option<Crash>,
+    /// The crash has happened.
+    dead: bool,
+    /// So many of the next changing calls arrive twice, as when a proxy tries again; the caller hears of the second.
+    repeat: u32,
+    /// IMDS leaves out the ENI of this device.
+    omitted: Option<u32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,12 +111,25 @@ impl SimCloud {
     }
 
     pub(crate) fn crash_at(&self, crash: Option<Crash>) {
-        *lock(&self.0.switches) = Switches { crash, ..Switches::default() };
+        let mut switches = lock(&self.0.switches);
+        (switches.crash, switches.calls, switches.dead) = (crash, 0, false);
+    }
+
+    /// Of the next changing calls so many arrive twice.
+    pub(crate) fn repeat(&self, calls: u32) {
+        lock(&self.0.switches).repeat = calls;
+    }
+
+    /// IMDS leaves out the ENI of a device, or none.
+    pub(crate) fn omit(&self, device: Option<u32>) {
+        lock(&self.0.switches).omitted = device;
     }
 
     /// Resolves when the crash that was set happens.
     pub(crate) async fn crashed(&self) {
-        self.0.crashed.notified().await;
+        while !lock(&self.0.switches).dead {
+            self.0.crashed.notified().await;
+        }
     }
 
     /// Calls of each action since the start.
@@ -136,24 +155,38 @@ impl SimCloud {
         }
     }
 
+    fn die(&self) {
+        lock(&self.0.switches).dead = true;
+        self.0.crashed.notify_one();
+    }
+
     async fn call(&self, api: Api, request: impl Into<Request>) -> Result<Reply, CloudError> {
-        let crash = {
+        let request = request.into();
+        let (crash, twice) = {
             let mut switches = lock(&self.0.switches);
             if switches.down {
                 return Err(Self::unreachable(api));
             }
             switches.calls += 1;
             let calls = switches.calls;
-            switches.crash.filter(|crash| matches!(crash, Crash::BeforeCall(n) | Crash::AfterCall(n) if *n == calls))
+            let twice = switches.repeat > 0 && !request.action().is_describe();
+            switches.repeat -= u32::from(twice);
+            let crash = switches
+                .crash
+                .filter(|crash| matches!(crash, Crash::BeforeCall(n) | Crash::AfterCall(n) if *n == calls));
+            (crash, twice)
         };
         if matches!(crash, Some(Crash::BeforeCall(_))) {
-            self.0.crashed.notify_one();
+            self.die();
             std::future::pending::<()>().await;
         }
         let now = self.now();
+        if twice {
+            let _unheard = self.model().call_from("node", request.clone(), now);
+        }
         let outcome = self.model().call_from("node", request, now);
         if crash.is_some() {
-            self.0.crashed.notify_one();
+            self.die();
             std::future::pending::<()>().await;
         }
         tokio::time::sleep(outcome.answer_after).await;
@@ -275,8 +308,12 @@ impl Cloud for SimCloud {
     async fn imds_enis(&self) -> Result<Vec<ImdsEni>, CloudError> {
         let state = self.imds()?;
         let now = self.now();
+        let omitted = lock(&self.0.switches).omitted;
         let shown = state.attached(&self.0.instance).into_iter().filter_map(|eni| {
             let attachment = eni.attachment.as_ref().filter(|attachment| attachment.has_link(now))?;
+            if omitted == Some(attachment.device) {
+                return None;
+            }
             Some(ImdsEni {
                 eni: eni.id.clone(),
                 mac: eni.mac,
