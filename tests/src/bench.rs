@@ -6,9 +6,11 @@ pub mod burst;
 pub mod packet;
 pub mod policy;
 pub mod policyd_memory;
+pub mod pool;
 pub mod publish;
 pub mod reaction;
 pub mod report;
+pub mod restart;
 pub mod rss;
 pub mod stats;
 pub mod test_run;
@@ -62,6 +64,9 @@ pub enum BenchError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A node in virtual time.
+    #[error("a node cannot be simulated")]
+    Pool(#[from] sluice_ipamd_sim::node::SimError),
     /// A size has no figure.
     #[error("a size was not measured")]
     Incomplete,
@@ -112,12 +117,31 @@ pub struct Benchmark {
 }
 
 /// Every benchmark.
-pub const ALL: [Benchmark; 10] = [
+pub const ALL: [Benchmark; 14] = [
     Benchmark {
         id: add_latency::ID,
         name: "add_latency",
         about: add_latency::ABOUT,
         run: |say| Box::pin(add_latency::run(say)),
+    },
+    Benchmark {
+        id: pool::bursts::ID,
+        name: "bursts",
+        about: pool::bursts::ABOUT,
+        run: |say| Box::pin(std::future::ready(pool::bursts::run(say))),
+    },
+    Benchmark {
+        id: pool::steady::ID,
+        name: "steady",
+        about: pool::steady::ABOUT,
+        run: |say| Box::pin(std::future::ready(pool::steady::run(say))),
+    },
+    Benchmark { id: restart::ID, name: "restart", about: restart::ABOUT, run: |say| Box::pin(restart::run(say)) },
+    Benchmark {
+        id: pool::adaptive::ID,
+        name: "adaptive",
+        about: pool::adaptive::ABOUT,
+        run: |say| Box::pin(std::future::ready(pool::adaptive::run(say))),
     },
     Benchmark { id: rss::ID, name: "rss", about: rss::ABOUT, run: |say| Box::pin(rss::run(say)) },
     Benchmark {
