@@ -63,7 +63,7 @@ pub(super) fn burst_json(sluice: &Burst, vpc_cni: &Burst) -> String {
     let one = |burst: &Burst| {
         json!({
             "at_once": burst.at_once,
-            "seconds": burst.all.then(|| burst.took.as_secs_f64()),
+            "seconds": burst.all.then_some(burst.took.as_secs_f64()),
             "ec2_calls": burst.ec2_calls,
         })
     };

@@ -115,6 +115,13 @@ impl SimCloud {
         (switches.crash, switches.calls, switches.dead) = (crash, 0, false);
     }
 
+    /// EC2's descriptions and IMDS tell what was so long ago.
+    pub(crate) fn lag(&self, describe: Duration, imds: Duration) {
+        let mut model = self.model();
+        let settings = model.settings_mut();
+        (settings.describe_lag, settings.imds_lag) = (describe, imds);
+    }
+
     /// Of the next changing calls so many arrive twice.
     pub(crate) fn repeat(&self, calls: u32) {
         lock(&self.0.switches).repeat = calls;

@@ -72,7 +72,7 @@ async fn issue_3887_an_address_that_only_imds_shows_is_not_handed_out() {
         }
         node.wait("what is left over to go", |view| view.pool.total == 3).await;
         node.kill().await;
-        world.cloud.model().settings_mut().imds_lag = Duration::from_secs(120);
+        world.cloud.lag(Settings::aws().describe_lag, Duration::from_secs(120));
         if !keeps_checkpoint {
             std::fs::remove_file(world.config().checkpoint()).unwrap();
         }
@@ -96,10 +96,7 @@ async fn issue_3824_a_prefix_in_use_is_not_given_back_because_it_was_unknown() {
     node.kill().await;
     std::fs::remove_file(world.config().checkpoint()).unwrap();
     // What EC2 and IMDS tell is from before the prefixes came.
-    let mut model = world.cloud.model();
-    let settings = model.settings_mut();
-    (settings.describe_lag, settings.imds_lag) = (Duration::from_secs(20), Duration::from_secs(60));
-    drop(model);
+    world.cloud.lag(Duration::from_secs(20), Duration::from_secs(60));
     let node = world.start().await;
     tokio::time::sleep(48 * HOUR).await;
     for pod in &pods {
