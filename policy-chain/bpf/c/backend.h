@@ -5,10 +5,65 @@
 
 #include "flow.h"
 #include "fragment.h"
+#include "recent.h"
+
+/* Of a bridge, the interface of the pod that has the packet's source; 0: it is of none. */
+GLOBAL int port_of(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct tuple tuple = {};
+	struct address source;
+	__u32 *owner;
+
+	if (!packet)
+		return 0;
+	source = packet->source;
+	if (tracked(skb, &tuple, 0) == TRACKED_ORIGINAL)
+		set_address(&source, tuple.source, tuple.family);
+	owner = bpf_map_lookup_elem(&owners, &source);
+	return owner ? *owner : 0;
+}
+
+/* The pod behind an interface: its endpoint, or of a bridge the owner of the packet's source. */
+static __always_inline struct endpoint *behind(struct __sk_buff *skb, struct endpoint *found,
+					       const struct packet *packet)
+{
+	__u32 index;
+
+	if (!(found->flags & ENDPOINT_BRIDGE))
+		return found;
+	index = port_of(skb, packet);
+	return bpf_map_lookup_elem(&endpoints, &index);
+}
+
+/* The endpoint that a forwarded packet comes from; null: it is not a pod of this node. */
+static __always_inline struct endpoint *sender(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u32 index = skb->ingress_ifindex;
+	struct endpoint *found;
+
+	if (index == 0)
+		return NULL;
+	found = bpf_map_lookup_elem(&endpoints, &index);
+	return found ? behind(skb, found, packet) : NULL;
+}
 
 static __always_inline bool has_ports(__u8 protocol)
 {
 	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP;
+}
+
+/* What the second judgement wrote down is of another endpoint than the gate's. */
+static __always_inline void forget(struct scene *scene, __u32 endpoint)
+{
+	scene->endpoint = endpoint;
+	scene->direction = scene->towards;
+	scene->origin = ORIGIN_FORWARDED;
+	scene->decision = 0;
+	scene->verdict = 0;
+	scene->basis = BASIS_NOTHING;
+	scene->other = (struct address){};
+	scene->other_port = 0;
+	scene->audit = 0;
 }
 
 /* Asks about `scene->other`, and remembers the answer in the flow, if there is one. Returns why the packet is dropped. */
@@ -44,13 +99,15 @@ GLOBAL int judge_backend(const struct endpoint *from, struct scene *scene, struc
 	return DROP_NONE;
 }
 
-/* A packet that pod `from` sent and the host forwards. Returns why it is dropped. */
+/* A packet that pod `from` sent and the host forwards. Returns why it is dropped. Where the next packet that
+ * is like it might be another flow's, `scene->generation` becomes BRIEF. */
 GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct scene *scene)
 {
+	__u64 current;
 	struct connection *connection;
 	const struct packet *packet;
 	struct tuple tuple = {};
-	__u32 how, verdict;
+	__u32 how, verdict, generation;
 	int reason;
 
 	if (!from || !scene)
@@ -61,6 +118,8 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	how = tracked(skb, &tuple, 0);
 	if (how == TRACKED_REPLY)
 		return DROP_NONE;
+	generation = scene->generation;
+	scene->generation = BRIEF;
 	scene->endpoint = from->id;
 	scene->direction = DIRECTION_EGRESS;
 	if (how == UNTRACKED) {
@@ -91,10 +150,18 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	connection = bpf_map_lookup_elem(&connections, &scene->key);
 	if (connection && connection->expires > scene->now) {
 		verdict = connection->judged & 255;
-		if (connection->direction != DIRECTION_EGRESS || verdict != VERDICT_DEFER)
+		current = from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW;
+		if (connection->direction != DIRECTION_EGRESS || verdict != VERDICT_DEFER) {
+			/* What the pod may send untranslated it may send so as well. */
+			if (connection->direction != DIRECTION_EGRESS ||
+			    (connection->judged == current && scene->key.peer_port == scene->other_port &&
+			     same_address(&scene->key.peer, &scene->other)))
+				scene->generation = generation;
 			return DROP_NONE;
-		if (connection->backend_judged == (from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW) &&
-		    connection->other_port == scene->other_port && same_address(&connection->other, &scene->other))
+		}
+		scene->generation = generation;
+		if (connection->backend_judged == current && connection->other_port == scene->other_port &&
+		    same_address(&connection->other, &scene->other))
 			return DROP_NONE;
 		return judge_backend(from, scene, connection);
 	}
@@ -111,22 +178,20 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 /* An answer to the pod of a deferred flow whose backend nobody has judged at this revision: it was not seen, as on a kernel
  * without netfilter programs when it is a process of the node, or the policy has changed since. Whoever answers is the
  * backend. Returns why the packet is dropped. */
-GLOBAL int judge_answer(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene)
+GLOBAL int judge_answer(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene,
+			struct connection *connection)
 {
-	struct connection *connection;
 	struct tuple tuple = {};
 	int reason;
 
-	if (!endpoint || !scene)
+	if (!endpoint || !scene || !connection)
 		return DROP_BROKEN;
-	if (!endpoint->egress || !has_ports(scene->packet.protocol) || is_opening(&scene->packet))
-		return DROP_NONE;
-	connection = bpf_map_lookup_elem(&connections, &scene->key);
-	if (!connection || connection->expires <= scene->now || connection->direction != DIRECTION_EGRESS ||
-	    (connection->judged & 255) != VERDICT_DEFER)
-		return DROP_NONE;
+	/* Where a process of the node is not seen to be the backend, the next answer may be another's. */
+	if (!(setting_flags() & SETTING_LOCAL_INPUT))
+		scene->generation = BRIEF;
 	if (connection->backend_judged == (endpoint->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW))
 		return DROP_NONE;
+	scene->generation = BRIEF;
 	if (tracked(skb, &tuple, 1) != TRACKED_REPLY)
 		return DROP_NONE;
 	set_address(&scene->other, tuple.source, tuple.family);
@@ -134,18 +199,34 @@ GLOBAL int judge_answer(struct __sk_buff *skb, const struct endpoint *endpoint, 
 	scene->direction = DIRECTION_EGRESS;
 	reason = judge_backend(endpoint, scene, connection);
 	if (!reason)
-		scene->direction = scene->towards;
+		forget(scene, endpoint->id);
 	return reason;
 }
 
-/* What the second judgement wrote down is of another endpoint than the gate's. */
-static __always_inline void forget(struct scene *scene, __u32 endpoint)
+/* A packet to a pod that the host forwards: what its sender, if that is a pod of this node, may send to whom a Service chose.
+ * Returns why it is dropped. */
+GLOBAL int judge_sender(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene)
 {
-	scene->endpoint = endpoint;
-	scene->decision = 0;
-	scene->verdict = 0;
-	scene->basis = BASIS_NOTHING;
-	scene->other = (struct address){};
-	scene->other_port = 0;
-	scene->audit = 0;
+	__u32 index = skb->ingress_ifindex;
+	struct endpoint *found, *from;
+	int reason;
+
+	if (!endpoint || !scene)
+		return DROP_BROKEN;
+	found = bpf_map_lookup_elem(&endpoints, &index);
+	if (!found)
+		return DROP_NONE;
+	/* All pods behind a bridge come by the same interface. */
+	if (found->flags & ENDPOINT_BRIDGE)
+		scene->generation = BRIEF;
+	from = behind(skb, found, &scene->packet);
+	if (!from || !from->egress)
+		return DROP_NONE;
+	reason = second(skb, from, scene);
+	if (!reason) {
+		forget(scene, endpoint->id);
+		key_of(&scene->packet, scene->towards, &scene->key);
+		scene->key.endpoint = endpoint->id;
+	}
+	return reason;
 }

@@ -88,10 +88,11 @@ struct scene {
 	__u32 decision;
 	/* Index of the interface. */
 	__u32 interface;
+	/* Of which what was found out is true; BRIEF: of this packet alone. */
+	__u32 generation;
 	/* Of the frame, in bytes. */
 	__u32 length;
 	__u16 other_port;
-	__u16 proxy_port;
 	__u16 ether_type;
 	__u8 hook;
 	/* The packet's direction. */
@@ -103,7 +104,7 @@ struct scene {
 	__u8 basis;
 	/* The endpoint is a dry run. */
 	__u8 audit;
-	__u8 unused[3];
+	__u8 unused[1];
 };
 
 static __always_inline bool same_address(const struct address *a, const struct address *b)

@@ -195,80 +195,20 @@ static __always_inline __u32 reason_of(const struct scene *scene)
 	return scene->basis == BASIS_BROKEN ? DROP_BROKEN : DROP_POLICY;
 }
 
-static __always_inline __u32 setting_flags(__u64 *adopt_until)
+static __always_inline __u32 setting_flags(void)
 {
 	__u32 zero = 0;
 	struct settings *found = bpf_map_lookup_elem(&settings, &zero);
 
-	*adopt_until = found ? found->adopt_until : 0;
 	return found ? found->flags : 0;
 }
 
-/* The pod behind an interface: its endpoint, or of a bridge the owner of the packet's source. */
-static __always_inline struct endpoint *behind(struct __sk_buff *skb, struct endpoint *found,
-					       const struct packet *packet)
+static __always_inline __u64 adopted_until(void)
 {
-	struct address source = packet->source;
-	struct tuple tuple = {};
-	__u32 index, *owner;
+	__u32 zero = 0;
+	struct settings *found = bpf_map_lookup_elem(&settings, &zero);
 
-	if (!(found->flags & ENDPOINT_BRIDGE))
-		return found;
-	if (tracked(skb, &tuple, 0) == TRACKED_ORIGINAL)
-		set_address(&source, tuple.source, tuple.family);
-	owner = bpf_map_lookup_elem(&owners, &source);
-	if (!owner)
-		return NULL;
-	index = *owner;
-	return bpf_map_lookup_elem(&endpoints, &index);
-}
-
-/* The endpoint that a forwarded packet comes from; null: it is not a pod of this node. */
-static __always_inline struct endpoint *sender(struct __sk_buff *skb, const struct packet *packet)
-{
-	__u32 index = skb->ingress_ifindex;
-	struct endpoint *found;
-
-	if (index == 0)
-		return NULL;
-	found = bpf_map_lookup_elem(&endpoints, &index);
-	return found ? behind(skb, found, packet) : NULL;
-}
-
-/* Who sent a packet that opens a flow to a pod. Returns why it is dropped. */
-static __always_inline int origin_of(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene)
-{
-	const struct packet *packet = &scene->packet;
-	struct address destination;
-	const struct endpoint *from;
-	struct tuple tuple = {};
-	__u32 sender_id = 0;
-	bool known;
-
-	scene->other = packet->source;
-	scene->origin = ORIGIN_FORWARDED;
-	if (skb->ingress_ifindex == 0) {
-		scene->origin = ORIGIN_OWN_NODE;
-		return DROP_NONE;
-	}
-	known = tracked(skb, &tuple, 0) == TRACKED_ORIGINAL;
-	if (known)
-		set_address(&scene->other, tuple.source, tuple.family);
-	if (!is_own(endpoint, &scene->other))
-		return DROP_NONE;
-	from = sender(skb, packet);
-	if (from)
-		sender_id = from->id;
-	if (sender_id != endpoint->id)
-		return DROP_SPOOFED;
-	scene->origin = ORIGIN_HAIRPIN;
-	if (!known)
-		return DROP_NONE;
-	set_address(&destination, tuple.destination, tuple.family);
-	if (same_address(&destination, &packet->destination) &&
-	    (is_icmp(packet->protocol) || bpf_ntohs(tuple.destination_port) == packet->destination_port))
-		scene->origin = ORIGIN_FORWARDED;
-	return DROP_NONE;
+	return found ? found->adopt_until : 0;
 }
 
 static __always_inline void ask_about(const struct endpoint *endpoint, struct scene *scene, const struct address *peer)
@@ -286,100 +226,13 @@ static __always_inline void ask_about(const struct endpoint *endpoint, struct sc
 	judge(endpoint, &question, scene);
 }
 
-/* A packet of no flow that is known. */
-GLOBAL int open_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene, __u32 is_flow)
-{
-	const struct packet *packet;
-	struct connection connection = {};
-	__u64 adopt_until;
-	__u32 verdict, state = 0;
-	bool answers = false;
-	int reason;
-
-	if (!endpoint || !scene)
-		return SHOT;
-	packet = &scene->packet;
-	scene->direction = scene->towards;
-	scene->origin = ORIGIN_FORWARDED;
-	scene->other = scene->key.peer;
-	if (scene->towards == DIRECTION_INGRESS) {
-		reason = origin_of(skb, endpoint, scene);
-		if (reason)
-			return dropped(scene, reason);
-	}
-	if (is_icmp(packet->protocol) && is_flow) {
-		query_of(packet, &answers);
-		/* An answer that nobody asked for is judged as what it is, and opens nothing. */
-		if (answers) {
-			is_flow = 0;
-			scene->key.query = 0;
-		}
-	}
-	setting_flags(&adopt_until);
-	if (packet->protocol == PROTOCOL_TCP && scene->now < adopt_until && !is_opening(packet)) {
-		__u8 origin = scene->origin;
-		struct address other = scene->other;
-
-		scene->direction = !scene->towards;
-		scene->origin = ORIGIN_FORWARDED;
-		ask_about(endpoint, scene, &scene->key.peer);
-		/* Of one that is the proxy's from now on, it will know nothing, and reset it (DESIGN 6.5). */
-		if (passes(scene->verdict) || scene->verdict == VERDICT_REDIRECT) {
-			state = CONNECTION_ADOPTED | CONNECTION_ANSWERED;
-			scene->other = scene->key.peer;
-			goto judged;
-		}
-		scene->direction = scene->towards;
-		scene->origin = origin;
-		scene->other = other;
-	}
-	ask_about(endpoint, scene, &scene->other);
-judged:
-	verdict = enforced(scene);
-	if (scene->verdict == VERDICT_REDIRECT &&
-	    has_listener(scene->direction, packet->protocol, scene->ether_type)) {
-		/* A dry run too, as long as there is somebody to tell what would become of its requests. */
-		verdict = VERDICT_REDIRECT;
-		state |= CONNECTION_PROXIED;
-	} else if (!passes(verdict)) {
-		return dropped(scene, reason_of(scene));
-	}
-	if (scene->decision)
-		count_decision(scene->decision, scene->length);
-	if (packet->protocol == PROTOCOL_TCP) {
-		if (packet->flags & TCP_RST)
-			is_flow = 0;
-		if (packet->flags & TCP_FIN)
-			state |= scene->direction == scene->towards ? CONNECTION_FIN : CONNECTION_FIN_BACK;
-	}
-	if (is_flow) {
-		connection.judged = endpoint->revision << JUDGED_REVISION_SHIFT | verdict;
-		connection.expires = scene->now + timeout(packet->protocol, state);
-		connection.decision = scene->decision;
-		connection.state = state;
-		if (scene->direction == DIRECTION_INGRESS)
-			connection.other = scene->other;
-		connection.proxy_port = scene->proxy_port;
-		connection.direction = scene->direction;
-		connection.origin = scene->origin;
-		connection.basis = scene->basis;
-		if (bpf_map_update_elem(&connections, &scene->key, &connection, BPF_ANY))
-			return dropped(scene, DROP_CONNECTIONS_FULL);
-	}
-	if (same_address(&scene->other, &scene->key.peer))
-		scene->other = (struct address){};
-	report(scene, EVENT_FLOW, DROP_NONE);
-	return state & CONNECTION_PROXIED ? STEERED : PASS;
-}
-
 /* A flow whose endpoint has moved on is judged again, in the flow's own direction. */
 static __always_inline void judge_again(const struct endpoint *endpoint, struct scene *scene,
 					struct connection *connection)
 {
 	__u32 before = connection->judged & 255, after;
-	__u64 adopt_until;
 
-	if (before != VERDICT_DENY && (setting_flags(&adopt_until) & SETTING_KEEP_ESTABLISHED)) {
+	if (before != VERDICT_DENY && setting_flags() & SETTING_KEEP_ESTABLISHED) {
 		connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | before;
 		return;
 	}
@@ -390,7 +243,6 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 		after = VERDICT_REDIRECT;
 	connection->decision = scene->decision;
 	connection->basis = scene->basis;
-	connection->proxy_port = scene->proxy_port;
 	/* Last: what is read beside it is only told, this is what packets pass by. */
 	*(volatile __u64 *)&connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | after;
 	if (scene->decision && after != VERDICT_DENY)
@@ -463,41 +315,4 @@ GLOBAL int follow_flow(const struct endpoint *endpoint, struct scene *scene, str
 	if (closed)
 		report(scene, EVENT_CLOSED, DROP_NONE);
 	return steered ? STEERED : PASS;
-}
-
-/* A flow of a dry run whose proxy is gone: it passes, as if the proxy had never been there. */
-static __always_inline bool is_stranded(const struct endpoint *endpoint, const struct scene *scene,
-					const struct connection *connection)
-{
-	const struct packet *packet = &scene->packet;
-
-	return connection->state & CONNECTION_PROXIED && endpoint->flags & ENDPOINT_AUDIT &&
-	       connection->direction == scene->towards && (packet->protocol == PROTOCOL_UDP || is_opening(packet)) &&
-	       !has_listener(connection->direction, packet->protocol, scene->ether_type);
-}
-
-/* What is to be looked at twice. */
-GLOBAL int slow(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene, __u32 is_flow)
-{
-	struct connection *connection;
-	bool own, fresh;
-
-	if (!endpoint || !scene)
-		return SHOT;
-	if (!is_flow)
-		return open_flow(skb, endpoint, scene, 0);
-	connection = bpf_map_lookup_elem(&connections, &scene->key);
-	if (!connection || connection->expires <= scene->now || is_stranded(endpoint, scene, connection))
-		return open_flow(skb, endpoint, scene, 1);
-	if (is_opening(&scene->packet)) {
-		own = connection->direction == scene->towards;
-		fresh = !(connection->state &
-			  (CONNECTION_ANSWERED | CONNECTION_FIN | CONNECTION_FIN_BACK | CONNECTION_ADOPTED |
-			   CONNECTION_RESET));
-		/* From the side that did not open the flow it is another flow, whatever was let pass of this one; on a flow
-		 * that has begun it is the next of that side. */
-		if (!own || !fresh)
-			return open_flow(skb, endpoint, scene, 1);
-	}
-	return follow_flow(endpoint, scene, connection);
 }

@@ -1,71 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /* The gate of a pod at its host interface, in both directions, and what judges Services at the uplinks (DESIGN 7).
  *
- * An established flow costs one lookup of its endpoint and one of its connection. Everything else is out of line. */
+ * A packet like one that passed lately costs no more than to find that one. Everything else is behind that. */
 
 #include "common.h"
 #include "parse.h"
+#include "recent.h"
 #include "report.h"
 #include "judge.h"
 #include "conntrack.h"
 #include "flow.h"
 #include "fragment.h"
 #include "backend.h"
+#include "open.h"
 #include "unusual.h"
 #include "steer.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* Whether a flow's packet passes as the last one did, and there is nothing to write down but that it came. */
-static __always_inline bool goes_on(struct scene *scene, const struct endpoint *endpoint)
+/* Whether a packet ends a flow. */
+static __always_inline bool is_last(const struct packet *packet)
 {
-	struct connection *connection = bpf_map_lookup_elem(&connections, &scene->key);
-	__u64 verdict, expires;
-	__u32 state;
-
-	if (!connection || connection->expires <= scene->now)
-		return false;
-	verdict = connection->judged ^ endpoint->revision << JUDGED_REVISION_SHIFT;
-	if (verdict != VERDICT_ALLOW && verdict != VERDICT_DEFER)
-		return false;
-	/* An answer from a backend that has yet to be judged. */
-	if (verdict == VERDICT_DEFER && endpoint->egress && scene->towards == DIRECTION_INGRESS &&
-	    connection->backend_judged != (endpoint->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW))
-		return false;
-	state = connection->state;
-	if (state & CONNECTION_RESET)
-		return false;
-	if (connection->direction != scene->towards && !(state & CONNECTION_ANSWERED))
-		return false;
-	expires = scene->now + timeout(scene->key.protocol, state);
-	/* Not for each packet: the line stays shared between processors. */
-	if (expires - connection->expires > SECOND)
-		connection->expires = expires;
-	return true;
+	return packet->protocol == PROTOCOL_TCP && packet->flags & (TCP_FIN | TCP_RST);
 }
 
-static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
+/* A packet that is to be looked at whole. */
+GLOBAL int look(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 hook, __u32 generation, __u32 recent)
 {
-	__u32 index = skb->ifindex, towards = hook == HOOK_FROM_POD ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	__u32 towards = hook == HOOK_FROM_POD ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 	struct scene scene = {};
-	struct endpoint *endpoint, *from;
 	bool is_flow, plain;
 	int reason = DROP_NONE, action;
 
-	/* Of a flow that was judged where the proxy took it. */
-	if (hook == HOOK_FROM_POD && skb->mark == MARK_FROM_PROXY) {
-		skb->mark = 0;
-		bpf_skb_change_type(skb, PACKET_HOST);
-		return PASS;
-	}
 	scene.hook = hook;
+	scene.generation = generation;
 	scene.towards = towards;
 	scene.direction = towards;
 	scene.ether_type = bpf_ntohs(skb->protocol);
 	scene.now = bpf_ktime_get_coarse_ns();
-	scene.interface = index;
+	scene.interface = skb->ifindex;
 	scene.length = skb->len;
-	endpoint = bpf_map_lookup_elem(&endpoints, &index);
 	if (!endpoint)
 		return dropped(&scene, DROP_UNKNOWN_ENDPOINT);
 	scene.endpoint = endpoint->id;
@@ -82,27 +56,16 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 		return dropped(&scene, DROP_LOCKDOWN);
 	if (reason)
 		return dropped(&scene, reason);
-	if (towards == DIRECTION_EGRESS) {
+	if (recent && !is_opening(&scene.packet)) {
+		/* Its source may send it, to this pod. */
+	} else if (towards == DIRECTION_EGRESS) {
 		if (!(endpoint->flags & ENDPOINT_ANY_SOURCE) && !is_own(endpoint, &scene.packet.source))
 			return dropped(&scene, DROP_SPOOFED);
 	} else if (skb->ingress_ifindex) {
-		from = sender(skb, &scene.packet);
-		if (from && from->egress) {
-			struct connection_key key = scene.key;
-
-			reason = second(skb, from, &scene);
-			if (reason)
-				return dropped(&scene, reason);
-			forget(&scene, endpoint->id);
-			scene.direction = towards;
-			scene.origin = ORIGIN_FORWARDED;
-			scene.key = key;
-		}
+		reason = judge_sender(skb, endpoint, &scene);
+		if (reason)
+			return dropped(&scene, reason);
 	}
-	if (is_flow && scene.packet.part == PART_WHOLE && !is_opening(&scene.packet) &&
-	    !(scene.packet.protocol == PROTOCOL_TCP && scene.packet.flags & (TCP_FIN | TCP_RST)) &&
-	    goes_on(&scene, endpoint))
-		return PASS;
 	if (!is_flow && is_error(&scene.packet)) {
 		action = related(skb, endpoint, &scene);
 		if (action == RELATED)
@@ -110,19 +73,36 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
 		if (action == STEERED)
 			return steer(skb, &scene);
 	}
-	if (towards == DIRECTION_INGRESS && is_flow) {
-		reason = judge_answer(skb, endpoint, &scene);
-		if (reason)
-			return dropped(&scene, reason);
-		forget(&scene, endpoint->id);
-	}
-	action = slow(skb, endpoint, &scene, is_flow);
+	action = judge_flow(skb, endpoint, &scene, is_flow);
 	if (action != SHOT && scene.packet.part == PART_FIRST) {
 		reason = first_fragment(&scene.packet, endpoint->id, towards, scene.now);
 		if (reason)
 			return dropped(&scene, reason);
 	}
-	return action == STEERED ? steer(skb, &scene) : action;
+	if (action == STEERED)
+		return steer(skb, &scene);
+	if (action == PASS && plain && !is_last(&scene.packet))
+		remember(skb, &scene);
+	return action;
+}
+
+static __always_inline int gate(struct __sk_buff *skb, __u32 hook)
+{
+	__u32 index = skb->ifindex, recent;
+	__u32 generation = generation_now();
+	struct endpoint *endpoint;
+
+	/* Of a flow that was judged where the proxy took it. */
+	if (hook == HOOK_FROM_POD && skb->mark == MARK_FROM_PROXY) {
+		skb->mark = 0;
+		bpf_skb_change_type(skb, PACKET_HOST);
+		return PASS;
+	}
+	recent = like_recent(skb, hook, generation);
+	if (recent == RECENT)
+		return PASS;
+	endpoint = bpf_map_lookup_elem(&endpoints, &index);
+	return look(skb, endpoint, hook, generation, recent);
 }
 
 /* Ingress of the host interface: what the pod sends. */
@@ -144,23 +124,28 @@ SEC("classifier")
 int uplink(struct __sk_buff *skb)
 {
 	__u32 index = skb->ingress_ifindex;
+	__u32 generation = generation_now();
 	struct endpoint *found, *from;
 	struct scene scene = {};
+	bool plain;
 	int reason;
 
-	if (index == 0)
+	if (index == 0 || like_recent(skb, HOOK_UPLINK, generation) == RECENT)
 		return PASS;
 	found = bpf_map_lookup_elem(&endpoints, &index);
 	if (!found || (found->egress == 0 && !(found->flags & ENDPOINT_BRIDGE)))
 		return PASS;
 	scene.hook = HOOK_UPLINK;
+	/* All pods behind a bridge come by the same interface. */
+	scene.generation = found->flags & ENDPOINT_BRIDGE ? BRIEF : generation;
 	scene.towards = DIRECTION_EGRESS;
 	scene.ether_type = bpf_ntohs(skb->protocol);
 	scene.now = bpf_ktime_get_coarse_ns();
 	scene.interface = skb->ifindex;
 	scene.length = skb->len;
 	pull(skb);
-	if (!parse_plain(skb, &scene.packet, scene.ether_type)) {
+	plain = parse_plain(skb, &scene.packet, scene.ether_type);
+	if (!plain) {
 		if (scene.ether_type == TYPE_IPV4)
 			reason = parse(skb, &scene.packet, ETHERNET_HEADER, skb->len, 0);
 		else if (scene.ether_type == TYPE_IPV6)
@@ -175,7 +160,11 @@ int uplink(struct __sk_buff *skb)
 	if (!from || !from->egress)
 		return PASS;
 	reason = second(skb, from, &scene);
-	return reason ? dropped(&scene, reason) : PASS;
+	if (reason)
+		return dropped(&scene, reason);
+	if (plain && !skb->vlan_present)
+		remember(skb, &scene);
+	return PASS;
 }
 
 /* On both sides of a host interface until its gate is set up. */

@@ -55,7 +55,6 @@ static __always_inline void answer(struct scene *scene, __u32 verdict, __u32 bas
 	scene->verdict = verdict;
 	scene->basis = basis;
 	scene->decision = 0;
-	scene->proxy_port = 0;
 }
 
 static __always_inline void decide(struct scene *scene, __u32 row, const struct question *question)
@@ -79,7 +78,6 @@ static __always_inline void decide(struct scene *scene, __u32 row, const struct 
 	scene->decision = decision;
 	scene->basis = BASIS_DECISION;
 	scene->verdict = scene->audit ? found->full : found->verdict;
-	scene->proxy_port = found->proxy_port;
 }
 
 static __always_inline void ask(const struct endpoint *endpoint, const struct question *question, struct scene *scene)
@@ -128,7 +126,7 @@ static __always_inline void ask(const struct endpoint *endpoint, const struct qu
 	decide(scene, row, question);
 }
 
-/* Whether the first packet of a flow passes: verdict, basis, decision and proxy port go to the scene. */
+/* Whether the first packet of a flow passes: verdict, basis and decision go to the scene. */
 GLOBAL int judge(const struct endpoint *endpoint, const struct question *question, struct scene *scene)
 {
 	if (!endpoint || !question || !scene)

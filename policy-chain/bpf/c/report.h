@@ -55,7 +55,7 @@ GLOBAL int report(const struct scene *scene, __u32 kind, __u32 reason)
 		count_drop(DROP_EVENT_LOST, scene->length);
 		return 0;
 	}
-	event->time = bpf_ktime_get_ns();
+	event->time = scene->now;
 	event->endpoint = scene->endpoint;
 	event->interface = scene->interface;
 	event->decision = scene->decision;

@@ -225,10 +225,8 @@ pub struct Gate {
     /// Tries cannot be asked for the entries of a row.
     rows: BTreeMap<RowId, Arc<RowEntries>>,
     last_id: u32,
-    /// See [`GateConfig::proxy_port`].
-    proxy_port: u16,
-    /// Offset of the tuples in this kernel's connections; 0: not known yet.
-    conntrack_tuples: u32,
+    /// What is set.
+    settings: layout::Settings,
     /// Where the next step of the flows' expiry goes on.
     expiry: connections::Walk,
     pins: Pins,
@@ -273,16 +271,43 @@ impl Gate {
     /// # Errors
     /// [`ApplyError::Kernel`].
     pub fn set(&mut self, settings: Settings) -> Result<(), ApplyError> {
-        let value = layout::Settings {
-            adopt_until: settings.adopt_until.map_or(0, |until| until.0),
-            flags: if settings.keep_established { layout::SETTING_KEEP_ESTABLISHED } else { 0 },
-            conntrack_tuples: self.conntrack_tuples,
-        };
-        self.set_raw(value)
+        self.settings.adopt_until = settings.adopt_until.map_or(0, |until| until.0);
+        self.flag(layout::SETTING_KEEP_ESTABLISHED, settings.keep_established);
+        self.end_change()
     }
 
-    fn set_raw(&mut self, value: layout::Settings) -> Result<(), ApplyError> {
-        let written = self.maps.settings.set(0, value, 0);
+    /// What pods send to Services with a backend on the node itself is judged at local input, or is not: then the gates judge
+    /// every answer of such a backend.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn judged_at_local_input(&mut self, judged: bool) -> Result<(), ApplyError> {
+        self.flag(layout::SETTING_LOCAL_INPUT, judged);
+        self.end_change()
+    }
+
+    fn flag(&mut self, flag: u32, set: bool) {
+        self.settings.flags = if set { self.settings.flags | flag } else { self.settings.flags & !flag };
+    }
+
+    /// Changes `endpoints`. What the programs remember of before is forgotten by the end, and nothing is remembered meanwhile:
+    /// also where this process ends in between.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Maps) -> Result<T, ApplyError>) -> Result<T, ApplyError> {
+        self.settings.generation = self.settings.generation.wrapping_add(1) | 1;
+        self.write_settings()?;
+        let done = change(&mut self.maps);
+        self.end_change()?;
+        done
+    }
+
+    /// What the programs remember is not true any more.
+    fn end_change(&mut self) -> Result<(), ApplyError> {
+        self.settings.generation = (self.settings.generation | 1).wrapping_add(1);
+        self.write_settings()
+    }
+
+    fn write_settings(&mut self) -> Result<(), ApplyError> {
+        let written = self.maps.settings.set(0, self.settings, 0);
         written.map_err(|error| maps::kernel("settings", "write to", error))
     }
 
@@ -292,14 +317,16 @@ impl Gate {
     /// # Errors
     /// [`ConntrackError`].
     pub fn find_conntrack(&mut self) -> Result<bool, ConntrackError> {
-        if self.conntrack_tuples != 0 {
+        if self.settings.conntrack_tuples != 0 {
             return Ok(true);
         }
         let Some(tuples) = btf::conntrack_tuples()? else { return Ok(false) };
-        let mut value = self.maps.settings.get(&0, 0).map_err(|error| maps::kernel("settings", "read", error))?;
-        value.conntrack_tuples = tuples;
-        self.set_raw(value)?;
-        self.conntrack_tuples = tuples;
+        self.settings.conntrack_tuples = tuples;
+        if let Err(error) = self.end_change() {
+            // It is not known to the programs.
+            self.settings.conntrack_tuples = 0;
+            return Err(error.into());
+        }
         Ok(true)
     }
 }

@@ -100,7 +100,7 @@ impl GateDatapath {
             let adopt_until = Some(Ktime::now().plus(ADOPTION));
             gate.set(Settings { adopt_until, keep_established: false })?;
         }
-        judge_local_input(config);
+        gate.judged_at_local_input(judge_local_input(config))?;
         let links = match Links::supported().then(|| Links::open(&config.root)) {
             None => None,
             Some(Ok(links)) => Some(Arc::new(Mutex::new(links))),
@@ -199,13 +199,15 @@ fn find_conntrack(gate: &mut Gate, before: Tracking) -> Tracking {
 }
 
 /// What pods send to Services with a backend on the node itself is judged there. Without it the gates judge what they can
-/// see: the answers of such a backend.
-fn judge_local_input(config: &GateConfig) {
-    match local::attach(&config.root) {
+/// see: the answers of such a backend. Whether it is.
+fn judge_local_input(config: &GateConfig) -> bool {
+    let attached = local::attach(&config.root);
+    match &attached {
         Ok(()) => {}
         Err(error @ LocalError::Unsupported) => tracing::warn!(error = %error, "local input is not judged"),
-        Err(error) => tracing::error!(error = %ErrorChain(&error), "local input cannot be judged"),
+        Err(error) => tracing::error!(error = %ErrorChain(error), "local input cannot be judged"),
     }
+    attached.is_ok()
 }
 
 fn failed(error: gate::ApplyError) -> ApplyError {

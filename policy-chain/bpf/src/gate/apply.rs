@@ -22,7 +22,7 @@ impl Gate {
         let maps = &mut self.maps;
         match operation {
             Operation::SetDecision(id, judgement) => {
-                let value = keys::decision(judgement, self.proxy_port);
+                let value = keys::decision(judgement);
                 let written = maps.decisions.insert(id.0, value, 0);
                 written.map_err(|error| maps.failed("decisions", error))
             }

@@ -63,16 +63,10 @@ pub(super) fn port_prefix(key: &RowPrefix) -> Option<(RowId, PortPrefix)> {
     Some((row, PortPrefix { protocol: Some(Protocol(key.of.protocol)), port, bits }))
 }
 
-/// What a decision's entry says. `proxy_port` is for redirects.
-pub(super) fn decision(judgement: &Judgement, proxy_port: u16) -> Decision {
+/// What a decision's entry says.
+pub(super) fn decision(judgement: &Judgement) -> Decision {
     let full = judgement.audit.as_deref().unwrap_or(judgement);
-    let redirects = [judgement, full].iter().any(|judgement| matches!(judgement.verdict, Verdict::Redirect(_)));
-    Decision {
-        verdict: verdict(&judgement.verdict).number(),
-        full: verdict(&full.verdict).number(),
-        proxy_port: if redirects { proxy_port } else { 0 },
-        unused: 0,
-    }
+    Decision { verdict: verdict(&judgement.verdict).number(), full: verdict(&full.verdict).number(), unused: 0 }
 }
 
 const fn verdict(verdict: &Verdict) -> layout::Verdict {

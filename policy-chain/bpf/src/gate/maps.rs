@@ -22,7 +22,7 @@ pub(super) const BATCH: usize = 4096;
 
 pub(super) type Names = LpmTrie<MapData, Address, u32>;
 
-/// All maps but that of the fragments, which are the programs' alone.
+/// All maps but those of fragments and of recent packets, which are the programs' alone.
 pub(super) struct Maps {
     pub(super) endpoints: HashMap<MapData, u32, Endpoint>,
     pub(super) owners: HashMap<MapData, Address, u32>,

@@ -30,13 +30,11 @@ pub struct GateConfig {
     /// How many entries a map can hold, by its name; the others hold what [`layout::MAPS`] says. For maps that are made:
     /// those that are pinned stay as large as they are.
     pub limits: BTreeMap<&'static str, u32>,
-    /// What is told of a redirect in its decision; the programs go by the sockets in `listeners`.
-    pub proxy_port: u16,
 }
 
 impl Default for GateConfig {
     fn default() -> Self {
-        Self { root: GATE_DIR.into(), limits: BTreeMap::new(), proxy_port: 0 }
+        Self { root: GATE_DIR.into(), limits: BTreeMap::new() }
     }
 }
 
@@ -186,11 +184,12 @@ impl Gate {
             kept,
             closed: std::collections::BTreeSet::new(),
             rows: BTreeMap::new(),
-            proxy_port: config.proxy_port,
-            conntrack_tuples: settings.conntrack_tuples,
+            settings,
             expiry: connections::Walk::new(),
             pins,
         };
+        // Whoever was here before may have ended in the middle of a change.
+        gate.end_change().map_err(OpenError::Read)?;
         // Nobody may forget it; what it says is said again to who asks.
         drop(gate.find_conntrack());
         Ok((gate, found))

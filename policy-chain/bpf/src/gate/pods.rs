@@ -160,7 +160,7 @@ impl Gate {
     /// # Errors
     /// [`ApplyError::Kernel`].
     pub fn forget(&mut self, index: u32) -> Result<(), ApplyError> {
-        removed("endpoints", self.maps.endpoints.remove(&index))?;
+        self.change(|maps| removed("endpoints", maps.endpoints.remove(&index)))?;
         self.release(index)?;
         self.kept.remove(&index);
         self.closed.remove(&index);
@@ -283,8 +283,10 @@ impl Gate {
     }
 
     fn put(&mut self, index: u32, entry: layout::Endpoint) -> Result<(), ApplyError> {
-        let written = self.maps.endpoints.insert(index, entry, 0);
-        written.map_err(|error| self.maps.failed("endpoints", error))?;
+        self.change(|maps| {
+            let written = maps.endpoints.insert(index, entry, 0);
+            written.map_err(|error| maps.failed("endpoints", error))
+        })?;
         self.kept.remove(&index);
         Ok(())
     }

@@ -33,7 +33,7 @@ fn on_a_node<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F + Send +
 
 /// Small maps: a test has no need for 100,000 flows.
 fn config() -> GateConfig {
-    GateConfig { root: ROOT.into(), limits: BTreeMap::from([("connections", 4096)]), ..GateConfig::default() }
+    GateConfig { root: ROOT.into(), limits: BTreeMap::from([("connections", 4096)]) }
 }
 
 fn open() -> (Gate, Found) {
@@ -169,7 +169,7 @@ fn assert_equal(gate: &Gate, image: &Image) {
     assert_eq!(held.peers, image.peers);
     assert_eq!(held.rows, image.rows);
     let expected: BTreeMap<u32, Decision> =
-        image.decisions.iter().map(|(id, judgement)| (id.0, keys::decision(judgement, 0))).collect();
+        image.decisions.iter().map(|(id, judgement)| (id.0, keys::decision(judgement))).collect();
     assert_eq!(decisions(gate), expected);
 }
 

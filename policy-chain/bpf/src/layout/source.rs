@@ -21,6 +21,8 @@ constants! {
 
     /// Setting: flows that were let pass stay so when policy changes.
     SETTING_KEEP_ESTABLISHED: u32 = 1;
+    /// Setting: what pods send to Services with a backend on the node itself is judged at local input.
+    SETTING_LOCAL_INPUT: u32 = 2;
 
     /// Connection: something came in the other direction.
     CONNECTION_ANSWERED: u32 = 1;
@@ -46,6 +48,9 @@ constants! {
     LISTENER_UDP: u32 = 2;
     /// Index into `listeners`: of IPv6.
     LISTENER_IPV6: u32 = 1;
+
+    /// Bits of an index into `recent`.
+    RECENT_BITS: u32 = 11;
 
     /// The lowest bit of the revision in `judged`; the bits below it are the verdict.
     JUDGED_REVISION_SHIFT: u32 = 8;
@@ -250,10 +255,8 @@ structs! {
         verdict: u8,
         /// [`Verdict`] with the dry runs; the same where there are none.
         full: u8,
-        /// Port of the proxy, for a redirect.
-        proxy_port: u16,
         /// 0.
-        unused: u32,
+        unused: u16,
     }
 
     /// A flow, as its pod sees it: one key for both directions.
@@ -297,8 +300,6 @@ structs! {
         other: Address,
         /// A deferred flow: the backend's port.
         other_port: u16,
-        /// Port of the proxy, for a redirect.
-        proxy_port: u16,
         /// [`FlowDirection`].
         direction: u8,
         /// [`FlowOrigin`] of the first packet.
@@ -306,9 +307,7 @@ structs! {
         /// [`Basis`].
         basis: u8,
         /// 0.
-        unused: u8,
-        /// 0.
-        unused_too: u32,
+        unused: [u8; 7],
     }
 
     /// The fragments of a packet.
@@ -345,6 +344,26 @@ structs! {
         unused: u16,
     }
 
+    /// A packet that passed, as those do that are like it.
+    Recent {
+        /// Source.
+        source: Address,
+        /// Destination.
+        destination: Address,
+        /// Both ports, as the packet has them.
+        ports: u32,
+        /// Index of the interface.
+        interface: u32,
+        /// Index of the interface by which the host got it; 0: it is the host's own.
+        from: u32,
+        /// EtherType above bit 16, the protocol above bit 8, and the [`Hook`].
+        kind: u32,
+        /// The `generation` in which it passed.
+        generation: u32,
+        /// When, in ticks of the kernel: the lowest bits of their number.
+        tick: u32,
+    }
+
     /// Packets and their bytes.
     Counter {
         /// Packets.
@@ -368,10 +387,15 @@ structs! {
         /// Until then, ns of `CLOCK_MONOTONIC`, a TCP packet that opens nothing and is of no known flow is first judged as
         /// the reply half of a flow of the other direction.
         adopt_until: u64,
+        /// Moves before and after every change of `endpoints`. What `recent` holds of another generation is not true any more;
+        /// where it is odd, a change is under way.
+        generation: u32,
         /// `SETTING_*`.
         flags: u32,
         /// Offset in bytes of `tuplehash` in this kernel's `struct nf_conn`; 0: not known, nothing counts as tracked.
         conntrack_tuples: u32,
+        /// 0.
+        unused: u32,
     }
 
     /// What the ring buffer carries.
@@ -444,6 +468,8 @@ maps! {
     decisions: Hash(u32, Decision) 65536, NO_PREALLOC;
     /// Flows.
     connections: LruHash(ConnectionKey, Connection) 131072, NONE;
+    /// Packets that passed lately, by some of their bits.
+    recent: PerCpuArray(u32, Recent) 2048, NONE;
     /// Packets in fragments.
     fragments: LruHash(FragmentKey, Fragment) 4096, NONE;
     /// Judgements, by decision.

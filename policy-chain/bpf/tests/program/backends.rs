@@ -59,6 +59,7 @@ fn a_backend_is_judged_once_a_revision() {
         let flow = pod.kernel.connections.get(&key, 0).unwrap();
         pod.kernel.forget();
         pod.kernel.connections.insert(at_server, flow, 0).unwrap();
+        pod.kernel.forget_recent();
         let packet = Packet { destination: family.server, ..packet };
         pod.kernel.events();
         let uplink = |pod: &mut Pod| {
@@ -74,6 +75,7 @@ fn a_backend_is_judged_once_a_revision() {
             let flow = pod.kernel.connections.get(&at_server, 0).unwrap();
             let flow = sluice_policy_bpf::layout::Connection { judged, ..flow };
             pod.kernel.connections.insert(at_server, flow, 0).unwrap();
+            pod.kernel.forget_recent();
         };
         revised(pod, NO_BACKENDS);
         assert_eq!(uplink(pod), (Drop, vec![EventKind::Drop]));
@@ -85,6 +87,7 @@ fn a_backend_is_judged_once_a_revision() {
         let mut flow = pod.kernel.connections.get(&at_server, 0).unwrap();
         flow.other_port += 1;
         pod.kernel.connections.insert(at_server, flow, 0).unwrap();
+        pod.kernel.forget_recent();
         assert_eq!(uplink(pod), (Pass, vec![EventKind::Backend]));
     });
 }
@@ -131,16 +134,16 @@ fn at_a_pod_of_the_node_both_are_asked() {
             pod.kernel.forget();
             pod.policy(ingress, NONE);
             sender.egress = egress;
-            pod.kernel.endpoints.insert(SENDER, sender, 0).unwrap();
+            pod.kernel.put(SENDER, sender);
             assert_eq!(pod.kernel.run(Hook::ToPod, &packet.frame(), SENDER), action);
             let event = pod.kernel.events().pop().unwrap();
             assert_eq!((event.reason, event.endpoint), (reason.number(), endpoint));
         }
         // Behind a bridge, the sender is who owns the source.
         const BRIDGE: u32 = 61;
-        pod.kernel.endpoints.insert(BRIDGE, Endpoint { flags: ENDPOINT_BRIDGE, ..Endpoint::default() }, 0).unwrap();
+        pod.kernel.put(BRIDGE, Endpoint { flags: ENDPOINT_BRIDGE, ..Endpoint::default() });
         sender.egress = SERVICES;
-        pod.kernel.endpoints.insert(SENDER, sender, 0).unwrap();
+        pod.kernel.put(SENDER, sender);
         pod.policy(ALLOW, NONE);
         assert_eq!(pod.kernel.run(Hook::ToPod, &packet.frame(), BRIDGE), Pass, "nobody's");
         pod.kernel.owners.insert(Address::from(family.other), SENDER, 0).unwrap();

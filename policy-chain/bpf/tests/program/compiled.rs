@@ -61,8 +61,8 @@ impl Compiled {
     /// Writes the endpoint at the interface.
     pub(crate) fn put(&mut self, endpoint: Endpoint) {
         self.endpoint = endpoint;
-        self.kernel.endpoints.insert(INTERFACE, endpoint, 0).unwrap();
-        self.kernel.endpoints.insert(FREE_INTERFACE, Endpoint { egress: 0, ..endpoint }, 0).unwrap();
+        self.kernel.put(INTERFACE, endpoint);
+        self.kernel.put(FREE_INTERFACE, Endpoint { egress: 0, ..endpoint });
     }
 
     fn apply(&mut self, operation: &Operation) {
@@ -176,7 +176,7 @@ fn number(verdict: &Verdict) -> u8 {
 
 fn decision(judgement: &Judgement) -> Decision {
     let full = judgement.audit.as_deref().unwrap_or(judgement);
-    Decision { verdict: number(&judgement.verdict), full: number(&full.verdict), proxy_port: 0, unused: 0 }
+    Decision { verdict: number(&judgement.verdict), full: number(&full.verdict), unused: 0 }
 }
 
 fn written(endpoint: &image::Endpoint, id: u32) -> Endpoint {

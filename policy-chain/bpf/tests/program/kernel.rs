@@ -40,7 +40,7 @@ pub(crate) enum Action {
 
 pub(crate) struct Kernel {
     programs: Vec<(Hook, SchedClassifier)>,
-    pub(crate) endpoints: HashMap<MapData, u32, Endpoint>,
+    endpoints: HashMap<MapData, u32, Endpoint>,
     pub(crate) owners: HashMap<MapData, Address, u32>,
     pub(crate) names: LpmTrie<MapData, Address, u32>,
     pub(crate) ipcache: LpmTrie<MapData, Address, u32>,
@@ -53,6 +53,7 @@ pub(crate) struct Kernel {
     pub(crate) counters: PerCpuHashMap<MapData, u32, Counter>,
     drops: PerCpuArray<MapData, Counter>,
     settings: Array<MapData, Settings>,
+    set: Settings,
     events: RingBuf<MapData>,
 }
 
@@ -80,6 +81,7 @@ impl Kernel {
             counters: map(&mut object, "counters"),
             drops: map(&mut object, "drops"),
             settings: map(&mut object, "settings"),
+            set: Settings::default(),
             events: map(&mut object, "events"),
         };
         kernel.set(Settings::default());
@@ -120,8 +122,31 @@ impl Kernel {
     /// Settings, with the offset that this kernel tells.
     pub(crate) fn set(&mut self, settings: Settings) {
         let conntrack_tuples = conntrack_tuples().unwrap().expect("connection tracking");
-        let settings = Settings { conntrack_tuples, ..settings };
-        self.settings.set(0, settings, 0).unwrap();
+        self.set = Settings { conntrack_tuples, generation: self.set.generation, ..settings };
+        self.forget_recent();
+    }
+
+    /// Writes the entry of an interface.
+    pub(crate) fn put(&mut self, interface: u32, endpoint: Endpoint) {
+        self.endpoints.insert(interface, endpoint, 0).unwrap();
+        self.forget_recent();
+    }
+
+    /// The same, as it is in the middle of a change.
+    pub(crate) fn put_quietly(&mut self, interface: u32, endpoint: Endpoint) {
+        self.endpoints.insert(interface, endpoint, 0).unwrap();
+    }
+
+    /// A change of a gate begins.
+    pub(crate) fn begin_change(&mut self) {
+        self.set.generation |= 1;
+        self.settings.set(0, self.set, 0).unwrap();
+    }
+
+    /// What the programs remember of the packets that they saw lately is not true any more.
+    pub(crate) fn forget_recent(&mut self) {
+        self.set.generation += 2;
+        self.settings.set(0, self.set, 0).unwrap();
     }
 
     /// Packets dropped for a reason.
@@ -150,6 +175,7 @@ impl Kernel {
         for key in keys {
             self.connections.remove(&key).unwrap();
         }
+        self.forget_recent();
     }
 }
 

@@ -154,7 +154,7 @@ impl Host {
     fn write(&mut self, index: usize) {
         let (interface, endpoint) = &mut self.endpoints[index];
         endpoint.revision += 1;
-        self.pod.kernel.endpoints.insert(*interface, *endpoint, 0).unwrap();
+        self.pod.kernel.put(*interface, *endpoint);
         self.pod.kernel.events();
     }
 

@@ -25,6 +25,7 @@ mod model;
 mod pod;
 #[expect(dead_code, reason = "the generator of policy-core's tests, of which these use a part")]
 mod random;
+mod recent;
 mod storm;
 
 use kernel::{Action, Kernel, UPLINK, may_run};

@@ -143,7 +143,7 @@ impl Pod {
     }
 
     fn write(&mut self) {
-        self.kernel.endpoints.insert(INTERFACE, self.endpoint, 0).unwrap();
+        self.kernel.put(INTERFACE, self.endpoint);
     }
 
     /// Until now + so many seconds, packets of flows that nobody knows may be replies.
@@ -220,5 +220,6 @@ impl Pod {
             let connection = self.kernel.connections.get(&key, 0).unwrap();
             self.kernel.connections.insert(key, Connection { expires, ..connection }, 0).unwrap();
         }
+        self.kernel.forget_recent();
     }
 }

@@ -77,10 +77,10 @@ fn every_operation_is_in_the_maps() {
 #[test]
 fn a_decision_says_what_happens_and_what_the_dry_runs_would_do() {
     let judgement = |verdict| Judgement { verdict, reason: Reason::NoPolicy, audit: None };
-    let plain = keys::decision(&judgement(Verdict::Deny), 15001);
-    assert_eq!((plain.verdict, plain.full, plain.proxy_port), (2, 2, 0));
+    let plain = keys::decision(&judgement(Verdict::Deny));
+    assert_eq!((plain.verdict, plain.full), (2, 2));
     let audited = Judgement { audit: Some(Box::new(judgement(Verdict::Deny))), ..judgement(Verdict::Allow) };
-    let audited = keys::decision(&audited, 0);
+    let audited = keys::decision(&audited);
     assert_eq!((audited.verdict, audited.full), (1, 2));
 }
 
