@@ -459,7 +459,7 @@ fn upsert(engine: &mut Engine, yaml: &str) {
 
 pub(crate) fn open_gate() -> (Gate, sluice_policy_bpf::gate::Found) {
     let limits = BTreeMap::from([("connections", 65536), ("ipcache", 4096), ("peers", 4096), ("rows", 4096)]);
-    let config = GateConfig { root: ROOT.into(), limits, ..GateConfig::default() };
+    let config = GateConfig { root: ROOT.into(), limits };
     Gate::open(&config).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
