@@ -54,6 +54,43 @@ fn a_revision_moves_all_interfaces_of_a_pod() {
     });
 }
 
+/// What the programs remember of packets is of no use after anything of this, and is not made while it goes on.
+#[test]
+fn every_change_of_a_gate_moves_the_generation() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let generation = |gate: &Gate| gate.maps.settings.get(&0, 0).unwrap().generation;
+        let mut last = generation(&gate);
+        assert_eq!(last % 2, 0);
+        let mut moved = |gate: &Gate| {
+            let now = generation(gate);
+            assert!(now % 2 == 0 && now > last, "{now} after {last}");
+            last = now;
+        };
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap();
+        moved(&gate);
+        gate.apply(&Operation::SetRevision(key("db"), 4)).unwrap();
+        moved(&gate);
+        gate.lock_down(&key("db")).unwrap();
+        moved(&gate);
+        gate.unbind(7).unwrap();
+        moved(&gate);
+        gate.forget(7).unwrap();
+        moved(&gate);
+        gate.set(Settings { keep_established: true, ..Settings::default() }).unwrap();
+        moved(&gate);
+        // Ended in the middle of a change.
+        gate.settings.generation |= 1;
+        gate.write_settings().unwrap();
+        assert_eq!(generation(&gate) % 2, 1);
+        drop(gate);
+        let (gate, _) = open();
+        moved(&gate);
+        assert_eq!(gate.settings.flags, layout::SETTING_KEEP_ESTABLISHED, "and nothing else is lost");
+    });
+}
+
 #[test]
 fn lockdown_lasts_until_the_endpoint_is_set_again() {
     on_a_node(|| async {
