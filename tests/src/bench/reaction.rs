@@ -31,6 +31,8 @@ const LIMIT_ALL: f64 = 250.0;
 const LIMIT_IDENTITY: f64 = 50.0;
 /// How long an event may take until the benchmark has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Pods that an error names.
+const NAMED: usize = 5;
 /// Between two looks at the packets.
 const LOOK: Duration = Duration::from_micros(200);
 /// A host of the Internet, and a port of it.
@@ -40,6 +42,8 @@ const PORT: u16 = 4000;
 /// One packet at the gate of a pod.
 #[derive(Debug, Clone)]
 struct Probe {
+    /// The pod.
+    pod: String,
     index: u32,
     program: &'static str,
     frame: Vec<u8>,
@@ -128,6 +132,7 @@ fn outwards(name: &str, namespaces: &Value, pods: &[&Gated]) -> Turns {
         admin(name, namespaces, "egress", &rules)
     };
     let probe = |pod: &&Gated| Probe {
+        pod: format!("{}/{}", pod.namespace, pod.name),
         index: pod.index,
         program: "from_pod",
         frame: frame(SocketAddr::new(pod.address, PORT), FAR, Content::Datagram),
@@ -164,6 +169,7 @@ async fn identity(
         pod
     };
     let probe = |pod: &&Gated| Probe {
+        pod: format!("{}/{}", pod.namespace, pod.name),
         index: pod.index,
         program: "to_pod",
         frame: frame(SocketAddr::new(*address, PORT), SocketAddr::new(pod.address, PORT), Content::Datagram),
@@ -203,7 +209,14 @@ async fn measure(town: &TownNode, turns: Turns) -> Result<Vec<Duration>, BenchEr
                     break;
                 }
                 if begun.elapsed() > PATIENCE {
-                    let text = format!("{} of {} gates judge as before", waiting.len(), turns.probes.len());
+                    let stuck: Vec<&str> = waiting.iter().rev().take(NAMED).map(|probe| &*probe.pod).collect();
+                    let text = format!(
+                        "{} of {} gates judge as before change {round}, of the pods {}{}",
+                        waiting.len(),
+                        turns.probes.len(),
+                        stuck.join(", "),
+                        if waiting.len() > NAMED { ", ..." } else { "" }
+                    );
                     return Err(BenchError::setup("a change did not come into force")(text));
                 }
                 // Waking early only means looking early.

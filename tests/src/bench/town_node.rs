@@ -48,6 +48,8 @@ pub struct TownNode {
 pub struct Gated {
     /// Its namespace.
     pub namespace: String,
+    /// Its name.
+    pub name: String,
     /// Its address.
     pub address: IpAddr,
     /// The index of its interface on the host.
@@ -128,6 +130,7 @@ fn gates(view: &Value) -> Vec<Gated> {
     let gate = |gate: &Value| {
         Some(Gated {
             namespace: gate.get("namespace")?.as_str()?.to_owned(),
+            name: gate.get("name")?.as_str()?.to_owned(),
             address: gate.get("addresses")?.get(0)?.as_str()?.parse().ok()?,
             index: gate.get("index")?.as_u64()?.try_into().ok()?,
         })

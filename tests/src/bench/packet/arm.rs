@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice_contract::id::IfName;
@@ -29,6 +30,9 @@ const OF_A_POLICY: u32 = 1_000;
 /// What a pod's packets go to first.
 const GATEWAY_V4: &str = "169.254.1.1";
 const GATEWAY_V6: &str = "fe80::1";
+/// How long it may take until a gate stands by links, and how often policyd sees to it.
+const SETTLED: Duration = Duration::from_secs(60);
+const PROMOTE_EVERY: Duration = Duration::from_millis(500);
 /// Pods that nobody has, which policies allow.
 const OTHERS: u32 = 0x0b00_0000;
 
@@ -37,8 +41,11 @@ const OTHERS: u32 = 0x0b00_0000;
 pub(super) enum Kind {
     /// Nothing.
     Open,
-    /// The gate, at both pods, with a policy that allows so many addresses beside the pods'.
+    /// The gate, at both pods, by links, as it stands once a pod has settled, with a policy that allows so many addresses
+    /// beside the pods'.
     Gate(u32),
+    /// The same by filters, as it stands in a pod's first seconds.
+    Filters(u32),
     /// A chain of nftables with so many rules, the last of which allows what the pods open.
     Nftables(u32),
     /// The same in iptables.
@@ -105,7 +112,8 @@ impl Arm {
         let both = [arm.client.v4(), arm.server.v4()].map(|address| address.to_string());
         match kind {
             Kind::Open => {}
-            Kind::Gate(others) => arm.gate(others).await?,
+            Kind::Gate(others) => arm.gate(others, true).await?,
+            Kind::Filters(others) => arm.gate(others, false).await?,
             Kind::Nftables(rules) => {
                 arm.node.run(move || run("nft", &["-f", "-"], &nftables(rules, &both))).await??;
             }
@@ -117,7 +125,7 @@ impl Arm {
     }
 
     /// The gates, as policyd puts them there.
-    async fn gate(&self, others: u32) -> Result<(), BenchError> {
+    async fn gate(&self, others: u32, settled: bool) -> Result<(), BenchError> {
         let pods = [&self.client, &self.server];
         let mut engine = Engine::new(Settings { node: Some(NODE.into()), cilium_cidrs_match_managed: false });
         let mut allowed: Vec<String> = pods
@@ -140,11 +148,26 @@ impl Arm {
             for operation in &operations {
                 datapath.apply(operation).map_err(BenchError::setup("the maps cannot be written"))?;
             }
+            let mut unlinked = 0_usize;
             for (key, interface) in interfaces {
                 let interface = interface?;
                 let bound = datapath.bind(&key, &interface).await;
                 bound.map_err(BenchError::setup("an interface cannot be bound"))?;
                 datapath.attach(&interface).await.map_err(BenchError::setup("a gate cannot be attached"))?;
+                unlinked += usize::from(settled);
+            }
+            let begun = Instant::now();
+            while unlinked > 0 {
+                match datapath.promote().await {
+                    Some(done) => {
+                        done.map_err(BenchError::setup("a gate cannot be given links"))?;
+                        unlinked -= 1;
+                    }
+                    None if begun.elapsed() > SETTLED => {
+                        return Err(BenchError::setup("a gate was not given links")("the kernel may have none"));
+                    }
+                    None => tokio::time::sleep(PROMOTE_EVERY).await,
+                }
             }
             Ok(())
         });
