@@ -6,6 +6,7 @@
 pub(crate) mod decode;
 pub(crate) mod encode;
 mod link;
+mod route;
 
 use std::io;
 use std::sync::Arc;
