@@ -16,11 +16,12 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use sluice_contract::id::IfName;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
-use sluice_policy_core::compile::image::Image;
+use sluice_policy_core::compile::image::{Identity, Image};
 use sluice_policy_core::flow::Protocol;
 
 /// The host's side of one interface of a pod.
@@ -131,6 +132,15 @@ impl fmt::Display for SeenFlow {
     }
 }
 
+/// What the maps have for a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldIdentities {
+    /// As an address that a name resolved to, which goes before.
+    pub name: Option<Identity>,
+    /// As an address.
+    pub address: Identity,
+}
+
 /// The gates of the node.
 ///
 /// Between [`Datapath::bind`] and [`Datapath::attach`], and wherever something is missing, packets are dropped.
@@ -142,6 +152,9 @@ pub trait Datapath: Send + 'static {
     /// # Errors
     /// [`ApplyError`]; nothing was written then.
     fn apply(&mut self, operation: &Operation) -> Result<(), ApplyError>;
+
+    /// Whom the gates take the addresses of a prefix for that are in no longer one; none, if the maps cannot be read.
+    fn identities(&self, prefix: &IpNet) -> Option<HeldIdentities>;
 
     /// The interface belongs to the pod from now on. If the pod's endpoint is not known yet, an entry that the
     /// maps have for the interface already (from before a restart) stays as it is, and one that they have not stays
@@ -180,6 +193,9 @@ pub trait Datapath: Send + 'static {
     /// Puts the gate's programs on both directions of an interface that is bound or was, in place of the drop program if that is there.
     /// Programs that are there already stay. Where nothing is there the interface passes no packet in between.
     fn attach(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send;
+
+    /// The host's interface behind which a pod with this address is, if the host's routes say so, whatever it is called.
+    fn behind(&mut self, address: IpAddr) -> impl Future<Output = Option<(u32, IfName)>> + Send;
 
     /// Makes the flows that the pod behind a bound interface has already known to its gate, so that attaching it breaks none
     /// that its policy allows. What cannot be made known is logged.

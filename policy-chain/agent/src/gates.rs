@@ -2,7 +2,8 @@
 //!
 //! DESIGN 6.10: full maps lock an endpoint down, they never enforce half a policy. A write that failed is owed: it is tried
 //! again, as the image has it then, whenever something was written and every few seconds. As long as anything is
-//! owed, every pod that it might concern is locked down, and its endpoint is not written.
+//! owed, every pod that it might concern is locked down, and its endpoint is not written: those whose policy has the row or the
+//! decision, or tells the peer from whom the kernel takes it for. All others go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,7 +14,9 @@ use sluice_contract::id::IfName;
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
-use sluice_policy_core::compile::image::{DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, RowId};
+use sluice_policy_core::compile::image::{
+    DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, Prefixes, RowId,
+};
 
 use crate::datapath::{ApplyError, AttachError, Datapath, Difference, Interface, Seen};
 
@@ -81,8 +84,8 @@ impl Owed {
     }
 
     /// The pods whose verdicts may be wrong without it. Rather too many than too few.
-    fn affects(&self, image: &Image) -> BTreeSet<PodKey> {
-        let having = |policies: &BTreeSet<PolicyId>, row: Option<RowId>| {
+    fn affects(&self, image: &Image, datapath: &impl Datapath) -> BTreeSet<PodKey> {
+        let having = |policies: &BTreeSet<PolicyId>, row: Option<RowId>| -> BTreeSet<PodKey> {
             let hairpin = |endpoint: &Endpoint| {
                 row.is_some() && endpoint.addresses.iter().any(|own| own.ingress == row || own.egress == row)
             };
@@ -95,17 +98,33 @@ impl Owed {
                 .map(|(pod, _)| pod.clone())
                 .collect()
         };
-        let with_policy = || {
-            let restricted =
-                |endpoint: &Endpoint| endpoint.ingress != PolicyId::NONE || endpoint.egress != PolicyId::NONE;
-            image.endpoints.iter().filter(|(_, endpoint)| restricted(endpoint)).map(|(pod, _)| pod.clone()).collect()
+        let having_rows = |rows: &BTreeSet<RowId>| {
+            let policies = image.peers.iter().filter(|(_, row)| rows.contains(row)).map(|((policy, _), _)| *policy);
+            let mut pods = having(&policies.collect(), None);
+            pods.extend(rows.iter().flat_map(|row| having(&BTreeSet::new(), Some(*row))));
+            pods
+        };
+        // Those to whom it makes a difference for whom an address is taken.
+        let telling_apart = |wanted: Identity, held: Option<Identity>| {
+            let policies: BTreeSet<PolicyId> =
+                image.endpoints.values().flat_map(|endpoint| [endpoint.ingress, endpoint.egress]).collect();
+            let row = |policy: PolicyId, identity| image.row(policy, identity, Identity::ANY);
+            let differs = |policy: &PolicyId| held.is_none_or(|held| row(*policy, wanted) != row(*policy, held));
+            having(&policies.into_iter().filter(|policy| *policy != PolicyId::NONE && differs(policy)).collect(), None)
         };
         match self {
-            Self::Decision(_) | Self::Address(_) | Self::Name(_) => with_policy(),
-            Self::Row(row) => {
-                let policies = image.peers.iter().filter(|(_, has)| *has == row).map(|((policy, _), _)| *policy);
-                having(&policies.collect(), Some(*row))
+            Self::Decision(id) => {
+                let rows = image.rows.iter().filter(|(_, row)| row.entries.iter().any(|(_, decision)| decision == id));
+                having_rows(&rows.map(|(row, _)| *row).collect())
             }
+            Self::Address(prefix) => {
+                telling_apart(covering(&image.ipcache, prefix), datapath.identities(prefix).map(|held| held.address))
+            }
+            Self::Name(prefix) => {
+                let wanted = image.names.get(prefix).unwrap_or_else(|| covering(&image.ipcache, prefix));
+                telling_apart(wanted, datapath.identities(prefix).map(|held| held.name.unwrap_or(held.address)))
+            }
+            Self::Row(row) => having_rows(&BTreeSet::from([*row])),
             Self::Peer(policy, _) => having(&BTreeSet::from([*policy]), None),
             // Without it a Service's address is judged like any other: also for a pod without a policy, which would
             // then not be judged at the backend.
@@ -113,6 +132,12 @@ impl Owed {
             Self::Endpoint(pod) => BTreeSet::from([pod.clone()]),
         }
     }
+}
+
+/// Whom the addresses of a prefix are taken for that have no longer one.
+fn covering(prefixes: &Prefixes, prefix: &IpNet) -> Identity {
+    let shorter = (0..=prefix.prefix_len()).rev().filter_map(|bits| IpNet::new(prefix.addr(), bits).ok());
+    shorter.map(|prefix| prefix.trunc()).find_map(|prefix| prefixes.get(&prefix)).unwrap_or(Identity::WORLD)
 }
 
 /// Something that went wrong while writing.
@@ -152,6 +177,7 @@ impl<D: Datapath> Gates<D> {
             self.carry_out_one(operation, image, &mut troubles);
         }
         if self.is_behind() {
+            self.lock_more(image);
             self.retry(image);
         }
         troubles
@@ -161,7 +187,7 @@ impl<D: Datapath> Gates<D> {
         if let Operation::SetEndpoint(pod, _) | Operation::SetRevision(pod, _) = operation
             && self.locked.contains(pod)
         {
-            // Written when nothing is owed any more.
+            // Written when nothing is owed any more that concerns it.
             return;
         }
         let owed = Owed::of(operation);
@@ -180,8 +206,11 @@ impl<D: Datapath> Gates<D> {
                 }
             }
             Err(error) => {
-                let locked: Vec<PodKey> =
-                    owed.affects(image).into_iter().filter(|pod| self.locked.insert(pod.clone())).collect();
+                let locked: Vec<PodKey> = owed
+                    .affects(image, &self.datapath)
+                    .into_iter()
+                    .filter(|pod| self.locked.insert(pod.clone()))
+                    .collect();
                 for pod in &locked {
                     self.lock(pod.clone());
                 }
@@ -199,12 +228,16 @@ impl<D: Datapath> Gates<D> {
 
     /// What is owed may concern further pods by now.
     fn lock_more(&mut self, image: &Image) {
-        let affected: BTreeSet<PodKey> = self.owed.iter().flat_map(|owed| owed.affects(image)).collect();
-        for pod in affected {
+        for pod in self.affected(image) {
             if self.locked.insert(pod.clone()) {
                 self.lock(pod);
             }
         }
+    }
+
+    /// The pods that what is owed may concern.
+    fn affected(&self, image: &Image) -> BTreeSet<PodKey> {
+        self.owed.iter().flat_map(|owed| owed.affects(image, &self.datapath)).collect()
     }
 
     fn lock(&mut self, pod: PodKey) {
@@ -219,15 +252,18 @@ impl<D: Datapath> Gates<D> {
         }
     }
 
-    /// Tries what is owed again. Whether nothing is owed now.
+    /// Tries what is owed again, and opens the gates that nothing of it concerns any more. Whether nothing is owed now.
     pub(crate) fn retry(&mut self, image: &Image) -> bool {
         for pod in std::mem::take(&mut self.unlocked) {
             self.lock(pod);
         }
-        // Endpoints come last, and only when all else is there.
+        // Endpoints come last, and only when all else is there that they need.
         for owed in self.owed.clone() {
-            if matches!(owed, Owed::Endpoint(_)) && self.owed.first() != Some(&owed) {
-                continue;
+            if let Owed::Endpoint(pod) = &owed {
+                let others = self.owed.iter().filter(|other| !matches!(other, Owed::Endpoint(_)));
+                if others.flat_map(|other| other.affects(image, &self.datapath)).any(|other| other == *pod) {
+                    continue;
+                }
             }
             if matches!(owed, Owed::Row(_))
                 && let Owed::Row(id) = &owed
@@ -239,10 +275,10 @@ impl<D: Datapath> Gates<D> {
                 self.owed.remove(&owed);
             }
         }
-        if !self.owed.is_empty() {
-            return false;
-        }
-        for pod in std::mem::take(&mut self.locked) {
+        let affected = self.affected(image);
+        let (locked, opened) = std::mem::take(&mut self.locked).into_iter().partition(|pod| affected.contains(pod));
+        self.locked = locked;
+        for pod in opened {
             let owed = Owed::Endpoint(pod.clone());
             if self.datapath.apply(&owed.operation(image)).is_err() {
                 self.owed.insert(owed);
@@ -291,6 +327,10 @@ impl<D: Datapath> Gates<D> {
         interface: &Interface,
     ) -> impl Future<Output = Result<Vec<Difference>, AttachError>> + Send {
         self.datapath.check(interface)
+    }
+
+    pub(crate) fn behind(&mut self, address: IpAddr) -> impl Future<Output = Option<(u32, IfName)>> + Send {
+        self.datapath.behind(address)
     }
 
     pub(crate) fn seed(&mut self, interface: &Interface) -> impl Future<Output = ()> + Send {

@@ -1,7 +1,8 @@
 //! Pods that ran before policyd was there: they get gates too, without a break for the flows that they have.
 //!
-//! Such a pod has an address for the cluster and an interface on the host, named as the VPC CNI and sluice-eni name it, and
-//! nobody has asked for its policy. Its container's id is not known; its end is that of its interface.
+//! Such a pod has an address for the cluster and an interface on the host, and nobody has asked for its policy. Its interface is
+//! that of the name that the VPC CNI and sluice-eni give it, else that to which the host has a route of the pod's address alone, as
+//! `ptp` makes it. Its container's id is not known; its end is that of its interface.
 
 use std::net::IpAddr;
 
@@ -25,7 +26,7 @@ const AT_ONCE: usize = 16;
 
 impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Takes in pods that have an interface here and no gate.
-    pub(super) fn find_ungated(&mut self) {
+    pub(super) async fn find_ungated(&mut self) {
         if self.knowledge != Knowledge::All || self.links.is_empty() {
             return;
         }
@@ -41,7 +42,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             let addresses: Vec<IpAddr> = pod.addresses.to_vec();
             let Ok(name) = host_veth(VETH_PREFIX, &of, 0) else { continue };
             let link = self.links.iter().find(|(_, link)| link.as_str() == name.as_str()).map(|(index, _)| *index);
-            let Some(index) = link.filter(|index| !self.ended.contains(index)) else { continue };
+            let link = match link {
+                Some(index) => Some((index, name)),
+                None => self.routed_to(&addresses).await,
+            };
+            let Some((index, name)) = link.filter(|(index, _)| !self.ended.contains(index)) else { continue };
             match adopted(of, index, name, addresses) {
                 Ok(add) => self.begin_adoption(add),
                 Err(error) => tracing::error!(pod = %key, error = %error, "a pod cannot be adopted"),
@@ -53,6 +58,22 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 return;
             }
         }
+    }
+
+    /// The interface to which the host routes an address, where no other pod claims the address or has the interface.
+    async fn routed_to(&mut self, addresses: &[IpAddr]) -> Option<(u32, IfName)> {
+        for address in addresses {
+            let pods = self.engine.cluster().pods.values();
+            if pods.filter(|pod| pod.addresses.contains(address)).count() > 1 {
+                continue;
+            }
+            let Some((index, name)) = self.parts.gates.behind(*address).await else { continue };
+            let taken = |binding: &Binding| binding.interfaces().iter().any(|gate| gate.host_index == index);
+            if !self.bindings.values().any(taken) {
+                return Some((index, name));
+            }
+        }
+        None
     }
 
     fn begin_adoption(&mut self, add: PolicyAdd) {

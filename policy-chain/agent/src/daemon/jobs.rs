@@ -112,7 +112,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         // What was told since the last commit has not made gates yet.
         if !self.dirty && self.timers.adopt.is_due(now) {
-            self.find_ungated();
+            self.find_ungated().await;
         }
         if self.timers.check.is_due(now) {
             self.repair(|_| true).await;

@@ -5,10 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sluice_contract::id::IfName;
 use sluice_hostnet::conntrack::{self, ConntrackError, Flow};
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::netns::Namespace;
+use sluice_hostnet::state::LinkKind;
 use sluice_policy_bpf::events::{End, Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime, Settings};
@@ -18,12 +20,12 @@ use sluice_policy_bpf::local::{self, LocalError};
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
-use sluice_policy_core::compile::image::Image;
+use sluice_policy_core::compile::image::{Identity, Image};
 use sluice_policy_core::flow::Protocol;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::uplinks::Uplinks;
-use super::{ApplyError, AttachError, Datapath, Difference, Found, Interface, Seen, SeenFlow};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, SeenFlow};
 use crate::log::ErrorChain;
 
 /// How long after its maps were made a gate takes packets of flows that it does not know for the replies of such that were
@@ -254,6 +256,16 @@ impl Datapath for GateDatapath {
         self.gate.apply(operation).map_err(failed)
     }
 
+    fn identities(&self, prefix: &IpNet) -> Option<HeldIdentities> {
+        match self.gate.identities(prefix) {
+            Ok((name, address)) => Some(HeldIdentities { name, address: address.unwrap_or(Identity::WORLD) }),
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "the identity of an address could not be read");
+                None
+            }
+        }
+    }
+
     async fn bind(&mut self, pod: &PodKey, interface: &Interface) -> Result<(), ApplyError> {
         let interface = self.gate_interface(interface).await;
         self.gate.bind(pod, interface).map(|_| ()).map_err(failed)
@@ -345,6 +357,24 @@ impl Datapath for GateDatapath {
             Difference { what: format!("{} is not at {:?}: {instead}", missing.program.name(), missing.hook), older }
         });
         Ok(words.collect())
+    }
+
+    async fn behind(&mut self, address: IpAddr) -> Option<(u32, IfName)> {
+        let index = match self.netlink.link_behind(address).await {
+            Ok(index) => index?,
+            Err(error) => {
+                tracing::warn!(%address, error = %error, "the route to a pod could not be read");
+                return None;
+            }
+        };
+        match self.netlink.link_by_index(index).await {
+            // What else an address may be routed to is a VLAN of the node's, a tunnel, ...
+            Ok(link) => link.filter(|link| link.kind == LinkKind::Veth).map(|link| (index, link.name)),
+            Err(error) => {
+                tracing::warn!(index, error = %ErrorChain(&error), "an interface could not be looked at");
+                None
+            }
+        }
     }
 
     async fn seed(&mut self, interface: &Interface) {

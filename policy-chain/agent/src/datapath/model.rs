@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
-use sluice_policy_core::compile::image::{Endpoint, Image};
+use sluice_policy_core::compile::image::{Endpoint, Identity, Image};
 use sluice_policy_core::flow::{Query, Verdict};
 
-use super::{ApplyError, AttachError, Datapath, Difference, Found, Interface, Seen};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen};
+use ipnet::IpNet;
 use sluice_contract::id::IfName;
 
 /// What stands at both hooks of an interface.
@@ -52,6 +53,8 @@ pub(crate) struct Kernel {
     pub(crate) without_links: bool,
     /// Interfaces whose flows were made known before they had a gate.
     pub(crate) seeded: BTreeSet<u32>,
+    /// Interfaces to which the host has a route of an address alone.
+    pub(crate) routes: BTreeMap<IpAddr, u32>,
     /// Addresses with which pods have open flows.
     pub(crate) peers: BTreeSet<IpAddr>,
 }
@@ -310,6 +313,14 @@ impl Datapath for Model {
         }
     }
 
+    fn identities(&self, prefix: &IpNet) -> Option<HeldIdentities> {
+        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = &kernel.maps.ipcache;
+        let mut shorter = (0..=prefix.prefix_len()).rev().filter_map(|bits| IpNet::new(prefix.addr(), bits).ok());
+        let address = shorter.find_map(|prefix| held.get(&prefix.trunc())).unwrap_or(Identity::WORLD);
+        Some(HeldIdentities { name: kernel.maps.names.get(prefix), address })
+    }
+
     async fn bind(&mut self, pod: &PodKey, interface: &Interface) -> Result<(), ApplyError> {
         if self.bound.get(&interface.index).is_some_and(|other| other != pod) {
             self.unbind(interface.index)?;
@@ -392,6 +403,12 @@ impl Datapath for Model {
                 Ok(vec![Difference { what: format!("{other:?} in place of the gate"), older }])
             }
         }
+    }
+
+    async fn behind(&mut self, address: IpAddr) -> Option<(u32, IfName)> {
+        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = *kernel.routes.get(&address)?;
+        kernel.links.get(&index).map(|(name, _)| (index, IfName::new(name.as_str()).unwrap()))
     }
 
     async fn seed(&mut self, interface: &Interface) {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sluice_policy_core::compile::diff::Operation;
-use sluice_policy_core::compile::image::{DecisionId, RowEntries, RowId};
+use sluice_policy_core::compile::image::{DecisionId, Identity, RowEntries, RowId};
 
-use super::maps::{removed, row_key, trie_key};
+use super::maps::{found, removed, row_key, trie_key};
 use super::{ApplyError, Gate, keys};
 use crate::layout::Peer;
 
@@ -55,6 +56,16 @@ impl Gate {
             Operation::RemoveRow(id) => self.remove_row(*id),
             Operation::RemoveDecision(id) => self.remove_decision(*id),
         }
+    }
+
+    /// Whom the programs take the addresses of a prefix for that are in no longer one: as such that names resolved to, and else.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn identities(&self, prefix: &IpNet) -> Result<(Option<Identity>, Option<Identity>), ApplyError> {
+        let key = trie_key(keys::prefix(prefix));
+        let names = found("names", self.maps.names.get(&key, 0))?;
+        Ok((names.map(Identity), found("ipcache", self.maps.ipcache.get(&key, 0))?.map(Identity)))
     }
 
     /// A row goes in entry by entry, and out again where it does not fit: nothing refers to it yet.

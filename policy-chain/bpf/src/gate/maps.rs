@@ -170,6 +170,15 @@ pub(super) fn kernel(map: &'static str, action: &'static str, error: MapError) -
     ApplyError::Kernel { map, action, source }
 }
 
+/// What a lookup found; nothing, where nothing is.
+pub(super) fn found<T>(map: &'static str, result: Result<T, MapError>) -> Result<Option<T>, ApplyError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(error) => Err(kernel(map, "read", error)),
+    }
+}
+
 /// What was not there need not be removed.
 pub(super) fn removed(map: &'static str, result: Result<(), MapError>) -> Result<(), ApplyError> {
     match result {

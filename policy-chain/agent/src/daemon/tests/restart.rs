@@ -251,6 +251,32 @@ async fn a_pod_that_ran_before_is_counted_and_adopted_with_its_flows() {
     assert!(node.view().await.endpoints.is_empty());
 }
 
+/// Behind plugins that name interfaces as they like, the host's route says whose one is.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ran_before_is_found_by_the_route_to_its_address() {
+    let before = |name: &str, address: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: web, uid: u-{name}, labels: {{app: a}}}}\n\
+             spec: {{nodeName: node-1}}\nstatus: {{phase: Running, podIPs: [{{ip: {address}}}]}}\n"
+        )
+    };
+    let pods = [before("old", "10.0.0.77"), before("one", "10.0.0.78"), before("two", "10.0.0.78")].concat();
+    let node = Node::with(&[scene(), pods].concat()).await;
+    for (index, address) in [(77, "10.0.0.77"), (78, "10.0.0.78")] {
+        node.kernel(|kernel| {
+            kernel.plug_named(index, &format!("veth{index}"), Attached::Nothing);
+            kernel.routes.insert(address.parse().unwrap(), index);
+        });
+    }
+    let links = node.kernel(|kernel| kernel.links());
+    node.send(crate::inbox::Input::Links(links)).await;
+    node.settle().await;
+    assert!(node.passes(77, FRIEND, 80) && !node.passes(77, STRANGER, 80));
+    assert!(node.kernel(|kernel| kernel.seeded.contains(&77)));
+    assert_eq!(node.view().await.without_gate, ["web/one", "web/two"], "whose it is is not known");
+    assert_eq!(node.kernel(|kernel| kernel.attached(78)), Some(Attached::Nothing));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_that_ended_is_not_adopted_although_its_link_is_still_there() {
     let yaml = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: web, uid: u-a, labels: {app: a}}\n\

@@ -142,6 +142,8 @@ impl Cluster for Source {
             }
         }
         let mut listed = self.world(|world| !world.silent);
+        // What went while nobody could see it.
+        let mut gone: Vec<ObjectId> = Vec::new();
         loop {
             let news = self.news.notified();
             let (silent, more) = {
@@ -150,14 +152,15 @@ impl Cluster for Source {
             };
             if !silent && !std::mem::replace(&mut listed, true) {
                 // It is back: everything is told, as a new list.
-                let all: Vec<Told> = self
-                    .world
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .objects
-                    .values()
-                    .map(|(object, json)| Told::Event { event: Event::Upsert(object.clone()), json: json.clone() })
-                    .collect();
+                let all: Vec<Told> = {
+                    let world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
+                    gone.retain(|id| !world.objects.contains_key(id));
+                    let objects = world.objects.values();
+                    let there = objects
+                        .map(|(object, json)| Told::Event { event: Event::Upsert(object.clone()), json: json.clone() });
+                    let gone = gone.drain(..).map(|id| Told::Event { event: Event::Delete(id), json: None });
+                    gone.chain(there).collect()
+                };
                 for value in all {
                     if told.send(value).await.is_err() {
                         return;
@@ -169,6 +172,9 @@ impl Cluster for Source {
                 // What happens while nobody can see it is seen by the list.
                 if silent && !matches!(value, Told::Stale { .. }) {
                     listed = false;
+                    if let Told::Event { event: Event::Delete(id), .. } = value {
+                        gone.push(id);
+                    }
                     continue;
                 }
                 if told.send(value).await.is_err() {

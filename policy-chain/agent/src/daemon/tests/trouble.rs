@@ -43,6 +43,34 @@ async fn a_full_map_locks_down_what_needs_it_and_nothing_else() {
     assert!(node.view().await.endpoints.iter().all(|endpoint| !endpoint.locked));
 }
 
+/// A decision or an address that finds no room concerns the pods whose policy has it, and not the others that have policies.
+#[tokio::test(start_paused = true)]
+async fn a_full_map_of_all_pods_locks_down_those_whose_policy_needs_it() {
+    for map in ["decisions", "ipcache"] {
+        let more = policy("q", "b", "friend");
+        let node = Node::with(&[scene(), more, pod("a", "app: a"), pod("b", "app: b")].concat()).await;
+        assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
+        assert!(node.add("c2", "b", 8).await.unwrap().is_ok());
+        let held = node.kernel(|kernel| kernel.sizes()[map]);
+        node.kernel(|kernel| kernel.limit(map, held));
+        let more = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: more, namespace: web}\n\
+                    spec: {podSelector: {matchLabels: {app: a}}, ingress: \
+                    [{from: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: 443}]}]}\n";
+        node.source.set(more);
+        node.settle().await;
+        assert!(!node.passes(7, FRIEND, 80), "{map}: half a policy is none");
+        assert!(node.passes(8, FRIEND, 80) && !node.passes(8, STRANGER, 80), "{map}: the other's is whole");
+        // What concerns the other pod goes on coming into force.
+        node.source.set(&policy("q", "b", "other"));
+        node.settle().await;
+        assert!(node.passes(8, STRANGER, 80) && !node.passes(8, FRIEND, 80), "{map}");
+        // What there is no room for concerns a no longer.
+        node.source.set(&more.replace("app: a", "app: nobody"));
+        node.wait(6000).await;
+        assert!(node.passes(7, FRIEND, 80) && !node.passes(7, STRANGER, 80), "{map}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn removing_what_is_too_much_opens_again_too() {
     let node = Node::with(&[scene(), pod("a", "app: a")].concat()).await;
