@@ -2,6 +2,7 @@
 
 mod answers;
 mod failures;
+mod fuzz;
 mod imds;
 mod requests;
 mod server;

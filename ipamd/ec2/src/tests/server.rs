@@ -117,6 +117,11 @@ impl Server {
         self.asked.lock().unwrap().clone()
     }
 
+    /// Forgets what it was asked.
+    pub(super) fn forget(&self) {
+        self.asked.lock().unwrap().clear();
+    }
+
     /// The form of the only request.
     pub(super) fn only(&self) -> BTreeMap<String, String> {
         let asked = self.asked();
