@@ -3,6 +3,9 @@
 
 pub mod add_latency;
 pub mod burst;
+pub mod dns;
+pub mod http;
+mod machine;
 pub mod packet;
 pub mod policy;
 pub mod policyd_memory;
@@ -117,7 +120,7 @@ pub struct Benchmark {
 }
 
 /// Every benchmark.
-pub const ALL: [Benchmark; 14] = [
+pub const ALL: [Benchmark; 16] = [
     Benchmark {
         id: add_latency::ID,
         name: "add_latency",
@@ -177,6 +180,8 @@ pub const ALL: [Benchmark; 14] = [
     },
     Benchmark { id: reaction::ID, name: "reaction", about: reaction::ABOUT, run: |say| Box::pin(reaction::run(say)) },
     Benchmark { id: packet::ID, name: "packet", about: packet::ABOUT, run: |say| Box::pin(packet::run(say)) },
+    Benchmark { id: http::ID, name: "http", about: http::ABOUT, run: |say| Box::pin(http::run(say)) },
+    Benchmark { id: dns::ID, name: "dns", about: dns::ABOUT, run: |say| Box::pin(dns::run(say)) },
 ];
 
 /// A plugin: as it is deployed where `./bench` has built it so, else the one beside this program.

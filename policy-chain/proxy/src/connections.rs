@@ -141,7 +141,7 @@ mod tests {
     use sluice_policy_core::cluster::PodKey;
 
     use super::*;
-    use crate::policy::{Looks, Outcome};
+    use crate::policy::{Lists, Looks, Outcome};
 
     fn flow(direction: Direction, client: &str, server: &str) -> Flow {
         Flow { direction, client: client.parse().unwrap(), server: server.parse().unwrap() }
@@ -151,7 +151,7 @@ mod tests {
     fn a_pod_has_so_many_connections_whatever_their_worker() {
         let rules = Arc::new(Rules {
             pod: PodKey { namespace: "x".into(), name: "a".into() },
-            lists: Arc::default(),
+            lists: Lists::default(),
             otherwise: Outcome { passes: true, reason: "all".into() },
             audit: None,
             looks: Looks::Nothing,

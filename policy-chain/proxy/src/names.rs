@@ -273,6 +273,9 @@ impl Learner {
         if all_known {
             Counters::add(&self.names.counters.known);
         }
+        if all_known && !due {
+            return None;
+        }
         let resolution = Resolution { pod: pod.clone(), name: name.clone(), addresses: Arc::from(addresses), ttl };
         if due {
             waiting = Some(self.tell(&resolution, now)?);

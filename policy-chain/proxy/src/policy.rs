@@ -1,5 +1,6 @@
 //! The rules of a flow, and what they say of a request.
 
+mod lists;
 mod plain;
 mod pushed;
 pub mod reader;
@@ -15,6 +16,7 @@ use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::l7::{Message, Permit};
 use sluice_policy_core::model::cilium::Application;
 
+pub use self::lists::Lists;
 pub use self::plain::InvalidList;
 pub use self::pushed::{Entry, Gates, Judged, Pushed, Sizes, Unreadable};
 pub use self::ruling::Ruling;
@@ -115,7 +117,7 @@ pub struct Rules {
     /// Whose policy it is.
     pub pod: PodKey,
     /// What lets requests pass: the first list that has a request names the rule.
-    pub lists: Arc<[Arc<RuleList>]>,
+    pub lists: Lists,
     /// What becomes of a request that none of them has.
     pub otherwise: Outcome,
     /// The rules as they would be if the policies that are dry runs were in force, where those differ.
@@ -202,6 +204,15 @@ impl Rules {
     #[must_use]
     pub fn judge<'r>(&'r self, message: &Message<'_>) -> Ruling<'r> {
         let mut ruling = self.unread();
+        match (message, self.lists.index()) {
+            (Message::Http(request), Some(index)) => index.judge(request, &self.lists, &mut ruling),
+            _ => self.ask_all(message, &mut ruling),
+        }
+        ruling.would_pass = self.audit.as_ref().map(|audit| audit.judge(message).passes);
+        ruling
+    }
+
+    fn ask_all<'r>(&'r self, message: &Message<'_>, ruling: &mut Ruling<'r>) {
         let mut found = false;
         for list in self.lists.iter() {
             if found && !list.edits {
@@ -219,8 +230,6 @@ impl Rules {
                 ruling.headers.extend(matched.passes(request).filter(|pass| pass.log()));
             }
         }
-        ruling.would_pass = self.audit.as_ref().map(|audit| audit.judge(message).passes);
-        ruling
     }
 
     /// What the rules say of what no list can have: a connection that is not looked into, a ClientHello that names no server.

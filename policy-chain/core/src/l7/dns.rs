@@ -240,6 +240,13 @@ impl NamePattern {
     /// Whether `name` is meant. Takes time linear in the lengths of both.
     #[must_use]
     pub fn matches(&self, name: &Name) -> bool {
+        if matches!(self.shape, Shape::Labels | Shape::Subdomains) {
+            // Most names end otherwise, which is quickly seen.
+            let end = self.normal.rsplit('*').next().unwrap_or_default();
+            if !name.0.ends_with(end) {
+                return false;
+            }
+        }
         match self.shape {
             Shape::Every => true,
             Shape::Exact => self.normal == name.0,

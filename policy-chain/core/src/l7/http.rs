@@ -2,11 +2,13 @@
 
 mod authority;
 mod class;
+mod index;
 mod path;
 mod pattern;
 mod request;
 mod rule;
 
+pub use index::Index;
 pub use pattern::Budget;
 pub use request::{BadRequest, Field, RawRequest, Request, Version};
 pub(in crate::l7) use rule::first_match;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -144,11 +145,8 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
         loop {
             tokio::select! {
                 guard = self.poll.readable() => {
-                    let mut guard = guard?;
-                    guard.get_inner().ready(&mut tokens)?;
-                    if tokens.is_empty() {
-                        guard.clear_ready();
-                    }
+                    drop(guard?);
+                    self.ready(&mut tokens)?;
                 }
                 Some(aside) = self.aside.next(), if !self.aside.is_empty() => {
                     tokens.clear();
@@ -175,8 +173,23 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
                     yield_now().await;
                     break;
                 }
-                self.poll.get_ref().ready(&mut tokens)?;
+                self.ready(&mut tokens)?;
             }
+        }
+    }
+
+    /// The sockets that can be read; where there are none, they are waited for the next time.
+    fn ready(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
+        let looked = self.poll.try_io(Interest::READABLE, |poll| {
+            poll.ready(tokens)?;
+            if tokens.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match looked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokens.clear();
+                Ok(())
+            }
+            looked => looked,
         }
     }
 

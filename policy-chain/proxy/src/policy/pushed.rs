@@ -12,7 +12,7 @@ use sluice_policy_core::cluster::PodKey;
 use tokio::sync::Notify;
 
 use super::table::Table;
-use super::{Looks, Outcome, Policy, Refused, Rules};
+use super::{Lists, Looks, Outcome, Policy, Refused, Rules};
 use crate::flow::{Direction, Flow, Protocol};
 
 /// What the gates know. Calls are lookups in the kernel: they wait for nothing.
@@ -171,14 +171,20 @@ fn passes(pod: PodKey, decision: Option<u32>) -> Rules {
         Some(decision) => format!("the gate's decision {decision} allows it").into(),
         None => "the gate allows it".into(),
     };
-    Rules { pod, lists: Arc::new([]), otherwise: Outcome { passes: true, reason }, audit: None, looks: Looks::Nothing }
+    Rules {
+        pod,
+        lists: Lists::default(),
+        otherwise: Outcome { passes: true, reason },
+        audit: None,
+        looks: Looks::Nothing,
+    }
 }
 
 /// The rules at a gate that is a dry run: what all policies say is told beside, and everything passes.
 fn dry_run(mut rules: Rules) -> Rules {
     let full = rules.audit.take().unwrap_or_else(|| Arc::new(rules.clone()));
     Rules {
-        lists: Arc::clone(&full.lists),
+        lists: full.lists.clone(),
         otherwise: Outcome { passes: true, reason: "the pod's gate is a dry run".into() },
         audit: Some(full),
         ..rules

@@ -8,7 +8,7 @@ use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::model::cilium::Application;
 
-use super::{Looks, Outcome, RuleList, Rules, plain as read};
+use super::{Lists, Looks, Outcome, RuleList, Rules, plain as read};
 
 /// All that policyd has told, ready to be asked. A clone shares all but the tables themselves.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +21,7 @@ pub(super) struct Table {
 /// What a decision means.
 #[derive(Debug)]
 struct Meaning {
-    lists: Arc<[Arc<RuleList>]>,
+    lists: Lists,
     otherwise: Outcome,
     looks: Looks,
     audit: Option<Box<Self>>,
@@ -107,8 +107,8 @@ impl Table {
     }
 
     fn verdict(&self, verdict: &plain::Verdict) -> Option<Meaning> {
-        let lists: Arc<[Arc<RuleList>]> =
-            verdict.lists.iter().map(|number| self.lists.get(number).map(Arc::clone)).collect::<Option<_>>()?;
+        let lists = verdict.lists.iter().map(|number| self.lists.get(number).map(Arc::clone));
+        let lists = lists.collect::<Option<Lists>>()?;
         let see = verdict.see.map_or(Looks::Nothing, read::looks);
         let looks = lists.iter().fold(see, |looks, list| looks.and(Looks::of(&list.application)));
         debug_assert!(lists.iter().all(|list| list.application != Application::None), "nobody tells such a list");
@@ -136,7 +136,7 @@ impl Meaning {
     fn rules(&self, pod: &PodKey) -> Rules {
         Rules {
             pod: pod.clone(),
-            lists: Arc::clone(&self.lists),
+            lists: self.lists.clone(),
             otherwise: self.otherwise.clone(),
             audit: self.audit.as_ref().map(|audit| Arc::new(audit.rules(pod))),
             looks: self.looks,

@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use proptest::prelude::*;
 use sluice_policy_core::l7::dns::{Name, NamePattern};
 use sluice_policy_core::l7::http::{
     Edit, Field, HeaderMatchSpec, HttpRule, HttpRuleSpec, MismatchAction, RawRequest, Request, Version,
@@ -195,4 +196,52 @@ async fn a_decision_that_never_comes_is_refused_and_a_denial_at_once() {
     let denied = Refused::Denied("by a rule".into());
     assert_eq!(settled(&Late::new(denied.clone())).await, Err(denied));
     assert_eq!(start.elapsed(), SETTLING);
+}
+
+/// A rule of the few that random lists are made of.
+fn some_rule() -> impl Strategy<Value = HttpRuleSpec> {
+    let text = |texts: &[&'static str]| {
+        prop::option::of(prop::sample::select(texts.to_vec())).prop_map(|text| text.map(str::to_owned))
+    };
+    let paths = text(&["/a", "/a|/b", "/a/.*", "/a/[0-9]+", "/.*", ".*"]);
+    let headers = prop::option::of(prop::sample::select(vec!["x-a", "x-b"]));
+    (paths, text(&["GET", "GET|PUT"]), text(&["shop", "shop|store", "s.*"]), headers).prop_map(
+        |(path, method, host, header)| {
+            let spec = header.map(|name| adds(name, "1")).unwrap_or_default();
+            HttpRuleSpec { path, method, host, ..spec }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn an_index_says_what_all_rules_say(
+        lists in prop::collection::vec(prop::collection::vec(some_rule(), 1..8), 1..8),
+        targets in prop::collection::vec("/(a|b|a/7|a/b|c)", 1..6),
+    ) {
+        let lists = lists.into_iter().enumerate().map(|(number, specs)| {
+            let made = specs.into_iter().map(|spec| Arc::new(HttpRule::new(spec).unwrap())).collect();
+            RuleList::new(number.to_string().into(), Application::Http(made))
+        });
+        let rules = rules(lists.collect(), false);
+        for target in &targets {
+            for (method, host) in [("GET", "shop"), ("PUT", "store"), ("POST", "other")] {
+                let fields = [Field { name: b"Host", value: host.as_bytes() }];
+                let raw = RawRequest {
+                    version: Version::Http11,
+                    method: method.as_bytes(),
+                    target: target.as_bytes(),
+                    authority: None,
+                    fields: &fields,
+                };
+                let message = Message::Http(Request::new(raw).unwrap());
+                let mut asked = rules.unread();
+                rules.ask_all(&message, &mut asked);
+                let judged = rules.judge(&message);
+                prop_assert_eq!(judged.passes, asked.passes);
+                prop_assert_eq!(judged.rule, asked.rule);
+                prop_assert_eq!(judged.edits().collect::<Vec<_>>(), asked.edits().collect::<Vec<_>>());
+            }
+        }
+    }
 }

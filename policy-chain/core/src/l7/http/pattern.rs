@@ -2,6 +2,8 @@
 
 use regex::bytes::{Regex, RegexBuilder};
 
+use super::index::Key;
+
 /// Longest expression.
 const MAX_LENGTH: usize = 8192;
 /// Most memory of a compiled expression. RE2's program of 221 instructions, which Cilium refuses (#41314), needs a tenth.
@@ -30,8 +32,8 @@ pub(super) enum Pattern {
     Texts(Box<[Box<str>]>),
     /// These texts, and anything between them: `/public/.*`, `.*\.example\.com`.
     Glob { head: Box<str>, middle: Box<[Box<str>]>, tail: Box<str> },
-    /// Any other.
-    Regex(Regex),
+    /// Any other, and what all texts begin with that it matches.
+    Regex { regex: Regex, head: Box<str> },
 }
 
 impl Pattern {
@@ -52,7 +54,7 @@ impl Pattern {
             match alone.and_then(|()| compile(&format!(r"\A(?:{expression})\z"), size)) {
                 Ok(regex) => {
                     budget.0 -= size;
-                    return Ok(Self::Regex(regex));
+                    return Ok(Self::Regex { regex, head: literal_head(expression).into() });
                 }
                 Err(regex::Error::CompiledTooBig(_)) => {}
                 Err(error) => {
@@ -80,7 +82,15 @@ impl Pattern {
                 }
                 rest.ends_with(&**tail)
             }
-            Self::Regex(regex) => regex.is_match(text.as_bytes()),
+            Self::Regex { regex, .. } => regex.is_match(text.as_bytes()),
+        }
+    }
+
+    /// What a text must have to match.
+    pub(super) fn key(&self) -> Key<'_> {
+        match self {
+            Self::Texts(texts) => Key::Texts(texts),
+            Self::Glob { head, .. } | Self::Regex { head, .. } => Key::Head(head),
         }
     }
 
@@ -115,6 +125,55 @@ impl Pattern {
         alternatives.push(text);
         Some(Self::Texts(alternatives.into()))
     }
+}
+
+/// What every text begins with that an expression matches. Empty where that is hard to see.
+fn literal_head(expression: &str) -> String {
+    let mut head = String::new();
+    if alternates(expression) {
+        return head;
+    }
+    let mut characters = expression.strip_prefix('^').unwrap_or(expression).chars().peekable();
+    loop {
+        let literal = match characters.next() {
+            Some('\\') => characters.next().filter(char::is_ascii_punctuation),
+            Some('.' | '*' | '+' | '?' | '(' | ')' | '[' | ']' | '{' | '}' | '^' | '$' | '|') | None => None,
+            Some(character) => Some(character).filter(char::is_ascii_graphic),
+        };
+        let Some(literal) = literal else { return head };
+        match characters.peek() {
+            // It may be absent.
+            Some('*' | '?' | '{') => return head,
+            Some('+') => {
+                head.push(literal);
+                return head;
+            }
+            _ => head.push(literal),
+        }
+    }
+}
+
+/// Whether an expression may consist of alternatives as a whole. Within parentheses they do not count; but what a class or
+/// flags make of parentheses is not looked into.
+fn alternates(expression: &str) -> bool {
+    if !expression.contains('|') {
+        return false;
+    }
+    if expression.contains('[') || expression.contains("(?") {
+        return true;
+    }
+    let (mut depth, mut escaped) = (0_usize, false);
+    for character in expression.chars() {
+        match character {
+            _ if escaped => {}
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            '|' if depth == 0 => return true,
+            _ => {}
+        }
+        escaped = character == '\\' && !escaped;
+    }
+    false
 }
 
 /// What is matched is ASCII, so classes of ASCII mean the same as Unicode's, and are far smaller; but `\pL` exists in the

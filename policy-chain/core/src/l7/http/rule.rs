@@ -3,6 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::index::Key;
 use super::pattern::{Budget, Pattern};
 use super::request::{Request, is_token};
 
@@ -200,6 +201,12 @@ impl HttpRule {
     #[must_use]
     pub const fn spec(&self) -> &HttpRuleSpec {
         &self.spec
+    }
+
+    /// What it asks of a request's path and host.
+    pub(super) fn keys(&self) -> (Key<'_>, Key<'_>) {
+        let [path, host] = [&self.path, &self.host].map(|pattern| pattern.as_ref().map_or(Key::Head(""), Pattern::key));
+        (path, host)
     }
 
     /// What the rule says of a request.
