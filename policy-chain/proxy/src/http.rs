@@ -55,7 +55,11 @@ enum Speaks {
 }
 
 /// Tells what a connection speaks from its first octets.
-fn speaks(octets: &[u8]) -> Speaks {
+fn speaks(mut octets: &[u8]) -> Speaks {
+    // Empty lines before a request are none of it (RFC 9112, 2.2).
+    while let Some(rest) = octets.strip_prefix(b"\r\n") {
+        octets = rest;
+    }
     let common = octets.iter().zip(PREFACE).take_while(|(one, other)| one == other).count();
     if common == PREFACE.len() {
         return Speaks::Http2;
@@ -70,9 +74,7 @@ fn speaks(octets: &[u8]) -> Speaks {
     match octets.first() {
         Some(22) => return Speaks::Tls,
         Some(octet) if octet.is_ascii_graphic() => {}
-        // An empty line before a request is none of it (RFC 9112, 2.2).
-        Some(b'\r') if octets.len() < 3 && b"\r\n".starts_with(octets) => return Speaks::Unclear,
-        Some(b'\r') if octets.starts_with(b"\r\n") => return speaks(octets.get(2..).unwrap_or_default()),
+        Some(b'\r') if octets.len() == 1 => return Speaks::Unclear,
         _ => return Speaks::Other,
     }
     let Some(end) = memchr::memchr(b'\n', octets) else {
