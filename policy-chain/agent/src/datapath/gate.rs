@@ -134,6 +134,12 @@ impl GateDatapath {
                 None
             }
         };
+        if bridge.is_some() {
+            tracing::warn!(
+                interface = %interface.name,
+                "a pod is behind a bridge: flows that rules for HTTP, DNS or TLS names are for do not get through"
+            );
+        }
         gate::Interface {
             index: interface.index,
             name: interface.name.clone(),
