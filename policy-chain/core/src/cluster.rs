@@ -7,6 +7,7 @@ mod names;
 mod pods;
 mod state;
 mod value;
+mod visible;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
 pub use pods::Pods;
 pub use state::{Applied, Cluster, canonical_net};
 pub use value::{Addresses, Created, Uid};
+pub use visible::{VISIBILITY_ANNOTATION, Visible};
 
 /// The label that the API server keeps on every namespace: its name. Immutable.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -89,6 +91,9 @@ pub struct PodTemplate {
     pub service_account: Text,
     /// Container ports that have a name, of all containers and of init containers that stay.
     pub ports: Box<[NamedPort]>,
+    /// [`VISIBILITY_ANNOTATION`]: what of the pod's traffic the proxy looks at although no rule asks for it. Sorted; of a
+    /// direction, protocol and port there is one.
+    pub visible: Box<[Visible]>,
 }
 
 /// A container port with a name.

@@ -138,6 +138,16 @@ pub enum AppProtocol {
     Tls,
 }
 
+impl fmt::Display for AppProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "HTTP",
+            Self::Dns => "DNS",
+            Self::Tls => "TLS",
+        })
+    }
+}
+
 /// What the proxy does with the requests of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Proxied {

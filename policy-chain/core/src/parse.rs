@@ -18,6 +18,7 @@ mod pod;
 mod port;
 mod selector;
 mod service;
+mod visibility;
 
 use std::fmt;
 

@@ -1,7 +1,9 @@
 //! Objects as manifests, so that [`sluice_policy_core::parse`] reads them again as they are.
 
 use serde_json::{Map, Value, json};
-use sluice_policy_core::cluster::{EndpointSlice, Labels, NamedPort, Node, Object, ObjectKey, Pod, Service};
+use sluice_policy_core::cluster::{
+    EndpointSlice, Labels, NamedPort, Node, Object, ObjectKey, Pod, Service, VISIBILITY_ANNOTATION,
+};
 use sluice_policy_core::model::AUDIT_ANNOTATION;
 
 /// The manifest of an object. A policy or group is its own text: what was read of it does not say all of it. None: the
@@ -36,8 +38,16 @@ fn pod(pod: &Pod) -> Value {
     if let Some(created) = created {
         put(&mut metadata, "creationTimestamp", created.to_string());
     }
+    let mut annotations = Map::new();
     if pod.audit {
-        put(&mut metadata, "annotations", json!({AUDIT_ANNOTATION: "true"}));
+        annotations.insert(AUDIT_ANNOTATION.to_owned(), "true".into());
+    }
+    if !pod.template.visible.is_empty() {
+        let visible: Vec<String> = pod.template.visible.iter().map(ToString::to_string).collect();
+        annotations.insert(VISIBILITY_ANNOTATION.to_owned(), visible.join(",").into());
+    }
+    if !annotations.is_empty() {
+        put(&mut metadata, "annotations", annotations);
     }
     let mut spec = json!({
         "serviceAccountName": &*pod.template.service_account, "hostNetwork": pod.host_network,
@@ -135,7 +145,7 @@ metadata:
   uid: 3ab3b0a5-1b2c-4d5e-8f90-112233445566
   creationTimestamp: "2026-01-31T23:59:59Z"
   labels: {app: x, "k8s.io/y": ""}
-  annotations: {sluice.dev/audit: "true"}
+  annotations: {sluice.dev/audit: "true", sluice.dev/visibility: "ingress/80/TCP/HTTP,egress/53/UDP/DNS"}
 spec:
   nodeName: node-1
   serviceAccountName: robot

@@ -151,7 +151,8 @@ impl Interner {
         pod.node = pod.node.map(|node| self.text(&node));
         let service_account = self.text(&pod.template.service_account);
         let ports = self.named_ports(&pod.template.ports);
-        pod.template = self.templates.share(&Arc::new(PodTemplate { service_account, ports })).0;
+        let template = PodTemplate { service_account, ports, visible: pod.template.visible.clone() };
+        pod.template = self.templates.share(&Arc::new(template)).0;
         pod
     }
 }

@@ -16,7 +16,11 @@ fn pod(name: &str, addresses: &[&str], set: Labels) -> Pod {
         uid: Uid::default(),
         created: Created::default(),
         labels: set,
-        template: Arc::new(PodTemplate { service_account: "default".into(), ports: Box::default() }),
+        template: Arc::new(PodTemplate {
+            service_account: "default".into(),
+            ports: Box::default(),
+            visible: Box::default(),
+        }),
         node: None,
         host_network: false,
         finished: false,

@@ -42,7 +42,7 @@ use self::store::Store;
 use self::subjects::Subject;
 use super::diff::Operation;
 use super::identity::{Classes, Key, Kind, Moves, NONE};
-use super::image::Image;
+use super::image::{Image, RowId};
 use super::predicate::Predicate;
 use super::view::matches;
 use crate::cluster::{Applied, Cluster, EndpointSlice, Event, Labels, ObjectId, ObjectKey, PodKey};
@@ -551,20 +551,30 @@ impl Engine {
         let lost = moves.lost.iter().filter(|(_, before)| *before != NONE);
         pairs.extend(lost.filter_map(|(address, before)| Some((*before, self.book.class(*address, &self.classes)?))));
         pairs.retain(|(before, now)| before != now && !self.is_name_ended(*before, *now));
-        if pairs.is_empty() {
-            return;
-        }
-        let key = |class: u32| self.classes.class(class).map(|class| &class.key);
         for (before, now) in pairs {
-            let (Some(old), Some(new)) = (key(before), key(now)) else { continue };
-            let lost = old.iter().filter(|atom| new.binary_search(atom).is_err());
-            let got = new.iter().filter(|atom| old.binary_search(atom).is_err());
-            for index in self.programs.that_ask_for(lost.chain(got)) {
-                if self.programs.get(index).is_some_and(|one| one.row_at(before) != one.row_at(now)) {
-                    moved.insert(index);
-                }
-            }
+            moved.extend(self.that_tell(before, now).filter(|(_, old, new)| old != new).map(|(index, ..)| index));
         }
+        // Somebody new at an address moves nothing, but for what the address could do as one of its prefix and cannot any more.
+        let taken = moves.taken.iter().filter(|(_, before)| *before != NONE);
+        let taken: BTreeSet<(u32, u32)> =
+            taken.filter_map(|(address, before)| Some((*before, self.book.class(*address, &self.classes)?))).collect();
+        for (before, now) in taken {
+            let told = self.that_tell(before, now);
+            moved.extend(told.filter(|(_, old, new)| self.store.tightens(*old, *new)).map(|(index, ..)| index));
+        }
+    }
+
+    /// The programs that may tell one class from another, with the rows that they have for the two.
+    fn that_tell(&self, one: u32, other: u32) -> impl Iterator<Item = (u32, RowId, RowId)> {
+        let key = |class: u32| self.classes.class(class).map_or(&[][..], |class| &class.key);
+        let (mine, others) = (key(one), key(other));
+        let only_mine = mine.iter().filter(|atom| others.binary_search(atom).is_err());
+        let only_others = others.iter().filter(|atom| mine.binary_search(atom).is_err());
+        let asking = self.programs.that_ask_for(only_mine.chain(only_others));
+        asking.into_iter().filter_map(move |index| {
+            let program = self.programs.get(index)?;
+            Some((index, program.row_at(one), program.row_at(other)))
+        })
     }
 
     /// Whether all that an address lost is names that it was known by. Flows that were opened by such a name go on (NPEP-133:
@@ -591,6 +601,7 @@ impl Engine {
         released.iter().for_each(|program| self.programs.release(*program));
         moves.entries.clear();
         moves.lost.clear();
+        moves.taken.clear();
         moves.born.clear();
         let gone = self.programs.retire(&mut self.atoms, &mut self.store);
         if !gone.atoms.is_empty() || !gone.port_names.is_empty() {

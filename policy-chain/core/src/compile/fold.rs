@@ -7,7 +7,7 @@ use super::lower::{Effect, Entry, Isolation, Lowered, Part, Section};
 use super::port_space::{PortRange, Spans, cover};
 use super::program::{Program, RowKey};
 use super::row::Row;
-use crate::flow::{AppProtocol, DNS_PORT, Judgement, Lists, Origin, Outcome, Protocol, Proxied, Reason, Verdict};
+use crate::flow::{AppProtocol, Judgement, Lists, Origin, Outcome, Protocol, Proxied, Reason, Verdict};
 use crate::model::cluster_network_policy::Action;
 
 /// A [`Reason`], by number.
@@ -32,12 +32,18 @@ enum Decision {
     Final(Ending),
     /// The lists, and what follows without them.
     Proxied(Lists, Ending),
-    /// It passes, and the proxy looks at its DNS messages, for this reason.
-    Seen(Cause),
+    /// It passes, for this reason, and the proxy looks at it.
+    Seen(AppProtocol, Cause),
 }
 
-/// In the place of a unit: the port of DNS begins, or ends.
-const DNS: usize = usize::MAX;
+/// What changes from one port to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    /// A unit becomes active, or is not any more.
+    Unit(usize),
+    /// What the proxy looks for if the flow passes. Where one port's ends and the next one's begins, the latter comes last.
+    See(Option<AppProtocol>),
+}
 
 /// What is decided without the dry runs, and with them where that differs.
 type Judged = (Decision, Option<Decision>);
@@ -117,8 +123,8 @@ struct Fold<'a> {
     /// The units that are not dry runs, and the active ones of their lists; none where the dry runs change nothing.
     enforced: Option<(Bits, Active)>,
     scratch: Bits,
-    /// Whether it is about the port of DNS, and names are learned.
-    learns: bool,
+    /// What the proxy looks for if the flow passes.
+    see: Option<AppProtocol>,
     numbers: HashMap<Judged, u32>,
 }
 
@@ -144,7 +150,7 @@ impl<'a> Fold<'a> {
             proxied: none,
             enforced,
             scratch: Bits::none(count),
-            learns: false,
+            see: None,
             numbers: HashMap::new(),
         };
         for (place, _) in units.iter().enumerate().filter(|(_, unit)| unit.part.ports.every) {
@@ -153,12 +159,15 @@ impl<'a> Fold<'a> {
         fold
     }
 
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Unit(place) => self.toggle(place),
+            Change::See(see) => self.see = see,
+        }
+    }
+
     /// Makes a unit active, or not any more.
     fn toggle(&mut self, place: usize) {
-        if place == DNS {
-            self.learns = !self.learns;
-            return;
-        }
         let active = self.active.toggle(place);
         let Some(Unit { entry, part }) = self.units.get(place) else { return };
         let Some(number) = part.list else { return };
@@ -204,11 +213,14 @@ impl<'a> Fold<'a> {
         active.range(first, end).filter_map(|place| self.units.get(place).map(|unit| unit.entry))
     }
 
-    /// Which decision these entries make together. What passes to the port of DNS is looked at where names are learned.
+    /// Which decision these entries make together. What passes is looked at where it is to be seen; what comes from the own
+    /// node never is (DESIGN 6.3).
     fn judge(&self, active: &Bits, proxied: &Active, isolation: Isolation) -> Decision {
-        match self.judge_rules(active, proxied, isolation) {
-            Decision::Final(Ending::Allow(cause)) if self.learns => Decision::Seen(cause),
-            decision => decision,
+        match (self.judge_rules(active, proxied, isolation), self.see) {
+            (Decision::Final(Ending::Allow(cause)), Some(see)) if self.origin != Origin::OwnNode => {
+                Decision::Seen(see, cause)
+            }
+            (decision, _) => decision,
         }
     }
 
@@ -272,13 +284,10 @@ impl<'a> Fold<'a> {
             let each = ranges.chunk_by(|one, next| one.protocol == next.protocol);
             protocols.extend(each.filter_map(<[_]>::first).map(|range| range.protocol));
         }
-        const OF_DNS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
-        if self.lowered.learns {
-            protocols.extend(OF_DNS);
-        }
+        protocols.extend(self.lowered.seen.keys().map(|(protocol, _)| *protocol));
         protocols.sort_unstable();
         protocols.dedup();
-        let mut changes: Vec<(u16, usize)> = Vec::new();
+        let mut changes: Vec<(u16, Change)> = Vec::new();
         let mut spans = Vec::with_capacity(protocols.len());
         for protocol in protocols {
             changes.clear();
@@ -287,12 +296,13 @@ impl<'a> Fold<'a> {
                 let end = ranges.partition_point(|range| range.protocol <= protocol);
                 // A unit's ranges neither overlap nor touch: each is turned on where it begins, and off behind its end.
                 for range in ranges.get(first..end).unwrap_or(&[]) {
-                    changes.push((range.first, place));
-                    changes.extend(range.last.checked_add(1).map(|behind| (behind, place)));
+                    changes.push((range.first, Change::Unit(place)));
+                    changes.extend(range.last.checked_add(1).map(|behind| (behind, Change::Unit(place))));
                 }
             }
-            if self.lowered.learns && OF_DNS.contains(&protocol) {
-                changes.extend([(DNS_PORT, DNS), (DNS_PORT + 1, DNS)]);
+            for ((_, port), see) in self.lowered.seen.range((protocol, 0)..=(protocol, u16::MAX)) {
+                changes.push((*port, Change::See(Some(*see))));
+                changes.extend(port.checked_add(1).map(|behind| (behind, Change::See(None))));
             }
             changes.sort_unstable();
             spans.push(Spans { protocol, decisions: self.sweep(&changes) });
@@ -301,14 +311,14 @@ impl<'a> Fold<'a> {
     }
 
     /// Walks over the ports of one protocol, and decides wherever the active units change.
-    fn sweep(&mut self, changes: &[(u16, usize)]) -> Vec<(u16, u32)> {
+    fn sweep(&mut self, changes: &[(u16, Change)]) -> Vec<(u16, u32)> {
         let before = (self.active.clone(), self.proxied.clone(), self.enforced.clone());
         let mut decisions: Vec<(u16, u32)> = Vec::new();
         if changes.first().is_none_or(|(port, _)| *port > 0) {
             decisions.push((0, self.decide()));
         }
         for of_a_port in changes.chunk_by(|one, next| one.0 == next.0) {
-            of_a_port.iter().for_each(|(_, place)| self.toggle(*place));
+            of_a_port.iter().for_each(|(_, change)| self.change(*change));
             let decision = self.decide();
             if let Some((port, _)) = of_a_port.first()
                 && decisions.last().is_none_or(|(_, last)| *last != decision)
@@ -317,6 +327,7 @@ impl<'a> Fold<'a> {
             }
         }
         (self.active, self.proxied, self.enforced) = before;
+        self.see = None;
         decisions
     }
 }
@@ -355,9 +366,9 @@ fn stated(lowered: &Lowered, decision: &Decision) -> Judgement {
     let (verdict, reason) = match decision {
         Decision::Final(Ending::Allow(cause)) => (Verdict::Allow, reason(lowered, *cause)),
         Decision::Final(Ending::Deny(cause)) => (Verdict::Deny, reason(lowered, *cause)),
-        Decision::Seen(cause) => {
+        Decision::Seen(see, cause) => {
             let reason = reason(lowered, *cause);
-            (Verdict::Redirect(Proxied::seen(AppProtocol::Dns, reason.clone())), reason)
+            (Verdict::Redirect(Proxied::seen(*see, reason.clone())), reason)
         }
         Decision::Proxied(lists, without) => {
             let (otherwise, why) = match without {

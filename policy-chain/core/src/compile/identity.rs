@@ -91,6 +91,8 @@ pub(super) struct Moves {
     pub(super) dead: Vec<u32>,
     /// Addresses that are no entries any more, with the class that they had.
     pub(super) lost: Vec<(IpAddr, u32)>,
+    /// Addresses that are entries from now on, with the class of the prefix that they were in.
+    pub(super) taken: Vec<(IpAddr, u32)>,
 }
 
 impl Classes {

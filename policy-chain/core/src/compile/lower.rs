@@ -10,8 +10,8 @@ use super::port_space::PortSet;
 use super::predicate::Predicate;
 use super::program::Networks;
 use super::select::Selected;
-use crate::cluster::NamedPort;
-use crate::flow::{AppProtocol, Direction, List, ListRef, Protocol, RuleRef};
+use crate::cluster::{NamedPort, PodTemplate};
+use crate::flow::{AppProtocol, DNS_PORT, Direction, List, ListRef, Protocol, RuleRef};
 use crate::model::cilium::{Application, CidrBlock, CiliumAllow, CiliumDeny, CiliumRule};
 use crate::model::cluster_network_policy::{Action, ClusterRule, ClusterTier};
 use crate::model::network_policy::NetworkRule;
@@ -109,8 +109,8 @@ pub(super) struct Lowered {
     pub(super) all: Isolation,
     /// Whether a CIDR group was asked for.
     pub(super) groups: bool,
-    /// Whether a rule means peers by their names: then the pod's DNS is looked at ([`crate::flow::DNS_PORT`]).
-    pub(super) learns: bool,
+    /// What the proxy looks at, if it passes, by protocol and port.
+    pub(super) seen: BTreeMap<(Protocol, u16), AppProtocol>,
 }
 
 /// A rule before everything is numbered.
@@ -157,6 +157,8 @@ pub(super) struct Lowering<'a> {
     settings: &'a Settings,
     drafts: Vec<Draft>,
     asked_groups: bool,
+    seen: BTreeMap<(Protocol, u16), AppProtocol>,
+    /// Whether a rule means peers by their names.
     learns: bool,
     /// Policy, whether it is a NetworkPolicy, whether it is a dry run.
     isolating: Vec<(PolicyRef, bool, bool)>,
@@ -172,16 +174,17 @@ impl std::fmt::Debug for Lowering<'_> {
 }
 
 impl<'a> Lowering<'a> {
-    pub(super) const fn new(
+    pub(super) fn new(
         direction: Direction,
-        subject_ports: &'a [NamedPort],
+        subject: &'a PodTemplate,
         groups: &'a dyn Fn(&CidrBlock) -> Networks,
         settings: &'a Settings,
     ) -> Self {
-        let own = match direction {
-            Direction::Ingress => Some(subject_ports),
+        let own: Option<&[NamedPort]> = match direction {
+            Direction::Ingress => Some(&subject.ports),
             Direction::Egress => None,
         };
+        let visible = subject.visible.iter().filter(|visible| visible.direction == direction);
         Self {
             direction,
             own,
@@ -189,6 +192,7 @@ impl<'a> Lowering<'a> {
             settings,
             drafts: Vec::new(),
             asked_groups: false,
+            seen: visible.map(|visible| ((visible.protocol, visible.port), visible.application)).collect(),
             learns: false,
             isolating: Vec::new(),
         }
@@ -343,7 +347,11 @@ impl<'a> Lowering<'a> {
     }
 
     /// Sorts everything and gives it its numbers.
-    fn number(self) -> Lowered {
+    fn number(mut self) -> Lowered {
+        if self.learns {
+            // Whatever else was to be seen there: without these answers the names' addresses are not known.
+            self.seen.extend([Protocol::TCP, Protocol::UDP].map(|protocol| ((protocol, DNS_PORT), AppProtocol::Dns)));
+        }
         let mut drafts = self.drafts;
         drafts.sort_by(|one, other| {
             let key = |draft: &Draft| (draft.section, draft.priority);
@@ -405,7 +413,7 @@ impl<'a> Lowering<'a> {
             by_predicate,
             anyone,
             groups: self.asked_groups,
-            learns: self.learns,
+            seen: self.seen,
         }
     }
 }

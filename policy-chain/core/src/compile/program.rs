@@ -10,7 +10,7 @@ use super::predicate::Predicate;
 use super::row::Row;
 pub use super::select::{Selected, selects};
 pub use super::view::PodView;
-use crate::cluster::{CidrGroup, NamedPort};
+use crate::cluster::{CidrGroup, NamedPort, PodTemplate};
 use crate::flow::{Direction, Judgement, Origin};
 use crate::model::cilium::{CidrBlock, Entity};
 use crate::model::selector::{LabelSource, Operator};
@@ -58,17 +58,17 @@ pub struct RowKey {
 impl Program {
     /// The program of a pod.
     ///
-    /// `policies` are all that select it in this direction, in any order; `subject_ports` are its named ports (which only
-    /// ingress needs); `groups` gives the addresses of a CIDR group, by name or by labels ([`networks`] does).
+    /// `policies` are all that select it in this direction, in any order; of `subject` its named ports count (on ingress), and
+    /// what of it is to be seen; `groups` gives the addresses of a CIDR group, by name or by labels ([`networks`] does).
     #[must_use]
     pub fn new(
         direction: Direction,
         policies: &[Selected],
-        subject_ports: &[NamedPort],
+        subject: &PodTemplate,
         groups: &dyn Fn(&CidrBlock) -> Networks,
         settings: &Settings,
     ) -> Self {
-        let lowered = Lowering::new(direction, subject_ports, groups, settings).lower(policies);
+        let lowered = Lowering::new(direction, subject, groups, settings).lower(policies);
         let names = lowered.entries.iter().flat_map(Entry::named).map(|(name, _)| name);
         let named_ports = names.collect::<BTreeSet<_>>().into_iter().cloned().collect();
         Self { direction, lowered, named_ports }
@@ -99,11 +99,11 @@ impl Program {
         self.lowered.groups
     }
 
-    /// Whether nothing is restricted, and nothing recorded: every row says [`crate::flow::Reason::NoPolicy`] (and, to the own node,
+    /// Whether nothing is restricted, and nothing seen: every row says [`crate::flow::Reason::NoPolicy`] (and, to the own node,
     /// [`crate::flow::Reason::OwnNode`]).
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.lowered.entries.is_empty() && self.lowered.all == Isolation::default() && !self.lowered.learns
+        self.lowered.entries.is_empty() && self.lowered.all == Isolation::default() && self.lowered.seen.is_empty()
     }
 
     /// The least policy whose default deny is in force.

@@ -13,18 +13,32 @@ use crate::model::cluster_network_policy::{Action, ClusterPeer, ClusterRule, Clu
 use crate::model::network_policy::{NetworkPeer, NetworkPeers, NetworkRule};
 use crate::model::{ClusterNetworkPolicy, NetworkPolicy, Policy, PolicyRef, Usable};
 
-/// The tiers; and where a rule means peers by their names, "allowed flows to port 53 go through the proxy for looking on", so
-/// that names are known by the pod's own questions (Cilium, "DNS based": "the DNS proxy intercepts"; here without a dns rule).
-/// To look on restricts nothing, so it does not matter whether the rule is of a dry run.
+/// The tiers; and what passes and is to be seen goes through the proxy, which restricts nothing by that.
 pub(super) fn decide(scene: &Scene<'_>, flow: &Flow<'_>) -> Answer {
     let answer = by_tiers(scene, flow);
+    match looked_for(scene, flow) {
+        Some(application) if answer.verdict == Verdict::Allow => {
+            Answer::new(Verdict::Redirect(Proxied::seen(application, answer.reason.clone())), answer.reason)
+        }
+        _ => answer,
+    }
+}
+
+/// What the proxy looks for in a flow that passes. Where a rule means peers by their names, "allowed flows to port 53 go through
+/// the proxy for looking on", so that names are known by the pod's own questions (Cilium, "DNS based": "the DNS proxy
+/// intercepts"; here without a dns rule), whether or not the rule is of a dry run. Else it is what the pod's annotation says
+/// (Cilium, "L7 protocol visibility": "direction, port, L4 protocol, L7 protocol").
+fn looked_for(scene: &Scene<'_>, flow: &Flow<'_>) -> Option<AppProtocol> {
     let is_dns = flow.direction == Direction::Egress
         && matches!(flow.protocol, Protocol::TCP | Protocol::UDP)
         && flow.port == DNS_PORT;
-    if is_dns && answer.verdict == Verdict::Allow && names_peers(scene) {
-        return Answer::new(Verdict::Redirect(Proxied::seen(AppProtocol::Dns, answer.reason.clone())), answer.reason);
+    if is_dns && names_peers(scene) {
+        return Some(AppProtocol::Dns);
     }
-    answer
+    let asked = scene.subject.template.visible.iter().find(|visible| {
+        visible.direction == flow.direction && visible.protocol == flow.protocol && visible.port == flow.port
+    });
+    asked.map(|visible| visible.application)
 }
 
 /// Whether a rule for what goes out of the pod means peers by their names.

@@ -77,12 +77,17 @@ impl<'a> Metadata<'a> {
 
     /// The value of an annotation, if it is text.
     pub fn annotation(&self, name: &str) -> Option<&'a str> {
-        self.annotations?.get(name)?.as_str()
+        self.raw_annotation(name)?.as_str()
+    }
+
+    /// The value of an annotation, whatever it is.
+    pub fn raw_annotation(&self, name: &str) -> Option<&'a Value> {
+        self.annotations?.get(name)
     }
 
     /// Whether [`AUDIT_ANNOTATION`] makes the object a dry run. Any value but `true` and `false` is a fault, and none.
     pub fn audit(&self, report: &mut Report) -> bool {
-        match self.annotations.and_then(|map| map.get(AUDIT_ANNOTATION)) {
+        match self.raw_annotation(AUDIT_ANNOTATION) {
             None => false,
             Some(Value::String(text)) if text == "false" => false,
             Some(Value::String(text)) if text == "true" => true,

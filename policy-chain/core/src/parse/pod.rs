@@ -7,7 +7,10 @@ use std::sync::Arc;
 use super::cursor::{Cursor, Fields, Report, shown};
 use super::metadata::{Metadata, NameForm, Scope};
 use super::plain::{address, boolean, is, list, owned, port, protocol, section, text};
-use crate::cluster::{Created, NamedPort, Object, POD_IPS_ANNOTATION, Pod, PodKey, PodTemplate, Uid};
+use super::visibility::visible;
+use crate::cluster::{
+    Created, NamedPort, Object, POD_IPS_ANNOTATION, Pod, PodKey, PodTemplate, Uid, VISIBILITY_ANNOTATION,
+};
 use crate::model::Text;
 
 /// The UID that a static pod has on its node, on its mirror in the API (Kubernetes, `ConfigMirrorAnnotationKey`).
@@ -34,12 +37,19 @@ pub(super) fn pod(document: &Cursor<'_>, report: &mut Report) -> Option<Object> 
         report.warn("status.podIPs", format!("only the first {MAX_ADDRESSES} of {} addresses count", addresses.len()));
     }
     let uid = metadata.annotation(MIRROR_ANNOTATION).map_or_else(|| Uid::from(&*metadata.uid), Uid::from);
+    let visible = visible(&metadata, report);
+    if host_network && !visible.is_empty() {
+        let message =
+            format!("{VISIBILITY_ANNOTATION}: a pod with hostNetwork has no gate; nothing of it is looked at");
+        report.warn("metadata.annotations", message);
+    }
     Some(Object::Pod(Pod {
         uid,
         created: created(&metadata, report),
         template: Arc::new(PodTemplate {
             service_account: service_account.unwrap_or_else(|| Text::from("default")),
             ports: ports.into_iter().collect(),
+            visible,
         }),
         node,
         host_network,

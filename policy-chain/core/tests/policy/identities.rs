@@ -103,6 +103,36 @@ fn a_class_that_is_meant_as_a_whole_keeps_its_number() {
     assert_eq!(node.identity("10.0.1.11"), web);
 }
 
+/// The address that a block lets out to becomes a pod's that the block does not mean: open flows to it are judged again.
+#[test]
+fn a_block_whose_address_a_pod_takes_is_judged_again() {
+    const EGRESS: &str = "
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: out, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: db}}
+  egress:
+  - toCIDR: [10.0.1.0/24]
+    toPorts: [{ports: [{port: '443', protocol: TCP}]}]
+  - toEndpoints: [{matchLabels: {app: web}}]
+";
+    let mut node = Node::new();
+    node.tell(EGRESS);
+    assert!(node.allows("db", Direction::Egress, "10.0.1.9"));
+    // A pod that is allowed no less than the address was is just somebody new.
+    let before = node.revision("db");
+    node.tell(&pod("web", "10.0.1.10", "{app: web}", "n2"));
+    assert!(node.allows("db", Direction::Egress, "10.0.1.10"));
+    assert_eq!(node.revision("db"), before);
+    // So is one where nothing passed.
+    node.tell(&pod("far", "10.0.2.10", "{}", "n2"));
+    assert_eq!(node.revision("db"), before);
+    node.tell(&pod("job", "10.0.1.9", "{}", "n2"));
+    assert!(!node.allows("db", Direction::Egress, "10.0.1.9"));
+    assert!(node.revision("db") > before);
+}
+
 #[test]
 fn an_address_belongs_to_the_pod_that_has_it_now() {
     let mut node = Node::new();

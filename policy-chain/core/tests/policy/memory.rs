@@ -34,6 +34,7 @@ fn pod(number: u32) -> Pod {
                 NamedPort { name: "metrics".into(), protocol: Protocol::TCP, port: 9090 },
             ]
             .into(),
+            visible: Box::default(),
         }),
         node: Some(format!("ip-10-0-{}-{}.eu-central-1.compute.internal", number / 30 / 250, number / 30 % 250).into()),
         host_network: false,

@@ -1,6 +1,6 @@
 //! The kinds that are watched, where they are, and what of them is read.
 
-use sluice_policy_core::cluster::{ObjectId, ObjectKey, POD_IPS_ANNOTATION, PodKey};
+use sluice_policy_core::cluster::{ObjectId, ObjectKey, POD_IPS_ANNOTATION, PodKey, VISIBILITY_ANNOTATION};
 use sluice_policy_core::model::{AUDIT_ANNOTATION, PolicyKind, PolicyRef, Text};
 
 use super::keep::Keep;
@@ -121,7 +121,12 @@ const METADATA: Keep = Keep::Fields(&[
     ("labels", Keep::All),
     (
         "annotations",
-        Keep::Fields(&[(AUDIT_ANNOTATION, Keep::All), (POD_IPS_ANNOTATION, Keep::All), (MIRROR_ANNOTATION, Keep::All)]),
+        Keep::Fields(&[
+            (AUDIT_ANNOTATION, Keep::All),
+            (POD_IPS_ANNOTATION, Keep::All),
+            (MIRROR_ANNOTATION, Keep::All),
+            (VISIBILITY_ANNOTATION, Keep::All),
+        ]),
     ),
     ("creationTimestamp", Keep::All),
     ("resourceVersion", Keep::All),

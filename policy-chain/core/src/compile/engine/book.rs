@@ -293,6 +293,10 @@ impl Book {
                 if host.entry == NONE {
                     host.entry = classes.entry(prefix, EntryKind::Host);
                     self.prefixes.insert(prefix);
+                    // Of one that a name was known by, its loss is told below.
+                    let region = self.regions.of(*address).filter(|_| !self.names.entries.contains_key(address));
+                    let before = region.and_then(|region| classes.get(region.entry)).map_or(NONE, |entry| entry.class);
+                    moves.taken.push((*address, before));
                 }
                 let entry = host.entry;
                 if pod.is_none() {

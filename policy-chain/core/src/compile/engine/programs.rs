@@ -6,7 +6,7 @@ use super::atoms::{Atom, Atoms, plain};
 use super::book::counted;
 use super::numbers::Numbers;
 use super::store::Store;
-use crate::cluster::{CidrGroup, Labels, NamedPort};
+use crate::cluster::{CidrGroup, Labels, NamedPort, PodTemplate, Visible};
 use crate::compile::identity::{Class, Classes, Swept};
 use crate::compile::image::{Identity, PolicyId, RowEntries, RowId};
 use crate::compile::predicate::Kind;
@@ -18,6 +18,21 @@ use crate::settings::Settings;
 
 /// The policies of a program, by where they are in memory, and which parts of them count.
 type List = Vec<(usize, Vec<u16>)>;
+
+/// What programs of one direction depend on of the pods that run them: on ingress their named ports, and what is to be seen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Own {
+    ports: Vec<NamedPort>,
+    visible: Vec<Visible>,
+}
+
+impl Own {
+    fn of(template: &PodTemplate, direction: Direction) -> Self {
+        let ports: &[NamedPort] = if direction == Direction::Ingress { &template.ports } else { &[] };
+        let visible = template.visible.iter().filter(|visible| visible.direction == direction);
+        Self { ports: ports.to_vec(), visible: visible.copied().collect() }
+    }
+}
 
 /// Rows of frontends that are other than the rest of those who run the program have, because the pod is a backend.
 pub(super) type Overrides = Vec<(u32, RowId)>;
@@ -34,7 +49,8 @@ pub(super) struct Instance {
     pub(super) program: Program,
     /// Keeps the policies where they are, so that a [`List`] means them.
     selected: Vec<Selected>,
-    ports: BTreeSet<Vec<NamedPort>>,
+    /// Of pods that run it.
+    own: BTreeSet<Own>,
     references: u32,
     /// The atom of each of the program's predicates.
     predicates: Vec<Atom>,
@@ -58,7 +74,7 @@ pub(super) struct Programs {
     list: Vec<Option<Instance>>,
     free: Vec<u32>,
     by_list: HashMap<(Direction, List), Vec<u32>>,
-    by_key: HashMap<(Direction, List, Vec<NamedPort>), u32>,
+    by_key: HashMap<(Direction, List, Own), u32>,
     /// Which programs ask for a predicate.
     users: HashMap<Atom, Vec<u32>>,
     /// Which programs ask peers for named ports.
@@ -144,28 +160,33 @@ impl Programs {
         (0..).zip(&self.list).filter_map(|(index, instance)| Some((index, instance.as_ref()?)))
     }
 
-    /// The program for these policies; none if it restricts nothing.
+    /// The program for a pod that these policies select; none if it restricts nothing, and nothing is to be seen.
     pub(super) fn acquire(
         &mut self,
         direction: Direction,
         selected: &[Selected],
-        ports: &[NamedPort],
+        template: &PodTemplate,
         inputs: &Inputs<'_>,
         (atoms, store): (&mut Atoms, &mut Store),
         born: &mut Born,
     ) -> Option<u32> {
-        if selected.is_empty() {
+        let own = Own::of(template, direction);
+        if selected.is_empty() && own.visible.is_empty() {
             return None;
         }
-        let ports = if direction == Direction::Ingress { ports } else { &[] };
         let list = list_of(selected);
-        let key = (direction, list.clone(), ports.to_vec());
+        let key = (direction, list.clone(), own.clone());
         if let Some(index) = self.by_key.get(&key).copied() {
             self.get_mut(index)?.references += 1;
             return Some(index);
         }
-        let program =
-            Program::new(direction, selected, ports, &|block| networks(inputs.groups.values(), block), inputs.settings);
+        let program = Program::new(
+            direction,
+            selected,
+            template,
+            &|block| networks(inputs.groups.values(), block),
+            inputs.settings,
+        );
         if program.is_open() {
             return None;
         }
@@ -174,7 +195,7 @@ impl Programs {
         if let Some(index) = known {
             self.by_key.insert(key, index);
             let instance = self.get_mut(index)?;
-            instance.ports.insert(ports.to_vec());
+            instance.own.insert(own);
             instance.references += 1;
             return Some(index);
         }
@@ -198,7 +219,7 @@ impl Programs {
         let instance = Instance {
             program,
             selected: selected.to_vec(),
-            ports: BTreeSet::from([ports.to_vec()]),
+            own: BTreeSet::from([own]),
             references: 1,
             predicates,
             sorted,
@@ -427,8 +448,8 @@ impl Programs {
             }
             let direction = instance.program.direction();
             let list = list_of(&instance.selected);
-            for ports in instance.ports {
-                let key = (direction, list.clone(), ports);
+            for own in instance.own {
+                let key = (direction, list.clone(), own);
                 if self.by_key.get(&key) == Some(&index) {
                     self.by_key.remove(&key);
                 }

@@ -10,7 +10,7 @@ use crate::cluster::PodKey;
 use crate::compile::diff::{self, Before, Operation};
 use crate::compile::image::{DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, RowEntries, RowId};
 use crate::compile::stage::{self, Numbering};
-use crate::flow::Judgement;
+use crate::flow::{Judgement, Verdict};
 
 #[derive(Debug)]
 struct Counted<T> {
@@ -127,6 +127,19 @@ impl Store {
 
     pub(super) fn entries(&self, id: RowId) -> Option<&RowEntries> {
         self.counted_rows.get(&id).map(|counted| counted.value.as_ref())
+    }
+
+    /// Whether some packet that passes by one row does not pass, or not so freely, by another.
+    pub(super) fn tightens(&self, row: RowId, other: RowId) -> bool {
+        let passes = |verdict: &Verdict| *verdict != Verdict::Deny;
+        let direct = |verdict: &Verdict| matches!(verdict, Verdict::Allow | Verdict::Defer);
+        let (Some(row), Some(other)) = (self.entries(row), self.entries(other)) else { return true };
+        row.compare(other, |before, now| {
+            before != now
+                && self.judgement(*before).zip(self.judgement(*now)).is_none_or(|(before, now)| {
+                    passes(&before.verdict) && !direct(&now.verdict) && before.verdict != now.verdict
+                })
+        })
     }
 
     /// A row's number, with one more reference to it.

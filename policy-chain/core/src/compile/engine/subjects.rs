@@ -172,7 +172,7 @@ impl Engine {
                 let program = self.programs.acquire(
                     direction,
                     &side.selected,
-                    &subject.pod.template.ports,
+                    &subject.pod.template,
                     &inputs,
                     (&mut self.atoms, &mut self.store),
                     born,

@@ -227,7 +227,8 @@ fn only_the_specs_that_select_the_pod_count() {
     let specs = [spec([plain(endpoints("a"), Ports::Any)], []), spec([], [deny(CiliumPeers::Any, Ports::Any)])];
     let mut one = selected(cnp("cnp", specs));
     one.specs = vec![0];
-    let program = Program::new(Direction::Ingress, &[one], &[], &|_| Networks::default(), &Settings::default());
+    let program =
+        Program::new(Direction::Ingress, &[one], &template(&[]), &|_| Networks::default(), &Settings::default());
     assert_eq!(ask(&program, &pod("a"), TCP, 80), "allow cnp[0]");
 }
 
@@ -272,7 +273,7 @@ fn cve_2025_64715_a_group_that_resolves_to_nothing_matches_nothing() {
     let policies = [selected(cnp("cnp", [spec([plain(groups, Ports::Any)], [])]))];
     let compile = |known: Vec<IpNet>| {
         let networks = Networks { known, others: false };
-        Program::new(Direction::Egress, &policies, &[], &|_| networks.clone(), &Settings::default())
+        Program::new(Direction::Egress, &policies, &template(&[]), &|_| networks.clone(), &Settings::default())
     };
     let empty = compile(vec![]);
     assert!(empty.depends_on_groups());
@@ -315,7 +316,7 @@ fn cilium_blocks_match_pods_and_nodes_only_if_a_setting_says_so() {
     let policies = [selected(cnp("cnp", [spec([plain(CiliumPeers::Cidrs(vec![block]), Ports::Any)], [])]))];
     for managed in [false, true] {
         let settings = Settings { cilium_cidrs_match_managed: managed, ..Settings::default() };
-        let program = Program::new(Direction::Ingress, &policies, &[], &|_| Networks::default(), &settings);
+        let program = Program::new(Direction::Ingress, &policies, &template(&[]), &|_| Networks::default(), &settings);
         assert_eq!(program.predicates(), [Predicate::Block { cidr: net("10.0.0.0/8"), except: vec![], managed }]);
     }
 }

@@ -198,6 +198,12 @@ pub(crate) const WANTED: &[&str] = &[
     "redirect, else allow without policy",
     "redirect, else deny by baseline",
     "redirect, else deny by isolation",
+    "ingress seen: HTTP",
+    "ingress seen: DNS",
+    "ingress seen: TLS",
+    "egress seen: HTTP",
+    "egress seen: DNS",
+    "egress seen: TLS",
 ];
 
 /// What has to come up of requests.
@@ -267,6 +273,11 @@ impl Coverage {
                 Outcome::Deny(_) => "deny by isolation",
             };
             self.add(format!("redirect, else {otherwise}"));
+            if proxied.lists.is_empty()
+                && let Some(see) = proxied.see
+            {
+                self.add(format!("{} seen: {see}", query.direction));
+            }
             if proxied.lists.len() > 1 {
                 self.add("redirect by several rules");
             }

@@ -1,14 +1,15 @@
 //! Random objects of a cluster, out of few names, labels, addresses and ports, so that they meet often.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use sluice_policy_core::cluster::{
     CidrGroup, Endpoint, EndpointSlice, Event, Labels, NamedPort, Namespace, Node, Object, ObjectId, ObjectKey, Pod,
-    PodKey, PodTemplate, Service, ServicePort, Uid,
+    PodKey, PodTemplate, Service, ServicePort, Uid, Visible,
 };
-use sluice_policy_core::flow::Protocol;
+use sluice_policy_core::flow::{AppProtocol, DNS_PORT, Direction, Protocol};
 use sluice_policy_core::l7::dns::Name;
 use sluice_policy_core::model::{Policy, PolicyKind, PolicyRef, Text};
 use sluice_policy_core::parse::cilium::groups::AwsGroup;
@@ -349,6 +350,7 @@ fn pod(random: &mut Random, index: usize) -> Pod {
         template: Arc::new(PodTemplate {
             service_account: one_of(random, &ACCOUNTS),
             ports: random.list(0, 3, named_port).into(),
+            visible: visible(random),
         }),
         node: node.map(text),
         host_network,
@@ -377,6 +379,27 @@ fn pod_labels(random: &mut Random) -> Labels {
         _ => {}
     }
     Labels::new(labels)
+}
+
+/// What is to be seen of a pod; of most of them nothing.
+fn visible(random: &mut Random) -> Box<[Visible]> {
+    if !random.one_in(4) {
+        return Box::default();
+    }
+    let mut found = BTreeMap::new();
+    for _ in 0..random.between(1, 4) {
+        let direction = *random.pick(&Direction::BOTH);
+        let (protocol, application) = match random.below(5) {
+            0 => (Protocol::UDP, AppProtocol::Dns),
+            1 => (Protocol::TCP, AppProtocol::Dns),
+            2 => (Protocol::TCP, AppProtocol::Tls),
+            _ => (Protocol::TCP, AppProtocol::Http),
+        };
+        let port = if application == AppProtocol::Dns && !random.one_in(3) { DNS_PORT } else { port(random) };
+        found.insert((direction, protocol, port), application);
+    }
+    let visible = |((direction, protocol, port), application)| Visible { direction, protocol, port, application };
+    found.into_iter().map(visible).collect()
 }
 
 fn named_port(random: &mut Random) -> NamedPort {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::cluster::NamedPort;
+use crate::cluster::{NamedPort, Visible};
 use crate::compile::predicate::{Namespaces, Predicate};
 use crate::compile::program::Selected;
 use crate::flow::{
@@ -24,6 +24,8 @@ pub(super) struct Packet<'a> {
     pub(super) truth: &'a BTreeSet<Predicate>,
     /// The ports that names are resolved with.
     pub(super) named: &'a [NamedPort],
+    /// What of the pod is to be seen.
+    pub(super) visible: &'a [Visible],
     pub(super) protocol: Protocol,
     pub(super) port: u16,
 }
@@ -38,6 +40,10 @@ pub(super) fn judge(policies: &[Selected], packet: &Packet<'_>) -> Judgement {
         let (verdict, reason) = packet.answer(&counted);
         let verdict = match verdict {
             Verdict::Allow if learns => Verdict::Redirect(Proxied::seen(AppProtocol::Dns, reason.clone())),
+            Verdict::Allow if packet.origin != Origin::OwnNode => match packet.application() {
+                Some(application) => Verdict::Redirect(Proxied::seen(application, reason.clone())),
+                None => Verdict::Allow,
+            },
             verdict => verdict,
         };
         Judgement { verdict, reason, audit: None }
@@ -45,6 +51,15 @@ pub(super) fn judge(policies: &[Selected], packet: &Packet<'_>) -> Judgement {
     let (enforced, all) = (answer(false), answer(true));
     let audit = (enforced != all).then(|| Box::new(all));
     Judgement { audit, ..enforced }
+}
+
+impl Packet<'_> {
+    /// What is to be seen of it.
+    fn application(&self) -> Option<AppProtocol> {
+        let this =
+            |one: &&Visible| (one.direction, one.protocol, one.port) == (self.direction, self.protocol, self.port);
+        self.visible.iter().find(this).map(|one| one.application)
+    }
 }
 
 /// Whether a rule for egress means peers by names.

@@ -45,7 +45,8 @@ fn named_ports_are_the_subjects_on_ingress_and_the_peers_on_egress() {
     let http_port = || ports([named(ProtocolMatch::Exactly(TCP), "http")]);
     let policies = [selected(np("np", [(np_peers("a"), http_port())]))];
     let own = [port("http", TCP, 8080), port("http", UDP, 9090), port("https", TCP, 8443)];
-    let of = |direction| Program::new(direction, &policies, &own, &|_| Networks::default(), &Settings::default());
+    let of =
+        |direction| Program::new(direction, &policies, &template(&own), &|_| Networks::default(), &Settings::default());
     let ingress = of(Direction::Ingress);
     assert!(ingress.named_ports().is_empty());
     assert_eq!(ask(&ingress, &pod("a"), TCP, 8080), "allow np[0]");

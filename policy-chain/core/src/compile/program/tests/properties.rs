@@ -1,6 +1,6 @@
 //! Random policies: every row is what the decision procedure says, on each port, and is no longer than it must be.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,11 +8,11 @@ use proptest::sample::select;
 
 use super::direct::{Packet, judge};
 use super::world::*;
-use crate::cluster::NamedPort;
+use crate::cluster::{NamedPort, PodTemplate, Visible};
 use crate::compile::predicate::Predicate;
 use crate::compile::program::{Networks, PeerFacts, Program, Selected};
 use crate::compile::row::{PortPrefix, Row};
-use crate::flow::{Direction, Judgement, Origin, Protocol};
+use crate::flow::{AppProtocol, Direction, Judgement, Origin, Protocol};
 use crate::l7::dns::NamePattern;
 use crate::model::cilium::{
     Application, CidrBlock, CidrRule, CiliumAllow, CiliumDeny, CiliumPeers, CiliumPorts, Entity, ServiceSelector,
@@ -59,6 +59,23 @@ fn some_ports() -> impl Strategy<Value = Ports> {
 fn some_named() -> impl Strategy<Value = Vec<NamedPort>> {
     let one = (select(vec!["http", "dns"]), select(vec![TCP, UDP, SCTP]), a_port());
     vec(one.prop_map(|(name, protocol, number)| port(name, protocol, number)), 0..3)
+}
+
+/// What is to be seen; ports that touch among it.
+fn some_visible() -> impl Strategy<Value = Box<[Visible]>> {
+    let what = select(vec![
+        (TCP, AppProtocol::Http),
+        (TCP, AppProtocol::Tls),
+        (TCP, AppProtocol::Dns),
+        (UDP, AppProtocol::Dns),
+    ]);
+    let one = (select(Direction::BOTH.to_vec()), what, select(vec![1, 8, 52, 53, 54, 80, 81, 443, 65534, 65535]));
+    let key = |(direction, (protocol, application), port): (_, (_, _), u16)| ((direction, protocol, port), application);
+    vec(one.prop_map(key), 0..5).prop_map(|list| {
+        let distinct: BTreeMap<_, _> = list.into_iter().collect();
+        let visible = |((direction, protocol, port), application)| Visible { direction, protocol, port, application };
+        distinct.into_iter().map(visible).collect()
+    })
 }
 
 fn usable<T: std::fmt::Debug + Clone>(strategy: impl Strategy<Value = T>) -> impl Strategy<Value = Usable<T>> {
@@ -196,9 +213,11 @@ proptest! {
         theirs in some_named(),
         seed in vec(any::<bool>(), 32),
         turn in 0..7_usize,
+        visible in some_visible(),
     ) {
+        let subject = PodTemplate { visible: visible.clone(), ..template(&own) };
         let compile = |policies: &[Selected]| {
-            Program::new(direction, policies, &own, &|_| Networks::default(), &Settings::default())
+            Program::new(direction, policies, &subject, &|_| Networks::default(), &Settings::default())
         };
         let program = compile(&policies);
         let mut turned = policies.clone();
@@ -223,7 +242,7 @@ proptest! {
         };
         for protocol in PROTOCOLS {
             for port in PORTS {
-                let packet = Packet { direction, origin, truth: &truth, named, protocol, port };
+                let packet = Packet { direction, origin, truth: &truth, named, visible: &visible, protocol, port };
                 prop_assert_eq!(row.get(protocol, port), Some(&judge(&policies, &packet)), "{} {}", protocol, port);
             }
         }

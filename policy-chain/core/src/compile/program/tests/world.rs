@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::cluster::NamedPort;
+use crate::cluster::{NamedPort, PodTemplate};
 use crate::compile::predicate::{Namespaces, Predicate};
 use crate::compile::program::{Networks, PeerFacts, Program, Selected};
 use crate::compile::row::Row;
@@ -232,7 +232,12 @@ pub(super) fn deny(peers: CiliumPeers, ports: Ports) -> Usable<CiliumDeny> {
 
 pub(super) fn program(direction: Direction, policies: impl IntoIterator<Item = Policy>) -> Program {
     let policies: Vec<_> = policies.into_iter().map(selected).collect();
-    Program::new(direction, &policies, &[], &|_| Networks::default(), &Settings::default())
+    Program::new(direction, &policies, &template(&[]), &|_| Networks::default(), &Settings::default())
+}
+
+/// What a pod with these named ports has in common with others like it.
+pub(super) fn template(ports: &[NamedPort]) -> PodTemplate {
+    PodTemplate { service_account: "default".into(), ports: ports.into(), visible: Box::default() }
 }
 
 pub(super) fn ingress(policies: impl IntoIterator<Item = Policy>) -> Program {
