@@ -4,7 +4,7 @@ mod interner;
 mod label_set;
 pub mod labels;
 mod names;
-mod pods;
+mod objects;
 mod state;
 mod value;
 mod visible;
@@ -19,7 +19,7 @@ use crate::model::{Policy, PolicyRef, Text, Usable};
 
 pub use label_set::Labels;
 pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
-pub use pods::Pods;
+pub use objects::{Keyed, Objects};
 pub use state::{Applied, Cluster, canonical_net};
 pub use value::{Addresses, Created, Uid};
 pub use visible::{VISIBILITY_ANNOTATION, Visible};

@@ -1,42 +1,17 @@
 //! Holds a cluster's objects, or an engine that knows them, and prints how much memory that takes. `bench` calls it.
-#![expect(unsafe_code, reason = "an allocator that counts is an unsafe trait")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "../../../policy-chain/core/tests/policy/allocator.rs"]
+mod allocator;
+
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sluice_policy_core::cluster::{Cluster, Event};
 use sluice_tests::bench::policy::memory::Held;
 use sluice_tests::bench::policy::town::Town;
 use sluice_tests::bench::policy::{SEED, Size, engine};
 use sluice_tests::bench::rss::anonymous;
-
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator as it came.
-// JUSTIFICATION: bytes can be counted exactly in no other way.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(held, Ordering::Relaxed);
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
     match run() {
@@ -55,12 +30,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     };
     let town = Town::new(Size { policies: policies.parse()?, pods: pods.parse()? }, SEED);
     let own = std::process::id();
-    let (before, resident) = (HELD.load(Ordering::Relaxed), anonymous(own)?);
-    PEAK.store(before, Ordering::Relaxed);
+    // This thread is the only one.
+    let (resident, before) = (anonymous(own)?, allocator::begin());
     let held = || -> Result<Held, Box<dyn Error>> {
         Ok(Held {
-            allocated: HELD.load(Ordering::Relaxed).saturating_sub(before),
-            peak: PEAK.load(Ordering::Relaxed).saturating_sub(before),
+            allocated: allocator::held().saturating_sub(before),
+            peak: allocator::peak().saturating_sub(before),
             anonymous: bytes(anonymous(own)? - resident),
         })
     };

@@ -139,10 +139,8 @@ impl Interner {
     pub(super) fn pod(&mut self, mut pod: Pod, before: Option<&Pod>) -> Pod {
         match before {
             Some(before) => pod.key = before.key.clone(),
-            None => {
-                pod.key.namespace = self.text(&pod.key.namespace);
-                pod.key.name = self.text(&pod.key.name);
-            }
+            // Nobody else has its name.
+            None => pod.key.namespace = self.text(&pod.key.namespace),
         }
         pod.labels = match before {
             Some(before) if before.labels == pod.labels => before.labels.clone(),

@@ -9,14 +9,13 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::interner::Interner;
 use super::names::{Ends, Names};
-use super::pods::Pods;
+use super::objects::Objects;
 use super::{
-    CidrGroup, EndpointSlice, Event, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectId, ObjectKey,
-    Service,
+    CidrGroup, EndpointSlice, Event, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectId, ObjectKey, Pod,
+    PodKey, Service,
 };
 use crate::l7::dns::Name;
 use crate::model::{Policy, PolicyRef, Text};
-use crate::pack::pack_map;
 
 /// All objects that are known, as plain maps. Change them by [`Self::apply`] only: it keeps what they promise.
 ///
@@ -31,17 +30,17 @@ pub struct Cluster {
     /// Namespaces by name. A namespace that is not here may have pods and policies: [`Self::namespace_labels`].
     pub namespaces: BTreeMap<Text, Namespace>,
     /// Pods.
-    pub pods: Pods,
+    pub pods: Objects<PodKey, Arc<Pod>>,
     /// Nodes by name.
     pub nodes: BTreeMap<Text, Node>,
     /// Services.
-    pub services: BTreeMap<ObjectKey, Service>,
+    pub services: Objects<ObjectKey, Service>,
     /// EndpointSlices.
-    pub slices: BTreeMap<ObjectKey, EndpointSlice>,
+    pub slices: Objects<ObjectKey, EndpointSlice>,
     /// CiliumCIDRGroups by name.
     pub cidr_groups: BTreeMap<Text, CidrGroup>,
     /// Policies.
-    pub policies: BTreeMap<PolicyRef, Arc<Policy>>,
+    pub policies: Objects<PolicyRef, Arc<Policy>>,
     /// Addresses of names, and when each is forgotten (none: never).
     pub names: Names,
     /// Addresses of names that were forgotten because there were too many, ever.
@@ -110,9 +109,9 @@ impl Cluster {
     pub(crate) fn pack(&mut self) {
         self.interner.pack();
         self.pods.pack();
-        pack_map(&mut self.services);
-        pack_map(&mut self.slices);
-        pack_map(&mut self.policies);
+        self.services.pack();
+        self.slices.pack();
+        self.policies.pack();
     }
 
     fn upsert(&mut self, object: Object) -> bool {
@@ -139,23 +138,16 @@ impl Cluster {
             }
             Object::Service(mut service) => {
                 canonical(&mut service.addresses);
-                let service = self.interner.service(service);
-                put(&mut self.services, service.key.clone(), service)
+                self.services.put(self.interner.service(service))
             }
-            Object::EndpointSlice(slice) => {
-                let slice = self.interner.slice(slice);
-                put(&mut self.slices, slice.key.clone(), slice)
-            }
+            Object::EndpointSlice(slice) => self.slices.put(self.interner.slice(slice)),
             Object::CidrGroup(mut group) => {
                 for cidr in group.cidrs.iter_mut().flatten() {
                     *cidr = canonical_net(*cidr);
                 }
                 put(&mut self.cidr_groups, Arc::clone(&group.name), group)
             }
-            Object::Policy(policy) => {
-                let policy = self.interner.policy(policy);
-                put(&mut self.policies, policy.id().clone(), Arc::new(policy))
-            }
+            Object::Policy(policy) => self.policies.put(Arc::new(self.interner.policy(policy))),
         }
     }
 
@@ -164,10 +156,10 @@ impl Cluster {
             ObjectId::Namespace(name) => self.namespaces.remove(name).is_some(),
             ObjectId::Pod(key) => self.pods.remove(key),
             ObjectId::Node(name) => self.nodes.remove(name).is_some(),
-            ObjectId::Service(key) => self.services.remove(key).is_some(),
-            ObjectId::EndpointSlice(key) => self.slices.remove(key).is_some(),
+            ObjectId::Service(key) => self.services.remove(key),
+            ObjectId::EndpointSlice(key) => self.slices.remove(key),
             ObjectId::CidrGroup(name) => self.cidr_groups.remove(name).is_some(),
-            ObjectId::Policy(id) => self.policies.remove(id).is_some(),
+            ObjectId::Policy(id) => self.policies.remove(id),
         }
     }
 }

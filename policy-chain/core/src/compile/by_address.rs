@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use crate::pack::{pack_map, pack_set};
 
@@ -113,43 +114,52 @@ impl NumbersAt {
     }
 }
 
-/// Addresses of one family with ports, in the order given.
+/// Addresses of one family with ports, in the order given. Those of a clone, and of the ports of one Service, are held once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Sockets {
-    V4(Box<[(Ipv4Addr, u16)]>),
-    V6(Box<[(Ipv6Addr, u16)]>),
+    /// Each with this port, as nearly all are.
+    V4(Arc<[Ipv4Addr]>, u16),
+    V6(Arc<[Ipv6Addr]>, u16),
+    /// With several ports.
+    Mixed(Arc<[(IpAddr, u16)]>),
 }
 
 impl Sockets {
-    /// Those of a list that are of a family.
-    pub(super) fn new(v4: bool, list: &[(IpAddr, u16)]) -> Self {
+    /// Those of a list that are of a family; what they have in common with some of `made` is shared.
+    pub(super) fn new(v4: bool, list: &[(IpAddr, u16)], made: &[Self]) -> Self {
+        let first = list.first().map_or(0, |(_, port)| *port);
+        if list.iter().any(|(_, port)| *port != first) {
+            return Self::Mixed(list.iter().filter(|(address, _)| address.is_ipv4() == v4).copied().collect());
+        }
+        let addresses = || list.iter().map(|(address, _)| *address);
         if v4 {
-            let one = |(address, port): &(IpAddr, u16)| match address {
-                IpAddr::V4(address) => Some((*address, *port)),
-                IpAddr::V6(_) => None,
-            };
-            Self::V4(list.iter().filter_map(one).collect())
+            let of =
+                addresses().filter_map(|address| if let IpAddr::V4(address) = address { Some(address) } else { None });
+            let own: Arc<[Ipv4Addr]> = of.collect();
+            let known = made.iter().find_map(|one| if let Self::V4(known, _) = one { Some(known) } else { None });
+            Self::V4(known.filter(|known| **known == own).cloned().unwrap_or(own), first)
         } else {
-            let one = |(address, port): &(IpAddr, u16)| match address {
-                IpAddr::V4(_) => None,
-                IpAddr::V6(address) => Some((*address, *port)),
-            };
-            Self::V6(list.iter().filter_map(one).collect())
+            let of =
+                addresses().filter_map(|address| if let IpAddr::V6(address) = address { Some(address) } else { None });
+            let own: Arc<[Ipv6Addr]> = of.collect();
+            let known = made.iter().find_map(|one| if let Self::V6(known, _) = one { Some(known) } else { None });
+            Self::V6(known.filter(|known| **known == own).cloned().unwrap_or(own), first)
         }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, u16)> {
-        let (v4, v6): (&[_], &[_]) = match self {
-            Self::V4(list) => (list, &[]),
-            Self::V6(list) => (&[], list),
+        let (v4, v6, mixed, port): (&[_], &[_], &[_], u16) = match self {
+            Self::V4(list, port) => (list, &[], &[], *port),
+            Self::V6(list, port) => (&[], list, &[], *port),
+            Self::Mixed(list) => (&[], &[], list, 0),
         };
-        let v4 = v4.iter().map(|(address, port)| (IpAddr::V4(*address), *port));
-        v4.chain(v6.iter().map(|(address, port)| (IpAddr::V6(*address), *port)))
+        let v4 = v4.iter().map(move |address| (IpAddr::V4(*address), port));
+        v4.chain(v6.iter().map(move |address| (IpAddr::V6(*address), port))).chain(mixed.iter().copied())
     }
 }
 
 impl Default for Sockets {
     fn default() -> Self {
-        Self::V4(Box::default())
+        Self::V4(Arc::default(), 0)
     }
 }

@@ -41,7 +41,7 @@ use self::programs::{Born, Gone, Programs};
 use self::store::Store;
 use self::subjects::Subject;
 use super::diff::Operation;
-use super::identity::{Classes, Key, Kind, Moves, NONE};
+use super::identity::{Classes, Key, Kind, Moves, NONE, once};
 use super::image::{Image, RowId};
 use super::predicate::Predicate;
 use super::view::matches;
@@ -518,12 +518,13 @@ impl Engine {
         let mut names = std::mem::take(&mut self.book.name_addresses);
         for (entry, _) in &moves.entries {
             let Some(entry) = self.classes.get(*entry) else { continue };
+            let Some(prefix) = self.classes.prefix(entry) else { continue };
             match entry.kind {
                 Kind::Host | Kind::Region => {
-                    prefixes.insert(entry.prefix);
+                    prefixes.insert(prefix);
                 }
                 Kind::Name => {
-                    names.insert(entry.prefix.addr());
+                    names.insert(prefix.addr());
                 }
             }
         }
@@ -665,15 +666,6 @@ impl Engine {
             self.pack();
         }
     }
-}
-
-/// The key that is equal, if there was one before.
-fn once(keys: &mut HashSet<Key>, key: Key) -> Key {
-    if let Some(known) = keys.get(&key) {
-        return Key::clone(known);
-    }
-    keys.insert(Key::clone(&key));
-    key
 }
 
 /// The slices of a Service.

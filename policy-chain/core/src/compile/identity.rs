@@ -7,7 +7,7 @@
 //! classes that do not differ any more are merged, the smaller into the larger.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,6 +20,15 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// Sorted atoms.
 pub(super) type Key = Arc<[u32]>;
+
+/// The key that is equal, if there was one before: many addresses have few keys.
+pub(super) fn once(keys: &mut HashSet<Key>, key: Key) -> Key {
+    if let Some(known) = keys.get(&key) {
+        return Key::clone(known);
+    }
+    keys.insert(Key::clone(&key));
+    key
+}
 
 /// What has a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +44,10 @@ pub(super) enum Kind {
 /// Something that has a class.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) prefix: IpNet,
+    /// An address of IPv4; of IPv6, where it stands among [`Classes::v6`].
+    address: u32,
+    length: u8,
+    v4: bool,
     pub(super) kind: Kind,
     /// Its class, or [`NONE`].
     pub(super) class: u32,
@@ -60,6 +72,8 @@ pub(super) struct Class {
 pub(super) struct Classes {
     entries: Vec<Entry>,
     free_entries: Vec<u32>,
+    v6: Vec<Ipv6Addr>,
+    free_v6: Vec<u32>,
     classes: Vec<Option<Class>>,
     free: Vec<u32>,
     freed: Vec<u32>,
@@ -100,6 +114,8 @@ impl Classes {
         Self {
             entries: Vec::new(),
             free_entries: Vec::new(),
+            v6: Vec::new(),
+            free_v6: Vec::new(),
             classes: Vec::new(),
             free: Vec::new(),
             freed: Vec::new(),
@@ -112,6 +128,7 @@ impl Classes {
     /// Less room for what is held.
     pub(super) fn pack(&mut self) {
         self.entries.shrink_to_fit();
+        self.v6.shrink_to_fit();
         self.classes.shrink_to_fit();
         self.by_key.shrink_to_fit();
         self.classes.iter_mut().flatten().for_each(|class| class.members.shrink_to_fit());
@@ -119,7 +136,21 @@ impl Classes {
 
     /// A new entry, without class.
     pub(super) fn entry(&mut self, prefix: IpNet, kind: Kind) -> u32 {
-        let entry = Entry { prefix, kind, class: NONE, position: 0, group: NONE, group_position: 0 };
+        let address = match prefix.addr() {
+            IpAddr::V4(address) => u32::from(address),
+            IpAddr::V6(address) => {
+                let at = self.free_v6.pop().unwrap_or_else(|| {
+                    self.v6.push(Ipv6Addr::UNSPECIFIED);
+                    u32::try_from(self.v6.len() - 1).unwrap_or(NONE)
+                });
+                if let Some(slot) = self.v6.get_mut(at as usize) {
+                    *slot = address;
+                }
+                at
+            }
+        };
+        let (length, v4) = (prefix.prefix_len(), prefix.addr().is_ipv4());
+        let entry = Entry { address, length, v4, kind, class: NONE, position: 0, group: NONE, group_position: 0 };
         if let Some(index) = self.free_entries.pop() {
             if let Some(slot) = self.entries.get_mut(index as usize) {
                 *slot = entry;
@@ -134,6 +165,15 @@ impl Classes {
         self.entries.get(entry as usize)
     }
 
+    /// What has the class: one address, or the prefix of a region.
+    pub(super) fn prefix(&self, entry: &Entry) -> Option<IpNet> {
+        let address = match entry.v4 {
+            true => IpAddr::V4(entry.address.into()),
+            false => IpAddr::V6(*self.v6.get(entry.address as usize)?),
+        };
+        IpNet::new(address, entry.length).ok()
+    }
+
     pub(super) fn get_mut(&mut self, entry: u32) -> Option<&mut Entry> {
         self.entries.get_mut(entry as usize)
     }
@@ -141,6 +181,7 @@ impl Classes {
     /// Takes an entry away; its class may be empty then.
     pub(super) fn remove(&mut self, entry: u32, moves: &mut Moves) {
         self.detach(entry, moves);
+        self.free_v6.extend(self.get(entry).filter(|entry| !entry.v4).map(|entry| entry.address));
         self.free_entries.push(entry);
     }
 

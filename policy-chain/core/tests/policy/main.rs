@@ -16,6 +16,7 @@
 
 mod advisories;
 mod agree;
+mod allocator;
 mod cost;
 mod fuzz;
 mod growth;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluice_policy_core::cluster::{Cluster, Event, Labels, NamedPort, Object, Pod, PodKey, PodTemplate};
 use sluice_policy_core::flow::Protocol;
 
-use crate::cost::held;
+use crate::allocator::held;
 
 /// A pod as one of a Deployment with three replicas, and a label that no other pod has.
 fn pod(number: u32) -> Pod {

@@ -361,11 +361,12 @@ impl Book {
     /// What holds for an entry.
     pub(super) fn key(&self, entry: u32, classes: &Classes, context: Context<'_>) -> Option<Key> {
         let entry = classes.get(entry)?;
-        let address = entry.prefix.addr();
+        let prefix = classes.prefix(entry)?;
+        let address = prefix.addr();
         let mut key: Vec<Atom> = Vec::new();
         if entry.kind == EntryKind::Region {
             about_kind(&mut key, &Kind::Other, address.is_ipv4(), false, &[], context.atoms);
-            key.extend(&self.regions.get(&entry.prefix)?.blocks);
+            key.extend(&self.regions.get(&prefix)?.blocks);
         } else {
             self.host_key(&mut key, entry.group, address, context);
             if entry.kind == EntryKind::Name {

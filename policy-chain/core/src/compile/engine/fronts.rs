@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::book::Book;
 use super::programs::{Instance, Programs};
@@ -20,7 +21,8 @@ use crate::pack::pack_set;
 /// A port of a Service, in one family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FrontId {
-    pub(super) service: ObjectKey,
+    /// What the frontends of a Service share.
+    pub(super) service: Arc<ObjectKey>,
     pub(super) name: Text,
     pub(super) protocol: Protocol,
     pub(super) port: u16,
@@ -70,7 +72,7 @@ pub(super) struct Fronts {
     list: Vec<Option<Front>>,
     free: Vec<u32>,
     freed: Vec<u32>,
-    of_service: BTreeSet<(ObjectKey, u32)>,
+    of_service: BTreeSet<(Arc<ObjectKey>, u32)>,
     /// Which frontends are dialled at an address.
     claims: BTreeSet<(FrontendKey, u32)>,
     /// Which frontends have a backend at an address.
@@ -115,12 +117,14 @@ impl Fronts {
         restored: &mut dyn FnMut(&FrontId) -> Option<u32>,
         store: &mut Store,
     ) -> Vec<(u32, Front)> {
-        let mut wanted = wanted(key, dialled);
-        let known: Vec<u32> =
-            self.of_service.range((key.clone(), 0)..=(key.clone(), u32::MAX)).map(|(_, index)| *index).collect();
+        let key = Arc::new(key.clone());
+        let known: Vec<(Arc<ObjectKey>, u32)> =
+            self.of_service.range((Arc::clone(&key), 0)..=(Arc::clone(&key), u32::MAX)).cloned().collect();
+        let key = known.first().map_or(key, |(known, _)| Arc::clone(known));
+        let mut wanted = wanted(&key, dialled);
         let mut gone = Vec::new();
         let mut changed: BTreeSet<FrontendKey> = BTreeSet::new();
-        for index in known {
+        for (_, index) in known {
             let Some(front) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { continue };
             let Wanted { keys, backends } = wanted.remove(&front.id).unwrap_or_default();
             let old = std::mem::replace(&mut front.keys, keys.iter().map(|(key, at)| (*key, *at)).collect());
@@ -135,7 +139,7 @@ impl Fronts {
             if keys.is_empty()
                 && let Some(front) = self.list.get_mut(index as usize).and_then(Option::take)
             {
-                self.of_service.remove(&(key.clone(), index));
+                self.of_service.remove(&(Arc::clone(&key), index));
                 self.dirty.remove(&index);
                 self.rebacked.remove(&index);
                 self.shapes.leave(index, front.shape);
@@ -152,7 +156,7 @@ impl Fronts {
             let identity = Identity(restored(&id).unwrap_or_else(|| classes.numbers.take()));
             changed.extend(keys.keys());
             self.claims.extend(keys.keys().map(|address| (*address, index)));
-            self.of_service.insert((key.clone(), index));
+            self.of_service.insert((Arc::clone(&key), index));
             let front =
                 Front { id, identity, keys: keys.into_iter().collect(), backends: Sockets::default(), shape: NONE };
             if let Some(slot) = self.list.get_mut(index as usize) {
@@ -420,7 +424,7 @@ struct Wanted {
 
 /// The frontends of a Service: its addresses and ports, and the own node's with its node ports; each with the ready
 /// endpoints of its slices in the same family.
-fn wanted(key: &ObjectKey, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
+fn wanted(key: &Arc<ObjectKey>, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
     let Dialled { service, slices, own_node } = dialled;
     let mut wanted: BTreeMap<FrontId, Wanted> = BTreeMap::new();
     let Some(service) = service else { return wanted };
@@ -431,7 +435,7 @@ fn wanted(key: &ObjectKey, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
             .flat_map(|node| node.addresses.iter().filter_map(|address| Some((*address, port.node_port?))));
         for (address, number) in at_service.chain(at_node) {
             let id = FrontId {
-                service: key.clone(),
+                service: Arc::clone(key),
                 name: Text::clone(&port.name),
                 protocol: port.protocol,
                 port: port.port,
@@ -440,6 +444,7 @@ fn wanted(key: &ObjectKey, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
             wanted.entry(id).or_default().keys.entry((address, port.protocol, number)).or_insert(at);
         }
     }
+    let mut made: Vec<Sockets> = Vec::new();
     for (id, Wanted { backends, .. }) in &mut wanted {
         let mut found: Vec<(IpAddr, u16)> = Vec::new();
         for slice in slices {
@@ -452,7 +457,8 @@ fn wanted(key: &ObjectKey, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Wanted> {
         }
         found.sort_unstable();
         found.dedup();
-        *backends = Sockets::new(id.v4, &found);
+        *backends = Sockets::new(id.v4, &found, &made);
+        made.push(backends.clone());
     }
     wanted
 }

@@ -193,6 +193,8 @@ const fn entity(entity: Entity) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::cluster::ObjectKey;
     use crate::flow::Protocol;
@@ -260,7 +262,7 @@ mod tests {
         }
         let named = NamedPort { name: "http".into(), protocol: Protocol::TCP, port: 8080 };
         assert_eq!(port(&named), r#"port "http" 6 8080"#);
-        let service = ObjectKey { namespace: "shop".into(), name: "web".into() };
+        let service = Arc::new(ObjectKey { namespace: "shop".into(), name: "web".into() });
         let front = FrontId { service, name: "http".into(), protocol: Protocol::TCP, port: 80, v4: true };
         assert_eq!(frontend(&front), r#""shop"/"web" "http" 6 80 IPv4"#);
     }

@@ -1,12 +1,12 @@
 //! Pods that no predicate about pods can tell apart: those of a namespace with equal labels, service account and named ports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::super::atoms::{Atom, Atoms, is_about_pods};
 use crate::cluster::{Labels, Pod};
-use crate::compile::identity::{Classes, NONE};
+use crate::compile::identity::{Classes, Key, NONE, once};
 use crate::compile::predicate::{Kind, Predicate};
 use crate::compile::view::PodView;
 use crate::model::Text;
@@ -16,8 +16,8 @@ use crate::pack::pack_set;
 struct Group {
     /// One that is or was in it: what it has in common with the others is what counts.
     like: Arc<Pod>,
-    /// What holds for them, sorted: predicates about pods, and named ports asked for.
-    atoms: Box<[Atom]>,
+    /// What holds for them, sorted: predicates about pods, and named ports asked for. Many groups share it.
+    atoms: Key,
     /// The entries of their addresses.
     members: Vec<u32>,
 }
@@ -54,11 +54,10 @@ fn view<'a>(pod: &'a Pod, namespace_labels: &'a Labels) -> PodView<'a> {
 }
 
 /// Adds one; false if it is there.
-fn insert(atoms: &mut Box<[Atom]>, atom: Atom) -> bool {
+fn insert(atoms: &mut Key, atom: Atom) -> bool {
     let Err(at) = atoms.binary_search(&atom) else { return false };
-    let mut list = std::mem::take(atoms).into_vec();
-    list.insert(at, atom);
-    *atoms = list.into();
+    let (before, behind) = atoms.split_at(at);
+    *atoms = before.iter().chain(&[atom]).chain(behind).copied().collect();
     true
 }
 
@@ -232,15 +231,19 @@ impl Groups {
     /// Less room for what is held.
     pub(super) fn pack(&mut self) {
         self.list.shrink_to_fit();
-        self.list.iter_mut().flatten().for_each(|group| group.members.shrink_to_fit());
+        let mut keys = HashSet::new();
+        for group in self.list.iter_mut().flatten() {
+            group.members.shrink_to_fit();
+            group.atoms = once(&mut keys, Key::clone(&group.atoms));
+        }
         pack_set(&mut self.by_hash);
         self.of_namespace.values_mut().for_each(pack_set);
     }
 }
 
 /// What holds for a pod, sorted.
-fn holding(pod: &Pod, atoms: &mut Atoms, namespaces: &BTreeMap<Text, Labels>, born: &BTreeSet<Atom>) -> Box<[Atom]> {
-    let Some(labels) = namespaces.get(&pod.key.namespace) else { return Box::default() };
+fn holding(pod: &Pod, atoms: &mut Atoms, namespaces: &BTreeMap<Text, Labels>, born: &BTreeSet<Atom>) -> Key {
+    let Some(labels) = namespaces.get(&pod.key.namespace) else { return Key::default() };
     let kind = Kind::Pod(view(pod, labels));
     let about = atoms.about_pods(&pod.key.namespace).filter(|(atom, _)| !born.contains(atom));
     let mut holding: Vec<Atom> =
