@@ -78,6 +78,9 @@ fn read(element: &str) -> Result<Visible, String> {
         _ => return Err(format!("{} is neither TCP nor UDP", quoted(protocol))),
     };
     let application = match (upper(application).as_str(), protocol) {
+        ("DNS", _) if direction == Direction::Ingress => {
+            return Err("DNS is looked at where it is asked: on egress".to_owned());
+        }
         ("DNS", _) => AppProtocol::Dns,
         ("HTTP", Protocol::TCP) => AppProtocol::Http,
         ("TLS", Protocol::TCP) => AppProtocol::Tls,
@@ -134,6 +137,7 @@ mod tests {
             (json!("egress/http/TCP/HTTP"), "\"http\" is not a port"),
             (json!("egress/80/ANY/HTTP"), "\"ANY\" is neither TCP nor UDP"),
             (json!("egress/80/UDP/HTTP"), "HTTP is read over TCP only"),
+            (json!("ingress/53/UDP/DNS"), "DNS is looked at where it is asked: on egress"),
             (json!("egress/9092/TCP/Kafka"), "\"Kafka\" is none of HTTP, DNS and TLS"),
             (json!("ingress/7/tcp/tls"), "HTTP is looked for at this port already, and a port has one parser"),
         ] {

@@ -458,7 +458,10 @@ fn answered(judgement: &Judgement) -> String {
             Final::Allow(reason) => format!("allow ({reason})"),
             Final::Deny(reason) => format!("deny ({reason})"),
         };
-        text = format!("redirect to [{}], otherwise {otherwise}", lists.join("; "));
+        text = match to.see.filter(|_| lists.is_empty()) {
+            Some(seen) => format!("{otherwise}, by way of the proxy, which looks at {seen}"),
+            None => format!("redirect to [{}], otherwise {otherwise}", lists.join("; ")),
+        };
     }
     if let Some(audit) = audit {
         text = format!("{text}, recorded as {}", answered(audit));

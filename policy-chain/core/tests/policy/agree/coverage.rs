@@ -199,7 +199,6 @@ pub(crate) const WANTED: &[&str] = &[
     "redirect, else deny by baseline",
     "redirect, else deny by isolation",
     "ingress seen: HTTP",
-    "ingress seen: DNS",
     "ingress seen: TLS",
     "egress seen: HTTP",
     "egress seen: DNS",

@@ -388,14 +388,16 @@ fn visible(random: &mut Random) -> Box<[Visible]> {
     }
     let mut found = BTreeMap::new();
     for _ in 0..random.between(1, 4) {
-        let direction = *random.pick(&Direction::BOTH);
         let (protocol, application) = match random.below(5) {
             0 => (Protocol::UDP, AppProtocol::Dns),
             1 => (Protocol::TCP, AppProtocol::Dns),
             2 => (Protocol::TCP, AppProtocol::Tls),
             _ => (Protocol::TCP, AppProtocol::Http),
         };
-        let port = if application == AppProtocol::Dns && !random.one_in(3) { DNS_PORT } else { port(random) };
+        let (direction, port) = match application {
+            AppProtocol::Dns => (Direction::Egress, if random.one_in(3) { port(random) } else { DNS_PORT }),
+            _ => (*random.pick(&Direction::BOTH), port(random)),
+        };
         found.insert((direction, protocol, port), application);
     }
     let visible = |((direction, protocol, port), application)| Visible { direction, protocol, port, application };
