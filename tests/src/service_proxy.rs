@@ -85,7 +85,7 @@ pub fn plan(cluster: &Cluster, family: Family, extra: &Extra) -> Vec<Front> {
 }
 
 fn front(cluster: &Cluster, family: Family, extra: &Extra, service: &Service, port: &ServicePort) -> Option<Front> {
-    let mine = service.addresses.iter().copied().filter(|address| Family::of(*address) == family);
+    let mine = service.addresses.iter().filter(|address| Family::of(*address) == family);
     let (external, inner): (Vec<IpAddr>, Vec<IpAddr>) = mine.partition(|address| extra.external.contains(address));
     if external.is_empty() && inner.is_empty() {
         return None;
@@ -98,8 +98,8 @@ fn front(cluster: &Cluster, family: Family, extra: &Extra, service: &Service, po
         let target = slice.ports.iter().find(|target| target.name == port.name && target.protocol == port.protocol);
         let Some(target) = target else { continue };
         for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
-            let of = endpoint.addresses.iter().filter(|address| Family::of(**address) == family);
-            backends.extend(of.map(|address| SocketAddr::new(*address, target.port)));
+            let of = endpoint.addresses.iter().filter(|address| Family::of(*address) == family);
+            backends.extend(of.map(|address| SocketAddr::new(address, target.port)));
         }
     }
     let with_port = |addresses: Vec<IpAddr>| addresses.into_iter().map(|at| SocketAddr::new(at, port.port)).collect();

@@ -106,17 +106,20 @@ fn answer(options: &Options) -> Result<Answer, String> {
         engine.judge(query)
     };
     let mut found = Err("nothing is asked".to_owned());
+    let mut first = None;
     // IPv4 first; where one of the two has none, IPv6.
     for family in question.families {
         row.family = family;
         let (Some(from), Some(to)) = (row.from.endpoints.first(), row.to.endpoints.first()) else { break };
         let probe = Probe { row: &row, from, to, mode: Mode::PodIp };
         found = probe.legs(&world, &mut |node, query| judge(node, query)).map_err(|fault| fault.message);
-        if found.is_ok() {
-            break;
+        match &found {
+            Ok(_) => break,
+            Err(why) => first = first.or_else(|| Some(why.clone())),
         }
     }
-    let ways = found?.into_iter().map(|legs| {
+    // Of two families that lead nowhere, why the first one does.
+    let ways = found.map_err(|last| first.unwrap_or(last))?.into_iter().map(|legs| {
         let decided = fate(&legs, row.request.as_ref(), enforced);
         let record = fate(&legs, row.request.as_ref(), recorded);
         let recorded = Some(record.verdict).filter(|verdict| *verdict != decided.verdict);

@@ -21,7 +21,7 @@ pub use label_set::Labels;
 pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
 pub use objects::{Keyed, Objects};
 pub use state::{Applied, Cluster, canonical_net};
-pub use value::{Addresses, Created, Uid};
+pub use value::{Addresses, AddressesIter, Created, Uid};
 pub use visible::{VISIBILITY_ANNOTATION, Visible};
 
 /// The label that the API server keeps on every namespace: its name. Immutable.
@@ -135,15 +135,15 @@ pub struct Service {
     /// Labels.
     pub labels: Labels,
     /// `spec.clusterIPs`, `spec.externalIPs` and `status.loadBalancer.ingress[].ip`.
-    pub addresses: Vec<IpAddr>,
-    /// Ports.
-    pub ports: Vec<ServicePort>,
+    pub addresses: Addresses,
+    /// Ports; what many Services have in common.
+    pub ports: Arc<[ServicePort]>,
     /// `spec.selector`; none for a Service whose EndpointSlices someone else writes.
     pub selector: Option<Labels>,
 }
 
 /// A port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Name; empty where there is only one port.
     pub name: Text,

@@ -8,6 +8,7 @@
 
 pub mod cluster;
 pub mod compile;
+mod few;
 pub mod flow;
 pub mod l7;
 pub mod lint;

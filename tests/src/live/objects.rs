@@ -1,7 +1,6 @@
 //! The cluster as Kubernetes objects: what a test writes for an agent to read.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -148,7 +147,7 @@ fn service_value(service: &Service) -> Value {
         }
         value
     };
-    let text: Vec<String> = service.addresses.iter().map(IpAddr::to_string).collect();
+    let text: Vec<String> = service.addresses.iter().map(|address| address.to_string()).collect();
     // One ClusterIP of each family at most; what is beyond is external.
     let mut families = [None, None];
     let (mut inner, mut outer) = (Vec::new(), Vec::new());
@@ -167,11 +166,11 @@ fn service_value(service: &Service) -> Value {
 }
 
 fn slice_value(slice: &EndpointSlice) -> Value {
-    let v6 = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(IpAddr::is_ipv6);
+    let v6 = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| address.is_ipv6());
     let port =
         |port: &NamedPort| json!({"name": &*port.name, "port": port.port, "protocol": port.protocol.to_string()});
     let endpoint = |endpoint: &sluice_policy_core::cluster::Endpoint| {
-        let addresses: Vec<String> = endpoint.addresses.iter().map(IpAddr::to_string).collect();
+        let addresses: Vec<String> = endpoint.addresses.iter().map(|address| address.to_string()).collect();
         json!({"addresses": addresses, "conditions": {"ready": endpoint.ready}})
     };
     let service = match &slice.service {
@@ -196,7 +195,7 @@ fn group_value(group: &CidrGroup) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use sluice_policy_core::cluster::{Cluster, Uid};
+    use sluice_policy_core::cluster::{Cluster, ServicePort, Uid};
     use sluice_policy_core::vector::{self, world::World};
 
     use super::*;
@@ -223,8 +222,11 @@ mod tests {
             }
             let mut wanted = world.cluster().clone();
             wanted.names = read.names.clone();
-            for service in wanted.services.values_mut().filter(|service| service.addresses.is_empty()) {
-                service.ports.iter_mut().for_each(|port| port.node_port = None);
+            let headless = wanted.services.values().filter(|service| service.addresses.is_empty()).cloned();
+            for mut service in headless.collect::<Vec<_>>() {
+                service.ports =
+                    service.ports.iter().map(|port| ServicePort { node_port: None, ..port.clone() }).collect();
+                wanted.apply(Event::Upsert(Object::Service(service)));
             }
             assert_eq!(read, wanted);
         }

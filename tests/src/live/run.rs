@@ -421,12 +421,12 @@ impl<'s, 'a> Act<'s, 'a> {
         if let Some(way) = ways.first() {
             return Some((way.address, way.port));
         }
-        let of = |address: &&IpAddr| Family::of(**address) == row.family;
+        let of = |address: &IpAddr| Family::of(*address) == row.family;
         match to {
             Endpoint::Pod(key) => {
                 let key = ObjectKey { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) };
                 let service = self.world.cluster().services.get(&key)?;
-                service.addresses.iter().find(of).map(|address| (*address, row.port))
+                service.addresses.iter().find(of).map(|address| (address, row.port))
             }
             Endpoint::Address(address) => Some((*address, row.port)),
             _ => None,

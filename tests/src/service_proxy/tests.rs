@@ -25,8 +25,8 @@ fn cluster() -> (Cluster, Extra) {
         cluster.apply(Event::Upsert(Object::Service(Service {
             key: key.clone(),
             labels: Labels::default(),
-            addresses: ips(addresses),
-            ports: vec![port(80, node_port)],
+            addresses: ips(addresses).into(),
+            ports: [port(80, node_port)].into(),
             selector: None,
         })));
         cluster.apply(Event::Upsert(Object::EndpointSlice(EndpointSlice {

@@ -99,16 +99,17 @@ fn plain(text: &str, is_node: &dyn Fn(&str) -> bool) -> Option<Endpoint> {
 fn port(text: &str) -> Result<(Protocol, u16), String> {
     let wrong = || format!("--port {text:?} is not of the form 80/TCP, 53/UDP, 80, ICMP or ICMP/8");
     let (first, second) = text.split_once('/').unwrap_or((text, ""));
-    let icmp = match first {
+    let (first, second) = (first.to_ascii_uppercase(), second.to_ascii_uppercase());
+    let icmp = match first.as_str() {
         "ICMP" => Some((Protocol::ICMP, 8)),
-        "ICMPv6" => Some((Protocol::ICMPV6, 128)),
+        "ICMPV6" => Some((Protocol::ICMPV6, 128)),
         _ => None,
     };
     if let Some((protocol, echo)) = icmp {
         let kind = if second.is_empty() { echo } else { second.parse::<u8>().map_err(|_invalid| wrong())? };
         return Ok((protocol, kind.into()));
     }
-    let protocol = match second {
+    let protocol = match second.as_str() {
         "" | "TCP" => Protocol::TCP,
         "UDP" => Protocol::UDP,
         "SCTP" => Protocol::SCTP,

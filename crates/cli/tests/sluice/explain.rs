@@ -126,6 +126,7 @@ fn services_nodes_addresses_and_names_may_be_asked_about() {
 fn what_is_not_there_is_said() {
     for (arguments, part) in [
         (["--from", "shop/none", "--to", "shop/api", "--port", "80"], "shop/none"),
+        (["--from", "shop/web", "--to", "shop/none", "--port", "80/tcp"], "shop/none"),
         (["--from", "nowhere", "--to", "shop/api", "--port", "80"], "nowhere"),
         (["--from", "shop/web", "--to", "shop/api", "--port", "80/TPC"], "80/TPC"),
     ] {

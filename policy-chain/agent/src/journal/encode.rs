@@ -84,7 +84,7 @@ fn service(service: &Service) -> Value {
         }
         value
     });
-    let mut spec = json!({"clusterIPs": service.addresses, "ports": ports.collect::<Vec<_>>()});
+    let mut spec = json!({"clusterIPs": service.addresses.to_vec(), "ports": ports.collect::<Vec<_>>()});
     if let Some(selector) = &service.selector {
         put(&mut spec, "selector", labels(selector));
     }
@@ -99,7 +99,7 @@ fn slice(slice: &EndpointSlice) -> Value {
     let endpoints = slice
         .endpoints
         .iter()
-        .map(|endpoint| json!({"addresses": *endpoint.addresses, "conditions": {"ready": endpoint.ready}}));
+        .map(|endpoint| json!({"addresses": endpoint.addresses.to_vec(), "conditions": {"ready": endpoint.ready}}));
     // Either type is read in the same way.
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::label_set::{BETWEEN, Form};
-use super::{EndpointSlice, Labels, NamedPort, ObjectKey, Pod, PodTemplate, Service};
+use super::{EndpointSlice, Labels, NamedPort, ObjectKey, Pod, PodTemplate, Service, ServicePort};
 use crate::model::Text;
 
 /// Longer texts are not shared: the API has no label or name that long.
@@ -27,6 +27,7 @@ pub(super) struct Interner {
     forms: Cache<Form>,
     key_lists: Cache<[Text]>,
     ports: Cache<[NamedPort]>,
+    service_ports: Cache<[ServicePort]>,
     templates: Cache<PodTemplate>,
     keys: BTreeMap<Text, Seen>,
 }
@@ -38,6 +39,7 @@ impl Default for Interner {
             forms: Cache::new(1 << 13),
             key_lists: Cache::new(1 << 10),
             ports: Cache::new(1 << 10),
+            service_ports: Cache::new(1 << 10),
             templates: Cache::new(1 << 12),
             keys: BTreeMap::new(),
         }
@@ -64,6 +66,7 @@ impl Interner {
         self.forms.pack();
         self.key_lists.pack();
         self.ports.pack();
+        self.service_ports.pack();
         self.templates.pack();
     }
 
@@ -110,8 +113,8 @@ impl Interner {
         service.key = self.key(&service.key);
         service.labels = self.labels(&service.labels);
         service.selector = service.selector.map(|selector| self.labels(&selector));
-        service.ports.shrink_to_fit();
-        service.ports.iter_mut().for_each(|port| port.name = self.text(&port.name));
+        let ports = service.ports.iter().map(|port| ServicePort { name: self.text(&port.name), ..*port }).collect();
+        service.ports = self.service_ports.share(&ports).0;
         service
     }
 
@@ -198,7 +201,7 @@ impl<T: ?Sized + Hash + Eq> Cache<T> {
 
     /// The same of one that is made if it is not held.
     fn share_with(&mut self, value: &T, make: impl FnOnce() -> Arc<T>) -> (Arc<T>, bool) {
-        if self.used >= self.slots.len() / 2 && self.slots.len() < self.most {
+        if self.used >= self.slots.len() / 4 * 3 && self.slots.len() < self.most {
             self.grow();
         }
         let mut least: Option<&mut Option<Arc<T>>> = None;

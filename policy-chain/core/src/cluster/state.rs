@@ -136,10 +136,7 @@ impl Cluster {
                 node.labels = self.interner.labels(&node.labels);
                 put(&mut self.nodes, Arc::clone(&node.name), node)
             }
-            Object::Service(mut service) => {
-                canonical(&mut service.addresses);
-                self.services.put(self.interner.service(service))
-            }
+            Object::Service(service) => self.services.put(self.interner.service(service)),
             Object::EndpointSlice(slice) => self.slices.put(self.interner.slice(slice)),
             Object::CidrGroup(mut group) => {
                 for cidr in group.cidrs.iter_mut().flatten() {

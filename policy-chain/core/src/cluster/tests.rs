@@ -96,7 +96,7 @@ fn uids_are_shown_as_they_were_read() {
 fn addresses_are_canonical() {
     let addresses: Addresses =
         ["::ffff:10.0.0.1", "10.0.0.1", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap()).into_iter().collect();
-    assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.1", "fd00::1"]);
+    assert_eq!(addresses.iter().map(|address| address.to_string()).collect::<Vec<_>>(), ["10.0.0.1", "fd00::1"]);
     for (net, expected) in [
         ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
         ("::ffff:0:0/96", "0.0.0.0/0"),
@@ -109,8 +109,13 @@ fn addresses_are_canonical() {
     let mapped = || vec!["::ffff:10.0.0.1".parse().unwrap(), v4(0x0a00_0001)];
     let key = ObjectKey { namespace: "a".into(), name: "b".into() };
     let mut cluster = Cluster::default();
-    let service =
-        Service { key: key.clone(), labels: Labels::default(), addresses: mapped(), ports: vec![], selector: None };
+    let service = Service {
+        key: key.clone(),
+        labels: Labels::default(),
+        addresses: mapped().into(),
+        ports: Arc::default(),
+        selector: None,
+    };
     cluster.apply(Event::Upsert(Object::Service(service)));
     cluster.apply(Event::Upsert(Object::Node(Node {
         name: "n".into(),
@@ -126,9 +131,9 @@ fn addresses_are_canonical() {
     })));
     cluster.apply(resolved("a", mapped(), None));
     let expected = vec![v4(0x0a00_0001)];
-    assert_eq!(cluster.services[&key].addresses, expected);
+    assert_eq!(cluster.services[&key].addresses.to_vec(), expected);
     assert_eq!(cluster.nodes["n"].addresses, expected);
-    assert_eq!(*cluster.slices[&key].endpoints[0].addresses, expected);
+    assert_eq!(cluster.slices[&key].endpoints[0].addresses.to_vec(), expected);
     assert_eq!(known(&cluster), ["a 10.0.0.1 never"]);
 }
 
@@ -287,8 +292,8 @@ fn write() -> impl Strategy<Value = Write> {
                 Object::Service(Service {
                     key: key.clone(),
                     labels: set,
-                    addresses: vec![v4(number)],
-                    ports: vec![],
+                    addresses: vec![v4(number)].into(),
+                    ports: Arc::default(),
                     selector: None,
                 }),
                 ObjectId::Service(key),

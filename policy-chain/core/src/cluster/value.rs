@@ -1,32 +1,72 @@
 //! Small values that a hundred thousand pods have each, in few bytes.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::iter::{Chain, Copied};
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
-use std::ops::Deref;
+use std::{option, slice};
 
 use crate::model::Text;
 
-/// Addresses without doubles, in the order given, IPv4-mapped ones as IPv4. One address, the usual case, takes no room of
-/// its own.
+/// Addresses without doubles, in the order given, IPv4-mapped ones as IPv4. One of IPv4, the usual case, takes no room of its
+/// own.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Addresses(Few);
+pub struct Addresses(Kept);
 
 #[derive(Clone, PartialEq, Eq)]
-enum Few {
-    One(IpAddr),
-    /// Never of length one, so that equal lists are equal values.
+enum Kept {
+    One(Ipv4Addr),
+    /// Never one of IPv4 alone, so that equal lists are equal values.
     Many(Box<[IpAddr]>),
 }
 
-impl Deref for Addresses {
-    type Target = [IpAddr];
+impl Addresses {
+    /// All of them.
+    pub fn iter(&self) -> AddressesIter<'_> {
+        let (one, many): (_, &[IpAddr]) = match &self.0 {
+            Kept::One(one) => (Some(IpAddr::V4(*one)), &[]),
+            Kept::Many(many) => (None, many),
+        };
+        one.into_iter().chain(many.iter().copied())
+    }
 
-    fn deref(&self) -> &[IpAddr] {
+    /// How many.
+    #[must_use]
+    pub const fn len(&self) -> usize {
         match &self.0 {
-            Few::One(address) => std::slice::from_ref(address),
-            Few::Many(addresses) => addresses,
+            Kept::One(_) => 1,
+            Kept::Many(many) => many.len(),
         }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether an address is one of them.
+    #[must_use]
+    pub fn contains(&self, address: &IpAddr) -> bool {
+        self.iter().any(|one| one == *address)
+    }
+
+    /// The same as a list.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<IpAddr> {
+        self.iter().collect()
+    }
+}
+
+/// Addresses in their order.
+pub type AddressesIter<'a> = Chain<option::IntoIter<IpAddr>, Copied<slice::Iter<'a, IpAddr>>>;
+
+impl<'a> IntoIterator for &'a Addresses {
+    type Item = IpAddr;
+    type IntoIter = AddressesIter<'a>;
+
+    fn into_iter(self) -> AddressesIter<'a> {
+        self.iter()
     }
 }
 
@@ -41,8 +81,8 @@ impl FromIterator<IpAddr> for Addresses {
             }
         }
         match list.as_slice() {
-            [one] => Self(Few::One(*one)),
-            _ => Self(Few::Many(list.into_boxed_slice())),
+            [IpAddr::V4(one)] => Self(Kept::One(*one)),
+            _ => Self(Kept::Many(list.into_boxed_slice())),
         }
     }
 }
@@ -55,16 +95,7 @@ impl From<Vec<IpAddr>> for Addresses {
 
 impl Default for Addresses {
     fn default() -> Self {
-        Self(Few::Many(Box::default()))
-    }
-}
-
-impl<'a> IntoIterator for &'a Addresses {
-    type Item = &'a IpAddr;
-    type IntoIter = std::slice::Iter<'a, IpAddr>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
+        Self(Kept::Many(Box::default()))
     }
 }
 

@@ -187,10 +187,10 @@ impl Engine {
                 if let Some(old) = &old {
                     self.book.release(old);
                     for address in &old.addresses {
-                        if let Some(keys) = self.subject_addresses.get_mut(address) {
+                        if let Some(keys) = self.subject_addresses.get_mut(&address) {
                             keys.remove(key);
                             if keys.is_empty() {
-                                self.subject_addresses.remove(address);
+                                self.subject_addresses.remove(&address);
                             }
                         }
                     }
@@ -289,7 +289,7 @@ impl Engine {
         self.bring_into_force(&born);
         let touched = self.book.settle(&mut self.atoms, &self.namespaces, &born.atoms, &mut self.classes, &mut moves);
         for namespace in std::mem::take(&mut self.dirty.namespaces) {
-            self.book.relabel(&namespace, &mut self.atoms, &self.namespaces, &born.atoms);
+            self.book.relabel(&namespace, &mut self.atoms, &self.namespaces, &born.atoms, &self.classes);
         }
         self.add_atoms(&born);
         self.classify(&born, &mut moves);
@@ -384,7 +384,7 @@ impl Engine {
     fn backends_of(&self, service: &ObjectKey) -> BTreeSet<IpAddr> {
         let slices = slices_of(&self.slices_of, &self.cluster, service);
         let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
-        ready.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect()
+        ready.flat_map(|endpoint| endpoint.addresses.iter()).collect()
     }
 
     /// The addresses for which a predicate about Services holds.
@@ -445,12 +445,12 @@ impl Engine {
         let (mut others, mut api_servers) = (false, false);
         for atom in &born.atoms {
             let Some(predicate) = self.atoms.predicate(*atom) else { continue };
-            self.book.set_pods(*atom, predicate, &self.namespaces, true);
+            self.book.set_pods(*atom, predicate, &self.namespaces, true, &self.classes);
             others |= self.atoms.about_kind.contains(atom);
             api_servers |= matches!(predicate, Predicate::Entity(_));
         }
         for name in &born.port_names {
-            self.book.add_port_name(name, &mut self.atoms);
+            self.book.add_port_name(name, &mut self.atoms, &self.classes);
         }
         if others {
             self.book.affect_all_but_pods();
@@ -618,7 +618,7 @@ impl Engine {
     fn put_out_of_force(&mut self, gone: &Gone, moves: &mut Moves) {
         for atom in &gone.atoms {
             let Some(predicate) = self.atoms.predicate(*atom) else { continue };
-            self.book.set_pods(*atom, predicate, &self.namespaces, false);
+            self.book.set_pods(*atom, predicate, &self.namespaces, false, &self.classes);
             match predicate {
                 Predicate::Block { .. } => {
                     self.book.remove_block(*atom, &self.atoms, &mut self.classes, moves);

@@ -54,8 +54,9 @@ pub(super) struct Entry {
     position: u32,
     /// The group of pods with equal labels that it belongs to, or [`NONE`].
     pub(super) group: u32,
-    /// Where it stands among the group's members.
-    pub(super) group_position: u32,
+    /// The members of the group before and after it, or [`NONE`].
+    pub(super) group_previous: u32,
+    pub(super) group_next: u32,
 }
 
 /// A class.
@@ -150,7 +151,17 @@ impl Classes {
             }
         };
         let (length, v4) = (prefix.prefix_len(), prefix.addr().is_ipv4());
-        let entry = Entry { address, length, v4, kind, class: NONE, position: 0, group: NONE, group_position: 0 };
+        let entry = Entry {
+            address,
+            length,
+            v4,
+            kind,
+            class: NONE,
+            position: 0,
+            group: NONE,
+            group_previous: NONE,
+            group_next: NONE,
+        };
         if let Some(index) = self.free_entries.pop() {
             if let Some(slot) = self.entries.get_mut(index as usize) {
                 *slot = entry;

@@ -66,7 +66,7 @@ impl<'a> Known<'a> {
         let all_namespaces = all_pods && !cluster.namespaces.is_empty();
         let mut addresses = BTreeMap::new();
         for (key, pod) in cluster.pods.iter().filter(|(_, pod)| !pod.host_network && !pod.finished) {
-            addresses.extend(pod.addresses.iter().map(|address| (*address, key)));
+            addresses.extend(pod.addresses.iter().map(|address| (address, key)));
         }
         Self { cluster, namespaces, with_pods, addresses, all_pods, all_namespaces, whole, looks: Cell::new(MAX_LOOKS) }
     }

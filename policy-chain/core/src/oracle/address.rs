@@ -54,7 +54,7 @@ impl<'a> Peer<'a> {
         if let Some(pod) = pod_at(scene.cluster, address) {
             return Self::new(scene, address, Kind::Pod(pod), api_server);
         }
-        if own_node(scene).is_some_and(|node| has(&node.addresses, address)) {
+        if own_node(scene).is_some_and(|node| has(node.addresses.iter().copied(), address)) {
             // "A forwarded packet whose source was SNATed to the node's address is not the node: world" (DESIGN 6.3;
             // Cilium #23603), nor is it whatever else the node's address may be.
             if direction == Direction::Ingress {
@@ -62,7 +62,7 @@ impl<'a> Peer<'a> {
             }
             return Self::new(scene, address, Kind::OwnNode, api_server);
         }
-        if scene.cluster.nodes.values().any(|node| has(&node.addresses, address)) {
+        if scene.cluster.nodes.values().any(|node| has(node.addresses.iter().copied(), address)) {
             return Self::new(scene, address, Kind::RemoteNode, api_server);
         }
         Self::new(scene, address, Kind::Other, api_server)
@@ -70,8 +70,8 @@ impl<'a> Peer<'a> {
 }
 
 /// Whether an address is among these; `::ffff:192.0.2.1` is 192.0.2.1 (RFC 4291 2.5.5.2).
-pub(super) fn has(addresses: &[IpAddr], address: IpAddr) -> bool {
-    addresses.iter().any(|one| one.to_canonical() == address)
+pub(super) fn has(addresses: impl IntoIterator<Item = IpAddr>, address: IpAddr) -> bool {
+    addresses.into_iter().any(|one| one.to_canonical() == address)
 }
 
 /// Whether policies speak of the pod itself: it has an address that is not its node's, and still has it

@@ -164,7 +164,9 @@ fn backs_service(selector: &ServiceSelector, policy: &PolicyRef, scene: &Scene<'
 fn node_of(selector: &LabelSelector, scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
     let is_node = matches!(peer.kind, Kind::OwnNode | Kind::RemoteNode);
     let mut nodes = scene.cluster.nodes.values();
-    is_node && nodes.any(|node| address::has(&node.addresses, peer.address) && selects(selector, &node.labels))
+    is_node
+        && nodes
+            .any(|node| address::has(node.addresses.iter().copied(), peer.address) && selects(selector, &node.labels))
 }
 
 /// `toFQDNs`, `domainNames`: an address that one of the names was seen to resolve to. Pods and nodes keep what they are

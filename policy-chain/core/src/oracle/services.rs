@@ -15,7 +15,7 @@ pub(super) fn frontend<'a>(
     protocol: Protocol,
     port: u16,
 ) -> Option<(&'a Service, &'a ServicePort)> {
-    let at_node = address::own_node(scene).is_some_and(|node| address::has(&node.addresses, address));
+    let at_node = address::own_node(scene).is_some_and(|node| address::has(node.addresses.iter().copied(), address));
     scene.cluster.services.values().find_map(|service| {
         let at_service = address::has(&service.addresses, address);
         let port = service.ports.iter().find(|one| {
@@ -39,7 +39,7 @@ pub(super) fn backends(
             continue;
         };
         let ready = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
-        let addresses = ready.flat_map(|endpoint| &endpoint.addresses).map(IpAddr::to_canonical);
+        let addresses = ready.flat_map(|endpoint| &endpoint.addresses).map(|address| address.to_canonical());
         let same_family = addresses.filter(|address| address.is_ipv4() == dialled.is_ipv4());
         backends.extend(same_family.map(|address| (address, target.port)));
     }

@@ -1,11 +1,12 @@
 //! Service.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::cursor::{Cursor, Fields, Report};
 use super::metadata::{Metadata, NameForm, Scope, labels};
 use super::plain::{address, is, list, owned, port, protocol, section, text};
-use crate::cluster::{Object, ObjectKey, Service, ServicePort};
+use crate::cluster::{Addresses, Object, ObjectKey, Service, ServicePort};
 
 /// Reads a Service. What the service proxy translates for it is what counts: nothing without a cluster IP (ExternalName,
 /// headless, not yet given one; Kubernetes, `pkg/proxy/util`, `ShouldSkipService`), and of the load balancer's addresses
@@ -16,8 +17,8 @@ pub(super) fn service(document: &Cursor<'_>, report: &mut Report) -> Option<Obje
     let mut service = Service {
         key: ObjectKey { namespace: metadata.namespace, name: metadata.name },
         labels: metadata.labels,
-        addresses: Vec::new(),
-        ports: Vec::new(),
+        addresses: Addresses::default(),
+        ports: Arc::default(),
         selector: None,
     };
     let Some(mut spec) = section(&mut document, report, "spec") else { return Some(Object::Service(service)) };
@@ -32,17 +33,15 @@ pub(super) fn service(document: &Cursor<'_>, report: &mut Report) -> Option<Obje
     if let Some(mut status) = section(&mut document, report, "status") {
         load_balancer_addresses(&mut status, report, &mut addresses);
     }
+    let mut ports = Vec::new();
     for element in list(&mut spec, report, "ports") {
         if let Ok(mut fields) = element.fields(report) {
-            service.ports.extend(service_port(&mut fields, report, translated));
+            ports.extend(service_port(&mut fields, report, translated));
         }
     }
+    service.ports = ports.into();
     if translated {
-        for address in addresses {
-            if !service.addresses.contains(&address) {
-                service.addresses.push(address);
-            }
-        }
+        service.addresses = addresses.into();
     }
     Some(Object::Service(service))
 }

@@ -81,7 +81,7 @@ impl Probe<'_> {
         match self.row.via {
             None if self.mode == Mode::ServiceIp && self.transport() => {}
             Some(Via::Service) if self.transport() => {
-                let address = pod.addresses.iter().copied().find(|address| Family::of(*address) == self.family())?;
+                let address = pod.addresses.iter().find(|address| Family::of(*address) == self.family())?;
                 if self.declared(world, address).is_some() {
                     return None;
                 }

@@ -277,11 +277,11 @@ impl World {
     pub fn party(&self, endpoint: &Endpoint, family: Family, path: &str) -> Result<Party, Fault> {
         let without = || Fault::new(path, format!("{endpoint} has no {} address", family.as_str()));
         let unknown = |what: &str| Fault::new(path, format!("there is no {what} {endpoint}"));
-        let of = |addresses: &[IpAddr]| addresses.iter().copied().find(|address| Family::of(*address) == family);
+        let in_family = |address: &IpAddr| Family::of(*address) == family;
         match endpoint {
             Endpoint::Pod(key) => {
                 let pod = self.cluster.pods.get(key).ok_or_else(|| unknown("pod"))?;
-                let address = of(&pod.addresses).ok_or_else(without)?;
+                let address = pod.addresses.iter().find(in_family).ok_or_else(without)?;
                 if pod.host_network {
                     return Ok(Party { address, pod: None, node: pod.node.clone() });
                 }
@@ -289,7 +289,7 @@ impl World {
             }
             Endpoint::Node(name) => {
                 let node = self.cluster.nodes.get(name).ok_or_else(|| unknown("node"))?;
-                let address = of(&node.addresses).ok_or_else(without)?;
+                let address = node.addresses.iter().copied().find(in_family).ok_or_else(without)?;
                 Ok(Party { address, pod: None, node: Some(Arc::clone(name)) })
             }
             Endpoint::External(name) => {

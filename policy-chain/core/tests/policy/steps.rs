@@ -90,7 +90,7 @@ fn no_step_of_an_update_lets_pass_what_neither_end_lets_pass() {
 /// The addresses of pods that have a network of their own.
 fn addresses(engine: &Engine) -> BTreeSet<IpAddr> {
     let managed = engine.cluster().pods.values().filter(|pod| !pod.finished && !pod.host_network);
-    managed.flat_map(|pod| pod.addresses.iter().copied()).collect()
+    managed.flat_map(|pod| pod.addresses.iter()).collect()
 }
 
 /// What is written down of an open flow holds for one revision of its gate (DESIGN 6.5).

@@ -157,7 +157,7 @@ impl World {
             return address;
         }
         let pod = self.cluster.pods.get(&key(peer)).unwrap_or_else(|| panic!("no pod {peer}"));
-        pod.addresses[0]
+        pod.addresses.iter().next().unwrap()
     }
 
     fn hold(&self, line: &str, query: &Query, expected: &[&str]) {

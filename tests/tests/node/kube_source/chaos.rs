@@ -45,7 +45,8 @@ fn expected(server: &ApiServer) -> (Vec<String>, Vec<String>) {
 }
 
 fn known(seen: &Observer) -> (Vec<String>, Vec<String>) {
-    let shown = |pod: &sluice_policy_core::cluster::Pod| format!("{} {}", pod.key, pod.addresses[0]);
+    let shown =
+        |pod: &sluice_policy_core::cluster::Pod| format!("{} {}", pod.key, pod.addresses.iter().next().unwrap());
     (seen.state.pods.values().map(|pod| shown(pod)).collect(), seen.policies())
 }
 

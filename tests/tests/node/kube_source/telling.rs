@@ -100,8 +100,10 @@ async fn changes_follow() {
     server.put(cilium_policy("default", "p")).unwrap();
     seen.until("both", |seen| seen.pods() == ["default/a"] && seen.policies().len() == 1).await;
     server.put(pod("default", "a", "10.0.0.2")).unwrap();
-    seen.until("the address", |seen| seen.state.pods.values().any(|pod| pod.addresses[0].to_string() == "10.0.0.2"))
-        .await;
+    seen.until("the address", |seen| {
+        seen.state.pods.values().any(|pod| pod.addresses.contains(&"10.0.0.2".parse().unwrap()))
+    })
+    .await;
     server.delete(&pods(), "default", "a").unwrap();
     server.delete(&TableId::new("cilium.io", "ciliumnetworkpolicies"), "default", "p").unwrap();
     seen.until("none", |seen| seen.pods().is_empty() && seen.policies().is_empty()).await;

@@ -293,8 +293,8 @@ impl Asker {
                 let service = services.values().find(|service| &*service.key.name == cell.server()).unwrap();
                 let outer = external(cell.server());
                 let mut own = service.addresses.iter().filter(|address| !outer.contains(address));
-                let address = own.find(|address| Family::of(**address) == family).unwrap();
-                at(*address, speaks.after(SERVICE_PORT))
+                let address = own.find(|address| Family::of(*address) == family).unwrap();
+                at(address, speaks.after(SERVICE_PORT))
             }
             Way::NodePort => at(self.nodes[&("n1", Eni::Primary, family)], speaks.after(node_port(cell.server()))),
             Way::Internet if cell.side == Side::Ingress => at(self.pods[&(cell.server(), family)], speaks.port()),

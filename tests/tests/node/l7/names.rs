@@ -178,7 +178,7 @@ impl Town {
 /// The address by which pods know their DNS server, and the cluster's own that it stands for.
 fn server(world: &World) -> IpAddr {
     let service = world.cluster().services.values().find(|service| &*service.key.name == "dns").unwrap();
-    *service.addresses.iter().find(|address| address.is_ipv4()).unwrap()
+    service.addresses.iter().find(|address| address.is_ipv4()).unwrap()
 }
 
 /// The programs that are asked.

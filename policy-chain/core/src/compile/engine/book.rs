@@ -79,15 +79,15 @@ impl Book {
             return;
         }
         for address in &pod.addresses {
-            self.touched.insert(*address);
-            let host = self.hosts.or_insert(*address, Host { pod: None, entry: NONE });
+            self.touched.insert(address);
+            let host = self.hosts.or_insert(address, Host { pod: None, entry: NONE });
             match &host.pod {
                 Some(other) if (other.created, &other.key) >= (pod.created, &pod.key) => {
-                    self.rivals.entry(*address).or_default().push(Arc::clone(pod));
+                    self.rivals.entry(address).or_default().push(Arc::clone(pod));
                 }
                 other => {
                     if let Some(other) = other {
-                        self.rivals.entry(*address).or_default().push(Arc::clone(other));
+                        self.rivals.entry(address).or_default().push(Arc::clone(other));
                     }
                     host.pod = Some(Arc::clone(pod));
                 }
@@ -100,17 +100,17 @@ impl Book {
             return;
         }
         for address in &pod.addresses {
-            self.touched.insert(*address);
-            let mut rivals = self.rivals.remove(address).unwrap_or_default();
+            self.touched.insert(address);
+            let mut rivals = self.rivals.remove(&address).unwrap_or_default();
             rivals.retain(|rival| rival.key != pod.key);
-            if let Some(host) = self.hosts.get_mut(address)
+            if let Some(host) = self.hosts.get_mut(&address)
                 && host.pod.as_ref().is_some_and(|owner| owner.key == pod.key)
             {
                 rivals.sort_by(|one, other| (one.created, &one.key).cmp(&(other.created, &other.key)));
                 host.pod = rivals.pop();
             }
             if !rivals.is_empty() {
-                self.rivals.insert(*address, rivals);
+                self.rivals.insert(address, rivals);
             }
         }
     }
@@ -246,8 +246,9 @@ impl Book {
         atoms: &mut Atoms,
         namespaces: &BTreeMap<Text, Labels>,
         born: &BTreeSet<Atom>,
+        classes: &Classes,
     ) {
-        self.groups.relabel(namespace, atoms, namespaces, born, &mut self.facts);
+        self.groups.relabel(namespace, atoms, namespaces, born, classes, &mut self.facts);
     }
 
     /// The groups that a predicate about pods holds for get it, or lose it.
@@ -257,13 +258,14 @@ impl Book {
         predicate: &Predicate,
         namespaces: &BTreeMap<Text, Labels>,
         holds: bool,
+        classes: &Classes,
     ) {
-        self.groups.set(atom, predicate, namespaces, holds, &mut self.affected);
+        self.groups.set(atom, predicate, namespaces, holds, classes, &mut self.affected);
     }
 
     /// A name of ports is asked for from now on.
-    pub(super) fn add_port_name(&mut self, name: &Text, atoms: &mut Atoms) {
-        self.groups.add_port_name(name, atoms, &mut self.affected);
+    pub(super) fn add_port_name(&mut self, name: &Text, atoms: &mut Atoms, classes: &Classes) {
+        self.groups.add_port_name(name, atoms, classes, &mut self.affected);
     }
 
     /// Nobody asks for these ports any more.

@@ -14,6 +14,7 @@ use crate::compile::identity::{Classes, NONE};
 use crate::compile::image::{DecisionId, FrontendKey, Identity, RowEntries, RowId};
 use crate::compile::row::PortPrefix;
 use crate::compile::service;
+use crate::few::Few;
 use crate::flow::{Direction, Protocol};
 use crate::model::Text;
 use crate::pack::pack_set;
@@ -34,7 +35,7 @@ pub(super) struct Front {
     pub(super) id: FrontId,
     pub(super) identity: Identity,
     /// Where it is dialled, with the place of the port in its Service; by address.
-    keys: Box<[(FrontendKey, u16)]>,
+    keys: Few<(FrontendKey, u16)>,
     /// By address, then port.
     pub(super) backends: Sockets,
     /// Or [`NONE`] as long as it is not known.
@@ -75,7 +76,7 @@ pub(super) struct Fronts {
     of_service: BTreeSet<(Arc<ObjectKey>, u32)>,
     /// Which frontends are dialled at an address.
     claims: BTreeSet<(FrontendKey, u32)>,
-    /// Which frontends have a backend at an address.
+    /// The Services that have a backend at an address, by the least of their frontends.
     at: NumbersAt,
     /// Those that are new, or have other backends.
     rebacked: BTreeSet<u32>,
@@ -96,15 +97,33 @@ impl Fronts {
         (0..).zip(&self.list).filter_map(|(index, front)| Some((index, front.as_ref()?)))
     }
 
-    /// The frontends with a backend at an address.
+    /// The frontends of Services with a backend at an address.
     pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = u32> {
-        self.at.range(address, address)
+        self.at.range(address, address).flat_map(|least| self.beside(least))
     }
 
     /// The classes of addresses changed.
     pub(super) fn touch(&mut self, first: IpAddr, last: IpAddr) {
-        let of: Vec<u32> = self.at.range(first, last).collect();
+        let of: Vec<u32> = self.at.range(first, last).flat_map(|least| self.beside(least)).collect();
         self.dirty.extend(of);
+    }
+
+    /// The frontends of the Service that a frontend is of.
+    fn beside(&self, front: u32) -> impl Iterator<Item = u32> {
+        self.get(front).into_iter().flat_map(|front| self.of_service(&front.id.service))
+    }
+
+    /// The frontends of a Service.
+    fn of_service(&self, service: &Arc<ObjectKey>) -> impl Iterator<Item = u32> {
+        let range = (Arc::clone(service), 0)..=(Arc::clone(service), u32::MAX);
+        self.of_service.range(range).map(|(_, index)| *index)
+    }
+
+    /// The least frontend of a Service, and the addresses of all its backends.
+    fn backed(&self, service: &Arc<ObjectKey>) -> Option<(u32, BTreeSet<IpAddr>)> {
+        let least = self.of_service(service).next()?;
+        let fronts = self.of_service(service).filter_map(|index| self.get(index));
+        Some((least, fronts.flat_map(|front| front.backends.iter()).map(|(address, _)| address).collect()))
     }
 
     /// A Service changed, or its slices, or where it is dialled. Returns the frontends that are gone, and the backends of
@@ -122,6 +141,7 @@ impl Fronts {
             self.of_service.range((Arc::clone(&key), 0)..=(Arc::clone(&key), u32::MAX)).cloned().collect();
         let key = known.first().map_or(key, |(known, _)| Arc::clone(known));
         let mut wanted = wanted(&key, dialled);
+        let backed = self.backed(&key);
         let mut gone = Vec::new();
         let mut changed: BTreeSet<FrontendKey> = BTreeSet::new();
         for (_, index) in known {
@@ -132,8 +152,8 @@ impl Fronts {
                 self.claims.remove(&(*address, index));
             }
             self.claims.extend(keys.keys().map(|address| (*address, index)));
-            if !old.iter().eq(&front.keys) {
-                changed.extend(old.iter().chain(&front.keys).map(|(address, _)| *address));
+            if old != front.keys {
+                changed.extend(old.iter().chain(front.keys.iter()).map(|(address, _)| *address));
             }
             self.set_backends(index, backends);
             if keys.is_empty()
@@ -168,6 +188,15 @@ impl Fronts {
         for address in changed {
             store.set_frontend(address, self.winner(address));
         }
+        let backed_now = self.backed(&key);
+        if backed_now != backed {
+            if let Some((least, addresses)) = backed {
+                addresses.iter().for_each(|address| self.at.remove(*address, least));
+            }
+            if let Some((least, addresses)) = backed_now {
+                addresses.iter().for_each(|address| self.at.insert(*address, least));
+            }
+        }
         gone
     }
 
@@ -189,13 +218,7 @@ impl Fronts {
         if front.backends == backends {
             return;
         }
-        for (address, _) in front.backends.iter() {
-            self.at.remove(address, index);
-            self.left.insert(address);
-        }
-        for (address, _) in backends.iter() {
-            self.at.insert(address, index);
-        }
+        self.left.extend(front.backends.iter().map(|(address, _)| address));
         front.backends = backends;
         self.rebacked.insert(index);
     }
@@ -428,8 +451,8 @@ fn wanted(key: &Arc<ObjectKey>, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Want
     let Dialled { service, slices, own_node } = dialled;
     let mut wanted: BTreeMap<FrontId, Wanted> = BTreeMap::new();
     let Some(service) = service else { return wanted };
-    for (at, port) in (0_u16..).zip(&service.ports) {
-        let at_service = service.addresses.iter().map(|address| (*address, port.port));
+    for (at, port) in (0_u16..).zip(service.ports.iter()) {
+        let at_service = service.addresses.iter().map(|address| (address, port.port));
         let at_node = own_node
             .iter()
             .flat_map(|node| node.addresses.iter().filter_map(|address| Some((*address, port.node_port?))));
@@ -452,7 +475,7 @@ fn wanted(key: &Arc<ObjectKey>, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Want
             let Some(target) = target else { continue };
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
                 let family = endpoint.addresses.iter().filter(|address| address.is_ipv4() == id.v4);
-                found.extend(family.map(|address| (*address, target.port)));
+                found.extend(family.map(|address| (address, target.port)));
             }
         }
         found.sort_unstable();

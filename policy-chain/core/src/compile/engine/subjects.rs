@@ -111,7 +111,7 @@ impl Engine {
                 side.selected = selected;
             }
             for address in &subject.pod.addresses {
-                self.subject_addresses.entry(*address).or_default().insert(key.clone());
+                self.subject_addresses.entry(address).or_default().insert(key.clone());
             }
             self.subjects.insert(key.clone(), subject);
             programs.insert(key.clone());
@@ -269,9 +269,9 @@ impl Engine {
             .addresses
             .iter()
             .map(|address| OwnAddress {
-                address: *address,
-                ingress: ingress.hairpins.get(address).copied(),
-                egress: egress.hairpins.get(address).copied(),
+                address,
+                ingress: ingress.hairpins.get(&address).copied(),
+                egress: egress.hairpins.get(&address).copied(),
             })
             .collect();
         addresses.sort_by_key(|own| own.address);
@@ -305,17 +305,17 @@ impl Engine {
             service_account: &pod.template.service_account,
         };
         for address in &pod.addresses {
-            let prefix = IpNet::from(*address);
-            let api_server = self.book.api_servers.contains(address);
+            let prefix = IpNet::from(address);
+            let api_server = self.book.api_servers.contains(&address);
             let holds = |at: usize| match (instance.program.predicates().get(at), instance.atom(at)) {
                 (Some(Predicate::Block { cidr, except, managed }), _) => *managed && in_block(cidr, except, &prefix),
-                (Some(Predicate::Services(_)), Some(atom)) => self.book.backs(*address, atom),
+                (Some(Predicate::Services(_)), Some(atom)) => self.book.backs(address, atom),
                 (Some(Predicate::Entity(Entity::KubeApiserver)), _) => api_server,
                 (Some(predicate), _) => predicate.holds(&Kind::Pod(view), address.is_ipv4(), api_server, &[]),
                 (None, _) => false,
             };
             let facts = PeerFacts { holds: &holds, named_ports: &pod.template.ports, origin: Origin::Hairpin };
-            rows.insert(*address, instance.row_for(&facts, &mut self.store));
+            rows.insert(address, instance.row_for(&facts, &mut self.store));
         }
         rows
     }

@@ -210,7 +210,7 @@ fn addresses_of_a_service() {
         (json!({}), Value::Null, ""),
     ];
     for (spec, status, expected) in table {
-        assert_eq!(shown(service(&spec, &status).addresses), expected, "{spec}");
+        assert_eq!(shown(&service(&spec, &status).addresses), expected, "{spec}");
     }
 }
 

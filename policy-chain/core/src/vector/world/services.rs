@@ -78,7 +78,13 @@ impl World {
             Backing::Selector(selector) => Some(selector.clone()),
             Backing::Addresses(_) | Backing::Pod(_) => None,
         };
-        self.upsert(Object::Service(Service { key: key.clone(), labels, addresses, ports: ports.collect(), selector }));
+        self.upsert(Object::Service(Service {
+            key: key.clone(),
+            labels,
+            addresses: addresses.into(),
+            ports: ports.collect(),
+            selector,
+        }));
         self.services.insert(key.clone(), made);
     }
 
@@ -156,12 +162,12 @@ impl World {
                             && selector.iter().all(|(name, value)| pod.labels.get(name) == Some(value))
                     };
                     for pod in self.cluster.pods.values().filter(selected) {
-                        put(Some(pod), of(&pod.addresses), pod.ready);
+                        put(Some(pod), of(&pod.addresses.to_vec()), pod.ready);
                     }
                 }
                 Backing::Pod(key) => {
                     if let Some(pod) = self.cluster.pods.get(key).filter(|pod| !pod.finished) {
-                        put(Some(pod), of(&pod.addresses), true);
+                        put(Some(pod), of(&pod.addresses.to_vec()), true);
                     }
                 }
             }
@@ -208,7 +214,7 @@ impl World {
                 continue;
             }
             let addresses = match self.cluster.services.get(&key) {
-                Some(service) => service.addresses.clone(),
+                Some(service) => service.addresses.to_vec(),
                 None => self.allocate(),
             };
             let ports = ports.into_iter().map(|((protocol, port), target)| ServicePortSpec {
@@ -261,7 +267,7 @@ impl World {
         port: impl Fn(&ServicePort) -> bool,
         family: Family,
     ) -> Vec<Behind> {
-        let Some(frontend) = service.addresses.iter().copied().find(|address| Family::of(*address) == family) else {
+        let Some(frontend) = service.addresses.iter().find(|address| Family::of(*address) == family) else {
             return Vec::new();
         };
         let targets = self.targets(service, protocol, port, family).into_iter();
@@ -290,8 +296,8 @@ impl World {
                 continue;
             };
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
-                let of = endpoint.addresses.iter().filter(|address| Family::of(**address) == family);
-                targets.extend(of.map(|address| (*address, target.port)));
+                let of = endpoint.addresses.iter().filter(|address| Family::of(*address) == family);
+                targets.extend(of.map(|address| (address, target.port)));
             }
         }
         targets.into_iter().collect()

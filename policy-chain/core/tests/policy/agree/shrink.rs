@@ -121,7 +121,7 @@ fn objects(object: &Object) -> Vec<Object> {
             for some in labels(&pod.labels) {
                 add(&move |pod| pod.labels = some.clone());
             }
-            for some in without_one(&pod.addresses) {
+            for some in without_one(&pod.addresses.to_vec()) {
                 add(&move |pod| pod.addresses = some.clone().into());
             }
             for some in without_one(&pod.template.ports) {
@@ -145,14 +145,14 @@ fn objects(object: &Object) -> Vec<Object> {
             }
         }
         Object::Service(service) => {
-            for some in without_one(&service.addresses) {
+            for some in without_one(&service.addresses.to_vec()) {
                 let mut service = service.clone();
-                service.addresses = some;
+                service.addresses = some.into();
                 found.push(Object::Service(service));
             }
             for some in without_one(&service.ports) {
                 let mut service = service.clone();
-                service.ports = some;
+                service.ports = some.into();
                 found.push(Object::Service(service));
             }
         }
@@ -168,7 +168,7 @@ fn objects(object: &Object) -> Vec<Object> {
                 found.push(Object::EndpointSlice(slice));
             }
             for (index, endpoint) in slice.endpoints.iter().enumerate() {
-                for some in without_one(&endpoint.addresses) {
+                for some in without_one(&endpoint.addresses.to_vec()) {
                     let mut slice = slice.clone();
                     slice.endpoints[index].addresses = some.into();
                     found.push(Object::EndpointSlice(slice));

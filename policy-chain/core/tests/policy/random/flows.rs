@@ -52,8 +52,8 @@ impl Targets {
             .unwrap_or_default();
         let mut frontends = Vec::new();
         for service in cluster.services.values() {
-            for port in &service.ports {
-                frontends.extend(service.addresses.iter().map(|address| (*address, port.protocol, port.port)));
+            for port in service.ports.iter() {
+                frontends.extend(service.addresses.iter().map(|address| (address, port.protocol, port.port)));
                 if let Some(number) = port.node_port {
                     frontends.extend(own_node.iter().map(|address| (*address, port.protocol, number)));
                 }

@@ -449,7 +449,13 @@ fn service(random: &mut Random, index: usize) -> Service {
     }
     let labels = random.maybe(2, |random| (text("app"), one_of(random, &APPS)));
     let selector = random.maybe(2, |random| Labels::new([(text("app"), one_of(random, &APPS))]));
-    Service { key: service_key(index), labels: Labels::new(labels), addresses, ports, selector }
+    Service {
+        key: service_key(index),
+        labels: Labels::new(labels),
+        addresses: addresses.into(),
+        ports: ports.into(),
+        selector,
+    }
 }
 
 fn slice_key(index: usize) -> ObjectKey {

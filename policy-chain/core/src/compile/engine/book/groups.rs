@@ -18,8 +18,8 @@ struct Group {
     like: Arc<Pod>,
     /// What holds for them, sorted: predicates about pods, and named ports asked for. Many groups share it.
     atoms: Key,
-    /// The entries of their addresses.
-    members: Vec<u32>,
+    /// The first of the entries of their addresses, which are linked; or [`NONE`].
+    first: u32,
 }
 
 /// All groups.
@@ -29,7 +29,7 @@ pub(super) struct Groups {
     free: Vec<u32>,
     freed: Vec<u32>,
     /// By the hash of what they have in common.
-    by_hash: BTreeSet<(u64, u32)>,
+    by_hash: BTreeSet<(u32, u32)>,
     of_namespace: BTreeMap<Text, BTreeSet<u32>>,
 }
 
@@ -38,10 +38,10 @@ fn common(pod: &Pod) -> impl Hash + PartialEq {
     (&pod.key.namespace, &pod.labels, &*pod.template)
 }
 
-fn hash_of(pod: &Pod) -> u64 {
+fn hash_of(pod: &Pod) -> u32 {
     let mut hasher = DefaultHasher::new();
     common(pod).hash(&mut hasher);
-    hasher.finish()
+    u32::try_from(hasher.finish() >> 32).unwrap_or_default()
 }
 
 fn view<'a>(pod: &'a Pod, namespace_labels: &'a Labels) -> PodView<'a> {
@@ -59,6 +59,12 @@ fn insert(atoms: &mut Key, atom: Atom) -> bool {
     let (before, behind) = atoms.split_at(at);
     *atoms = before.iter().chain(&[atom]).chain(behind).copied().collect();
     true
+}
+
+/// The entries that are linked to one, which is the first.
+fn members(first: u32, classes: &Classes) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(first), |entry| classes.get(*entry).map(|entry| entry.group_next))
+        .take_while(|entry| *entry != NONE)
 }
 
 impl Groups {
@@ -98,37 +104,37 @@ impl Groups {
         self.of_namespace.entry(Text::clone(&pod.key.namespace)).or_default().insert(index);
         self.by_hash.insert((hash, index));
         if let Some(slot) = self.list.get_mut(index as usize) {
-            *slot = Some(Group { like: Arc::clone(pod), atoms: holding, members: Vec::new() });
+            *slot = Some(Group { like: Arc::clone(pod), atoms: holding, first: NONE });
         }
         index
     }
 
     /// Puts an address into a group.
     pub(super) fn join(&mut self, entry: u32, group: u32, classes: &mut Classes) {
-        if let Some(found) = self.get_mut(group)
-            && let Some(entry_ref) = classes.get_mut(entry)
-        {
-            entry_ref.group = group;
-            entry_ref.group_position = u32::try_from(found.members.len()).unwrap_or(NONE);
-            found.members.push(entry);
+        let Some(found) = self.get_mut(group) else { return };
+        let next = std::mem::replace(&mut found.first, entry);
+        if let Some(next) = classes.get_mut(next) {
+            next.group_previous = entry;
+        }
+        if let Some(entry) = classes.get_mut(entry) {
+            (entry.group, entry.group_previous, entry.group_next) = (group, NONE, next);
         }
     }
 
     /// Takes an address out of its group.
     pub(super) fn leave(&mut self, entry: u32, classes: &mut Classes) {
         let Some(found) = classes.get_mut(entry) else { return };
-        let (index, position) = (found.group, found.group_position);
-        found.group = NONE;
+        let (index, previous, next) = (found.group, found.group_previous, found.group_next);
+        (found.group, found.group_previous, found.group_next) = (NONE, NONE, NONE);
         let Some(group) = self.list.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        if (position as usize) < group.members.len() {
-            group.members.swap_remove(position as usize);
+        match classes.get_mut(previous) {
+            Some(previous) => previous.group_next = next,
+            None => group.first = next,
         }
-        if let Some(moved) = group.members.get(position as usize)
-            && let Some(moved) = classes.get_mut(*moved)
-        {
-            moved.group_position = position;
+        if let Some(next) = classes.get_mut(next) {
+            next.group_previous = previous;
         }
-        if group.members.is_empty()
+        if group.first == NONE
             && let Some(group) = self.list.get_mut(index as usize).and_then(Option::take)
         {
             self.by_hash.remove(&(hash_of(&group.like), index));
@@ -149,6 +155,7 @@ impl Groups {
         atoms: &mut Atoms,
         namespaces: &BTreeMap<Text, Labels>,
         born: &BTreeSet<Atom>,
+        classes: &Classes,
         changed: &mut BTreeSet<u32>,
     ) {
         for index in self.of_namespace.get(namespace).into_iter().flatten() {
@@ -156,7 +163,7 @@ impl Groups {
             let now = holding(&group.like, atoms, namespaces, born);
             if now != group.atoms {
                 group.atoms = now;
-                changed.extend(&group.members);
+                changed.extend(members(group.first, classes));
             }
         }
     }
@@ -168,6 +175,7 @@ impl Groups {
         predicate: &Predicate,
         namespaces: &BTreeMap<Text, Labels>,
         holds: bool,
+        classes: &Classes,
         affected: &mut BTreeSet<u32>,
     ) {
         if !is_about_pods(predicate) {
@@ -190,7 +198,7 @@ impl Groups {
                 } else if predicate.holds(&Kind::Pod(view(&group.like, labels)), true, false, &[])
                     && insert(&mut group.atoms, atom)
                 {
-                    affected.extend(&group.members);
+                    affected.extend(members(group.first, classes));
                 }
             }
         };
@@ -203,11 +211,17 @@ impl Groups {
     }
 
     /// A name of ports is asked for from now on.
-    pub(super) fn add_port_name(&mut self, name: &Text, atoms: &mut Atoms, affected: &mut BTreeSet<u32>) {
+    pub(super) fn add_port_name(
+        &mut self,
+        name: &Text,
+        atoms: &mut Atoms,
+        classes: &Classes,
+        affected: &mut BTreeSet<u32>,
+    ) {
         for group in self.list.iter_mut().flatten() {
             for port in group.like.template.ports.iter().filter(|port| port.name == *name) {
                 if insert(&mut group.atoms, atoms.port(port)) {
-                    affected.extend(&group.members);
+                    affected.extend(members(group.first, classes));
                 }
             }
         }
@@ -233,7 +247,6 @@ impl Groups {
         self.list.shrink_to_fit();
         let mut keys = HashSet::new();
         for group in self.list.iter_mut().flatten() {
-            group.members.shrink_to_fit();
             group.atoms = once(&mut keys, Key::clone(&group.atoms));
         }
         pack_set(&mut self.by_hash);
