@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,7 +112,7 @@ pub enum DeploymentError {
         reason: String,
     },
     /// The result of an ADD lacks what every result has.
-    #[error("the result of the ADD has no IPv4 address: {result}")]
+    #[error("the result of the ADD has no address: {result}")]
     Result {
         /// The result.
         result: Value,
@@ -155,8 +156,10 @@ impl GateBinaries {
 pub struct Pod {
     /// Its sandbox.
     pub sandbox: Sandbox,
-    /// Its address.
+    /// Its IPv4 address; `0.0.0.0` where pods have IPv6 alone.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where pods have one.
+    pub ipv6: Option<Ipv6Addr>,
     /// The result of the chain's ADD.
     pub result: Value,
     /// How long the ADD took.
@@ -331,8 +334,12 @@ impl Deployment {
         let added = self.runtime.add(&self.node, &sandbox).await;
         let took = begun.elapsed();
         let pod = added.map_err(DeploymentError::from).and_then(|result| {
-            let address = address_of(&result).ok_or_else(|| DeploymentError::Result { result: result.clone() })?;
-            Ok(Pod { sandbox: sandbox.clone(), address, result, took })
+            let (address, ipv6): (Option<Ipv4Addr>, Option<Ipv6Addr>) = (address_of(&result), address_of(&result));
+            if address.is_none() && ipv6.is_none() {
+                return Err(DeploymentError::Result { result });
+            }
+            let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            Ok(Pod { sandbox: sandbox.clone(), address, ipv6, result, took })
         });
         if pod.is_err()
             && let Err(error) = self.delete(&sandbox).await
@@ -380,8 +387,8 @@ impl Deployment {
     }
 }
 
-/// The first IPv4 address of a result.
-fn address_of(result: &Value) -> Option<Ipv4Addr> {
+/// The first address of a family in a result.
+fn address_of<A: FromStr>(result: &Value) -> Option<A> {
     result.get("ips")?.as_array()?.iter().find_map(|ip| {
         let address = ip.get("address")?.as_str()?;
         address.split('/').next()?.parse().ok()

@@ -12,7 +12,7 @@ mod router;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use sluice_contract::id::{EniId, InstanceId, VpcId};
@@ -35,13 +35,15 @@ const JUMBO: u32 = 9001;
 /// What goes through an Internet gateway, and what a link comes up with, in bytes.
 const ETHERNET: u32 = 1500;
 /// A router: it forwards, answers ARP for others, trusts nobody's routes and tells nobody of better ones.
-const ROUTER_SYSCTLS: [(&str, &str); 6] = [
-    ("ip_forward", "1"),
-    ("conf/all/proxy_arp", "1"),
-    ("conf/all/rp_filter", "0"),
-    ("conf/default/rp_filter", "0"),
-    ("conf/all/send_redirects", "0"),
-    ("conf/default/send_redirects", "0"),
+const ROUTER_SYSCTLS: [(&str, &str); 8] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/proxy_arp", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv6/conf/all/disable_ipv6", "0"),
+    ("ipv6/conf/all/forwarding", "1"),
 ];
 
 /// Packets that a router's source check refused: the ENI may not send from that address.
@@ -50,9 +52,9 @@ pub struct Dropped {
     /// The ENI that they came from.
     pub eni: EniId,
     /// Their source.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Their destination.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// How many.
     pub packets: u64,
 }
@@ -160,7 +162,7 @@ impl Fabric {
     /// Forgets the packets that source checks refused so far.
     pub(crate) async fn forget_dropped(&self) -> Result<(), FabricError> {
         for router in self.routers.values() {
-            router.wire.nft("flush set ip vpcsim dropped\n".into()).await?;
+            router.wire.nft("flush set ip vpcsim dropped\nflush set ip6 vpcsim dropped\n".into()).await?;
         }
         Ok(())
     }

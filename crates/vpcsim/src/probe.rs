@@ -5,13 +5,13 @@ pub mod dns;
 pub mod http;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, socket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// The port of the Internet's echo servers, TCP and UDP.
 pub const ECHO_PORT: u16 = 8080;
@@ -38,7 +38,8 @@ pub async fn serve(address: SocketAddrV4) -> io::Result<()> {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve_in_background(address: SocketAddrV4) -> io::Result<()> {
+pub async fn serve_in_background(address: impl Into<SocketAddr>) -> io::Result<()> {
+    let address = address.into();
     let tcp = TcpListener::bind(address).await?;
     let udp = UdpSocket::bind(address).await?;
     drop(tokio::task::spawn_local(async move {
@@ -98,6 +99,23 @@ pub async fn tcp(from: Option<Ipv4Addr>, to: SocketAddrV4, limit: Duration) -> i
         let mut text = Vec::new();
         stream.take(ANSWER as u64).read_to_end(&mut text).await?;
         answer(&text)
+    })
+    .await
+}
+
+/// Connects to an echo server of either family and returns the address that it saw.
+///
+/// # Errors
+/// `TimedOut` after `limit`; else the system's reason.
+pub async fn seen_by(to: SocketAddr, limit: Duration) -> io::Result<IpAddr> {
+    within(limit, async {
+        let stream = TcpStream::connect(to).await?;
+        let mut text = Vec::new();
+        stream.take(ANSWER as u64).read_to_end(&mut text).await?;
+        let text = String::from_utf8_lossy(&text);
+        let seen: Result<SocketAddr, _> = text.trim().parse();
+        seen.map(|seen| seen.ip())
+            .map_err(|_not| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no address")))
     })
     .await
 }

@@ -5,10 +5,11 @@
 //! vpcs:
 //!   main:
 //!     cidrs: [10.0.0.0/16]              # the first is the primary one
+//!     ipv6_cidr: 3fff:0:0:100::/56      # nowhere but in the VPC
 //!     internet_gateway: true
 //!     subnets:
 //!       public: {cidr: 10.0.1.0/24, zone: us-east-1a, routes: {0.0.0.0/0: internet-gateway}}
-//!       private: {cidr: 10.0.2.0/24, zone: us-east-1a, routes: {0.0.0.0/0: nat-gateway/nat}}
+//!       private: {cidr: 10.0.2.0/24, ipv6_cidr: 3fff:0:0:101::/64, zone: us-east-1a, routes: {0.0.0.0/0: nat-gateway/nat}}
 //!     nat_gateways: {nat: {subnet: public}}
 //! peerings: {to-other: [main, other]}   # route: peering/to-other
 //! instances:
@@ -22,7 +23,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
 /// The largest scene file that is read, in bytes.
@@ -74,6 +75,9 @@ const fn seed() -> u64 {
 pub struct VpcScene {
     /// Its CIDRs, the primary one first.
     pub cidrs: Vec<Ipv4Net>,
+    /// Its IPv6 CIDR, a /56.
+    #[serde(default)]
+    pub ipv6_cidr: Option<Ipv6Net>,
     /// Whether it has an Internet gateway.
     #[serde(default)]
     pub internet_gateway: bool,
@@ -90,6 +94,9 @@ pub struct VpcScene {
 pub struct SubnetScene {
     /// Its CIDR.
     pub cidr: Ipv4Net,
+    /// Its IPv6 CIDR, a /64 of the VPC's. Its instances get an address of it when they are launched.
+    #[serde(default)]
+    pub ipv6_cidr: Option<Ipv6Net>,
     /// Its availability zone.
     #[serde(default = "zone")]
     pub zone: String,
@@ -323,6 +330,9 @@ impl Check {
                 self.fault(&format!("{at}.cidrs"), format!("{cidr} is no block of /16 to /28"));
             }
         }
+        if let Some(cidr) = vpc.ipv6_cidr.filter(|cidr| cidr.prefix_len() != 56 || cidr.trunc() != *cidr) {
+            self.fault(&format!("{at}.ipv6_cidr"), format!("{cidr} is no /56"));
+        }
         for (index, a) in vpc.cidrs.iter().enumerate() {
             if vpc.cidrs.iter().skip(index + 1).any(|b| overlap(*a, *b)) {
                 self.fault(&format!("{at}.cidrs"), format!("{a} overlaps another"));
@@ -337,6 +347,10 @@ impl Check {
             let others = vpc.subnets.iter().filter(|(other, _)| *other < subnet_name);
             for (other, _) in others.filter(|(_, other)| overlap(other.cidr, subnet.cidr)) {
                 self.fault(&format!("{at}.cidr"), format!("{} overlaps that of {other}", subnet.cidr));
+            }
+            let inside = |cidr: &Ipv6Net| vpc.ipv6_cidr.is_some_and(|outer| outer.contains(cidr));
+            if let Some(cidr) = subnet.ipv6_cidr.filter(|cidr| cidr.prefix_len() != 64 || !inside(cidr)) {
+                self.fault(&format!("{at}.ipv6_cidr"), format!("{cidr} is no /64 of the VPC's IPv6 CIDR"));
             }
             for (to, via) in &subnet.routes {
                 if let Some(what) = missing(scene, name, vpc, via) {

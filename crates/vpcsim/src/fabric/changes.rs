@@ -1,9 +1,9 @@
 //! From one state of a router to the next, as operations on its namespace.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use sluice_contract::id::{IfName, InvalidId, MacAddr};
 use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{Address, Family, Neighbour, Route, Rule};
@@ -17,8 +17,8 @@ use super::router::{Hop, RouterState};
 /// When a link's name is none.
 pub(super) fn changes(from: &RouterState, to: &RouterState) -> Result<Vec<Planned>, InvalidId> {
     let mut ops = Vec::new();
-    for address in to.local.difference(&from.local) {
-        ops.push(Op::AddAddress(local(*address)?));
+    for (link, address) in to.local.difference(&from.local) {
+        ops.push(Op::AddAddress(local(link, *address)?));
     }
     for ((link, address), mac) in added(&from.neighbours, &to.neighbours) {
         ops.push(Op::SetNeighbour { neighbour: neighbour(link, *address, *mac)?, before: None });
@@ -39,8 +39,8 @@ pub(super) fn changes(from: &RouterState, to: &RouterState) -> Result<Vec<Planne
     for ((link, address), mac) in gone(&from.neighbours, &to.neighbours) {
         ops.push(Op::DeleteNeighbour(neighbour(link, *address, *mac)?));
     }
-    for address in from.local.difference(&to.local) {
-        ops.push(Op::DeleteAddress(local(*address)?));
+    for (link, address) in from.local.difference(&to.local) {
+        ops.push(Op::DeleteAddress(local(link, *address)?));
     }
     Ok(ops.into_iter().map(|op| Planned::new(op, "the VPC changed")).collect())
 }
@@ -58,20 +58,18 @@ fn gone<'a, K: Ord, V>(from: &'a BTreeMap<K, V>, to: &'a BTreeMap<K, V>) -> impl
     from.iter().filter(|(key, _)| !to.contains_key(key))
 }
 
-fn local(address: Ipv4Addr) -> Result<Address, InvalidId> {
-    Ok(Address::new(IfName::new("lo")?, IpNet::from(IpAddr::V4(address))))
+fn local(link: &str, address: IpAddr) -> Result<Address, InvalidId> {
+    Ok(Address::new(IfName::new(link)?, IpNet::from(address)))
 }
 
-fn neighbour(link: &str, address: Ipv4Addr, mac: MacAddr) -> Result<Neighbour, InvalidId> {
-    Ok(Neighbour::permanent(IfName::new(link)?, address.into(), mac))
+fn neighbour(link: &str, address: IpAddr, mac: MacAddr) -> Result<Neighbour, InvalidId> {
+    Ok(Neighbour::permanent(IfName::new(link)?, address, mac))
 }
 
-fn route(table: u32, net: Ipv4Net, hop: &Hop) -> Result<Route, InvalidId> {
+fn route(table: u32, net: IpNet, hop: &Hop) -> Result<Route, InvalidId> {
     Ok(match hop {
-        Hop::Blackhole => Route::blackhole(table, net.into()),
-        Hop::Via { link, gateway } => {
-            Route::via(table, net.into(), (*gateway).into(), IfName::new(link)?).with_onlink()
-        }
+        Hop::Blackhole => Route::blackhole(table, net),
+        Hop::Via { link, gateway } => Route::via(table, net, *gateway, IfName::new(link)?).with_onlink(),
     })
 }
 
@@ -86,7 +84,7 @@ mod tests {
     fn state() -> RouterState {
         let mut state = RouterState::default();
         let via = Hop::Via { link: "r1".into(), gateway: "10.0.0.4".parse().unwrap() };
-        state.local.insert("10.0.0.1".parse().unwrap());
+        state.local.insert(("lo".into(), "10.0.0.1".parse().unwrap()));
         state.routes.insert((254, "10.0.0.4/32".parse().unwrap()), via);
         state.rules.insert((40_000, "r1".into(), 1000));
         state.neighbours.insert(("r1".into(), "10.0.0.4".parse().unwrap()), MacAddr([2, 0, 0, 0, 0, 1]));

@@ -16,11 +16,11 @@ use crate::probe;
 
 /// It routes between gateways as the Internet does, and checks nothing.
 const SYSCTLS: [(&str, &str); 5] = [
-    ("ip_forward", "1"),
-    ("conf/all/rp_filter", "0"),
-    ("conf/default/rp_filter", "0"),
-    ("conf/all/send_redirects", "0"),
-    ("conf/default/send_redirects", "0"),
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
 ];
 
 /// The namespace of the Internet.

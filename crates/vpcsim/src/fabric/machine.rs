@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_contract::id::IfName;
 use sluice_hostnet::desired::LinkSettings;
 use sluice_hostnet::netns::{Namespace, NamespaceThread};
@@ -11,7 +11,7 @@ use sluice_hostnet::state::{Address, Protocol, Route, TABLE_MAIN};
 
 use super::JUMBO;
 use super::project::Plug;
-use super::router::first_router_address;
+use super::router::{ROUTER_V6, first_router_address};
 use super::wire::{FabricError, Wire, execute, start, visit};
 
 /// The name of a machine's first link.
@@ -19,15 +19,15 @@ pub(super) const FIRST_LINK: &str = "eth0";
 
 /// A NAT gateway forwards out of the link that packets came in by, and says nothing about it.
 const NAT_SYSCTLS: [(&str, &str); 5] = [
-    ("ip_forward", "1"),
-    ("conf/all/rp_filter", "0"),
-    ("conf/default/rp_filter", "0"),
-    ("conf/all/send_redirects", "0"),
-    ("conf/default/send_redirects", "0"),
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
 ];
 
 /// Sets a primary ENI up as a DHCP client does on boot: the MTU of a VPC, the address with the subnet's prefix, and
-/// the default route by the subnet's router.
+/// the default route by the subnet's router; the same of IPv6, where it has an address.
 fn dhcp(dev: &IfName, plug: &Plug) -> Vec<Planned> {
     let settings = |up, mtu| LinkSettings { dev: dev.clone(), up, mtu };
     let net = Ipv4Net::new(plug.primary, plug.subnet.prefix_len()).unwrap_or_else(|_| plug.primary.into());
@@ -38,6 +38,13 @@ fn dhcp(dev: &IfName, plug: &Plug) -> Vec<Planned> {
     if let Some(router) = first_router_address(plug.subnet) {
         let mut route = Route::default_via(TABLE_MAIN, router.into(), dev.clone()).with_source(plug.primary.into());
         route.protocol = Protocol::DHCP;
+        ops.push(Op::SetRoute { route, before: None });
+    }
+    if let Some(address) = plug.ipv6 {
+        // DHCPv6 gives the address alone, and the router's advertisements the default route.
+        ops.push(Op::AddAddress(Address::new(dev.clone(), Ipv6Net::from(address).into())));
+        let mut route = Route::default_via(TABLE_MAIN, ROUTER_V6.into(), dev.clone());
+        route.protocol = Protocol::RA;
         ops.push(Op::SetRoute { route, before: None });
     }
     ops.into_iter().map(|op| Planned::new(op, "DHCP")).collect()

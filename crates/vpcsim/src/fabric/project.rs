@@ -1,10 +1,10 @@
 //! From what EC2 keeps to what each VPC's router must hold: pure, so that a wrong projection fails without a packet.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::{EniId, InstanceId, MacAddr, VpcId};
 
 use super::router::{Port, RouterSpec, Target};
@@ -37,6 +37,8 @@ pub(crate) struct Plug {
     pub mac: MacAddr,
     /// Its primary address.
     pub primary: Ipv4Addr,
+    /// Its first IPv6 address, which a machine learns by DHCPv6.
+    pub ipv6: Option<Ipv6Addr>,
     /// Its subnet.
     pub subnet: Ipv4Net,
     /// What it belongs to.
@@ -62,7 +64,9 @@ impl Projection {
     pub(crate) fn of(state: &State, now: Duration, machines: &BTreeSet<InstanceId>) -> Self {
         let mut projection = Self::default();
         for vpc in state.vpcs.values() {
-            let spec = RouterSpec { cidrs: vpc.cidrs.clone(), ..RouterSpec::default() };
+            let cidrs = vpc.cidrs.iter().copied().map(IpNet::V4);
+            let cidrs = cidrs.chain(vpc.ipv6_cidrs.iter().copied().map(IpNet::V6)).collect();
+            let spec = RouterSpec { cidrs, ..RouterSpec::default() };
             projection.routers.insert(vpc.id.clone(), spec);
         }
         for gateway in state.internet_gateways.values() {
@@ -116,7 +120,7 @@ impl Projection {
             primary: eni.primary,
             subnet: subnet.cidr,
             table: table_index(state, eni),
-            assigned: eni.assigned().collect(),
+            assigned: eni.assigned().map(IpNet::V4).chain(eni.assigned_ipv6().map(IpNet::V6)).collect(),
             source_check: eni.source_dest_check && eni.interface_type != InterfaceType::NatGateway,
         });
         if let Some(association) = &eni.association {
@@ -127,6 +131,7 @@ impl Projection {
             eni: eni.id.clone(),
             mac: eni.mac,
             primary: eni.primary,
+            ipv6: eni.ipv6.first().copied(),
             subnet: subnet.cidr,
             at,
         };

@@ -7,20 +7,27 @@
 //!   address and for 169.254.169.254, and for nothing else.
 //! - A packet whose source is not assigned to the ENI it comes from is dropped (the source half of
 //!   `SourceDestCheck`), and remembered.
+//! - IPv6 is the same, but for neighbours: the router has [`ROUTER_V6`] on every ENI's link, by which nodes send, and
+//!   knows each ENI's MAC for [`FAR_END_V6`], by which it sends. It leads nowhere but to the VPC.
 //! - What is not for the VPC goes by the route table of the ENI's subnet; into the Internet only with a public address,
 //!   1:1.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::fmt::{Display, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::MacAddr;
+use sluice_hostnet::state::Family;
 
 /// The router's link to the Internet gateway.
 pub(super) const IGW_LINK: &str = "igw";
 /// The next hop behind any point-to-point link of the router: on no interface, with a permanent neighbour.
 pub(super) const FAR_END: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+/// The router's own address on every ENI's link (VPC User Guide, "Subnet CIDR blocks": the link-local address on Nitro).
+pub(super) const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
+/// The next hop of IPv6 behind an ENI's link.
+pub(super) const FAR_END_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 2);
 /// The instance metadata service.
 pub const IMDS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Where vpcsim serves the EC2 API inside a VPC, as an interface endpoint would.
@@ -34,8 +41,8 @@ const FIRST_TABLE: u32 = 1_000;
 /// One VPC as its router sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RouterSpec {
-    /// The VPC's CIDRs.
-    pub cidrs: Vec<Ipv4Net>,
+    /// The VPC's CIDRs of both families.
+    pub cidrs: Vec<IpNet>,
     /// The ENIs that are plugged in, NAT gateways' among them.
     pub ports: Vec<Port>,
     /// Routes of each route table beside the VPC's own CIDRs, by the table's index.
@@ -61,8 +68,8 @@ pub(crate) struct Port {
     pub subnet: Ipv4Net,
     /// Index of the subnet's route table.
     pub table: u32,
-    /// All that is assigned to it, the primary address among them: /32s and /28s.
-    pub assigned: Vec<Ipv4Net>,
+    /// All that is assigned to it, the primary address among them: /32s and /28s, /128s and /80s.
+    pub assigned: Vec<IpNet>,
     /// Whether a foreign source is dropped; NAT gateways forward for others.
     pub source_check: bool,
 }
@@ -92,24 +99,24 @@ pub(crate) enum Target {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hop {
     Blackhole,
-    Via { link: String, gateway: Ipv4Addr },
+    Via { link: String, gateway: IpAddr },
 }
 
 /// The state of the router's namespace, each set compared by content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct RouterState {
-    /// Addresses that the router itself answers for, on its loopback.
-    pub local: BTreeSet<Ipv4Addr>,
+    /// Addresses that the router itself answers for, each on its loopback or on one link.
+    pub local: BTreeSet<(String, IpAddr)>,
     /// (table, destination) -> hop.
-    pub routes: BTreeMap<(u32, Ipv4Net), Hop>,
-    /// (priority, incoming link, table).
+    pub routes: BTreeMap<(u32, IpNet), Hop>,
+    /// (priority, incoming link, table), of IPv4.
     pub rules: BTreeSet<(u32, String, u32)>,
     /// (link, address) -> MAC.
-    pub neighbours: BTreeMap<(String, Ipv4Addr), MacAddr>,
+    pub neighbours: BTreeMap<(String, IpAddr), MacAddr>,
     /// Sources that an ENI may send from.
-    pub assigned: BTreeSet<(String, Ipv4Net)>,
+    pub assigned: BTreeSet<(String, IpNet)>,
     /// The VPC's CIDRs: what stays inside is not tracked.
-    pub vpc: BTreeSet<Ipv4Net>,
+    pub vpc: BTreeSet<IpNet>,
     /// Addresses that may be asked for on an ENI by ARP.
     pub onlink: BTreeSet<(String, Ipv4Net)>,
     /// Public addresses by their private ones.
@@ -120,6 +127,7 @@ impl RouterState {
     /// The state without anything on one link, as it is once the link is gone.
     pub(super) fn without_link(&self, link: &str) -> Self {
         let mut state = self.clone();
+        state.local.retain(|(on, _)| on != link);
         state.routes.retain(|_, hop| !matches!(hop, Hop::Via { link: over, .. } if over == link));
         state.rules.retain(|(_, iif, _)| iif != link);
         state.neighbours.retain(|(on, _), _| on != link);
@@ -134,23 +142,30 @@ impl RouterSpec {
     pub(super) fn state(&self) -> RouterState {
         let main = sluice_contract::node::TABLE_MAIN;
         let mut state = RouterState { public: self.public.clone(), ..RouterState::default() };
-        state.local.extend([IMDS, EC2_ENDPOINT]);
+        let loopback = |address: Ipv4Addr| ("lo".to_owned(), IpAddr::V4(address));
+        state.local.extend([IMDS, EC2_ENDPOINT].map(loopback));
         for cidr in &self.cidrs {
             state.routes.insert((main, cidr.trunc()), Hop::Blackhole);
             state.vpc.insert(cidr.trunc());
         }
         for port in &self.ports {
-            state.local.extend(first_router_address(port.subnet));
-            state.neighbours.insert((port.link.clone(), port.primary), port.mac);
+            state.local.extend(first_router_address(port.subnet).map(loopback));
+            state.local.insert((port.link.clone(), ROUTER_V6.into()));
+            state.neighbours.insert((port.link.clone(), port.primary.into()), port.mac);
+            state.neighbours.insert((port.link.clone(), FAR_END_V6.into()), port.mac);
             for net in &port.assigned {
-                let hop = Hop::Via { link: port.link.clone(), gateway: port.primary };
+                let gateway = match net {
+                    IpNet::V4(_) => port.primary.into(),
+                    IpNet::V6(_) => FAR_END_V6.into(),
+                };
+                let hop = Hop::Via { link: port.link.clone(), gateway };
                 state.routes.insert((main, net.trunc()), hop);
                 if port.source_check {
                     state.assigned.insert((port.link.clone(), net.trunc()));
                 }
             }
             if !port.source_check {
-                state.assigned.insert((port.link.clone(), Ipv4Net::default()));
+                state.assigned.extend(Family::ALL.map(|family| (port.link.clone(), family.everything())));
             }
             state.onlink.insert((port.link.clone(), port.subnet.trunc()));
             state.onlink.insert((port.link.clone(), link_local_services()));
@@ -159,19 +174,19 @@ impl RouterSpec {
         for (table, routes) in &self.tables {
             for (destination, target) in routes {
                 let hop = match target {
-                    Target::InternetGateway => Hop::Via { link: IGW_LINK.into(), gateway: FAR_END },
-                    Target::Port { link, via } => Hop::Via { link: link.clone(), gateway: *via },
-                    Target::Peer { link } => Hop::Via { link: link.clone(), gateway: FAR_END },
+                    Target::InternetGateway => Hop::Via { link: IGW_LINK.into(), gateway: FAR_END.into() },
+                    Target::Port { link, via } => Hop::Via { link: link.clone(), gateway: (*via).into() },
+                    Target::Peer { link } => Hop::Via { link: link.clone(), gateway: FAR_END.into() },
                     Target::Blackhole => Hop::Blackhole,
                 };
-                state.routes.insert((FIRST_TABLE + table, destination.trunc()), hop);
+                state.routes.insert((FIRST_TABLE + table, destination.trunc().into()), hop);
             }
         }
         for (link, mac) in &self.peers {
-            state.neighbours.insert((link.clone(), FAR_END), *mac);
+            state.neighbours.insert((link.clone(), FAR_END.into()), *mac);
         }
         if let Some(mac) = self.internet {
-            state.neighbours.insert((IGW_LINK.into(), FAR_END), mac);
+            state.neighbours.insert((IGW_LINK.into(), FAR_END.into()), mac);
         }
         state
     }
@@ -220,6 +235,20 @@ table ip vpcsim {
     oifname "igw" snat to ip saddr map @to_public
   }
 }
+table ip6 vpcsim {
+  set assigned { type ifname . ipv6_addr; flags interval; }
+  set dropped { type ifname . ipv6_addr . ipv6_addr; size 4096; flags dynamic; counter; }
+  set vpc { type ipv6_addr; flags interval; }
+  chain refused {
+    update @dropped { iifname . ip6 saddr . ip6 daddr counter }
+    drop
+  }
+  # What stays on the link is not checked: neighbours speak from link-local addresses and, before they have one, from ::.
+  chain source_check { type filter hook prerouting priority raw; policy accept;
+    iifname "r*" ip6 saddr != { ::/128, fe80::/10 } iifname . ip6 saddr != @assigned jump refused
+    ip6 saddr @vpc ip6 daddr @vpc notrack
+  }
+}
 table arp vpcsim {
   set onlink { type ifname . ipv4_addr; flags interval; }
   chain in { type filter hook input priority filter; policy accept;
@@ -237,20 +266,27 @@ pub(super) fn filter_changes(from: &RouterState, to: &RouterState) -> String {
             let _infallible = writeln!(script, "{verb} element {set} {{ {} }}", elements.join(", "));
         }
     };
-    let pairs = |a: &BTreeSet<(String, Ipv4Net)>, b: &BTreeSet<(String, Ipv4Net)>| -> Vec<String> {
-        a.difference(b).map(|(link, net)| format!("\"{link}\" . {net}")).collect()
-    };
-    for (set, old, new) in
-        [("ip vpcsim assigned", &from.assigned, &to.assigned), ("arp vpcsim onlink", &from.onlink, &to.onlink)]
-    {
-        change("delete", set, &pairs(old, new));
-        change("add", set, &pairs(new, old));
+    let pair = |link: &str, net: &dyn Display| format!("\"{link}\" . {net}");
+    for (table, family) in [("ip", Family::V4), ("ip6", Family::V6)] {
+        let is_ours = |net: &IpNet| Family::of(net.addr()) == family;
+        let pairs = |a: &BTreeSet<(String, IpNet)>, b: &BTreeSet<(String, IpNet)>| -> Vec<String> {
+            a.difference(b).filter(|(_, net)| is_ours(net)).map(|(link, net)| pair(link, net)).collect()
+        };
+        let set = format!("{table} vpcsim assigned");
+        change("delete", &set, &pairs(&from.assigned, &to.assigned));
+        change("add", &set, &pairs(&to.assigned, &from.assigned));
+        let nets = |a: &BTreeSet<IpNet>, b: &BTreeSet<IpNet>| -> Vec<String> {
+            a.difference(b).filter(|net| is_ours(net)).map(ToString::to_string).collect()
+        };
+        let set = format!("{table} vpcsim vpc");
+        change("delete", &set, &nets(&from.vpc, &to.vpc));
+        change("add", &set, &nets(&to.vpc, &from.vpc));
     }
-    let nets = |a: &BTreeSet<Ipv4Net>, b: &BTreeSet<Ipv4Net>| -> Vec<String> {
-        a.difference(b).map(ToString::to_string).collect()
+    let onlink = |a: &BTreeSet<(String, Ipv4Net)>, b: &BTreeSet<(String, Ipv4Net)>| -> Vec<String> {
+        a.difference(b).map(|(link, net)| pair(link, net)).collect()
     };
-    change("delete", "ip vpcsim vpc", &nets(&from.vpc, &to.vpc));
-    change("add", "ip vpcsim vpc", &nets(&to.vpc, &from.vpc));
+    change("delete", "arp vpcsim onlink", &onlink(&from.onlink, &to.onlink));
+    change("add", "arp vpcsim onlink", &onlink(&to.onlink, &from.onlink));
     let gone: Vec<_> = from.public.iter().filter(|(private, public)| to.public.get(private) != Some(public)).collect();
     let come: Vec<_> = to.public.iter().filter(|(private, public)| from.public.get(private) != Some(public)).collect();
     for (verb, some) in [("delete", gone), ("add", come)] {
@@ -269,7 +305,7 @@ pub(super) fn filter_changes(from: &RouterState, to: &RouterState) -> String {
 mod tests {
     use super::*;
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net<N: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> N {
         text.parse().unwrap()
     }
 
@@ -310,8 +346,28 @@ mod tests {
             ]
             .into()
         );
-        assert!(state.local.contains(&"10.0.1.1".parse().unwrap()));
+        assert!(state.local.contains(&("lo".into(), "10.0.1.1".parse().unwrap())));
+        assert!(state.local.contains(&("r1".into(), ROUTER_V6.into())));
         assert_eq!(state.rules, [(40_000, "r1".to_owned(), 1000)].into());
+    }
+
+    #[test]
+    fn a_delegated_prefix_is_reached_over_the_link_of_its_eni() {
+        let mut spec = spec();
+        spec.cidrs.push(net("2001:db8::/56"));
+        spec.ports[0].assigned.push(net("2001:db8:0:1:7::/80"));
+        let state = spec.state();
+        let via = Hop::Via { link: "r1".into(), gateway: FAR_END_V6.into() };
+        assert_eq!(state.routes.get(&(254, net("2001:db8:0:1:7::/80"))), Some(&via));
+        assert_eq!(state.routes.get(&(254, net("2001:db8::/56"))), Some(&Hop::Blackhole));
+        assert_eq!(state.neighbours.get(&("r1".into(), FAR_END_V6.into())), Some(&MacAddr([2, 0, 0, 0, 0, 9])));
+        assert_eq!(
+            filter_changes(&self::spec().state(), &state),
+            "add element ip6 vpcsim assigned { \"r1\" . 2001:db8:0:1:7::/80 }\n\
+             add element ip6 vpcsim vpc { 2001:db8::/56 }\n"
+        );
+        let unplugged = state.without_link("r1");
+        assert!(unplugged.local.iter().all(|(link, _)| link == "lo"));
     }
 
     #[test]

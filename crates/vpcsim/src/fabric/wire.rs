@@ -1,7 +1,7 @@
 //! The fabric's hands: links, operations, packet filter and sysctls in one namespace.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ pub(super) struct End {
     pub mtu: u32,
 }
 
-/// Starts a namespace with loopback up and `sysctls`, given relative to `net/ipv4`.
+/// Starts a namespace with loopback up and `sysctls`, given relative to `net`.
 pub(super) async fn start(
     place: &str,
     sysctls: &'static [(&'static str, &'static str)],
@@ -99,7 +99,7 @@ pub(super) async fn start(
         NamespaceThread::spawn(spec).map_err(|source| FabricError::Namespace { place: place.into(), source })?;
     let written = thread.run(move || async move {
         for (key, value) in sysctls {
-            std::fs::write(Path::new("/proc/sys/net/ipv4").join(key), value)
+            std::fs::write(Path::new("/proc/sys/net").join(key), value)
                 .map_err(|error| io::Error::new(error.kind(), format!("{key}: {error}")))?;
         }
         io::Result::Ok(())
@@ -178,11 +178,18 @@ impl Wire {
     }
 
     /// What the source check refused: link, source, destination, packets.
-    pub(super) async fn dropped(&self) -> Result<Vec<(String, Ipv4Addr, Ipv4Addr, u64)>, FabricError> {
-        let list = self.feed("nft", &["-j", "list", "set", "ip", "vpcsim", "dropped"], String::new()).await?;
-        let list: serde_json::Value = serde_json::from_slice(&list)
-            .map_err(|error| self.io("nft lists no JSON".into(), io::Error::new(io::ErrorKind::InvalidData, error)))?;
-        Ok(parse_dropped(&list))
+    pub(super) async fn dropped(&self) -> Result<Vec<(String, IpAddr, IpAddr, u64)>, FabricError> {
+        let mut dropped = Vec::new();
+        for words in
+            [&["-j", "list", "set", "ip", "vpcsim", "dropped"], &["-j", "list", "set", "ip6", "vpcsim", "dropped"]]
+        {
+            let list = self.feed("nft", words, String::new()).await?;
+            let list: serde_json::Value = serde_json::from_slice(&list).map_err(|error| {
+                self.io("nft lists no JSON".into(), io::Error::new(io::ErrorKind::InvalidData, error))
+            })?;
+            dropped.extend(parse_dropped(&list));
+        }
+        Ok(dropped)
     }
 
     /// Makes a future in the namespace and drives it.
@@ -263,7 +270,7 @@ pub(super) fn visit(place: &str, namespace: &Namespace) -> Result<Host, FabricEr
     opened.map_err(|source| FabricError::Open { place: place.into(), source: Box::new(source) })
 }
 
-fn parse_dropped(list: &serde_json::Value) -> Vec<(String, Ipv4Addr, Ipv4Addr, u64)> {
+fn parse_dropped(list: &serde_json::Value) -> Vec<(String, IpAddr, IpAddr, u64)> {
     let sets = list.get("nftables").and_then(serde_json::Value::as_array).into_iter().flatten();
     let elements = sets.filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
     let parsed = elements.filter_map(|element| {
@@ -289,7 +296,7 @@ mod tests {
                 {"elem": {"val": {"concat": ["r1", "10.0.1.9", "10.0.2.1"]}, "counter": {"packets": 3, "bytes": 180}}}
             ]}}
         ]});
-        let expected = ("r1".to_owned(), Ipv4Addr::new(10, 0, 1, 9), Ipv4Addr::new(10, 0, 2, 1), 3);
+        let expected = ("r1".to_owned(), IpAddr::from([10, 0, 1, 9]), IpAddr::from([10, 0, 2, 1]), 3);
         assert_eq!(parse_dropped(&list), [expected]);
         assert_eq!(parse_dropped(&serde_json::json!({})), []);
     }

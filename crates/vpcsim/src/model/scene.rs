@@ -8,7 +8,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_contract::id::{EniId, InstanceId, SubnetId, VpcId};
 
 use super::Model;
-use super::api::{AttachNetworkInterface, CreateNetworkInterface, CreateSubnet, RunInstances, WantIpv4, WantIpv6};
+use super::api::{
+    AssignIpv6Addresses, AttachNetworkInterface, CreateNetworkInterface, CreateSubnet, RunInstances, WantIpv4, WantIpv6,
+};
 use super::error::{ApiError, Missing};
 use super::id::{InternetGatewayId, NatGatewayId, PeeringId, RouteTableId};
 use super::state::{
@@ -97,6 +99,24 @@ impl Model {
             let gateway = InternetGateway { id: id.clone(), vpc: Some(vpc.clone()) };
             edit.state.internet_gateways.insert(id.clone(), gateway);
             Ok(id)
+        })
+    }
+
+    /// Gives the primary ENI of an instance an IPv6 address, if its subnet has any: what the subnet's attribute
+    /// `AssignIpv6AddressOnCreation` does at launch.
+    ///
+    /// # Errors
+    /// `InvalidInstanceID.NotFound`, and as AssignIpv6Addresses.
+    pub fn add_ipv6_address(&mut self, instance: &InstanceId) -> Result<(), ApiError> {
+        self.edit(|edit| {
+            let found = edit.state.instances.get(instance);
+            let found = found.ok_or_else(|| ApiError::not_found(Missing::Instance, instance))?;
+            let (eni, subnet) = (found.primary_eni.clone(), found.subnet.clone());
+            if edit.state.subnets.get(&subnet).is_some_and(|subnet| subnet.ipv6_cidr.is_some()) {
+                let want = WantIpv6 { count: 1, ..WantIpv6::default() };
+                edit.assign_ipv6(&AssignIpv6Addresses { eni, want })?;
+            }
+            Ok(())
         })
     }
 

@@ -67,6 +67,7 @@ pub(super) fn model(scene: &Scene) -> Result<(Model, Places), WorldError> {
             tags: named(name, &instance.tags),
         };
         let id = made(format!("instance {name}"), model.add_instance(&launch))?;
+        made(format!("the IPv6 address of instance {name}"), model.add_ipv6_address(&id))?;
         places.instances.insert(name.clone(), id);
     }
     Ok((model, places))
@@ -79,13 +80,13 @@ fn add_vpc(
     places: &mut Places,
     targets: &mut Targets,
 ) -> Result<(), WorldError> {
-    let id = made(format!("VPC {name}"), model.add_vpc(&vpc.cidrs, None, named(name, &BTreeMap::new())))?;
+    let id = made(format!("VPC {name}"), model.add_vpc(&vpc.cidrs, vpc.ipv6_cidr, named(name, &BTreeMap::new())))?;
     for (subnet_name, subnet) in &vpc.subnets {
         let path = format!("{name}/{subnet_name}");
         let create = CreateSubnet {
             vpc: id.clone(),
             cidr: subnet.cidr,
-            ipv6_cidr: None,
+            ipv6_cidr: subnet.ipv6_cidr,
             availability_zone: Some(subnet.zone.clone()),
             tags: named(subnet_name, &subnet.tags),
         };
