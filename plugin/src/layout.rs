@@ -14,8 +14,9 @@ use sluice_hostnet::state::{Address, Family, Neighbour, Route, Rule, Sysctl, Sys
 
 /// The smallest MTU of a link with IPv6, in bytes (RFC 8200, section 5).
 const MTU_MIN_V6: u32 = 1280;
-/// The settings of IPv6 on the host's end: those of the VPC CNI.
-const HOST_SYSCTLS: [(&str, u8); 3] = [("accept_ra", 0), ("accept_redirects", 1), ("forwarding", 0)];
+/// The settings of IPv6 on the host's end: those of the VPC CNI, and no detection of duplicates. Nobody else is on the
+/// link, and the host could not ask for its pod before it has an address of the link.
+const HOST_SYSCTLS: [(&str, u8); 4] = [("accept_ra", 0), ("accept_redirects", 1), ("forwarding", 0), ("accept_dad", 0)];
 /// The most addresses of one pod; more is a fault of the daemon.
 const ADDRESSES_MAX: usize = 64;
 

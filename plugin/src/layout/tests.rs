@@ -62,6 +62,7 @@ fn a_pod_on_a_secondary_eni_is_laid_out_as_by_the_vpc_cni() {
             "sysctl net/ipv6/conf/enib5faff8a083/accept_ra = 0",
             "sysctl net/ipv6/conf/enib5faff8a083/accept_redirects = 1",
             "sysctl net/ipv6/conf/enib5faff8a083/forwarding = 0",
+            "sysctl net/ipv6/conf/enib5faff8a083/accept_dad = 0",
             "link set enib5faff8a083 up",
             "rule add 512: from all to 10.0.1.60/32 lookup 254",
             "rule add 1536: from 10.0.1.60/32 lookup 2",

@@ -97,7 +97,7 @@ fn pods_a_and_b_leave_the_golden_state() {
         assert_eq!((&host_end["mtu"], up(host_end)), (&json!(9001), true));
         assert_eq!(host_end["ifalias"], json!(format!("sluice {container}/eth0@sluice")));
         let sysctl = |name: &str| node.sh(&format!("cat /proc/sys/net/ipv6/conf/{host}/{name}")).trim().to_owned();
-        assert_eq!(["accept_ra", "accept_redirects", "forwarding"].map(sysctl), ["0", "1", "0"]);
+        assert_eq!(["accept_ra", "accept_redirects", "forwarding", "accept_dad"].map(sysctl), ["0", "1", "0", "0"]);
     }
     // The two pods reach each other, by the rules and routes alone.
     node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
