@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv6Net};
 use sluice_contract::id::{Attachment, EniId};
 
 use crate::ledger::{AddressState, Block, Role, Stage};
@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Violation {
     /// Two blocks hold the address.
-    AddressTwice(Ipv4Addr),
+    AddressTwice(IpAddr),
     /// Two addresses have the same owner.
     OwnerTwice(Attachment),
     /// An index of the ledger does not say what the ledger says.
@@ -27,9 +27,9 @@ pub enum Violation {
         object: String,
     },
     /// A block holds other addresses than its own.
-    BlockContents(Ipv4Net),
+    BlockContents(IpNet),
     /// A pod could be given the ENI's own address.
-    PrimaryAddressOffered(Ipv4Addr),
+    PrimaryAddressOffered(IpAddr),
     /// An ENI holds more addresses and prefixes than the instance type allows.
     AddressLimit {
         /// Which ENI.
@@ -55,8 +55,14 @@ pub enum Violation {
         /// Which ENI.
         eni: EniId,
         /// Who is on it.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
+    /// Two pods have the same IPv6 address beside their IPv4 addresses.
+    CompanionTwice(Ipv6Addr),
+    /// Two ENIs have the same /80.
+    DelegatedTwice(Ipv6Net),
+    /// An ENI takes pods and has no /80 for their IPv6 addresses.
+    NotDelegated(EniId),
     /// Pods have addresses of an ENI that is not ours to use.
     NotOurs(EniId),
     /// An operation is under way on something that the ledger does not have.
@@ -76,6 +82,9 @@ impl fmt::Display for Violation {
             Self::TableTwice(table) => write!(f, "two ENIs have route table {table}"),
             Self::Primary(eni) => write!(f, "{eni} is one primary ENI too many, or is being freed"),
             Self::LeavingInUse { eni, address } => write!(f, "{eni} is being freed, and {address} is in use"),
+            Self::CompanionTwice(address) => write!(f, "two pods have {address}"),
+            Self::DelegatedTwice(net) => write!(f, "two ENIs have {net}"),
+            Self::NotDelegated(eni) => write!(f, "{eni} takes pods, and has no /80 for their IPv6 addresses"),
             Self::NotOurs(eni) => write!(f, "{eni} is not ours, and pods could use it"),
             Self::Flight(op) => write!(f, "under way on nothing: {op}"),
         }
@@ -100,7 +109,8 @@ pub fn check(state: &State, now: Timestamp) -> Vec<Violation> {
 fn addresses(state: &State, found: &mut Vec<Violation>) {
     let ledger = state.ledger();
     let (mut seen, mut queued, mut owned) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
-    let own: BTreeSet<Ipv4Addr> = ledger.enis().map(|eni| eni.primary_ip).collect();
+    let mut companions = BTreeSet::new();
+    let own: BTreeSet<IpAddr> = ledger.enis().map(|eni| eni.primary_ip.into()).collect();
     for eni in ledger.enis() {
         for (net, block) in &eni.blocks {
             if !Block::hosts(*net).eq(block.addresses.keys().copied()) {
@@ -117,6 +127,11 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
                     && owned.insert(owner.attachment.clone(), *address).is_some()
                 {
                     found.push(Violation::OwnerTwice(owner.attachment.clone()));
+                }
+                if let AddressState::Assigned { ipv6: Some(ipv6), .. } = state
+                    && !companions.insert(*ipv6)
+                {
+                    found.push(Violation::CompanionTwice(*ipv6));
                 }
                 let offered = eni.takes_pods() && block.is_offered();
                 if let Some(from) = state.available_from().filter(|_| offered) {
@@ -145,7 +160,7 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
 }
 
 fn enis(state: &State, now: Timestamp, found: &mut Vec<Violation>) {
-    let (mut tables, mut primaries) = (BTreeSet::new(), 0);
+    let (mut tables, mut delegated, mut primaries) = (BTreeSet::new(), BTreeSet::new(), 0);
     for eni in state.ledger().enis() {
         if eni.role == Role::Primary {
             primaries += 1;
@@ -155,6 +170,12 @@ fn enis(state: &State, now: Timestamp, found: &mut Vec<Violation>) {
         }
         if let Some(table) = eni.table().filter(|table| !tables.insert(*table)) {
             found.push(Violation::TableTwice(table));
+        }
+        if let Some(ipv6) = eni.ipv6.filter(|ipv6| !delegated.insert(ipv6.net)) {
+            found.push(Violation::DelegatedTwice(ipv6.net));
+        }
+        if eni.takes_pods() && state.lacks_ipv6(&eni.id) {
+            found.push(Violation::NotDelegated(eni.id.clone()));
         }
         if !eni.carries_pods() && !eni.blocks.is_empty() {
             found.push(Violation::NotOurs(eni.id.clone()));

@@ -4,17 +4,18 @@
 //! unsure, and creates are repeated with the client token of their intent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::{AttachmentId, EniId, MacAddr, SubnetId};
 
 use crate::arrivals::Arrivals;
 use crate::check::{Violation, check};
 use crate::cloud::InterfaceType;
+use crate::ipv6::Delegation;
 use crate::ledger::{AddressState, Block, Eni, LedgerError, Owner, Role, Stage};
 use crate::state::{Intent, Node, SETTLE, State, Subnet};
 use crate::time::Timestamp;
@@ -63,7 +64,7 @@ pub struct Checkpoint {
     enis: Vec<EniRecord>,
     intents: BTreeMap<String, Intent>,
     subnets: BTreeMap<SubnetId, Subnet>,
-    strays: BTreeSet<Ipv4Addr>,
+    strays: BTreeSet<IpAddr>,
     last_grown: Option<Timestamp>,
     last_shrunk: Option<Timestamp>,
     found_cool_until: Option<Timestamp>,
@@ -93,8 +94,10 @@ struct EniRecord {
     not_before: Option<Timestamp>,
     recheck: Option<Timestamp>,
     confirmed: Option<Timestamp>,
-    blocks: BTreeMap<Ipv4Net, BlockRecord>,
-    departed: BTreeMap<Ipv4Net, Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ipv6: Option<Delegation>,
+    blocks: BTreeMap<IpNet, BlockRecord>,
+    departed: BTreeMap<IpNet, Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,16 +110,27 @@ struct BlockRecord {
     hearsay: bool,
     /// Addresses that have not been free ever since the block came.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    addresses: BTreeMap<Ipv4Addr, AddressRecord>,
+    addresses: BTreeMap<IpAddr, AddressRecord>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum AddressRecord {
-    Free { since: Timestamp },
-    Assigned { owner: Owner, since: Timestamp },
-    Cooling { until: Timestamp },
-    Quarantined { since: Timestamp },
+    Free {
+        since: Timestamp,
+    },
+    Assigned {
+        owner: Owner,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipv6: Option<Ipv6Addr>,
+        since: Timestamp,
+    },
+    Cooling {
+        until: Timestamp,
+    },
+    Quarantined {
+        since: Timestamp,
+    },
 }
 
 /// Read before the rest, so that another version is told from a damaged file.
@@ -233,6 +247,7 @@ impl EniRecord {
             not_before: eni.not_before,
             recheck: if busy { Some(now + SETTLE) } else { eni.recheck },
             confirmed: eni.confirmed,
+            ipv6: eni.ipv6,
             blocks: eni.blocks.iter().map(|(net, block)| (*net, BlockRecord::of(block))).collect(),
             departed: eni.departed.clone(),
         }
@@ -259,6 +274,7 @@ impl EniRecord {
             not_before: self.not_before.map(|at| at.earlier(back)),
             recheck: self.recheck.map(|at| at.earlier(back)),
             confirmed: self.confirmed.map(|at| at.earlier(back)),
+            ipv6: self.ipv6.map(|ipv6| Delegation { since: ipv6.since.earlier(back), ..ipv6 }),
             blocks: BTreeMap::new(),
             departed: BTreeMap::new(),
         })?;
@@ -269,8 +285,8 @@ impl EniRecord {
                     return Err(LedgerError::UnknownAddress(address).into());
                 }
                 match record {
-                    AddressRecord::Assigned { owner, since } => {
-                        ledger.restore_owner(address, Arc::new(owner), since.earlier(back))?;
+                    AddressRecord::Assigned { owner, ipv6, since } => {
+                        ledger.restore_owner(address, Arc::new(owner), ipv6, since.earlier(back))?;
                     }
                     AddressRecord::Free { since } => {
                         ledger.set_unowned(address, AddressState::Free { since: since.earlier(back) })?;
@@ -309,7 +325,9 @@ impl AddressRecord {
     fn of(state: &AddressState) -> Self {
         match state {
             AddressState::Free { since } => Self::Free { since: *since },
-            AddressState::Assigned { owner, since } => Self::Assigned { owner: Owner::clone(owner), since: *since },
+            AddressState::Assigned { owner, ipv6, since } => {
+                Self::Assigned { owner: Owner::clone(owner), ipv6: *ipv6, since: *since }
+            }
             AddressState::Cooling { until } => Self::Cooling { until: *until },
             AddressState::Quarantined { since } => Self::Quarantined { since: *since },
         }

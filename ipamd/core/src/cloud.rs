@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, MacAddr, SecurityGroupId, SubnetId, VpcId};
 
@@ -49,6 +49,8 @@ pub struct ImdsEni {
     pub secondary_ips: BTreeSet<Ipv4Addr>,
     /// `ipv4-prefix`, /28 each.
     pub prefixes: BTreeSet<Ipv4Net>,
+    /// `ipv6-prefix`, /80 each.
+    pub ipv6_prefixes: BTreeSet<Ipv6Net>,
     /// `security-group-ids`.
     pub security_groups: Vec<SecurityGroupId>,
 }
@@ -85,6 +87,8 @@ pub struct Ec2Eni {
     pub secondary_ips: BTreeSet<Ipv4Addr>,
     /// `Ipv4Prefixes`.
     pub prefixes: BTreeSet<Ipv4Net>,
+    /// `Ipv6Prefixes`, /80 each.
+    pub ipv6_prefixes: BTreeSet<Ipv6Net>,
     /// `Groups`.
     pub security_groups: Vec<SecurityGroupId>,
     /// `TagSet`.
@@ -117,6 +121,8 @@ pub struct Ec2Subnet {
     pub subnet: SubnetId,
     /// `CidrBlock`.
     pub cidr: Ipv4Net,
+    /// The IPv6 CIDR that is associated with it (`Ipv6CidrBlockAssociationSet`), if there is one.
+    pub ipv6_cidr: Option<Ipv6Net>,
     /// `AvailabilityZone`.
     pub availability_zone: String,
     /// `AvailableIpAddressCount`: free addresses, not counting whether any /28 of them is whole.
@@ -155,6 +161,9 @@ pub struct CreateEni {
     pub security_groups: Vec<SecurityGroupId>,
     /// Addresses beside the primary one.
     pub addresses: AddressCount,
+    /// Whether it gets a /80 (`Ipv6PrefixCount` 1).
+    #[serde(default)]
+    pub ipv6_prefix: bool,
     /// `aws-K8S-<instance id>`.
     pub description: String,
     /// Tags to make it with.
@@ -184,6 +193,8 @@ pub struct Unassign {
 /// The API actions that ipamd calls, one token bucket each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Api {
+    /// AssignIpv6Addresses.
+    AssignIpv6Addresses,
     /// AssignPrivateIpAddresses.
     AssignPrivateIpAddresses,
     /// AttachNetworkInterface.

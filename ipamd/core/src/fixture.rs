@@ -1,7 +1,7 @@
 //! Nodes and ENIs for the unit tests.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use sluice_contract::id::{
 use crate::cloud::{
     Api, CloudError, CloudErrorKind, Ec2Attachment, Ec2Eni, Ec2Subnet, InstanceIdentity, InstanceLimits, InterfaceType,
 };
+use crate::ipv6::Families;
 use crate::ledger::Owner;
 use crate::op::{Failure, Op, Outcome};
 use crate::state::{Event, Node, State, tag};
@@ -24,7 +25,7 @@ pub(crate) fn at(seconds: u64) -> Timestamp {
     Timestamp::from_millis(1_700_000_000_000) + Duration::from_secs(seconds)
 }
 
-pub(crate) fn ip(address: &str) -> Ipv4Addr {
+pub(crate) fn ip(address: &str) -> IpAddr {
     address.parse().unwrap()
 }
 
@@ -73,6 +74,7 @@ pub(crate) fn node() -> Node {
         security_groups: Vec::new(),
         tags: BTreeMap::from([(tag::INSTANCE.to_owned(), "i-00000001".to_owned())]),
         manage_untagged_enis: true,
+        families: Families::V4,
     }
 }
 
@@ -95,6 +97,7 @@ pub(crate) fn eni(n: u32, blocks: &[&str]) -> Ec2Eni {
         primary_ip: Ipv4Addr::new(10, 0, 255, n.to_be_bytes()[3]),
         secondary_ips: singles.iter().map(Ipv4Net::addr).collect(),
         prefixes,
+        ipv6_prefixes: BTreeSet::new(),
         security_groups: Vec::new(),
         tags: node().tags,
         interface_type: InterfaceType::Interface,
@@ -106,6 +109,7 @@ pub(crate) fn subnet(n: u32, available: u32, tags: &[(&str, &str)]) -> Ec2Subnet
     Ec2Subnet {
         subnet: subnet_id(n),
         cidr: net("10.0.0.0/16"),
+        ipv6_cidr: None,
         availability_zone: "xx-1a".to_owned(),
         available,
         tags: tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),

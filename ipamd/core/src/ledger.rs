@@ -10,16 +10,17 @@ mod record;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::{Attachment, EniId, SubnetId};
 
 pub use record::{AddressState, Block, Eni, Owner, Role, Stage};
 pub use tally::Tally;
 
+use crate::ipv6::Delegation;
 use crate::time::Timestamp;
 
 /// Why a change of the ledger was refused. Nothing has changed then.
@@ -27,12 +28,12 @@ use crate::time::Timestamp;
 pub enum LedgerError {
     /// The address is on no ENI of this node.
     #[error("address {0} is on no ENI of this node")]
-    UnknownAddress(Ipv4Addr),
+    UnknownAddress(IpAddr),
     /// The address is not free, or its ENI does not take pods.
     #[error("address {address} cannot be assigned: {why}")]
     NotAvailable {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// What stands against it.
         why: &'static str,
     },
@@ -42,7 +43,7 @@ pub enum LedgerError {
         /// The attachment.
         attachment: Attachment,
         /// What it holds.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// The attachment has no address.
     #[error("attachment {0} holds no address")]
@@ -57,7 +58,7 @@ pub enum LedgerError {
     #[error("{block} on {eni} overlaps what {other} holds already")]
     Overlap {
         /// The new address or prefix.
-        block: Ipv4Net,
+        block: IpNet,
         /// Its ENI.
         eni: EniId,
         /// The ENI that holds one of its addresses.
@@ -69,7 +70,7 @@ pub enum LedgerError {
         /// The ENI, address or prefix.
         object: String,
         /// An address that is in use.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Its state.
         state: &'static str,
     },
@@ -80,13 +81,13 @@ pub enum LedgerError {
 pub struct Ledger {
     enis: BTreeMap<EniId, Eni>,
     /// Attachment -> its address.
-    owners: BTreeMap<Attachment, Ipv4Addr>,
+    owners: BTreeMap<Attachment, IpAddr>,
     /// Address -> the ENI and the block that it is part of.
-    homes: BTreeMap<Ipv4Addr, (EniId, Ipv4Net)>,
+    homes: BTreeMap<IpAddr, (EniId, IpNet)>,
     /// Addresses that pods may have, by the time from which they are free: the longest-free come first, cooling ones last.
-    queue: BTreeSet<(Timestamp, Ipv4Addr)>,
+    queue: BTreeSet<(Timestamp, IpAddr)>,
     /// Addresses that are alive in the kernel and on no ENI that is known: quarantined if an ENI turns out to have them.
-    strays: BTreeSet<Ipv4Addr>,
+    strays: BTreeSet<IpAddr>,
 }
 
 impl Ledger {
@@ -103,7 +104,7 @@ impl Ledger {
 
     /// The ENI that has this address as a prefix or secondary address.
     #[must_use]
-    pub fn eni_of(&self, address: Ipv4Addr) -> Option<&Eni> {
+    pub fn eni_of(&self, address: IpAddr) -> Option<&Eni> {
         self.homes.get(&address).and_then(|(eni, _)| self.enis.get(eni))
     }
 
@@ -115,52 +116,64 @@ impl Ledger {
 
     /// The address of an attachment.
     #[must_use]
-    pub fn address_of(&self, attachment: &Attachment) -> Option<Ipv4Addr> {
+    pub fn address_of(&self, attachment: &Attachment) -> Option<IpAddr> {
         self.owners.get(attachment).copied()
     }
 
+    /// The IPv6 address that a pod has beside this one.
+    #[must_use]
+    pub fn companion_of(&self, address: IpAddr) -> Option<Ipv6Addr> {
+        match self.address(address)? {
+            AddressState::Assigned { ipv6, .. } => *ipv6,
+            AddressState::Free { .. } | AddressState::Cooling { .. } | AddressState::Quarantined { .. } => None,
+        }
+    }
+
     /// All attachments and their addresses.
-    pub fn owners(&self) -> impl Iterator<Item = (&Attachment, Ipv4Addr)> {
+    pub fn owners(&self) -> impl Iterator<Item = (&Attachment, IpAddr)> {
         self.owners.iter().map(|(attachment, address)| (attachment, *address))
     }
 
     /// What is known of an address.
     #[must_use]
-    pub fn address(&self, address: Ipv4Addr) -> Option<&AddressState> {
+    pub fn address(&self, address: IpAddr) -> Option<&AddressState> {
         let (eni, net) = self.homes.get(&address)?;
         self.enis.get(eni)?.blocks.get(net)?.addresses.get(&address)
     }
 
     /// The address that has been free for the longest, of those that pods may have.
     #[must_use]
-    pub fn next_available(&self, now: Timestamp) -> Option<Ipv4Addr> {
+    pub fn next_available(&self, now: Timestamp) -> Option<IpAddr> {
         self.queue.first().filter(|(from, _)| *from <= now).map(|(_, address)| *address)
     }
 
     /// All addresses that pods may have now, the longest-free first.
-    pub fn available(&self, now: Timestamp) -> impl Iterator<Item = Ipv4Addr> {
+    pub fn available(&self, now: Timestamp) -> impl Iterator<Item = IpAddr> {
         self.queue.iter().take_while(move |(from, _)| *from <= now).map(|(_, address)| *address)
     }
 
     /// When the first of the cooling addresses that pods may have is free.
     #[must_use]
     pub fn next_cooled(&self, now: Timestamp) -> Option<Timestamp> {
-        self.queue.range((now + Duration::from_millis(1), Ipv4Addr::UNSPECIFIED)..).next().map(|(from, _)| *from)
+        self.queue
+            .range((now + Duration::from_millis(1), IpAddr::V4(Ipv4Addr::UNSPECIFIED))..)
+            .next()
+            .map(|(from, _)| *from)
     }
 
     /// Addresses alive in the kernel that no known ENI has.
     #[must_use]
-    pub const fn strays(&self) -> &BTreeSet<Ipv4Addr> {
+    pub const fn strays(&self) -> &BTreeSet<IpAddr> {
         &self.strays
     }
 
     /// The queue as the index holds it, for the invariant checker.
-    pub(crate) const fn queue(&self) -> &BTreeSet<(Timestamp, Ipv4Addr)> {
+    pub(crate) const fn queue(&self) -> &BTreeSet<(Timestamp, IpAddr)> {
         &self.queue
     }
 
     /// The index of homes, for the invariant checker.
-    pub(crate) const fn homes(&self) -> &BTreeMap<Ipv4Addr, (EniId, Ipv4Net)> {
+    pub(crate) const fn homes(&self) -> &BTreeMap<IpAddr, (EniId, IpNet)> {
         &self.homes
     }
 
@@ -169,7 +182,7 @@ impl Ledger {
     }
 
     /// Gives a free address to an attachment that has none.
-    pub(crate) fn assign(&mut self, address: Ipv4Addr, owner: Arc<Owner>, now: Timestamp) -> Result<(), LedgerError> {
+    pub(crate) fn assign(&mut self, address: IpAddr, owner: Arc<Owner>, now: Timestamp) -> Result<(), LedgerError> {
         let not = |why| LedgerError::NotAvailable { address, why };
         if let Some(held) = self.owners.get(&owner.attachment) {
             return Err(LedgerError::OwnerHasAddress { attachment: owner.attachment.clone(), address: *held });
@@ -184,16 +197,18 @@ impl Ledger {
         if !self.is_offered(address) {
             return Err(not("its ENI takes no pods"));
         }
+        let ipv6 = self.eni_of(address).and_then(|eni| eni.companion(address));
         self.owners.insert(owner.attachment.clone(), address);
-        self.set(address, AddressState::Assigned { owner, since: now });
+        self.set(address, AddressState::Assigned { owner, ipv6, since: now });
         Ok(())
     }
 
     /// Records what a checkpoint says: the attachment holds the address, whatever its ENI is good for now.
     pub(crate) fn restore_owner(
         &mut self,
-        address: Ipv4Addr,
+        address: IpAddr,
         owner: Arc<Owner>,
+        ipv6: Option<Ipv6Addr>,
         since: Timestamp,
     ) -> Result<(), LedgerError> {
         if let Some(held) = self.owners.get(&owner.attachment) {
@@ -206,14 +221,17 @@ impl Ledger {
             AddressState::Free { .. } | AddressState::Cooling { .. } | AddressState::Quarantined { .. } => {}
         }
         self.owners.insert(owner.attachment.clone(), address);
-        self.set(address, AddressState::Assigned { owner, since });
+        self.set(address, AddressState::Assigned { owner, ipv6, since });
         Ok(())
     }
 
     /// Gives an address in quarantine to the attachment that turns out to have it.
-    pub(crate) fn adopt(&mut self, address: Ipv4Addr, owner: Arc<Owner>, now: Timestamp) -> Result<(), LedgerError> {
+    pub(crate) fn adopt(&mut self, address: IpAddr, owner: Arc<Owner>, now: Timestamp) -> Result<(), LedgerError> {
         match self.address(address).ok_or(LedgerError::UnknownAddress(address))? {
-            AddressState::Quarantined { .. } => self.restore_owner(address, owner, now),
+            AddressState::Quarantined { .. } => {
+                let ipv6 = self.eni_of(address).and_then(|eni| eni.companion(address));
+                self.restore_owner(address, owner, ipv6, now)
+            }
             AddressState::Free { .. } | AddressState::Assigned { .. } | AddressState::Cooling { .. } => {
                 Err(LedgerError::NotAvailable { address, why: "it is not in quarantine" })
             }
@@ -226,7 +244,7 @@ impl Ledger {
         attachment: &Attachment,
         cooldown: Duration,
         now: Timestamp,
-    ) -> Result<Ipv4Addr, LedgerError> {
+    ) -> Result<IpAddr, LedgerError> {
         let address = self.owners.remove(attachment).ok_or_else(|| LedgerError::UnknownOwner(attachment.clone()))?;
         let state = if cooldown.is_zero() {
             AddressState::Free { since: now }
@@ -238,7 +256,7 @@ impl Ledger {
     }
 
     /// Sets an address that no pod holds.
-    pub(crate) fn set_unowned(&mut self, address: Ipv4Addr, state: AddressState) -> Result<(), LedgerError> {
+    pub(crate) fn set_unowned(&mut self, address: IpAddr, state: AddressState) -> Result<(), LedgerError> {
         match self.address(address) {
             None => Err(LedgerError::UnknownAddress(address)),
             Some(AddressState::Assigned { .. }) => {
@@ -259,6 +277,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Tells an ENI its /80, or that it has none.
+    pub(crate) fn set_ipv6(&mut self, id: &EniId, ipv6: Option<Delegation>) -> Result<(), LedgerError> {
+        self.eni_mut(id)?.ipv6 = ipv6;
+        Ok(())
+    }
+
     /// Moves an ENI to another stage; its addresses enter or leave the queue with it.
     pub(crate) fn set_stage(&mut self, id: &EniId, stage: Stage) -> Result<(), LedgerError> {
         self.eni_mut(id)?.stage = stage;
@@ -271,7 +295,7 @@ impl Ledger {
     pub(crate) fn add_blocks(
         &mut self,
         id: &EniId,
-        blocks: impl IntoIterator<Item = Ipv4Net>,
+        blocks: impl IntoIterator<Item = IpNet>,
         cooling_until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(), LedgerError> {
@@ -279,7 +303,7 @@ impl Ledger {
             Some(until) => AddressState::Cooling { until },
             None => AddressState::Free { since: now },
         };
-        let blocks: Vec<Ipv4Net> = blocks.into_iter().collect();
+        let blocks: Vec<IpNet> = blocks.into_iter().collect();
         self.eni_mut(id)?;
         for block in &blocks {
             if let Some(other) = Block::hosts(*block).find_map(|address| self.homes.get(&address)) {
@@ -309,7 +333,7 @@ impl Ledger {
     }
 
     /// Takes a block out of the queue (`true`) or puts it back.
-    pub(crate) fn set_withdrawn(&mut self, id: &EniId, net: Ipv4Net, withdrawn: bool) -> Result<(), LedgerError> {
+    pub(crate) fn set_withdrawn(&mut self, id: &EniId, net: IpNet, withdrawn: bool) -> Result<(), LedgerError> {
         if let Some(block) = self.eni_mut(id)?.blocks.get_mut(&net) {
             block.withdrawn = withdrawn;
         }
@@ -318,7 +342,7 @@ impl Ledger {
     }
 
     /// Keeps a block out of the queue (`true`) until EC2 has shown it again.
-    pub(crate) fn set_hearsay(&mut self, id: &EniId, net: Ipv4Net, hearsay: bool) -> Result<(), LedgerError> {
+    pub(crate) fn set_hearsay(&mut self, id: &EniId, net: IpNet, hearsay: bool) -> Result<(), LedgerError> {
         if let Some(block) = self.eni_mut(id)?.blocks.get_mut(&net) {
             block.hearsay = hearsay;
         }
@@ -327,7 +351,7 @@ impl Ledger {
     }
 
     /// EC2 has assigned what a late description had shown: it was not ours in between, and is free as any that comes.
-    pub(crate) fn assigned_anew(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
+    pub(crate) fn assigned_anew(&mut self, id: &EniId, net: IpNet, now: Timestamp) -> Result<(), LedgerError> {
         if !self.eni_mut(id)?.blocks.get(&net).is_some_and(|block| block.hearsay) {
             return Ok(());
         }
@@ -340,7 +364,7 @@ impl Ledger {
     }
 
     /// Pods may have the addresses of a block again, if the ENI has it still.
-    pub(crate) fn offer_again(&mut self, id: &EniId, net: Ipv4Net) {
+    pub(crate) fn offer_again(&mut self, id: &EniId, net: IpNet) {
         if let Some(block) = self.enis.get_mut(id).and_then(|eni| eni.blocks.get_mut(&net)) {
             block.withdrawn = false;
         }
@@ -356,7 +380,7 @@ impl Ledger {
     }
 
     /// Forgets a block that no pod uses; the ENI remembers that it went.
-    pub(crate) fn remove_block(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
+    pub(crate) fn remove_block(&mut self, id: &EniId, net: IpNet, now: Timestamp) -> Result<(), LedgerError> {
         let Some(block) = self.eni_mut(id)?.blocks.get(&net) else { return Ok(()) };
         if let Some((address, state)) = block.in_use(now) {
             return Err(LedgerError::InUse { object: net.to_string(), address, state });
@@ -365,16 +389,16 @@ impl Ledger {
     }
 
     /// Forgets a block that EC2 has only shown once, and late: what lives of it is on an ENI that is yet to be found.
-    pub(crate) fn remove_hearsay(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
+    pub(crate) fn remove_hearsay(&mut self, id: &EniId, net: IpNet, now: Timestamp) -> Result<(), LedgerError> {
         let Some(block) = self.eni_mut(id)?.blocks.get(&net) else { return Ok(()) };
         let live = block.addresses.iter().filter(|(_, state)| state.is_live());
-        let live: Vec<Ipv4Addr> = live.map(|(address, _)| *address).collect();
+        let live: Vec<IpAddr> = live.map(|(address, _)| *address).collect();
         self.owners.retain(|_, address| !live.contains(address));
         self.strays.extend(live);
         self.forget_block(id, net, now)
     }
 
-    fn forget_block(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), LedgerError> {
+    fn forget_block(&mut self, id: &EniId, net: IpNet, now: Timestamp) -> Result<(), LedgerError> {
         for address in Block::hosts(net) {
             self.unqueue(address);
             self.homes.remove(&address);
@@ -391,7 +415,7 @@ impl Ledger {
         if let Some((address, state)) = eni.in_use(now) {
             return Err(LedgerError::InUse { object: id.to_string(), address, state });
         }
-        let blocks: Vec<Ipv4Net> = eni.blocks.keys().copied().collect();
+        let blocks: Vec<IpNet> = eni.blocks.keys().copied().collect();
         for net in blocks {
             self.remove_block(id, net, now)?;
         }
@@ -401,9 +425,9 @@ impl Ledger {
 
     /// Takes in what the kernel shows: `alive` are all the addresses that live pods use. Unowned addresses among them are
     /// quarantined; those in quarantine that are gone cool for `cooldown`.
-    pub(crate) fn kernel_seen(&mut self, alive: &BTreeSet<Ipv4Addr>, cooldown: Duration, now: Timestamp) {
+    pub(crate) fn kernel_seen(&mut self, alive: &BTreeSet<IpAddr>, cooldown: Duration, now: Timestamp) {
         self.strays = alive.iter().filter(|address| !self.homes.contains_key(address)).copied().collect();
-        let changes: Vec<(Ipv4Addr, AddressState)> = self
+        let changes: Vec<(IpAddr, AddressState)> = self
             .enis
             .values()
             .flat_map(|eni| eni.blocks.values())
@@ -431,18 +455,18 @@ impl Ledger {
     }
 
     /// Puts the strays of a checkpoint back.
-    pub(crate) fn restore_strays(&mut self, strays: BTreeSet<Ipv4Addr>) {
+    pub(crate) fn restore_strays(&mut self, strays: BTreeSet<IpAddr>) {
         self.strays = strays;
     }
 
     /// Whether pods may have addresses of this block of this ENI.
-    fn is_offered(&self, address: Ipv4Addr) -> bool {
+    fn is_offered(&self, address: IpAddr) -> bool {
         self.homes.get(&address).is_some_and(|(eni, net)| {
             self.enis.get(eni).is_some_and(|eni| eni.takes_pods() && eni.blocks.get(net).is_some_and(Block::is_offered))
         })
     }
 
-    fn set(&mut self, address: Ipv4Addr, state: AddressState) {
+    fn set(&mut self, address: IpAddr, state: AddressState) {
         self.unqueue(address);
         let from = state.available_from().filter(|_| self.is_offered(address));
         if let Some(slot) = self
@@ -455,7 +479,7 @@ impl Ledger {
         }
     }
 
-    fn unqueue(&mut self, address: Ipv4Addr) {
+    fn unqueue(&mut self, address: IpAddr) {
         if let Some(from) = self.address(address).and_then(AddressState::available_from) {
             self.queue.remove(&(from, address));
         }

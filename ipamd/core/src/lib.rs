@@ -15,6 +15,7 @@ pub mod cloud;
 mod fixture;
 #[cfg(test)]
 mod fuzz;
+pub mod ipv6;
 pub mod ledger;
 pub mod limits;
 pub mod op;

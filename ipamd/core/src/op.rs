@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use ipnet::Ipv6Net;
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, SubnetId, VpcId};
 
 use crate::cloud::{AddressCount, Api, Assigned, CloudError, CreateEni, Ec2Eni, Ec2Subnet, Unassign};
@@ -36,6 +37,11 @@ pub enum Op {
         eni: EniId,
         /// How many.
         count: AddressCount,
+    },
+    /// AssignIpv6Addresses: one /80.
+    AssignIpv6 {
+        /// To which ENI.
+        eni: EniId,
     },
     /// UnassignPrivateIpAddresses.
     Unassign {
@@ -85,6 +91,8 @@ pub enum OpKey {
     Eni(EniId),
     /// [`Op::DeleteOnTermination`], which goes beside others.
     Attribute(EniId),
+    /// [`Op::AssignIpv6`], which goes beside IPv4's calls.
+    Ipv6(EniId),
     /// [`Op::Survey`].
     Survey,
     /// [`Op::Subnets`].
@@ -100,6 +108,7 @@ impl Op {
             Self::Attach { .. } => Api::AttachNetworkInterface,
             Self::DeleteOnTermination { .. } => Api::ModifyNetworkInterfaceAttribute,
             Self::Assign { .. } => Api::AssignPrivateIpAddresses,
+            Self::AssignIpv6 { .. } => Api::AssignIpv6Addresses,
             Self::Unassign { .. } => Api::UnassignPrivateIpAddresses,
             Self::Detach { .. } => Api::DetachNetworkInterface,
             Self::Delete { .. } => Api::DeleteNetworkInterface,
@@ -118,6 +127,7 @@ impl Op {
             | Self::Assign { eni, .. }
             | Self::Unassign { eni, .. }
             | Self::Detach { eni, .. }
+            | Self::AssignIpv6 { eni }
             | Self::Delete { eni }
             | Self::Inspect { eni } => Some(eni),
         }
@@ -129,6 +139,7 @@ impl Op {
         match self {
             Self::Create(request) => OpKey::Create(request.client_token.clone()),
             Self::DeleteOnTermination { eni, .. } => OpKey::Attribute(eni.clone()),
+            Self::AssignIpv6 { eni } => OpKey::Ipv6(eni.clone()),
             Self::Survey { .. } => OpKey::Survey,
             Self::Subnets { .. } => OpKey::Subnets,
             Self::Attach { eni, .. }
@@ -158,6 +169,7 @@ impl fmt::Display for Op {
             Self::Attach { eni, card, device, .. } => write!(f, "attach {eni} as card {card} device {device}"),
             Self::DeleteOnTermination { eni, .. } => write!(f, "mark {eni} to go with the instance"),
             Self::Assign { eni, count } => write!(f, "assign {count} to {eni}"),
+            Self::AssignIpv6 { eni } => write!(f, "assign a /80 to {eni}"),
             Self::Unassign { eni, what } => {
                 write!(f, "unassign from {eni}:")?;
                 what.addresses.iter().try_for_each(|address| write!(f, " {address}"))?;
@@ -211,6 +223,8 @@ pub enum Outcome {
     Attached(AttachmentId),
     /// [`Op::Assign`].
     Assigned(Assigned),
+    /// [`Op::AssignIpv6`].
+    AssignedIpv6(Ipv6Net),
     /// [`Op::Inspect`]; nothing when EC2 does not know the ENI.
     Inspected(Option<Ec2Eni>),
     /// [`Op::Survey`].

@@ -7,6 +7,7 @@
 
 mod draft;
 mod grow;
+mod ipv6;
 mod pool;
 mod shrink;
 mod steps;
@@ -21,6 +22,7 @@ use pool::Form;
 
 use crate::arrivals::Band;
 use crate::cloud::{AddressCount, Api};
+use crate::ipv6::Families;
 use crate::op::Op;
 use crate::queue::Queue;
 use crate::state::State;
@@ -182,6 +184,11 @@ pub enum Cause {
         /// It is tried again then.
         until: Timestamp,
     },
+    /// The instance type cannot be given prefixes, and with them no IPv6 for pods.
+    NoIpv6 {
+        /// The instance type.
+        instance_type: String,
+    },
     /// Who the node is and what it can hold is not known yet.
     NotReady,
 }
@@ -204,6 +211,9 @@ impl fmt::Display for Cause {
             Self::NoSubnet => f.write_str("no subnet in the node's zone is tagged for new ENIs"),
             Self::Denied { message, .. } | Self::Unavailable { message, .. } => f.write_str(message),
             Self::Throttled { api, .. } => write!(f, "EC2 limits the rate of {api}"),
+            Self::NoIpv6 { instance_type } => {
+                write!(f, "{instance_type} instances cannot be given /80s for pods' IPv6 addresses")
+            }
             Self::NotReady => f.write_str("the node's identity and limits are not known yet"),
         }
     }
@@ -235,6 +245,11 @@ pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) ->
     let targets = learned.as_ref().unwrap_or(targets);
     steps::learn(&mut draft, node);
     steps::take(&mut draft, node, targets);
+    ipv6::delegate(&mut draft, node);
+    if node.families == Families::V6 {
+        ipv6::conclude(&mut draft, node, demand.waiting);
+        return draft.plan;
+    }
     let grows = grow::grow(&mut draft, node, targets, form, demand);
     shrink::finish(&mut draft);
     if !grows && demand.waiting == 0 {

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice_contract::id::{Attachment, IfName};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::ipv6::{Families, anchor};
 use crate::ledger::{AddressState, Owner};
 use crate::state::{Event, State};
 use crate::time::Timestamp;
@@ -31,7 +32,22 @@ const LOOK_TWICE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelView {
     /// Address -> host interface.
-    pub pods: BTreeMap<Ipv4Addr, IfName>,
+    pub pods: BTreeMap<IpAddr, IfName>,
+}
+
+impl KernelView {
+    /// The view with one address for each pod, which is what the ledger has: where pods have both families, their IPv6
+    /// address stands for the IPv4 address that it belongs to. So an address counts as alive until both are gone.
+    fn by_anchor(&self, state: &State) -> Self {
+        let anchored = |address: &IpAddr| match address {
+            IpAddr::V6(v6) if state.families() == Families::Dual => {
+                let nets = state.ledger().enis().filter_map(|eni| eni.ipv6);
+                nets.filter_map(|ipv6| anchor(ipv6.net, *v6)).next().map_or(*address, IpAddr::V4)
+            }
+            _ => *address,
+        };
+        Self { pods: self.pods.iter().map(|(address, dev)| (anchored(address), dev.clone())).collect() }
+    }
 }
 
 /// A difference between what was recorded and what there is, and what was made of it.
@@ -40,20 +56,20 @@ pub enum Finding {
     /// The checkpoint could not be used: the daemon keeps it aside. All is learnt anew.
     CheckpointLost(String),
     /// The pod of an allocation is gone: the address cools.
-    PodGone(Attachment, Ipv4Addr),
+    PodGone(Attachment, IpAddr),
     /// The allocation is kept though another host interface than the recorded one carries the address.
     OtherInterface {
         /// Whose.
         attachment: Attachment,
         /// Which address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The interface that the kernel shows.
         seen: IfName,
     },
     /// The address lives and nobody is known to have it: quarantined.
-    Quarantined(Ipv4Addr, IfName),
+    Quarantined(IpAddr, IfName),
     /// The address lives, and no ENI that is known has it: quarantined as soon as one turns out to.
-    Stray(Ipv4Addr, IfName),
+    Stray(IpAddr, IfName),
 }
 
 impl fmt::Display for Finding {
@@ -122,6 +138,7 @@ fn without_checkpoint(seed: u64, cooldown: Duration, now: Timestamp) -> State {
 
 /// Brings the state in line with the kernel: at start, and from time to time for pods whose DEL was lost.
 pub fn reconcile(state: &mut State, kernel: &KernelView, cooldown: Duration, now: Timestamp) -> Vec<Finding> {
+    let kernel = &kernel.by_anchor(state);
     let mut findings = Vec::new();
     for attachment in gone(state, kernel, now) {
         let address = state.ledger().address_of(&attachment);
@@ -160,7 +177,7 @@ fn gone(state: &State, kernel: &KernelView, now: Timestamp) -> Vec<Attachment> {
         .collect()
 }
 
-fn other(owner: &Owner, address: Ipv4Addr, seen: &IfName) -> Finding {
+fn other(owner: &Owner, address: IpAddr, seen: &IfName) -> Finding {
     Finding::OtherInterface { attachment: owner.attachment.clone(), address, seen: seen.clone() }
 }
 

@@ -1,6 +1,6 @@
 //! Which waiting ADDs get which address, and which are refused and in what words.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct Grant {
     /// Who gets it.
     pub owner: Arc<Owner>,
     /// What.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Whether the attachment has it already: the ledger need not change.
     pub held: bool,
 }
@@ -136,7 +136,7 @@ impl Cause {
     #[must_use]
     pub const fn code(&self) -> RefusalCode {
         match self {
-            Self::EniLimit { .. } => RefusalCode::EniLimit,
+            Self::EniLimit { .. } | Self::NoIpv6 { .. } => RefusalCode::EniLimit,
             Self::SubnetExhausted { .. } | Self::NoSubnet => RefusalCode::SubnetExhausted,
             Self::Denied { .. } => RefusalCode::IamDenied,
             Self::Throttled { .. } => RefusalCode::Throttled,
@@ -161,6 +161,7 @@ impl Cause {
                 "free addresses in the subnet, or tag another one in this zone with kubernetes.io/role/cni=1".to_owned()
             }
             Self::NoSubnet => "tag a subnet in this zone with kubernetes.io/role/cni=1".to_owned(),
+            Self::NoIpv6 { .. } => "use an instance type on Nitro".to_owned(),
             Self::Denied { api, message, .. } => format!("allow {} in the node's IAM role", denied(*api, message)),
             Self::Throttled { .. } => {
                 "the call is repeated by itself; ask AWS for a higher rate if it lasts".to_owned()
@@ -180,7 +181,7 @@ impl Cause {
             | Self::Denied { until, .. }
             | Self::Throttled { until, .. }
             | Self::Unavailable { until, .. } => Some(*until),
-            Self::EniLimit { .. } | Self::NoSubnet | Self::NotReady => None,
+            Self::EniLimit { .. } | Self::NoSubnet | Self::NoIpv6 { .. } | Self::NotReady => None,
         }
     }
 

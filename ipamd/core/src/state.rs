@@ -8,11 +8,11 @@ mod observe;
 mod outcome;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::{Attachment, EniId, PodRef, SecurityGroupId, SubnetId};
 
@@ -20,11 +20,13 @@ use crate::arrivals::Arrivals;
 use crate::cloud::{
     AddressCount, Api, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
 };
-use crate::ledger::{AddressState, Ledger, LedgerError, Owner, Stage};
+use crate::ipv6::Families;
+use crate::ledger::{AddressState, Eni, Ledger, LedgerError, Owner, Role, Stage};
 use crate::op::{Failure, Op, OpKey, Outcome};
 use crate::plan::Targets;
 use crate::queue::{QUEUE_LIMIT, Queue};
 use crate::time::Timestamp;
+use observe::blocks_of;
 
 /// How long EC2's and IMDS's descriptions may lag behind a call. A description that contradicts what a call did is not
 /// believed before that much time has passed.
@@ -57,6 +59,9 @@ pub struct Node {
     pub tags: BTreeMap<String, String>,
     /// Whether attached ENIs that do not carry this node's tag are used all the same (`MANAGE_UNTAGGED_ENI`).
     pub manage_untagged_enis: bool,
+    /// Which addresses pods have.
+    #[serde(default)]
+    pub families: Families,
 }
 
 /// A create that has been begun: written before the call, so that what it made is found again.
@@ -88,6 +93,9 @@ pub struct Obstacle {
 pub struct Subnet {
     /// Its CIDR.
     pub cidr: Ipv4Net,
+    /// Its IPv6 CIDR, if it has one.
+    #[serde(default)]
+    pub ipv6_cidr: Option<Ipv6Net>,
     /// Free addresses when EC2 was last asked; none if it has not been.
     pub available: Option<u32>,
     /// Its tags, which say whether new ENIs may be made in it.
@@ -112,7 +120,7 @@ pub struct Shortage {
 impl Subnet {
     /// One of which only the CIDR is known.
     pub(crate) const fn unknown(cidr: Ipv4Net) -> Self {
-        Self { cidr, available: None, tags: BTreeMap::new(), no_prefixes: None, no_addresses: None }
+        Self { cidr, ipv6_cidr: None, available: None, tags: BTreeMap::new(), no_prefixes: None, no_addresses: None }
     }
 
     /// Until when addresses of this form are not to be had.
@@ -182,18 +190,18 @@ pub enum Event {
     EniDescribed(EniId, Option<Ec2Eni>),
     /// EC2 has described subnets.
     SubnetsKnown(Vec<Ec2Subnet>),
-    /// The host has set an ENI up.
+    /// The host has set an ENI up. One without the /80 that its pods need waits for that.
     EniReady(EniId),
     /// A pod has asked for an address for the first time, whether there is one or not.
     Arrived,
     /// An ADD gets an address.
-    Assign(Ipv4Addr, Arc<Owner>),
+    Assign(IpAddr, Arc<Owner>),
     /// An address in quarantine is that of an attachment: the kernel says whose, where the ledger has forgotten it.
-    Adopt(Ipv4Addr, Arc<Owner>),
+    Adopt(IpAddr, Arc<Owner>),
     /// An attachment is gone; its address cools for so long.
     Release(Attachment, Duration),
     /// Every address that lives in the kernel; one that has left quarantine cools for so long.
-    KernelSeen(BTreeSet<Ipv4Addr>, Duration),
+    KernelSeen(BTreeSet<IpAddr>, Duration),
     /// The pods that are bound to this node, want an address of their own and had no sandbox when this was seen: all of them
     /// each time. They are forgotten over a restart, because whoever watches tells of them anew. No more than
     /// [`QUEUE_LIMIT`] of them count.
@@ -351,8 +359,8 @@ impl State {
     /// [`ApplyError`] when the event contradicts the state; nothing has changed then.
     pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<(), ApplyError> {
         match event {
-            Event::NodeKnown(node) => self.node = Some(node),
-            Event::ImdsSeen(enis) => self.imds_seen(&enis, now),
+            Event::NodeKnown(node) => self.node_known(node)?,
+            Event::ImdsSeen(enis) => self.imds_seen(&enis, now)?,
             Event::Surveyed(enis) => self.surveyed(&enis, now),
             Event::EniDescribed(eni, described) => self.described(&eni, described.as_ref(), now)?,
             Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now),
@@ -375,7 +383,7 @@ impl State {
     }
 
     /// [`Event::KernelSeen`], which cannot contradict the state.
-    pub(crate) fn kernel_seen(&mut self, alive: &BTreeSet<Ipv4Addr>, cooldown: Duration, now: Timestamp) {
+    pub(crate) fn kernel_seen(&mut self, alive: &BTreeSet<IpAddr>, cooldown: Duration, now: Timestamp) {
         if !self.ledger.strays().is_subset(alive) {
             // Pods have gone whose ENI is not known yet: their addresses cool when they are found.
             self.found_cool_until = self.found_cool_until.max(Some(now + cooldown));
@@ -383,9 +391,56 @@ impl State {
         self.ledger.kernel_seen(alive, cooldown, now);
     }
 
+    /// Takes in who the node is. ENIs that lack what pods are to have from now on take none until they have it.
+    fn node_known(&mut self, node: Node) -> Result<(), ApplyError> {
+        let families = node.families;
+        self.node = Some(node);
+        let enis: Vec<EniId> = self.ledger.enis().map(|eni| eni.id.clone()).collect();
+        for id in enis {
+            if !families.has_v6() {
+                self.ledger.set_ipv6(&id, None)?;
+            } else if self.lacks_ipv6(&id) {
+                self.set_up_again(&id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which addresses pods have.
+    #[must_use]
+    pub fn families(&self) -> Families {
+        self.node.as_ref().map_or_else(Families::default, |node| node.families)
+    }
+
+    /// Whether the ENI has no /80 though its pods are to have addresses of one.
+    #[must_use]
+    pub fn lacks_ipv6(&self, id: &EniId) -> bool {
+        self.families().has_v6()
+            && self.ledger.eni(id).is_some_and(|eni| eni.ipv6.is_none() && Self::is_delegated_to(self.families(), eni))
+    }
+
+    /// Whether pods' IPv6 addresses are of this ENI.
+    #[must_use]
+    pub fn is_delegated_to(families: Families, eni: &Eni) -> bool {
+        match families {
+            Families::V4 => false,
+            Families::V6 => eni.role == Role::Primary,
+            Families::Dual => eni.carries_pods(),
+        }
+    }
+
+    /// The ENI takes no new pods until the host has set it up once more.
+    fn set_up_again(&mut self, id: &EniId) -> Result<(), ApplyError> {
+        if self.ledger.eni(id).is_some_and(|eni| eni.stage == Stage::InService) {
+            self.ledger.set_stage(id, Stage::Attached)?;
+        }
+        Ok(())
+    }
+
     fn ready(&mut self, id: &EniId, now: Timestamp) -> Result<(), ApplyError> {
+        let lacks_ipv6 = self.lacks_ipv6(id);
         let eni = self.ledger.eni_mut(id)?;
-        if eni.stage == Stage::Attached {
+        if eni.stage == Stage::Attached && !lacks_ipv6 {
             eni.since = now;
             self.ledger.set_stage(id, Stage::InService)?;
             self.arrivals.ready(id, now);
@@ -410,12 +465,7 @@ impl State {
                 self.sequence = self.sequence.max(number.map_or(0, |number| number.saturating_add(1)));
             }
             Op::Unassign { eni, what } => {
-                let blocks: Vec<Ipv4Net> = what
-                    .addresses
-                    .iter()
-                    .map(|address| Ipv4Net::from(*address))
-                    .chain(what.prefixes.iter().copied())
-                    .collect();
+                let blocks = blocks_of(&what.addresses, &what.prefixes);
                 let known = self.ledger.eni_mut(eni)?;
                 for net in &blocks {
                     match known.blocks.get(net) {
@@ -453,6 +503,11 @@ impl State {
                 let limit = self.node.as_ref().map_or(u32::MAX, |node| node.limits.enis);
                 if u32::try_from(there).unwrap_or(u32::MAX) >= limit {
                     return stale(&op, "the instance has no place for it");
+                }
+            }
+            Op::AssignIpv6 { eni } => {
+                if self.ledger.eni_mut(eni)?.ipv6.is_some() {
+                    return stale(&op, "the ENI has one already");
                 }
             }
             Op::DeleteOnTermination { eni, .. } | Op::Inspect { eni } => {

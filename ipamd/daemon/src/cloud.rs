@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Assigned, CloudError, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
@@ -63,6 +63,9 @@ pub trait Cloud: Send + Sync + 'static {
 
     /// AssignPrivateIpAddresses.
     fn assign(&self, eni: &EniId, count: AddressCount) -> impl Future<Output = Result<Assigned, CloudError>> + Send;
+
+    /// AssignIpv6Addresses, `Ipv6PrefixCount` 1: the new /80.
+    fn assign_ipv6_prefix(&self, eni: &EniId) -> impl Future<Output = Result<Ipv6Net, CloudError>> + Send;
 
     /// UnassignPrivateIpAddresses.
     fn unassign(&self, eni: &EniId, what: &Unassign) -> impl Future<Output = Result<(), CloudError>> + Send;

@@ -17,6 +17,7 @@ use serde::Serialize;
 use sluice_contract::node;
 use sluice_ipamd_core::arrivals::Band;
 use sluice_ipamd_core::cloud::InstanceLimits;
+use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::plan::{Targets, WarmMode};
 
 use crate::log::LogFormat;
@@ -94,6 +95,8 @@ pub struct PoolConfig {
 /// What the host's network is set up with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NetworkConfig {
+    /// `ENABLE_IPv4` and `ENABLE_IPv6`: which addresses pods have. Both together are dual-stack, which VPC CNI has not.
+    pub families: Families,
     /// `AWS_VPC_ENI_MTU`, in bytes.
     pub eni_mtu: u32,
     /// `POD_MTU`, in bytes.
@@ -242,8 +245,6 @@ impl Config {
             ec2_rate: from.number("SLUICE_EC2_RATE", 5, 1..=100),
             without_effect: Vec::new(),
         };
-        from.unless_default("ENABLE_IPv6", "IPv6 pods are not built yet: only false is possible");
-        from.unless_true("ENABLE_IPv4", "IPv6 pods are not built yet: only true is possible");
         let without_effect = from.set_without_effect();
         from.finish()?;
         Ok(Self { without_effect, ..config })
@@ -269,10 +270,14 @@ impl Config {
     }
 
     fn network(from: &mut Reader<'_>) -> NetworkConfig {
-        let eni_mtu = from.number("AWS_VPC_ENI_MTU", node::MTU, 576..=9001);
+        let families = from.families("ENABLE_IPv4", "ENABLE_IPv6");
+        // RFC 791, and RFC 8200, section 5.
+        let smallest = if families.has_v6() { 1280 } else { 576 };
+        let eni_mtu = from.number("AWS_VPC_ENI_MTU", node::MTU, smallest..=9001);
         NetworkConfig {
+            families,
             eni_mtu,
-            pod_mtu: from.number("POD_MTU", eni_mtu, 576..=9001),
+            pod_mtu: from.number("POD_MTU", eni_mtu, smallest..=9001),
             connmark: from.mark("AWS_VPC_K8S_CNI_CONNMARK", node::CONNMARK),
             veth_prefix: from.veth_prefix("AWS_VPC_K8S_CNI_VETHPREFIX", node::VETH_PREFIX),
             randomize_snat: from.choice(

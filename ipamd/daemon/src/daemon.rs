@@ -17,7 +17,7 @@ mod timer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +88,7 @@ pub(crate) struct Start {
     /// The state.
     pub(crate) state: State,
     /// Pods that live and that no checkpoint tells of, by address.
-    pub(crate) orphans: BTreeMap<Ipv4Addr, Owner>,
+    pub(crate) orphans: BTreeMap<IpAddr, Owner>,
 }
 
 /// The loop's task.
@@ -114,13 +114,13 @@ pub(crate) struct Daemon<C, K> {
     spent: Vec<PathBuf>,
     /// Addresses whose pods' remains are being taken from the kernel, with the ADDs that wait for that. None of them can be
     /// given before it has ended.
-    clearing: BTreeMap<Ipv4Addr, Vec<requests::Asking>>,
+    clearing: BTreeMap<IpAddr, Vec<requests::Asking>>,
     outbox: Vec<Reply>,
     tasks: JoinSet<Done>,
     jobs: HashMap<tokio::task::Id, Job>,
     node_done: Option<NodeNetwork>,
     /// Pods that lived at the start and that no checkpoint told of, by address, until their ENIs are known.
-    orphans: BTreeMap<Ipv4Addr, Owner>,
+    orphans: BTreeMap<IpAddr, Owner>,
     enis: BTreeMap<EniId, jobs::EniSide>,
     timers: Timers,
 }

@@ -80,6 +80,9 @@ impl<C: Cloud> Executor<C> {
                 self.call(op.api(), cloud.delete_on_termination(eni, attachment)).await.map(|()| Outcome::Done)
             }
             Op::Assign { eni, count } => self.call(op.api(), cloud.assign(eni, *count)).await.map(Outcome::Assigned),
+            Op::AssignIpv6 { eni } => {
+                self.call(op.api(), cloud.assign_ipv6_prefix(eni)).await.map(Outcome::AssignedIpv6)
+            }
             Op::Unassign { eni, what } => self.call(op.api(), cloud.unassign(eni, what)).await.map(|()| Outcome::Done),
             Op::Detach { attachment, .. } => {
                 self.call(op.api(), cloud.detach_eni(attachment)).await.map(|()| Outcome::Done)
@@ -175,7 +178,8 @@ impl<C: Cloud> Executor<C> {
             // IMDS is on the node, with a limit of packets only.
             Api::Imds => Bucket::new(50, 20),
             // A node's part of the account's bucket: what fills the largest instance at once.
-            Api::AssignPrivateIpAddresses
+            Api::AssignIpv6Addresses
+            | Api::AssignPrivateIpAddresses
             | Api::AttachNetworkInterface
             | Api::CreateNetworkInterface
             | Api::CreateTags

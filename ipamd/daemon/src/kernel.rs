@@ -8,7 +8,7 @@ pub mod host;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::Serialize;
@@ -39,6 +39,8 @@ pub struct EniNetwork {
     pub primary_ip: Ipv4Addr,
     /// The subnet that it is in; its second address is the router.
     pub subnet: Ipv4Net,
+    /// Whether pods have IPv6 addresses of it.
+    pub ipv6: bool,
     /// The route table of its pods.
     pub table: u32,
     /// MTU in bytes.
@@ -51,9 +53,9 @@ pub struct Pods {
     /// Their addresses.
     pub view: KernelView,
     /// Whose they are, where the alias of the host's interface tells ([`sluice_contract::node::veth`]).
-    pub attachments: BTreeMap<Ipv4Addr, Attachment>,
+    pub attachments: BTreeMap<IpAddr, Attachment>,
     /// Addresses of which only rules are left: no interface of a pod carries them.
-    pub dead: BTreeSet<Ipv4Addr>,
+    pub dead: BTreeSet<IpAddr>,
     /// Route tables of secondary ENIs that are gone: their rule is there, and its address is on no link.
     pub leftovers: BTreeSet<u32>,
 }
@@ -91,8 +93,11 @@ pub trait Kernel: Send + Sync + 'static {
     /// Takes away what [`Kernel::set_up_eni`] has made for a table and the kernel has not removed with the link.
     fn clear_table(&self, table: u32) -> impl Future<Output = Result<(), KernelError>> + Send;
 
-    /// Takes away the rules of a pod that is gone; its host route has gone with its interface. Answers whether nothing of
-    /// the pod is left: when an interface of a pod carries the address, nothing is touched.
-    fn clear_pod(&self, address: Ipv4Addr, veth_prefix: &str)
-    -> impl Future<Output = Result<bool, KernelError>> + Send;
+    /// Takes away the rules of a pod that is gone; its host routes have gone with its interface. Answers whether nothing of
+    /// the pod is left: when an interface of a pod carries one of the addresses, nothing is touched.
+    fn clear_pod(
+        &self,
+        addresses: &[IpAddr],
+        veth_prefix: &str,
+    ) -> impl Future<Output = Result<bool, KernelError>> + Send;
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -198,7 +198,7 @@ fn recovered(store: &Store, served: bool, pods: Pods, seed: u64, cooldown: Durat
 }
 
 /// The owners that the kernel names. The pods' names are lost with the checkpoint; the attachments are what counts.
-fn orphans(pods: Pods) -> BTreeMap<Ipv4Addr, Owner> {
+fn orphans(pods: Pods) -> BTreeMap<IpAddr, Owner> {
     let Pods { view, attachments, .. } = pods;
     attachments
         .into_iter()

@@ -1,11 +1,12 @@
 //! A picture of the state for people and programs: what the introspection port shows.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use sluice_contract::id::{EniId, IfName, MacAddr, PodRef, SubnetId};
+use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::plan::Plan;
 use sluice_ipamd_core::state::State;
@@ -35,7 +36,7 @@ pub struct View {
     /// APIs that are not called for now, and EC2's words.
     pub obstacles: BTreeMap<String, String>,
     /// Addresses alive in the kernel that no known ENI has.
-    pub strays: Vec<Ipv4Addr>,
+    pub strays: Vec<IpAddr>,
 }
 
 /// The node.
@@ -53,6 +54,8 @@ pub struct NodeView {
     pub addresses_per_eni: u32,
     /// CIDRs of the VPC.
     pub vpc_cidrs: Vec<Ipv4Net>,
+    /// Which addresses pods have.
+    pub families: Families,
 }
 
 /// An ENI.
@@ -75,7 +78,11 @@ pub struct EniView {
     /// Where it is in its life.
     pub stage: Stage,
     /// Prefixes and secondary addresses, and the addresses in them.
-    pub blocks: BTreeMap<Ipv4Net, BTreeMap<Ipv4Addr, AddressView>>,
+    /// Those of IPv6 are listed only where something is to tell of them: there are more than a thousand.
+    pub blocks: BTreeMap<IpNet, BTreeMap<IpAddr, AddressView>>,
+    /// The /80 that pods' IPv6 addresses are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Net>,
 }
 
 /// An address.
@@ -88,6 +95,9 @@ pub struct AddressView {
     /// Who has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// The IPv6 address that the pod has beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Addr>,
     /// By which host interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_ifname: Option<IfName>,
@@ -95,9 +105,9 @@ pub struct AddressView {
 
 impl AddressView {
     fn of(address: &AddressState, now: Timestamp) -> Self {
-        let owner = match address {
-            AddressState::Assigned { owner, .. } => Some(owner),
-            _ => None,
+        let (owner, ipv6) = match address {
+            AddressState::Assigned { owner, ipv6, .. } => (Some(owner), *ipv6),
+            _ => (None, None),
         };
         let (state, at) = match address {
             AddressState::Cooling { until } if *until <= now => ("free", until),
@@ -109,6 +119,7 @@ impl AddressView {
         Self {
             state,
             at: at.to_string(),
+            ipv6,
             pod: owner.map(|owner| owner.pod.clone()),
             host_ifname: owner.map(|owner| owner.host_ifname.clone()),
         }
@@ -117,8 +128,9 @@ impl AddressView {
 
 impl EniView {
     fn of(eni: &Eni, now: Timestamp) -> Self {
-        let views = |addresses: &BTreeMap<Ipv4Addr, AddressState>| {
-            addresses.iter().map(|(address, state)| (*address, AddressView::of(state, now))).collect()
+        let views = |addresses: &BTreeMap<IpAddr, AddressState>| {
+            let told = addresses.iter().filter(|(address, state)| address.is_ipv4() || state.name() != "free");
+            told.map(|(address, state)| (*address, AddressView::of(state, now))).collect()
         };
         Self {
             mac: eni.mac,
@@ -130,6 +142,7 @@ impl EniView {
             role: eni.role,
             stage: eni.stage,
             blocks: eni.blocks.iter().map(|(net, block)| (*net, views(&block.addresses))).collect(),
+            ipv6: eni.ipv6.map(|ipv6| ipv6.net),
         }
     }
 }
@@ -179,6 +192,7 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
             max_enis: node.limits.enis,
             addresses_per_eni: node.limits.ipv4_per_eni,
             vpc_cidrs: node.vpc_cidrs.clone(),
+            families: node.families,
         }),
         pool,
         enis: state.ledger().enis().map(|eni| (eni.id.clone(), EniView::of(eni, now))).collect(),

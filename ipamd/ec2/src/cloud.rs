@@ -14,7 +14,7 @@ use aws_sdk_ec2::config::{AppName, BehaviorVersion, IdentityCache, Region};
 use aws_sdk_ec2::types::{
     Filter, InstanceType, NetworkInterfaceAttachmentChanges, ResourceType, Tag, TagSpecification,
 };
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use moka::future::Cache;
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
@@ -369,6 +369,9 @@ impl Cloud for Ec2Cloud {
             AddressCount::Secondary(count) => call.secondary_private_ip_address_count(signed(count)),
             AddressCount::Prefixes(count) => call.ipv4_prefix_count(signed(count)),
         };
+        if request.ipv6_prefix {
+            call = call.ipv6_prefix_count(1);
+        }
         let answer = Box::pin(call.send()).await.map_err(|error| of_ec2(API, asked(request.addresses), &error))?;
         match answer.network_interface() {
             Some(eni) => decode::eni(API, eni),
@@ -431,6 +434,16 @@ impl Cloud for Ec2Cloud {
                 .collect::<Result<_, _>>()?,
             prefixes: fields.prefixes(answer.assigned_ipv4_prefixes().iter().map(|prefix| prefix.ipv4_prefix()))?,
         })
+    }
+
+    async fn assign_ipv6_prefix(&self, eni: &EniId) -> Result<Ipv6Net, CloudError> {
+        const API: Api = Api::AssignIpv6Addresses;
+        let call =
+            self.client(API).await?.assign_ipv6_addresses().network_interface_id(eni.as_str()).ipv6_prefix_count(1);
+        let answer = Box::pin(call.send()).await.map_err(|error| of_ec2(API, Asked::Other, &error))?;
+        let fields = Fields { api: API, of: eni.as_str() };
+        let assigned = answer.assigned_ipv6_prefixes().iter().map(|prefix| Some(prefix.as_str()));
+        fields.ipv6_prefixes(assigned)?.pop_first().ok_or_else(|| malformed(API, "the answer holds no /80"))
     }
 
     /// Addresses and prefixes go in a call each: EC2 takes one kind a call.

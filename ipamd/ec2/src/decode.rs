@@ -10,12 +10,13 @@ use std::str::FromStr;
 
 use aws_sdk_ec2::types::{
     AttachmentStatus, InstanceTypeHypervisor, InstanceTypeInfo, NetworkInterface, NetworkInterfaceAttachment,
-    NetworkInterfaceType, Subnet, Tag,
+    NetworkInterfaceType, Subnet, SubnetCidrBlockStateCode, Tag,
 };
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_ipamd_core::cloud::{
     Api, CloudError, CloudErrorKind, Ec2Attachment, Ec2Eni, Ec2Subnet, InstanceLimits, InterfaceType,
 };
+use sluice_ipamd_core::ipv6::DELEGATED;
 
 use crate::error::{cloud_error, malformed};
 
@@ -60,6 +61,23 @@ impl Fields<'_> {
     /// A network; host bits are cleared.
     pub(crate) fn network(&self, field: &str, value: Option<&str>) -> Result<Ipv4Net, CloudError> {
         self.required(field, value).map(|net: Ipv4Net| net.trunc())
+    }
+
+    /// The /80 prefixes among `prefixes`; one of another size is not used, and said so.
+    pub(crate) fn ipv6_prefixes<'v>(
+        &self,
+        prefixes: impl Iterator<Item = Option<&'v str>>,
+    ) -> Result<BTreeSet<Ipv6Net>, CloudError> {
+        let mut found = BTreeSet::new();
+        for prefix in prefixes {
+            let prefix = self.required("Ipv6Prefix", prefix).map(|net: Ipv6Net| net.trunc())?;
+            if is_delegated(&prefix) {
+                found.insert(prefix);
+            } else {
+                tracing::warn!(object = self.of, %prefix, "a prefix that is no /80 is not used");
+            }
+        }
+        Ok(found)
     }
 
     /// The /28 prefixes among `prefixes`. EC2 assigns no others today; one of another size is not used, and said so.
@@ -115,6 +133,7 @@ pub(crate) fn eni(api: Api, seen: &NetworkInterface) -> Result<Ec2Eni, CloudErro
         primary_ip: primary_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
         secondary_ips,
         prefixes: fields.prefixes(seen.ipv4_prefixes().iter().map(|prefix| prefix.ipv4_prefix()))?,
+        ipv6_prefixes: fields.ipv6_prefixes(seen.ipv6_prefixes().iter().map(|prefix| prefix.ipv6_prefix()))?,
         security_groups: groups.collect::<Result<_, _>>()?,
         tags: tags(seen.tag_set()),
         interface_type,
@@ -141,11 +160,27 @@ pub(crate) fn subnet(api: Api, seen: &Subnet) -> Result<Option<Ec2Subnet>, Cloud
     Ok(Some(Ec2Subnet {
         subnet: fields.required("SubnetId", seen.subnet_id())?,
         cidr: fields.network("CidrBlock", seen.cidr_block())?,
+        ipv6_cidr: ipv6_cidr(&fields, seen)?,
         availability_zone: seen.availability_zone().unwrap_or_default().to_owned(),
         // Some other implementations of the API count below zero.
         available: u32::try_from(seen.available_ip_address_count().unwrap_or(0)).unwrap_or(0),
         tags: tags(seen.tags()),
     }))
+}
+
+/// Whether a prefix is of the size that EC2 delegates.
+pub(crate) fn is_delegated(net: &Ipv6Net) -> bool {
+    net.prefix_len() == DELEGATED
+}
+
+/// The IPv6 CIDR that a subnet has; one that is being taken away does not count.
+fn ipv6_cidr(fields: &Fields<'_>, seen: &Subnet) -> Result<Option<Ipv6Net>, CloudError> {
+    let associated = seen.ipv6_cidr_block_association_set().iter().find(|association| {
+        let state = association.ipv6_cidr_block_state().and_then(|state| state.state());
+        state == Some(&SubnetCidrBlockStateCode::Associated)
+    });
+    let cidr = associated.and_then(|association| association.ipv6_cidr_block());
+    fields.optional("Ipv6CidrBlock", cidr).map(|cidr: Option<Ipv6Net>| cidr.map(|cidr| cidr.trunc()))
 }
 
 fn tags(seen: &[Tag]) -> BTreeMap<String, String> {

@@ -47,7 +47,8 @@ fn changes(api: Api) -> bool {
         | Api::DescribeNetworkInterfaces
         | Api::DescribeSubnets
         | Api::Imds => false,
-        Api::AssignPrivateIpAddresses
+        Api::AssignIpv6Addresses
+        | Api::AssignPrivateIpAddresses
         | Api::AttachNetworkInterface
         | Api::CreateNetworkInterface
         | Api::CreateTags

@@ -11,11 +11,12 @@ use std::time::Duration;
 use aws_config::imds::client::Client;
 use aws_config::provider_config::ProviderConfig;
 use aws_sdk_ec2::config::BehaviorVersion;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_contract::id::MacAddr;
 use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity};
 
 use crate::config::{InvalidSetting, Settings};
+use crate::decode::is_delegated;
 use crate::error::{cloud_error, of_imds};
 
 /// How long a connection may take. The service is on the same host.
@@ -113,6 +114,7 @@ impl Imds {
         }
         let device = self.value(&key("device-number")).await?;
         let prefixes: Vec<Ipv4Net> = self.list(&key("ipv4-prefix")).await.or_else(none_if_missing)?;
+        let ipv6: Vec<Ipv6Net> = self.list(&key("ipv6-prefix")).await.or_else(none_if_missing)?;
         let card: Vec<u32> = self.list(&key("network-card")).await.or_else(none_if_missing)?;
         let cidr = match self.value::<Ipv4Net>(&key("subnet-ipv4-cidr-block")).await {
             // A subnet of IPv6 only has none.
@@ -130,6 +132,7 @@ impl Imds {
             primary_ip,
             secondary_ips: addresses.collect(),
             prefixes: prefixes.into_iter().map(|prefix| prefix.trunc()).collect(),
+            ipv6_prefixes: ipv6.into_iter().map(|prefix| prefix.trunc()).filter(is_delegated).collect(),
             security_groups: self.list(&key("security-group-ids")).await.or_else(none_if_missing)?,
         })
     }

@@ -9,9 +9,9 @@ use sluice_ipamd_core::cloud::{
 };
 use sluice_ipamd_core::op::{Op, Outcome};
 use sluice_vpcsim::model::api::{
-    AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface, DeleteNetworkInterface, Describe,
-    DetachNetworkInterface, EniAttribute, Filter, ModifyNetworkInterfaceAttribute, UnassignPrivateIpAddresses,
-    WantIpv4,
+    AssignIpv6Addresses, AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface,
+    DeleteNetworkInterface, Describe, DetachNetworkInterface, EniAttribute, Filter, ModifyNetworkInterfaceAttribute,
+    UnassignPrivateIpAddresses, WantIpv4, WantIpv6,
 };
 use sluice_vpcsim::model::state::{self, Eni, State};
 use sluice_vpcsim::model::{ApiError, Reply, Request};
@@ -57,6 +57,7 @@ pub fn ec2_eni(eni: &Eni) -> Ec2Eni {
         primary_ip: eni.primary,
         secondary_ips: eni.secondaries.clone(),
         prefixes: eni.prefixes.clone(),
+        ipv6_prefixes: eni.ipv6_prefixes.clone(),
         security_groups: eni.groups.clone(),
         tags: eni.tags.clone(),
         interface_type: match eni.interface_type {
@@ -75,6 +76,7 @@ pub fn ec2_subnet(subnet: &state::Subnet) -> Ec2Subnet {
     Ec2Subnet {
         subnet: subnet.id.clone(),
         cidr: subnet.cidr,
+        ipv6_cidr: subnet.ipv6_cidr,
         availability_zone: subnet.availability_zone.clone(),
         available: subnet.available(),
         tags: subnet.tags.clone(),
@@ -96,6 +98,7 @@ pub fn imds_enis(state: &State, instance: &InstanceId, now: Duration) -> Vec<Imd
             primary_ip: eni.primary,
             secondary_ips: eni.secondaries.clone(),
             prefixes: eni.prefixes.clone(),
+            ipv6_prefixes: eni.ipv6_prefixes.clone(),
             security_groups: eni.groups.clone(),
         })
     });
@@ -132,6 +135,7 @@ pub fn create_eni(request: &CreateEni) -> CreateNetworkInterface {
         description: request.description.clone(),
         groups: request.security_groups.clone(),
         want: want(request.addresses),
+        want_ipv6: WantIpv6 { prefix_count: u32::from(request.ipv6_prefix), ..WantIpv6::default() },
         tags: request.tags.clone(),
         client_token: Some(request.client_token.clone()),
         ..CreateNetworkInterface::new(request.subnet.clone())
@@ -142,6 +146,12 @@ pub fn create_eni(request: &CreateEni) -> CreateNetworkInterface {
 #[must_use]
 pub fn assign(eni: &EniId, count: AddressCount) -> AssignPrivateIpAddresses {
     AssignPrivateIpAddresses { eni: eni.clone(), want: want(count), allow_reassignment: false }
+}
+
+/// AssignIpv6Addresses: one /80.
+#[must_use]
+pub fn assign_ipv6(eni: &EniId) -> AssignIpv6Addresses {
+    AssignIpv6Addresses { eni: eni.clone(), want: WantIpv6 { prefix_count: 1, ..WantIpv6::default() } }
 }
 
 /// UnassignPrivateIpAddresses.
@@ -169,6 +179,7 @@ pub fn requests(op: &Op) -> Vec<Request> {
             vec![ModifyNetworkInterfaceAttribute { eni: eni.clone(), attribute }.into()]
         }
         Op::Assign { eni, count } => vec![assign(eni, *count).into()],
+        Op::AssignIpv6 { eni } => vec![assign_ipv6(eni).into()],
         Op::Unassign { eni, what } => vec![unassign(eni, what).into()],
         Op::Detach { attachment, .. } => {
             vec![DetachNetworkInterface { attachment: attachment.clone(), force: false }.into()]
@@ -197,6 +208,9 @@ pub fn outcome(op: &Op, replies: Vec<Reply>) -> Result<Outcome, CloudError> {
             (Op::Assign { .. }, Reply::AssignedIpv4 { addresses, prefixes, .. }) => {
                 let (addresses, prefixes) = (addresses.into_iter().collect(), prefixes.into_iter().collect());
                 return Ok(Outcome::Assigned(Assigned { addresses, prefixes }));
+            }
+            (Op::AssignIpv6 { .. }, Reply::Ipv6 { prefixes, .. }) if !prefixes.is_empty() => {
+                return Ok(prefixes.into_iter().next().map_or(Outcome::Done, Outcome::AssignedIpv6));
             }
             (Op::Inspect { eni }, Reply::NetworkInterfaces(listed)) => {
                 return Ok(Outcome::Inspected(listed.items.iter().find(|found| found.id == *eni).map(ec2_eni)));

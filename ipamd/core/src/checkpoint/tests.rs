@@ -12,12 +12,13 @@ fn full() -> State {
     state.apply(Event::Release(owner("b").attachment.clone(), COOLDOWN), at(2)).unwrap();
     let alive = [ip("10.0.0.0"), ip("10.0.1.1"), ip("10.9.9.9")].into();
     state.apply(Event::KernelSeen(alive, COOLDOWN), at(3)).unwrap();
-    let what = Unassign { addresses: [ip("10.0.1.2")].into(), prefixes: [].into() };
+    let what = Unassign { addresses: ["10.0.1.2".parse().unwrap()].into(), prefixes: [].into() };
     failed(&mut state, &Op::Unassign { eni: eni_id(2), what }, CloudErrorKind::Timeout, at(4));
     let request = crate::cloud::CreateEni {
         subnet: subnet_id(1),
         security_groups: Vec::new(),
         addresses: AddressCount::Prefixes(2),
+        ipv6_prefix: true,
         description: String::new(),
         tags: BTreeMap::new(),
         client_token: state.client_token(0),

@@ -1,15 +1,16 @@
 //! What the ledger keeps of an ENI, of a block of addresses and of one address.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, MacAddr, PodRef, SubnetId};
 
 use crate::cloud::InterfaceType;
+use crate::ipv6::{self, Delegation};
 use crate::time::Timestamp;
 
 /// Who holds an address.
@@ -37,6 +38,8 @@ pub enum AddressState {
     Assigned {
         /// Whose it is.
         owner: Arc<Owner>,
+        /// The IPv6 address that the pod has with it, where pods have both families.
+        ipv6: Option<Ipv6Addr>,
         /// Since when.
         since: Timestamp,
     },
@@ -87,7 +90,7 @@ impl AddressState {
     }
 }
 
-/// A secondary address (/32) or a prefix (/28) of an ENI.
+/// A secondary address (/32) or a prefix (/28) of an ENI, or its /80 where pods have IPv6 alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     /// When it came into the ledger.
@@ -97,14 +100,14 @@ pub struct Block {
     /// Whether all that speaks for it is one description that may have been late ([`crate::state::Event::Surveyed`] after a
     /// lost checkpoint): no pod gets addresses of it before EC2 has shown it again.
     pub hearsay: bool,
-    /// Every address of it, the first and the last of a prefix included: EC2 routes them all to the ENI.
-    pub addresses: BTreeMap<Ipv4Addr, AddressState>,
+    /// Every address of it that pods may have ([`ipv6::hosts`]).
+    pub addresses: BTreeMap<IpAddr, AddressState>,
 }
 
 impl Block {
-    /// All addresses of a block.
-    pub fn hosts(net: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
-        (u32::from(net.network())..=u32::from(net.broadcast())).map(Ipv4Addr::from)
+    /// The addresses of a block that pods may have.
+    pub fn hosts(net: IpNet) -> impl Iterator<Item = IpAddr> {
+        ipv6::hosts(net)
     }
 
     /// Whether its ENI may give addresses of it to pods.
@@ -115,7 +118,7 @@ impl Block {
 
     /// An address of it that stands against giving the block back, and its state.
     #[must_use]
-    pub fn in_use(&self, now: Timestamp) -> Option<(Ipv4Addr, &'static str)> {
+    pub fn in_use(&self, now: Timestamp) -> Option<(IpAddr, &'static str)> {
         self.addresses
             .iter()
             .find(|(_, state)| !state.is_available(now))
@@ -187,10 +190,12 @@ pub struct Eni {
     pub recheck: Option<Timestamp>,
     /// When EC2 last described it.
     pub confirmed: Option<Timestamp>,
+    /// The /80 that pods' IPv6 addresses are of, where pods have IPv6.
+    pub ipv6: Option<Delegation>,
     /// Secondary addresses and prefixes.
-    pub blocks: BTreeMap<Ipv4Net, Block>,
+    pub blocks: BTreeMap<IpNet, Block>,
     /// Blocks that were given back, and when: EC2 and IMDS may show them for a while yet.
-    pub departed: BTreeMap<Ipv4Net, Timestamp>,
+    pub departed: BTreeMap<IpNet, Timestamp>,
 }
 
 /// How long an answer of EC2 about an ENI holds against IMDS.
@@ -232,7 +237,7 @@ impl Eni {
 
     /// An address of it that stands against freeing the ENI, and its state.
     #[must_use]
-    pub fn in_use(&self, now: Timestamp) -> Option<(Ipv4Addr, &'static str)> {
+    pub fn in_use(&self, now: Timestamp) -> Option<(IpAddr, &'static str)> {
         self.blocks.values().find_map(|block| block.in_use(now))
     }
 
@@ -249,10 +254,19 @@ impl Eni {
         self.may_be_freed() && self.device.is_some() && self.attachment.is_none()
     }
 
-    /// How many of its places for addresses and prefixes are taken.
+    /// How many of its places for IPv4 addresses and prefixes are taken.
     #[must_use]
     pub fn places_taken(&self) -> u32 {
-        u32::try_from(self.blocks.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.blocks.keys().filter_map(ipv6::pooled).count()).unwrap_or(u32::MAX)
+    }
+
+    /// The IPv6 address that a pod has with the IPv4 address `address` of this ENI.
+    #[must_use]
+    pub fn companion(&self, address: IpAddr) -> Option<Ipv6Addr> {
+        match address {
+            IpAddr::V4(address) => self.ipv6.map(|ipv6| ipv6::companion(ipv6.net, address)),
+            IpAddr::V6(_) => None,
+        }
     }
 
     /// How many of its addresses `matches` holds for.

@@ -1,6 +1,7 @@
 //! The ledger in numbers.
 
 use super::{AddressState, Block, Ledger, Stage};
+use crate::ipv6::is_prefix;
 use crate::time::Timestamp;
 
 /// How many addresses there are, by what they are good for. Withdrawn blocks and leaving ENIs count for nothing but
@@ -9,7 +10,7 @@ use crate::time::Timestamp;
 pub struct Tally {
     /// ENIs, those of others included.
     pub enis: u32,
-    /// /28 prefixes.
+    /// Prefixes.
     pub prefixes: u32,
     /// Addresses that a pod could have at once.
     pub free: u32,
@@ -40,7 +41,7 @@ impl Ledger {
             tally.enis += 1;
             let going = eni.stage == Stage::Leaving || !eni.carries_pods();
             for (net, block) in &eni.blocks {
-                tally.prefixes += u32::from(net.prefix_len() < 32 && !going && !block.withdrawn);
+                tally.prefixes += u32::from(is_prefix(net) && !going && !block.withdrawn);
                 for state in block.addresses.values() {
                     let going = going || block.withdrawn;
                     tally.add(state, going, block.hearsay, eni.takes_pods(), now);

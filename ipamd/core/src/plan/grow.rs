@@ -15,6 +15,7 @@ use super::shrink::{give_back, returnable};
 use super::steps::{SUBNETS_HOLD, ask_for_subnets, is_surveyed};
 use super::{Cause, Demand, Hopeless, Targets};
 use crate::cloud::{AddressCount, Api, CloudErrorKind, CreateEni};
+use crate::ipv6::Families;
 use crate::ledger::{Eni, Role, Stage};
 use crate::op::{Op, OpKey};
 use crate::state::{Node, State, Subnet};
@@ -323,7 +324,10 @@ impl Growth<'_> {
     ) -> Option<(&'s SubnetId, &'s Subnet)> {
         let state = draft.state;
         let primary = state.ledger().primary().map(|eni| &eni.subnet);
-        let usable = |id: &SubnetId, subnet: &Subnet| subnet.takes_enis(primary == Some(id), self.targets);
+        let has_families = |subnet: &Subnet| self.node.families != Families::Dual || subnet.ipv6_cidr.is_some();
+        let usable = |id: &SubnetId, subnet: &Subnet| {
+            subnet.takes_enis(primary == Some(id), self.targets) && has_families(subnet)
+        };
         let mut best: Option<(i64, (&SubnetId, &Subnet))> = None;
         for (id, subnet) in state.subnets().iter().filter(|(id, subnet)| usable(id, subnet)) {
             if let Some(until) = short_until(Some(subnet), prefixes, draft.now) {
@@ -350,6 +354,7 @@ impl Growth<'_> {
             subnet: subnet.clone(),
             security_groups: self.node.security_groups.clone(),
             addresses,
+            ipv6_prefix: self.node.families == Families::Dual,
             description: format!("aws-K8S-{}", self.node.identity.instance),
             tags: state.eni_tags(&client_token, draft.now),
             client_token,

@@ -5,6 +5,7 @@ use std::ops::{AddAssign, Sub};
 
 use super::{Targets, WarmMode};
 use crate::cloud::{AddressCount, InstanceLimits};
+use crate::ipv6::is_prefix;
 use crate::ledger::{Block, Eni, Stage};
 use crate::op::{Op, OpKey};
 use crate::state::State;
@@ -123,7 +124,7 @@ impl Pool {
         // While its subnet has no prefix, single addresses are what there is to want.
         let singles_wanted = !form.prefixes || is_short_of_prefixes(state, eni, now);
         for (net, block) in eni.blocks.iter().filter(|(_, block)| !block.withdrawn) {
-            let is_prefix = net.prefix_len() < 32;
+            let is_prefix = is_prefix(net);
             pool += Self::of_block(block, is_prefix, if is_prefix { form.prefixes } else { singles_wanted }, now);
         }
         if eni.stage != Stage::InService {

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::EniId;
 
 use super::draft::Draft;
@@ -12,6 +12,7 @@ use super::pool::{Form, Pool, is_short_of_prefixes, spare_words};
 use super::steps::{is_surveyed, leave, note};
 use super::{MIN_ENI_LIFE, SHRINK_INTERVAL, Targets};
 use crate::cloud::Unassign;
+use crate::ipv6::pooled;
 use crate::ledger::{Eni, Role, Stage};
 use crate::op::{Op, OpKey};
 use crate::time::Timestamp;
@@ -81,9 +82,8 @@ pub(super) fn finish(draft: &mut Draft<'_>) {
         return;
     }
     for eni in state.ledger().enis().filter(|eni| eni.stage != Stage::Leaving && !eni.unsure) {
-        let begun: Vec<Ipv4Net> = eni.blocks.iter().filter(|(_, block)| block.withdrawn).map(|(net, _)| *net).collect();
-        let free = begun.into_iter().filter(|net| eni.blocks.get(net).is_some_and(|b| b.in_use(draft.now).is_none()));
-        let free: Vec<Ipv4Net> = free.collect();
+        let begun = eni.blocks.iter().filter(|(_, block)| block.withdrawn && block.in_use(draft.now).is_none());
+        let free: Vec<Ipv4Net> = begun.filter_map(|(net, _)| pooled(net)).collect();
         let resting = eni.not_before.is_some_and(|at| at > draft.now);
         if !free.is_empty() && !resting && !draft.is_busy(&OpKey::Eni(eni.id.clone())) {
             give_back(draft, eni, free, "begun before, and not yet done");
@@ -99,7 +99,7 @@ fn surplus_of(draft: &Draft<'_>, eni: &Eni, pool: &Pool, targets: &Targets, form
     let mut part = Pool::default();
     let mut nets = Vec::new();
     for net in returnable(eni, draft.now, |_| true) {
-        let Some(block) = eni.blocks.get(&net) else { continue };
+        let Some(block) = eni.blocks.get(&IpNet::V4(net)) else { continue };
         let is_prefix = net.prefix_len() < 32;
         let wanted = if is_prefix { form.prefixes } else { singles_wanted };
         let left = if is_prefix { &mut prefixes } else { &mut singles };
@@ -115,10 +115,10 @@ fn surplus_of(draft: &Draft<'_>, eni: &Eni, pool: &Pool, targets: &Targets, form
 
 /// Blocks of which no pod uses an address and none cools, the longest-free first: that is safest for who gets them next.
 pub(super) fn returnable(eni: &Eni, now: Timestamp, which: impl Fn(&Ipv4Net) -> bool) -> Vec<Ipv4Net> {
-    let blocks =
-        eni.blocks.iter().filter(|(net, block)| which(net) && block.is_offered() && block.in_use(now).is_none());
+    let pooled = eni.blocks.iter().filter_map(|(net, block)| Some((pooled(net)?, block)));
+    let blocks = pooled.filter(|(net, block)| which(net) && block.is_offered() && block.in_use(now).is_none());
     let mut blocks: Vec<_> = blocks
-        .map(|(net, block)| (block.addresses.values().filter_map(|state| state.available_from()).max(), *net))
+        .map(|(net, block)| (block.addresses.values().filter_map(|state| state.available_from()).max(), net))
         .collect();
     blocks.sort_unstable();
     blocks.into_iter().map(|(_, net)| net).collect()

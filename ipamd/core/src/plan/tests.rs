@@ -292,7 +292,7 @@ fn an_eni_that_was_detached_from_under_a_pod_is_attached_again_after_it() {
 #[test]
 fn a_give_back_that_failed_is_repeated_whatever_is_missing() {
     let mut state = state(vec![with(1, &singles(9))]);
-    let what = Unassign { addresses: BTreeSet::from([ip("10.0.0.9")]), prefixes: BTreeSet::new() };
+    let what = Unassign { addresses: BTreeSet::from(["10.0.0.9".parse().unwrap()]), prefixes: BTreeSet::new() };
     let unassign = Op::Unassign { eni: eni_id(1), what };
     failed(&mut state, &unassign, CloudErrorKind::Unavailable, at(100));
     let targets = Targets { max_enis: Some(1), ..Targets::default() };

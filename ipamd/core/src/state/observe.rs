@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_contract::id::EniId;
 
 use super::{ApplyError, DEPARTED_KEPT, SETTLE, State, Subnet, tag};
 use crate::cloud::{Ec2Eni, Ec2Subnet, ImdsEni, InstanceLimits, InterfaceType};
-use crate::ledger::{AddressState, Block, Eni, Role, Stage};
+use crate::ipv6::{Delegation, Families};
+use crate::ledger::{AddressState, Block, Eni, LedgerError, Role, Stage};
 use crate::op::{Op, OpKey};
 use crate::time::Timestamp;
 
@@ -19,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 impl State {
     /// An ENI as EC2 describes it, as the ledger would have it, and its blocks.
-    pub(crate) fn record_of(&self, eni: &Ec2Eni, now: Timestamp) -> (Eni, BTreeSet<Ipv4Net>) {
+    pub(crate) fn record_of(&self, eni: &Ec2Eni, now: Timestamp) -> (Eni, BTreeSet<IpNet>) {
         let attached = eni.attachment.as_ref();
         let untagged_too = self.node.as_ref().is_none_or(|node| node.manage_untagged_enis);
         let role = match attached {
@@ -49,10 +50,60 @@ impl State {
             not_before: None,
             recheck: None,
             confirmed: None,
+            ipv6: None,
             blocks: std::collections::BTreeMap::new(),
             departed: std::collections::BTreeMap::new(),
         };
-        (record, blocks_of(&eni.secondary_ips, &eni.prefixes))
+        let record = self.with_ipv6(record, &eni.ipv6_prefixes, now);
+        let blocks = self.blocks_for_pods(&record, &eni.secondary_ips, &eni.prefixes);
+        (record, blocks)
+    }
+
+    /// The record with the /80 that pods of the ENI use, if they use one: that which they use already, else the lowest.
+    fn with_ipv6(&self, record: Eni, seen: &BTreeSet<Ipv6Net>, now: Timestamp) -> Eni {
+        let wanted = Self::is_delegated_to(self.families(), &record);
+        let ipv6 = seen.first().filter(|_| wanted).map(|net| Delegation { net: *net, since: now });
+        Eni { ipv6, ..record }
+    }
+
+    /// The blocks that pods may have addresses of, by what a description shows.
+    fn blocks_for_pods(
+        &self,
+        record: &Eni,
+        secondaries: &BTreeSet<Ipv4Addr>,
+        prefixes: &BTreeSet<Ipv4Net>,
+    ) -> BTreeSet<IpNet> {
+        match self.families() {
+            Families::V4 | Families::Dual => blocks_of(secondaries, prefixes),
+            Families::V6 => record.ipv6.map(|ipv6| IpNet::V6(ipv6.net)).into_iter().collect(),
+        }
+    }
+
+    /// Takes in which /80s EC2 shows on an ENI. Answers whether that is certain.
+    fn described_ipv6(
+        &mut self,
+        id: &EniId,
+        seen: &BTreeSet<Ipv6Net>,
+        settled: bool,
+        now: Timestamp,
+    ) -> Result<bool, ApplyError> {
+        let families = self.families();
+        let eni = self.ledger.eni_mut(id)?;
+        if !Self::is_delegated_to(families, eni) {
+            return Ok(true);
+        }
+        match eni.ipv6 {
+            Some(ipv6) if seen.contains(&ipv6.net) => return Ok(true),
+            // Assigned a moment ago: this may be news of the past.
+            Some(ipv6) if !settled || now.since(ipv6.since) <= SETTLE => return Ok(false),
+            None if seen.is_empty() => return Ok(true),
+            Some(_) | None => {}
+        }
+        let ipv6 = seen.first().map(|net| Delegation { net: *net, since: now });
+        self.ledger.set_ipv6(id, ipv6)?;
+        // What routes to the /80 is set up with the ENI; pods that have addresses of one that is gone keep them.
+        self.set_up_again(id)?;
+        Ok(true)
     }
 
     fn is_tagged_ours(&self, eni: &Ec2Eni) -> bool {
@@ -80,12 +131,15 @@ impl State {
     }
 
     /// Takes in what IMDS shows. Nothing goes because IMDS lacks it; a difference makes EC2 be asked.
-    pub(super) fn imds_seen(&mut self, enis: &[ImdsEni], now: Timestamp) {
+    pub(super) fn imds_seen(&mut self, enis: &[ImdsEni], now: Timestamp) -> Result<(), ApplyError> {
         for seen in enis {
-            let blocks = blocks_of(&seen.secondary_ips, &seen.prefixes);
-            if let Ok(known) = self.ledger.eni_mut(&seen.eni) {
-                let news =
-                    blocks.iter().any(|net| !known.blocks.contains_key(net) && !known.departed.contains_key(net));
+            let families = self.families();
+            if let Some(known) = self.ledger.eni(&seen.eni) {
+                let blocks = self.blocks_for_pods(known, &seen.secondary_ips, &seen.prefixes);
+                let lacks_ipv6 = known.ipv6.is_none() && Self::is_delegated_to(families, known);
+                let news = (lacks_ipv6 && !seen.ipv6_prefixes.is_empty())
+                    || blocks.iter().any(|net| !known.blocks.contains_key(net) && !known.departed.contains_key(net));
+                let known = self.ledger.eni_mut(&seen.eni)?;
                 known.unsure |= news && known.carries_pods() && known.may_be_asked_about(now);
                 if known.device.is_none() && known.stage != Stage::Leaving {
                     known.unsure = true;
@@ -116,10 +170,13 @@ impl State {
                 not_before: None,
                 recheck: None,
                 confirmed: None,
+                ipv6: None,
                 blocks: std::collections::BTreeMap::new(),
                 departed: std::collections::BTreeMap::new(),
             };
+            let record = if trusted { self.with_ipv6(record, &seen.ipv6_prefixes, now) } else { record };
             // An overlap is for EC2 to resolve.
+            let blocks = self.blocks_for_pods(&record, &seen.secondary_ips, &seen.prefixes);
             let used = if trusted { blocks } else { BTreeSet::new() };
             if self.found(record, used, self.found_cool_until, now).is_err() {
                 self.survey_wanted(now);
@@ -133,10 +190,9 @@ impl State {
             .map(|eni| eni.id.clone())
             .collect();
         for id in missing {
-            if let Ok(eni) = self.ledger.eni_mut(&id) {
-                eni.unsure = true;
-            }
+            self.ledger.eni_mut(&id)?.unsure = true;
         }
+        Ok(())
     }
 
     /// Takes in all ENIs that EC2 says this node owns.
@@ -189,7 +245,7 @@ impl State {
     pub(super) fn found(
         &mut self,
         eni: Eni,
-        blocks: BTreeSet<Ipv4Net>,
+        blocks: BTreeSet<IpNet>,
         cooling_until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(), ApplyError> {
@@ -215,7 +271,7 @@ impl State {
     fn note_hearsay(
         &mut self,
         id: &EniId,
-        blocks: impl IntoIterator<Item = Ipv4Net>,
+        blocks: impl IntoIterator<Item = IpNet>,
         now: Timestamp,
     ) -> Result<(), ApplyError> {
         if self.hearsay_until.is_some_and(|until| until > now) {
@@ -232,13 +288,13 @@ impl State {
     pub(super) fn make_way(
         &mut self,
         id: &EniId,
-        blocks: BTreeSet<Ipv4Net>,
+        blocks: BTreeSet<IpNet>,
         is_answer: bool,
         now: Timestamp,
-    ) -> BTreeSet<Ipv4Net> {
+    ) -> BTreeSet<IpNet> {
         let mut clear = BTreeSet::new();
         for net in blocks {
-            let others: BTreeSet<(EniId, Ipv4Net)> =
+            let others: BTreeSet<(EniId, IpNet)> =
                 Block::hosts(net).filter_map(|address| self.ledger.homes().get(&address)).cloned().collect();
             let mut is_clear = true;
             for (eni, old) in others {
@@ -275,8 +331,9 @@ impl State {
             None => self.unknown_to_ec2(id, settled, now)?,
             Some(described) => {
                 let attachment = self.described_attachment(id, described, settled)?;
+                let ipv6 = self.described_ipv6(id, &described.ipv6_prefixes, settled, now)?;
                 let blocks = self.described_blocks(id, described, settled, now)?;
-                attachment && blocks
+                attachment && ipv6 && blocks
             }
         };
         if let Ok(eni) = self.ledger.eni_mut(id) {
@@ -361,8 +418,8 @@ impl State {
         settled: bool,
         now: Timestamp,
     ) -> Result<bool, ApplyError> {
-        let there = blocks_of(&described.secondary_ips, &described.prefixes);
-        let eni = self.ledger.eni_mut(id)?;
+        let eni = self.ledger.eni(id).ok_or_else(|| LedgerError::UnknownEni(id.clone()))?;
+        let there = self.blocks_for_pods(eni, &described.secondary_ips, &described.prefixes);
         if !eni.carries_pods() {
             return Ok(true);
         }
@@ -377,7 +434,7 @@ impl State {
             }
         }
         let is_late = self.hearsay_until.is_some_and(|until| until > now);
-        let gone: Vec<(Ipv4Net, bool, bool, bool)> = eni
+        let gone: Vec<(IpNet, bool, bool, bool)> = eni
             .blocks
             .iter()
             .filter(|(net, _)| !there.contains(net))
@@ -386,7 +443,7 @@ impl State {
                 (*net, in_use, !block.is_offered(), now.since(block.added) > SETTLE)
             })
             .collect();
-        let confirmed: Vec<Ipv4Net> = eni
+        let confirmed: Vec<IpNet> = eni
             .blocks
             .iter()
             .filter(|(net, block)| block.hearsay && !is_late && there.contains(net))
@@ -416,7 +473,7 @@ impl State {
 
     /// Forgets a block that EC2 does not show any more, or shows on another ENI. Of hearsay the newest counts, even where
     /// pods live on it: they are on what is found instead, and that cools as long as what is forgotten would have.
-    fn forget_block(&mut self, id: &EniId, net: Ipv4Net, now: Timestamp) -> Result<(), ApplyError> {
+    fn forget_block(&mut self, id: &EniId, net: IpNet, now: Timestamp) -> Result<(), ApplyError> {
         let Some(block) = self.ledger.eni_mut(id)?.blocks.get(&net).filter(|block| block.hearsay) else {
             return Ok(self.ledger.remove_block(id, net, now)?);
         };
@@ -426,7 +483,7 @@ impl State {
     }
 
     fn withdraw_all(&mut self, id: &EniId) -> Result<(), ApplyError> {
-        let blocks: Vec<Ipv4Net> = self.ledger.eni_mut(id)?.blocks.keys().copied().collect();
+        let blocks: Vec<IpNet> = self.ledger.eni_mut(id)?.blocks.keys().copied().collect();
         for net in blocks {
             self.ledger.set_withdrawn(id, net, true)?;
         }
@@ -439,6 +496,7 @@ impl State {
             self.ledger.set_subnet_cidr(&described.subnet, described.cidr);
             let subnet = self.subnets.entry(described.subnet).or_insert_with(|| Subnet::unknown(described.cidr));
             subnet.cidr = described.cidr;
+            subnet.ipv6_cidr = described.ipv6_cidr;
             subnet.available = Some(described.available);
             subnet.tags = described.tags;
         }
@@ -461,6 +519,7 @@ impl State {
 }
 
 /// Secondary addresses and prefixes as blocks.
-pub(crate) fn blocks_of(addresses: &BTreeSet<Ipv4Addr>, prefixes: &BTreeSet<Ipv4Net>) -> BTreeSet<Ipv4Net> {
-    addresses.iter().map(|address| Ipv4Net::from(*address)).chain(prefixes.iter().copied()).collect()
+pub(crate) fn blocks_of(addresses: &BTreeSet<Ipv4Addr>, prefixes: &BTreeSet<Ipv4Net>) -> BTreeSet<IpNet> {
+    let singles = addresses.iter().map(|address| Ipv4Net::from(*address));
+    singles.chain(prefixes.iter().copied()).map(IpNet::V4).collect()
 }

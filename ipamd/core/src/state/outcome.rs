@@ -1,12 +1,14 @@
 //! What the end of an operation means for the state.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::observe::blocks_of;
 use super::{ATTACHMENT_LIMIT_PAUSE, ApplyError, Obstacle, PREFIX_PAUSE, SETTLE, SUBNET_PAUSE, Shortage, State};
 use crate::cloud::{AddressCount, Api, CloudError, CloudErrorKind, CreateEni, Ec2Eni};
+use crate::ipv6::{Delegation, Families};
 use crate::ledger::Stage;
 use crate::op::{Failure, Op, Outcome};
 use crate::time::Timestamp;
@@ -55,7 +57,7 @@ impl State {
                 let mut new = blocks_of(&assigned.addresses, &assigned.prefixes);
                 let known = self.ledger.eni_mut(eni)?;
                 // A repeated answer may name what has come in by a description.
-                let named: Vec<Ipv4Net> = new.iter().filter(|net| known.blocks.contains_key(net)).copied().collect();
+                let named: Vec<IpNet> = new.iter().filter(|net| known.blocks.contains_key(net)).copied().collect();
                 new.retain(|net| !known.blocks.contains_key(net));
                 let subnet = known.subnet.clone();
                 for net in named {
@@ -66,6 +68,14 @@ impl State {
                 self.arrivals.assigned(eni, now);
                 let new = self.make_way(eni, new, true, now);
                 Ok(self.ledger.add_blocks(eni, new, None, now)?)
+            }
+            (Op::AssignIpv6 { eni }, Outcome::AssignedIpv6(net)) => {
+                self.ledger.set_ipv6(eni, Some(Delegation { net, since: now }))?;
+                if self.families() == Families::V6 {
+                    let new = self.make_way(eni, BTreeSet::from([IpNet::V6(net)]), true, now);
+                    self.ledger.add_blocks(eni, new, None, now)?;
+                }
+                Ok(())
             }
             (Op::Unassign { eni, what }, Outcome::Done) => {
                 self.last_shrunk = Some(now);
@@ -123,6 +133,12 @@ impl State {
         }
         let retry = now + *retry_after;
         match error.kind {
+            // It is about IPv6, and says nothing of the subnet's IPv4 addresses.
+            CloudErrorKind::InsufficientAddresses | CloudErrorKind::InsufficientPrefixes
+                if matches!(op, Op::AssignIpv6 { .. }) =>
+            {
+                self.blocked(op.api(), error, retry);
+            }
             CloudErrorKind::InsufficientAddresses | CloudErrorKind::InsufficientPrefixes => {
                 self.subnet_lacks(op, error.kind, now);
             }

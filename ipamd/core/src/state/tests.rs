@@ -56,7 +56,7 @@ fn a_used_eni_is_not_freed_and_used_addresses_are_not_given_back() {
     let mut state = state(vec![eni(1, &[]), eni(2, &["10.0.0.1/32", "10.0.0.2/32"])]);
     state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
     let detach = Op::Detach { eni: eni_id(2), attachment: attachment_id(2) };
-    let what = Unassign { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    let what = Unassign { addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]), prefixes: BTreeSet::new() };
     let unassign = Op::Unassign { eni: eni_id(2), what };
     for op in [&detach, &unassign] {
         assert!(matches!(state.apply(Event::Begin(op.clone()), at(2)), Err(ApplyError::Stale { .. })));
@@ -106,9 +106,10 @@ fn imds_removes_nothing_and_its_news_wait_for_ec2() {
         card: 0,
         subnet: subnet_id(1),
         subnet_cidr: net("10.0.0.0/16"),
-        primary_ip: ip("10.0.255.1"),
-        secondary_ips: BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.9")]),
+        primary_ip: "10.0.255.1".parse().unwrap(),
+        secondary_ips: BTreeSet::from(["10.0.0.1".parse().unwrap(), "10.0.0.9".parse().unwrap()]),
         prefixes: BTreeSet::new(),
+        ipv6_prefixes: BTreeSet::new(),
         security_groups: Vec::new(),
     };
     let known = |state: &State| state.ledger().enis().map(|eni| eni.blocks.len()).collect::<Vec<_>>();
@@ -134,9 +135,10 @@ fn a_first_start_believes_imds_about_the_primary_eni_only() {
         card: 0,
         subnet: subnet_id(1),
         subnet_cidr: net("10.0.0.0/16"),
-        primary_ip: ip(&format!("10.0.255.{n}")),
-        secondary_ips: BTreeSet::from([ip(&format!("10.0.0.{n}"))]),
+        primary_ip: format!("10.0.255.{n}").parse().unwrap(),
+        secondary_ips: BTreeSet::from([format!("10.0.0.{n}").parse().unwrap()]),
         prefixes: BTreeSet::new(),
+        ipv6_prefixes: BTreeSet::new(),
         security_groups: Vec::new(),
     };
     let mut state = State::new(1);
@@ -192,9 +194,9 @@ fn enis_are_what_their_tags_and_type_say() {
 #[test]
 fn an_address_that_ec2_has_moved_on_makes_way() {
     let mut state = state(vec![eni(1, &["10.0.0.1/32"]), eni(2, &[])]);
-    let what = Unassign { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    let what = Unassign { addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]), prefixes: BTreeSet::new() };
     failed(&mut state, &Op::Unassign { eni: eni_id(1), what }, CloudErrorKind::Timeout, at(1));
-    let assigned = Assigned { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    let assigned = Assigned { addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]), prefixes: BTreeSet::new() };
     let assign = Op::Assign { eni: eni_id(2), count: AddressCount::Secondary(1) };
     done(&mut state, &assign, Outcome::Assigned(assigned), at(2));
     assert_eq!(state.ledger().eni_of(ip("10.0.0.1")).unwrap().id, eni_id(2));
@@ -216,7 +218,7 @@ fn a_subnet_that_refuses_is_asked_for_half_and_then_left_alone() {
         failed(&mut state, &op, CloudErrorKind::InsufficientAddresses, at(1));
         assert_eq!(asked(&state), expected);
     }
-    let assigned = Assigned { addresses: BTreeSet::from([ip("10.0.0.1")]), prefixes: BTreeSet::new() };
+    let assigned = Assigned { addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]), prefixes: BTreeSet::new() };
     let op = Op::Assign { eni: eni_id(1), count: AddressCount::Secondary(1) };
     done(&mut state, &op, Outcome::Assigned(assigned), at(40));
     assert_eq!(asked(&state), (u32::MAX, None));

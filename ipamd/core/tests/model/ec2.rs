@@ -1,15 +1,18 @@
 //! EC2 as the planner's calls see it, without time: who has which address, and AWS's refusals.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, MacAddr, SubnetId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Attachment, Ec2Eni, Ec2Subnet,
     InstanceLimits, InterfaceType,
 };
 use sluice_ipamd_core::op::{Op, Outcome};
+
+/// The IPv6 CIDR of every subnet.
+const IPV6: &str = "2001:db8:0:1::/64";
 
 pub(crate) struct Subnet {
     pub(crate) cidr: Ipv4Net,
@@ -133,6 +136,7 @@ impl Ec2 {
             primary_ip: own,
             secondary_ips: assigned.addresses,
             prefixes: assigned.prefixes,
+            ipv6_prefixes: BTreeSet::new(),
             security_groups: Vec::new(),
             tags,
             interface_type: InterfaceType::Interface,
@@ -146,11 +150,27 @@ impl Ec2 {
             .map(|(id, subnet)| Ec2Subnet {
                 subnet: id.clone(),
                 cidr: subnet.cidr,
+                ipv6_cidr: Some(IPV6.parse().unwrap()),
                 availability_zone: "xx-1a".to_owned(),
                 available: u32::try_from(self.free(id).len()).unwrap(),
                 tags: subnet.tags.clone(),
             })
             .collect()
+    }
+
+    /// A /80 that nobody has had.
+    fn fresh_ipv6(&mut self) -> Ipv6Net {
+        self.next += 1;
+        let subnet: Ipv6Net = IPV6.parse().unwrap();
+        Ipv6Net::new((subnet.network().to_bits() | u128::from(self.next) << 48).into(), 80).unwrap()
+    }
+
+    /// The ENI that has an address for pods.
+    pub(crate) fn holder(&self, address: IpAddr) -> Option<&Ec2Eni> {
+        self.enis.values().find(|eni| match address {
+            IpAddr::V4(v4) => eni.secondary_ips.contains(&v4) || eni.prefixes.iter().any(|net| net.contains(&v4)),
+            IpAddr::V6(v6) => eni.ipv6_prefixes.iter().any(|net| net.contains(&v6)),
+        })
     }
 
     /// Carries a call out.
@@ -167,7 +187,10 @@ impl Ec2 {
                     }
                     return self.enis.get(eni).cloned().map(Outcome::Created).ok_or_else(missing);
                 }
-                let eni = self.fresh(&request.subnet, request.addresses, request.tags.clone())?;
+                let mut eni = self.fresh(&request.subnet, request.addresses, request.tags.clone())?;
+                if request.ipv6_prefix {
+                    eni.ipv6_prefixes.insert(self.fresh_ipv6());
+                }
                 self.tokens.insert(request.client_token.clone(), (request.clone(), eni.eni.clone()));
                 self.enis.insert(eni.eni.clone(), eni.clone());
                 Ok(Outcome::Created(eni))
@@ -206,6 +229,11 @@ impl Ec2 {
                 known.secondary_ips.extend(&assigned.addresses);
                 known.prefixes.extend(&assigned.prefixes);
                 Ok(Outcome::Assigned(assigned))
+            }
+            Op::AssignIpv6 { eni } => {
+                let net = self.fresh_ipv6();
+                self.enis.get_mut(eni).ok_or_else(missing)?.ipv6_prefixes.insert(net);
+                Ok(Outcome::AssignedIpv6(net))
             }
             Op::Unassign { eni, what } => {
                 let known = self.enis.get_mut(eni).ok_or_else(missing)?;

@@ -1,7 +1,7 @@
 //! The life of a node in virtual time: the daemon's loop without the daemon, on the model of EC2.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use sluice_contract::rpc::Refusal;
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind, Ec2Eni, ImdsEni, InstanceIdentity, InstanceLimits};
+use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
@@ -52,10 +53,13 @@ pub(crate) struct Life {
     pub(crate) ec2: Ec2,
     pub(crate) flights: Vec<Flight>,
     /// Live pods.
-    pub(crate) pods: BTreeMap<Attachment, Ipv4Addr>,
+    pub(crate) pods: BTreeMap<Attachment, IpAddr>,
+    /// The IPv6 addresses of pods that have both.
+    pub(crate) companions: BTreeMap<Attachment, Ipv6Addr>,
+    pub(crate) families: Families,
     pub(crate) refused: Vec<Refusal>,
     /// When an address was last released.
-    released: BTreeMap<Ipv4Addr, Timestamp>,
+    released: BTreeMap<IpAddr, Timestamp>,
     tokens: u64,
     starts: u64,
     /// What EC2 held before each change.
@@ -92,6 +96,10 @@ impl Life {
     }
 
     pub(crate) fn with_subnet(limits: InstanceLimits, targets: Targets, cidr: Ipv4Net) -> Self {
+        Self::with_families(limits, targets, cidr, Families::V4)
+    }
+
+    pub(crate) fn with_families(limits: InstanceLimits, targets: Targets, cidr: Ipv4Net, families: Families) -> Self {
         let mut ec2 = Ec2::new(limits);
         ec2.subnets.insert(subnet_id(1), Subnet { cidr, tags: BTreeMap::new(), others: BTreeSet::new() });
         ec2.launch(&subnet_id(1));
@@ -103,6 +111,8 @@ impl Life {
             ec2,
             flights: Vec::new(),
             pods: BTreeMap::new(),
+            companions: BTreeMap::new(),
+            families,
             refused: Vec::new(),
             released: BTreeMap::new(),
             tokens: 0,
@@ -133,6 +143,7 @@ impl Life {
             security_groups: Vec::new(),
             tags: BTreeMap::from([(tag::INSTANCE.to_owned(), self.ec2.instance.to_string())]),
             manage_untagged_enis: true,
+            families: self.families,
         }
     }
 
@@ -167,6 +178,7 @@ impl Life {
                 primary_ip: eni.primary_ip,
                 secondary_ips: eni.secondary_ips.clone(),
                 prefixes: eni.prefixes.clone(),
+                ipv6_prefixes: eni.ipv6_prefixes.clone(),
                 security_groups: Vec::new(),
             })
             .collect()
@@ -202,6 +214,7 @@ impl Life {
         let attachment = owner(name).attachment.clone();
         self.queue.remove(&attachment);
         self.released.extend(self.pods.remove(&attachment).map(|address| (address, self.now)));
+        self.companions.remove(&attachment);
         if let Some(address) = self.state.ledger().address_of(&attachment) {
             self.released.insert(address, self.now);
             self.apply(Event::Release(attachment, COOLDOWN));
@@ -219,18 +232,19 @@ impl Life {
                 if let Some(at) = self.released.get(&grant.address) {
                     assert!(*at + COOLDOWN <= self.now, "{} was reused within its cooldown", grant.address);
                 }
-                let on = self.ec2.enis.values().find(|eni| {
-                    eni.secondary_ips.contains(&grant.address)
-                        || eni.prefixes.iter().any(|net| net.contains(&grant.address))
-                });
-                assert!(
-                    on.is_some_and(|eni| eni.attachment.is_some()),
-                    "{} is not ours in EC2\n{}",
-                    grant.address,
-                    self.log.join("\n"),
-                );
+                let on =
+                    self.ec2.holder(grant.address).filter(|eni| eni.attachment.is_some()).map(|eni| eni.eni.clone());
+                assert!(on.is_some(), "{} is not ours in EC2\n{}", grant.address, self.log.join("\n"));
                 assert!(self.pods.values().all(|held| *held != grant.address), "{} is held by two", grant.address);
                 self.apply(Event::Assign(grant.address, Arc::clone(&grant.owner)));
+                let companion = self.state.ledger().companion_of(grant.address);
+                assert_eq!(companion.is_some(), self.families == Families::Dual, "{}", grant.address);
+                if let Some(companion) = companion {
+                    let carries = self.ec2.holder(companion.into()).map(|eni| eni.eni.clone());
+                    assert_eq!(carries, on, "{companion} of {}\n{}", grant.address, self.log.join("\n"));
+                    assert!(self.companions.values().all(|held| *held != companion), "{companion} is held by two");
+                    self.companions.insert(grant.owner.attachment.clone(), companion);
+                }
                 self.pods.insert(grant.owner.attachment.clone(), grant.address);
                 assert!(!self.queue.remove(&grant.owner.attachment).is_empty());
             }
@@ -342,9 +356,10 @@ impl Life {
     }
 
     fn kernel(&self) -> KernelView {
-        KernelView {
-            pods: self.pods.iter().map(|(a, ip)| (*ip, owner(a.container.as_str()).host_ifname.clone())).collect(),
-        }
+        let dev = |attachment: &Attachment| owner(attachment.container.as_str()).host_ifname.clone();
+        let companions = self.companions.iter().filter(|(attachment, _)| self.pods.contains_key(*attachment));
+        let companions = companions.map(|(attachment, ip)| (IpAddr::V6(*ip), dev(attachment)));
+        KernelView { pods: self.pods.iter().map(|(a, ip)| (*ip, dev(a))).chain(companions).collect() }
     }
 
     /// kill -9 and start: what is under way has its effect or not; the queue is gone.
@@ -356,7 +371,7 @@ impl Life {
         }
         self.queue = Queue::default();
         self.starts += 1;
-        let owners: Vec<(Attachment, Ipv4Addr)> =
+        let owners: Vec<(Attachment, IpAddr)> =
             self.state.ledger().owners().map(|(attachment, address)| (attachment.clone(), address)).collect();
         let document = Checkpoint::of(&self.state, self.now).to_json().unwrap();
         let read =
@@ -377,7 +392,7 @@ impl Life {
     /// The daemon's look at the kernel.
     pub(crate) fn look(&mut self) -> Vec<Finding> {
         let kernel = self.kernel();
-        let before: BTreeMap<Attachment, Ipv4Addr> =
+        let before: BTreeMap<Attachment, IpAddr> =
             self.state.ledger().owners().map(|(attachment, address)| (attachment.clone(), address)).collect();
         let findings = reconcile(&mut self.state, &kernel, COOLDOWN, self.now);
         for (attachment, address) in before {
@@ -401,7 +416,7 @@ fn latency(op: &Op) -> Duration {
     Duration::from_millis(match op {
         Op::Create(_) => 800,
         Op::Attach { .. } => 3000,
-        Op::Assign { .. } | Op::Unassign { .. } => 400,
+        Op::Assign { .. } | Op::AssignIpv6 { .. } | Op::Unassign { .. } => 400,
         Op::Detach { .. } => 2000,
         _ => 100,
     })

@@ -6,11 +6,13 @@ use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use sluice_ipamd_core::arrivals::Band;
 use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::cloud::{CloudErrorKind, InstanceLimits};
+use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::plan::{Targets, WarmMode};
 use sluice_ipamd_core::state::Event;
 
@@ -170,9 +172,14 @@ fn agrees_with_ec2(life: &Life) {
     let ledger = life.state.ledger();
     for eni in life.ec2.enis.values() {
         let known = ledger.eni(&eni.eni).unwrap_or_else(|| panic!("{} is leaked\n{}", eni.eni, life.log.join("\n")));
-        let blocks: BTreeSet<_> =
-            eni.secondary_ips.iter().map(|a| ipnet::Ipv4Net::from(*a)).chain(eni.prefixes.iter().copied()).collect();
+        let pool = eni.secondary_ips.iter().map(|a| Ipv4Net::from(*a)).chain(eni.prefixes.iter().copied());
+        let blocks: BTreeSet<IpNet> = match life.families {
+            Families::V4 | Families::Dual => pool.map(IpNet::V4).collect(),
+            Families::V6 => known.ipv6.map(|ipv6| IpNet::V6(ipv6.net)).into_iter().collect(),
+        };
         assert_eq!(known.blocks.keys().copied().collect::<BTreeSet<_>>(), blocks, "{}", eni.eni);
+        assert_eq!(known.ipv6.is_some(), life.families.has_v6(), "{}", eni.eni);
+        assert!(known.ipv6.is_none_or(|ipv6| eni.ipv6_prefixes.contains(&ipv6.net)), "{}", eni.eni);
         assert_eq!(known.device, eni.attachment.as_ref().map(|attachment| attachment.device), "{}", eni.eni);
     }
     assert_eq!(ledger.enis().count(), life.ec2.enis.len());
@@ -189,6 +196,39 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: 4 * asked.cases, failure_persistence: None, rng_seed, ..asked }
 }
 
+/// Whatever happens in it, a life keeps the invariants, and ends well.
+fn keeps_its_promises(mut life: Life, steps: &[Step]) {
+    live(&mut life, steps);
+    // Nobody is awaited any more.
+    life.apply(Event::PodsBound(BTreeSet::new()));
+    // What others hold is theirs for good, but whoever waits is answered, and dead pods are found.
+    life.run(Duration::from_secs(300));
+    life.look();
+    life.run(Duration::from_secs(60));
+    life.look();
+    life.ec2.subnets.get_mut(&subnet_id(1)).unwrap().others.clear();
+    life.settle();
+    assert_eq!(life.queue.waiting(), 0);
+    // Who is told of the past may ask for too much, and is refused by EC2.
+    let misled = steps.iter().any(|step| matches!(step, Step::Fates(fates) if fates.contains(&Fate::Late)));
+    assert!(misled || life.ec2.blunders.is_empty(), "{:?}", life.ec2.blunders);
+    agrees_with_ec2(&life);
+    let document = Checkpoint::of(&life.state, life.now).to_json().unwrap();
+    let read = Checkpoint::from_json(&document).unwrap();
+    assert_eq!(&read, &Checkpoint::of(&life.state, life.now));
+    let again = read.into_state(life.now).unwrap();
+    assert_eq!(again.ledger(), life.state.ledger());
+    // Without pods, all goes back but what the targets keep.
+    for name in life.pods.keys().map(|attachment| attachment.container.to_string()).collect::<Vec<_>>() {
+        life.del(&name);
+    }
+    life.look();
+    life.settle();
+    agrees_with_ec2(&life);
+    let tally = life.state.ledger().tally(life.now);
+    assert_eq!(tally.assigned + tally.cooling + tally.quarantined, 0);
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -196,40 +236,23 @@ proptest! {
     fn a_node_keeps_its_promises(
         limits in limits(),
         targets in targets(),
+        families in prop::sample::select(vec![Families::V4, Families::Dual]),
         subnet in 20..28u8,
         steps in prop::collection::vec(step(), 1..60),
     ) {
         let cidr = format!("10.0.0.0/{subnet}").parse().unwrap();
-        let mut life = Life::with_subnet(limits, targets, cidr);
-        live(&mut life, &steps);
-        // Nobody is awaited any more.
-        life.apply(Event::PodsBound(BTreeSet::new()));
-        // What others hold is theirs for good, but whoever waits is answered, and dead pods are found.
-        life.run(Duration::from_secs(300));
-        life.look();
-        life.run(Duration::from_secs(60));
-        life.look();
-        life.ec2.subnets.get_mut(&subnet_id(1)).unwrap().others.clear();
-        life.settle();
-        prop_assert_eq!(life.queue.waiting(), 0);
-        // Who is told of the past may ask for too much, and is refused by EC2.
-        let misled = steps.iter().any(|step| matches!(step, Step::Fates(fates) if fates.contains(&Fate::Late)));
-        prop_assert!(misled || life.ec2.blunders.is_empty(), "{:?}", life.ec2.blunders);
-        agrees_with_ec2(&life);
-        let document = Checkpoint::of(&life.state, life.now).to_json().unwrap();
-        let read = Checkpoint::from_json(&document).unwrap();
-        prop_assert_eq!(&read, &Checkpoint::of(&life.state, life.now));
-        let again = read.into_state(life.now).unwrap();
-        prop_assert_eq!(again.ledger(), life.state.ledger());
-        // Without pods, all goes back but what the targets keep.
-        for name in life.pods.keys().map(|attachment| attachment.container.to_string()).collect::<Vec<_>>() {
-            life.del(&name);
-        }
-        life.look();
-        life.settle();
-        agrees_with_ec2(&life);
-        let tally = life.state.ledger().tally(life.now);
-        prop_assert_eq!(tally.assigned + tally.cooling + tally.quarantined, 0);
+        keeps_its_promises(Life::with_families(limits, targets, cidr, families), &steps);
+    }
+}
+
+proptest! {
+    // The checks go through the whole window of a /80 after each step.
+    #![proptest_config(ProptestConfig { cases: config().cases / 32, ..config() })]
+
+    #[test]
+    fn a_node_of_ipv6_alone_keeps_its_promises(limits in limits(), steps in prop::collection::vec(step(), 1..30)) {
+        let cidr = "10.0.0.0/24".parse().unwrap();
+        keeps_its_promises(Life::with_families(limits, Targets::default(), cidr, Families::V6), &steps);
     }
 }
 
@@ -389,7 +412,7 @@ fn a_pod_is_where_the_newest_description_has_its_address() {
     assert_eq!(life.queue.waiting(), 0);
     agrees_with_ec2(&life);
     for address in life.pods.values() {
-        let on = life.ec2.enis.values().find(|eni| eni.secondary_ips.contains(address)).map(|eni| &eni.eni);
+        let on = life.ec2.holder(*address).map(|eni| &eni.eni);
         assert_eq!(life.state.ledger().eni_of(*address).map(|eni| &eni.id), on, "{address}");
     }
 }

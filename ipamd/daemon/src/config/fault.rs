@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use sluice_daemon::environment;
 pub use sluice_daemon::environment::{ConfigFault, ConfigFaults};
+use sluice_ipamd_core::ipv6::Families;
 
 use super::variables::{Effect, VARIABLES};
 
@@ -136,17 +137,16 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A fault when a switch is on.
-    pub(super) fn unless_default(&mut self, name: &'static str, rule: &str) {
-        if self.boolean(name, false) {
-            self.fault(name, "true", rule);
-        }
-    }
-
-    /// A fault when a switch is off.
-    pub(super) fn unless_true(&mut self, name: &'static str, rule: &str) {
-        if !self.boolean(name, true) {
-            self.fault(name, "false", rule);
+    /// The families that two switches say; a fault when they say none.
+    pub(super) fn families(&mut self, v4: &'static str, v6: &'static str) -> Families {
+        match (self.boolean(v4, true), self.boolean(v6, false)) {
+            (true, false) => Families::V4,
+            (false, true) => Families::V6,
+            (true, true) => Families::Dual,
+            (false, false) => {
+                self.fault(v4, "false", &format!("pods need addresses: it or {v6} must be true"));
+                Families::V4
+            }
         }
     }
 

@@ -28,6 +28,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
     assert_eq!(
         config.network,
         NetworkConfig {
+            families: Families::V4,
             eni_mtu: 9001,
             pod_mtu: 9001,
             connmark: 0x80,
@@ -58,7 +59,7 @@ fn every_fault_is_reported_at_once_with_value_and_rule() {
         ("ENABLE_PREFIX_DELEGATION", "yes"),
         ("IP_COOLDOWN_PERIOD", "-1"),
         ("ADDITIONAL_ENI_TAGS", "{\"a\":"),
-        ("ENABLE_IPv6", "true"),
+        ("ENABLE_IPv4", "false"),
         ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "10.0.0.0/8, 192.168.1.1/16"),
         ("SLUICE_RUN_DIR", "run"),
         ("INTROSPECTION_BIND_ADDRESS", "localhost"),
@@ -72,7 +73,7 @@ fn every_fault_is_reported_at_once_with_value_and_rule() {
             "AWS_VPC_ENI_MTU",
             "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
             "AWS_VPC_K8S_CNI_VETHPREFIX",
-            "ENABLE_IPv6",
+            "ENABLE_IPv4",
             "ENABLE_PREFIX_DELEGATION",
             "INTROSPECTION_BIND_ADDRESS",
             "IP_COOLDOWN_PERIOD",
@@ -148,4 +149,15 @@ fn the_documentation_is_the_table() {
     }
     let written = std::fs::read_to_string(&path).unwrap();
     assert!(written == text, "set UPDATE_GOLDENS to write docs/configuration.md anew");
+}
+
+#[test]
+fn two_switches_say_which_addresses_pods_have() {
+    let of = |v4, v6| load(&[("ENABLE_IPv4", v4), ("ENABLE_IPv6", v6)]).map(|config| config.network.families);
+    assert_eq!(of("true", "false").unwrap(), Families::V4);
+    assert_eq!(of("false", "true").unwrap(), Families::V6);
+    assert_eq!(of("true", "true").unwrap(), Families::Dual);
+    assert!(of("false", "false").unwrap_err().to_string().contains("ENABLE_IPv6 must be true"));
+    let faults = load(&[("ENABLE_IPv6", "true"), ("POD_MTU", "1000")]).unwrap_err();
+    assert!(faults.to_string().contains("1280"), "{faults}");
 }

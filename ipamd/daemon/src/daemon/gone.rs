@@ -2,7 +2,7 @@
 //! sandbox. The address is held until the rules are removed, so that nobody can be given it meanwhile.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,9 +18,18 @@ use crate::kernel::Kernel;
 /// An address whose pod is gone.
 #[derive(Debug, Clone)]
 pub(super) struct Gone {
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
+    /// The IPv6 address that the pod had beside it.
+    pub(super) companion: Option<IpAddr>,
     /// The tombstone that tells of it; none for an address in quarantine, which no attachment has.
     pub(super) tombstone: Option<(PathBuf, DelRequest)>,
+}
+
+impl Gone {
+    /// All addresses of the pod.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        std::iter::once(self.address).chain(self.companion).collect()
+    }
 }
 
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
@@ -42,7 +51,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.orphans.retain(|_, owner| owner.attachment != request.attachment);
         match self.state.ledger().address_of(&request.attachment) {
             Some(address) if self.clearing.contains_key(&address) => {}
-            Some(address) => self.clear_pod(Gone { address, tombstone: Some((path, request)) }),
+            Some(address) => {
+                let companion = self.state.ledger().companion_of(address).map(IpAddr::V6);
+                self.clear_pod(Gone { address, companion, tombstone: Some((path, request)) });
+            }
             None => self.drained(path, &request),
         }
     }
@@ -62,18 +74,19 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// Removes the rules of addresses that nobody has and that no interface carries. A rule that is younger may be that of
     /// an ADD which is under way, of an attachment that was forgotten with the checkpoint.
-    pub(super) fn clear_dead(&mut self, dead: &BTreeSet<Ipv4Addr>) {
+    pub(super) fn clear_dead(&mut self, dead: &BTreeSet<IpAddr>) {
         if self.stopping {
             return;
         }
         let now = self.parts.clock.now();
-        let old = |address: &Ipv4Addr| match self.state.ledger().address(*address) {
+        let old = |address: &IpAddr| match self.state.ledger().address(*address) {
             Some(AddressState::Quarantined { since }) => now.since(*since) > ADD_TAKES,
             _ => false,
         };
-        let due: Vec<Ipv4Addr> = dead.iter().copied().filter(old).collect();
+        let due: Vec<IpAddr> = dead.iter().copied().filter(old).collect();
         for address in due {
-            self.clear_pod(Gone { address, tombstone: None });
+            let companion = self.state.ledger().eni_of(address).and_then(|eni| eni.companion(address));
+            self.clear_pod(Gone { address, companion: companion.map(IpAddr::V6), tombstone: None });
         }
     }
 

@@ -2,7 +2,7 @@
 //! comes back to the loop; none of them touches the state.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,7 +104,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 }
                 Job::Clear(table) => Done::Clear(table, kernel.clear_table(table).await),
                 Job::ClearPod(gone) => {
-                    let result = kernel.clear_pod(gone.address, &prefix).await;
+                    let result = kernel.clear_pod(&gone.addresses(), &prefix).await;
                     Done::ClearPod(gone, result)
                 }
             }
@@ -236,10 +236,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// Gives addresses in quarantine back to the attachments that the kernel named at the start.
     fn adopt(&mut self) {
-        let quarantined = |address: &Ipv4Addr| {
-            matches!(self.state.ledger().address(*address), Some(AddressState::Quarantined { .. }))
-        };
-        let due: Vec<Ipv4Addr> = self.orphans.keys().filter(|address| quarantined(address)).copied().collect();
+        let quarantined =
+            |address: &IpAddr| matches!(self.state.ledger().address(*address), Some(AddressState::Quarantined { .. }));
+        let due: Vec<IpAddr> = self.orphans.keys().filter(|address| quarantined(address)).copied().collect();
         for address in due {
             let Some(owner) = self.orphans.remove(&address) else { continue };
             let attachment = owner.attachment.clone();
@@ -262,7 +261,15 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         if let Some(cluster) = &pool.cluster_name {
             tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
         }
-        Node { identity, limits, vpc_cidrs, security_groups, tags, manage_untagged_enis: pool.manage_untagged_eni }
+        Node {
+            identity,
+            limits,
+            vpc_cidrs,
+            security_groups,
+            tags,
+            manage_untagged_enis: pool.manage_untagged_eni,
+            families: self.parts.config.network.families,
+        }
     }
 
     /// Starts what is due on the host's network, by what the state says should be there.
@@ -420,6 +427,7 @@ fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
         mac: eni.mac,
         primary_ip: eni.primary_ip,
         subnet: subnet.trunc(),
+        ipv6: eni.ipv6.is_some(),
         table: eni.table()?,
         mtu,
     })

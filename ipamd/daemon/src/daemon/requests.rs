@@ -1,6 +1,6 @@
 //! What plugins ask, and what becomes of an address whose asker has gone.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     /// Tells the requests of an attachment what it has been given.
-    pub(super) fn grant(&mut self, attachment: &Attachment, address: Ipv4Addr, tokens: &[Token], held: bool) {
+    pub(super) fn grant(&mut self, attachment: &Attachment, address: IpAddr, tokens: &[Token], held: bool) {
         // Only a request that is alone in knowing of the address may take it with it when it goes.
         let only = match tokens {
             [token] if !held => Some(*token),
@@ -104,7 +104,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Some(token) => self.granted_by.insert(attachment.clone(), token),
             None => self.granted_by.remove(attachment),
         };
-        let addresses: Vec<PodAddress> = self.pod_address(address).into_iter().collect();
+        let addresses = self.pod_addresses(address);
         let mtu = self.parts.config.network.pod_mtu;
         for token in tokens {
             let Some(Waiting { answer, since, counted }) = self.waiting.remove(token) else { continue };
@@ -151,10 +151,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     fn check_attachment(&self, request: &CheckRequest) -> Result<Outcome, Refusal> {
         let address = self.state.ledger().address_of(&request.attachment);
-        match address.and_then(|address| self.pod_address(address)) {
-            Some(address) => {
-                Ok(Outcome::Add(AddReply { addresses: vec![address], mtu: self.parts.config.network.pod_mtu }))
-            }
+        match address.map(|address| self.pod_addresses(address)).filter(|addresses| !addresses.is_empty()) {
+            Some(addresses) => Ok(Outcome::Add(AddReply { addresses, mtu: self.parts.config.network.pod_mtu })),
             None => Err(Refusal::new(
                 RefusalCode::UnknownAttachment,
                 format!("attachment {} has no address on this node", request.attachment),
@@ -186,15 +184,15 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(super) fn release(&mut self, attachment: &Attachment, cooldown: Duration) -> Vec<PodAddress> {
         self.granted_by.remove(attachment);
         let Some(address) = self.state.ledger().address_of(attachment) else { return Vec::new() };
-        let described = self.pod_address(address);
+        let described = self.pod_addresses(address);
         if self.clearing.contains_key(&address) {
             // It is taken back when the kernel is clear of its pod.
-            return described.into_iter().collect();
+            return described;
         }
         if self.apply(Event::Release(attachment.clone(), cooldown)) {
             tracing::info!(attachment = %attachment, address = %address, "an address was taken back");
         }
-        described.into_iter().collect()
+        described
     }
 
     /// A request's socket has closed before its reply.
@@ -223,17 +221,22 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
     }
 
-    /// An address as plugins are told of it.
-    pub(super) fn pod_address(&self, address: Ipv4Addr) -> Option<PodAddress> {
-        let eni = self.state.ledger().eni_of(address)?;
-        Some(PodAddress {
-            ip: address.into(),
-            interface: 0,
-            eni: eni.id.clone(),
-            eni_mac: eni.mac,
-            card: eni.card,
-            device: eni.device?,
-            table: eni.table()?,
-        })
+    /// What a pod has that was given `address`, as plugins are told of it.
+    pub(super) fn pod_addresses(&self, address: IpAddr) -> Vec<PodAddress> {
+        let ledger = self.state.ledger();
+        let described = |ip: IpAddr| {
+            let eni = ledger.eni_of(address)?;
+            Some(PodAddress {
+                ip,
+                interface: 0,
+                eni: eni.id.clone(),
+                eni_mac: eni.mac,
+                card: eni.card,
+                device: eni.device?,
+                table: eni.table()?,
+            })
+        };
+        let companion = ledger.companion_of(address).map(IpAddr::V6);
+        std::iter::once(address).chain(companion).filter_map(described).collect()
     }
 }

@@ -3,6 +3,7 @@
 
 mod burst;
 mod crash;
+mod families;
 mod memory;
 mod requests;
 pub(crate) mod sim;
@@ -11,7 +12,7 @@ mod trouble;
 mod worst;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,6 +22,7 @@ use sluice_contract::id::{IfName, PodRef};
 use sluice_contract::rpc::{
     AddReply, AddRequest, Call, DelReply, DelRequest, Outcome, PodAddress, Refusal, RefusalCode, Reply,
 };
+use sluice_ipamd_core::ipv6::pooled;
 use sluice_ipamd_core::ledger::Stage;
 use sluice_ipamd_core::time::Timestamp;
 use sluice_vpcsim::model::Settings;
@@ -143,7 +145,7 @@ impl World {
         let ours: BTreeSet<_> = view.enis.keys().cloned().collect();
         assert_eq!(ours, ec2, "the ledger knows the ENIs of EC2");
         for eni in &attached {
-            let known: BTreeSet<_> = view.enis[&eni.id].blocks.keys().copied().collect();
+            let known: BTreeSet<_> = view.enis[&eni.id].blocks.keys().filter_map(pooled).collect();
             let there: BTreeSet<_> = eni.assigned().filter(|net| net.addr() != eni.primary).collect();
             assert_eq!(known, there, "the ledger knows the addresses of {}", eni.id);
         }
@@ -152,19 +154,20 @@ impl World {
             attached.iter().filter(|eni| eni.attachment.as_ref().unwrap().device > 0).map(|e| e.id.clone()).collect();
         assert_eq!(host.enis.keys().cloned().collect::<BTreeSet<_>>(), secondaries, "the host has the ENIs set up");
         for address in host.pods.keys() {
-            let state = view.enis.values().flat_map(|eni| eni.blocks.values()).find_map(|b| b.get(address)).unwrap();
-            assert_eq!(state.state, "assigned", "{address} lives");
+            let states = view.enis.values().flat_map(|eni| eni.blocks.values()).flatten();
+            let mut known = states.filter(|(ip, state)| *ip == address || state.ipv6.map(IpAddr::V6) == Some(*address));
+            assert!(known.any(|(_, state)| state.state == "assigned"), "{address} lives");
         }
     }
 
     /// What the plugin does after an ADD.
-    fn pod_runs(&self, container: &str, address: Ipv4Addr) {
+    fn pod_runs(&self, container: &str, address: IpAddr) {
         let before = self.host.state().pods.insert(address, host_ifname(container));
         assert_eq!(before, None, "{address} is given to {container} and lives already");
     }
 
     /// What the plugin does before a DEL.
-    fn pod_ends(&self, address: Ipv4Addr) {
+    fn pod_ends(&self, address: IpAddr) {
         self.host.state().pods.remove(&address);
     }
 }
@@ -250,12 +253,5 @@ pub(crate) fn add_request(container: &str) -> AddRequest {
         pod: PodRef { namespace: "default".into(), name: container.into(), uid: None },
         netns: format!("/run/netns/{container}"),
         host_ifname: host_ifname(container),
-    }
-}
-
-fn v4(address: &PodAddress) -> Ipv4Addr {
-    match address.ip {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => panic!("{address}"),
     }
 }

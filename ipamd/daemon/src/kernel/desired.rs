@@ -1,7 +1,7 @@
 //! What the host's network should be like: pure, and compared as text with the golden node of VPC CNI in the tests.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::IfName;
@@ -12,14 +12,23 @@ use sluice_hostnet::state::{
     host_prefix,
 };
 
+use sluice_ipamd_core::ipv6::Families;
+
 use super::{EniNetwork, NodeNetwork};
 use crate::config::{NetworkConfig, RandomizeSnat};
 
-/// Our nftables table, `ip sluice`.
+/// Our nftables table of a family, `ip sluice` or `ip6 sluice`.
 #[must_use]
-pub fn table() -> NftTableId {
-    NftTableId::new(NftFamily::Ip, "sluice")
+pub fn table(family: Family) -> NftTableId {
+    let family = match family {
+        Family::V4 => NftFamily::Ip,
+        Family::V6 => NftFamily::Ip6,
+    };
+    NftTableId::new(family, "sluice")
 }
+
+/// The VPC's router on every ENI's link (VPC User Guide, "Subnet CIDR blocks": it answers at this address on Nitro).
+const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
 
 /// The node's own part, its nftables table apart ([`ruleset`]). `primary` is the primary ENI's link.
 ///
@@ -28,34 +37,80 @@ pub fn table() -> NftTableId {
 pub fn node(node: &NodeNetwork, primary: &IfName) -> Result<Desired, InvalidSysctlKey> {
     let mark = Mark { value: node.config.connmark, mask: node.config.connmark };
     let early_demux = u8::from(!node.config.disable_tcp_early_demux);
-    let marked = restores_marks(node).then(|| Rule::mark(Family::V4, RULE_PRIMARY_ENI_MARK, mark, TABLE_MAIN));
+    let marked = Family::ALL
+        .into_iter()
+        .filter(|family| restores_marks(node, *family))
+        .map(|family| Rule::mark(family, RULE_PRIMARY_ENI_MARK, mark, TABLE_MAIN));
+    let mut sysctls = vec![
+        // The kernel resets per-interface settings when this changes, so it comes first.
+        Sysctl::new(SysctlKey::new("net/ipv4/ip_forward")?, 1),
+        // Replies to what was translated come in by the primary ENI although the pod's route leads out by another.
+        Sysctl::new(SysctlKey::of_interface(Family::V4, primary, "rp_filter")?, 2),
+        Sysctl::new(SysctlKey::new("net/ipv4/tcp_early_demux")?, early_demux),
+    ];
+    if node.config.families.has_v6() {
+        sysctls.push(Sysctl::new(SysctlKey::new("net/ipv6/conf/all/disable_ipv6")?, 0));
+        // Before forwarding, which makes the kernel drop the default route that it has from an advertisement unless
+        // advertisements are heard by routers too.
+        sysctls.push(Sysctl::new(SysctlKey::of_interface(Family::V6, primary, "accept_ra")?, 2));
+        sysctls.push(Sysctl::new(SysctlKey::new("net/ipv6/conf/all/forwarding")?, 1));
+    }
     let services = node.config.external_services.iter();
     Ok(Desired {
         scope: Scope {
             rules: BTreeSet::from([
                 RuleScope::priority(Family::V4, RULE_PRIMARY_ENI_MARK),
+                RuleScope::priority(Family::V6, RULE_PRIMARY_ENI_MARK),
                 RuleScope::priority(Family::V4, RULE_EXTERNAL_SERVICE),
             ]),
-            nft: BTreeSet::from([table()]),
+            nft: Family::ALL.map(table).into(),
             ..Scope::default()
         },
         links: vec![LinkSettings { dev: primary.clone(), up: None, mtu: Some(node.config.eni_mtu) }],
         rules: marked
-            .into_iter()
             .chain(services.map(|cidr| Rule::to(RULE_EXTERNAL_SERVICE, IpNet::from(*cidr), TABLE_MAIN)))
             .collect(),
-        sysctls: vec![
-            // The kernel resets per-interface settings when this changes, so it comes first.
-            Sysctl::new(SysctlKey::new("net/ipv4/ip_forward")?, 1),
-            // Replies to what was translated come in by the primary ENI although the pod's route leads out by another.
-            Sysctl::new(SysctlKey::of_interface(Family::V4, primary, "rp_filter")?, 2),
-            Sysctl::new(SysctlKey::new("net/ipv4/tcp_early_demux")?, early_demux),
-        ],
+        sysctls,
         ..Desired::default()
     })
 }
 
-/// The body of our nftables table.
+/// Our nftables tables: each family's that pods have, with its body.
+#[must_use]
+pub fn rulesets(node: &NodeNetwork, primary: &IfName) -> Vec<(NftTableId, String)> {
+    let bodies = [(Family::V4, ruleset(node, primary)), (Family::V6, ruleset_v6(node, primary))];
+    let wanted = bodies.into_iter().filter(|(family, body)| *family == Family::V4 || !body.is_empty());
+    wanted.map(|(family, body)| (table(family), body)).collect()
+}
+
+/// The body of our table for IPv6: connections to NodePorts, as for IPv4. Nothing is translated, and pods that have their
+/// addresses of the primary ENI need no mark.
+fn ruleset_v6(node: &NodeNetwork, primary: &IfName) -> String {
+    if !restores_marks(node, Family::V6) {
+        return String::new();
+    }
+    node_port(node, primary) + &chain("outbound", OUTBOUND, &[restore(node)])
+}
+
+/// Marks connections that come in by the primary ENI to an address of the node.
+fn node_port(node: &NodeNetwork, primary: &IfName) -> String {
+    let connmark = node.config.connmark;
+    let mark = format!("iifname \"{primary}\" fib daddr . iif type local ct mark set ct mark or {connmark:#x}");
+    chain("node-port", "type filter hook prerouting priority mangle", &[mark])
+}
+
+/// Puts the mark of a connection on what a pod sends.
+fn restore(node: &NodeNetwork) -> String {
+    let NetworkConfig { connmark, veth_prefix, .. } = &node.config;
+    format!(
+        "iifname \"{veth_prefix}*\" ct mark and {connmark:#x} == {connmark:#x} meta mark set meta mark or {connmark:#x}"
+    )
+}
+
+/// Where the chain `outbound` is hooked.
+const OUTBOUND: &str = "type filter hook prerouting priority dstnat + 10";
+
+/// The body of our table for IPv4.
 ///
 /// - `node-port`: connections that come in by the primary ENI to an address of the node are marked, so that the replies
 ///   of a pod on another ENI leave by the primary one.
@@ -65,7 +120,7 @@ pub fn node(node: &NodeNetwork, primary: &IfName) -> Result<Desired, InvalidSysc
 /// - `leave-vpc`: what leaves the VPC gets the node's address.
 #[must_use]
 pub fn ruleset(node: &NodeNetwork, primary: &IfName) -> String {
-    let NetworkConfig { connmark, veth_prefix, randomize_snat, node_port_support, .. } = &node.config;
+    let NetworkConfig { connmark, veth_prefix, randomize_snat, .. } = &node.config;
     let ports = match randomize_snat {
         RandomizeSnat::Prng => " fully-random",
         RandomizeSnat::Hashrandom => " random",
@@ -73,21 +128,18 @@ pub fn ruleset(node: &NodeNetwork, primary: &IfName) -> String {
     };
     let untranslated = untranslated(node);
     let mut body = String::new();
-    if *node_port_support {
-        let mark = format!("iifname \"{primary}\" fib daddr . iif type local ct mark set ct mark or {connmark:#x}");
-        body += &chain("node-port", "type filter hook prerouting priority mangle", &[mark]);
+    if node.config.node_port_support && node.config.families.has_v4() {
+        body += &node_port(node, primary);
     }
-    if restores_marks(node) {
+    if restores_marks(node, Family::V4) {
         let pods = format!("iifname \"{veth_prefix}*\"");
         let leaves = untranslated.as_ref().map(|cidrs| {
             format!(
                 "{pods} ct state new ip daddr != {cidrs} fib daddr type != local ct mark set ct mark or {connmark:#x}"
             )
         });
-        let restore =
-            format!("{pods} ct mark and {connmark:#x} == {connmark:#x} meta mark set meta mark or {connmark:#x}");
-        let rules: Vec<String> = leaves.into_iter().chain([restore]).collect();
-        body += &chain("outbound", "type filter hook prerouting priority dstnat + 10", &rules);
+        let rules: Vec<String> = leaves.into_iter().chain([restore(node)]).collect();
+        body += &chain("outbound", OUTBOUND, &rules);
     }
     if let Some(cidrs) = untranslated {
         let ip = node.primary_ip;
@@ -102,16 +154,20 @@ fn chain(name: &str, hook: &str, rules: &[String]) -> String {
     format!("\tchain {name} {{\n\t\t{hook}; policy accept;\n{rules}\t}}\n")
 }
 
-/// Whether marks of connections have to be put on their packets.
-const fn restores_marks(node: &NodeNetwork) -> bool {
-    node.config.node_port_support || !node.config.external_snat
+/// Whether marks of connections have to be put on their packets: where pods can be on other ENIs than the primary one.
+const fn restores_marks(node: &NodeNetwork, family: Family) -> bool {
+    let NetworkConfig { families, node_port_support, external_snat, .. } = &node.config;
+    match family {
+        Family::V4 => families.has_v4() && (*node_port_support || !*external_snat),
+        Family::V6 => matches!(families, Families::Dual) && *node_port_support,
+    }
 }
 
 /// Where packets keep their source, as an nft set: sorted, without what lies inside others, never empty, which nft would
 /// refuse. None when they keep it everywhere.
 fn untranslated(node: &NodeNetwork) -> Option<String> {
     let mut cidrs: Vec<Ipv4Net> = node.vpc_cidrs.iter().chain(&node.config.exclude_snat).copied().collect();
-    if node.config.external_snat || cidrs.iter().any(|cidr| cidr.prefix_len() == 0) {
+    if node.config.external_snat || !node.config.families.has_v4() || cidrs.iter().any(|cidr| cidr.prefix_len() == 0) {
         return None;
     }
     if cidrs.is_empty() {
@@ -131,14 +187,28 @@ pub fn router(subnet: Ipv4Net) -> Ipv4Addr {
 
 /// A secondary ENI's part. `dev` is its link.
 #[must_use]
-pub fn eni(eni: &EniNetwork, dev: &IfName) -> Desired {
+///
+/// # Errors
+/// [`InvalidSysctlKey`] when a sysctl's name cannot be made of the link's.
+pub fn eni(eni: &EniNetwork, dev: &IfName) -> Result<Desired, InvalidSysctlKey> {
     let router = IpAddr::from(router(eni.subnet));
     let own = IpNet::from(Ipv4Net::new(eni.primary_ip, eni.subnet.prefix_len()).unwrap_or(eni.subnet));
-    Desired {
+    let mut routes = vec![
+        Route::on_link(eni.table, host_prefix(router), dev.clone()),
+        Route::default_via(eni.table, router, dev.clone()),
+    ];
+    let mut sysctls = Vec::new();
+    if eni.ipv6 {
+        // By an advertisement the kernel would have a second default route in the main table.
+        sysctls.push(Sysctl::new(SysctlKey::of_interface(Family::V6, dev, "accept_ra")?, 0));
+        routes.push(Route::default_via(eni.table, ROUTER_V6.into(), dev.clone()));
+    }
+    Ok(Desired {
         scope: Scope {
             addresses: BTreeSet::from([dev.clone()]),
             routes: BTreeSet::from([
                 RouteScope::table(eni.table, Family::V4),
+                RouteScope::table(eni.table, Family::V6),
                 // The kernel's route to the subnet would take what leaves by the primary ENI.
                 RouteScope {
                     table: TABLE_MAIN,
@@ -152,13 +222,11 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Desired {
         },
         links: vec![LinkSettings { dev: dev.clone(), up: Some(true), mtu: Some(eni.mtu) }],
         addresses: vec![Address::new(dev.clone(), own).without_prefix_route()],
-        routes: vec![
-            Route::on_link(eni.table, host_prefix(router), dev.clone()),
-            Route::default_via(eni.table, router, dev.clone()),
-        ],
+        routes,
         rules: vec![rule(eni)],
+        sysctls,
         ..Desired::default()
-    }
+    })
 }
 
 /// Nothing of the secondary ENI that had this table; its link may be gone.
@@ -166,7 +234,7 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Desired {
 pub fn no_eni(table: u32) -> Desired {
     Desired {
         scope: Scope {
-            routes: BTreeSet::from([RouteScope::table(table, Family::V4)]),
+            routes: Family::ALL.map(|family| RouteScope::table(table, family)).into(),
             rules: BTreeSet::from([rule_scope(table)]),
             ..Scope::default()
         },

@@ -1,8 +1,8 @@
 //! The `Kernel` seam over hostnet: the node's real network.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice_contract::id::{IfName, MacAddr};
@@ -12,7 +12,7 @@ use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::nft;
 use sluice_hostnet::plan::{Op, Planned};
-use sluice_hostnet::state::{Family, LinkKind, NftRuleset, Observed, Rule, host_prefix};
+use sluice_hostnet::state::{Family, LinkKind, NftRuleset, NftTableId, Observed, Rule, host_prefix};
 use sluice_hostnet::watch::WaitForLinkError;
 use tokio::sync::Mutex;
 
@@ -31,8 +31,8 @@ const UNKNOWN_LINK: &str = "unknown";
 #[derive(Debug)]
 pub struct HostKernel {
     host: Host,
-    /// The table that was wanted last, with the content that `nft` makes of it, which takes two runs of `nft` to learn.
-    ruleset: Mutex<Option<NftRuleset>>,
+    /// The tables that were wanted last, with the content that `nft` makes of them, which takes two runs of `nft` to learn.
+    rulesets: Mutex<BTreeMap<NftTableId, NftRuleset>>,
 }
 
 fn failed<E>(action: impl fmt::Display) -> impl FnOnce(E) -> KernelError
@@ -57,7 +57,7 @@ impl HostKernel {
     /// The namespace of `host`.
     #[must_use]
     pub fn over(host: Host) -> Self {
-        Self { host, ruleset: Mutex::new(None) }
+        Self { host, rulesets: Mutex::default() }
     }
 
     async fn link(&self, mac: MacAddr, within: Duration) -> Result<IfName, KernelError> {
@@ -68,24 +68,24 @@ impl HostKernel {
         }
     }
 
-    /// The table with its content; learnt anew when the body changes.
-    async fn ruleset(&self, body: String) -> Result<NftRuleset, KernelError> {
-        let mut last = self.ruleset.lock().await;
-        match &*last {
+    /// A table with its content; learnt anew when the body changes.
+    async fn ruleset(&self, table: NftTableId, body: String) -> Result<NftRuleset, KernelError> {
+        let mut last = self.rulesets.lock().await;
+        match last.get(&table) {
             Some(known) if known.body == body => Ok(known.clone()),
             _ => {
-                let learnt =
-                    nft::ruleset(desired::table(), body).await.map_err(failed("loading the nftables table"))?;
-                Ok(last.insert(learnt).clone())
+                let learnt = nft::ruleset(table.clone(), body).await.map_err(failed("loading the nftables table"))?;
+                last.insert(table, learnt.clone());
+                Ok(learnt)
             }
         }
     }
 
     async fn see_pods(&self) -> Result<Observed, KernelError> {
         let view = View {
-            addresses: BTreeSet::from([Family::V4]),
-            routes: BTreeSet::from([(Family::V4, TABLE_MAIN)]),
-            rules: BTreeSet::from([Family::V4]),
+            addresses: Family::ALL.into(),
+            routes: Family::ALL.map(|family| (family, TABLE_MAIN)).into(),
+            rules: Family::ALL.into(),
             ..View::default()
         };
         self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))
@@ -108,35 +108,35 @@ impl Kernel for HostKernel {
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
         let primary = self.link(node.primary_mac, PRIMARY_SHOWS).await?;
         let mut wanted = desired::node(node, &primary).map_err(failed("naming the sysctls"))?;
-        wanted.nft.push(self.ruleset(desired::ruleset(node, &primary)).await?);
+        for (table, body) in desired::rulesets(node, &primary) {
+            wanted.nft.push(self.ruleset(table, body).await?);
+        }
         self.reconcile("setting up the node's network", &wanted).await
     }
 
     async fn set_up_eni(&self, eni: &EniNetwork) -> Result<(), KernelError> {
         let dev = self.link(eni.mac, LINK_SHOWS).await?;
-        self.reconcile(&format!("setting up {} as {dev}", eni.eni), &desired::eni(eni, &dev)).await
+        let wanted = desired::eni(eni, &dev).map_err(failed("naming the sysctls"))?;
+        self.reconcile(&format!("setting up {} as {dev}", eni.eni), &wanted).await
     }
 
     async fn clear_table(&self, table: u32) -> Result<(), KernelError> {
         self.reconcile(&format!("clearing table {table}"), &desired::no_eni(table)).await
     }
 
-    async fn clear_pod(&self, address: Ipv4Addr, veth_prefix: &str) -> Result<bool, KernelError> {
+    async fn clear_pod(&self, addresses: &[IpAddr], veth_prefix: &str) -> Result<bool, KernelError> {
         let seen = self.see_pods().await?;
         let found = pods(&seen, veth_prefix);
-        if !found.view.pods.contains_key(&address) {
-            return Ok(true);
-        }
-        if !found.dead.contains(&address) {
+        if addresses.iter().any(|ip| found.view.pods.contains_key(ip) && !found.dead.contains(ip)) {
             return Ok(false);
         }
         let ops: Vec<_> = seen
             .rules
             .iter()
-            .filter(|rule| rule_of_pod(rule) == Some(address))
+            .filter(|rule| rule_of_pod(rule).is_some_and(|ip| addresses.contains(&ip)))
             .map(|rule| Planned::new(Op::DeleteRule(rule.clone()), "its pod is gone"))
             .collect();
-        let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the rules of {address}")))?;
+        let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the rules of {addresses:?}")))?;
         for planned in executed.changed {
             tracing::info!(op = %planned.op, reason = planned.reason, "the host's network was changed");
         }
@@ -145,16 +145,13 @@ impl Kernel for HostKernel {
 }
 
 /// Which pod's rule it is: to its address, or from its address to an ENI's table.
-fn rule_of_pod(rule: &Rule) -> Option<Ipv4Addr> {
+fn rule_of_pod(rule: &Rule) -> Option<IpAddr> {
     let net = match (rule.priority, rule.from, rule.to) {
         (RULE_TO_POD, None, Some(to)) if rule.table == TABLE_MAIN => to,
         (RULE_FROM_POD, Some(from), None) => from,
         _ => return None,
     };
-    match net.addr() {
-        IpAddr::V4(address) if net == host_prefix(net.addr()) => Some(address),
-        _ => None,
-    }
+    (net == host_prefix(net.addr())).then(|| net.addr())
 }
 
 /// The pods' addresses: host routes by pods' interfaces, and pods' rules. Both are counted, so that an address counts as
@@ -176,7 +173,8 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     }
     for route in seen.routes.iter().filter(|route| route.gateway.is_none() && route.table == TABLE_MAIN) {
         let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
-        if let (true, IpAddr::V4(address), Some(dev)) = (whole, route.destination.addr(), &route.dev)
+        let address = route.destination.addr();
+        if let (true, Some(dev)) = (whole, &route.dev)
             && dev.as_str().starts_with(veth_prefix)
             && let Some(link) = seen.links.iter().find(|link| link.name == *dev && link.kind == LinkKind::Veth)
         {

@@ -43,7 +43,8 @@ fn full(eni: &str) -> String {
          <item><privateIpAddress>10.0.1.10</privateIpAddress><primary>true</primary></item>\
          <item><privateIpAddress>10.0.1.12</privateIpAddress><primary>false</primary></item>\
          <item><privateIpAddress>10.0.1.11</privateIpAddress><primary>false</primary></item></privateIpAddressesSet>\
-         <ipv4PrefixSet><item><ipv4Prefix>10.0.2.16/28</ipv4Prefix></item></ipv4PrefixSet>",
+         <ipv4PrefixSet><item><ipv4Prefix>10.0.2.16/28</ipv4Prefix></item></ipv4PrefixSet>\
+         <ipv6PrefixSet><item><ipv6Prefix>2001:db8:0:1:7::/80</ipv6Prefix></item></ipv6PrefixSet>",
     )
 }
 
@@ -71,6 +72,7 @@ async fn an_eni_is_read_whole() {
         primary_ip: "10.0.1.10".parse().unwrap(),
         secondary_ips: ["10.0.1.11", "10.0.1.12"].map(|ip| ip.parse().unwrap()).into(),
         prefixes: BTreeSet::from(["10.0.2.16/28".parse().unwrap()]),
+        ipv6_prefixes: BTreeSet::from(["2001:db8:0:1:7::/80".parse().unwrap()]),
         security_groups: vec!["sg-0123456789abcdef0".parse().unwrap()],
         tags: [("node.k8s.amazonaws.com/instance_id", "i-0123456789abcdef0"), ("empty", "")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))

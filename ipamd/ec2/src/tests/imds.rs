@@ -41,6 +41,7 @@ fn node() -> BTreeMap<String, String> {
         (SECOND, "subnet-ipv4-cidr-block", "10.0.32.0/19"),
         (SECOND, "local-ipv4s", "10.0.33.10"),
         (SECOND, "ipv4-prefix", "10.0.34.16/28\n10.0.34.32/28"),
+        (SECOND, "ipv6-prefix", "2001:db8:0:1:7::/80"),
         (SECOND, "security-group-ids", "sg-0123456789abcdef0"),
     ] {
         keys.insert(format!("network/interfaces/macs/{mac}/{key}"), value.to_owned());
@@ -98,6 +99,7 @@ async fn enis_are_read_with_what_may_be_missing() {
         primary_ip: "10.0.1.10".parse().unwrap(),
         secondary_ips: ["10.0.1.11", "10.0.1.12"].map(|ip| ip.parse().unwrap()).into(),
         prefixes: [].into(),
+        ipv6_prefixes: [].into(),
         security_groups: ["sg-0123456789abcdef0", "sg-0123456789abcdef1"].map(|group| group.parse().unwrap()).into(),
     };
     let second = ImdsEni {
@@ -110,6 +112,7 @@ async fn enis_are_read_with_what_may_be_missing() {
         primary_ip: "10.0.33.10".parse().unwrap(),
         secondary_ips: [].into(),
         prefixes: ["10.0.34.16/28", "10.0.34.32/28"].map(|prefix| prefix.parse().unwrap()).into(),
+        ipv6_prefixes: ["2001:db8:0:1:7::/80"].map(|prefix| prefix.parse().unwrap()).into(),
         security_groups: vec!["sg-0123456789abcdef0".parse().unwrap()],
     };
     assert_eq!(cloud(&server).imds_enis().await.unwrap(), [primary, second]);

@@ -14,6 +14,7 @@ fn create(addresses: AddressCount) -> CreateEni {
         subnet: "subnet-0123456789abcdef0".parse().unwrap(),
         security_groups: ["sg-0123456789abcdef0", "sg-0123456789abcdef1"].map(|group| group.parse().unwrap()).into(),
         addresses,
+        ipv6_prefix: false,
         description: "aws-K8S-i-0123456789abcdef0".into(),
         tags: [("a", "1"), ("b", "zwei & mehr")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         client_token: "token-1".into(),
@@ -49,6 +50,24 @@ async fn create_sends_the_whole_request() {
         }
         assert_eq!(form.get(other), None);
     }
+}
+
+#[tokio::test]
+async fn ipv6_is_asked_for_by_the_prefix() {
+    let created =
+        described(ENI, "<macAddress>02:01:02:03:04:05</macAddress><privateIpAddress>10.0.1.10</privateIpAddress>");
+    let answer = Answer::ec2("CreateNetworkInterface", &format!("<networkInterface>{created}</networkInterface>"));
+    let server = Server::answering([answer]).await;
+    let request = CreateEni { ipv6_prefix: true, ..create(AddressCount::Secondary(9)) };
+    cloud(&server).create_eni(&request).await.unwrap();
+    assert_eq!(server.only()["Ipv6PrefixCount"], "1");
+
+    let assigned = "<assignedIpv6PrefixSet><item>2001:db8:0:1:7::/80</item></assignedIpv6PrefixSet>";
+    let server = Server::answering([Answer::ec2("AssignIpv6Addresses", assigned)]).await;
+    let net = cloud(&server).assign_ipv6_prefix(&id(ENI)).await.unwrap();
+    assert_eq!(net, "2001:db8:0:1:7::/80".parse().unwrap());
+    let form = server.only();
+    assert_eq!((form["NetworkInterfaceId"].as_str(), form["Ipv6PrefixCount"].as_str()), (ENI, "1"));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Against vpcsim's servers: what its metadata service and its EC2 tell together, and what it is told to do wrong. What EC2
 //! does right is checked by `tests/conformance`, of every endpoint alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_contract::id::{InstanceId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{AddressCount, CloudErrorKind, CreateEni};
@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 use super::settings;
 use crate::{Ec2Cloud, Settings};
 
+/// The IPv6 CIDR of the subnet.
+const IPV6_SUBNET: &str = "3fff:0:0:101::/64";
 const OWNER: &str = "node.k8s.amazonaws.com/instance_id";
 
 /// An account with one m5.large in a VPC, served on a local address.
@@ -38,11 +40,12 @@ impl Drop for Account {
 impl Account {
     async fn open() -> Self {
         let mut model = Model::new(model::Settings::instant());
-        let vpc = model.add_vpc(&["10.0.0.0/16".parse().unwrap()], None, BTreeMap::new()).unwrap();
+        let ipv6 = Some("3fff:0:0:100::/56".parse().unwrap());
+        let vpc = model.add_vpc(&["10.0.0.0/16".parse().unwrap()], ipv6, BTreeMap::new()).unwrap();
         let request = CreateSubnet {
             vpc: vpc.clone(),
             cidr: "10.0.0.0/20".parse().unwrap(),
-            ipv6_cidr: None,
+            ipv6_cidr: Some(IPV6_SUBNET.parse().unwrap()),
             availability_zone: None,
             tags: BTreeMap::new(),
         };
@@ -72,6 +75,7 @@ impl Account {
             subnet: subnet.clone(),
             security_groups: Vec::new(),
             addresses,
+            ipv6_prefix: false,
             description: format!("aws-K8S-{}", self.instance),
             tags: [(OWNER.to_owned(), self.instance.to_string())].into(),
             client_token: token.into(),
@@ -103,6 +107,7 @@ async fn the_metadata_service_and_ec2_tell_the_same() {
     let made = cloud.create_eni(&request).await.unwrap();
     cloud.attach_eni(&made.eni, &account.instance, 0, 1).await.unwrap();
     cloud.assign(&made.eni, AddressCount::Prefixes(2)).await.unwrap();
+    let delegated = cloud.assign_ipv6_prefix(&made.eni).await.unwrap();
     let told = cloud.imds_enis().await.unwrap();
     let owned = cloud.owned_enis(&account.instance).await.unwrap();
     assert_eq!((told.len(), owned.len()), (2, 2));
@@ -114,7 +119,13 @@ async fn the_metadata_service_and_ec2_tell_the_same() {
         assert_eq!((shown.primary_ip, &shown.secondary_ips), (eni.primary_ip, &eni.secondary_ips));
         assert_eq!((&shown.prefixes, &shown.security_groups), (&eni.prefixes, &eni.security_groups));
         assert_eq!(at.device == 0, shown.mac == identity.primary_mac);
+        let wanted: BTreeSet<_> = (at.device == 1).then_some(delegated).into_iter().collect();
+        assert_eq!((&shown.ipv6_prefixes, &eni.ipv6_prefixes), (&wanted, &wanted));
     }
+    assert_eq!(cloud.describe_subnet(&account.subnet).await.unwrap().ipv6_cidr, Some(IPV6_SUBNET.parse().unwrap()));
+    let request =
+        CreateEni { ipv6_prefix: true, ..account.request(&account.subnet, AddressCount::Secondary(0), "token-2") };
+    assert_eq!(cloud.create_eni(&request).await.unwrap().ipv6_prefixes.len(), 1);
 }
 
 #[tokio::test]

@@ -109,6 +109,7 @@ impl Account {
             subnet: subnet.clone(),
             security_groups: Vec::new(),
             addresses,
+            ipv6_prefix: false,
             description: format!("aws-K8S-{}", self.instance),
             tags: [(OWNER.to_owned(), self.instance.to_string())].into(),
             client_token: format!("{token}-{}", self.instance),

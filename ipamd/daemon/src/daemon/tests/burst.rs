@@ -15,7 +15,7 @@ pub(super) async fn burst(world: &World, node: &Node, prefix: &str, count: usize
         match reply.await.unwrap().reply {
             Reply::Done(Outcome::Add(mut reply)) => {
                 let address = reply.addresses.remove(0);
-                world.pod_runs(&format!("{prefix}{index}"), v4(&address));
+                world.pod_runs(&format!("{prefix}{index}"), address.ip);
                 addresses.push(address);
             }
             other => panic!("{prefix}{index}: {other:?}"),
@@ -75,7 +75,7 @@ async fn what_a_burst_has_made_is_given_back() {
     let (addresses, _) = burst(&world, &node, "p", 20).await;
     node.wait("a settled pool", View::is_settled).await;
     for (index, address) in addresses.iter().enumerate() {
-        world.pod_ends(v4(address));
+        world.pod_ends(address.ip);
         assert_eq!(node.del(&format!("p{index}")).await, std::slice::from_ref(address));
     }
     let view = node.wait("one ENI's worth", |view| view.pool.enis <= 2 && view.is_settled()).await;

@@ -145,7 +145,7 @@ async fn tombstones_are_drained_and_a_later_add_is_not_hit() {
     };
     leave("a");
     leave("b");
-    world.host.state().rules.extend([v4(&a), v4(&b)]);
+    world.host.state().rules.extend([a.ip, b.ip]);
     // The DEL of b came before this ADD: the old address is taken back first, and the new one stays.
     let again = node.add("b").await.unwrap();
     assert_ne!(again.ip, b.ip);
@@ -164,7 +164,7 @@ async fn an_address_is_not_given_before_the_rules_of_its_pod_are_gone() {
     world.set("IP_COOLDOWN_PERIOD", "0");
     let node = world.settled().await;
     let a = node.add("a").await.unwrap();
-    world.host.state().rules.insert(v4(&a));
+    world.host.state().rules.insert(a.ip);
     world.host.state().broken = true;
     let request = DelRequest { attachment: attachment("a"), pod: PodRef::default(), add_failed: false };
     let dir = world.config().tombstones();
@@ -188,7 +188,7 @@ async fn rules_that_no_pod_has_are_removed_and_their_address_comes_back() {
     let node = world.settled().await;
     let a = node.add("a").await.unwrap();
     // Its plugin has said DEL, and has not removed the rules.
-    world.host.state().rules.insert(v4(&a));
+    world.host.state().rules.insert(a.ip);
     node.del("a").await;
     node.wait("quarantine", |view| view.pool.quarantined == 1).await;
     let view = node.wait("the address back", |view| view.pool.quarantined == 0 && view.is_settled()).await;

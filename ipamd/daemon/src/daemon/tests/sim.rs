@@ -2,11 +2,11 @@
 //! `Kernel` seam. Both outlive the daemon, so that it can be killed and started again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, InstanceId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Attachment, Ec2Eni, Ec2Subnet, ImdsEni,
@@ -14,9 +14,9 @@ use sluice_ipamd_core::cloud::{
 };
 use sluice_ipamd_core::recover::KernelView;
 use sluice_vpcsim::model::api::{
-    AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface, CreateSubnet, CreateTags,
-    DeleteNetworkInterface, Describe, DetachNetworkInterface, EniAttribute, Filter, ModifyNetworkInterfaceAttribute,
-    UnassignPrivateIpAddresses, WantIpv4,
+    AssignIpv6Addresses, AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface, CreateSubnet,
+    CreateTags, DeleteNetworkInterface, Describe, DetachNetworkInterface, EniAttribute, Filter,
+    ModifyNetworkInterfaceAttribute, UnassignPrivateIpAddresses, WantIpv4, WantIpv6,
 };
 use sluice_vpcsim::model::state::{self, Eni};
 use sluice_vpcsim::model::{ApiError, CallFailure, Model, Reply, Request, SceneInstance, Settings};
@@ -70,11 +70,13 @@ impl SimCloud {
     /// A VPC with one instance in a subnet of `cidr`.
     pub(crate) fn new(settings: Settings, instance_type: &str, cidr: &str) -> Self {
         let mut model = Model::new(settings);
-        let vpc = model.add_vpc(&["10.0.0.0/16".parse().unwrap()], None, BTreeMap::new()).unwrap();
+        let vpc = model
+            .add_vpc(&["10.0.0.0/16".parse().unwrap()], Some("3fff:0:0:100::/56".parse().unwrap()), BTreeMap::new())
+            .unwrap();
         let subnet = CreateSubnet {
             vpc: vpc.clone(),
             cidr: cidr.parse().unwrap(),
-            ipv6_cidr: None,
+            ipv6_cidr: Some("3fff:0:0:101::/64".parse().unwrap()),
             availability_zone: Some("us-east-1a".into()),
             tags: BTreeMap::new(),
         };
@@ -264,6 +266,7 @@ fn ec2_eni(eni: &Eni) -> Ec2Eni {
         primary_ip: eni.primary,
         secondary_ips: eni.secondaries.clone(),
         prefixes: eni.prefixes.clone(),
+        ipv6_prefixes: eni.ipv6_prefixes.clone(),
         security_groups: eni.groups.clone(),
         tags: eni.tags.clone(),
         interface_type: match eni.interface_type {
@@ -280,6 +283,7 @@ fn ec2_subnet(subnet: &state::Subnet) -> Ec2Subnet {
     Ec2Subnet {
         subnet: subnet.id.clone(),
         cidr: subnet.cidr,
+        ipv6_cidr: subnet.ipv6_cidr,
         availability_zone: subnet.availability_zone.clone(),
         available: subnet.available(),
         tags: subnet.tags.clone(),
@@ -331,6 +335,7 @@ impl Cloud for SimCloud {
                 primary_ip: eni.primary,
                 secondary_ips: eni.secondaries.clone(),
                 prefixes: eni.prefixes.clone(),
+                ipv6_prefixes: eni.ipv6_prefixes.clone(),
                 security_groups: eni.groups.clone(),
             })
         });
@@ -379,6 +384,7 @@ impl Cloud for SimCloud {
             description: request.description.clone(),
             groups: request.security_groups.clone(),
             want: want(request.addresses),
+            want_ipv6: WantIpv6 { prefix_count: u32::from(request.ipv6_prefix), ..WantIpv6::default() },
             tags: request.tags.clone(),
             client_token: Some(request.client_token.clone()),
             ..CreateNetworkInterface::new(request.subnet.clone())
@@ -416,6 +422,14 @@ impl Cloud for SimCloud {
                 Ok(Assigned { addresses: addresses.into_iter().collect(), prefixes: prefixes.into_iter().collect() })
             }
             other => panic!("AssignPrivateIpAddresses answered {other:?}"),
+        }
+    }
+
+    async fn assign_ipv6_prefix(&self, eni: &EniId) -> Result<Ipv6Net, CloudError> {
+        let want = WantIpv6 { prefix_count: 1, ..WantIpv6::default() };
+        match self.call(Api::AssignIpv6Addresses, AssignIpv6Addresses { eni: eni.clone(), want }).await? {
+            Reply::Ipv6 { prefixes, .. } => Ok(prefixes[0]),
+            other => panic!("AssignIpv6Addresses answered {other:?}"),
         }
     }
 
@@ -464,11 +478,11 @@ pub(crate) struct SimHost {
 #[derive(Debug, Default)]
 pub(crate) struct HostState {
     /// Pods' addresses, as their host routes show them.
-    pub(crate) pods: BTreeMap<Ipv4Addr, IfName>,
+    pub(crate) pods: BTreeMap<IpAddr, IfName>,
     /// Whose they are, as the aliases of their links tell.
-    pub(crate) attachments: BTreeMap<Ipv4Addr, Attachment>,
+    pub(crate) attachments: BTreeMap<IpAddr, Attachment>,
     /// Addresses that rules of pods name.
-    pub(crate) rules: BTreeSet<Ipv4Addr>,
+    pub(crate) rules: BTreeSet<IpAddr>,
     /// Netlink does not answer.
     pub(crate) broken: bool,
     /// The node's own part.
@@ -502,7 +516,7 @@ impl Kernel for SimHost {
             let state = self.state();
             (state.pods.clone(), state.attachments.clone(), state.enis.clone(), state.rules.clone())
         };
-        let dead: BTreeSet<Ipv4Addr> = rules.into_iter().filter(|address| !pods.contains_key(address)).collect();
+        let dead: BTreeSet<IpAddr> = rules.into_iter().filter(|address| !pods.contains_key(address)).collect();
         pods.extend(dead.iter().map(|address| (*address, IfName::new("unknown").unwrap())));
         let leftovers = enis.values().filter(|eni| !self.has_link(&eni.eni)).map(|eni| eni.table).collect();
         Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers })
@@ -539,16 +553,16 @@ impl Kernel for SimHost {
         Ok(())
     }
 
-    async fn clear_pod(&self, address: Ipv4Addr, _veth_prefix: &str) -> Result<bool, KernelError> {
+    async fn clear_pod(&self, addresses: &[IpAddr], _veth_prefix: &str) -> Result<bool, KernelError> {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let mut state = self.state();
         if state.broken {
             let source = Box::new(std::io::Error::other("no answer"));
             return Err(KernelError::Failed { action: "removing rules".to_owned(), source });
         }
-        let is_clear = !state.pods.contains_key(&address);
+        let is_clear = !addresses.iter().any(|address| state.pods.contains_key(address));
         if is_clear {
-            state.rules.remove(&address);
+            state.rules.retain(|address| !addresses.contains(address));
         }
         drop(state);
         Ok(is_clear)

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_vpcsim::model::{Fault, FaultEffect};
 
+use super::families::V6;
 use super::sim::Crash;
 use super::*;
 use crate::executor::Random;
@@ -37,6 +38,11 @@ impl Storm {
         match seed % 4 {
             2 => world.set("SLUICE_WARM_MODE", "adaptive"),
             3 => world.set("WARM_IP_TARGET", "3"),
+            _ => {}
+        }
+        match seed % 5 {
+            1 | 3 => world.set("ENABLE_IPv6", "true"),
+            4 => V6.iter().for_each(|(name, value)| world.set(name, value)),
             _ => {}
         }
         let node = Some(world.start().await);
@@ -81,7 +87,7 @@ impl Storm {
                 Ok(Reply::Done(Outcome::Add(mut reply))) => {
                     let address = reply.addresses.remove(0);
                     self.say(format!("{name} has {}", address.ip));
-                    self.world.pod_runs(&name, v4(&address));
+                    self.world.pod_runs(&name, address.ip);
                     self.pods.insert(name, address);
                 }
                 Ok(Reply::Refused(refusal)) => {
@@ -106,8 +112,8 @@ impl Storm {
         let Some(name) = self.pods.keys().next().cloned() else { return };
         let address = self.pods.remove(&name).unwrap();
         self.say(format!("DEL {name}, {}", address.ip));
-        self.world.pod_ends(v4(&address));
-        assert_eq!(self.node().del(&name).await, [address]);
+        self.world.pod_ends(address.ip);
+        assert_eq!(self.node().del(&name).await.first(), Some(&address));
     }
 
     async fn restart(&mut self) {
@@ -140,7 +146,7 @@ impl Storm {
                 Ok(Reply::Done(Outcome::Add(mut added))) => {
                     let address = added.addresses.remove(0);
                     self.say(format!("{name} has {}", address.ip));
-                    self.world.pod_runs(&name, v4(&address));
+                    self.world.pod_runs(&name, address.ip);
                     self.pods.insert(name, address);
                 }
                 _ => drop(self.node().del(&name).await),
@@ -243,7 +249,7 @@ impl Storm {
             let last = format!("c{}", self.next);
             let address = self.node().add(&last).await.expect("a pod that can be served is served");
             self.say(format!("{last} has {}", address.ip));
-            self.world.pod_runs(&last, v4(&address));
+            self.world.pod_runs(&last, address.ip);
             self.pods.insert(last, address);
         }
         // What IMDS shows beyond the ledger is asked about five minutes after the last answer.

@@ -20,7 +20,7 @@ async fn ten_minutes_of_throttling_end_nothing() {
     assert!(took < Duration::from_millis(50), "what there is, is served: {took:?}");
     let refusal = node.add_within("cold", Duration::from_secs(30)).await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::Throttled, "{refusal:?}");
-    world.pod_ends(v4(&addresses[0]));
+    world.pod_ends(addresses[0].ip);
     node.del("warm0").await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     let calls = world.cloud.model().log().total() - before;
@@ -87,7 +87,7 @@ async fn a_full_subnet_is_told_so() {
     burst(&world, &node, "p", free).await;
     let refusal = loop {
         match node.add_within(&format!("more{}", Instant::now().elapsed().as_nanos()), Duration::from_secs(30)).await {
-            Ok(address) => world.pod_runs("more", v4(&address)),
+            Ok(address) => world.pod_runs("more", address.ip),
             Err(refusal) => break refusal,
         }
     };
@@ -100,19 +100,19 @@ async fn whose_an_address_is_survives_the_loss_of_the_checkpoint() {
     let node = world.settled().await;
     let (addresses, _) = burst(&world, &node, "p", 12).await;
     for (index, address) in addresses.iter().enumerate() {
-        world.host.state().attachments.insert(v4(address), attachment(&format!("p{index}")));
+        world.host.state().attachments.insert(address.ip, attachment(&format!("p{index}")));
     }
     node.kill().await;
     std::fs::remove_file(world.config().checkpoint()).unwrap();
     let node = world.start().await;
     // The DEL of one comes before its ENI is known.
-    world.pod_ends(v4(&addresses[0]));
+    world.pod_ends(addresses[0].ip);
     assert_eq!(node.del("p0").await, []);
     let view = node.wait("a settled pool", View::is_settled).await;
     assert_eq!(view.pool.assigned, 11);
     assert_eq!(node.add("p5").await.unwrap(), addresses[5]);
     assert_eq!(node.del("p7").await, [addresses[7].clone()]);
-    world.pod_ends(v4(&addresses[7]));
+    world.pod_ends(addresses[7].ip);
     node.wait("no quarantine", |view| view.pool.quarantined == 0 && view.pool.assigned == 10).await;
     world.agrees(&node).await;
 }

@@ -21,6 +21,7 @@ fn golden_eni() -> EniNetwork {
         mac: "02:00:00:00:01:50".parse().unwrap(),
         primary_ip: "10.0.1.50".parse().unwrap(),
         subnet: "10.0.1.0/24".parse().unwrap(),
+        ipv6: false,
         table: 2,
         mtu: 9001,
     }
@@ -54,7 +55,7 @@ sysctl net/ipv4/tcp_early_demux = 1"
 
 #[test]
 fn a_secondary_eni_is_the_golden_one() {
-    let desired = eni(&golden_eni(), &dev("eth1"));
+    let desired = eni(&golden_eni(), &dev("eth1")).unwrap();
     assert_eq!(
         text(&desired),
         "link eth1 up Some(true) mtu Some(9001)
@@ -129,4 +130,65 @@ fn exclusions_and_external_services_are_vpc_cnis() {
     assert_eq!(rules, ["1024: from all fwmark 0x80/0x80 lookup 254", "1535: from all to 172.20.0.0/16 lookup 254"]);
     node.config.exclude_snat = vec!["0.0.0.0/0".parse().unwrap()];
     assert!(!ruleset(&node, &dev("eth0")).contains("snat"), "everything is excluded");
+}
+
+#[test]
+fn ipv6_alone_has_its_sysctls_and_translates_nothing() {
+    let mut node = golden_node();
+    node.config.families = Families::V6;
+    assert_eq!(
+        text(&super::node(&node, &dev("eth0")).unwrap()),
+        "link eth0 up None mtu Some(9001)
+sysctl net/ipv4/ip_forward = 1
+sysctl net/ipv4/conf/eth0/rp_filter = 2
+sysctl net/ipv4/tcp_early_demux = 1
+sysctl net/ipv6/conf/all/disable_ipv6 = 0
+sysctl net/ipv6/conf/eth0/accept_ra = 2
+sysctl net/ipv6/conf/all/forwarding = 1"
+    );
+    assert_eq!(rulesets(&node, &dev("eth0")), [(table(Family::V4), String::new())]);
+}
+
+#[test]
+fn a_dual_stack_node_marks_connections_to_node_ports_in_both_families() {
+    let mut node = golden_node();
+    node.config.families = Families::Dual;
+    let rules: Vec<_> = super::node(&node, &dev("eth0")).unwrap().rules;
+    assert_eq!(rules.iter().map(|rule| rule.family).collect::<Vec<_>>(), Family::ALL);
+    assert!(rules.iter().all(|rule| rule.to_string() == "1024: from all fwmark 0x80/0x80 lookup 254"), "{rules:?}");
+    let v6 = rulesets(&node, &dev("eth0")).remove(1);
+    assert_eq!(
+        v6,
+        (
+            table(Family::V6),
+            "\tchain node-port {
+\t\ttype filter hook prerouting priority mangle; policy accept;
+\t\tiifname \"eth0\" fib daddr . iif type local ct mark set ct mark or 0x80
+\t}
+\tchain outbound {
+\t\ttype filter hook prerouting priority dstnat + 10; policy accept;
+\t\tiifname \"eni*\" ct mark and 0x80 == 0x80 meta mark set meta mark or 0x80
+\t}
+"
+            .to_owned()
+        )
+    );
+}
+
+#[test]
+fn a_secondary_eni_with_a_delegated_prefix_routes_ipv6_too() {
+    let network = EniNetwork { ipv6: true, ..golden_eni() };
+    let desired = eni(&network, &dev("eth1")).unwrap();
+    assert_eq!(
+        text(&desired),
+        "link eth1 up Some(true) mtu Some(9001)
+address 10.0.1.50/24 dev eth1 noprefixroute true
+route 10.0.1.1/32 dev eth1 table 2
+route default via 10.0.1.1 dev eth1 table 2
+route default via fe80:ec2::1 dev eth1 table 2
+rule 32765: from 10.0.1.50/32 lookup 2
+sysctl net/ipv6/conf/eth1/accept_ra = 0"
+    );
+    let left = Route::default_via(2, "fe80:ec2::1".parse().unwrap(), dev("eth1"));
+    assert!(no_eni(2).scope.owns_route(&left), "the route goes with the ENI");
 }

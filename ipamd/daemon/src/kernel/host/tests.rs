@@ -15,6 +15,10 @@ use crate::config::Config;
 const PRIMARY: MacAddr = MacAddr([2, 0, 0, 0, 1, 0x10]);
 const SECONDARY: MacAddr = MacAddr([2, 0, 0, 0, 1, 0x50]);
 
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 1, last])
+}
+
 fn name(text: &str) -> IfName {
     IfName::new(text).unwrap()
 }
@@ -62,6 +66,7 @@ fn eni_network() -> EniNetwork {
         mac: SECONDARY,
         primary_ip: Ipv4Addr::new(10, 0, 1, 50),
         subnet: "10.0.1.0/24".parse().unwrap(),
+        ipv6: false,
         table: 2,
         mtu: 9001,
     }
@@ -196,21 +201,21 @@ async fn pods_are_seen_by_their_routes_and_rules() {
     assert_eq!(pods.attachments.into_values().collect::<Vec<_>>(), [crate::testing::attachment("abc")]);
     let seen: Vec<_> = pods.view.pods.iter().map(|(address, dev)| format!("{address} {dev}")).collect();
     assert_eq!(seen, ["10.0.1.20 enia", "10.0.1.21 unknown"]);
-    assert_eq!(pods.dead.into_iter().collect::<Vec<_>>(), [Ipv4Addr::new(10, 0, 1, 21)]);
+    assert_eq!(pods.dead.into_iter().collect::<Vec<_>>(), [ip(21)]);
 
     // What is left of a pod that is gone goes; what belongs to a pod with an interface stays.
     run(&namespace, "ip", "rule add priority 1536 from 10.0.1.20/32 lookup 2");
     run(&namespace, "ip", "rule add priority 1536 from 10.0.1.21/32 lookup 2");
     let before = json(&namespace, "rule").len();
-    assert!(!kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 20), "eni").await.unwrap());
+    assert!(!kernel.clear_pod(&[ip(20)], "eni").await.unwrap());
     assert_eq!(json(&namespace, "rule").len(), before);
-    assert!(kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 21), "eni").await.unwrap());
+    assert!(kernel.clear_pod(&[ip(21)], "eni").await.unwrap());
     assert_eq!(json(&namespace, "rule").len(), before - 2);
-    assert!(kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 21), "eni").await.unwrap());
+    assert!(kernel.clear_pod(&[ip(21)], "eni").await.unwrap());
     // A rule by source alone counts as well.
     run(&namespace, "ip", "rule add priority 1536 from 10.0.1.22/32 lookup 3");
-    assert!(kernel.pods("eni").await.unwrap().dead.contains(&Ipv4Addr::new(10, 0, 1, 22)));
-    assert!(kernel.clear_pod(Ipv4Addr::new(10, 0, 1, 22), "eni").await.unwrap());
+    assert!(kernel.pods("eni").await.unwrap().dead.contains(&ip(22)));
+    assert!(kernel.clear_pod(&[ip(22)], "eni").await.unwrap());
     assert_eq!(kernel.pods("eni").await.unwrap().view.pods.len(), 1);
 }
 
@@ -251,5 +256,5 @@ fn only_whole_addresses_by_pods_links_count() {
         ..Observed::default()
     };
     let found: Vec<_> = pods(&seen, "eni").view.pods.into_keys().collect();
-    assert_eq!(found, [Ipv4Addr::new(10, 0, 1, 20)]);
+    assert_eq!(found, [ip(20)]);
 }

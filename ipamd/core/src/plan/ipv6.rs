@@ -1,0 +1,61 @@
+//! The /80s of ENIs. One is enough for all pods of an ENI, so there is nothing to grow or to give back.
+
+use super::draft::Draft;
+use super::{Cause, Hopeless};
+use crate::cloud::{Api, CloudErrorKind};
+use crate::ipv6::WINDOW;
+use crate::ledger::{Eni, Stage};
+use crate::op::{Op, OpKey};
+use crate::state::Node;
+
+/// Asks for the /80s that are missing. New ENIs are made with one.
+pub(super) fn delegate(draft: &mut Draft<'_>, node: &Node) {
+    let state = draft.state;
+    if !node.families.has_v6() {
+        return;
+    }
+    if !node.limits.prefixes {
+        draft.held_up(Cause::NoIpv6 { instance_type: node.identity.instance_type.clone() });
+        return;
+    }
+    let lacks = |eni: &&Eni| eni.stage != Stage::Leaving && state.lacks_ipv6(&eni.id);
+    for eni in state.ledger().enis().filter(lacks) {
+        let resting = eni.unsure || eni.not_before.is_some_and(|at| at > draft.now);
+        if resting || draft.is_busy(&OpKey::Ipv6(eni.id.clone())) {
+            continue;
+        }
+        let op = Op::AssignIpv6 { eni: eni.id.clone() };
+        if let Err(cause) = draft.ask(op, "pods' IPv6 addresses are of a /80 of their ENI".to_owned()) {
+            draft.held_up(cause);
+        }
+    }
+}
+
+/// Says which of those that wait for an IPv6 address wait in vain.
+pub(super) fn conclude(draft: &mut Draft<'_>, node: &Node, waiting: u32) {
+    let state = draft.state;
+    let tally = state.ledger().tally(draft.now);
+    let can_come = tally.free + tally.cooling + tally.pending;
+    if let Some(cooled) = state.ledger().next_cooled(draft.now).filter(|_| waiting > tally.free) {
+        draft.wake(cooled);
+    }
+    let Some(primary) = state.ledger().primary() else { return };
+    let cause = if !node.limits.prefixes {
+        Cause::NoIpv6 { instance_type: node.identity.instance_type.clone() }
+    } else if primary.ipv6.is_some() {
+        Cause::EniLimit { limit: 1, by_setting: false, addresses_each: u32::from(WINDOW) }
+    } else {
+        match draft.obstacle(Api::AssignIpv6Addresses) {
+            Some(obstacle) if obstacle.kind == CloudErrorKind::Denied => {
+                super::draft::cause_of(state, Api::AssignIpv6Addresses, obstacle)
+            }
+            // It is on its way.
+            _ => return,
+        }
+    };
+    let beyond = waiting.saturating_sub(can_come);
+    draft.plan.hopeless = (beyond > 0).then_some(Hopeless { cause, beyond });
+}
+
+#[cfg(test)]
+mod tests;
