@@ -1,7 +1,7 @@
 //! Nodes of a world with the product installed, for tests.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub enum BedError {
         /// The namespace.
         from: String,
         /// The address.
-        to: Ipv4Addr,
+        to: IpAddr,
         /// Why.
         reason: String,
     },
@@ -70,6 +70,14 @@ pub fn scene(time_scale: f64) -> String {
          m5.large, subnet: main/nodes, public_address: true}}\n  node-b: {{type: m5.large, subnet: main/nodes, \
          public_address: true}}\ninternet_hosts: [198.51.100.10]\n"
     )
+}
+
+/// The same in a VPC with IPv6.
+#[must_use]
+pub fn scene_with_ipv6(time_scale: f64) -> String {
+    scene(time_scale)
+        .replace("cidrs: [10.0.0.0/16]", "cidrs: [10.0.0.0/16]\n    ipv6_cidr: 3fff:0:0:100::/56")
+        .replace("cidr: 10.0.1.0/24,", "cidr: 10.0.1.0/24, ipv6_cidr: \"3fff:0:0:101::/64\",")
 }
 
 /// A world whose nodes run the product.
@@ -135,9 +143,13 @@ impl Bed {
 
     /// Device number of the ENI that holds `address`, as EC2 knows it.
     #[must_use]
-    pub fn device_of(&self, address: Ipv4Addr) -> Option<u32> {
+    pub fn device_of(&self, address: impl Into<IpAddr>) -> Option<u32> {
+        let address = address.into();
         self.world.look(|model, _| {
-            let eni = model.state().enis.values().find(|eni| eni.holds(address))?;
+            let eni = model.state().enis.values().find(|eni| match address {
+                IpAddr::V4(address) => eni.holds(address),
+                IpAddr::V6(address) => eni.assigned_ipv6().any(|net| net.contains(&address)),
+            })?;
             Some(eni.attachment.as_ref()?.device)
         })
     }
@@ -155,28 +167,33 @@ pub async fn add_pods(node: &Deployment, namespace: &str, prefix: &str, count: u
     Ok(pods)
 }
 
-/// Starts an echo server in a pod, and returns once it listens.
+/// Starts an echo server on each address of a pod, and returns once they listen.
 ///
 /// # Errors
-/// [`BedError::Unreachable`] when its address cannot be bound.
+/// [`BedError::Unreachable`] when an address cannot be bound.
 pub async fn serve(node: &Deployment, pod: &Pod) -> Result<(), BedError> {
-    let address = SocketAddrV4::new(pod.address, ECHO_PORT);
     let inside = node.node().pod(&pod.sandbox.netns).await?;
-    let served = inside.run(move || async move { probe::serve_in_background(address).await }).await;
-    let failed = |reason: String| BedError::Unreachable { from: pod.sandbox.name.clone(), to: pod.address, reason };
-    served.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    let v4 = Some(pod.address).filter(|address| !address.is_unspecified()).map(IpAddr::V4);
+    for to in v4.into_iter().chain(pod.ipv6.map(IpAddr::V6)) {
+        let address = SocketAddr::new(to, ECHO_PORT);
+        let served = inside.run(move || async move { probe::serve_in_background(address).await }).await;
+        let failed = |reason: String| BedError::Unreachable { from: pod.sandbox.name.clone(), to, reason };
+        served.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The source address that an echo server at `to` sees when `pod` connects to it.
 ///
 /// # Errors
 /// [`BedError::Unreachable`] when there is no answer within [`LOST`].
-pub async fn ask(node: &Deployment, pod: &Pod, to: Ipv4Addr) -> Result<Ipv4Addr, BedError> {
-    let target = SocketAddrV4::new(to, ECHO_PORT);
+pub async fn ask(node: &Deployment, pod: &Pod, to: impl Into<IpAddr>) -> Result<IpAddr, BedError> {
+    let to = to.into();
+    let target = SocketAddr::new(to, ECHO_PORT);
     let inside = node.node().pod(&pod.sandbox.netns).await?;
-    let asked = inside.run(move || async move { probe::tcp(None, target, LOST).await }).await;
+    let asked = inside.run(move || async move { probe::seen_by(target, LOST).await }).await;
     let failed = |reason: String| BedError::Unreachable { from: pod.sandbox.name.clone(), to, reason };
-    Ok(*asked.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?.ip())
+    asked.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
 
 /// Runs a program on a node and returns what it prints.

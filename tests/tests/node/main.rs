@@ -5,7 +5,7 @@
 //!
 //! | part | what it holds |
 //! |---|---|
-//! | [`packets`], [`pool`], [`crash`], [`input`], [`reboot`] | ipamd and its plugin on nodes of a VPC in a box |
+//! | [`packets`], [`families`], [`pool`], [`crash`], [`input`], [`reboot`] | ipamd and its plugin on nodes of a VPC in a box |
 //! | [`containerd`] | the same driven by a real runtime |
 //! | [`gate`], [`l7`] | policy on nodes, with packets and with requests |
 //! | [`kube_source`], [`apiserver`] | policyd's Kubernetes source, and the fake API server that it is tested against |
@@ -18,6 +18,7 @@ mod apiserver;
 mod burst;
 mod containerd;
 mod crash;
+mod families;
 mod gate;
 mod input;
 mod kube_source;
