@@ -33,7 +33,7 @@ use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
 use sluice_ipamd_core::serve::{Serving, serve};
-use sluice_ipamd_core::state::{Event, State};
+use sluice_ipamd_core::state::{Event, Node, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -166,7 +166,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// A daemon that goes on from `start`.
     pub(crate) fn new(parts: Parts<C, K>, start: Start) -> Self {
         let now = Instant::now();
-        let state = start.state;
+        let mut state = start.state;
+        with_settings(&mut state, &parts);
         let targets = parts.config.targets(state.node().map(|node| &node.limits));
         // What served before the restart goes on serving: the tmpfs that held the checkpoint dies with the boot.
         let ready = state.node().is_some() && state.ledger().primary().is_some_and(|eni| eni.takes_pods());
@@ -484,6 +485,15 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     fn attachments_of(&self, network: &sluice_contract::id::NetworkName) -> BTreeSet<Attachment> {
         self.state.ledger().owners().map(|(a, _)| a).filter(|a| a.network == *network).cloned().collect()
+    }
+}
+
+/// A checkpoint has the node as the settings of its time had it; these hold from the first request on.
+fn with_settings<C, K>(state: &mut State, parts: &Parts<C, K>) {
+    let Some(Node { identity, limits, vpc_cidrs, security_groups, .. }) = state.node().cloned() else { return };
+    let node = jobs::node(&parts.config, identity, limits, vpc_cidrs, security_groups);
+    if let Err(error) = state.apply(Event::NodeKnown(node), parts.clock.now()) {
+        tracing::error!(error = %ErrorChain(&error), "the settings do not fit the checkpoint");
     }
 }
 

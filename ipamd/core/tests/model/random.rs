@@ -128,7 +128,10 @@ fn live(life: &mut Life, steps: &[Step]) {
             }
             Step::Die(which) => {
                 let dead = life.pods.keys().nth(usize::from(*which) % life.pods.len().max(1)).cloned();
-                dead.map(|dead| life.pods.remove(&dead));
+                if let Some(dead) = dead {
+                    life.pods.remove(&dead);
+                    life.companions.remove(&dead);
+                }
             }
             Step::Run(millis) => life.run(Duration::from_millis(u64::from(*millis))),
             Step::Fates(new) => fates.borrow_mut().extend(new),

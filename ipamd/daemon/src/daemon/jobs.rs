@@ -220,7 +220,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.parts.metrics.reconcile("imds");
         let primary = enis.iter().find(|eni| eni.mac == identity.primary_mac);
         let security_groups = primary.map(|eni| eni.security_groups.clone()).unwrap_or_default();
-        let node = self.node(identity, limits, vpc_cidrs, security_groups);
+        let node = node(&self.parts.config, identity, limits, vpc_cidrs, security_groups);
         if self.state.node() != Some(&node) {
             tracing::info!(
                 instance = %node.identity.instance, instance_type = node.identity.instance_type,
@@ -245,30 +245,6 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             if self.apply(Event::Adopt(address, Arc::new(owner))) {
                 tracing::warn!(attachment = %attachment, address = %address, "an address was adopted from the kernel");
             }
-        }
-    }
-
-    fn node(
-        &self,
-        identity: InstanceIdentity,
-        limits: InstanceLimits,
-        vpc_cidrs: Vec<Ipv4Net>,
-        security_groups: Vec<SecurityGroupId>,
-    ) -> Node {
-        let pool = &self.parts.config.pool;
-        let mut tags: BTreeMap<String, String> = pool.additional_tags.clone();
-        tags.insert(tag::INSTANCE.to_owned(), identity.instance.to_string());
-        if let Some(cluster) = &pool.cluster_name {
-            tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
-        }
-        Node {
-            identity,
-            limits,
-            vpc_cidrs,
-            security_groups,
-            tags,
-            manage_untagged_enis: pool.manage_untagged_eni,
-            families: self.parts.config.network.families,
         }
     }
 
@@ -343,7 +319,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             return;
         }
         let Some(primary) = self.state.ledger().primary() else { return };
-        if primary.stage == Stage::Attached {
+        if primary.stage == Stage::Attached && !self.state.lacks_ipv6(&primary.id) {
             let id = primary.id.clone();
             self.apply(Event::EniReady(id));
         }
@@ -431,6 +407,31 @@ fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
         table: eni.table()?,
         mtu,
     })
+}
+
+/// The node as IMDS and the settings have it.
+pub(super) fn node(
+    config: &Config,
+    identity: InstanceIdentity,
+    limits: InstanceLimits,
+    vpc_cidrs: Vec<Ipv4Net>,
+    security_groups: Vec<SecurityGroupId>,
+) -> Node {
+    let pool = &config.pool;
+    let mut tags: BTreeMap<String, String> = pool.additional_tags.clone();
+    tags.insert(tag::INSTANCE.to_owned(), identity.instance.to_string());
+    if let Some(cluster) = &pool.cluster_name {
+        tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
+    }
+    Node {
+        identity,
+        limits,
+        vpc_cidrs,
+        security_groups,
+        tags,
+        manage_untagged_enis: pool.manage_untagged_eni,
+        families: config.network.families,
+    }
 }
 
 fn no_cidrs() -> CloudError {

@@ -214,7 +214,7 @@ impl Node {
     async fn add_within(&self, container: &str, deadline: Duration) -> Result<PodAddress, Refusal> {
         match self.ask(Call::Add(add_request(container)), deadline).await {
             Reply::Done(Outcome::Add(AddReply { mut addresses, mtu })) => {
-                assert_eq!((addresses.len(), mtu), (1, 9001));
+                assert!((1..=2).contains(&addresses.len()) && mtu == 9001, "{addresses:?}");
                 Ok(addresses.remove(0))
             }
             Reply::Refused(refusal) => Err(refusal),
