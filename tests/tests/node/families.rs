@@ -31,7 +31,10 @@ async fn routes(node: &Deployment, pod: &Pod) -> Vec<String> {
     let all = routes.as_array().unwrap().iter();
     // The kernel's own: the pod's address, and the link-local prefix.
     let ours = all.filter(|route| route["protocol"] != "kernel");
-    ours.map(|route| format!("{} via {} dev {}", route["dst"], route["gateway"], route["dev"])).collect()
+    let mut lines: Vec<String> =
+        ours.map(|route| format!("{} via {} dev {}", route["dst"], route["gateway"], route["dev"])).collect();
+    lines.sort();
+    lines
 }
 
 #[tokio::test(flavor = "multi_thread")]
