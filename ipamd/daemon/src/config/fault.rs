@@ -144,7 +144,7 @@ impl<'a> Reader<'a> {
             (false, true) => Families::V6,
             (true, true) => Families::Dual,
             (false, false) => {
-                self.fault(v4, "false", &format!("pods need addresses: it or {v6} must be true"));
+                self.fault(v4, "false", format!("pods need addresses: it or {v6} must be true"));
                 Families::V4
             }
         }

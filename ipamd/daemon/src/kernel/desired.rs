@@ -186,7 +186,6 @@ pub fn router(subnet: Ipv4Net) -> Ipv4Addr {
 }
 
 /// A secondary ENI's part. `dev` is its link.
-#[must_use]
 ///
 /// # Errors
 /// [`InvalidSysctlKey`] when a sysctl's name cannot be made of the link's.
@@ -201,6 +200,9 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Result<Desired, InvalidSysctlKey> 
     if eni.ipv6 {
         // By an advertisement the kernel would have a second default route in the main table.
         sysctls.push(Sysctl::new(SysctlKey::of_interface(Family::V6, dev, "accept_ra")?, 0));
+        // Until the link-local address counts as no duplicate, the router could not be asked for: a second or two in which
+        // new pods would send nothing. It is made of the ENI's MAC address, which nobody else has.
+        sysctls.push(Sysctl::new(SysctlKey::of_interface(Family::V6, dev, "accept_dad")?, 0));
         routes.push(Route::default_via(eni.table, ROUTER_V6.into(), dev.clone()));
     }
     Ok(Desired {

@@ -187,7 +187,8 @@ route 10.0.1.1/32 dev eth1 table 2
 route default via 10.0.1.1 dev eth1 table 2
 route default via fe80:ec2::1 dev eth1 table 2
 rule 32765: from 10.0.1.50/32 lookup 2
-sysctl net/ipv6/conf/eth1/accept_ra = 0"
+sysctl net/ipv6/conf/eth1/accept_ra = 0
+sysctl net/ipv6/conf/eth1/accept_dad = 0"
     );
     let left = Route::default_via(2, "fe80:ec2::1".parse().unwrap(), dev("eth1"));
     assert!(no_eni(2).scope.owns_route(&left), "the route goes with the ENI");
