@@ -16,6 +16,7 @@ use sluice_contract::id::{
 use sluice_contract::rpc::Refusal;
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind, InstanceIdentity, InstanceLimits};
+use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::limits;
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
@@ -560,6 +561,7 @@ fn known(
         security_groups,
         tags: BTreeMap::from([(tag::INSTANCE.to_owned(), instance.to_string())]),
         manage_untagged_enis: true,
+        families: Families::V4,
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::gone::Gone;
 use super::{Daemon, LOOK_EVERY, OpResult, Timer, lost};
 use crate::cloud::Cloud;
+use crate::config::Config;
 use crate::executor::Executor;
 use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods};
 use crate::log::ErrorChain;
