@@ -4,10 +4,14 @@
 //! sockets of a namespace, and one runtime serves them all: a thousand probes from a hundred pods cost a hundred threads of
 //! 60 microseconds and one poll loop.
 //!
-//! TCP servers greet and then echo; UDP servers echo; SCTP is spoken over raw sockets, INIT and INIT-ACK, because it must be
-//! probed on kernels without SCTP too; ICMP echo requests are answered by the kernel.
+//! Servers of TCP and UDP send an octet back, and answer HTTP, DNS and TLS when they are spoken to in these; SCTP is spoken over raw
+//! sockets, INIT and INIT-ACK, because it must be probed on kernels without SCTP too; ICMP echo requests are answered by the
+//! kernel. Of what nobody answers it counts that it arrives.
 
+mod host;
+mod packet;
 mod raw;
+mod talk;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,44 +22,48 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sluice_hostnet::netns::{Namespace, NamespaceError, NamespaceId};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use sluice_vpcsim::probe::dns::{self, Zone};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use host::Names;
+use packet::{Arrivals, Catcher};
 use raw::Raw;
+pub use talk::Ask;
 
-/// What a TCP server says first.
-const GREETING: &[u8] = b"sluice\n";
-/// Connections that one server holds at once; more wait in the kernel's queue.
-const HELD: usize = 1024;
 /// The first wait before a datagram or an INIT is sent again; it doubles.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a connection that has to stand is watched for its end.
+const QUIET: Duration = Duration::from_millis(300);
 /// Probes that are on their way at once.
 const AT_ONCE: usize = 4096;
 
 /// A way to talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
-    /// TCP: a connection, and a greeting on it.
+    /// TCP: a connection, and an answer on it.
     Tcp,
-    /// UDP: a datagram, and its echo.
+    /// UDP: a datagram, and its answer.
     Udp,
     /// SCTP: an INIT, and its INIT-ACK.
     Sctp,
     /// ICMP or ICMPv6 echo request and reply, as the addresses are.
     Ping,
+    /// A packet of this IP protocol, which has to arrive. The port is the type of an ICMP message.
+    Packet(u8),
 }
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-            Self::Sctp => "SCTP",
-            Self::Ping => "ping",
-        })
+        match self {
+            Self::Tcp => f.write_str("TCP"),
+            Self::Udp => f.write_str("UDP"),
+            Self::Sctp => f.write_str("SCTP"),
+            Self::Ping => f.write_str("ping"),
+            Self::Packet(protocol) => write!(f, "protocol {protocol}"),
+        }
     }
 }
 
@@ -79,6 +87,8 @@ pub struct Dial {
     pub port: u16,
     /// How.
     pub transport: Transport,
+    /// What is said over TCP or UDP.
+    pub ask: Ask,
     /// How long an answer is waited for.
     pub patience: Duration,
 }
@@ -88,6 +98,8 @@ pub struct Dial {
 pub enum Answer {
     /// It was answered: packets pass in both directions.
     Answered,
+    /// The question was declined in the words of its protocol: HTTP 403, DNS' REFUSED, a TLS alert.
+    Declined(String),
     /// Nothing came back.
     Silent,
     /// Somebody said no: a reset, or an ICMP error.
@@ -121,6 +133,7 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Answered => f.write_str("answered"),
+            Self::Declined(words) => write!(f, "declined: {words}"),
             Self::Silent => f.write_str("silent"),
             Self::Refused(error) => write!(f, "refused: {error}"),
             Self::Failed(error) => write!(f, "not sent: {error}"),
@@ -158,6 +171,9 @@ type Service = (IpAddr, Transport, u16);
 pub struct Prober {
     servers: Mutex<BTreeMap<(Place, Transport, u16), Server>>,
     raws: Mutex<BTreeMap<(Place, Transport), Arc<Raw>>>,
+    catchers: Mutex<BTreeMap<Place, Catcher>>,
+    arrivals: Arc<Arrivals>,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -173,18 +189,22 @@ impl Drop for Server {
 
 /// A TCP connection that a probe opened and left open.
 #[derive(Debug)]
-pub struct Held(TcpStream);
+pub struct Held {
+    stream: TcpStream,
+    opened: Ask,
+}
 
 impl Held {
-    /// Sends a byte and waits for its echo: the connection lives.
+    /// Says again what it was opened with, and waits for the answer: the connection lives.
     pub async fn poke(&mut self, patience: Duration) -> Answer {
-        let exchange = async {
-            self.0.write_all(b"?").await?;
-            let mut byte = [0];
-            self.0.read_exact(&mut byte).await.map(drop)
-        };
-        match timeout(patience, exchange).await {
-            Ok(Ok(())) => Answer::Answered,
+        let ask = self.opened.clone();
+        self.ask(&ask, patience).await
+    }
+
+    /// Says something on it, and waits for the answer.
+    pub async fn ask(&mut self, ask: &Ask, patience: Duration) -> Answer {
+        match timeout(patience, talk::talk(&mut self.stream, ask)).await {
+            Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Answer::of(error),
             Err(_elapsed) => Answer::Silent,
         }
@@ -195,6 +215,7 @@ enum Opened {
     Tcp(TcpSocket),
     Udp(std::net::UdpSocket),
     Raw(Arc<Raw>),
+    Packet(std::os::fd::OwnedFd),
 }
 
 impl Prober {
@@ -225,9 +246,22 @@ impl Prober {
             });
             for ((address, transport, port), socket) in opened.await?? {
                 let broken = |source| ProberError::Socket { transport, address: (address, port).into(), source };
+                let names = Arc::clone(&self.names);
                 let task = match socket {
-                    Listening::Tcp(socket) => Some(tokio::spawn(greet(TcpListener::from_std(socket).map_err(broken)?))),
-                    Listening::Udp(socket) => Some(tokio::spawn(echo(UdpSocket::from_std(socket).map_err(broken)?))),
+                    Listening::Tcp(socket) => {
+                        Some(tokio::spawn(host::tcp(TcpListener::from_std(socket).map_err(broken)?, names)))
+                    }
+                    Listening::Udp(socket) => {
+                        Some(tokio::spawn(host::udp(UdpSocket::from_std(socket).map_err(broken)?, names)))
+                    }
+                    Listening::Tap(tap) => {
+                        if let std::collections::btree_map::Entry::Vacant(slot) =
+                            lock(&self.catchers).entry((id, address))
+                        {
+                            slot.insert(Catcher::of(tap, address, Arc::clone(&self.arrivals)).map_err(broken)?);
+                        }
+                        None
+                    }
                     Listening::Raw => {
                         let station = Station { net: net.clone(), address };
                         self.raw(&station, transport).await?.serve(port);
@@ -240,9 +274,15 @@ impl Prober {
         Ok(())
     }
 
+    /// What DNS servers know from now on.
+    pub fn know(&self, names: Zone) {
+        *lock(&self.names) = names;
+    }
+
     /// Forgets all servers and raw sockets of a namespace that goes.
     pub fn forget(&self, net: &Namespace) {
         let id = net.id();
+        lock(&self.catchers).retain(|(at, _), _| *at != id);
         lock(&self.servers).retain(|((at, _), ..), _| *at != id);
         lock(&self.raws).retain(|((at, _), _), _| *at != id);
     }
@@ -277,7 +317,9 @@ impl Prober {
             for index in indices {
                 let Some(dial) = dials.get(index) else { continue };
                 match dial.transport {
-                    Transport::Tcp | Transport::Udp => plain.push((index, dial.transport, dial.from.address)),
+                    Transport::Tcp | Transport::Udp | Transport::Packet(_) => {
+                        plain.push((index, dial.transport, dial.from.address));
+                    }
                     Transport::Sctp | Transport::Ping => {
                         let raw = self.raw(&dial.from, dial.transport).await?;
                         opened.insert(index, Ok(Opened::Raw(raw)));
@@ -294,13 +336,13 @@ impl Prober {
         let mut calls = JoinSet::new();
         for (index, socket) in opened {
             let Some(dial) = dials.get(index) else { continue };
-            let (to, patience, slots) = (SocketAddr::new(dial.to, dial.port), dial.patience, Arc::clone(&slots));
+            let (dial, slots, arrivals) = (dial.clone(), Arc::clone(&slots), Arc::clone(&self.arrivals));
             calls.spawn(async move {
                 let _slot = slots.acquire().await;
                 let answer = match socket {
                     Err(error) => Answer::Failed(error),
-                    Ok(socket) => match timeout(patience, call(socket, to)).await {
-                        Ok(Ok(())) => Answer::Answered,
+                    Ok(socket) => match timeout(dial.patience, call(socket, &dial, &arrivals)).await {
+                        Ok(Ok(answer)) => answer,
                         Ok(Err(error)) => Answer::of(error),
                         Err(_elapsed) => Answer::Silent,
                     },
@@ -319,7 +361,7 @@ impl Prober {
     /// Opens a TCP connection that stays open.
     ///
     /// # Errors
-    /// What came instead of the greeting.
+    /// What came instead of an answer.
     pub async fn hold(&self, dial: &Dial) -> Result<Held, Answer> {
         let from = dial.from.address;
         let made = on(&dial.from.net, move || caller(Transport::Tcp, from)).await;
@@ -329,8 +371,13 @@ impl Prober {
             Ok(Err(error)) => return Err(Answer::Failed(error)),
             Err(error) => return Err(Answer::Failed(io::Error::other(error))),
         };
-        match timeout(dial.patience, connect(socket, SocketAddr::new(dial.to, dial.port))).await {
-            Ok(Ok(stream)) => Ok(Held(stream)),
+        let open = async {
+            let mut stream = socket.connect(SocketAddr::new(dial.to, dial.port)).await?;
+            Ok((talk::talk(&mut stream, &dial.ask).await?, stream))
+        };
+        match timeout(dial.patience, open).await {
+            Ok(Ok((Answer::Answered, stream))) => Ok(Held { stream, opened: dial.ask.clone() }),
+            Ok(Ok((other, _))) => Err(other),
             Ok(Err(error)) => Err(Answer::of(error)),
             Err(_elapsed) => Err(Answer::Silent),
         }
@@ -346,6 +393,7 @@ async fn on<T: Send + 'static>(net: &Namespace, work: impl FnOnce() -> T + Send 
 enum Listening {
     Tcp(std::net::TcpListener),
     Udp(std::net::UdpSocket),
+    Tap(std::os::fd::OwnedFd),
     Raw,
 }
 
@@ -361,11 +409,15 @@ fn listen(transport: Transport, at: SocketAddr) -> io::Result<Listening> {
             socket.set_nonblocking(true)?;
             Ok(Listening::Udp(socket))
         }
+        Transport::Packet(_) => Ok(Listening::Tap(packet::tap()?)),
         Transport::Sctp | Transport::Ping => Ok(Listening::Raw),
     }
 }
 
 fn caller(transport: Transport, from: IpAddr) -> io::Result<Opened> {
+    if let Transport::Packet(_) = transport {
+        return Ok(Opened::Packet(packet::sender(from)?));
+    }
     let any_port = SocketAddr::new(from, 0);
     if transport == Transport::Udp {
         let socket = std::net::UdpSocket::bind(any_port)?;
@@ -377,20 +429,21 @@ fn caller(transport: Transport, from: IpAddr) -> io::Result<Opened> {
     Ok(Opened::Tcp(socket))
 }
 
-async fn call(socket: Opened, to: SocketAddr) -> io::Result<()> {
+async fn call(socket: Opened, dial: &Dial, arrivals: &Arrivals) -> io::Result<Answer> {
+    let to = SocketAddr::new(dial.to, dial.port);
     match socket {
-        Opened::Tcp(socket) => connect(socket, to).await.map(drop),
+        Opened::Tcp(socket) => {
+            let mut stream = socket.connect(to).await?;
+            talk::talk(&mut stream, &dial.ask).await
+        }
         Opened::Udp(socket) => {
             let socket = UdpSocket::from_std(socket)?;
             socket.connect(to).await?;
-            let (mut wait, mut byte) = (RETRY, [0]);
-            loop {
-                socket.send(b"?").await?;
-                if let Ok(received) = timeout(wait, socket.recv(&mut byte)).await {
-                    return received.map(drop);
-                }
-                wait *= 2;
-            }
+            exchange(&socket, &dial.ask).await
+        }
+        Opened::Packet(socket) => {
+            let Transport::Packet(protocol) = dial.transport else { return Err(io::ErrorKind::InvalidInput.into()) };
+            packet::call(socket, dial.from.address, protocol, to, arrivals).await.map(|()| Answer::Answered)
         }
         Opened::Raw(raw) => {
             let mut wait = RETRY;
@@ -398,7 +451,7 @@ async fn call(socket: Opened, to: SocketAddr) -> io::Result<()> {
             loop {
                 raw.send(to, waiting.id).await?;
                 if timeout(wait, &mut waiting.answer).await.is_ok() {
-                    return Ok(());
+                    return Ok(Answer::Answered);
                 }
                 wait *= 2;
             }
@@ -406,44 +459,23 @@ async fn call(socket: Opened, to: SocketAddr) -> io::Result<()> {
     }
 }
 
-async fn connect(socket: TcpSocket, to: SocketAddr) -> io::Result<TcpStream> {
-    let mut stream = socket.connect(to).await?;
-    let mut greeting = [0; GREETING.len()];
-    stream.read_exact(&mut greeting).await?;
-    if greeting == GREETING { Ok(stream) } else { Err(io::ErrorKind::InvalidData.into()) }
-}
-
-async fn greet(listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(HELD));
+/// Sends a datagram until it is answered.
+async fn exchange(socket: &UdpSocket, ask: &Ask) -> io::Result<Answer> {
+    let asked = match ask {
+        Ask::Dns { name, kind } => Some(dns::question(socket.local_addr()?.port(), name, *kind)?),
+        _ => None,
+    };
+    let (mut wait, mut buffer) = (RETRY, [0; 512]);
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        // Out of descriptors, or a client that is gone already: the next one may do better.
-        let Ok((mut stream, _)) = listener.accept().await else {
-            tokio::time::sleep(RETRY).await;
-            continue;
-        };
-        drop(tokio::spawn(async move {
-            let mut buffer = [0; 64];
-            let mut said = stream.write_all(GREETING).await;
-            while said.is_ok() {
-                said = match stream.read(&mut buffer).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(length) => stream.write_all(buffer.get(..length).unwrap_or_default()).await,
-                };
-            }
-            drop(slot);
-        }));
-    }
-}
-
-async fn echo(socket: UdpSocket) {
-    let mut buffer = [0; 64];
-    loop {
-        // An ICMP error of an earlier answer shows up here.
-        if let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
-            // A full queue loses datagrams; clients ask again.
-            let _lost = socket.send_to(buffer.get(..length).unwrap_or_default(), peer).await;
+        socket.send(asked.as_deref().unwrap_or(&[talk::ECHO])).await?;
+        if let Ok(received) = timeout(wait, socket.recv(&mut buffer)).await {
+            let answer = buffer.get(..received?).unwrap_or_default();
+            return match &asked {
+                None => Ok(Answer::Answered),
+                Some(asked) => talk::dns_answer(answer, asked).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+            };
         }
+        wait *= 2;
     }
 }
 

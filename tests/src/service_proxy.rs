@@ -20,6 +20,7 @@ use sluice_policy_core::cluster::{Cluster, ObjectKey, Service, ServicePort};
 use sluice_policy_core::flow::Protocol;
 use sluice_policy_core::vector::schema::Family;
 
+pub(crate) use program::nft as nftables;
 pub use program::{Backend, Proxy, ProxyError};
 
 /// The mark by which kube-proxy remembers that a packet is to be masqueraded.

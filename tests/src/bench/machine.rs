@@ -219,7 +219,16 @@ impl<'a> Machine<'a> {
 
 fn options(conflist: &str, plugins: Vec<(String, PathBuf)>, policyd: Option<PathBuf>) -> Options {
     let plan = Plan { conflist: conflist.to_owned(), plugins, proxy: Backend::Nftables };
-    Options { only: None, mode: None, family: Family::V4, plan, source: SourceKind::Directory, policyd }
+    Options {
+        only: None,
+        mode: None,
+        family: Family::V4,
+        plan,
+        source: SourceKind::Directory,
+        policyd,
+        at_once: 1,
+        sluice_proxy: None,
+    }
 }
 
 /// Tens of thousands of connections a second from one address: what has ended has to be forgotten at once, on the node and at

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
@@ -11,7 +12,7 @@ use sluice_policy_core::vector;
 use sluice_policy_core::vector::schema::{Family, Mode};
 use sluice_tests::live::place::{in_v6, placed};
 use sluice_tests::live::publish::SourceKind;
-use sluice_tests::live::run::{Told, run};
+use sluice_tests::live::run::{Tell, Told, run};
 use sluice_tests::live::stage::Options;
 use sluice_tests::live::town::{Plan, conflist};
 use sluice_tests::service_proxy::Backend;
@@ -43,6 +44,9 @@ struct Arguments {
     /// Without gates: every probe has to be answered, whatever the file expects
     #[arg(long)]
     ungated: bool,
+    /// Clusters at once, one at least
+    #[arg(long, default_value = "4", value_parser = clap::value_parser!(u8).range(1..=64))]
+    at_once: u8,
     /// An object a line: failures, and last the counts
     #[arg(long)]
     json: bool,
@@ -75,13 +79,14 @@ enum ProxyName {
 
 fn options(arguments: &Arguments) -> Result<Options, Box<dyn std::error::Error>> {
     let mut plugins = vec![("sluice-eni".to_owned(), Binaries::find("sluice-eni")?)];
-    let (chain, policyd) = if arguments.ungated {
-        (json!([{"type": "sluice-eni"}]), None)
+    let (chain, policyd, sluice_proxy) = if arguments.ungated {
+        (json!([{"type": "sluice-eni"}]), None, None)
     } else {
         plugins.push(("sluice-policy".to_owned(), Binaries::find("sluice-policy")?));
         (
             json!([{"type": "sluice-eni", "gated": true}, {"type": "sluice-policy"}]),
             Some(Binaries::find("sluice-policyd")?),
+            Some(Binaries::find("sluice-proxy")?),
         )
     };
     Ok(Options {
@@ -108,6 +113,8 @@ fn options(arguments: &Arguments) -> Result<Options, Box<dyn std::error::Error>>
             SourceName::Api => SourceKind::Api,
         },
         policyd,
+        at_once: arguments.at_once.into(),
+        sluice_proxy,
     })
 }
 
@@ -121,7 +128,7 @@ async fn all(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> 
         let suite = if options.family == Family::V6 { in_v6(suite) } else { suite };
         let begun = Instant::now();
         let json = arguments.json;
-        let mut tell = move |told: Told<'_>| {
+        let tell: Tell = Arc::new(move |told: Told<'_>| {
             // Whoever closed our output does not want to know.
             let _closed = match told {
                 Told::Failure(failure) if json => writeln!(std::io::stdout(), "{}", failure.json()),
@@ -133,8 +140,9 @@ async fn all(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> 
                     writeln!(std::io::stderr(), "   {id} ({}): {} ms", mode.as_str(), took.as_millis())
                 }
             };
-        };
-        let report = run(&suite, &options, &mut tell).await?;
+        });
+        // It lives as long as the clusters that are made of it: as long as this process.
+        let report = run(Box::leak(Box::new(suite)), &options, &tell).await?;
         let _closed = if json {
             writeln!(std::io::stdout(), "{}", report.json())
         } else {

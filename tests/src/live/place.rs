@@ -15,8 +15,8 @@ const SPARE: [&str; 2] = ["spare-1", "spare-2"];
 /// What stands before an IPv4 address to make it IPv6: prefixes keep their meaning, 96 bits longer.
 const V6_PREFIX: u128 = 0xfd64 << 112;
 
-/// The suite with a node for every pod that has an address. Pods without node are spread over spare nodes, whose
-/// addresses (RFC 5737, TEST-NET-1) no file names.
+/// The suite with a node for every pod that has an address, and where names matter a pod on every node that asks for them. Pods
+/// without node are spread over spare nodes, whose addresses (RFC 5737, TEST-NET-1) no file names.
 #[must_use]
 pub fn placed(mut suite: Suite) -> Suite {
     for fixture in suite.fixtures.values_mut() {
@@ -29,6 +29,7 @@ pub fn placed(mut suite: Suite) -> Suite {
             }
         }
     }
+    super::names::with_resolvers(&mut suite);
     suite
 }
 

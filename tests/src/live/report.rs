@@ -73,6 +73,21 @@ pub struct Report {
     pub undefined: BTreeMap<Text, (usize, usize)>,
 }
 
+impl std::ops::AddAssign for Report {
+    fn add_assign(&mut self, other: Self) {
+        self.counts += other.counts;
+        self.failures.extend(other.failures);
+        self.failures.truncate(MAX_FAILURES);
+        for (why, probes) in other.skipped {
+            *self.skipped.entry(why).or_default() += probes;
+        }
+        for (vector, (probes, agree)) in other.undefined {
+            let sum = self.undefined.entry(vector).or_default();
+            *sum = (sum.0 + probes, sum.1 + agree);
+        }
+    }
+}
+
 impl Report {
     /// Counts a failure.
     pub fn fail(&mut self, failure: Failure) {

@@ -1,4 +1,5 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use super::*;
 use crate::privileged::privileged;
@@ -16,7 +17,7 @@ fn net() -> Namespace {
 
 fn dial(net: &Namespace, address: IpAddr, transport: Transport, port: u16) -> Dial {
     let from = Station { net: net.clone(), address };
-    Dial { from, to: address, port, transport, patience: Duration::from_millis(400) }
+    Dial { from, to: address, port, transport, ask: Ask::Echo, patience: Duration::from_millis(400) }
 }
 
 #[tokio::test]
@@ -69,4 +70,74 @@ async fn a_held_connection_lives_until_its_packets_are_dropped() {
     let down = || std::process::Command::new("ip").args(["link", "set", "lo", "down"]).status().unwrap();
     assert!(net.run(down).unwrap().success());
     assert!(!held.poke(Duration::from_millis(300)).await.is_answered());
+}
+
+#[tokio::test]
+async fn packets_that_nobody_answers_are_seen_to_arrive_where_they_are_for() {
+    if !privileged() {
+        return;
+    }
+    let (near, far, prober) = (net(), net(), Prober::default());
+    let peer = format!("/proc/{}/fd/{}", std::process::id(), far.as_fd().as_raw_fd());
+    let lines = |net: &Namespace, text: String| {
+        let run = move || std::process::Command::new("sh").args(["-ec", &text]).status().unwrap();
+        assert!(net.run(run).unwrap().success());
+    };
+    let addresses = ["10.7.0.1", "10.7.0.2", "fd07::1", "fd07::2"].map(|text| text.parse::<IpAddr>().unwrap());
+    lines(
+        &near,
+        format!(
+            "ip link add v type veth peer name v netns {peer}; ip addr add 10.7.0.1/24 dev v; ip addr add fd07::1/64 dev v nodad; ip link set v up"
+        ),
+    );
+    lines(&far, "ip addr add 10.7.0.2/24 dev v; ip addr add fd07::2/64 dev v nodad; ip link set v up".into());
+    for (from, to, icmp, kind) in [(addresses[0], addresses[1], 1, 13), (addresses[2], addresses[3], 58, 8)] {
+        let dial = |transport, port| Dial {
+            from: Station { net: near.clone(), address: from },
+            to,
+            port,
+            transport,
+            ask: Ask::Echo,
+            patience: Duration::from_secs(5),
+        };
+        // What a namespace sends itself does not arrive in it.
+        prober.serve([(dial(Transport::Packet(47), 0).from, Transport::Packet(47), 0)]).await.unwrap();
+        let lost = Dial { patience: Duration::from_millis(300), ..dial(Transport::Packet(47), 0) };
+        assert!(matches!(prober.dial(&[lost]).await.unwrap()[..], [Answer::Silent]));
+        let station = Station { net: far.clone(), address: to };
+        prober.serve([(station, Transport::Packet(47), 0)]).await.unwrap();
+        let dials = [dial(Transport::Packet(47), 0), dial(Transport::Packet(icmp), kind)];
+        let answers = prober.dial(&dials).await.unwrap();
+        assert!(answers.iter().all(Answer::is_answered), "{from}: {answers:?}");
+    }
+}
+
+#[tokio::test]
+async fn servers_answer_in_the_protocol_that_they_are_spoken_to_in() {
+    if !privileged() {
+        return;
+    }
+    let (net, prober) = (net(), Prober::default());
+    let station = Station { net: net.clone(), address: V4 };
+    prober.serve([(station.clone(), Transport::Tcp, 80), (station, Transport::Udp, 80)]).await.unwrap();
+    prober.know([("a.example".to_owned(), vec![V4])].into());
+    let asks = [
+        Ask::Echo,
+        Ask::Nothing,
+        Ask::http("POST", "/a", "b", [("X", "y")]),
+        Ask::Dns { name: "a.example.".into(), kind: dns::Kind::A },
+        Ask::Dns { name: "b.example".into(), kind: dns::Kind::Aaaa },
+        Ask::Tls { server: "a.example".into() },
+    ];
+    let dials: Vec<Dial> =
+        asks.iter().map(|ask| Dial { ask: ask.clone(), ..dial(&net, V4, Transport::Tcp, 80) }).collect();
+    let answers = prober.dial(&dials).await.unwrap();
+    assert!(answers.iter().all(Answer::is_answered), "{answers:?}");
+    let mut held = prober.hold(&dials[2]).await.unwrap();
+    for ask in asks.iter().cycle().take(12) {
+        assert!(held.ask(ask, Duration::from_secs(5)).await.is_answered(), "{ask:?}");
+    }
+    let dials = [Ask::Echo, asks[3].clone()].map(|ask| Dial { ask, ..dial(&net, V4, Transport::Udp, 80) });
+    let answers = prober.dial(&dials).await.unwrap();
+    assert!(answers.iter().all(Answer::is_answered), "{answers:?}");
 }

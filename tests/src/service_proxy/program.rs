@@ -109,6 +109,14 @@ impl Proxy {
     }
 }
 
+/// Hands rules to nftables in the namespace of this thread.
+///
+/// # Errors
+/// [`ProxyError`].
+pub(crate) fn nft(rules: &str) -> Result<(), ProxyError> {
+    hand_over(Backend::Nftables.program(Family::V4), rules)
+}
+
 fn hand_over(program: &'static [&'static str], rules: &str) -> Result<(), ProxyError> {
     let (name, arguments) = program.split_first().map_or(("nft", &[][..]), |(name, rest)| (*name, rest));
     let missing = |source| ProxyError::Missing { program: name, source };

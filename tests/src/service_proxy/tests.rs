@@ -8,7 +8,7 @@ use sluice_policy_core::cluster::{Endpoint, EndpointSlice, Event, Labels, NamedP
 use super::iptables::Before;
 use super::*;
 use crate::privileged::privileged;
-use crate::prober::{Answer, Dial, Prober, Station, Transport};
+use crate::prober::{Answer, Ask, Dial, Prober, Station, Transport};
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey { namespace: "shop".into(), name: name.into() }
@@ -121,6 +121,7 @@ async fn answered(town: &Town, prober: &Prober, (to, port): (&str, u16), times: 
         to: to.parse().unwrap(),
         port,
         transport: Transport::Tcp,
+        ask: Ask::Echo,
         patience: Duration::from_secs(2),
     };
     let mut answers = Vec::new();

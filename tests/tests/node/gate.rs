@@ -93,6 +93,8 @@ pub(crate) fn options() -> Options {
         },
         source: SourceKind::Directory,
         policyd: Some(gate.policyd),
+        at_once: 1,
+        sluice_proxy: None,
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) async fn play(
     let address = SocketAddrV4::new(server.pod.address, HTTP_PORT);
     let served = thread(stage, server).await?.run(move || http::serve_in_background(address)).await;
     served.map_err(|error| wrong(&error.to_string()))?.map_err(ActError::Cluster)?;
-    let zone = KNOWN.iter().map(|(name, address)| ((*name).to_owned(), vec![*address])).collect();
+    let zone = KNOWN.iter().map(|(name, address)| ((*name).to_owned(), vec![(*address).into()])).collect();
     let dns = SocketAddrV4::new(DNS, DNS_PORT);
     let served = stage.world.internet().await.run(move || dns::serve_in_background(dns, zone)).await;
     served.map_err(|error| wrong(&error.to_string()))?.map_err(ActError::Cluster)?;

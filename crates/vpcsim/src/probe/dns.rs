@@ -1,8 +1,9 @@
-//! DNS over UDP (RFC 1035): a server of a few names with IPv4 addresses, and a client of one question.
+//! DNS over UDP (RFC 1035): a server of a few names with addresses, and a client of one question. Messages can be had alone, for
+//! other sockets.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
@@ -21,8 +22,27 @@ pub const NAME_ERROR: u8 = 3;
 pub const REFUSED: u8 = 5;
 /// Seconds that an answer may be kept.
 const TTL: u32 = 30;
-/// Type A, class IN.
-const A_IN: [u8; 4] = [0, 1, 0, 1];
+/// Class IN.
+const IN: [u8; 2] = [0, 1];
+
+/// What is asked of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Its IPv4 addresses.
+    A,
+    /// Its IPv6 addresses (RFC 3596).
+    Aaaa,
+}
+
+impl Kind {
+    /// Type and class on the wire.
+    const fn octets(self) -> [u8; 4] {
+        match self {
+            Self::A => [0, 1, IN[0], IN[1]],
+            Self::Aaaa => [0, 28, IN[0], IN[1]],
+        }
+    }
+}
 
 /// What a server answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,11 +50,11 @@ pub struct Answer {
     /// The response code; 0 is no error.
     pub rcode: u8,
     /// The addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Names, in lower case and without the last dot, and their addresses.
-pub type Zone = BTreeMap<String, Vec<Ipv4Addr>>;
+pub type Zone = BTreeMap<String, Vec<IpAddr>>;
 
 /// Binds `address`, and returns once clients may ask; the serving goes on, on this thread, until it ends.
 ///
@@ -62,17 +82,19 @@ pub async fn serve_in_background(address: SocketAddrV4, zone: Zone) -> io::Resul
     Ok(())
 }
 
-/// The answer to a question for an address; none to what is no question.
-fn answer(question: &[u8], zone: &Zone) -> Option<Vec<u8>> {
+/// The answer to a question; none to what is no question. Of names that the zone has, all but addresses is missing; others are
+/// not there.
+#[must_use]
+pub fn answer(question: &[u8], zone: &Zone) -> Option<Vec<u8>> {
     let (name, end) = name(question, HEADER)?;
-    let asked = question.get(HEADER..end + A_IN.len())?;
+    let asked = question.get(HEADER..end + 4)?;
     // One question, and no answer.
     if question.get(2)? & 0x80 != 0 || question.get(4..6)? != [0, 1] {
         return None;
     }
     let found = zone.get(&name);
-    let is_a = asked.ends_with(&A_IN);
-    let addresses: &[Ipv4Addr] = found.filter(|_| is_a).map_or(&[], Vec::as_slice);
+    let wanted = |address: &&IpAddr| asked.ends_with(&kind_of(**address).octets());
+    let addresses: Vec<IpAddr> = found.into_iter().flatten().filter(wanted).copied().collect();
     let count = u16::try_from(addresses.len()).ok()?.to_be_bytes();
     let mut answer = question.get(..2)?.to_vec();
     // An answer of an authority; the recursion that was desired is repeated.
@@ -82,12 +104,24 @@ fn answer(question: &[u8], zone: &Zone) -> Option<Vec<u8>> {
     for address in addresses {
         // The name of the question, by a pointer.
         answer.extend([0xc0, 12]);
-        answer.extend(A_IN);
+        answer.extend(kind_of(address).octets());
         answer.extend(TTL.to_be_bytes());
-        answer.extend([0, 4]);
-        answer.extend(address.octets());
+        match address {
+            IpAddr::V4(v4) => {
+                answer.extend([0, 4]);
+                answer.extend(v4.octets());
+            }
+            IpAddr::V6(v6) => {
+                answer.extend([0, 16]);
+                answer.extend(v6.octets());
+            }
+        }
     }
     (answer.len() <= MESSAGE).then_some(answer)
+}
+
+const fn kind_of(address: IpAddr) -> Kind {
+    if address.is_ipv4() { Kind::A } else { Kind::Aaaa }
 }
 
 /// The name at an offset, in lower case, and the offset behind it. Pointers are not followed: questions have none.
@@ -108,10 +142,14 @@ fn name(message: &[u8], mut at: usize) -> Option<(String, usize)> {
     }
 }
 
-fn question(id: u16, name: &str) -> io::Result<Vec<u8>> {
+/// A question with this number, which asks for recursion.
+///
+/// # Errors
+/// `InvalidInput` for what is no name.
+pub fn question(id: u16, name: &str, kind: Kind) -> io::Result<Vec<u8>> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    for label in name.split('.') {
+    for label in name.strip_suffix('.').unwrap_or(name).split('.') {
         let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length));
         let length =
             length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name")))?;
@@ -119,12 +157,13 @@ fn question(id: u16, name: &str) -> io::Result<Vec<u8>> {
         message.extend(label.as_bytes());
     }
     message.push(0);
-    message.extend(A_IN);
+    message.extend(kind.octets());
     Ok(message)
 }
 
 /// What an answer to `asked` says; none if it is an answer to something else.
-fn read(message: &[u8], asked: &[u8]) -> Option<Answer> {
+#[must_use]
+pub fn read(message: &[u8], asked: &[u8]) -> Option<Answer> {
     let questions = asked.get(HEADER..)?;
     let is_ours = message.get(..2)? == asked.get(..2)? && message.get(2)? & 0x80 != 0;
     if !is_ours || message.get(HEADER..HEADER + questions.len())? != questions {
@@ -139,15 +178,17 @@ fn read(message: &[u8], asked: &[u8]) -> Option<Answer> {
         let head = message.get(at..at + 12)?;
         let length = usize::from(u16::from_be_bytes([*head.get(10)?, *head.get(11)?]));
         let data = message.get(at + 12..at + 12 + length)?;
-        if head.get(2..6)? == A_IN {
-            addresses.push(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?));
+        if head.get(2..6)? == Kind::A.octets() {
+            addresses.push(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into());
+        } else if head.get(2..6)? == Kind::Aaaa.octets() {
+            addresses.push(Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).into());
         }
         at += 12 + length;
     }
     Some(Answer { rcode, addresses })
 }
 
-/// Asks a server for the addresses of `name`, again after a while when no answer comes.
+/// Asks a server for the IPv4 addresses of `name`, again after a while when no answer comes.
 ///
 /// # Errors
 /// `TimedOut` after `limit`; `InvalidInput` for what is no name; else the system's reason.
@@ -155,7 +196,7 @@ pub async fn resolve(server: SocketAddrV4, name: &str, limit: Duration) -> io::R
     within(limit, async {
         let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).await?;
         socket.connect(server).await?;
-        let asked = question(socket.local_addr()?.port(), &name.to_ascii_lowercase())?;
+        let asked = question(socket.local_addr()?.port(), &name.to_ascii_lowercase(), Kind::A)?;
         let (mut wait, mut message) = (RETRY, [0; MESSAGE]);
         loop {
             socket.send(&asked).await?;
@@ -184,14 +225,14 @@ mod tests {
     async fn names_of_the_zone_are_answered_and_no_others() {
         let local = tokio::task::LocalSet::new();
         let server = SocketAddrV4::new(Ipv4Addr::new(127, 0, 7, 4), 40_704);
-        let address = Ipv4Addr::new(198, 51, 100, 10);
-        let zone = Zone::from([("api.example".to_owned(), vec![address, Ipv4Addr::LOCALHOST])]);
+        let address: IpAddr = Ipv4Addr::new(198, 51, 100, 10).into();
+        let zone = Zone::from([("api.example".to_owned(), vec![address, Ipv4Addr::LOCALHOST.into()])]);
         local
             .run_until(async {
                 serve_in_background(server, zone).await.unwrap();
                 let limit = Duration::from_secs(5);
                 let found = resolve(server, "API.example", limit).await.unwrap();
-                assert_eq!(found, Answer { rcode: 0, addresses: vec![address, Ipv4Addr::LOCALHOST] });
+                assert_eq!(found, Answer { rcode: 0, addresses: vec![address, Ipv4Addr::LOCALHOST.into()] });
                 let other = resolve(server, "other.example", limit).await.unwrap();
                 assert_eq!(other, Answer { rcode: NAME_ERROR, addresses: vec![] });
                 let nonsense = resolve(server, "a..b", limit).await.unwrap_err();
@@ -201,9 +242,20 @@ mod tests {
     }
 
     #[test]
+    fn each_family_is_a_question_of_its_own() {
+        let addresses = [IpAddr::from([198, 51, 100, 10]), "2001:db8::10".parse().unwrap()];
+        let zone = Zone::from([("a.example".to_owned(), addresses.to_vec())]);
+        for (kind, address) in [(Kind::A, addresses[0]), (Kind::Aaaa, addresses[1])] {
+            let asked = question(9, "a.example.", kind).unwrap();
+            let found = read(&answer(&asked, &zone).unwrap(), &asked).unwrap();
+            assert_eq!(found, Answer { rcode: 0, addresses: vec![address] });
+        }
+    }
+
+    #[test]
     fn what_is_no_question_has_no_answer() {
         let zone = Zone::new();
-        let good = question(7, "a.example").unwrap();
+        let good = question(7, "a.example", Kind::A).unwrap();
         assert!(answer(&good, &zone).is_some());
         for cut in 0..good.len() {
             assert!(answer(&good[..cut], &zone).is_none(), "{cut}");

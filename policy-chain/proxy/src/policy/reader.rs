@@ -32,6 +32,8 @@ impl Gates for Reader {
                 Some(Verdict::Allow) => Verdict::Allow,
                 _ => Verdict::Redirect,
             },
+            // Nor does any policy decide any more. What a policy sends to the proxy has a decision.
+            (Verdict::Redirect, None) => Verdict::Allow,
             (verdict, _) => verdict,
         };
         Ok(Some(Entry {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sluice_policy_core::cluster::PodKey;
 use sluice_tests::live::stage::{APPLIED, Stage};
 use sluice_tests::privileged::privileged;
-use sluice_tests::prober::{Dial, Prober, Station, Transport};
+use sluice_tests::prober::{Ask, Dial, Prober, Station, Transport};
 
 use super::{admits, begin, options, stage, step, suite};
 
@@ -39,6 +39,7 @@ impl Traffic {
             to: "10.1.0.3".parse().unwrap(),
             port: 81,
             transport,
+            ask: Ask::Echo,
             patience,
         };
         let (stop, exchanges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
