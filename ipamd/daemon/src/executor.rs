@@ -30,6 +30,10 @@ const LONGEST_TOKEN_WAIT: Duration = Duration::from_secs(120);
 /// First and longest pause after failures in a row.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
+/// The same after throttling, which others of the account are met with too: a thousand nodes that boot at once would ask
+/// each second what EC2 grants in a minute. At the longest an ADD that waits for a minute sees one more try, and its ENI.
+const PAUSE_WHEN_THROTTLED: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(45));
+
 /// A denied call is tried again this seldom: only a person can help.
 const PAUSE_WHEN_DENIED: Duration = Duration::from_secs(60);
 
@@ -51,6 +55,7 @@ pub(crate) struct Executor<C> {
 struct Gate {
     bucket: Bucket,
     backoff: Backoff,
+    throttled: Backoff,
 }
 
 impl<C: Cloud> Executor<C> {
@@ -139,6 +144,7 @@ impl<C: Cloud> Executor<C> {
                 self.with_gate(api, |gate, now| {
                     gate.bucket.succeeded(now);
                     gate.backoff.reset();
+                    gate.throttled.reset();
                 });
                 Ok(answer)
             }
@@ -151,8 +157,10 @@ impl<C: Cloud> Executor<C> {
         let pause = self.with_gate(error.api, |gate, now| {
             if error.kind == CloudErrorKind::Throttled {
                 gate.bucket.throttled(now);
+                gate.throttled.next(&mut random)
+            } else {
+                gate.backoff.next(&mut random)
             }
-            gate.backoff.next(&mut random)
         });
         let pause = if error.kind == CloudErrorKind::Denied { pause.max(PAUSE_WHEN_DENIED) } else { pause };
         Failure { retry_after: error.retry_after.unwrap_or(pause), error }
@@ -188,6 +196,7 @@ impl<C: Cloud> Executor<C> {
             | Api::ModifyNetworkInterfaceAttribute
             | Api::UnassignPrivateIpAddresses => Bucket::new(self.rate.saturating_mul(3), self.rate),
         };
-        Gate { bucket, backoff: Backoff::new(PAUSE.0, PAUSE.1) }
+        let pauses = |(first, longest)| Backoff::new(first, longest);
+        Gate { bucket, backoff: pauses(PAUSE), throttled: pauses(PAUSE_WHEN_THROTTLED) }
     }
 }

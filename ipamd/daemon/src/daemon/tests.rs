@@ -4,6 +4,7 @@
 mod burst;
 mod crash;
 mod families;
+mod fleet;
 mod memory;
 mod requests;
 pub(crate) mod sim;
@@ -86,7 +87,11 @@ impl World {
     }
 
     fn with(settings: Settings, instance_type: &str, cidr: &str) -> Self {
-        let cloud = SimCloud::new(settings, instance_type, cidr);
+        Self::of(SimCloud::new(settings, instance_type, cidr))
+    }
+
+    /// One instance of a cloud.
+    fn of(cloud: SimCloud) -> Self {
         let host = SimHost::new(cloud.clone());
         let clock = Clock::starting_at(Timestamp::from_millis(1_767_225_600_000));
         Self { dir: TestDir::new(), clock, cloud, host, environment: BTreeMap::new(), starts: 0 }

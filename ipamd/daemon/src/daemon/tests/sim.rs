@@ -41,7 +41,7 @@ pub(crate) struct SimCloud(Arc<CloudState>);
 
 #[derive(Debug)]
 struct CloudState {
-    model: Mutex<Model>,
+    model: Arc<Mutex<Model>>,
     instance: InstanceId,
     vpc: VpcId,
     start: Instant,
@@ -69,6 +69,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl SimCloud {
     /// A VPC with one instance in a subnet of `cidr`.
     pub(crate) fn new(settings: Settings, instance_type: &str, cidr: &str) -> Self {
+        Self::fleet(settings, 1, instance_type, cidr).remove(0)
+    }
+
+    /// A VPC with so many instances in a subnet of `cidr`, as each of them sees it.
+    pub(crate) fn fleet(settings: Settings, count: usize, instance_type: &str, cidr: &str) -> Vec<Self> {
         let mut model = Model::new(settings);
         let vpc = model
             .add_vpc(&["10.0.0.0/16".parse().unwrap()], Some("3fff:0:0:100::/56".parse().unwrap()), BTreeMap::new())
@@ -81,22 +86,26 @@ impl SimCloud {
             tags: BTreeMap::new(),
         };
         let subnet = model.add_subnet(&subnet, false).unwrap();
-        let instance = SceneInstance {
+        let scene = SceneInstance {
             instance_type: instance_type.into(),
             subnet,
             private_ip: None,
             public_ip: false,
             tags: BTreeMap::new(),
         };
-        let instance = model.add_instance(&instance).unwrap();
-        Self(Arc::new(CloudState {
-            model: Mutex::new(model),
-            instance,
-            vpc,
-            start: Instant::now(),
-            switches: Mutex::default(),
-            crashed: Notify::new(),
-        }))
+        let instances: Vec<InstanceId> = (0..count).map(|_| model.add_instance(&scene).unwrap()).collect();
+        let model = Arc::new(Mutex::new(model));
+        let seen_by = |instance| {
+            Self(Arc::new(CloudState {
+                model: Arc::clone(&model),
+                instance,
+                vpc: vpc.clone(),
+                start: Instant::now(),
+                switches: Mutex::default(),
+                crashed: Notify::new(),
+            }))
+        };
+        instances.into_iter().map(seen_by).collect()
     }
 
     pub(crate) fn model(&self) -> MutexGuard<'_, Model> {
