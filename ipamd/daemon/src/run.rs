@@ -71,7 +71,10 @@ pub async fn run<C: Cloud, K: Kernel>(
     let lock_path = config.run_dir.join("ipamd.lock");
     let lock = tokio::select! {
         lock = only_one(SOFTWARE, &lock_path) => lock?,
-        () = &mut shutdown => return Ok(()),
+        () = &mut shutdown => {
+            ended(Instant::now());
+            return Ok(());
+        }
     };
     let listener = listen(&config.socket())?;
     // Plugins that connect from here on wait in the socket's queue.
@@ -80,7 +83,10 @@ pub async fn run<C: Cloud, K: Kernel>(
     let metrics = Arc::new(Metrics::new());
     let (parts, begin) = tokio::select! {
         begun = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), seed) => begun,
-        () = &mut shutdown => return Ok(()),
+        () = &mut shutdown => {
+            ended(Instant::now());
+            return Ok(());
+        }
     };
     let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
     let server = Server::new(Plugins { handle, metrics }, config.max_waiting, config.add_deadline);
@@ -110,8 +116,13 @@ pub async fn run<C: Cloud, K: Kernel>(
     }
     pages.abort();
     drop(lock);
-    tracing::info!(took = ?begun.elapsed(), "ipamd has ended");
+    ended(begun);
     Ok(())
+}
+
+/// The last line of the log, whenever the end came: what waits for it must not miss it.
+fn ended(begun: Instant) {
+    tracing::info!(took = ?begun.elapsed(), "ipamd has ended");
 }
 
 /// Everything that the loop needs, and the state that it starts with.

@@ -62,8 +62,8 @@ fn what_no_kind_is_told_of() {
     };
     let missing = |name: &str| format!("refused {name}: is missing");
     let rows = [
-        ("7", vec!["refused : 7 is not an object".to_owned()]),
-        ("null", vec!["refused : null is not an object".to_owned()]),
+        ("7", vec!["refused 7 is not an object".to_owned()]),
+        ("null", vec!["refused null is not an object".to_owned()]),
         ("{}", vec![missing("apiVersion"), missing("kind")]),
         ("{apiVersion: v1}", vec![missing("kind")]),
         ("{apiVersion: v1, kind: 7}", vec!["refused kind: 7 is not a string".to_owned()]),

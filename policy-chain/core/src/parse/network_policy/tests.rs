@@ -373,7 +373,7 @@ fn broken_peers_are_not_hoarded() {
     let mut value = with_spec("{ingress: [{}, {}]}");
     value["spec"]["ingress"][0]["from"] = broken.clone().into();
     value["spec"]["ingress"][1]["from"] = [broken, vec![json!({"podSelector": {}})]].concat().into();
-    assert_eq!(told(&value).last().map(String::as_str), Some("warning : 1936 more faults are not shown"));
+    assert_eq!(told(&value).last().map(String::as_str), Some("warning 1936 more faults are not shown"));
     let rules = network(&value).ingress.expect("isolated");
     let usable = |rule: &NetworkRule| match &rule.peers {
         NetworkPeers::Of(peers) => (peers.len(), peers.iter().filter(|peer| peer.is_ok()).count()),

@@ -40,7 +40,7 @@ pub(super) fn judge(policies: &[Selected], packet: &Packet<'_>) -> Judgement {
         let (verdict, reason) = packet.answer(&counted);
         let verdict = match verdict {
             Verdict::Allow if learns => Verdict::Redirect(Proxied::seen(AppProtocol::Dns, reason.clone())),
-            Verdict::Allow if packet.origin != Origin::OwnNode => match packet.application() {
+            Verdict::Allow if !packet.is_of_own_node() => match packet.application() {
                 Some(application) => Verdict::Redirect(Proxied::seen(application, reason.clone())),
                 None => Verdict::Allow,
             },
@@ -54,6 +54,11 @@ pub(super) fn judge(policies: &[Selected], packet: &Packet<'_>) -> Judgement {
 }
 
 impl Packet<'_> {
+    /// Whether the pod's own node sent it to the pod.
+    fn is_of_own_node(&self) -> bool {
+        self.origin == Origin::OwnNode && self.direction == Direction::Ingress
+    }
+
     /// What is to be seen of it.
     fn application(&self) -> Option<AppProtocol> {
         let this =
@@ -90,7 +95,7 @@ impl Packet<'_> {
     fn answer(&self, policies: &[&Selected]) -> (Verdict, Reason) {
         let allow = |reason| (Verdict::Allow, reason);
         let refuse = |reason| (Verdict::Deny, reason);
-        if self.origin == Origin::OwnNode && self.direction == Direction::Ingress {
+        if self.is_of_own_node() {
             let denied = self.denials(policies, true);
             return denied.first().map_or(allow(Reason::OwnNode), |rule| refuse(Reason::Rule(rule.clone())));
         }
