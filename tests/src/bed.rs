@@ -112,6 +112,25 @@ impl Bed {
         Ok(Self { nodes, world })
     }
 
+    /// Waits until the nodes' own IPv6 addresses count as no duplicates, as they do on a machine that has booted a while ago;
+    /// before that nothing of a node is sent by IPv6 (RFC 4862, section 5.4).
+    ///
+    /// # Errors
+    /// [`BedError::Program`] when it cannot be asked, or they do not within [`LIMIT`].
+    pub async fn booted(&self) -> Result<(), BedError> {
+        const ASK: [&str; 6] = ["ip", "-6", "-o", "address", "show", "tentative"];
+        let all = async {
+            for node in self.nodes.values() {
+                while !run(node, &ASK).await?.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+            Ok(())
+        };
+        let late = |_elapsed| BedError::Program { command: ASK.join(" "), reason: "addresses stay tentative".into() };
+        tokio::time::timeout(LIMIT, all).await.map_err(late)?
+    }
+
     /// A node.
     ///
     /// # Errors

@@ -103,7 +103,8 @@ async fn packets_that_nobody_answers_are_seen_to_arrive_where_they_are_for() {
         // What a namespace sends itself does not arrive in it.
         prober.serve([(dial(Transport::Packet(47), 0).from, Transport::Packet(47), 0)]).await.unwrap();
         let lost = Dial { patience: Duration::from_millis(300), ..dial(Transport::Packet(47), 0) };
-        assert!(matches!(prober.dial(&[lost]).await.unwrap()[..], [Answer::Silent]));
+        let answers = prober.dial(&[lost]).await.unwrap();
+        assert!(matches!(answers[..], [Answer::Silent]), "{from}: {answers:?}");
         let station = Station { net: far.clone(), address: to };
         prober.serve([(station, Transport::Packet(47), 0)]).await.unwrap();
         let dials = [dial(Transport::Packet(47), 0), dial(Transport::Packet(icmp), kind)];

@@ -43,6 +43,7 @@ async fn pods_of_ipv6_alone_reach_each_other_and_their_node_reaches_them() {
         return;
     }
     let bed = Bed::up(&scene_with_ipv6(0.1), V6).await.unwrap();
+    bed.booted().await.unwrap();
     let mut pods = Vec::new();
     for name in ["node-a", "node-b"] {
         let node = bed.node(name).unwrap();
@@ -98,6 +99,7 @@ async fn pods_of_both_families_use_the_same_eni_in_both_and_a_missing_rule_break
         return;
     }
     let bed = Bed::up(&scene_with_ipv6(0.1), DUAL).await.unwrap();
+    bed.booted().await.unwrap();
     let mut cast = Vec::new();
     for name in ["node-a", "node-b"] {
         let node = bed.node(name).unwrap();
