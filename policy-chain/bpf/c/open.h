@@ -153,6 +153,17 @@ static __always_inline bool is_another(const struct endpoint *endpoint, const st
 				     CONNECTION_RESET));
 }
 
+/* Whether a packet that opens a flow to the pod is of another sender than the one who opened the flow of its key: policy was
+ * asked about that one. */
+static __always_inline bool is_of_another(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene,
+					  const struct connection *connection)
+{
+	if (scene->towards != DIRECTION_INGRESS || !is_opening(&scene->packet))
+		return false;
+	return origin_of(skb, endpoint, scene) || scene->origin != connection->origin ||
+	       !same_address(&scene->other, &connection->other);
+}
+
 /* A packet that may be of a flow. */
 GLOBAL int judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene, __u32 is_flow)
 {
@@ -164,7 +175,8 @@ GLOBAL int judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, st
 		return SHOT;
 	if (is_flow) {
 		connection = bpf_map_lookup_elem(&connections, &scene->key);
-		if (connection && !is_another(endpoint, scene, connection)) {
+		if (connection && !is_another(endpoint, scene, connection) &&
+		    !is_of_another(skb, endpoint, scene, connection)) {
 			reason = DROP_NONE;
 			if (scene->towards == DIRECTION_INGRESS && endpoint->egress && has_ports(scene->packet.protocol) &&
 			    connection->direction == DIRECTION_EGRESS && (connection->judged & 255) == VERDICT_DEFER)

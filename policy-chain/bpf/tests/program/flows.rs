@@ -1,15 +1,15 @@
 //! What a flow is, and how long it is one.
 
 use sluice_policy_bpf::layout::{
-    CONNECTION_ADOPTED, CONNECTION_FIN, CONNECTION_FIN_BACK, CONNECTION_RESET, DropReason, EventKind,
+    CONNECTION_ADOPTED, CONNECTION_FIN, CONNECTION_FIN_BACK, CONNECTION_RESET, DropReason, EventKind, Hook,
     SETTING_KEEP_ESTABLISHED, Settings, Verdict,
 };
 use sluice_policy_core::flow::Protocol;
 
 use crate::frame::{ACK, FIN, Packet, RST, SYN};
 use crate::kernel::Action::{Drop, Pass};
-use crate::kernel::may_run;
-use crate::pod::{ALLOW, CLIENT, DENY, Family, NONE, ONLY_DNS, ONLY_SERVER, PORT, Pod, REDIRECT, families};
+use crate::kernel::{FREE_INTERFACE, UPLINK, may_run};
+use crate::pod::{ALLOW, CLIENT, DENY, Family, NONE, ONLY_DNS, ONLY_NODE, ONLY_SERVER, PORT, Pod, REDIRECT, families};
 
 /// ns.
 const SECOND: u64 = 1_000_000_000;
@@ -202,6 +202,27 @@ fn a_syn_that_is_repeated_is_the_same_flow() {
         let (out, _) = client(family);
         assert_eq!((pod.sends(&out(SYN)), pod.sends(&out(SYN))), (Pass, Pass));
         assert_eq!(pod.told(), [EventKind::Flow]);
+    });
+}
+
+/// The node's own flow is no way in for whoever knows its ports. Denied, the other's SYN harms nothing.
+#[test]
+fn a_syn_that_another_repeats_is_judged() {
+    in_both_families(|pod, family| {
+        pod.policy(ONLY_NODE, DENY);
+        let (answer, asked) = server(family);
+        let node = |pod: &Pod| pod.kernel.run(Hook::ToPod, &asked(SYN).frame(), 0);
+        assert_eq!((node(pod), pod.told()), (Pass, vec![EventKind::Flow]));
+        assert_eq!((pod.gets(&asked(SYN)), pod.why()), (Drop, Some(DropReason::Policy)));
+        assert_eq!((node(pod), pod.told()), (Pass, vec![]));
+        assert_eq!((pod.sends(&answer(SYN | ACK)), pod.gets(&asked(SYN))), (Pass, Drop));
+        // A flow of the pod with itself, and who says that he is the pod.
+        pod.policy(NONE, NONE);
+        pod.kernel.put(FREE_INTERFACE, pod.endpoint);
+        let own = Packet::tcp((family.own, CLIENT), (family.own, PORT), SYN).frame();
+        assert_eq!(pod.kernel.run(Hook::ToPod, &own, FREE_INTERFACE), Pass);
+        assert_eq!(pod.kernel.run(Hook::ToPod, &own, UPLINK), Drop);
+        assert_eq!(pod.why(), Some(DropReason::Spoofed));
     });
 }
 

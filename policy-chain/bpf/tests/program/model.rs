@@ -206,6 +206,7 @@ struct Key {
 #[derive(Debug, Clone, Copy)]
 struct Flow {
     direction: Direction,
+    origin: Origin,
     answered: bool,
     finished: bool,
     reset: bool,
@@ -327,10 +328,11 @@ impl<'a> Model<'a> {
         if !is_flow {
             return Some(self.is_related(towards, seen, v6) || self.judge(towards, towards, seen, &key, from)?);
         }
+        let origin = self.origin(towards, seen, from);
         if let Some(flow) = self.flows.get_mut(&key) {
             let own = flow.direction == towards;
             let fresh = !(flow.answered || flow.finished || flow.reset);
-            if !is_opening(seen) || (own && fresh) {
+            if !is_opening(seen) || (own && fresh && origin == Some(flow.origin)) {
                 flow.answered |= !own;
                 if seen.protocol == Protocol::TCP && seen.part != Part::Later {
                     flow.reset = seen.flags & 4 != 0;
@@ -344,23 +346,25 @@ impl<'a> Model<'a> {
         let tcp = seen.protocol == Protocol::TCP;
         if passes && !answers && !(tcp && seen.flags & 4 != 0) {
             let finished = tcp && seen.flags & 1 != 0;
-            self.flows.insert(key, Flow { direction: towards, answered: false, finished, reset: false });
+            self.flows
+                .insert(key, Flow { direction: towards, origin: origin?, answered: false, finished, reset: false });
         }
         Some(passes)
     }
 
-    fn judge(&self, towards: Direction, direction: Direction, seen: &Seen, key: &Key, from: u32) -> Read<bool> {
-        let mut origin = Origin::Forwarded;
-        if towards == Direction::Ingress {
-            if from == 0 {
-                origin = Origin::OwnNode;
-            } else if self.is_own(seen.source) {
-                if from != FREE_INTERFACE {
-                    return None;
-                }
-                origin = Origin::Hairpin;
-            }
+    /// Who sent a packet. `None`: it is not who it says.
+    fn origin(&self, towards: Direction, seen: &Seen, from: u32) -> Read<Origin> {
+        match (towards, from) {
+            (Direction::Egress, _) => Some(Origin::Forwarded),
+            (Direction::Ingress, 0) => Some(Origin::OwnNode),
+            (Direction::Ingress, _) if !self.is_own(seen.source) => Some(Origin::Forwarded),
+            (Direction::Ingress, FREE_INTERFACE) => Some(Origin::Hairpin),
+            (Direction::Ingress, _) => None,
         }
+    }
+
+    fn judge(&self, towards: Direction, direction: Direction, seen: &Seen, key: &Key, from: u32) -> Read<bool> {
+        let origin = self.origin(towards, seen, from)?;
         let port = match direction {
             _ if is_icmp(seen.protocol) => u16::from(seen.flags),
             Direction::Egress => key.peer_port,

@@ -1,11 +1,11 @@
 //! What a processor remembers of packets that passed: it holds for packets like them, and until something changes.
 
-use sluice_policy_bpf::layout::{Connection, ENDPOINT_LOCKDOWN, Endpoint, FlowDirection, Hook, OwnAddress};
+use sluice_policy_bpf::layout::{Connection, DropReason, ENDPOINT_LOCKDOWN, Endpoint, FlowDirection, Hook, OwnAddress};
 
 use crate::frame::{ACK, FIN, Packet, RST, SYN};
 use crate::kernel::Action::{Drop, Pass};
 use crate::kernel::{FREE_INTERFACE, INTERFACE, UPLINK, may_run};
-use crate::pod::{ALLOW, CLIENT, DENY, Family, NONE, PORT, Pod, SERVICES, families};
+use crate::pod::{ALLOW, CLIENT, DENY, Family, NONE, ONLY_NODE, PORT, Pod, SERVICES, families};
 
 /// On one processor: each remembers for itself.
 fn in_both_families(test: impl Fn(&mut Pod, Family)) {
@@ -59,6 +59,23 @@ fn a_packet_like_one_that_passed_needs_no_entry() {
             assert_eq!(pod.kernel.run(Hook::ToPod, &answer.frame(), from), Drop, "it comes from elsewhere");
         }
         assert_eq!(pod.gets(&answer), Pass, "what is dropped takes no place");
+    });
+}
+
+/// An answer that passes by what is remembered of an older flow is not written down, so that the flow looks as if it had yet
+/// to begin. No SYN but the one that opened it rides on that.
+#[test]
+fn an_answer_that_nobody_looked_at_lets_no_syn_in() {
+    in_both_families(|pod, family| {
+        pod.policy(ONLY_NODE, ALLOW);
+        let packet = |flags| Packet::tcp((family.own, PORT), (family.server, CLIENT), flags);
+        assert_eq!(pod.sends(&packet(SYN)), Pass);
+        let opening = packet(SYN).turned();
+        assert_eq!(pod.kernel.run(Hook::ToPod, &opening.frame(), 0), Pass);
+        assert_eq!(pod.flow().unwrap().direction, FlowDirection::Ingress.number());
+        assert_eq!((pod.sends(&packet(ACK)), pod.flow().unwrap().state), (Pass, 0));
+        assert_eq!((pod.gets(&opening), pod.why()), (Drop, Some(DropReason::Policy)));
+        assert_eq!(pod.kernel.run(Hook::ToPod, &opening.frame(), 0), Pass);
     });
 }
 
