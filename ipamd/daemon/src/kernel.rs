@@ -87,7 +87,8 @@ pub trait Kernel: Send + Sync + 'static {
     /// Sets up what concerns all pods: sysctls, the rule of the primary ENI's mark, the nftables table.
     fn set_up_node(&self, node: &NodeNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;
 
-    /// Sets up a secondary ENI: address, route table and rule. Waits some seconds for its link to show.
+    /// Sets up a secondary ENI: address, route table and rule. Waits some seconds for its link to show. What another ENI has
+    /// left for the same table goes.
     fn set_up_eni(&self, eni: &EniNetwork) -> impl Future<Output = Result<(), KernelError>> + Send;
 
     /// Takes away what [`Kernel::set_up_eni`] has made for a table and the kernel has not removed with the link.

@@ -74,6 +74,8 @@ pub(super) struct EniSide {
     network: EniNetwork,
     /// Whether it has been set up as `network` says.
     done: bool,
+    /// Whether it has been found to have left, and its next turn put forward for that.
+    left: bool,
     pub(super) timer: Timer,
 }
 
@@ -297,6 +299,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             let side = self.enis.entry(eni.id.clone()).or_insert_with(|| EniSide {
                 network: network.clone(),
                 done: false,
+                left: false,
                 timer: Timer::due(now, LOOK_EVERY),
             });
             if side.network != network {
@@ -306,11 +309,14 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
         }
         for (id, side) in &mut self.enis {
-            // An ENI that has left is taken care of now, not at its next turn.
-            if self.state.ledger().eni(id).is_none_or(|eni| eni.device.is_none()) && side.done {
+            // An ENI that has left is taken care of now, not at its next turn: the next ENI of its device waits for its
+            // table. An earlier daemon may have set it up, so it does not matter whether this one has.
+            let left = self.state.ledger().eni(id).is_none_or(|eni| eni.device.is_none());
+            if left && !side.left {
                 side.done = false;
                 side.timer.hurry(now);
             }
+            side.left = left;
         }
     }
 
@@ -354,6 +360,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     fn eni_set_up(&mut self, network: &EniNetwork, result: Result<(), KernelError>) {
         let now = Instant::now();
         let Some(side) = self.enis.get_mut(&network.eni) else { return };
+        // If it left meanwhile, taking it away does not wait for another turn of setting it up.
+        side.left = false;
         match result {
             Ok(()) => {
                 side.done = side.network == *network;

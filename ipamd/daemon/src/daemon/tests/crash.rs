@@ -96,6 +96,39 @@ async fn s05_death_at_every_call_leaves_nothing_behind() {
     }
 }
 
+/// The daemon dies while an ENI is on its way out. What it had on the host goes as soon as it has left, so that the next
+/// ENI of its device, which has the same route table, does not wait.
+#[tokio::test(start_paused = true)]
+async fn an_eni_that_leaves_over_a_restart_does_not_hold_up_the_next() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let (addresses, _) = burst(&world, &node, "p", 15).await;
+    node.wait("a settled pool", View::is_settled).await;
+    for (index, address) in addresses.iter().enumerate() {
+        world.pod_ends(address.ip);
+        node.del(&format!("p{index}")).await;
+    }
+    let leaving = async || node.view().await.enis.values().any(|eni| eni.stage == Stage::Leaving);
+    let end = Instant::now() + Duration::from_secs(300);
+    while !leaving().await {
+        assert!(Instant::now() < end, "no ENI is given back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!world.host.state().enis.is_empty());
+    node.kill().await;
+    let node = world.start().await;
+    let enis = node.view().await.enis.len();
+    while node.view().await.enis.len() == enis {
+        assert!(Instant::now() < end, "the ENI does not leave");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (_, took) = burst(&world, &node, "q", 27).await;
+    println!("27 pods took {took:?} after an ENI had left");
+    assert!(took < Duration::from_secs(9), "the next ENI waits for the table of the one before: {took:?}");
+    node.wait("a settled pool", View::is_settled).await;
+    world.agrees(&node).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn s05_death_at_any_time_of_a_burst() {
     for tick in 0..40u64 {

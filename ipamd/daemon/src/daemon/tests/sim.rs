@@ -545,6 +545,7 @@ impl Kernel for SimHost {
         for _ in 0..300 {
             if self.has_link(&eni.eni) {
                 let mut state = self.state();
+                state.enis.retain(|id, other| *id == eni.eni || other.table != eni.table);
                 if state.enis.get(&eni.eni) != Some(eni) {
                     state.enis.insert(eni.eni.clone(), eni.clone());
                     state.changes += 1;

@@ -14,6 +14,7 @@ use crate::config::Config;
 
 const PRIMARY: MacAddr = MacAddr([2, 0, 0, 0, 1, 0x10]);
 const SECONDARY: MacAddr = MacAddr([2, 0, 0, 0, 1, 0x50]);
+const NEXT: MacAddr = MacAddr([2, 0, 0, 0, 1, 0x60]);
 
 fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 1, last])
@@ -180,6 +181,23 @@ async fn the_golden_node_in_a_real_namespace() {
     kernel.clear_table(2).await.unwrap();
     assert_eq!(json(&namespace, "rule").len(), 4);
     kernel.clear_table(2).await.unwrap();
+    assert!(kernel.pods("eni").await.unwrap().leftovers.is_empty());
+}
+
+#[tokio::test]
+async fn an_eni_takes_the_table_of_the_one_before() {
+    let (host, vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    plug(&host, &vpc, "eth1", SECONDARY).await;
+    kernel.set_up_eni(&eni_network()).await.unwrap();
+    run(&namespace, "ip", "link del eth1");
+    plug(&host, &vpc, "eth1", NEXT).await;
+    let next = EniNetwork { mac: NEXT, primary_ip: Ipv4Addr::new(10, 0, 1, 60), ..eni_network() };
+    kernel.set_up_eni(&next).await.unwrap();
+    let rules = json(&namespace, "rule");
+    let sources: Vec<_> = rules.iter().filter(|rule| rule["table"] == "2").map(|rule| &rule["src"]).collect();
+    assert_eq!(sources, ["10.0.1.60"]);
     assert!(kernel.pods("eni").await.unwrap().leftovers.is_empty());
 }
 
