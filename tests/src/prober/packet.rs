@@ -23,6 +23,8 @@ const TAG: [u8; 8] = *b"sluice\0\0";
 /// Protocol numbers (IANA).
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+/// Octets of an ICMP header, in both families (RFC 792, RFC 4443).
+const ICMP_HEADER: usize = 8;
 /// The time to live of packets, in hops.
 const HOPS: u8 = 64;
 
@@ -79,15 +81,17 @@ impl Drop for Catcher {
     }
 }
 
-/// The number of a packet for `address`. What the namespace itself sends is seen too, and is for others.
+/// The number of a packet for `address`. What the namespace itself sends is seen too, and is for others; and so is the error by
+/// which the far end quotes a packet that it has no use for, behind more headers than a packet of ours has.
 fn numbered(packet: &[u8], address: IpAddr) -> Option<u64> {
-    let to: IpAddr = match packet.first()? >> 4 {
-        4 => <[u8; 4]>::try_from(packet.get(16..20)?).ok()?.into(),
-        6 => <[u8; 16]>::try_from(packet.get(24..40)?).ok()?.into(),
+    let (to, header): (IpAddr, _) = match packet.first()? >> 4 {
+        4 => (<[u8; 4]>::try_from(packet.get(16..20)?).ok()?.into(), 20),
+        6 => (<[u8; 16]>::try_from(packet.get(24..40)?).ok()?.into(), 40),
         _ => return None,
     };
     let (before, number) = packet.split_last_chunk()?;
-    (to == address && before.ends_with(&TAG)).then(|| u64::from_be_bytes(*number))
+    let headers = before.strip_suffix(&TAG)?;
+    (to == address && headers.len() <= header + ICMP_HEADER).then(|| u64::from_be_bytes(*number))
 }
 
 /// Sends packets until one arrives. The port of `to` is the type of an ICMP message.
