@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
+pub use sluice_cluster::Weight;
 use sluice_policy_core::cluster::{Event, ObjectId, PodKey, Uid};
 use sluice_policy_core::model::PolicyRef;
 use sluice_policy_core::parse::Issue;
@@ -97,15 +98,6 @@ pub struct PolicyStatus {
     pub generation: Option<i64>,
     /// What is wrong with it; empty: all of it is in force.
     pub issues: Vec<Issue>,
-}
-
-/// How much an event matters (`type` of a Kubernetes Event).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Weight {
-    /// For the record.
-    Normal,
-    /// Somebody has to do something.
-    Warning,
 }
 
 /// Something that an operator should see beside the object that it is about.

@@ -387,8 +387,9 @@ mod tests {
             "# Metrics of policyd\n\nServed on port 9962 under /metrics, Prometheus text format. This page is made from the registry.\n\n\
              | metric | meaning |\n|---|---|\n",
         );
+        let of_the_api = crate::cluster::kube::Metrics::default().named();
         let mut all: Vec<(&str, &str)> = named.names.iter().map(|(name, help)| (&**name, &**help)).collect();
-        all.extend(crate::cluster::kube::Metrics::default().named());
+        all.extend(of_the_api.iter().map(|(name, help)| (&**name, *help)));
         all.sort_unstable();
         for (name, help) in all {
             text.push_str(&format!("| `{name}` | {help} |\n"));

@@ -13,6 +13,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sluice-fuzz", &[]),
     ("sluice-hostnet", &["sluice-contract"]),
     ("sluice-daemon", &["sluice-contract"]),
+    ("sluice-cluster", &["sluice-daemon"]),
     ("sluice-vpcsim", &["sluice-contract", "sluice-hostnet"]),
     ("sluice-ipamd-core", &["sluice-contract"]),
     // ADR 6: the planner on vpcsim's model in virtual time, for `sluice plan` and the benchmarks.
@@ -29,7 +30,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sluice-policy", &["sluice-contract", "sluice-hostnet"]),
     (
         "sluice-policyd",
-        &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-policy-core", "sluice-policy-bpf"],
+        &[
+            "sluice-cluster",
+            "sluice-contract",
+            "sluice-daemon",
+            "sluice-hostnet",
+            "sluice-policy-core",
+            "sluice-policy-bpf",
+        ],
     ),
     (
         "sluice-proxy",
@@ -59,6 +67,11 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-ipamd-daemon", &["aws-*", "kube", "aya"], "it runs in virtual time, over the seams"),
     ("sluice-hostnet", &["aws-*", "kube", "aya", "hyper"], "plugins are built on it"),
     ("sluice-daemon", &["aws-*", "kube", "netlink-*", "rtnetlink", "aya"], "daemons are built on it"),
+    (
+        "sluice-cluster",
+        &["aws-sdk-*", "aws-config", "netlink-*", "rtnetlink", "aya"],
+        "it speaks to the API server only",
+    ),
     ("sluice-vpcsim", &["aws-*", "kube", "aya"], "it is what those talk to"),
     ("sluice-eni", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),
     ("sluice-policy", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),

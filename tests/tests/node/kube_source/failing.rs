@@ -136,7 +136,7 @@ async fn a_watch_is_gone_and_what_was_deleted_meanwhile_is_found() {
     server.delete(&pods(), "default", "b").unwrap();
     server.compact();
     seen.until("b is gone", |seen| seen.pods() == ["default/c", "default/d"]).await;
-    assert!(seen.source.metrics().relists.get() >= 2);
+    assert!(seen.source.metrics().api.relists.get() >= 2);
 }
 
 #[tokio::test]

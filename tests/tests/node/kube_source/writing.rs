@@ -239,7 +239,7 @@ async fn events_are_counted_bounded_and_never_wait() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(5), flood).await.unwrap();
     server.freeze(false);
-    let metrics = seen.source.metrics();
+    let metrics = &seen.source.metrics().api;
     eventually("all were sent or dropped", async || metrics.events_sent.get() + metrics.events_dropped.get() == 2_001)
         .await;
     assert!((5..=15).contains(&events().len()), "{}", events().len());

@@ -1,30 +1,14 @@
 //! The kinds that are watched, where they are, and what of them is read.
 
+use sluice_cluster::{Keep, Kind as Api};
 use sluice_policy_core::cluster::{ObjectId, ObjectKey, POD_IPS_ANNOTATION, PodKey, VISIBILITY_ANNOTATION};
 use sluice_policy_core::model::{AUDIT_ANNOTATION, PolicyKind, PolicyRef, Text};
-
-use super::keep::Keep;
 
 /// A kind of the API.
 #[derive(Debug)]
 pub(super) struct Kind {
-    /// API group; empty for the core group.
-    pub(super) group: &'static str,
-    /// Versions that are read, the first one served is taken.
-    pub(super) versions: &'static [&'static str],
-    /// Kind.
-    pub(super) kind: &'static str,
-    /// Name in paths.
-    pub(super) plural: &'static str,
-    /// Whether it lives in namespaces.
-    pub(super) namespaced: bool,
-    /// Whether every API server has it. Others come with a CustomResourceDefinition.
-    pub(super) required: bool,
-    /// Whether the first list must be of this moment. Else it may come from the API server's cache and be a little old:
-    /// what follows comes by the watch.
-    pub(super) fresh: bool,
-    /// What is read of an object.
-    pub(super) keep: Keep,
+    /// Where it is, and what of it is read.
+    pub(super) api: Api,
     /// What it is to policy-core.
     pub(super) is: Is,
     /// The type of the condition that says whether a policy is usable; none for a kind without status.
@@ -53,27 +37,6 @@ pub(super) struct Condition {
 }
 
 impl Kind {
-    /// `apiVersion` of its objects in this version.
-    pub(super) fn api_version(&self, version: &str) -> String {
-        if self.group.is_empty() { version.to_owned() } else { format!("{}/{version}", self.group) }
-    }
-
-    /// The path of all its objects.
-    pub(super) fn path(&self, version: &str) -> String {
-        let root = if self.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", self.group) };
-        format!("{root}/{version}/{}", self.plural)
-    }
-
-    /// The path of one object.
-    pub(super) fn object_path(&self, version: &str, namespace: &str, name: &str) -> String {
-        let root = if self.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", self.group) };
-        if self.namespaced {
-            format!("{root}/{version}/namespaces/{}/{}/{}", escaped(namespace), self.plural, escaped(name))
-        } else {
-            format!("{root}/{version}/{}/{}", self.plural, escaped(name))
-        }
-    }
-
     /// The object of this kind with this name.
     pub(super) fn id(&self, namespace: &str, name: &str) -> ObjectId {
         let name = Text::from(name);
@@ -86,24 +49,11 @@ impl Kind {
             Is::Service => ObjectId::Service(key(name)),
             Is::EndpointSlice => ObjectId::EndpointSlice(key(name)),
             Is::Policy(kind) => {
-                let namespace = self.namespaced.then(|| namespace.into());
+                let namespace = self.api.namespaced.then(|| namespace.into());
                 ObjectId::Policy(PolicyRef { kind, namespace, name })
             }
         }
     }
-}
-
-/// A part of a path or a query. Names of Kubernetes need no escape; what comes from elsewhere may.
-pub(super) fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 /// The kind of a policy.
@@ -141,7 +91,7 @@ const POLICY: Keep = Keep::But(&[("metadata", METADATA), ("status", Keep::Fields
 const VALID: Option<Condition> = Some(Condition { name: "Valid", generation: false });
 const ACCEPTED: Option<Condition> = Some(Condition { name: "Accepted", generation: true });
 
-const CORE: Kind = Kind {
+const CORE: Api = Api {
     group: "",
     versions: &["v1"],
     kind: "",
@@ -150,182 +100,217 @@ const CORE: Kind = Kind {
     required: true,
     fresh: false,
     keep: Keep::All,
-    is: Is::Pod,
-    condition: None,
 };
 
-const CUSTOM: Kind = Kind { required: false, fresh: true, keep: POLICY, ..CORE };
+const CUSTOM: Api = Api { required: false, fresh: true, keep: POLICY, ..CORE };
 
 /// All kinds that are watched.
 pub(super) static KINDS: &[Kind] = &[
     Kind {
-        kind: "Namespace",
-        plural: "namespaces",
-        namespaced: false,
-        fresh: true,
-        keep: Keep::Fields(&[("metadata", METADATA)]),
+        api: Api {
+            kind: "Namespace",
+            plural: "namespaces",
+            namespaced: false,
+            fresh: true,
+            keep: Keep::Fields(&[("metadata", METADATA)]),
+            ..CORE
+        },
         is: Is::Namespace,
-        ..CORE
+        condition: None,
     },
     Kind {
-        kind: "Pod",
-        plural: "pods",
-        keep: Keep::Fields(&[
-            ("metadata", METADATA),
-            (
-                "spec",
-                Keep::Fields(&[
-                    ("nodeName", Keep::All),
-                    ("serviceAccountName", Keep::All),
-                    ("hostNetwork", Keep::All),
-                    ("containers", CONTAINERS),
-                    ("initContainers", CONTAINERS),
-                ]),
-            ),
-            (
-                "status",
-                Keep::Fields(&[
-                    ("phase", Keep::All),
-                    ("podIP", Keep::All),
-                    ("podIPs", Keep::All),
-                    ("conditions", Keep::Each(&Keep::Fields(&[("type", Keep::All), ("status", Keep::All)]))),
-                ]),
-            ),
-        ]),
+        api: Api {
+            kind: "Pod",
+            plural: "pods",
+            keep: Keep::Fields(&[
+                ("metadata", METADATA),
+                (
+                    "spec",
+                    Keep::Fields(&[
+                        ("nodeName", Keep::All),
+                        ("serviceAccountName", Keep::All),
+                        ("hostNetwork", Keep::All),
+                        ("containers", CONTAINERS),
+                        ("initContainers", CONTAINERS),
+                    ]),
+                ),
+                (
+                    "status",
+                    Keep::Fields(&[
+                        ("phase", Keep::All),
+                        ("podIP", Keep::All),
+                        ("podIPs", Keep::All),
+                        ("conditions", Keep::Each(&Keep::Fields(&[("type", Keep::All), ("status", Keep::All)]))),
+                    ]),
+                ),
+            ]),
+            ..CORE
+        },
         is: Is::Pod,
-        ..CORE
+        condition: None,
     },
     Kind {
-        kind: "Node",
-        plural: "nodes",
-        namespaced: false,
-        keep: Keep::Fields(&[("metadata", METADATA), ("status", Keep::Fields(&[("addresses", Keep::All)]))]),
+        api: Api {
+            kind: "Node",
+            plural: "nodes",
+            namespaced: false,
+            keep: Keep::Fields(&[("metadata", METADATA), ("status", Keep::Fields(&[("addresses", Keep::All)]))]),
+            ..CORE
+        },
         is: Is::Node,
-        ..CORE
+        condition: None,
     },
     Kind {
-        kind: "Service",
-        plural: "services",
-        keep: Keep::Fields(&[
-            ("metadata", METADATA),
-            (
-                "spec",
-                Keep::Fields(&[
-                    ("type", Keep::All),
-                    ("selector", Keep::All),
-                    ("clusterIP", Keep::All),
-                    ("clusterIPs", Keep::All),
-                    ("externalIPs", Keep::All),
-                    ("ports", Keep::All),
-                ]),
-            ),
-            ("status", Keep::Fields(&[("loadBalancer", Keep::All)])),
-        ]),
+        api: Api {
+            kind: "Service",
+            plural: "services",
+            keep: Keep::Fields(&[
+                ("metadata", METADATA),
+                (
+                    "spec",
+                    Keep::Fields(&[
+                        ("type", Keep::All),
+                        ("selector", Keep::All),
+                        ("clusterIP", Keep::All),
+                        ("clusterIPs", Keep::All),
+                        ("externalIPs", Keep::All),
+                        ("ports", Keep::All),
+                    ]),
+                ),
+                ("status", Keep::Fields(&[("loadBalancer", Keep::All)])),
+            ]),
+            ..CORE
+        },
         is: Is::Service,
-        ..CORE
+        condition: None,
     },
     Kind {
-        group: "discovery.k8s.io",
-        kind: "EndpointSlice",
-        plural: "endpointslices",
-        keep: Keep::Fields(&[
-            ("metadata", METADATA),
-            ("addressType", Keep::All),
-            ("ports", Keep::All),
-            (
-                "endpoints",
-                Keep::Each(&Keep::Fields(&[
-                    ("addresses", Keep::All),
-                    ("conditions", Keep::Fields(&[("ready", Keep::All)])),
-                ])),
-            ),
-        ]),
+        api: Api {
+            group: "discovery.k8s.io",
+            kind: "EndpointSlice",
+            plural: "endpointslices",
+            keep: Keep::Fields(&[
+                ("metadata", METADATA),
+                ("addressType", Keep::All),
+                ("ports", Keep::All),
+                (
+                    "endpoints",
+                    Keep::Each(&Keep::Fields(&[
+                        ("addresses", Keep::All),
+                        ("conditions", Keep::Fields(&[("ready", Keep::All)])),
+                    ])),
+                ),
+            ]),
+            ..CORE
+        },
         is: Is::EndpointSlice,
-        ..CORE
+        condition: None,
     },
     Kind {
-        group: "networking.k8s.io",
-        kind: "NetworkPolicy",
-        plural: "networkpolicies",
-        fresh: true,
-        keep: POLICY,
+        api: Api {
+            group: "networking.k8s.io",
+            kind: "NetworkPolicy",
+            plural: "networkpolicies",
+            fresh: true,
+            keep: POLICY,
+            ..CORE
+        },
         is: Is::Policy(PolicyKind::NetworkPolicy),
-        ..CORE
+        condition: None,
     },
     Kind {
-        group: "policy.networking.k8s.io",
-        versions: &["v1alpha2"],
-        kind: "ClusterNetworkPolicy",
-        plural: "clusternetworkpolicies",
-        namespaced: false,
+        api: Api {
+            group: "policy.networking.k8s.io",
+            versions: &["v1alpha2"],
+            kind: "ClusterNetworkPolicy",
+            plural: "clusternetworkpolicies",
+            namespaced: false,
+            ..CUSTOM
+        },
         is: Is::Policy(PolicyKind::ClusterNetworkPolicy),
         condition: ACCEPTED,
-        ..CUSTOM
     },
     Kind {
-        group: "policy.networking.k8s.io",
-        versions: &["v1alpha1"],
-        kind: "AdminNetworkPolicy",
-        plural: "adminnetworkpolicies",
-        namespaced: false,
+        api: Api {
+            group: "policy.networking.k8s.io",
+            versions: &["v1alpha1"],
+            kind: "AdminNetworkPolicy",
+            plural: "adminnetworkpolicies",
+            namespaced: false,
+            ..CUSTOM
+        },
         is: Is::Policy(PolicyKind::AdminNetworkPolicy),
         condition: ACCEPTED,
-        ..CUSTOM
     },
     Kind {
-        group: "policy.networking.k8s.io",
-        versions: &["v1alpha1"],
-        kind: "BaselineAdminNetworkPolicy",
-        plural: "baselineadminnetworkpolicies",
-        namespaced: false,
+        api: Api {
+            group: "policy.networking.k8s.io",
+            versions: &["v1alpha1"],
+            kind: "BaselineAdminNetworkPolicy",
+            plural: "baselineadminnetworkpolicies",
+            namespaced: false,
+            ..CUSTOM
+        },
         is: Is::Policy(PolicyKind::BaselineAdminNetworkPolicy),
         condition: ACCEPTED,
-        ..CUSTOM
     },
     Kind {
-        group: "networking.k8s.aws",
-        versions: &["v1alpha1"],
-        kind: "ClusterNetworkPolicy",
-        plural: "clusternetworkpolicies",
-        namespaced: false,
+        api: Api {
+            group: "networking.k8s.aws",
+            versions: &["v1alpha1"],
+            kind: "ClusterNetworkPolicy",
+            plural: "clusternetworkpolicies",
+            namespaced: false,
+            ..CUSTOM
+        },
         is: Is::Policy(PolicyKind::AwsClusterNetworkPolicy),
-        ..CUSTOM
+        condition: None,
     },
     Kind {
-        group: "networking.k8s.aws",
-        versions: &["v1alpha1"],
-        kind: "ApplicationNetworkPolicy",
-        plural: "applicationnetworkpolicies",
+        api: Api {
+            group: "networking.k8s.aws",
+            versions: &["v1alpha1"],
+            kind: "ApplicationNetworkPolicy",
+            plural: "applicationnetworkpolicies",
+            ..CUSTOM
+        },
         is: Is::Policy(PolicyKind::AwsApplicationNetworkPolicy),
-        ..CUSTOM
+        condition: None,
     },
     Kind {
-        group: "cilium.io",
-        versions: &["v2"],
-        kind: "CiliumNetworkPolicy",
-        plural: "ciliumnetworkpolicies",
+        api: Api {
+            group: "cilium.io",
+            versions: &["v2"],
+            kind: "CiliumNetworkPolicy",
+            plural: "ciliumnetworkpolicies",
+            ..CUSTOM
+        },
         is: Is::Policy(PolicyKind::CiliumNetworkPolicy),
         condition: VALID,
-        ..CUSTOM
     },
     Kind {
-        group: "cilium.io",
-        versions: &["v2"],
-        kind: "CiliumClusterwideNetworkPolicy",
-        plural: "ciliumclusterwidenetworkpolicies",
-        namespaced: false,
+        api: Api {
+            group: "cilium.io",
+            versions: &["v2"],
+            kind: "CiliumClusterwideNetworkPolicy",
+            plural: "ciliumclusterwidenetworkpolicies",
+            namespaced: false,
+            ..CUSTOM
+        },
         is: Is::Policy(PolicyKind::CiliumClusterwideNetworkPolicy),
         condition: VALID,
-        ..CUSTOM
     },
     Kind {
-        group: "cilium.io",
-        versions: &["v2", "v2alpha1"],
-        kind: "CiliumCIDRGroup",
-        plural: "ciliumcidrgroups",
-        namespaced: false,
+        api: Api {
+            group: "cilium.io",
+            versions: &["v2", "v2alpha1"],
+            kind: "CiliumCIDRGroup",
+            plural: "ciliumcidrgroups",
+            namespaced: false,
+            ..CUSTOM
+        },
         is: Is::CidrGroup,
-        ..CUSTOM
+        condition: None,
     },
 ];
 
@@ -339,13 +324,12 @@ mod tests {
     #[test]
     fn policy_core_reads_every_kind_in_every_version() {
         for kind in KINDS {
-            for version in kind.versions {
-                let value =
-                    json!({"apiVersion": kind.api_version(version), "kind": kind.kind, "metadata": {"name": "x"}});
+            for version in kind.api.versions {
+                let value = json!({"apiVersion": kind.api.api_version(version), "kind": kind.api.kind, "metadata": {"name": "x"}});
                 let unknown = parse::object(&value).issues.into_iter().find(|issue| {
                     matches!(issue.path.as_str(), "apiVersion" | "kind") && issue.message.contains("is not a known")
                 });
-                assert_eq!(unknown, None, "{}", kind.kind);
+                assert_eq!(unknown, None, "{}", kind.api.kind);
             }
         }
     }
@@ -353,8 +337,8 @@ mod tests {
     #[test]
     fn paths_are_those_of_the_api() {
         let path = |kind: &str, namespace: &str| {
-            let kind = KINDS.iter().find(|known| known.kind == kind).unwrap();
-            kind.object_path(kind.versions[0], namespace, "x/y")
+            let kind = KINDS.iter().find(|known| known.api.kind == kind).unwrap();
+            kind.api.object_path(kind.api.versions[0], namespace, "x/y")
         };
         assert_eq!(path("Pod", "shop"), "/api/v1/namespaces/shop/pods/x%2Fy");
         assert_eq!(path("CiliumCIDRGroup", ""), "/apis/cilium.io/v2/ciliumcidrgroups/x%2Fy");

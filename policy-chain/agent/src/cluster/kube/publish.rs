@@ -5,12 +5,12 @@ use std::net::IpAddr;
 
 use http::Method;
 use serde_json::json;
+use sluice_cluster::CallError;
 use sluice_policy_core::cluster::{POD_IPS_ANNOTATION, PodKey, Uid};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use super::Run;
-use super::call::CallError;
 use super::kinds::Kind;
 use super::known::{Known, Local};
 use super::status::MANAGER;
@@ -20,25 +20,25 @@ const ATTEMPTS: u32 = 4;
 
 impl Run {
     fn pods(&self) -> Result<(&'static Kind, &'static str, &Mutex<Known>), CallError> {
-        let found = super::kind("Pod").and_then(|kind| Some((kind, *kind.versions.first()?, self.known(kind)?)));
+        let found = super::kind("Pod").and_then(|kind| Some((kind, *kind.api.versions.first()?, self.known(kind)?)));
         found.ok_or(CallError::Odd("pods are not watched"))
     }
 
     /// Asks for a pod, and tells what is found. Whether it is there.
     pub(super) async fn look_up(&self, pod: &PodKey) -> Result<bool, CallError> {
         let (kind, version, known) = self.pods()?;
-        let path = kind.object_path(version, &pod.namespace, &pod.name);
-        let json = match self.api.object(&path).await {
+        let path = kind.api.object_path(version, &pod.namespace, &pod.name);
+        let json = match self.session.api().object(&path).await {
             Ok(json) => json,
             Err(error) if error.code() == Some(404) => return Ok(false),
             Err(error) => return Err(error),
         };
-        let object = kind.keep.read(&json).map_err(CallError::Garbled)?;
+        let object = kind.api.keep.read(&json).map_err(CallError::Garbled)?;
         let mut known = known.lock().await;
         let mut out = Vec::new();
         let there = known.looked_up(version, object, &mut out);
         for told in out {
-            if self.told.send(told).await.is_err() {
+            if !self.session.tell(told).await {
                 break;
             }
         }
@@ -63,11 +63,11 @@ impl Run {
         }
         let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let body = json!({"metadata": {"uid": &*found.api_uid, "annotations": { POD_IPS_ANNOTATION: list }}});
-        let path = format!("{}?fieldManager={MANAGER}", kind.object_path(version, &pod.namespace, &pod.name));
-        let mut backoff = self.backoff("publish");
+        let path = format!("{}?fieldManager={MANAGER}", kind.api.object_path(version, &pod.namespace, &pod.name));
+        let mut backoff = self.session.backoff("publish");
         for attempt in 1.. {
-            match self.api.write(Method::PATCH, &path, "application/merge-patch+json", &body).await {
-                Ok(()) => break,
+            match self.session.api().write(Method::PATCH, &path, "application/merge-patch+json", &body).await {
+                Ok(_) => break,
                 // It is gone, or another one has its name.
                 Err(error) if matches!(error.code(), Some(404 | 409)) => return Ok(()),
                 Err(error) if error.passes() && attempt < ATTEMPTS => sleep(backoff.next(error.retry_after())).await,

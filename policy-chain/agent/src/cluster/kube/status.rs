@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
+use sluice_cluster::{Dice, Outgoing, hash};
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::ObjectId;
 use sluice_policy_core::model::{PolicyRef, Text};
@@ -20,8 +21,6 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Run;
-use super::backoff::{Dice, hash};
-use super::event::Outgoing;
 use super::kinds::{KINDS, Kind, of_policy};
 use super::known::Seen;
 use crate::cluster::{PolicyStatus, Weight};
@@ -70,8 +69,8 @@ impl Statuses {
             Some(known) => known.lock().await.seen(&status.policy).cloned(),
             None => None,
         };
-        let mut dice = Dice::new(hash(&[&run.options.node, &status.policy.to_string()]));
-        let step = run.options.timing.status;
+        let mut dice = Dice::new(hash(&[&run.session.options().node, &status.policy.to_string()]));
+        let step = run.session.options().timing.status;
         let wait = wait(rank, step, &mut dice);
         let waiting = Waiting { status: status.clone(), before, rank, due: Instant::now() + wait, attempts: 0 };
         let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,13 +114,13 @@ fn wait(rank: usize, step: Duration, dice: &mut Dice) -> Duration {
 /// Says what is due.
 pub(super) async fn run(run: Arc<Run>) {
     let statuses = &run.writes.statuses;
-    let mut dice = run.dice("status");
+    let mut dice = run.session.dice("status");
     loop {
         while let Some(mut waiting) = statuses.take_due() {
             if let Err(pause) = say(&run, &waiting).await {
                 waiting.attempts += 1;
                 if waiting.attempts < ATTEMPTS {
-                    let pause = pause.unwrap_or(run.options.timing.most * waiting.attempts / 2);
+                    let pause = pause.unwrap_or(run.session.options().timing.most * waiting.attempts / 2);
                     waiting.due = Instant::now() + dice.between(pause / 2, pause);
                     statuses.again(waiting);
                 } else {
@@ -155,7 +154,7 @@ async fn say(run: &Run, waiting: &Waiting) -> Result<(), Option<Duration>> {
     }
     let Some(condition) = kind.condition else {
         if waiting.rank < EVENT_RANKS {
-            run.writes.events.put(event(run, kind, waiting, uid.as_deref()), &run.metrics);
+            run.writes.events.put(event(run, kind, waiting, uid.as_deref()), &run.metrics.api);
         }
         return Ok(());
     };
@@ -183,16 +182,16 @@ async fn say(run: &Run, waiting: &Waiting) -> Result<(), Option<Duration>> {
     }
     let namespace = policy.namespace.as_deref().unwrap_or_default();
     let body = json!({
-        "apiVersion": kind.api_version(version), "kind": kind.kind,
+        "apiVersion": kind.api.api_version(version), "kind": kind.api.kind,
         "metadata": metadata(namespace, &policy.name, uid.as_deref()),
         "status": {"conditions": [object]},
     });
-    let path = format!("{}/status?fieldManager={MANAGER}", kind.object_path(version, namespace, &policy.name));
+    let path = format!("{}/status?fieldManager={MANAGER}", kind.api.object_path(version, namespace, &policy.name));
     // Applied, not merged: conditions of others stay, and what another manager holds is not taken from it.
-    let written = run.api.write(Method::PATCH, &path, "application/apply-patch+yaml", &body).await;
+    let written = run.session.api().write(Method::PATCH, &path, "application/apply-patch+yaml", &body).await;
     sleep(BETWEEN_WRITES).await;
     match written {
-        Ok(()) => {
+        Ok(_) => {
             run.metrics.statuses.inc();
             Ok(())
         }
@@ -282,8 +281,8 @@ fn event(run: &Run, kind: &'static Kind, waiting: &Waiting, uid: Option<&str>) -
     let id = hash(&[uid.unwrap_or_default(), &generation, &wanted.reason, &wanted.message]);
     let version = run.version_of(kind).unwrap_or_default();
     Outgoing {
-        version: kind.api_version(version),
-        kind: kind.kind,
+        version: kind.api.api_version(version),
+        kind: kind.api.kind,
         namespace: policy.namespace.as_deref().unwrap_or_default().to_owned(),
         object: policy.name.to_string(),
         uid: uid.unwrap_or_default().to_owned(),
@@ -298,8 +297,8 @@ impl Run {
     /// Which place this node has for a text among all nodes: 0 is the first.
     pub(super) async fn rank(&self, text: &str) -> usize {
         let weight = |node: &str| hash(&[node, text]);
-        let own = (weight(&self.options.node), &*self.options.node);
-        let Some(nodes) = KINDS.iter().find(|kind| kind.kind == "Node").and_then(|kind| self.known(kind)) else {
+        let own = (weight(&self.session.options().node), &*self.session.options().node);
+        let Some(nodes) = KINDS.iter().find(|kind| kind.api.kind == "Node").and_then(|kind| self.known(kind)) else {
             return 0;
         };
         let nodes = nodes.lock().await;

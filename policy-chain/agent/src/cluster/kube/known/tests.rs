@@ -4,7 +4,7 @@ use super::*;
 use crate::cluster::kube::kinds::KINDS;
 
 fn known(kind: &str) -> Known {
-    Known::new(KINDS.iter().find(|known| known.kind == kind).unwrap(), "me".into())
+    Known::new(KINDS.iter().find(|known| known.api.kind == kind).unwrap(), "me".into())
 }
 
 fn pod(name: &str, revision: u64) -> Value {

@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 /// What is kept of a value. A value of another shape than expected is kept whole, so that whoever reads it says what is
 /// wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
+pub enum Keep {
     /// All of it.
     All,
     /// Of an object, these fields.
@@ -39,7 +39,7 @@ impl Keep {
     ///
     /// # Errors
     /// It is no JSON, or it is nested too deeply.
-    pub(super) fn read(self, json: &[u8]) -> Result<Value, serde_json::Error> {
+    pub fn read(self, json: &[u8]) -> Result<Value, serde_json::Error> {
         let mut reader = serde_json::Deserializer::from_slice(json);
         let value = self.deserialize(&mut reader)?;
         reader.end()?;

@@ -10,13 +10,13 @@ use serde_json::Value;
 use sluice_daemon::log::ErrorChain;
 use tokio::time::{Instant, sleep};
 
-use super::backoff::Backoff;
-use super::call::{self, CallError};
-use super::keep::Keep;
-use super::kinds::KINDS;
-use super::known::number;
-use super::line::{self, Lines};
-use super::{Run, Served};
+use crate::backoff::Backoff;
+use crate::call::{self, CallError};
+use crate::keep::Keep;
+use crate::kind::Kind;
+use crate::known::number;
+use crate::line::{self, Lines};
+use crate::session::{Served, Session, Tell};
 
 const METADATA: Keep =
     Keep::Fields(&[("metadata", Keep::Fields(&[("name", Keep::All), ("resourceVersion", Keep::All)]))]);
@@ -25,7 +25,12 @@ const METADATA: Keep =
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// Keeps what is served up to date.
-pub(super) async fn run(run: Arc<Run>) {
+pub(crate) async fn run<T: Tell>(run: Arc<Session<T>>) {
+    if optional(&run).next().is_none() {
+        // Whoever has them need not ask.
+        run.up(run.kinds.len()).await;
+        return;
+    }
     let timing = &run.options.timing;
     let mut dice = run.dice("discover");
     let mut backoff = run.backoff("discover");
@@ -45,7 +50,7 @@ pub(super) async fn run(run: Arc<Run>) {
             Ok(found) => {
                 backoff.reset();
                 settle(&run, found, &mut missing);
-                if !run.up(KINDS.len()).await {
+                if !run.up(run.kinds.len()).await {
                     return;
                 }
                 if missing.is_empty() {
@@ -55,7 +60,7 @@ pub(super) async fn run(run: Arc<Run>) {
                 }
             }
             Err(error) => {
-                if !run.down(KINDS.len(), "asking which kinds are served", &error).await {
+                if !run.down(run.kinds.len(), "asking which kinds are served", &error).await {
                     return;
                 }
                 if unreachable {
@@ -73,7 +78,7 @@ pub(super) async fn run(run: Arc<Run>) {
 }
 
 /// Takes over what was found. A kind that is missing is missing only if it stays so.
-fn settle(run: &Run, mut found: BTreeMap<usize, &'static str>, missing: &mut BTreeMap<usize, Instant>) {
+fn settle<T>(run: &Session<T>, mut found: BTreeMap<usize, &'static str>, missing: &mut BTreeMap<usize, Instant>) {
     let before = run.served.borrow().clone().unwrap_or_default();
     let now = Instant::now();
     missing.retain(|kind, _| before.contains_key(kind) && !found.contains_key(kind));
@@ -90,9 +95,13 @@ fn settle(run: &Run, mut found: BTreeMap<usize, &'static str>, missing: &mut BTr
     });
 }
 
+/// The kinds that come with a CustomResourceDefinition, by number.
+fn optional<T>(run: &Session<T>) -> impl Iterator<Item = (usize, &'static Kind)> {
+    run.kinds.iter().map(|watched| watched.kind).enumerate().filter(|(_, kind)| !kind.required)
+}
+
 /// The kinds that are served, with the version to take.
-async fn ask(run: &Run) -> Result<BTreeMap<usize, &'static str>, CallError> {
-    let optional = || KINDS.iter().enumerate().filter(|(_, kind)| !kind.required);
+async fn ask<T: Tell>(run: &Session<T>) -> Result<BTreeMap<usize, &'static str>, CallError> {
     let groups = object(run, "/apis").await?;
     let list = |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
     let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -105,28 +114,27 @@ async fn ask(run: &Run) -> Result<BTreeMap<usize, &'static str>, CallError> {
     // Version and plural of what is served, of the versions that are read.
     let mut resources = BTreeSet::new();
     let wanted: BTreeSet<String> =
-        optional().flat_map(|(_, kind)| kind.versions.iter().map(|version| kind.api_version(version))).collect();
+        optional(run).flat_map(|(_, kind)| kind.versions.iter().map(|version| kind.api_version(version))).collect();
     for version in wanted.intersection(&served) {
         for resource in list(&object(run, &format!("/apis/{version}")).await?, "resources") {
             resources.insert((version.clone(), text(&resource, "name")));
         }
     }
-    let version_of = |kind: &super::kinds::Kind| {
+    let version_of = |kind: &Kind| {
         let is_served = |version: &&&str| resources.contains(&(kind.api_version(version), kind.plural.to_owned()));
         kind.versions.iter().find(is_served).copied()
     };
-    Ok(optional().filter_map(|(number, kind)| Some((number, version_of(kind)?))).collect())
+    Ok(optional(run).filter_map(|(number, kind)| Some((number, version_of(kind)?))).collect())
 }
 
-async fn object(run: &Run, path: &str) -> Result<Value, CallError> {
+async fn object<T: Tell>(run: &Session<T>, path: &str) -> Result<Value, CallError> {
     serde_json::from_slice(&run.api.object(path).await?).map_err(CallError::Garbled)
 }
 
 /// Watches the definitions, and has the kinds asked for anew when one of ours changes. That it may not (RBAC) costs only
 /// time: then kinds are noticed when they are next asked for.
-pub(super) async fn watch_definitions(run: Arc<Run>) {
-    let ours: BTreeSet<String> =
-        KINDS.iter().filter(|kind| !kind.required).map(|kind| format!("{}.{}", kind.plural, kind.group)).collect();
+pub(crate) async fn watch_definitions<T: Tell>(run: Arc<Session<T>>) {
+    let ours: BTreeSet<String> = optional(&run).map(|(_, kind)| kind.table()).collect();
     let mut backoff: Backoff = run.backoff("definitions");
     let mut revision = 0;
     loop {
@@ -151,7 +159,7 @@ pub(super) async fn watch_definitions(run: Arc<Run>) {
 }
 
 /// One watch, to its end.
-async fn follow(run: &Run, ours: &BTreeSet<String>, revision: &mut u64) -> Result<(), CallError> {
+async fn follow<T: Tell>(run: &Session<T>, ours: &BTreeSet<String>, revision: &mut u64) -> Result<(), CallError> {
     let timing = &run.options.timing;
     let seconds = timing.watch.as_secs();
     let path = format!(

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 /// A source of numbers that need not be hard to guess (SplitMix64).
 #[derive(Debug, Clone)]
-pub(super) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    pub(super) const fn new(seed: u64) -> Self {
+    /// Numbers that follow from a seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// A number below `most`; 0 below 0.
-    pub(super) fn below(&mut self, most: u64) -> u64 {
+    pub fn below(&mut self, most: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,14 +23,15 @@ impl Dice {
     }
 
     /// A time between two times.
-    pub(super) fn between(&mut self, least: Duration, most: Duration) -> Duration {
+    pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
         let span = u64::try_from(most.saturating_sub(least).as_millis()).unwrap_or(u64::MAX);
         least + Duration::from_millis(self.below(span.saturating_add(1)))
     }
 }
 
-/// A number for a text: FNV-1a.
-pub(super) fn hash(parts: &[&str]) -> u64 {
+/// A number for texts: FNV-1a.
+#[must_use]
+pub fn hash(parts: &[&str]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -38,7 +41,7 @@ pub(super) fn hash(parts: &[&str]) -> u64 {
 
 /// The pauses of one kind of attempt.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     least: Duration,
     most: Duration,
     last: Duration,
@@ -46,13 +49,15 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) const fn new(least: Duration, most: Duration, dice: Dice) -> Self {
+    /// Pauses between the shortest and the longest one.
+    #[must_use]
+    pub const fn new(least: Duration, most: Duration, dice: Dice) -> Self {
         Self { least, most, last: least, dice }
     }
 
     /// The next pause: up to three times the last one, and never less than the server asks for, to which it adds a part
     /// by chance.
-    pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
+    pub fn next(&mut self, asked: Option<Duration>) -> Duration {
         let upper = self.last.saturating_mul(3).min(self.most);
         self.last = self.dice.between(self.least, upper.max(self.least));
         match asked {
@@ -65,7 +70,7 @@ impl Backoff {
     }
 
     /// It went well.
-    pub(super) const fn reset(&mut self) {
+    pub const fn reset(&mut self) {
         self.last = self.least;
     }
 }

@@ -1,7 +1,6 @@
 //! Kubernetes Events (events.k8s.io/v1): the same thing twice is one Event with a count, and there are never too many.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
@@ -10,10 +9,10 @@ use sluice_daemon::log::ErrorChain;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::backoff::hash;
-use super::call::{self, CallError};
-use super::{Metrics, Run};
-use crate::cluster::Weight;
+use crate::backoff::hash;
+use crate::call::{Api, CallError, JSON};
+use crate::metrics::Metrics;
+use crate::timing::Options;
 
 /// Events that may wait to be sent; what is too much is not sent.
 const WAITING: usize = 256;
@@ -33,40 +32,94 @@ const SAME: Duration = Duration::from_secs(15 * 60);
 /// Characters of a note; the API takes 1 kB.
 const NOTE: usize = 1_000;
 
-/// An Event to be sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Outgoing {
-    pub(super) version: String,
-    pub(super) kind: &'static str,
-    pub(super) namespace: String,
-    pub(super) object: String,
-    pub(super) uid: String,
-    pub(super) weight: Weight,
-    pub(super) reason: &'static str,
-    pub(super) note: String,
-    /// Its name, where all nodes are to make one Event; else each makes its own.
-    pub(super) name: Option<String>,
+/// How much an event matters (`type` of a Kubernetes Event).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Weight {
+    /// For the record.
+    Normal,
+    /// Somebody has to do something.
+    Warning,
 }
 
-/// The queue.
+/// Who makes Events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reporter {
+    /// `reportingController`.
+    pub controller: &'static str,
+    /// `action`: what it was about to do.
+    pub action: &'static str,
+}
+
+/// An Event to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// `apiVersion` of the object that it is about.
+    pub version: String,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its namespace; empty for an object without one.
+    pub namespace: String,
+    /// Its name.
+    pub object: String,
+    /// Its uid, by which people's tools find the Events of an object; empty where it is not known.
+    pub uid: String,
+    /// `type`.
+    pub weight: Weight,
+    /// `reason`: one word in CamelCase, constant.
+    pub reason: &'static str,
+    /// What happened and what to do.
+    pub note: String,
+    /// Its name, where all nodes are to make one Event; else each makes its own.
+    pub name: Option<String>,
+}
+
+/// The queue of a reporter's Events. It never holds anybody up: what is too much is counted and not sent.
 #[derive(Debug)]
-pub(super) struct Events {
+pub struct Events {
+    reporter: Reporter,
     queue: mpsc::Sender<Outgoing>,
     waiting: Mutex<mpsc::Receiver<Outgoing>>,
 }
 
-impl Default for Events {
-    fn default() -> Self {
-        let (queue, waiting) = mpsc::channel(WAITING);
-        Self { queue, waiting: Mutex::new(waiting) }
-    }
-}
-
 impl Events {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(reporter: Reporter) -> Self {
+        let (queue, waiting) = mpsc::channel(WAITING);
+        Self { reporter, queue, waiting: Mutex::new(waiting) }
+    }
+
     /// Has an Event sent, if there is room. It never waits.
-    pub(super) fn put(&self, event: Outgoing, metrics: &Metrics) {
+    pub fn put(&self, event: Outgoing, metrics: &Metrics) {
         if self.queue.try_send(event).is_err() {
             metrics.events_dropped.inc();
+        }
+    }
+
+    /// Sends what is put, in the node's name, until this future is dropped.
+    pub async fn send(&self, api: &Api, options: &Options, metrics: &Metrics) {
+        let run = Sender { reporter: self.reporter, api, options, metrics };
+        let mut waiting = self.waiting.lock().await;
+        let mut sent: BTreeMap<u64, Sent> = BTreeMap::new();
+        let mut limits = Limits::new();
+        loop {
+            let due = sent.values().filter(|sent| sent.count > sent.told).map(|sent| sent.due).min();
+            let count = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = waiting.recv() => {
+                    let Some(event) = event else { return };
+                    take(&run, event, &mut sent, &mut limits).await;
+                }
+                () = count => tell_counts(&run, &mut sent, &mut limits).await,
+            }
+            let now = Instant::now();
+            limits.forget(now);
+            sent.retain(|_, sent| sent.count > sent.told || now.saturating_duration_since(sent.last) < SAME);
         }
     }
 }
@@ -149,33 +202,15 @@ struct Sent {
     due: Instant,
 }
 
-/// Sends what is put, in the node's name.
-pub(super) async fn run(run: Arc<Run>) {
-    let mut waiting = run.writes.events.waiting.lock().await;
-    let mut sent: BTreeMap<u64, Sent> = BTreeMap::new();
-    let mut limits = Limits::new();
-    loop {
-        let due = sent.values().filter(|sent| sent.count > sent.told).map(|sent| sent.due).min();
-        let count = async {
-            match due {
-                Some(due) => sleep_until(due).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            event = waiting.recv() => {
-                let Some(event) = event else { return };
-                take(&run, event, &mut sent, &mut limits).await;
-            }
-            () = count => tell_counts(&run, &mut sent, &mut limits).await,
-        }
-        let now = Instant::now();
-        limits.forget(now);
-        sent.retain(|_, sent| sent.count > sent.told || now.saturating_duration_since(sent.last) < SAME);
-    }
+/// What sending takes.
+struct Sender<'a> {
+    reporter: Reporter,
+    api: &'a Api,
+    options: &'a Options,
+    metrics: &'a Metrics,
 }
 
-async fn take(run: &Run, event: Outgoing, sent: &mut BTreeMap<u64, Sent>, limits: &mut Limits) {
+async fn take(run: &Sender<'_>, event: Outgoing, sent: &mut BTreeMap<u64, Sent>, limits: &mut Limits) {
     let now = Instant::now();
     let key = hash(&[&event.uid, &event.namespace, event.kind, &event.object, event.reason, &event.note]);
     if let Some(known) = sent.get_mut(&key) {
@@ -201,8 +236,8 @@ async fn take(run: &Run, event: Outgoing, sent: &mut BTreeMap<u64, Sent>, limits
     });
     let body = body(run, &event, &namespace, &name, &at);
     let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
-    match run.api.write(Method::POST, &path, call::JSON, &body).await {
-        Ok(()) => run.metrics.events_sent.inc(),
+    match run.api.write(Method::POST, &path, JSON, &body).await {
+        Ok(_) => run.metrics.events_sent.inc(),
         // Another node made it.
         Err(CallError::Refused { code: 409, .. }) => 0,
         Err(error) => {
@@ -216,7 +251,7 @@ async fn take(run: &Run, event: Outgoing, sent: &mut BTreeMap<u64, Sent>, limits
 }
 
 /// Tells the counts that have grown.
-async fn tell_counts(run: &Run, sent: &mut BTreeMap<u64, Sent>, limits: &mut Limits) {
+async fn tell_counts(run: &Sender<'_>, sent: &mut BTreeMap<u64, Sent>, limits: &mut Limits) {
     let mut gone = Vec::new();
     for (key, event) in sent.iter_mut().filter(|(_, sent)| sent.count > sent.told) {
         let now = Instant::now();
@@ -230,7 +265,7 @@ async fn tell_counts(run: &Run, sent: &mut BTreeMap<u64, Sent>, limits: &mut Lim
         let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events/{}", event.namespace, event.name);
         let body = json!({"series": {"count": event.count, "lastObservedTime": time()}});
         match run.api.write(Method::PATCH, &path, "application/merge-patch+json", &body).await {
-            Ok(()) => event.told = event.count,
+            Ok(_) => event.told = event.count,
             // It has been forgotten by now: the next one is a new one.
             Err(error) if error.code() == Some(404) => gone.push(*key),
             Err(error) => {
@@ -246,7 +281,7 @@ async fn tell_counts(run: &Run, sent: &mut BTreeMap<u64, Sent>, limits: &mut Lim
     }
 }
 
-fn body(run: &Run, event: &Outgoing, namespace: &str, name: &str, at: &str) -> Value {
+fn body(run: &Sender<'_>, event: &Outgoing, namespace: &str, name: &str, at: &str) -> Value {
     let within = event.note.char_indices().take_while(|(at, one)| at + one.len_utf8() <= NOTE);
     let note: String = within.map(|(_, one)| one).collect();
     let mut regarding = json!({"apiVersion": event.version, "kind": event.kind, "name": event.object});
@@ -262,9 +297,9 @@ fn body(run: &Run, event: &Outgoing, namespace: &str, name: &str, at: &str) -> V
         "kind": "Event",
         "metadata": {"name": name, "namespace": namespace},
         "eventTime": at,
-        "reportingController": "sluice.dev/policyd",
+        "reportingController": run.reporter.controller,
         "reportingInstance": run.options.node.chars().take(128).collect::<String>(),
-        "action": "EnforcePolicy",
+        "action": run.reporter.action,
         "reason": event.reason,
         "type": match event.weight { Weight::Normal => "Normal", Weight::Warning => "Warning" },
         "regarding": regarding,

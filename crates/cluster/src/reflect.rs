@@ -8,14 +8,13 @@ use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep};
 
-use super::Run;
-use super::backoff::{Backoff, Dice};
-use super::call::{self, CallError};
-use super::kinds::{KINDS, Kind};
-use super::known::{Known, Verb, number};
-use super::line::{self, Lines};
-use super::list::{ListReader, Part};
-use crate::cluster::Told;
+use crate::backoff::{Backoff, Dice};
+use crate::call::{self, CallError};
+use crate::kind::{Kind, Scope, escaped};
+use crate::known::number;
+use crate::line::{self, Lines};
+use crate::list::{ListReader, Part};
+use crate::session::{Objects, Served, Session, Tell as _, Verb, Watched};
 
 /// Objects a page. A list from the server's cache comes in one page, whatever is asked for.
 const PAGE: usize = 500;
@@ -55,11 +54,12 @@ enum Mode {
 }
 
 /// The loop of one kind.
-pub(super) struct Reflector {
-    run: Arc<Run>,
+pub(crate) struct Reflector<O: Objects> {
+    run: Arc<Session<O::Told>>,
     number: usize,
     kind: &'static Kind,
-    known: Arc<Mutex<Known>>,
+    scope: Scope,
+    known: Arc<Mutex<O>>,
     backoff: Backoff,
     dice: Dice,
     mode: Mode,
@@ -70,8 +70,9 @@ pub(super) struct Reflector {
     upto: u64,
 }
 
-impl Reflector {
-    pub(super) fn new(run: Arc<Run>, number: usize, kind: &'static Kind, known: Arc<Mutex<Known>>) -> Self {
+impl<O: Objects> Reflector<O> {
+    pub(crate) fn new(run: Arc<Session<O::Told>>, number: usize, watched: Watched, known: Arc<Mutex<O>>) -> Self {
+        let Watched { kind, scope } = watched;
         let name = format!("{}/{}", kind.group, kind.kind);
         Self {
             backoff: run.backoff(&name),
@@ -79,17 +80,18 @@ impl Reflector {
             mode: if kind.fresh { Mode::Now } else { Mode::Cached },
             not_found: None,
             back: run.back.subscribe(),
-            name: format!("{}.{}", kind.plural, kind.group).trim_end_matches('.').into(),
+            name: kind.table().into(),
             upto: 0,
             run,
             number,
             kind,
+            scope,
             known,
         }
     }
 
     /// Goes on until nobody listens any more.
-    pub(super) async fn follow(mut self) {
+    pub(crate) async fn follow(mut self) {
         loop {
             let Some(version) = self.served().await else { return };
             match self.list(version).await {
@@ -164,7 +166,7 @@ impl Reflector {
         }
     }
 
-    async fn tell(&self, out: Vec<Told>) -> Result<(), Stop> {
+    async fn tell(&self, out: Vec<O::Told>) -> Result<(), Stop> {
         for told in out {
             self.run.told.send(told).await.map_err(|_closed| Stop::Closed)?;
         }
@@ -230,14 +232,14 @@ impl Reflector {
         self.tell(out).await?;
         let mut token = String::new();
         loop {
-            let mut path = self.kind.path(version);
+            let mut path = self.kind.query(version, &self.scope);
             path.push_str(&match self.mode {
-                Mode::Whole => "?limit=0".to_owned(),
-                _ if !token.is_empty() => format!("?limit={PAGE}&continue={}", escaped(&token)),
-                Mode::Now => format!("?limit={PAGE}"),
-                Mode::Cached => format!("?limit={PAGE}&resourceVersion=0"),
+                Mode::Whole => "limit=0".to_owned(),
+                _ if !token.is_empty() => format!("limit={PAGE}&continue={}", escaped(&token)),
+                Mode::Now => format!("limit={PAGE}"),
+                Mode::Cached => format!("limit={PAGE}&resourceVersion=0"),
                 Mode::Newer(revision) => {
-                    format!("?limit={PAGE}&resourceVersion={revision}&resourceVersionMatch=NotOlderThan")
+                    format!("limit={PAGE}&resourceVersion={revision}&resourceVersionMatch=NotOlderThan")
                 }
             });
             let page = self.page(&path, version).await?;
@@ -306,18 +308,18 @@ impl Reflector {
     }
 
     /// What is told goes up to the revision that is known.
-    fn told_upto((name, upto): (&Arc<str>, &mut u64), known: &Known, out: &mut Vec<Told>) {
+    fn told_upto((name, upto): (&Arc<str>, &mut u64), known: &O, out: &mut Vec<O::Told>) {
         let revision = known.revision();
         if *upto != revision {
             *upto = revision;
-            out.push(Told::Upto { kind: Arc::clone(name), revision });
+            out.extend(O::Told::upto(name, revision));
         }
     }
 
-    fn count(&self, known: &mut Known, out: &[Told]) {
-        let events = out.iter().filter(|told| matches!(told, Told::Event { .. })).count();
+    fn count(&self, known: &mut O, out: &[O::Told]) {
+        let events = out.iter().filter(|told| told.is_object()).count();
         self.run.metrics.events.inc_by(events.try_into().unwrap_or(u64::MAX));
-        self.run.metrics.malformed.inc_by(std::mem::take(&mut known.malformed));
+        self.run.metrics.malformed.inc_by(known.take_malformed());
     }
 
     /// One watch, to its end. `Ok`: it ended in good order and can go on where it ended.
@@ -327,8 +329,8 @@ impl Reflector {
         // Not all watches end at once.
         let seconds = self.dice.between(timing.watch, timing.watch * 2).as_secs();
         let path = format!(
-            "{}?watch=true&allowWatchBookmarks=true&resourceVersion={revision}&timeoutSeconds={seconds}",
-            self.kind.path(version)
+            "{}watch=true&allowWatchBookmarks=true&resourceVersion={revision}&timeoutSeconds={seconds}",
+            self.kind.query(version, &self.scope)
         );
         let mut served = self.run.served.subscribe();
         let mut reopen = self.run.reopen.subscribe();
@@ -393,8 +395,8 @@ impl Reflector {
     }
 
     /// Waits until the kind is not served any more in this version.
-    async fn gone(&self, version: &str, served: &mut watch::Receiver<super::Served>) {
-        let still = |served: &super::Served| {
+    async fn gone(&self, version: &str, served: &mut watch::Receiver<Served>) {
+        let still = |served: &Served| {
             served.as_ref().is_none_or(|kinds| kinds.get(&self.number).is_some_and(|found| *found == version))
         };
         if self.kind.required || served.wait_for(|served| !still(served)).await.is_err() {
@@ -403,7 +405,7 @@ impl Reflector {
     }
 
     /// A line of a watch. Why the watch is over, if it is.
-    fn line(kind: &Kind, known: &mut Known, version: &str, line: &[u8], out: &mut Vec<Told>) -> Option<Stop> {
+    fn line(kind: &Kind, known: &mut O, version: &str, line: &[u8], out: &mut Vec<O::Told>) -> Option<Stop> {
         let Ok(event) = line::read(line, kind.keep) else {
             // What it said is lost: only a list can tell.
             known.garbled("an event", out);
@@ -434,15 +436,4 @@ impl Reflector {
         }
         None
     }
-}
-
-/// A value of a query.
-fn escaped(text: &str) -> String {
-    super::kinds::escaped(text)
-}
-
-/// The kinds and their loops.
-pub(super) fn all(run: &Arc<Run>) -> impl Iterator<Item = Reflector> {
-    let kinds = KINDS.iter().zip(&run.known).enumerate();
-    kinds.map(|(number, (kind, known))| Reflector::new(Arc::clone(run), number, kind, Arc::clone(known)))
 }

@@ -5,24 +5,24 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::keep::Keep;
+use crate::keep::Keep;
 
 /// Bytes of a line: an object, and some more.
 const MAX_LINE: usize = 4 * 1024 * 1024;
 
 /// Cuts what arrives into lines.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     held: Vec<u8>,
 }
 
 /// A line that is longer than any object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(crate) struct TooLong;
 
 impl Lines {
     /// Takes in more, and gives out the lines that are complete; empty ones are left out.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) -> Result<(), TooLong> {
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) -> Result<(), TooLong> {
         let mut parts = bytes.split(|byte| *byte == b'\n');
         let last = parts.next_back().unwrap_or_default();
         for part in parts {
@@ -50,17 +50,17 @@ impl Lines {
 
 /// A line: what happened, and to what.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// `ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK`, `ERROR`.
-    pub(super) kind: String,
-    pub(super) object: Value,
+    pub(crate) kind: String,
+    pub(crate) object: Value,
 }
 
 /// Reads a line, and of its object what is to be kept; a bookmark and an error are kept whole.
 ///
 /// # Errors
 /// It is no JSON, or no event.
-pub(super) fn read(line: &[u8], keep: Keep) -> Result<Line, serde_json::Error> {
+pub(crate) fn read(line: &[u8], keep: Keep) -> Result<Line, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(line);
     let found = Seed(keep).deserialize(&mut reader)?;
     reader.end()?;

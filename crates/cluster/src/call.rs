@@ -3,54 +3,73 @@
 use std::fmt;
 use std::time::Duration;
 
-use ::kube::Client;
 use ::kube::client::Body;
+use ::kube::{Client, Config};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::list::ListError;
-use crate::cluster::ClusterError;
+use crate::list::ListError;
 
 /// Bytes of the answer to a question about one object, or of an error.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CallError {
+pub enum CallError {
     /// The server said no.
     #[error("the API server answers {code} {reason}: {message}")]
-    Refused { code: u16, reason: String, message: String, retry_after: Option<Duration> },
+    Refused {
+        /// The status of HTTP.
+        code: u16,
+        /// `reason` of the answer.
+        reason: String,
+        /// `message` of the answer.
+        message: String,
+        /// When it may be asked again, if it says so.
+        retry_after: Option<Duration>,
+    },
     /// There was no answer.
     #[error("the API server cannot be reached")]
     Unreachable(#[source] Box<::kube::Error>),
+    /// It did not begin, or not go on, in time.
     #[error("the API server did not answer within {0:?}")]
     Slow(Duration),
+    /// The connection ended within the answer.
     #[error("the answer broke off")]
     Broken(#[source] Box<::kube::Error>),
+    /// The answer is longer than it may be.
     #[error("the answer has more than {0} bytes")]
     TooLarge(usize),
+    /// It is no JSON, or other JSON than asked for.
     #[error("the answer is not what was asked for")]
     Garbled(#[source] serde_json::Error),
+    /// It is no list.
     #[error("the answer is not what was asked for")]
     NoList(#[from] ListError),
+    /// Something that must not be.
     #[error("{0}")]
     Odd(&'static str),
+    /// A path or a header that HTTP does not allow.
     #[error("the request cannot be made")]
     Unmade(#[from] http::Error),
 }
 
 impl CallError {
-    pub(super) const fn code(&self) -> Option<u16> {
+    /// The status of HTTP, if the server answered.
+    #[must_use]
+    pub const fn code(&self) -> Option<u16> {
         match self {
             Self::Refused { code, .. } => Some(*code),
             _ => None,
         }
     }
 
-    pub(super) const fn retry_after(&self) -> Option<Duration> {
+    /// When the server wants to be asked again.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
             _ => None,
@@ -58,34 +77,57 @@ impl CallError {
     }
 
     /// Whether trying again may help without anybody doing something.
-    pub(super) const fn passes(&self) -> bool {
+    #[must_use]
+    pub const fn passes(&self) -> bool {
         match self.code() {
             Some(code) => code == 429 || code >= 500,
             None => true,
         }
     }
+}
 
-    /// As the seam has it.
-    pub(super) fn into_cluster(self, action: String) -> ClusterError {
-        match self.code() {
-            Some(401 | 403) => ClusterError::Denied { action, source: self.into() },
-            _ => ClusterError::Unavailable { action, source: self.into() },
-        }
+/// The API server cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// There is neither a kubeconfig nor a service account.
+    #[error(
+        "no API server is configured: set KUBECONFIG, or run in a pod with a service account, or use --cluster-dir"
+    )]
+    Unconfigured(#[source] Box<::kube::config::InferConfigError>),
+    /// What is configured cannot be used.
+    #[error("the client of the API server cannot be made")]
+    Client(#[source] Box<::kube::Error>),
+}
+
+/// A client for the API server that KUBECONFIG or the pod's service account names; or, with `endpoint`, for the one at that
+/// URL, with the service account's token and certificate authority all the same. It does not retry by itself: attempts and
+/// their pauses are ours.
+///
+/// # Errors
+/// There is none, or its configuration cannot be used.
+pub async fn connect(endpoint: Option<&http::Uri>) -> Result<Client, ConnectError> {
+    let mut config = Config::infer().await.map_err(|error| ConnectError::Unconfigured(Box::new(error)))?;
+    if let Some(endpoint) = endpoint {
+        config.cluster_url = endpoint.clone();
     }
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(10));
+    Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
 }
 
 /// What a list or an object is asked for as.
-pub(super) const JSON: &str = "application/json";
+pub const JSON: &str = "application/json";
 
 /// Only the metadata of each object.
-pub(super) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+pub(crate) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// The API server, as it is asked.
 #[derive(Clone)]
-pub(super) struct Api {
-    pub(super) client: Client,
+pub struct Api {
+    /// The client; it should not retry by itself.
+    pub client: Client,
     /// How long it may take to begin an answer, and over each further part of it.
-    pub(super) patience: Duration,
+    pub patience: Duration,
 }
 
 impl fmt::Debug for Api {
@@ -96,21 +138,27 @@ impl fmt::Debug for Api {
 
 impl Api {
     /// Sends a GET. The answer has begun, and is no refusal.
-    pub(super) async fn get(&self, path: &str, accept: &str) -> Result<Body, CallError> {
+    pub(crate) async fn get(&self, path: &str, accept: &str) -> Result<Body, CallError> {
         self.send(Request::get(path).header(ACCEPT, accept), Body::empty()).await
     }
 
     /// What a GET answers, whole.
-    pub(super) async fn object(&self, path: &str) -> Result<Vec<u8>, CallError> {
+    ///
+    /// # Errors
+    /// The server refuses it, does not answer in time, or answers with more than 4 MiB.
+    pub async fn object(&self, path: &str) -> Result<Vec<u8>, CallError> {
         self.read(self.get(path, JSON).await?).await
     }
 
-    /// Sends a JSON body.
-    pub(super) async fn write(&self, method: Method, path: &str, form: &str, body: &Value) -> Result<(), CallError> {
+    /// Sends a JSON body of the media type `form`. What the server answers, whole.
+    ///
+    /// # Errors
+    /// As [`Self::object`].
+    pub async fn write(&self, method: Method, path: &str, form: &str, body: &Value) -> Result<Vec<u8>, CallError> {
         let request = Request::builder().method(method).uri(path).header(ACCEPT, JSON).header(CONTENT_TYPE, form);
         let answer = self.send(request, Body::from(body.to_string().into_bytes())).await?;
         // Read to its end, so that the connection can be used again.
-        self.read(answer).await.map(drop)
+        self.read(answer).await
     }
 
     async fn send(&self, request: http::request::Builder, body: Body) -> Result<Body, CallError> {
@@ -152,7 +200,7 @@ impl Api {
 }
 
 /// The next part of an answer; none at its end.
-pub(super) async fn part(body: &mut Body, patience: Duration) -> Result<Option<bytes::Bytes>, CallError> {
+pub(crate) async fn part(body: &mut Body, patience: Duration) -> Result<Option<bytes::Bytes>, CallError> {
     loop {
         let frame = timeout(patience, body.frame()).await.map_err(|_elapsed| CallError::Slow(patience))?;
         match frame {

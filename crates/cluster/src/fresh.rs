@@ -2,11 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::cluster::Told;
+/// What there is to tell of all kinds together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// All are known.
+    Synced,
+    /// One cannot be read.
+    Stale {
+        /// Which, and why.
+        why: String,
+    },
+}
 
 /// What is known of the kinds. Each kind is told by a number.
 #[derive(Debug, Default)]
-pub(super) struct Fresh {
+pub(crate) struct Fresh {
     /// Kinds that have been told completely at least once, or that are known not to be served.
     complete: BTreeSet<usize>,
     /// Kinds whose list or watch fails, and why.
@@ -16,37 +26,37 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    pub(super) fn new(kinds: usize) -> Self {
+    pub(crate) fn new(kinds: usize) -> Self {
         Self { kinds, ..Self::default() }
     }
 
     /// A kind has been told completely, or its watch goes on.
-    pub(super) fn up(&mut self, kind: usize) -> Option<Told> {
+    pub(crate) fn up(&mut self, kind: usize) -> Option<Turn> {
         self.complete.insert(kind);
         self.down.remove(&kind);
         self.tell()
     }
 
     /// A kind cannot be read.
-    pub(super) fn down(&mut self, kind: usize, why: String) -> Option<Told> {
+    pub(crate) fn down(&mut self, kind: usize, why: String) -> Option<Turn> {
         self.down.insert(kind, why);
         self.tell()
     }
 
     /// How many kinds cannot be read.
-    pub(super) fn failing(&self) -> usize {
+    pub(crate) fn failing(&self) -> usize {
         self.down.len()
     }
 
-    fn tell(&mut self) -> Option<Told> {
+    fn tell(&mut self) -> Option<Turn> {
         match self.down.values().next() {
             Some(why) if self.told != Some(false) => {
                 self.told = Some(false);
-                Some(Told::Stale { why: why.clone() })
+                Some(Turn::Stale { why: why.clone() })
             }
             None if self.told != Some(true) && self.complete.len() == self.kinds => {
                 self.told = Some(true);
-                Some(Told::Synced)
+                Some(Turn::Synced)
             }
             _ => None,
         }
@@ -60,17 +70,17 @@ mod tests {
     #[test]
     fn it_is_synced_once_all_kinds_are_and_stale_while_one_fails() {
         let mut fresh = Fresh::new(2);
-        let stale = |why: &str| Some(Told::Stale { why: why.to_owned() });
+        let stale = |why: &str| Some(Turn::Stale { why: why.to_owned() });
         assert_eq!(fresh.up(0), None);
         assert_eq!(fresh.down(1, "away".to_owned()), stale("away"));
         assert_eq!(fresh.down(1, "still".to_owned()), None);
-        assert_eq!(fresh.up(1), Some(Told::Synced));
+        assert_eq!(fresh.up(1), Some(Turn::Synced));
         assert_eq!(fresh.up(0), None);
         assert_eq!(fresh.down(0, "a".to_owned()), stale("a"));
         assert_eq!(fresh.down(1, "b".to_owned()), None);
         assert_eq!(fresh.up(0), None);
         assert_eq!(fresh.failing(), 1);
-        assert_eq!(fresh.up(1), Some(Told::Synced));
+        assert_eq!(fresh.up(1), Some(Turn::Synced));
     }
 
     #[test]
@@ -78,6 +88,6 @@ mod tests {
         let mut fresh = Fresh::new(2);
         assert!(fresh.down(0, "a".to_owned()).is_some());
         assert_eq!(fresh.up(0), None);
-        assert_eq!(fresh.up(1), Some(Told::Synced));
+        assert_eq!(fresh.up(1), Some(Turn::Synced));
     }
 }

@@ -9,7 +9,7 @@ const MAX_METADATA: usize = 64 * 1024;
 
 /// What a list holds.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(crate) enum Part {
     /// The JSON of one element of `items`.
     Item(Vec<u8>),
     /// The JSON of `metadata`.
@@ -20,9 +20,11 @@ pub(super) enum Part {
 
 /// A text that is no list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ListError {
+pub enum ListError {
+    /// What came is no JSON object with a list, from this byte on.
     #[error("the list is no JSON object (byte {0})")]
     Garbled(u64),
+    /// It ended before its end, after so many bytes.
     #[error("the list breaks off after {0} bytes")]
     Broken(u64),
 }
@@ -50,7 +52,7 @@ enum At {
 
 /// The reader.
 #[derive(Debug)]
-pub(super) struct ListReader {
+pub(crate) struct ListReader {
     at: At,
     key: Vec<u8>,
     value: ValueEnd,
@@ -137,7 +139,7 @@ impl ListReader {
     ///
     /// # Errors
     /// The text is no list.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut out: impl FnMut(Part)) -> Result<(), ListError> {
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut out: impl FnMut(Part)) -> Result<(), ListError> {
         let mut rest = bytes;
         while let Some((byte, after)) = rest.split_first() {
             let length = if matches!(self.at, At::Value | At::InElement) {
@@ -158,7 +160,7 @@ impl ListReader {
     ///
     /// # Errors
     /// The list is not.
-    pub(super) const fn finish(&self) -> Result<(), ListError> {
+    pub(crate) const fn finish(&self) -> Result<(), ListError> {
         match self.at {
             At::End => Ok(()),
             _ => Err(ListError::Broken(self.read)),
