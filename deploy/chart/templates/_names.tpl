@@ -1,0 +1,140 @@
+{{- define "sluice.name" -}}
+{{- default (default "sluice" .Values.nameOverride) .Values.fullnameOverride | trunc 57 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "sluice.serviceAccount" -}}
+{{- default (include "sluice.name" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "sluice.image" -}}
+{{- with .Values.image -}}
+{{- .override | default (printf "%s:%s" .repository (.tag | default $.Chart.AppVersion)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sluice.labels" -}}
+app.kubernetes.io/name: sluice
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "sluice.selector" -}}
+app.kubernetes.io/name: sluice
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{/* Variables of a map, in the order of their names. */}}
+{{- define "sluice.env" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* What every daemon of a node is told. */}}
+{{- define "sluice.place" -}}
+- name: MY_NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+- name: SLUICE_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+{{- with .Values.apiServer }}{{ if .host }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .host | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .port | quote }}
+{{- end }}{{ end }}
+{{- end -}}
+
+{{/* The port that probes ask: of introspection, or of metrics where that is switched off. .env: the container's variables;
+.names and .ports: the variable of each address, and its default port. */}}
+{{- define "sluice.port" -}}
+{{- $off := ternary 1 0 (eq (get .env "DISABLE_INTROSPECTION" | toString | lower) "true") -}}
+{{- if and (eq $off 1) (eq (get .env "DISABLE_METRICS" | toString | lower) "true") -}}
+{{- fail (printf "%s: probes need one of its two ports: leave DISABLE_INTROSPECTION or DISABLE_METRICS false" .container) -}}
+{{- end -}}
+{{- $address := get .env (index .names $off) -}}
+{{- if $address -}}{{ $address | toString | splitList ":" | last }}{{- else -}}{{ index .ports $off }}{{- end -}}
+{{- end -}}
+
+{{- define "sluice.probes" -}}
+{{- $port := include "sluice.port" . -}}
+startupProbe:
+  httpGet: {host: 127.0.0.1, path: /livez, port: {{ $port }}}
+  periodSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  {{- if .liveness }}
+  {{- toYaml .liveness | nindent 2 }}
+  {{- else }}
+  httpGet: {host: 127.0.0.1, path: /livez, port: {{ $port }}}
+  timeoutSeconds: {{ .root.Values.livenessProbeTimeoutSeconds }}
+  periodSeconds: 10
+  failureThreshold: 6
+  {{- end }}
+readinessProbe:
+  {{- if .readiness }}
+  {{- toYaml .readiness | nindent 2 }}
+  {{- else }}
+  httpGet: {host: 127.0.0.1, path: /readyz, port: {{ $port }}}
+  timeoutSeconds: {{ .root.Values.readinessProbeTimeoutSeconds }}
+  periodSeconds: 5
+  failureThreshold: 2
+  {{- end }}
+{{- end -}}
+
+{{/* A container's security context: these capabilities and nothing else. */}}
+{{- define "sluice.security" -}}
+{{- $context := dict "runAsUser" 0 "runAsGroup" 0 "readOnlyRootFilesystem" true "allowPrivilegeEscalation" false
+  "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- $capabilities := dict "drop" (list "ALL") -}}
+{{- with .capabilities }}{{ $_ := set $capabilities "add" . }}{{ end -}}
+{{- $_ := set $context "capabilities" $capabilities -}}
+{{- toYaml (mustMergeOverwrite $context (deepCopy (default dict .more))) -}}
+{{- end -}}
+
+{{/* What the pods of all DaemonSets have in common. .root, .component, .automount. */}}
+{{- define "sluice.metadata" -}}
+labels:
+  {{- include "sluice.selector" . | nindent 2 }}
+  {{- with .root.Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .root.Values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "sluice.pod" -}}
+serviceAccountName: {{ include "sluice.serviceAccount" .root }}
+automountServiceAccountToken: {{ .automount }}
+hostNetwork: true
+priorityClassName: {{ .root.Values.priorityClassName }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,77 @@
+run "ipv4_has_no_action_of_ipv6" {
+  command = plan
+
+  assert {
+    condition     = !contains(output.actions, "ec2:AssignIpv6Addresses") && contains(output.actions, "ec2:AssignPrivateIpAddresses")
+    error_message = "what is not needed is not granted"
+  }
+  assert {
+    condition     = [for statement in jsondecode(output.policy).Statement : statement.Sid] == ["Read", "Tag", "Change"]
+    error_message = "three statements"
+  }
+}
+
+run "ipv6_alone_makes_no_eni" {
+  command = plan
+
+  variables {
+    families = ["ipv6"]
+  }
+
+  assert {
+    condition     = length(setintersection(output.actions, ["ec2:CreateNetworkInterface", "ec2:AttachNetworkInterface", "ec2:DeleteNetworkInterface"])) == 0
+    error_message = "pods of IPv6 alone have the primary ENI's /80"
+  }
+}
+
+run "both_families_have_every_action_of_the_list" {
+  command = plan
+
+  variables {
+    families = ["ipv4", "ipv6"]
+  }
+
+  assert {
+    condition     = toset(output.actions) == toset([for name in flatten(values(jsondecode(file("./actions.json")))) : "ec2:${name}"])
+    error_message = "actions.json and nothing else"
+  }
+}
+
+run "one_cluster_has_the_same_actions_and_every_change_has_a_condition" {
+  command = plan
+
+  variables {
+    families = ["ipv4", "ipv6"]
+    scope = {
+      cluster_name = "shop"
+      vpc_arn      = "arn:aws:ec2:us-west-2:111122223333:vpc/vpc-0123456789abcdef0"
+    }
+  }
+
+  assert {
+    condition     = toset(output.actions) == toset([for name in flatten(values(jsondecode(file("./actions.json")))) : "ec2:${name}"])
+    error_message = "a narrower scope takes no action away"
+  }
+  assert {
+    condition     = alltrue([for statement in jsondecode(output.policy).Statement : can(statement.Condition) || statement.Sid == "Read"])
+    error_message = "a change without a condition reaches beyond the cluster"
+  }
+  assert {
+    condition     = alltrue([for statement in jsondecode(output.policy).Statement : !contains(statement.Resource, "*") || statement.Sid == "Read"])
+    error_message = "a change of any resource reaches beyond the cluster"
+  }
+  assert {
+    condition     = output.eni_tags == tomap({ "cluster.k8s.amazonaws.com/name" = "shop" }) && output.instance_tags == tomap({ "kubernetes.io/cluster/shop" = "owned" })
+    error_message = "the tags that the conditions ask for"
+  }
+}
+
+run "other_families_are_refused" {
+  command = plan
+
+  variables {
+    families = ["ipx"]
+  }
+
+  expect_failures = [var.families]
+}

@@ -1,0 +1,254 @@
+"""The Helm chart, and the manifests that are made from it."""
+
+import functools
+import json
+import re
+import tempfile
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+from check import ROOT, check, current, run
+
+CHART = ROOT / "deploy/chart"
+# The versions whose schemas everything is held against: the newest, and the oldest that the tool has.
+KUBERNETES = ["1.32", "1.37"]
+COMBINATIONS = yaml.safe_load((ROOT / "tests/deploy/combinations.yaml").read_text())
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+def template(values, *more):
+    """What Helm makes of values, as text."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        return run("helm", "template", "sluice", CHART, "--namespace", "kube-system", "--values", file.name, *more)
+
+
+@functools.cache
+def rendered(name):
+    """The objects of a documented combination."""
+    return [found for found in yaml.safe_load_all(template(COMBINATIONS[name])) if found]
+
+
+def definitions():
+    """The definitions in crds/, by group, version and kind."""
+    found = {}
+    for path in sorted((CHART / "crds").glob("*.yaml")):
+        definition = yaml.safe_load(path.read_text())
+        for version in definition["spec"]["versions"]:
+            names = (definition["spec"]["group"], version["name"], definition["spec"]["names"]["kind"])
+            found[names] = version["schema"]["openAPIV3Schema"]
+    return found
+
+
+def closed(schema):
+    """A schema that refuses what it does not name, where it does not say that it keeps everything."""
+    if "properties" not in schema:
+        return schema
+    properties = {name: closed(inner) for name, inner in schema["properties"].items()}
+    return {"additionalProperties": bool(schema.get("x-kubernetes-preserve-unknown-fields"))} | schema | {"properties": properties}
+
+
+def validate(found):
+    """An object is what its kind may be, with nothing that the kind does not know."""
+    group, _, version = found["apiVersion"].rpartition("/")
+    own = definitions().get((group, version, found["kind"]))
+    if own:
+        schema = closed(own)
+        schema["properties"]["metadata"] = {"type": "object"}
+        jsonschema.validate(found, schema)
+        return
+    for kubernetes in KUBERNETES:
+        kubernetes_validate.validate(found, kubernetes, strict=True)
+
+
+def containers(found):
+    """All containers of a DaemonSet, those that come first included."""
+    pod = found["spec"]["template"]["spec"]
+    return pod.get("initContainers", []) + pod["containers"]
+
+
+def daemonsets():
+    """Each DaemonSet of each combination."""
+    for name in COMBINATIONS:
+        for found in rendered(name):
+            if found["kind"] == "DaemonSet":
+                yield name, found
+
+
+@check
+def it_is_a_chart():
+    run("helm", "lint", "--strict", CHART)
+
+
+@check
+def every_combination_of_values_is_what_kubernetes_takes():
+    seen = set()
+    for name in COMBINATIONS:
+        assert rendered(name), name
+        for found in rendered(name):
+            # Most combinations have most objects in common.
+            text = json.dumps(found, sort_keys=True)
+            if text in seen:
+                continue
+            seen.add(text)
+            try:
+                validate(found)
+            except (kubernetes_validate.ValidationError, jsonschema.ValidationError) as error:
+                raise AssertionError(f"{name}: {found['kind']} {found['metadata']['name']}: {error}") from error
+
+
+@check
+def a_field_that_kubernetes_does_not_know_is_refused():
+    spoilt = json.loads(json.dumps(next(found for name, found in daemonsets())))
+    spoilt["spec"]["template"]["spec"]["hostNetwrok"] = True
+    try:
+        validate(spoilt)
+    except kubernetes_validate.ValidationError:
+        pass
+    else:
+        raise AssertionError("it passed")
+    config = {"apiVersion": "crd.k8s.amazonaws.com/v1alpha1", "kind": "ENIConfig", "metadata": {"name": "a"}}
+    config["spec"] = {"subnet": "subnet-1", "securityGroup": ["sg-1"]}
+    try:
+        validate(config)
+    except jsonschema.ValidationError:
+        return
+    raise AssertionError("it passed")
+
+
+@check
+def definitions_are_what_kubernetes_takes():
+    for path in sorted((CHART / "crds").glob("*.yaml")):
+        validate(yaml.safe_load(path.read_text()))
+
+
+@check
+def wrong_values_are_refused():
+    def refused(values, word):
+        try:
+            template(values)
+        except AssertionError as error:
+            assert word in str(error), error
+            return
+        raise AssertionError(f"{values} passed")
+
+    refused({"enableNetworkPolicies": True}, "enableNetworkPolicies")
+    refused({"env": {"WARM_ENI_TARGET": [1]}}, "WARM_ENI_TARGET")
+    refused({"cniConfig": {"extraPlugins": [{"type": "sluice-eni"}]}}, "extraPlugins")
+    refused({"env": {"DISABLE_INTROSPECTION": "true", "DISABLE_METRICS": "true"}}, "probes need one")
+    refused({"eniConfig": {"create": True, "subnets": {"a": {"id": "vpc-1"}}}}, "subnets")
+
+
+@check
+def every_value_is_documented():
+    documented, path, words, inside = {}, [], [], None
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        key = re.match(r"^( *)([A-Za-z0-9]+):", line)
+        if said := re.match(r"^\s*# -- (.*)", line):
+            words.append(said[1])
+        elif key and (inside is None or len(key[1]) // 2 <= inside):
+            depth = len(key[1]) // 2
+            path = [*path[:depth], key[2]]
+            # What stands below a documented value is its default.
+            inside = depth if words else None
+            if words:
+                documented[".".join(path)] = " ".join(words)
+            words = []
+
+    def walk(values, at=()):
+        for name, value in values.items():
+            here = ".".join([*at, name])
+            if here in documented:
+                yield here, value
+            else:
+                assert isinstance(value, dict) and value, f"values.yaml: {here} has no comment that begins with `# --`"
+                yield from walk(value, (*at, name))
+
+    table = ["| value | default | meaning |", "|---|---|---|"]
+    for name, value in walk(VALUES):
+        shown = json.dumps(value) if not isinstance(value, dict) or len(json.dumps(value)) < 60 else "see values.yaml"
+        table.append(f"| `{name}` | `{shown}` | {documented[name].replace('|', '/')} |".replace("`see values.yaml`", "see values.yaml"))
+    readme = (CHART / "README.md").read_text()
+    begin, end = "<!-- values -->\n", "<!-- /values -->"
+    before, rest = readme.split(begin)
+    current("deploy/chart/README.md", before + begin + "\n".join(table) + "\n" + end + rest.split(end)[1])
+    for name in COMBINATIONS:
+        assert f"### {name}\n" in readme, f"README.md does not show the combination {name!r}"
+
+
+@check
+def variables_in_values_are_known():
+    known = set(re.findall(r"^\| `([A-Z][A-Za-z0-9_]+)`", "".join((ROOT / "docs" / page).read_text() for page in ["configuration.md", "policyd.md", "sluice-proxy.md"]), re.M))
+    used = set(VALUES["env"]) | {name for values in COMBINATIONS.values() for part in [values, values.get("policyd", {}), values.get("proxy", {})] for name in part.get("env", {})}
+    assert used <= known, f"no page lists {sorted(used - known)}"
+
+
+@check
+def containers_have_no_more_rights_than_are_listed():
+    rights = {
+        "plugins": [], "conflist": [], "done": [], "ipamd": ["NET_ADMIN"], "policyd": ["BPF", "NET_ADMIN", "PERFMON"],
+        "proxy": ["BPF", "NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "PERFMON", "SYS_ADMIN"],
+    }
+    privileged = {"namespaces", "uninstall"}
+    for name, found in daemonsets():
+        for container in containers(found):
+            context, who = container["securityContext"], f"{name}: {container['name']}"
+            assert context["readOnlyRootFilesystem"] is True, who
+            if container["name"] in privileged:
+                assert context["privileged"] is True and container in found["spec"]["template"]["spec"]["initContainers"], who
+                continue
+            assert "privileged" not in context and context["allowPrivilegeEscalation"] is False, who
+            assert context["capabilities"]["drop"] == ["ALL"], who
+            assert context["capabilities"].get("add", []) == rights[container["name"]], who
+            two_ways = [mount for mount in container.get("volumeMounts", []) if mount.get("mountPropagation") == "Bidirectional"]
+            assert not two_ways, f"{who}: the API server lets only privileged containers mount both ways"
+
+
+@check
+def pods_are_where_a_node_needs_them():
+    for name, found in daemonsets():
+        pod = found["spec"]["template"]["spec"]
+        assert pod["hostNetwork"] is True and pod["priorityClassName"] == "system-node-critical", name
+        mounted = {mount["name"] for container in containers(found) for mount in container.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}, f"{name}: volumes that are missing or not used"
+        for container in containers(found):
+            assert "ports" not in container, f"{name}: a declared port of the host's network keeps a second pod from the node"
+        with_token = found["spec"]["template"]["spec"]["automountServiceAccountToken"]
+        assert with_token is (found["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"] == "node"), name
+        for container in pod["containers"]:
+            if container["name"] in ("ipamd", "policyd", "proxy"):
+                assert container["livenessProbe"] and container["readinessProbe"] and container["startupProbe"], name
+
+
+@check
+def the_proxy_surges_and_outlives_its_drain():
+    for name, found in daemonsets():
+        if not found["metadata"]["name"].endswith("-proxy"):
+            continue
+        update, pod = found["spec"]["updateStrategy"]["rollingUpdate"], found["spec"]["template"]["spec"]
+        assert update["maxUnavailable"] == 0 and update["maxSurge"], name
+        env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+        assert int(env["SLUICE_PROXY_DRAIN"]) < pod["terminationGracePeriodSeconds"], name
+
+
+@check
+def manifests_are_the_chart_rendered():
+    head = "# Made from deploy/chart by tests/deploy/run --update. {}\n"
+    crds = "".join(f"---\n{path.read_text()}" for path in sorted((CHART / "crds").glob("*.yaml")))
+    current("deploy/manifests/crds.yaml", head.format("`kubectl create -f`: what is there already is left as it is.") + crds)
+    for name, values, words in [
+        ("sluice", {}, "The defaults; `kubectl apply -f`."),
+        ("addresses-only", {"enableNetworkPolicy": False}, "Without gates on pods."),
+        ("uninstall", {"uninstall": True}, "In place of the others: takes Sluice off the nodes."),
+    ]:
+        text = "\n".join(line for line in template(values).splitlines() if line.strip() and not line.startswith("# Source:"))
+        current(f"deploy/manifests/{name}.yaml", head.format(words) + text.replace("managed-by: Helm", "managed-by: kubectl") + "\n")
+
+
+@check
+def the_conformance_job_is_what_kubernetes_takes():
+    for found in yaml.safe_load_all((ROOT / "deploy/conformance.yaml").read_text()):
+        validate(found)

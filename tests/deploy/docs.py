@@ -1,0 +1,76 @@
+"""The documentation: a book that builds, links that lead somewhere, no page that is in no list."""
+
+import html
+import re
+import tempfile
+
+from check import ROOT, check, current, run
+
+DOCS = ROOT / "docs"
+# What people read.
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "deploy").rglob("*.md"), *(ROOT / "terraform").rglob("*.md"), ROOT / "crates/vpcsim/README.md"])
+
+
+def without_code(text):
+    """A page without its blocks and spans of code."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub and mdBook make them."""
+    found = set()
+    for line in re.sub(r"^```.*?^```", "", text, flags=re.M | re.S).splitlines():
+        if heading := re.match(r"^#+ (.*)", line):
+            plain = re.sub(r"[^\w\- ]", "", html.unescape(heading[1]).lower())
+            found.add(plain.strip().replace(" ", "-"))
+    return found
+
+
+@check
+def links_within_the_repository_lead_somewhere():
+    wrong = []
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+            if re.match(r"[a-z]+:", link):
+                continue
+            path, _, anchor = link.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            if not there.exists() or ROOT not in there.parents and there != ROOT:
+                wrong.append(f"{page.relative_to(ROOT)}: {link}")
+            elif anchor and anchor not in anchors(there.read_text()):
+                wrong.append(f"{page.relative_to(ROOT)}: {link} has no such heading")
+    assert not wrong, "\n".join(wrong)
+
+
+@check
+def decisions_are_listed():
+    head = "# Decisions\n\nWhat is hard to take back, or departs from what one would expect.\n\n"
+    pages = sorted(DOCS.glob("adr/0*.md"))
+    listed = "".join(f"- [{page.read_text().splitlines()[0].removeprefix('# ')}]({page.name})\n" for page in pages)
+    current("docs/adr/README.md", head + listed)
+
+
+@check
+def every_page_is_in_the_book():
+    listed = set(re.findall(r"\]\(([^)]+)\)", (DOCS / "SUMMARY.md").read_text()))
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.glob("*.md")} - {"SUMMARY.md"}
+    assert pages | {"adr/README.md"} == listed, f"docs/SUMMARY.md lacks {sorted(pages - listed)}"
+
+
+@check
+def the_book_builds():
+    with tempfile.TemporaryDirectory() as directory:
+        run("mdbook", "build", DOCS, "--dest-dir", directory)
+        assert "Sluice" in open(f"{directory}/getting-started.html").read()
+
+
+@check
+def units_have_the_capabilities_of_their_containers():
+    chart = (ROOT / "deploy/chart/templates").glob("*.yaml")
+    lists = re.findall(r"command: \[/usr/local/bin/(sluice-\w+)\].*?\"capabilities\" \(list ([^)]*)\)", "".join(path.read_text() for path in chart), re.S)
+    granted = {name: sorted(re.findall(r'"(\w+)"', words)) for name, words in lists}
+    for name in ["sluice-ipamd", "sluice-policyd", "sluice-proxy"]:
+        unit = (ROOT / f"deploy/systemd/{name}.service").read_text()
+        bounded = sorted(word.removeprefix("CAP_") for word in re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.M)[1].split())
+        assert bounded == granted[name], f"{name}: the unit has {bounded}, the chart {granted[name]}"
