@@ -1,6 +1,7 @@
 //! HTTP ports. A busy port is tried again, never fatal; connections are limited.
 
 mod bounded;
+pub mod health;
 
 use std::net::SocketAddr;
 use std::time::Duration;

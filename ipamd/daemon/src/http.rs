@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use sluice_daemon::http::health::{self, Health};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
 
 use crate::config::{Config, Effect, VARIABLES};
@@ -26,11 +27,14 @@ pub(crate) struct Pages {
 
 /// Serves metrics for as long as it is polled.
 pub(crate) async fn serve_metrics(address: SocketAddr, pages: Pages) {
-    serve("metrics", address, Router::new().route("/metrics", get(metrics)).with_state(pages)).await;
+    let health = health(&pages);
+    let router = Router::new().route("/metrics", get(metrics)).with_state(pages).merge(health);
+    serve("metrics", address, router).await;
 }
 
 /// Serves introspection for as long as it is polled.
 pub(crate) async fn serve_introspection(address: SocketAddr, pages: Pages) {
+    let health = health(&pages);
     let router = Router::new()
         .route("/", get(index))
         .route("/v1/enis", get(enis))
@@ -38,8 +42,24 @@ pub(crate) async fn serve_introspection(address: SocketAddr, pages: Pages) {
         .route("/v1/calls", get(calls))
         .route("/v1/ipamd-env-settings", get(daemon_settings))
         .route("/v1/networkutils-env-settings", get(network_settings))
-        .with_state(pages);
+        .with_state(pages)
+        .merge(health);
     serve("introspection", address, router).await;
+}
+
+/// What a kubelet asks.
+fn health(pages: &Pages) -> Router {
+    let handle = pages.handle.clone();
+    health::pages(move || {
+        let handle = handle.clone();
+        async move {
+            match handle.look().await {
+                Some(view) if view.ready => Health::Ready,
+                Some(_) => Health::NotReady("no address can be handed out yet\n"),
+                None => Health::Silent,
+            }
+        }
+    })
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use sluice_daemon::http::health::{self, Health};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
 
 use crate::config::{Config, VARIABLES};
@@ -30,17 +31,33 @@ pub(crate) async fn serve_pages(pages: Pages) {
             serve(what, address, router).await;
         }
     };
-    let metrics_page = Router::new().route("/metrics", get(metrics)).with_state(pages.clone());
+    let metrics_page = Router::new().route("/metrics", get(metrics)).with_state(pages.clone()).merge(health(&pages));
     let introspection_pages = Router::new()
         .route("/", get(index))
         .route("/v1/names", get(names))
         .route("/v1/policy", get(policy))
         .route("/v1/settings", get(settings))
-        .with_state(pages.clone());
+        .with_state(pages.clone())
+        .merge(health(&pages));
     tokio::join!(
         serve_at("metrics", pages.config.metrics_address, metrics_page),
         serve_at("introspection", pages.config.introspection_address, introspection_pages),
     );
+}
+
+/// What a kubelet asks.
+fn health(pages: &Pages) -> Router {
+    let handle = pages.handle.clone();
+    health::pages(move || {
+        let handle = handle.clone();
+        async move {
+            match handle.look().await {
+                Some(view) if view.serving => Health::Ready,
+                Some(_) => Health::NotReady("the cluster's policies are not known yet\n"),
+                None => Health::Silent,
+            }
+        }
+    })
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {

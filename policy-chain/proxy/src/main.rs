@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use sluice_daemon::log::{self, ErrorChain};
 use sluice_proxy::config::Config;
+use sluice_proxy::net::place;
 use sluice_proxy::run::run;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,17 +21,28 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// environment variables: SLUICE_* (docs/sluice-proxy.md).
 #[derive(Debug, Parser)]
 #[command(name = "sluice-proxy", version)]
-struct Arguments {}
+struct Arguments {
+    /// Make the namespaces in which the proxy's sockets live, where they are not there yet, and end. They outlive the process
+    /// that makes them only if its mounts reach the host, which takes a privileged container; what then runs needs less.
+    #[arg(long)]
+    make_namespaces: bool,
+}
 
 /// Exit status for a configuration that cannot be used.
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
-    let Arguments {} = Arguments::parse();
+    let Arguments { make_namespaces } = Arguments::parse();
     let config = match Config::from_environment() {
         Ok(config) => config,
         Err(faults) => return refuse(&faults, BAD_CONFIGURATION),
     };
+    if make_namespaces {
+        return match place::make(&config.namespaces()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refuse(&ErrorChain(&error), 1),
+        };
+    }
     if let Err(fault) = log::start(&config.log_filter, config.log_format) {
         return refuse(&ErrorChain(&fault), BAD_CONFIGURATION);
     }

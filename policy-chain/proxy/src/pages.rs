@@ -14,6 +14,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use futures_util::stream;
 use serde_json::{Value, json};
+use sluice_daemon::http::health::{self, Health};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
 use sluice_policy_bpf::reader::Reader;
 use tokio::time::Instant;
@@ -58,18 +59,28 @@ pub(crate) async fn serve_pages(pages: Pages) {
             serve(what, address, router).await;
         }
     };
-    let metrics_page = Router::new().route("/metrics", get(metrics)).with_state(pages.clone());
+    let metrics_page = Router::new().route("/metrics", get(metrics)).with_state(pages.clone()).merge(health(&pages));
     let introspection_pages = Router::new()
         .route("/", get(index))
         .route("/v1/connections", get(connections))
         .route("/v1/policy", get(policy))
         .route("/v1/records", get(records))
         .route("/v1/settings", get(settings))
-        .with_state(pages.clone());
+        .with_state(pages.clone())
+        .merge(health(&pages));
     tokio::join!(
         serve_at("metrics", pages.config.metrics_address, metrics_page),
         serve_at("introspection", pages.config.introspection_address, introspection_pages),
     );
+}
+
+/// What a kubelet asks. A worker that has ended ends the process; so what answers here lives.
+fn health(pages: &Pages) -> Router {
+    let metrics = Arc::clone(&pages.metrics);
+    health::pages(move || {
+        let serving = metrics.serving();
+        async move { if serving { Health::Ready } else { Health::NotReady("what gates redirect is not served\n") } }
+    })
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {

@@ -1,7 +1,8 @@
 //! Sysctls below `/proc/sys/net`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::IfName;
@@ -15,6 +16,9 @@ pub struct InvalidSysctlKey {
     /// What was given, cut to 120 characters.
     pub key: String,
 }
+
+/// Where a container that sets sysctls of the host has the host's `/proc/sys/net` mounted: below here, at `net`.
+const HOST_PROC_SYS: &str = "/host/proc/sys";
 
 /// The name of a sysctl: its path below `/proc/sys`, such as `net/ipv4/conf/eth0/rp_filter`. Written with slashes,
 /// because an interface's name may have dots.
@@ -54,10 +58,13 @@ impl SysctlKey {
         &self.0
     }
 
-    /// The file.
+    /// The file. A container has `/proc/sys` read-only; where the host's is mounted at `HOST_PROC_SYS` as well, it is that
+    /// one, which shows the same: the network namespace of whoever looks.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        PathBuf::from("/proc/sys").join(&self.0)
+        static ROOT: LazyLock<&str> =
+            LazyLock::new(|| if Path::new(HOST_PROC_SYS).join("net").is_dir() { HOST_PROC_SYS } else { "/proc/sys" });
+        Path::new(*ROOT).join(&self.0)
     }
 }
 

@@ -241,6 +241,17 @@ impl Places {
     }
 }
 
+/// Makes both namespaces below `directory`, where they are not there yet. Links and what is inside are a proxy's to make.
+///
+/// # Errors
+/// [`NamespaceError`].
+pub fn make(directory: &Path) -> Result<(), NamespaceError> {
+    for direction in [Direction::Ingress, Direction::Egress] {
+        open_or_make(&directory.join(name(direction)))?;
+    }
+    Ok(())
+}
+
 /// Takes both namespaces and their links away. Nothing there is success.
 ///
 /// # Errors
