@@ -5,6 +5,7 @@ mod demo;
 mod exit;
 mod explain;
 mod files;
+mod install;
 mod paint;
 mod plan;
 mod policy;
@@ -27,11 +28,15 @@ enum Command {
     Demo(demo::Options),
     /// Say whether one may reach another, and which rules say so.
     Explain(explain::Options),
+    /// Put the plugins and the conflist on this node, for its container runtime.
+    Install(install::Options),
     /// Say what a node's address pool will hold with given settings, before anybody runs them.
     Plan(plan::Options),
     /// Work with network policies, without a cluster.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Take Sluice off this node.
+    Uninstall(install::UninstallOptions),
 }
 
 fn main() -> ExitCode {
@@ -46,7 +51,9 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Demo(options) => demo::main(&options),
         Command::Explain(options) => explain::main(&options),
+        Command::Install(options) => install::install(&options),
         Command::Plan(options) => plan::main(&options),
         Command::Policy(command) => policy::main(&command),
+        Command::Uninstall(options) => install::uninstall(&options),
     }
 }

@@ -21,6 +21,7 @@ mod crash;
 mod families;
 mod gate;
 mod input;
+mod install;
 mod kube_source;
 mod l7;
 mod law;

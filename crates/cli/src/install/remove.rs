@@ -1,0 +1,164 @@
+//! Taking Sluice off a node.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sluice_contract::id::IfName;
+use sluice_contract::node::{
+    BPF_DIR, RULE_EXTERNAL_SERVICE, RULE_FROM_ENI, RULE_FROM_POD, RULE_PRIMARY_ENI_MARK, RULE_TO_POD, TABLE_MAIN, veth,
+};
+use sluice_hostnet::desired::{Desired, RouteScope, RuleScope, View};
+use sluice_hostnet::host::{Host, ObserveError, ReconcileError};
+use sluice_hostnet::netlink::{LinkError, OpenError};
+use sluice_hostnet::netns::{Namespace, NamespaceError};
+use sluice_hostnet::state::{Family, LinkKind, NftFamily, NftTableId, Rule};
+use sluice_hostnet::tc::{Hook, Slot, TcError};
+
+use super::conflist::{self, ConflistError};
+use super::files::{self, FileError};
+use super::{Places, ready};
+
+/// The priorities of rules that ipamd makes.
+const RULES: [u32; 5] = [RULE_TO_POD, RULE_PRIMARY_ENI_MARK, RULE_EXTERNAL_SERVICE, RULE_FROM_POD, RULE_FROM_ENI];
+
+/// The names under which policyd's programs stand at links.
+const PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "drop", "uplink"];
+
+/// The host's ends of the proxy's links.
+const PROXY_LINKS: [&str; 2] = ["sluice-egress", "sluice-ingress"];
+
+/// Why something is still there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RemoveError {
+    /// Daemons would put back what is taken away.
+    #[error("{} still {} on this node: stop {} first", .0.join(" and "), if .0.len() == 1 { "runs" } else { "run" }, if .0.len() == 1 { "it" } else { "them" })]
+    Running(Vec<&'static str>),
+    /// Pods need the plugins for their DEL.
+    #[error(
+        "{pods} pods of this node still have addresses of Sluice; {next}, then run this again (--force takes everything away now, and cuts them off)"
+    )]
+    Pods {
+        /// How many.
+        pods: usize,
+        /// What to do.
+        next: &'static str,
+    },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Conflist(#[from] ConflistError),
+    #[error("netlink cannot be used")]
+    Netlink(#[from] OpenError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Tc(#[from] TcError),
+    #[error("cannot look at the host's network")]
+    Observe(#[from] ObserveError),
+    #[error("cannot clear the host's network")]
+    Reconcile(#[from] ReconcileError),
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+}
+
+/// Takes everything away, the conflist last; what is not there any more is passed over.
+pub(super) async fn everything(places: &Places, force: bool, say: &dyn Fn(&str)) -> Result<(), RemoveError> {
+    let running = ready::running(&places.run_dir).await;
+    if !running.is_empty() {
+        return Err(RemoveError::Running(running));
+    }
+    let conflist = places.conflist();
+    let other = conflist::has_other(&places.net_dir, &conflist)?;
+    let host = Host::current()?;
+    let links = host.netlink().links().await?;
+    let is_pod = |alias: &Option<String>| alias.as_deref().is_some_and(veth::is_ours);
+    let pods = links.iter().filter(|link| is_pod(&link.alias)).count();
+    if pods > 0 && !force {
+        if other && files::remove(&conflist)? {
+            say(&format!("{} is gone: new pods are another plugin's", conflist.display()));
+        }
+        let next = if other { "restart them" } else { "drain the node" };
+        return Err(RemoveError::Pods { pods, next });
+    }
+
+    for link in links.iter().filter(|link| is_pod(&link.alias)) {
+        host.netlink().delete_link(link.index).await?;
+    }
+    for link in links.iter().filter(|link| !is_pod(&link.alias)) {
+        filters(&host, link.index).await?;
+    }
+    // Links at hooks go with their pins.
+    if files::remove_all(Path::new(BPF_DIR))? {
+        say("programs and maps are gone from the kernel");
+    }
+    for name in PROXY_LINKS {
+        if let Ok(name) = IfName::new(name) {
+            host.netlink().delete_link_if(&name, |link| link.kind == LinkKind::Veth).await?;
+        }
+    }
+    for name in ["egress", "ingress"] {
+        Namespace::remove(places.run_dir.join("netns").join(name))?;
+    }
+    network(&host, has_vpc_cni(&places.net_dir), say).await?;
+    for name in conflist::OURS {
+        if files::remove(&places.bin_dir.join(name))? {
+            say(&format!("{} is gone", places.bin_dir.join(name).display()));
+        }
+    }
+    if files::remove_all(&places.run_dir)? {
+        say(&format!("{} is gone", places.run_dir.display()));
+    }
+    if files::remove(&conflist)? {
+        let next = if other {
+            "new pods are another plugin's"
+        } else {
+            "no other is there: the node starts no pods until one is"
+        };
+        say(&format!("{} is gone; {next}", conflist.display()));
+    }
+    Ok(())
+}
+
+/// Takes policyd's programs off the hooks of a link.
+async fn filters(host: &Host, index: u32) -> Result<(), RemoveError> {
+    for hook in Hook::ALL {
+        // A link may end, and one without hooks has no filters.
+        let Ok(filters) = host.netlink().filters(index, hook).await else { continue };
+        let is_ours = |name: &Option<String>| name.as_deref().is_some_and(|name| PROGRAMS.contains(&name));
+        if filters.iter().any(|filter| filter.slot == Slot::GATE && is_ours(&filter.name)) {
+            host.netlink().remove_filter(index, hook, Slot::GATE).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the AWS VPC CNI has a conflist: its rules and routes are the same as ours, and stay for it.
+fn has_vpc_cni(net_dir: &Path) -> bool {
+    let entries = fs::read_dir(net_dir).into_iter().flatten().filter_map(io::Result::ok);
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.iter().any(|path| conflist::names(path, "aws-cni"))
+}
+
+/// Takes rules, routes of secondary ENIs and nftables away.
+async fn network(host: &Host, handed_over: bool, say: &dyn Fn(&str)) -> Result<(), RemoveError> {
+    let mut gone = Desired::default();
+    for family in [NftFamily::Ip, NftFamily::Ip6] {
+        gone.scope.nft.insert(NftTableId::new(family, "sluice"));
+    }
+    if !handed_over {
+        let view = View { rules: Family::ALL.into_iter().collect(), ..View::default() };
+        let rules: Vec<Rule> = host.observe(&view).await?.rules.into_iter().collect();
+        for rule in rules.iter().filter(|rule| RULES.contains(&rule.priority)) {
+            gone.scope.rules.insert(RuleScope::priority(rule.family, rule.priority));
+            let own = matches!(rule.priority, RULE_FROM_POD | RULE_FROM_ENI) && rule.table != TABLE_MAIN;
+            if own {
+                gone.scope.routes.insert(RouteScope::table(rule.table, rule.family));
+            }
+        }
+    }
+    host.reconcile(&gone).await?;
+    say(if handed_over { "rules and routes stay for the AWS VPC CNI" } else { "rules, routes and nftables are gone" });
+    Ok(())
+}
