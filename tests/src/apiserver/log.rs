@@ -12,6 +12,8 @@ const REMEMBERED: usize = 10_000;
 pub struct Request {
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `discovery`.
     pub verb: &'static str,
+    /// API group of the kind; empty for the core group and for `discovery`.
+    pub group: String,
     /// Plural of the kind; the path for `discovery`.
     pub plural: String,
     /// Namespace; empty where there is none.

@@ -184,6 +184,7 @@ fn record(shared: &Shared, asked: &Asked, verb: &'static str, plural: String, st
     let part = |part: fn(&super::ObjectPath) -> &String| path.map(part).cloned().unwrap_or_default();
     shared.state().log.add(log::Request {
         verb,
+        group: part(|path| &path.table.group),
         plural,
         namespace: part(|path| &path.namespace),
         name: part(|path| &path.name),

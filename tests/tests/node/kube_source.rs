@@ -4,5 +4,6 @@
 mod chaos;
 mod failing;
 mod observer;
+mod rights;
 mod telling;
 mod writing;
