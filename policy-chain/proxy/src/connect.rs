@@ -20,7 +20,7 @@ pub trait Connect: Send + Sync + 'static {
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Upstream {
-    /// The connection; nothing has been sent on it.
+    /// The connection, with `TCP_NODELAY`; nothing has been sent on it.
     pub stream: TcpStream,
     /// Where its packets go: [`Flow::server`], or the backend that the node's service proxy has chosen in its place.
     pub backend: SocketAddr,

@@ -96,6 +96,8 @@ counters! {
     requests_refused,
     /// HTTP requests that were malformed, or could be read in more than one way.
     requests_bad,
+    /// HTTP requests for a path with escaped slashes, answered with where to ask for it without them.
+    requests_moved,
     /// Connections whose rules are for HTTP or TLS and that spoke something else.
     other_protocols,
     /// Request heads with too many octets or fields.
@@ -120,6 +122,17 @@ counters! {
     tls_bad,
     /// TLS connections whose ClientHello has an encrypted part, so that the server's name may be another.
     tls_encrypted_hello,
+}
+
+impl Counters {
+    /// The count of requests that are answered with this status without having been judged.
+    pub(crate) const fn unjudged(&self, status: u16) -> &AtomicU64 {
+        match status {
+            307 => &self.requests_moved,
+            431 => &self.heads_too_large,
+            _ => &self.requests_bad,
+        }
+    }
 }
 
 /// One more.
@@ -153,7 +166,7 @@ impl<P: Policy, R: Recorder, C: Connect> Engine<P, R, C> {
     }
 
     /// Serves a connection to its end. `rules` are those of the flow to [`Flow::server`] as of `version`, and do not look for
-    /// DNS.
+    /// DNS. The connection has `TCP_NODELAY`: nobody waits for more octets before these are sent.
     ///
     /// Everything that can go wrong ends in an answer to the client, a counter and a record.
     pub async fn serve(&self, client: TcpStream, flow: Flow, rules: Arc<Rules>, version: u64) {
@@ -163,8 +176,6 @@ impl<P: Policy, R: Recorder, C: Connect> Engine<P, R, C> {
             reset(&client);
             return;
         };
-        // Nobody waits for more octets before these are sent; it fails on a closed socket only.
-        client.set_nodelay(true).ok();
         let session = Session::new(self, flow, rules, version, place);
         match session.rules().looks {
             Looks::Http | Looks::HttpOrTls => http::serve(session, client).await,

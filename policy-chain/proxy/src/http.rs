@@ -204,12 +204,12 @@ async fn refuse<P: Policy, R: Recorder, C: Connect>(
     answer: Answer,
 ) {
     session.record_failed(unreadable(Version::Http11, answer.status), answer.why);
-    close_with(&mut client, from_client, answer, &session.engine.counters).await;
+    close_with(&mut client, from_client, &answer, &session.engine.counters).await;
 }
 
 /// Writes an answer and ends the connection so that the client gets to read it: a socket that is closed with octets unread
 /// is reset, and a reset overtakes what was written.
-async fn close_with(client: &mut TcpStream, mut from_client: Buffer, answer: Answer, counters: &Counters) {
+async fn close_with(client: &mut TcpStream, mut from_client: Buffer, answer: &Answer, counters: &Counters) {
     let progress = Progress::within(LINGER);
     let work = async {
         let (mut read, mut write) = client.split();

@@ -121,7 +121,6 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
                 });
             }
         };
-        upstream.stream.set_nodelay(true).ok();
         self.backend = Some(upstream.backend);
         if upstream.backend != self.flow.server || self.is_stale() {
             self.version = self.engine.policy.version();

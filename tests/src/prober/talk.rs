@@ -147,6 +147,8 @@ async fn http_answer(stream: &mut TcpStream) -> io::Result<Answer> {
     match text.split(' ').nth(1) {
         Some("200") => Ok(Answer::Answered),
         Some("403") if body == b"Access denied\r\n" => Ok(Answer::Declined("403".into())),
+        // What has two readings, and what is to be asked for elsewhere. No server here says so.
+        Some(status @ ("307" | "400")) => Ok(Answer::Declined(status.into())),
         status => Ok(Answer::Failed(io::Error::other(format!("status {}", status.unwrap_or("?"))))),
     }
 }

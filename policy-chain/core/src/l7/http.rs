@@ -10,7 +10,7 @@ mod rule;
 
 pub use index::Index;
 pub use pattern::Budget;
-pub use request::{BadRequest, Field, RawRequest, Request, Version};
+pub use request::{BadRequest, Field, RawRequest, Request, Unjudged, Version};
 pub(in crate::l7) use rule::first_match;
 pub use rule::{
     Edit, HeaderMatchSpec, HttpMatch, HttpRule, HttpRuleSpec, HttpRules, InvalidHttpRule, MismatchAction, Outcome, Pass,

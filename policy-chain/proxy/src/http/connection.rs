@@ -35,6 +35,8 @@ enum Next {
     Request,
     /// It ends, once the client has read what was written.
     Close,
+    /// It ends, and the client has said itself that it asks no more.
+    Over,
     /// It ends with this answer.
     Answer(Answer),
     /// It is reset, and the server's with it.
@@ -113,9 +115,11 @@ async fn end<P: Policy, R: Recorder, C: Connect>(
         }
         Next::Answer(answer) => {
             drop(upstream);
-            close_with(&mut client, from_client, answer, &session.engine.counters).await;
+            close_with(&mut client, from_client, &answer, &session.engine.counters).await;
         }
-        Next::Request | Next::Close | Next::Tunnel(..) => {
+        // The kernel sends what is still to be sent. Octets that are there all the same would make it a reset.
+        Next::Over if from_client.is_empty() && client.try_read(&mut [0]).is_err() => {}
+        Next::Request | Next::Close | Next::Over | Next::Tunnel(..) => {
             drop(upstream);
             let (mut read, mut write) = client.split();
             let progress = Progress::within(super::LINGER);
@@ -216,6 +220,7 @@ async fn requests<P: Policy, R: Recorder, C: Connect>(
             Judged::Passes(mut plan, mut pending) => {
                 link.from_client.consume(end);
                 count(&session.engine.counters.requests_passed);
+                let is_last = !plan.persists;
                 // The client is told with the answer, so that it asks its next on another connection.
                 plan.persists &= !session.engine.connections.ending();
                 if plan.lost_upgrade {
@@ -231,7 +236,11 @@ async fn requests<P: Policy, R: Recorder, C: Connect>(
                     session.finish(pending);
                     return Next::Reset;
                 };
-                after(session, &exchanged, pending, asked.map(|head| (head, lines)), std::mem::take(&mut first))
+                let asked = asked.map(|head| (head, lines));
+                match (after(session, &exchanged, pending, asked, std::mem::take(&mut first)), exchanged) {
+                    (Next::Close, Exchanged::Answered { request_done: true, .. }) if is_last => Next::Over,
+                    (next, _) => next,
+                }
             }
         };
         if !matches!(next, Next::Request) {

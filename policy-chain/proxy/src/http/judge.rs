@@ -36,7 +36,7 @@ fn read<T>(
         }
         let version = line.version;
         let raw = RawRequest { version, method: line.method, target: line.target, authority: None, fields };
-        let request = Request::new(raw).map_err(|bad| Answer::new(400, bad.reason()))?;
+        let request = Request::new(raw)?;
         let plan = plan_request(&request, version).map_err(|why| Answer::new(400, why))?;
         Ok(then(request, plan))
     });
@@ -74,8 +74,8 @@ pub(super) fn judge<P: Policy, R: Recorder, C: Connect>(
         Judged::Passes(plan, pending)
     });
     judged.unwrap_or_else(|answer| {
-        count(if answer.status == 431 { &counters.heads_too_large } else { &counters.requests_bad });
-        session.record_failed(unreadable(Version::Http11, answer.status), answer.why);
+        count(counters.unjudged(answer.status));
+        session.record_failed(unreadable(Version::Http11, answer.status), &answer.reason());
         Judged::Bad(answer)
     })
 }

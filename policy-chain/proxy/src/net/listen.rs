@@ -98,6 +98,9 @@ fn tcp(family: AddressFamily, port: u16) -> io::Result<std::net::TcpListener> {
         setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
     }
     setsockopt(&socket, sockopt::ReusePort, &true)?;
+    // A request and its answer are written whole; waiting for more to send would cost a round trip. Connections have it from
+    // their listening socket.
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
     bind_to(&socket, any(family, port))?;
     listen(&socket, Backlog::new(BACKLOG).map_err(io::Error::from)?)?;
     Ok(socket.into())
@@ -150,8 +153,6 @@ impl Acceptor {
     pub async fn accept(&self) -> io::Result<(TcpStream, Flow)> {
         let (stream, client) = self.listener.accept().await?;
         let server = stream.local_addr()?;
-        // A request and its answer are written whole; waiting for more to send would cost a round trip.
-        stream.set_nodelay(true)?;
         let flow = Flow { direction: self.direction, client: canonical(client), server: canonical(server) };
         Ok((stream, flow))
     }

@@ -95,7 +95,9 @@ pub(crate) struct Plain {
 
 impl Connect for Plain {
     async fn connect(&self, _flow: &Flow) -> io::Result<Upstream> {
-        Ok(Upstream { stream: TcpStream::connect(self.to).await?, backend: self.backend })
+        let stream = TcpStream::connect(self.to).await?;
+        stream.set_nodelay(true)?;
+        Ok(Upstream { stream, backend: self.backend })
     }
 }
 
@@ -147,6 +149,7 @@ impl Proxy {
         spawn_local(async move {
             loop {
                 let (stream, client) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
                 let flow = Flow { direction: Direction::Egress, client, server: dialled };
                 let engine = Rc::clone(&engine);
                 let policy = Arc::clone(&rules_of);

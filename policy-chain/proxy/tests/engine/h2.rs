@@ -129,15 +129,18 @@ fn streams_pass_or_are_refused_one_by_one() {
         assert_eq!((&trailers["x-sum"], &trailers["x-end"]), (&"7".parse().unwrap(), &"yes".parse().unwrap()));
         let (refused, ..) = ask(&sender, request("HEAD", "http://a/secret"), Bytes::new(), None).await.unwrap();
         assert_eq!(refused.status(), 403);
-        let (bad, ..) = ask(&sender, request("GET", "http://a/public/%2f"), Bytes::new(), None).await.unwrap();
+        let (bad, ..) = ask(&sender, request("GET", "http://a/public/%00"), Bytes::new(), None).await.unwrap();
         assert_eq!(bad.status(), 400);
-        let records = proxy.wait_records(4).await;
+        let (moved, ..) = ask(&sender, request("GET", "http://a/public%2f..%2Fx?y"), Bytes::new(), None).await.unwrap();
+        assert_eq!((moved.status().as_u16(), &moved.headers()["location"]), (307, &"/x?y".parse().unwrap()));
+        let records = proxy.wait_records(5).await;
         assert_eq!(
             requests(&records)[..3],
             [(403, "/secret".into(), false), (200, "/upload?q".into(), true), (403, "/secret".into(), false)]
         );
         assert_eq!(records[1].bytes, (5, 5));
-        assert_eq!((proxy.counter("requests_refused"), proxy.counter("requests_bad")), (2, 1));
+        let counters = ["requests_refused", "requests_bad", "requests_moved"];
+        assert_eq!(counters.map(|name| proxy.counter(name)), [2, 1, 1]);
     });
 }
 

@@ -51,6 +51,27 @@ fn nothing_is_sent_to_a_server_before_a_request_has_passed() {
     });
 }
 
+#[test]
+fn a_path_with_escaped_slashes_is_asked_for_again_without() {
+    run(async {
+        let (server, sent) = counting().await;
+        let proxy = Proxy::start(public(), server).await;
+        let mut asked = "/secret%2F..%5cpublic%2fa?x=%2F".to_owned();
+        for status in [307, 200] {
+            let request = format!("GET {asked} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let answer = show(&proxy.talk(request.as_bytes()).await.unwrap());
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            if let Some((_, after)) = answer.split_once("location: ") {
+                asked = after.split("\\r").next().unwrap().to_owned();
+            }
+        }
+        assert_eq!(sent.text(), "GET /public/a?x=%2F HTTP/1.1\r\nHost: a\r\nconnection: close\r\n\r\n");
+        let records = proxy.wait_records(2).await;
+        assert!(records[0].reason.ends_with(": /public/a?x=%2F"), "{}", records[0].reason);
+        assert_eq!((proxy.counter("requests_moved"), proxy.counter("requests_passed")), (1, 1));
+    });
+}
+
 /// A request and what becomes of it: whether it passes, and how it goes on.
 fn case(random: &mut Random) -> (String, Option<String>) {
     let body = "x".repeat(random.below(40));

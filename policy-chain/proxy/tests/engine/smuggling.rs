@@ -52,7 +52,7 @@ fn corpus() -> Vec<(&'static str, String)> {
         ("two spaces in the request line", "GET  /public HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         ("tab in the request line", "GET\t/public HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         ("space in the target", "GET /public /x HTTP/1.1\r\nHost: a\r\n\r\n".into()),
-        ("escaped slash", "GET /public%2f..%2fsecret HTTP/1.1\r\nHost: a\r\n\r\n".into()),
+        ("escaped slash, and no path", "GET /public%2f..;/secret HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         ("backslash", "GET /public\\..\\secret HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         ("fragment", "GET /public#/../secret HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         ("overlong UTF-8", "GET /public/%c0%ae%c0%ae/secret HTTP/1.1\r\nHost: a\r\n\r\n".into()),

@@ -1,10 +1,13 @@
 //! Path and query in the one form that is matched and forwarded.
 //!
 //! What a strict reader of RFC 3986 takes for the same resource becomes the same text: `%41` is `A` (6.2.2.2), `%2f` has
-//! upper-case digits (6.2.2.1), dot segments are gone (6.2.2.3), and runs of slashes are one slash. What one server reads
-//! so and another otherwise has no such form, and is refused:
+//! upper-case digits (6.2.2.1), dot segments are gone (6.2.2.3), and runs of slashes are one slash.
 //!
-//! - `%2F`, `%5C` and `\`, which some servers take for slashes, before or after they look for dot segments (CVE-2021-29492);
+//! `%2F` and `%5C`, which some servers take for slashes, before or after they look for dot segments (CVE-2021-29492), have no
+//! such form: the client is sent to where slashes stand in their place ([`without_escaped_slashes`]), so that all who read
+//! the path read the same. What else one server reads so and another otherwise is refused:
+//!
+//! - `\`, for the same reason;
 //! - `#`, which some cut off and some do not (CVE-2021-32779);
 //! - `..` after an empty segment, `/a//../b`: merging slashes before or after makes `/b` or `/a/b`;
 //! - `.` and `..` with parameters, `/a/..;x=1/b`: servlet containers cut the parameters first, others do not;
@@ -39,6 +42,28 @@ pub(super) fn canonical(target: &str) -> Result<Cow<'_, str>, BadRequest> {
         push_query(&mut out, query)?;
     }
     Ok(Cow::Owned(out))
+}
+
+/// Where a client is sent whose path has escaped slashes: the one form with slashes in their place (Envoy's
+/// `UNESCAPE_AND_REDIRECT`, as Cilium has it). None if there are none.
+pub(super) fn without_escaped_slashes(target: &str) -> Option<Result<String, BadRequest>> {
+    let end = target.find('?').unwrap_or(target.len());
+    let (path, query) = target.split_at_checked(end)?;
+    let mut plain = String::with_capacity(target.len());
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('%') {
+        plain.push_str(before);
+        let escaped =
+            after.get(..2).is_some_and(|two| two.eq_ignore_ascii_case("2f") || two.eq_ignore_ascii_case("5c"));
+        plain.push(if escaped { '/' } else { '%' });
+        rest = after.get(if escaped { 2 } else { 0 }..).unwrap_or_default();
+    }
+    plain.push_str(rest);
+    if plain.len() == path.len() {
+        return None;
+    }
+    plain.push_str(query);
+    Some(canonical(&plain).map(Cow::into_owned))
 }
 
 /// Whether a target is certainly in its form already, as nearly all are.

@@ -65,9 +65,6 @@ pub struct Request<'a> {
 pub struct BadRequest(pub(super) &'static str);
 
 impl BadRequest {
-    /// The status to answer with.
-    pub const STATUS: u16 = 400;
-
     /// What is wrong.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
@@ -75,19 +72,30 @@ impl BadRequest {
     }
 }
 
+/// Why a request is answered before it is judged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unjudged {
+    /// It is refused.
+    #[error(transparent)]
+    Bad(#[from] BadRequest),
+    /// Its path has escaped slashes: the client is sent to where slashes stand in their place, with 307.
+    #[error("the path has an escaped slash or backslash: it is to be asked for as {0}")]
+    Moved(String),
+}
+
 impl<'a> Request<'a> {
     /// Brings a request into its canonical form.
     ///
     /// # Errors
-    /// It is malformed, or has more than one reading.
-    pub fn new(raw: RawRequest<'a>) -> Result<Self, BadRequest> {
+    /// It is malformed, has more than one reading, or is to be asked for elsewhere.
+    pub fn new(raw: RawRequest<'a>) -> Result<Self, Unjudged> {
         let method = method(raw.method)?;
         let host = fields(raw.version, raw.fields)?;
         let target = target(method, &raw)?;
         let named = match raw.version {
             Version::Http10 | Version::Http11 => {
                 if raw.version == Version::Http11 && host.is_none() {
-                    return Err(BadRequest("there is no Host"));
+                    return Err(BadRequest("there is no Host").into());
                 }
                 target.authority
             }
@@ -97,14 +105,19 @@ impl<'a> Request<'a> {
         let named = named.map(authority::canonical).transpose()?;
         let host = host.map(authority::canonical).transpose()?;
         let authority = match (named, host) {
-            (Some(named), Some(host)) if named != host => return Err(BadRequest("two different hosts are named")),
+            (Some(named), Some(host)) if named != host => {
+                return Err(BadRequest("two different hosts are named").into());
+            }
             (named, host) => named.or(host),
         };
         if target.path.is_none() && !authority.as_deref().is_some_and(authority::has_port) {
-            return Err(BadRequest("CONNECT needs a host and a port"));
+            return Err(BadRequest("CONNECT needs a host and a port").into());
         }
         if raw.version == Version::Http2 && authority.is_none() {
-            return Err(BadRequest("there is no :authority"));
+            return Err(BadRequest("there is no :authority").into());
+        }
+        if let Some(elsewhere) = target.elsewhere {
+            return Err(Unjudged::Moved(elsewhere));
         }
         Ok(Self { method, path: target.path, authority, fields: raw.fields })
     }
@@ -153,9 +166,28 @@ impl<'a> Request<'a> {
 }
 
 /// A target, taken apart.
+#[derive(Default)]
 struct Target<'a> {
     authority: Option<&'a str>,
     path: Option<Cow<'a, str>>,
+    /// Where the client is sent, in place of a path that has no canonical form.
+    elsewhere: Option<String>,
+}
+
+impl<'a> Target<'a> {
+    /// A path, and the host that was named with it.
+    fn of(authority: Option<&'a str>, path: Cow<'a, str>) -> Result<Self, BadRequest> {
+        if path.contains('%')
+            && let Some(elsewhere) = path::without_escaped_slashes(&path)
+        {
+            return Ok(Self { authority, path: Some(Cow::Borrowed("/")), elsewhere: Some(elsewhere?) });
+        }
+        let path = match path {
+            Cow::Borrowed(path) => path::canonical(path)?,
+            Cow::Owned(path) => Cow::Owned(path::canonical(&path)?.into_owned()),
+        };
+        Ok(Self { authority, path: Some(path), elsewhere: None })
+    }
 }
 
 /// The four forms of RFC 9112, 3.2; in HTTP/2 the first, the last, and nothing for a CONNECT (RFC 9113, 8.3.1 and 8.5).
@@ -167,16 +199,16 @@ fn target<'a>(method: &str, raw: &RawRequest<'a>) -> Result<Target<'a>, BadReque
     let http2 = raw.version == Version::Http2;
     if method == "CONNECT" && (!http2 || text.is_empty()) {
         let authority = if http2 { None } else { Some(text) };
-        return Ok(Target { authority, path: None });
+        return Ok(Target { authority, ..Target::default() });
     }
     if text.starts_with('/') {
-        return Ok(Target { authority: None, path: Some(path::canonical(text)?) });
+        return Target::of(None, Cow::Borrowed(text));
     }
     if text == "*" {
         if method != "OPTIONS" {
             return Err(BadRequest("the target \"*\" is for OPTIONS only"));
         }
-        return Ok(Target { authority: None, path: Some(Cow::Borrowed(text)) });
+        return Ok(Target { path: Some(Cow::Borrowed(text)), ..Target::default() });
     }
     let (scheme, rest) = text.split_once("://").ok_or(BadRequest("the target is neither a path nor a URI"))?;
     if http2 {
@@ -185,12 +217,14 @@ fn target<'a>(method: &str, raw: &RawRequest<'a>) -> Result<Target<'a>, BadReque
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return Err(BadRequest("the target's scheme is neither http nor https"));
     }
-    let (authority, path) = match rest.find(['/', '?', '#']).and_then(|end| rest.split_at_checked(end)) {
-        Some((authority, path)) if path.starts_with('/') => (authority, path::canonical(path)?),
-        Some((authority, path)) => (authority, Cow::Owned(path::canonical(&format!("/{path}"))?.into_owned())),
-        None => (rest, Cow::Borrowed(if method == "OPTIONS" { "*" } else { "/" })),
-    };
-    Ok(Target { authority: Some(authority), path: Some(path) })
+    match rest.find(['/', '?', '#']).and_then(|end| rest.split_at_checked(end)) {
+        Some((authority, path)) if path.starts_with('/') => Target::of(Some(authority), Cow::Borrowed(path)),
+        Some((authority, path)) => Target::of(Some(authority), Cow::Owned(format!("/{path}"))),
+        None => {
+            let path = if method == "OPTIONS" { "*" } else { "/" };
+            Ok(Target { authority: Some(rest), path: Some(Cow::Borrowed(path)), elsewhere: None })
+        }
+    }
 }
 
 fn method(octets: &[u8]) -> Result<&str, BadRequest> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TRAILER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, TRAILER};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Response, StatusCode};
 use sluice_policy_core::l7::Message;
@@ -33,7 +33,7 @@ enum Grpc {
 }
 
 impl Grpc {
-    const fn of(answer: Answer) -> Self {
+    const fn of(answer: &Answer) -> Self {
         match answer.status {
             403 => Self::PermissionDenied,
             502 | 504 => Self::Unavailable,
@@ -111,13 +111,13 @@ fn judge_parts<P: Policy, R: Recorder, C: Connect>(
             count(&counters.requests_refused);
             pending.answered(DENIED.status);
             session.engine.finish(pending);
-            incoming.answer(DENIED);
+            incoming.answer(&DENIED);
             Judged::Answered
         }
         Err(answer) => {
-            count(if answer.status == 431 { &counters.heads_too_large } else { &counters.requests_bad });
-            session.record_failed(unreadable(Version::Http2, answer.status), answer.why);
-            incoming.answer(answer);
+            count(counters.unjudged(answer.status));
+            session.record_failed(unreadable(Version::Http2, answer.status), &answer.reason());
+            incoming.answer(&answer);
             Judged::Answered
         }
     }
@@ -132,7 +132,7 @@ fn examine<P: Policy, R: Recorder, C: Connect>(
     if fields.len() > session.engine.limits.fields {
         return Err(Answer::new(431, "the request has too many fields"));
     }
-    let request = Request::new(raw(parts, &fields)).map_err(|bad| Answer::new(400, bad.reason()))?;
+    let request = Request::new(raw(parts, &fields))?;
     let message = Message::Http(request);
     let ruling = session.rules().judge(&message);
     let Message::Http(request) = &message else { return Err(Answer::new(400, "this is no HTTP request")) };
@@ -223,7 +223,7 @@ pub(super) fn fail<P: Policy, R: Recorder, C: Connect>(
     };
     pending.answered(answer.status);
     session.engine.finish(pending);
-    incoming.answer(answer);
+    incoming.answer(&answer);
 }
 
 /// Sends a request back unseen by the server, so that the client may send it elsewhere (RFC 9113, 8.7).
@@ -233,13 +233,13 @@ pub(super) fn send_back(mut ready: Box<Ready>) {
 
 impl Incoming {
     /// The proxy's own answer, in the protocol's own words.
-    fn answer(&mut self, answer: Answer) {
+    fn answer(&mut self, answer: &Answer) {
         if let Err(error) = self.try_answer(answer) {
             tracing::trace!(%error, "the stream was reset before its answer");
         }
     }
 
-    fn try_answer(&mut self, answer: Answer) -> Result<(), h2::Error> {
+    fn try_answer(&mut self, answer: &Answer) -> Result<(), h2::Error> {
         let mut response = Response::new(());
         let headers = response.headers_mut();
         if self.is_grpc {
@@ -252,6 +252,9 @@ impl Incoming {
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(answer.why.len() + 2));
+        if let Some(elsewhere) = answer.elsewhere.as_deref().and_then(|path| HeaderValue::try_from(path).ok()) {
+            headers.insert(LOCATION, elsewhere);
+        }
         *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
         let mut content = self.respond.send_response(response, self.is_head)?;
         if !self.is_head {
@@ -406,7 +409,7 @@ async fn stream(
                 _ if to_client.is_none() => {
                     let answer = Answer::new(502, "the server's connection failed");
                     pending.answered(answer.status);
-                    incoming.answer(answer);
+                    incoming.answer(&answer);
                 }
                 _ => reset(to_client, &mut incoming.respond, Reason::INTERNAL_ERROR),
             }
