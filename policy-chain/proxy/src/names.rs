@@ -1,7 +1,8 @@
 //! What names were seen to resolve to, told to policyd, which writes it to the kernel's maps.
 //!
 //! An answer is held until the gates know its addresses: then the first packet to one of them is judged by the rules that
-//! mean the name. Each worker thread remembers what it has told, so that a name that is asked for again is not waited for.
+//! mean the name. What was told is remembered for all worker threads, so that a name that is asked for again, by whichever
+//! pod, is not waited for; names that are asked for often stay remembered, however many others somebody makes up.
 //!
 //! Without policyd known names go on: [`Alone`] writes addresses itself as far as it saw policyd do the same.
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::Shared;
+use moka::sync::Cache;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::l7::dns::{Name, NamePattern};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,9 +28,11 @@ pub use self::alone::Alone;
 
 /// Resolutions that may wait for the connection to policyd. What there is no room for is released without a wait.
 const ASKS: usize = 4_096;
-/// Names that a thread remembers to have told, and names of which it remembers whether a rule means them. A cache: what
-/// falls out is told once more.
+/// Names that are remembered to have been told, and names of which a thread remembers whether a rule means them. What falls
+/// out is told once more.
 const REMEMBERED: usize = 16_384;
+/// How long a name is remembered that nobody asks for.
+const FORGOTTEN: Duration = Duration::from_secs(3_600);
 /// How soon a name that policyd had no room for is told again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -129,6 +133,7 @@ pub struct Names {
     wanted: watch::Receiver<Arc<Wanted>>,
     alone: Option<Arc<Alone>>,
     counters: Arc<Counters>,
+    told: Cache<Name, Arc<[Told]>>,
 }
 
 impl Names {
@@ -137,7 +142,8 @@ impl Names {
     pub fn new(alone: Option<Alone>) -> (Self, Link) {
         let (asks, asked) = mpsc::channel(ASKS);
         let (sender, wanted) = watch::channel(Arc::default());
-        let names = Self { asks, wanted, alone: alone.map(Arc::new), counters: Arc::default() };
+        let told = Cache::builder().max_capacity(REMEMBERED as u64).time_to_idle(FORGOTTEN).build();
+        let names = Self { asks, wanted, alone: alone.map(Arc::new), counters: Arc::default(), told };
         (names, Link { asks: asked, wanted: sender })
     }
 
@@ -157,10 +163,10 @@ pub struct Learner {
     wanted: Arc<Wanted>,
     /// Whether some rule means a name.
     meant: HashMap<Name, bool>,
-    told: HashMap<Name, Vec<Told>>,
 }
 
-#[derive(Debug)]
+/// An address that policyd was told of.
+#[derive(Debug, Clone)]
 struct Told {
     address: IpAddr,
     /// It is known until then; from halfway on it is told again, without a wait.
@@ -223,6 +229,15 @@ impl Held {
 }
 
 impl Names {
+    /// Changes what is remembered of a name, whatever other threads do meanwhile.
+    fn change(&self, name: &Name, change: impl FnOnce(&mut Vec<Told>)) {
+        self.told.entry_by_ref(name).and_upsert_with(|before| {
+            let mut known = before.map_or_else(Vec::new, |entry| entry.into_value().to_vec());
+            change(&mut known);
+            known.into()
+        });
+    }
+
     fn write_alone(&self, resolution: &Resolution) -> Learned {
         let wanted = Arc::clone(&self.wanted.borrow());
         match &self.alone {
@@ -241,9 +256,9 @@ impl Names {
 impl Learner {
     /// A thread's.
     #[must_use]
-    pub fn new(names: Names) -> Self {
-        let wanted = Arc::clone(&names.wanted.borrow());
-        Self { names, wanted, meant: HashMap::new(), told: HashMap::new() }
+    pub fn new(mut names: Names) -> Self {
+        let wanted = Arc::clone(&names.wanted.borrow_and_update());
+        Self { names, wanted, meant: HashMap::new() }
     }
 
     /// Takes in what a name resolved to. None: the answer may go at once, because no rule means the name, or because the
@@ -253,10 +268,8 @@ impl Learner {
             return None;
         }
         let now = Instant::now();
-        let known = self.told.get(name);
-        let of = |address: &IpAddr| {
-            known.and_then(|known| known.iter().find(|told| told.address == *address && told.until > now))
-        };
+        let known = self.names.told.get(name);
+        let of = |address: &IpAddr| known.as_deref()?.iter().find(|told| told.address == *address && told.until > now);
         let (mut all_known, mut waiting, mut due) = (true, None, false);
         for address in addresses {
             match of(address) {
@@ -300,53 +313,47 @@ impl Learner {
         }
         let reply = reply.shared();
         let lasts = Duration::from_secs(resolution.ttl.into()).max(self.wanted.least);
-        if self.told.len() >= REMEMBERED {
-            self.told.retain(|_, known| known.iter().any(|told| told.until > now));
-            if self.told.len() >= REMEMBERED {
-                self.told.clear();
-            }
-        }
-        let known = self.told.entry(resolution.name.clone()).or_default();
-        for address in resolution.addresses.iter() {
-            let again = now + lasts / 2;
-            match known.iter_mut().find(|told| told.address == *address) {
-                // Told again while it is known: nobody has to wait.
-                Some(told) if told.until > now && told.reply.is_none() => {
-                    (told.until, told.again) = (told.until.max(now + lasts), again);
+        self.names.change(&resolution.name, |known| {
+            for address in resolution.addresses.iter() {
+                let again = now + lasts / 2;
+                let new = || Told { address: *address, until: now + lasts, again, reply: Some(reply.clone()) };
+                match known.iter_mut().find(|told| told.address == *address) {
+                    // Told again while it is known: nobody has to wait.
+                    Some(told) if told.until > now && told.reply.is_none() => {
+                        (told.until, told.again) = (told.until.max(now + lasts), again);
+                    }
+                    Some(told) => *told = new(),
+                    None => known.push(new()),
                 }
-                Some(told) => {
-                    *told = Told { address: *address, until: now + lasts, again, reply: Some(reply.clone()) };
-                }
-                None => known.push(Told { address: *address, until: now + lasts, again, reply: Some(reply.clone()) }),
             }
-        }
-        known.retain(|told| told.until > now);
+            known.retain(|told| told.until > now);
+        });
         Some(reply)
     }
 
     /// Notes what became of a resolution that was held.
     pub fn settled(&mut self, resolution: &Resolution, learned: Learned) {
-        let Some(known) = self.told.get_mut(&resolution.name) else { return };
+        // Whoever asks next waits for the same reply.
+        if learned == Learned::Late {
+            return;
+        }
         let now = Instant::now();
-        for told in known.iter_mut().filter(|told| resolution.addresses.contains(&told.address)) {
-            match learned {
-                Learned::Known => told.reply = None,
-                // Whoever asks next waits for the same reply.
-                Learned::Late => {}
-                Learned::Unknown => {
-                    told.reply = None;
+        self.names.change(&resolution.name, |known| {
+            for told in known.iter_mut().filter(|told| resolution.addresses.contains(&told.address)) {
+                told.reply = None;
+                if learned == Learned::Unknown {
                     told.again = told.again.min(now + AGAIN);
                     told.until = told.until.min(now + AGAIN);
                 }
             }
-        }
+        });
     }
 
     fn is_meant(&mut self, name: &Name) -> bool {
         if self.names.wanted.has_changed().unwrap_or(false) {
             self.wanted = Arc::clone(&self.names.wanted.borrow_and_update());
             self.meant.clear();
-            self.told.clear();
+            self.names.told.invalidate_all();
         }
         if self.wanted.patterns.is_empty() {
             return false;

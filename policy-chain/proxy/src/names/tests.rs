@@ -117,7 +117,28 @@ async fn what_is_remembered_is_bounded() {
         let of = name(&format!("n{number}"));
         assert!(learner.learn(&pod(), &of, &[address(1)], 5).is_some());
         link.asks.try_recv().unwrap();
-        assert!(learner.told.len() <= REMEMBERED && learner.meant.len() <= REMEMBERED);
+        assert!(learner.meant.len() <= REMEMBERED);
+    }
+    learner.names.told.run_pending_tasks();
+    assert!(learner.names.told.entry_count() <= REMEMBERED as u64);
+}
+
+/// What one thread has told no other waits for; and names that nobody asks for twice do not drive out one that is used.
+#[tokio::test]
+async fn what_a_thread_has_told_is_known_to_all_and_stays_while_it_is_used() {
+    let (mut learner, mut link) = learner(&["*"]);
+    let mut other = Learner::new(learner.names.clone());
+    let of = name("a.example.com");
+    let held = learner.learn(&pod(), &of, &[address(1)], 5).unwrap();
+    assert!(other.learn(&pod(), &of, &[address(1)], 5).is_some(), "it waits for the same reply");
+    link.asks.try_recv().unwrap().done.send(true).unwrap();
+    let (resolution, learned) = held.settle(Duration::from_secs(1)).await;
+    learner.settled(&resolution, learned);
+    assert!(other.learn(&pod(), &of, &[address(1)], 5).is_none());
+    for number in 0..3 * REMEMBERED {
+        assert!(other.learn(&pod(), &name(&format!("n{number}")), &[address(2)], 5).is_some());
+        assert_eq!(link.asks.try_recv().unwrap().resolution.addresses[..], [address(2)]);
+        assert!(number % 16 > 0 || learner.learn(&pod(), &of, &[address(1)], 5).is_none(), "forgotten at {number}");
     }
 }
 
