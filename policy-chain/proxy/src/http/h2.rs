@@ -7,6 +7,8 @@
 //! - Extended CONNECT (RFC 8441) is not offered to clients: WebSocket goes over HTTP/1.1.
 //! - When policy changes, the requests under way are judged again; those that no longer pass are reset on both sides.
 
+#[cfg(test)]
+mod fuzz;
 mod stream;
 
 use std::io;
