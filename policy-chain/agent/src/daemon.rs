@@ -18,6 +18,7 @@ mod look;
 mod names;
 mod pods;
 mod requests;
+mod stand_ins;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -55,6 +56,7 @@ use crate::store;
 use crate::view::View;
 use jobs::Timers;
 use names::Names;
+use stand_ins::StandIns;
 
 pub(crate) use pods::interface;
 
@@ -176,6 +178,7 @@ pub(crate) struct Daemon<C, D> {
     lookups: JoinSet<()>,
     timers: Timers,
     names: Names,
+    stand_ins: StandIns,
 }
 
 /// A waiting ADD.
@@ -196,6 +199,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let told = start.bindings.values().map(|binding| (binding.key(), None)).collect();
         let mut daemon = Self {
             names: Names::default(),
+            stand_ins: StandIns::default(),
             parts,
             engine: start.engine,
             knowledge: Knowledge::Nothing,
@@ -293,6 +297,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.due_jobs().await;
         let admitted = self.admit();
         self.commit().await;
+        if self.choose_stand_ins() {
+            self.commit().await;
+        }
         self.answer_names();
         self.bind_again().await;
         self.finish_adoptions().await;

@@ -54,7 +54,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             proxy: self.parts.proxies.view(),
             counters: counters.collect(),
             drops,
-            name_addresses: state.names_known(),
+            name_addresses: self.names_known(),
         }
     }
 

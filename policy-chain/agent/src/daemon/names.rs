@@ -12,6 +12,7 @@ use sluice_policy_core::l7::dns::{Name, NamePattern};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::stand_ins::is_stand_in;
 use super::{Daemon, Knowledge};
 use crate::cluster::Cluster;
 use crate::datapath::Datapath;
@@ -127,6 +128,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         for address in &mut addresses {
             *address = address.to_canonical();
         }
+        addresses.retain(|address| !is_stand_in(address));
         addresses.truncate(cluster::MAX_ADDRESSES_OF_A_NAME);
         let pod = PodKey { namespace: namespace.into(), name: pod.into() };
         let state = self.engine.cluster();
@@ -194,6 +196,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if patterns != self.names.patterns {
             self.names.patterns = patterns;
             self.names.told = None;
+            self.stand_ins.patterns_changed();
         }
     }
 
@@ -221,6 +224,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Names past their time: those that pods use stay.
     pub(super) fn end_names(&mut self) {
         self.take_names_of_proxy();
+        self.renew_stand_ins();
         let now = seconds(self.parts.clock.now());
         let state = self.engine.cluster();
         let ending: Vec<(Name, IpAddr)> =
@@ -239,8 +243,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         // Also where nothing ends: what comes later must not be of before.
         self.engine.apply(Event::Time(now));
+        let known = self.names_known();
         let state = self.engine.cluster();
-        if self.names.by.len() > state.names_known() {
+        if self.names.by.len() > known {
             self.names.forget(|name, address| is_known(state, name, address));
         }
     }
@@ -273,9 +278,14 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         });
         NamesView {
             patterns: self.names.patterns.iter().map(ToString::to_string).collect(),
-            addresses: state.names_known(),
+            addresses: self.names_known(),
             names: names.collect(),
         }
+    }
+
+    /// How many addresses of names are known, without those that stand for others.
+    pub(super) fn names_known(&self) -> usize {
+        self.engine.cluster().names_known().saturating_sub(self.stand_ins.count())
     }
 }
 
@@ -290,7 +300,7 @@ fn entries<'a>(
 ) -> impl Iterator<Item = Resolved> + 'a {
     state.names.iter().flat_map(move |(name, addresses)| {
         let mut grouped: BTreeMap<(u64, Option<&PodKey>), Vec<IpAddr>> = BTreeMap::new();
-        for (address, until) in addresses {
+        for (address, until) in addresses.iter().filter(|(address, _)| !is_stand_in(address)) {
             // What never ends is of no proxy.
             let Some(until) = until else { continue };
             let pod = by.get(&(name.clone(), *address));

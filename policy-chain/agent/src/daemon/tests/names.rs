@@ -163,15 +163,22 @@ async fn the_proxy_knows_what_to_tell() {
     let node = with_names(&["*.example.com", "www.*.com"]).await;
     assert_eq!(node.wanted_names().patterns, ["*.example.com", "www.*.com"]);
     assert_eq!(node.wanted_names().least, 60);
+    let classes = || {
+        let classes = node.wanted_names().classes;
+        assert!(classes.iter().all(|class| class.base != class.identity));
+        classes.into_iter().map(|class| class.patterns).collect::<std::collections::BTreeSet<_>>()
+    };
+    // Before anybody has asked for a name.
+    let [com, www] = ["*.example.com", "www.*.com"].map(str::to_owned);
+    assert_eq!(classes(), [vec![com.clone()], vec![www.clone()]].into());
+    assert_eq!(node.view().await.name_addresses, 0);
     tell(&node, vec![resolution(1, "a.example.com", &[SITE], 300)]).await;
     tell(&node, vec![resolution(2, "www.example.com", &[OTHER], 300)]).await;
     node.wait(2_000).await;
     // Something has to happen for it to be told.
     tell(&node, vec![resolution(3, "a.example.com", &[SITE], 300)]).await;
-    let classes = node.wanted_names().classes;
-    let patterns: Vec<Vec<String>> = classes.iter().map(|class| class.patterns.clone()).collect();
-    assert_eq!(patterns, [vec!["*.example.com".to_owned()], vec!["*.example.com".to_owned(), "www.*.com".to_owned()]]);
-    assert!(classes.iter().all(|class| class.base != class.identity));
+    assert_eq!(classes(), [vec![com.clone()], vec![www.clone()], vec![com, www]].into());
+    assert_eq!(node.view().await.name_addresses, 2);
     node.source.set(&names_policy(&["*.example.org"]));
     node.settle().await;
     assert_eq!(node.wanted_names().patterns, ["*.example.org"]);
