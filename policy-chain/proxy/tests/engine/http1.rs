@@ -72,6 +72,27 @@ fn a_path_with_escaped_slashes_is_asked_for_again_without() {
     });
 }
 
+#[test]
+fn whoever_asks_no_more_gets_all_of_the_answer_and_one_that_does_is_not_reset() {
+    run(async {
+        let (server, sent) = counting().await;
+        let proxy = Proxy::start(public(), server).await;
+        let last = "GET /public HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let mut client = proxy.connect().await;
+        client.write_all(last.as_bytes()).await.unwrap();
+        let answer = show(&read_all(&mut client).await.unwrap());
+        assert!(answer.ends_with("answer 1\\n"), "{answer}");
+        // The connection is over, though its client has not ended its own half.
+        crate::bed::until(|| proxy.connections.oldest(1).is_empty()).await;
+        drop(client);
+        for more in [last, "GET /sec", "\r\n"] {
+            let answer = proxy.talk(format!("{last}{more}").as_bytes()).await.map(|answer| show(&answer));
+            assert!(answer.as_ref().is_ok_and(|text| text.matches("200 OK").count() == 1), "{more:?}: {answer:?}");
+        }
+        assert_eq!(sent.connections(), 4);
+    });
+}
+
 /// A request and what becomes of it: whether it passes, and how it goes on.
 fn case(random: &mut Random) -> (String, Option<String>) {
     let body = "x".repeat(random.below(40));

@@ -336,11 +336,12 @@ pub(super) async fn run<P: Policy, R: Recorder, C: Connect>(
     under: Rc<Under>,
 ) -> Ended {
     let Sides { ready, sender } = sides;
-    let Ready { outgoing, mut incoming, original, mut pending } = *ready;
+    let Ready { outgoing, mut incoming, original, pending } = *ready;
     let _first = under.request.set(original);
-    let (sent, received) = (Cell::new(0), Cell::new(0));
+    let mut open = Open { engine, pending: Some(pending), sent: Cell::new(0), received: Cell::new(0) };
+    let Some(pending) = &mut open.pending else { return Ended::Well };
     let ended = {
-        let mut work = pin!(stream(outgoing, &mut incoming, sender, &mut pending, (&sent, &received)));
+        let mut work = pin!(stream(outgoing, &mut incoming, sender, pending, (&open.sent, &open.received)));
         poll_fn(|cx| {
             if under.refused.get() {
                 return Poll::Ready(Ended::Refused);
@@ -355,9 +356,24 @@ pub(super) async fn run<P: Policy, R: Recorder, C: Connect>(
         incoming.respond.send_reset(Reason::CANCEL);
         pending.refused("policy changed while it was answered");
     }
-    pending.ended(sent.get(), received.get());
-    engine.finish(pending);
     ended
+}
+
+/// A request that the server may have seen: it is on record however it ends, with its client's connection too.
+struct Open<'e, P, R: Recorder, C> {
+    engine: &'e Engine<P, R, C>,
+    pending: Option<Pending>,
+    sent: Cell<u64>,
+    received: Cell<u64>,
+}
+
+impl<P, R: Recorder, C> Drop for Open<'_, P, R, C> {
+    fn drop(&mut self) {
+        if let Some(mut pending) = self.pending.take() {
+            pending.ended(self.sent.get(), self.received.get());
+            self.engine.finish(pending);
+        }
+    }
 }
 
 async fn stream(
