@@ -14,6 +14,8 @@ use crate::datapath::Datapath;
 
 /// Sets of patterns that have stand-ins.
 const SETS: usize = 1_024;
+/// How often it is tried whether a pattern means a name, a few milliseconds of work whenever patterns change.
+const TRIALS: usize = 100_000;
 /// Seconds that they are known for; those that are wanted are renewed long before.
 const LAST: u64 = 300;
 /// What stands in the place of a pattern's `*`.
@@ -45,7 +47,8 @@ fn example(pattern: &NamePattern) -> Option<Name> {
 /// A name for each set of patterns that mean one name, as far as one pattern's example shows them.
 fn examples(patterns: &[NamePattern]) -> BTreeSet<Name> {
     let mut of_sets: BTreeMap<Vec<usize>, Name> = BTreeMap::new();
-    for name in patterns.iter().filter_map(example).take(SETS) {
+    let most = SETS.min(TRIALS / patterns.len().max(1));
+    for name in patterns.iter().filter_map(example).take(most) {
         let set = (0..).zip(patterns).filter(|(_, pattern)| pattern.matches(&name)).map(|(at, _)| at).collect();
         of_sets.entry(set).or_insert(name);
     }
