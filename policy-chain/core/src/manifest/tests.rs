@@ -175,7 +175,7 @@ fn aliases_do_not_blow_up() {
     refused(&bomb(10, 12), expected);
     refused(&bomb(2, 200), expected);
     let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1_000_000), vec!["*a"; 999].join(", "));
-    refused(&long, "the values have more than 67108864 bytes; split");
+    refused(&long, "an object has more than 3145728 bytes; split");
     let merges: String =
         (1..200).map(|level| format!("a{level}: &a{level} {{<<: [*a{0}, *a{0}]}}\n", level - 1)).collect();
     refused(&format!("a0: &a0 {{x: 1}}\n{merges}"), expected);
@@ -191,10 +191,14 @@ fn aliases_do_not_blow_up() {
 #[test]
 fn sizes_are_bounded() {
     let large = "x".repeat(10_000_000);
-    let expected = "document 1, line 1: an object has about 10000";
+    let expected = "an object has more than 3145728 bytes; split it";
     refused(&format!("{{\"a\": \"{large}\"}}"), expected);
     refused(&format!("a: {large}\n"), expected);
     refused(&format!("kind: List\nitems:\n- a: {large}\n"), expected);
+    let half = "x".repeat(2_000_000);
+    refused(&format!("a: {half}\nb: {half}\n"), "document 1, line 1: an object has about 4000");
+    // A list of objects may be larger than one.
+    assert_eq!(documents(&format!("kind: List\nitems:\n- a: {half}\n- a: {half}\n")).unwrap().len(), 2);
     refused(
         &" ".repeat(MAX_TEXT_BYTES + 1),
         "document 1, line 1: the text has 67108865 bytes; 67108864 is the most; split it",

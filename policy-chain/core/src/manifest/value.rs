@@ -6,7 +6,7 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Se
 use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
-use super::{MAX_DEPTH, MAX_NODES, MAX_TEXT_BYTES};
+use super::{MAX_DEPTH, MAX_NODES, MAX_OBJECT_BYTES, MAX_TEXT_BYTES};
 
 /// The text has more than [`MAX_NODES`].
 pub(super) const TOO_MANY_NODES: &str = "there are more than 2000000 values";
@@ -16,6 +16,9 @@ pub(super) const TOO_DEEP: &str = "lists and objects are more than 64 levels dee
 
 /// Aliases make more than [`MAX_TEXT_BYTES`] of it.
 pub(super) const TOO_MANY_BYTES: &str = "the values have more than 67108864 bytes";
+
+/// There is more than [`MAX_OBJECT_BYTES`] of an object.
+pub(super) const TOO_LARGE: &str = "an object has more than 3145728 bytes";
 
 /// A number that JSON does not have.
 pub(super) const NO_NUMBER: &str = "this number cannot be written in JSON";
@@ -30,6 +33,7 @@ pub(super) fn twice(key: &str) -> String {
 pub(super) fn hint(fault: &str) -> &'static str {
     match fault {
         TOO_MANY_NODES | TOO_MANY_BYTES => "split the text into several files",
+        TOO_LARGE => "split it: the API server takes no object of this size",
         TOO_DEEP => "no object of Kubernetes is that deep: look for brackets that are not closed",
         NO_NUMBER => "put it in quotes if it is text",
         fault if fault.ends_with("is there twice") => "keep one of them, or begin a new document with '---'",
@@ -47,7 +51,7 @@ pub(super) struct Counted {
 impl<'de> Deserialize<'de> for Counted {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut counter = Counter::default();
-        let value = Seed { counter: &mut counter, depth: 0 }.deserialize(deserializer)?;
+        let value = Seed { counter: &mut counter, depth: 0, place: Place::Document }.deserialize(deserializer)?;
         Ok(Self { value, nodes: counter.nodes })
     }
 }
@@ -56,18 +60,38 @@ impl<'de> Deserialize<'de> for Counted {
 struct Counter {
     nodes: usize,
     bytes: usize,
+    /// Of the field of the document, or the element of a list of objects, that is being read: about as [`bytes`] counts them.
+    object: usize,
 }
 
 impl Counter {
     fn text<E: Error>(&mut self, text: &str) -> Result<(), E> {
         self.bytes = self.bytes.saturating_add(text.len());
-        if self.bytes > MAX_TEXT_BYTES { Err(E::custom(TOO_MANY_BYTES)) } else { Ok(()) }
+        if self.bytes > MAX_TEXT_BYTES { Err(E::custom(TOO_MANY_BYTES)) } else { self.object(text.len()) }
     }
+
+    /// What is too large is not read to its end.
+    fn object<E: Error>(&mut self, bytes: usize) -> Result<(), E> {
+        self.object = self.object.saturating_add(bytes);
+        if self.object > MAX_OBJECT_BYTES { Err(E::custom(TOO_LARGE)) } else { Ok(()) }
+    }
+}
+
+/// Where a value stands in its document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It is the document.
+    Document,
+    /// It is `items` of the document, which may be a list of objects.
+    Items,
+    /// Elsewhere.
+    Within,
 }
 
 struct Seed<'c> {
     counter: &'c mut Counter,
     depth: usize,
+    place: Place,
 }
 
 impl Seed<'_> {
@@ -84,6 +108,7 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
         if self.counter.nodes > MAX_NODES {
             return Err(D::Error::custom(TOO_MANY_NODES));
         }
+        self.counter.object(2)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -144,8 +169,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let depth = self.deeper()?;
         let mut list = Vec::new();
-        while let Some(value) = access.next_element_seed(Seed { counter: &mut *self.counter, depth })? {
+        let place = Place::Within;
+        while let Some(value) = access.next_element_seed(Seed { counter: &mut *self.counter, depth, place })? {
             list.push(value);
+            if self.place == Place::Items {
+                self.counter.object = 0;
+            }
         }
         Ok(Value::Array(list))
     }
@@ -155,10 +184,17 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             self.counter.text(&key)?;
+            let mut place = Place::Within;
+            if self.place == Place::Document {
+                self.counter.object = 0;
+                if key == "items" {
+                    place = Place::Items;
+                }
+            }
             match map.entry(key) {
                 Entry::Occupied(entry) => return Err(A::Error::custom(twice(entry.key()))),
                 Entry::Vacant(entry) => {
-                    entry.insert(access.next_value_seed(Seed { counter: &mut *self.counter, depth })?);
+                    entry.insert(access.next_value_seed(Seed { counter: &mut *self.counter, depth, place })?);
                 }
             }
         }
