@@ -98,10 +98,8 @@ fn front(cluster: &Cluster, family: Family, extra: &Extra, service: &Service, po
     for slice in slices {
         let target = slice.ports.iter().find(|target| target.name == port.name && target.protocol == port.protocol);
         let Some(target) = target else { continue };
-        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
-            let of = endpoint.addresses.iter().filter(|address| Family::of(*address) == family);
-            backends.extend(of.map(|address| SocketAddr::new(address, target.port)));
-        }
+        let of = slice.ready.iter().filter(|address| Family::of(*address) == family);
+        backends.extend(of.map(|address| SocketAddr::new(address, target.port)));
     }
     let with_port = |addresses: Vec<IpAddr>| addresses.into_iter().map(|at| SocketAddr::new(at, port.port)).collect();
     let protocol = port.protocol.to_string().to_ascii_lowercase();

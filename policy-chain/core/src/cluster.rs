@@ -21,7 +21,7 @@ pub use label_set::Labels;
 pub use names::{MAX_ADDRESSES_OF_A_NAME, MAX_ADDRESSES_OF_NAMES, Names};
 pub use objects::{Keyed, Objects};
 pub use state::{Applied, Cluster, canonical_net};
-pub use value::{Addresses, AddressesIter, Created, Uid};
+pub use value::{AddressSet, Addresses, AddressesIter, Created, Uid};
 pub use visible::{VISIBILITY_ANNOTATION, Visible};
 
 /// The label that the API server keeps on every namespace: its name. Immutable.
@@ -164,17 +164,8 @@ pub struct EndpointSlice {
     pub service: Option<Text>,
     /// Ports of every endpoint in it: name, protocol, number. A port without number means "all ports" and is left out.
     pub ports: Arc<[NamedPort]>,
-    /// Backends.
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// A backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its addresses.
-    pub addresses: Addresses,
-    /// `conditions.ready`; missing is true.
-    pub ready: bool,
+    /// Addresses of its endpoints that are ready (`conditions.ready`; missing is true). The service proxy sends to no others.
+    pub ready: AddressSet,
 }
 
 /// A CiliumCIDRGroup (`cilium.io/v2`, and `v2alpha1`).

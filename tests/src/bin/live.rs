@@ -124,6 +124,10 @@ async fn all(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> 
     for path in &arguments.vectors {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let suite = vector::read(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        if let Some(faulty) = suite.faulty.first() {
+            let why: Vec<String> = faulty.issues.iter().map(ToString::to_string).collect();
+            return Err(format!("{}: {}: {}", path.display(), faulty.vector, why.join("; ")).into());
+        }
         let suite = placed(suite);
         let suite = if options.family == Family::V6 { in_v6(suite) } else { suite };
         let begun = Instant::now();

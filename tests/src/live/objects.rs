@@ -166,13 +166,10 @@ fn service_value(service: &Service) -> Value {
 }
 
 fn slice_value(slice: &EndpointSlice) -> Value {
-    let v6 = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| address.is_ipv6());
+    let v6 = slice.ready.iter().any(|address| address.is_ipv6());
     let port =
         |port: &NamedPort| json!({"name": &*port.name, "port": port.port, "protocol": port.protocol.to_string()});
-    let endpoint = |endpoint: &sluice_policy_core::cluster::Endpoint| {
-        let addresses: Vec<String> = endpoint.addresses.iter().map(|address| address.to_string()).collect();
-        json!({"addresses": addresses, "conditions": {"ready": endpoint.ready}})
-    };
+    let endpoint = |address: std::net::IpAddr| json!({"addresses": [address.to_string()]});
     let service = match &slice.service {
         Some(name) => json!({"kubernetes.io/service-name": &**name}),
         None => json!({}),
@@ -180,7 +177,7 @@ fn slice_value(slice: &EndpointSlice) -> Value {
     json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": key(&slice.key, &service),
         "addressType": if v6 { "IPv6" } else { "IPv4" },
         "ports": slice.ports.iter().map(port).collect::<Vec<_>>(),
-        "endpoints": slice.endpoints.iter().map(endpoint).collect::<Vec<_>>()})
+        "endpoints": slice.ready.iter().map(endpoint).collect::<Vec<_>>()})
 }
 
 fn group_value(group: &CidrGroup) -> Value {

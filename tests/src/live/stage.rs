@@ -179,7 +179,7 @@ impl<'a> Stage<'a> {
                 slice.key.namespace == service.namespace && slice.service.as_ref() == Some(&service.name)
             };
             for mut slice in cluster.slices.values().filter(mine).cloned().collect::<Vec<_>>() {
-                slice.endpoints.retain(|endpoint| endpoint.addresses.contains(backend));
+                slice.ready = slice.ready.iter().filter(|address| address == backend).collect();
                 cluster.apply(Event::Upsert(Object::EndpointSlice(slice)));
             }
         }

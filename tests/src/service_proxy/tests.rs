@@ -3,7 +3,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use sluice_hostnet::netns::Namespace;
-use sluice_policy_core::cluster::{Endpoint, EndpointSlice, Event, Labels, NamedPort, Object, ObjectKey};
+use sluice_policy_core::cluster::{EndpointSlice, Event, Labels, NamedPort, Object, ObjectKey};
 
 use super::iptables::Before;
 use super::*;
@@ -33,7 +33,7 @@ fn cluster() -> (Cluster, Extra) {
             service: Some(Arc::clone(&key.name)),
             key,
             ports: vec![NamedPort { name: "http".into(), protocol: Protocol::TCP, port: 8080 }].into(),
-            endpoints: vec![Endpoint { addresses: ips(backends).into(), ready: true }],
+            ready: ips(backends).into_iter().collect(),
         })));
     };
     let pods = ["10.1.0.2", "10.2.0.2", "fd00:2::2"];

@@ -108,8 +108,9 @@ fn one(path: &Path, oracle: bool) -> Result<File<'_>, String> {
     let compiled = || Box::new(Compiled::new(Settings::default())) as Box<dyn Judge>;
     let by_oracle = || Box::new(Afresh::new(Settings::default(), oracle::judge)) as Box<dyn Judge>;
     let judges = Judges { judge: &compiled, beside: if oracle { Some(&by_oracle) } else { None } };
-    let outcome = run(&suite, judges).map_err(|fault| fault.to_string())?;
-    Ok(File { path, vectors: suite.vectors.len(), seconds: begun.elapsed().as_secs_f64(), outcome })
+    let outcome = run(&suite, judges);
+    let vectors = suite.vectors.len() + suite.faulty.len();
+    Ok(File { path, vectors, seconds: begun.elapsed().as_secs_f64(), outcome })
 }
 
 fn read(path: &Path) -> Result<Suite, String> {

@@ -72,19 +72,34 @@ fn what_fails_is_told_with_the_rule_that_decided() {
 
 #[test]
 fn what_cannot_be_read_is_65_and_what_cannot_be_meant_64() {
-    let typo = GOOD.replace("verdict: allow", "verdict: allow, prot: TCP");
-    let output = sluice(&["policy", "test", "--json", "-", "/nonexistent"], &typo);
+    let other = GOOD.replace("schemaVersion: 1", "schemaVersion: 2");
+    let output = sluice(&["policy", "test", "--json", "-", "/nonexistent"], &other);
     assert_eq!(output.status.code(), Some(65));
     assert_eq!(last(&output), r#"{"passed":0,"failed":0,"undefined":0,"skipped":0}"#);
     let told = complaints(&output);
-    assert!(told.contains("vectors[0].steps[0].expect[0].prot"), "{told}");
+    assert!(told.contains("schemaVersion: 2 is not"), "{told}");
     assert!(told.contains("/nonexistent"), "{told}");
-    let unknown = sluice(&["policy", "test", "-"], &GOOD.replace("to: a/y", "to: a/z"));
-    assert_eq!(unknown.status.code(), Some(65));
     for arguments in [&["policy", "test"][..], &["policy", "test", "--jsn", "x"], &["policy"], &["polcy"]] {
         assert_eq!(sluice(arguments, "").status.code(), Some(64), "{arguments:?}");
     }
     assert_eq!(sluice(&["policy", "test", "--help"], "").status.code(), Some(0));
+}
+
+#[test]
+fn a_vector_that_cannot_be_run_fails_and_is_told() {
+    for (part, instead, path) in [
+        ("verdict: allow", "verdict: allow, prot: TCP", "vectors[0].steps[0].expect[0].prot"),
+        ("to: a/y", "to: a/none", "vectors[0].steps[0].expect[0].to"),
+    ] {
+        let faulty = GOOD.replacen(part, instead, 1);
+        let output = sluice(&["policy", "test", "--json", "-"], &faulty);
+        assert_eq!(output.status.code(), Some(1));
+        let first: Value = serde_json::from_str(text(&output).lines().next().unwrap()).unwrap();
+        assert_eq!((&first["type"], &first["file"]), (&"faulty".into(), &"-".into()));
+        assert!(first["issues"][0].as_str().unwrap().starts_with(path), "{first}");
+        let told = text(&sluice(&["policy", "test", "-"], &faulty));
+        assert!(told.contains("cannot be run as it is written") && told.contains(path), "{told}");
+    }
 }
 
 #[test]

@@ -96,16 +96,12 @@ fn service(service: &Service) -> Value {
 
 fn slice(slice: &EndpointSlice) -> Value {
     let name = slice.service.as_ref().map(|service| json!({"kubernetes.io/service-name": &**service}));
-    let endpoints = slice
-        .endpoints
-        .iter()
-        .map(|endpoint| json!({"addresses": endpoint.addresses.to_vec(), "conditions": {"ready": endpoint.ready}}));
     // Either type is read in the same way.
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": metadata(&slice.key, name.unwrap_or_else(|| json!({}))),
         "ports": slice.ports.iter().map(|port| named_port(port, "port")).collect::<Vec<_>>(),
-        "endpoints": endpoints.collect::<Vec<_>>(),
+        "endpoints": slice.ready.iter().map(|address| json!({"addresses": [address]})).collect::<Vec<_>>(),
     })
 }
 

@@ -129,7 +129,6 @@ impl Interner {
                 self.ports.share(&ports).0
             }
         };
-        slice.endpoints.shrink_to_fit();
         slice
     }
 

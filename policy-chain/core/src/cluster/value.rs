@@ -1,9 +1,11 @@
 //! Small values that a hundred thousand pods have each, in few bytes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::iter::{Chain, Copied};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::{option, slice};
 
 use crate::model::Text;
@@ -73,7 +75,7 @@ impl<'a> IntoIterator for &'a Addresses {
 impl FromIterator<IpAddr> for Addresses {
     fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
         let mut list: Vec<IpAddr> = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for address in addresses {
             let address = address.to_canonical();
             if seen.insert(address) {
@@ -102,6 +104,65 @@ impl Default for Addresses {
 impl fmt::Debug for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// Addresses in ascending order, IPv4 first, IPv4-mapped ones as IPv4; a clone shares them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct AddressSet {
+    v4: Arc<[Ipv4Addr]>,
+    v6: Arc<[Ipv6Addr]>,
+}
+
+impl AddressSet {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        let v6 = self.v6.iter().copied().map(IpAddr::V6);
+        self.v4.iter().copied().map(IpAddr::V4).chain(v6)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// Whether an address is one of them.
+    #[must_use]
+    pub fn contains(&self, address: &IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.v4.binary_search(&address).is_ok(),
+            IpAddr::V6(address) => self.v6.binary_search(&address).is_ok(),
+        }
+    }
+
+    /// Those of IPv4, as they are held.
+    pub(crate) const fn v4(&self) -> &Arc<[Ipv4Addr]> {
+        &self.v4
+    }
+
+    /// Those of IPv6, as they are held.
+    pub(crate) const fn v6(&self) -> &Arc<[Ipv6Addr]> {
+        &self.v6
+    }
+}
+
+impl FromIterator<IpAddr> for AddressSet {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
+        for address in addresses {
+            match address.to_canonical() {
+                IpAddr::V4(address) => v4.insert(address),
+                IpAddr::V6(address) => v6.insert(address),
+            };
+        }
+        Self { v4: v4.into_iter().collect(), v6: v6.into_iter().collect() }
+    }
+}
+
+impl fmt::Debug for AddressSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
     }
 }
 

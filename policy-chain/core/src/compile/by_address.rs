@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use crate::cluster::AddressSet;
 use crate::pack::{pack_map, pack_set};
 
 /// A map by address.
@@ -70,41 +71,47 @@ impl<V> ByAddress<V> {
     }
 }
 
-/// Numbers at addresses.
-#[derive(Debug, Default)]
-pub(super) struct NumbersAt {
-    v4: BTreeSet<(Ipv4Addr, u32)>,
-    v6: BTreeSet<(Ipv6Addr, u32)>,
+/// Things at addresses.
+#[derive(Debug)]
+pub(super) struct SetAt<T> {
+    v4: BTreeSet<(Ipv4Addr, T)>,
+    v6: BTreeSet<(Ipv6Addr, T)>,
 }
 
-impl NumbersAt {
-    pub(super) fn insert(&mut self, address: IpAddr, number: u32) {
+impl<T> Default for SetAt<T> {
+    fn default() -> Self {
+        Self { v4: BTreeSet::new(), v6: BTreeSet::new() }
+    }
+}
+
+impl<T: Ord + Copy> SetAt<T> {
+    pub(super) fn insert(&mut self, (address, thing): (IpAddr, T)) {
         match address {
-            IpAddr::V4(address) => self.v4.insert((address, number)),
-            IpAddr::V6(address) => self.v6.insert((address, number)),
+            IpAddr::V4(address) => self.v4.insert((address, thing)),
+            IpAddr::V6(address) => self.v6.insert((address, thing)),
         };
     }
 
-    pub(super) fn remove(&mut self, address: IpAddr, number: u32) {
+    pub(super) fn remove(&mut self, (address, thing): (IpAddr, T)) {
         match address {
-            IpAddr::V4(address) => self.v4.remove(&(address, number)),
-            IpAddr::V6(address) => self.v6.remove(&(address, number)),
+            IpAddr::V4(address) => self.v4.remove(&(address, thing)),
+            IpAddr::V6(address) => self.v6.remove(&(address, thing)),
         };
     }
 
-    /// Those at some addresses, as often as there is one; both ends are of one family, or none is found.
-    pub(super) fn range(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = u32> {
-        let (v4, v6) = match (first, last) {
-            (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => {
-                (Some(self.v4.range((first, 0)..=(last, u32::MAX))), None)
+    /// Those from one to another, by address, then by themselves; both ends are of one family, or none is found.
+    pub(super) fn range(&self, first: (IpAddr, T), last: (IpAddr, T)) -> impl Iterator<Item = T> {
+        let (v4, v6) = match (first.0, last.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) if first <= last => {
+                (Some(self.v4.range((from, first.1)..=(to, last.1))), None)
             }
-            (IpAddr::V6(first), IpAddr::V6(last)) if first <= last => {
-                (None, Some(self.v6.range((first, 0)..=(last, u32::MAX))))
+            (IpAddr::V6(from), IpAddr::V6(to)) if first <= last => {
+                (None, Some(self.v6.range((from, first.1)..=(to, last.1))))
             }
             _ => (None, None),
         };
-        let v4 = v4.into_iter().flatten().map(|(_, number)| *number);
-        v4.chain(v6.into_iter().flatten().map(|(_, number)| *number))
+        let v4 = v4.into_iter().flatten().map(|(_, thing)| *thing);
+        v4.chain(v6.into_iter().flatten().map(|(_, thing)| *thing))
     }
 
     /// Less room for what is held.
@@ -125,6 +132,11 @@ pub(super) enum Sockets {
 }
 
 impl Sockets {
+    /// Those of a slice, by family; of no port.
+    pub(super) fn of(addresses: &AddressSet) -> [Self; 2] {
+        [Self::V4(Arc::clone(addresses.v4()), 0), Self::V6(Arc::clone(addresses.v6()), 0)]
+    }
+
     /// Those of a list that are of a family; what they have in common with some of `made` is shared.
     pub(super) fn new(v4: bool, list: &[(IpAddr, u16)], made: &[Self]) -> Self {
         let first = list.first().map_or(0, |(_, port)| *port);

@@ -383,8 +383,7 @@ impl Engine {
     /// The addresses of a Service's ready endpoints.
     fn backends_of(&self, service: &ObjectKey) -> BTreeSet<IpAddr> {
         let slices = slices_of(&self.slices_of, &self.cluster, service);
-        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
-        ready.flat_map(|endpoint| endpoint.addresses.iter()).collect()
+        slices.flat_map(|slice| slice.ready.iter()).collect()
     }
 
     /// The addresses for which a predicate about Services holds.

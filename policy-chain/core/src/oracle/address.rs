@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::Scene;
 use super::labels::CiliumLabels;
-use crate::cluster::{Cluster, EndpointSlice, Node, Pod};
+use crate::cluster::{Cluster, Node, Pod};
 use crate::flow::{Direction, Origin};
 
 /// Whose an address is. No other answer is possible, and none is two of these.
@@ -101,10 +101,5 @@ fn is_api_server(cluster: &Cluster, address: IpAddr) -> bool {
         .slices
         .values()
         .filter(|slice| &*slice.key.namespace == "default" && slice.service.as_deref() == Some("kubernetes"))
-        .any(|slice| is_ready_in(slice, address))
-}
-
-/// Whether one of the slice's ready endpoints has the address.
-pub(super) fn is_ready_in(slice: &EndpointSlice, address: IpAddr) -> bool {
-    slice.endpoints.iter().any(|endpoint| endpoint.ready && has(&endpoint.addresses, address))
+        .any(|slice| slice.ready.contains(&address))
 }

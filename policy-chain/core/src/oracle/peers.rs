@@ -157,7 +157,7 @@ fn backs_service(selector: &ServiceSelector, policy: &PolicyRef, scene: &Scene<'
     let meant = scene.cluster.services.values().filter(|service| is_meant(service));
     meant
         .flat_map(|service| services::slices_of(scene.cluster, service))
-        .any(|slice| address::is_ready_in(slice, peer.address))
+        .any(|slice| slice.ready.contains(&peer.address))
 }
 
 /// `nodes`, `fromNodes`, `toNodes`: an address of a node with these labels, never a pod with them (CVE-2025-30163).

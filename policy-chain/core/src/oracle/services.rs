@@ -38,9 +38,7 @@ pub(super) fn backends(
         let Some(target) = slice.ports.iter().find(|one| one.name == port.name && one.protocol == port.protocol) else {
             continue;
         };
-        let ready = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
-        let addresses = ready.flat_map(|endpoint| &endpoint.addresses).map(|address| address.to_canonical());
-        let same_family = addresses.filter(|address| address.is_ipv4() == dialled.is_ipv4());
+        let same_family = slice.ready.iter().filter(|address| address.is_ipv4() == dialled.is_ipv4());
         backends.extend(same_family.map(|address| (address, target.port)));
     }
     backends

@@ -1,9 +1,11 @@
 //! EndpointSlice.
 
+use std::net::IpAddr;
+
 use super::cursor::{Cursor, Fields, Report};
 use super::metadata::{Metadata, NameForm, Scope};
 use super::plain::{address, boolean, list, owned, port, protocol, section, text};
-use crate::cluster::{Endpoint, EndpointSlice, NamedPort, Object, ObjectKey};
+use crate::cluster::{EndpointSlice, NamedPort, Object, ObjectKey};
 
 /// The label that names the Service of a slice.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -27,10 +29,10 @@ pub(super) fn endpoint_slice(document: &Cursor<'_>, report: &mut Report) -> Opti
     };
     let ports = list(&mut document, report, "ports").iter().filter_map(|element| slice_port(element, report)).collect();
     let elements = list(&mut document, report, "endpoints");
-    let endpoints = elements.iter().filter(|_| !names).filter_map(|element| endpoint(element, report)).collect();
+    let ready = elements.iter().filter(|_| !names).flat_map(|element| ready_addresses(element, report)).collect();
     let service = metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).map(Into::into);
     let key = ObjectKey { namespace: metadata.namespace, name: metadata.name };
-    Some(Object::EndpointSlice(EndpointSlice { key, service, ports, endpoints }))
+    Some(Object::EndpointSlice(EndpointSlice { key, service, ports, ready }))
 }
 
 fn slice_port(element: &Cursor<'_>, report: &mut Report) -> Option<NamedPort> {
@@ -41,14 +43,12 @@ fn slice_port(element: &Cursor<'_>, report: &mut Report) -> Option<NamedPort> {
     Some(NamedPort { name, protocol: protocol?, port: number? })
 }
 
-fn endpoint(element: &Cursor<'_>, report: &mut Report) -> Option<Endpoint> {
-    let mut fields = element.fields(report).ok()?;
-    let mut addresses = Vec::new();
-    for element in list(&mut fields, report, "addresses") {
-        addresses.extend(address(&element, report).filter(|address| !addresses.contains(address)));
-    }
-    let ready = ready(&mut fields, report);
-    (!addresses.is_empty()).then(|| Endpoint { addresses: addresses.into(), ready })
+/// The addresses of an endpoint; none of one that is not ready.
+fn ready_addresses(element: &Cursor<'_>, report: &mut Report) -> Vec<IpAddr> {
+    let Ok(mut fields) = element.fields(report) else { return Vec::new() };
+    let elements = list(&mut fields, report, "addresses");
+    let addresses: Vec<IpAddr> = elements.iter().filter_map(|element| address(element, report)).collect();
+    if ready(&mut fields, report) { addresses } else { Vec::new() }
 }
 
 /// `conditions.ready`; what does not know is ready (Kubernetes API, `EndpointConditions`).

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::application;
 use super::schema::{Endpoint, Expected, Family, Mode, Request, Row, Via};
 use super::world::{Behind, Fault, Party, World};
-use crate::cluster::{ObjectKey, PodKey, ServicePort};
+use crate::cluster::{ObjectKey, PodKey, Service, ServicePort};
 use crate::flow::{Direction, Judgement, Origin, Outcome, Protocol, Query, Reason, Verdict};
 use crate::model::Text;
 
@@ -114,7 +114,12 @@ impl Probe<'_> {
         {
             let name = ObjectKey { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) };
             if let Some(service) = world.cluster().services.get(&name) {
-                let behind = world.behind(service, row.protocol, |port| port.port == row.port, row.family);
+                if service.addresses.is_empty() {
+                    // Its name stands for its backends' addresses.
+                    let backends = world.backends(service, row.family);
+                    return Ok(backends.into_iter().map(|address| direct(world.holder(address))).collect());
+                }
+                let behind = self.behind(world, service, from)?;
                 let wanted = behind.into_iter().filter(|one| row.target_port.is_none_or(|target| target == one.port));
                 return Ok(wanted.map(|one| (one.frontend, one)).map(|(at, one)| through(one, at)).collect());
             }
@@ -138,9 +143,7 @@ impl Probe<'_> {
             Some(Via::NodePort) => {
                 let behind = world.in_front_by_node_port(to.address, row.protocol, row.port);
                 let behind = behind.ok_or_else(|| missing("node port"))?;
-                let node = from.node.clone().or_else(|| from.pod.as_ref().and_then(|pod| pod.node.clone()));
-                let Some(node) = node.map(Endpoint::Node) else { return Ok(vec![through(behind, to.address)]) };
-                let frontend = world.party(&node, row.family, &format!("{}.from", row.path))?.address;
+                let frontend = self.dialled_node(world, from)?.unwrap_or(to.address);
                 Ok(vec![through(behind, frontend)])
             }
             Some(Via::Service) if self.transport() => {
@@ -155,6 +158,34 @@ impl Probe<'_> {
             }
             Some(Via::Service | Via::Pod) | None => Ok(vec![direct(to)]),
         }
+    }
+
+    /// All ready backends of a Service, by the port that the row dials.
+    fn behind(&self, world: &World, service: &Service, from: &Party) -> Result<Vec<Behind>, Fault> {
+        let row = self.row;
+        let by_node = row.via == Some(Via::NodePort);
+        let port = |port: &ServicePort| if by_node { port.node_port == Some(row.port) } else { port.port == row.port };
+        let fault =
+            |what: String| Err(Fault::new(format!("{}.to", row.path), format!("Service {} has no {what}", self.to)));
+        if !service.ports.iter().any(|one| one.protocol == row.protocol && port(one)) {
+            let kind = if by_node { "node port" } else { "port" };
+            return fault(format!("{kind} {}/{}", row.port, row.protocol));
+        }
+        if !service.addresses.iter().any(|address| Family::of(address) == row.family) {
+            return fault(format!("{} address", row.family.as_str()));
+        }
+        let mut behind = world.behind(service, row.protocol, port, row.family);
+        if by_node && let Some(node) = self.dialled_node(world, from)? {
+            behind.iter_mut().for_each(|one| one.frontend = node);
+        }
+        Ok(behind)
+    }
+
+    /// The address at which a node port is dialled: that of the source's own node, if it has one.
+    fn dialled_node(&self, world: &World, from: &Party) -> Result<Option<IpAddr>, Fault> {
+        let node = from.node.clone().or_else(|| from.pod.as_ref().and_then(|pod| pod.node.clone()));
+        let path = format!("{}.from", self.row.path);
+        node.map(|node| Ok(world.party(&Endpoint::Node(node), self.row.family, &path)?.address)).transpose()
     }
 
     fn made_up(&self, world: &World, to: Party) -> Option<Way> {

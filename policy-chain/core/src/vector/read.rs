@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use self::cluster::{addresses, fixture, labels, namespaces, pods};
-use super::schema::{Deleted, Mode, Resolution, SCHEMA_VERSION, Step, Suite, Vector};
+use super::schema::{Deleted, Faulty, Mode, Resolution, SCHEMA_VERSION, Step, Suite, Vector};
 use crate::l7::dns::Name;
 use crate::manifest::{MAX_DEPTH, MAX_TEXT_BYTES};
 use crate::model::{Text, Usable};
@@ -71,31 +71,54 @@ pub fn read(text: &str) -> Result<Suite, Unreadable> {
 fn suite(document: &Cursor<'_>, report: &mut Report) -> Usable<Suite> {
     let mut fields = document.fields(report)?;
     fields.required(report, "schemaVersion")?.number(report, SCHEMA_VERSION, SCHEMA_VERSION)?;
-    let mut fixtures = BTreeMap::new();
-    let mut names = BTreeSet::new();
+    for_readers(&mut fields, &["title", "note"], report)?;
+    let (mut fixtures, mut unusable) = (BTreeMap::new(), BTreeMap::new());
     for (name, cursor) in entries(fields.take("fixtures"), report)? {
-        names.insert(name);
-        // The faults of one fixture do not hide those of the next.
-        if let Ok(fixture) = fixture(&cursor, report) {
-            fixtures.insert(Text::from(name), fixture);
+        let mut own = Report::default();
+        let fixture = fixture(&cursor, &mut own);
+        match (fixture, own.into_issues()) {
+            (Ok(fixture), issues) if issues.is_empty() => drop(fixtures.insert(Text::from(name), fixture)),
+            (_, issues) => drop(unusable.insert(name, issues)),
         }
     }
-    let mut vectors = Vec::new();
+    // The faults of one vector do not hide those of the next, nor keep it from being run.
+    let (mut vectors, mut faulty) = (Vec::new(), Vec::new());
     let mut ids = BTreeSet::new();
+    let mut used = BTreeSet::new();
     for cursor in fields.required(report, "vectors")?.elements(report)? {
-        let Ok(vector) = vector(&cursor, report) else { continue };
-        if !ids.insert(Text::clone(&vector.id)) {
-            report
-                .refused(&format!("{}.id", cursor.path), format!("{:?} is the id of an earlier vector too", vector.id));
+        let mut own = Report::default();
+        let vector = vector(&cursor, &mut own);
+        let id = Text::from(cursor.value.get("id").and_then(Value::as_str).unwrap_or(&cursor.path));
+        if let Ok(vector) = &vector {
+            if !ids.insert(Text::clone(&id)) {
+                own.refused(&format!("{}.id", cursor.path), format!("{id:?} is the id of an earlier vector too"));
+            }
+            let fixture = vector.fixture.as_ref();
+            if unusable.contains_key(fixture) {
+                used.insert(Text::clone(&vector.fixture));
+            } else if !fixtures.contains_key(fixture) {
+                own.refused(&format!("{}.fixture", cursor.path), format!("{fixture:?} is not among the fixtures"));
+            }
         }
-        if !names.contains(vector.fixture.as_ref()) {
-            let message = format!("{:?} is not among the fixtures", vector.fixture);
-            report.refused(&format!("{}.fixture", cursor.path), message);
+        let of_fixture = vector.as_ref().ok().and_then(|vector| unusable.get(vector.fixture.as_ref()));
+        let issues: Vec<Issue> =
+            own.into_issues().into_iter().chain(of_fixture.into_iter().flatten().cloned()).collect();
+        match vector {
+            Ok(vector) if issues.is_empty() => vectors.push(vector),
+            _ => faulty.push(Faulty { vector: id, issues }),
         }
-        vectors.push(vector);
+    }
+    // What is wrong with a fixture is told by the vectors that use it.
+    for issue in unusable.into_iter().filter(|(name, _)| !used.contains(*name)).flat_map(|(_, issues)| issues) {
+        report.fault(issue.severity, &issue.path, issue.message);
     }
     fields.finish(report)?;
-    Ok(Suite { fixtures, vectors })
+    Ok(Suite { fixtures, vectors, faulty })
+}
+
+/// What is for readers of the file and means nothing.
+fn for_readers(fields: &mut Fields<'_>, names: &[&'static str], report: &mut Report) -> Usable<()> {
+    names.iter().try_for_each(|name| fields.take(name).map_or(Ok(()), |field| field.text(report).map(drop)))
 }
 
 fn vector(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Vector> {
@@ -106,9 +129,7 @@ fn vector(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Vector> {
         // Where it comes from is for readers.
         source.fields(report)?;
     }
-    for name in ["derivation", "note"] {
-        fields.take(name).map(|field| field.text(report).map(drop)).transpose()?;
-    }
+    for_readers(&mut fields, &["derivation", "note"], report)?;
     for (_, substitute) in entries(fields.take("liveSubstitute"), report)? {
         substitute.text(report)?;
     }
@@ -142,6 +163,7 @@ fn modes(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Vec<Mode>> {
 fn step(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Step> {
     let mut fields = cursor.fields(report)?;
     let name = fields.take("name").map(|name| name.owned(report)).transpose()?.unwrap_or_else(|| Text::from(""));
+    for_readers(&mut fields, &["title", "note"], report)?;
     if let Some(latency) = fields.take("maxLatencySeconds")
         && !latency.value.is_number()
     {
@@ -169,8 +191,9 @@ fn step(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Step> {
     step.create_namespace = namespaces(fields.take("createNamespace"), report)?;
     step.delete_namespace = texts(fields.take("deleteNamespace"), report)?;
     step.create_pod = pods(fields.take("createPod"), report)?;
-    for pod in elements(fields.take("deletePod"), report)? {
-        step.delete_pod.push(cluster::pod_key(pod.text(report)?, &pod.path, report)?);
+    let path = fields.path_of("deletePod");
+    for pod in texts(fields.take("deletePod"), report)? {
+        step.delete_pod.push(cluster::pod_key(&pod, &path, report)?);
     }
     for (name, value) in entries(fields.take("resolve"), report)? {
         let name = Name::new(name).map_err(|error| report.refused(&value.path, error.to_string()))?;
@@ -220,7 +243,11 @@ fn entries<'a>(cursor: Option<Cursor<'a>>, report: &mut Report) -> Usable<Vec<(&
     Ok(map.iter().map(|(name, value)| (name.as_str(), Cursor { value, path: path(name) })).collect())
 }
 
+/// A list of texts; one of them may stand alone.
 fn texts(cursor: Option<Cursor<'_>>, report: &mut Report) -> Usable<Vec<Text>> {
+    if let Some(one) = cursor.as_ref().filter(|cursor| cursor.value.is_string()) {
+        return Ok(vec![one.owned(report)?]);
+    }
     elements(cursor, report)?.iter().map(|element| element.owned(report)).collect()
 }
 

@@ -5,11 +5,12 @@ use std::fmt;
 
 use super::judge::Judge;
 use super::probe::{Fate, Leg, Probe, enforced, fate, is_named, recorded};
-use super::schema::{Endpoint, Expected, Family, Mode, Row, Step, Suite, Vector, Via};
+use super::schema::{Endpoint, Expected, Family, Faulty, Fixture, Mode, Row, Step, Suite, Vector, Via};
 use super::world::{Fault, World};
 use crate::cluster::PodKey;
 use crate::flow::{Direction, Judgement, Origin, Outcome as Final, Protocol, Query, Verdict};
 use crate::model::Text;
+use crate::parse::{Issue, Severity};
 
 /// Failures that are kept in full; the others are only counted.
 pub const MAX_FAILURES: usize = 10_000;
@@ -70,8 +71,23 @@ pub struct Outcome {
     pub failures: Vec<Failure>,
     /// Vectors that were run and not judged.
     pub undefined: Vec<Undefined>,
+    /// Vectors that could not be run, or not to their end; their other probes count as failed, and at least one.
+    pub faulty: Vec<Faulty>,
     /// Faults of objects that were applied, by vector: the vectors that failed only.
     pub issues: BTreeMap<Text, Vec<String>>,
+}
+
+impl Outcome {
+    /// A vector cannot go on, after so many of its probes.
+    fn fault(&mut self, vector: &Vector, mode: Mode, judged: usize, Fault { path, message }: Fault) {
+        let rows = vector.steps.iter().flat_map(|step| &step.expect);
+        let probes: usize = rows.map(|row| pairs(row).count()).sum();
+        let left = Counts { failed: probes.saturating_sub(judged).max(1), ..Counts::default() };
+        self.counts += left;
+        *self.by_mode.entry(mode).or_default() += left;
+        let issue = Issue { severity: Severity::Refused, path, message };
+        self.faulty.push(Faulty { vector: Text::clone(&vector.id), issues: vec![issue] });
+    }
 }
 
 /// A vector that was run and not judged.
@@ -186,19 +202,21 @@ struct Opened {
 }
 
 /// Runs all vectors of a file, each on a cluster of its own.
-///
-/// # Errors
-/// A step names something that is not there.
-pub fn run(suite: &Suite, judges: Judges<'_>) -> Result<Outcome, Fault> {
-    let mut outcome = Outcome::default();
+#[must_use]
+pub fn run(suite: &Suite, judges: Judges<'_>) -> Outcome {
+    let mut outcome = Outcome { faulty: suite.faulty.clone(), ..Outcome::default() };
+    outcome.counts.failed += suite.faulty.len();
     for vector in &suite.vectors {
         let mut undefined = Counts::default();
         for mode in vector.modes() {
-            let mut run = Run::new(suite, vector, mode, judges)?;
-            for (index, step) in vector.steps.iter().enumerate() {
-                run.step(index, step)?;
-            }
+            let mut run = Run::new(suite, vector, mode, judges);
+            let mut steps = vector.steps.iter().enumerate();
+            let fault = steps.try_for_each(|(index, step)| run.step(index, step)).err();
+            let judged = run.counts.total();
             run.finish(&mut outcome, &mut undefined);
+            if let Some(fault) = fault {
+                outcome.fault(vector, mode, judged, fault);
+            }
         }
         if let Some(tag) = vector.undefined() {
             outcome.undefined.push(Undefined {
@@ -209,7 +227,7 @@ pub fn run(suite: &Suite, judges: Judges<'_>) -> Result<Outcome, Fault> {
             });
         }
     }
-    Ok(outcome)
+    outcome
 }
 
 /// One vector, in one mode.
@@ -228,17 +246,14 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(suite: &Suite, vector: &'a Vector, mode: Mode, judges: Judges<'_>) -> Result<Self, Fault> {
-        let Some(fixture) = suite.fixtures.get(&vector.fixture) else {
-            return Err(Fault::new(vector.id.as_ref(), format!("there is no fixture {:?}", vector.fixture)));
-        };
-        let world = World::new(fixture);
+    fn new(suite: &Suite, vector: &'a Vector, mode: Mode, judges: Judges<'_>) -> Self {
+        let world = suite.fixtures.get(&vector.fixture).map_or_else(|| World::new(&Fixture::default()), World::new);
         let (judge, beside) = ((judges.judge)(), judges.beside.map(|make| make()));
         let (flows, failures) = (BTreeMap::new(), Vec::new());
         let mut run =
             Self { vector, mode, world, judge, beside, flows, counts: Counts::default(), differ: 0, failures };
         run.tell();
-        Ok(run)
+        run
     }
 
     /// Tells the judges what happened.

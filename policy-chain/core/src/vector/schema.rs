@@ -10,6 +10,7 @@ use crate::cluster::{Labels, ObjectKey, PodKey};
 use crate::flow::{Origin, Protocol};
 use crate::l7::dns::Name;
 use crate::model::Text;
+use crate::parse::Issue;
 
 /// The version of the schema that this is.
 pub const SCHEMA_VERSION: i64 = 1;
@@ -28,6 +29,17 @@ pub struct Suite {
     pub fixtures: BTreeMap<Text, Fixture>,
     /// Vectors, in the order of the file.
     pub vectors: Vec<Vector>,
+    /// Those that cannot be run.
+    pub faulty: Vec<Faulty>,
+}
+
+/// A vector that cannot be run, or not to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faulty {
+    /// Its id; where it has none, its path in the file.
+    pub vector: Text,
+    /// Why, by paths in the file.
+    pub issues: Vec<Issue>,
 }
 
 /// A cluster as it is before the first step.

@@ -32,7 +32,7 @@ fn issues(text: &str) -> Vec<String> {
     match read(text) {
         Err(Unreadable::Schema(issues)) => issues.iter().map(ToString::to_string).collect(),
         Err(Unreadable::Yaml(fault)) => vec![fault],
-        Ok(_) => Vec::new(),
+        Ok(suite) => suite.faulty.iter().flat_map(|one| &one.issues).map(ToString::to_string).collect(),
     }
 }
 
@@ -46,18 +46,23 @@ fn with_steps(steps: &str) -> String {
 }
 
 fn suite(text: &str) -> Suite {
-    read(text).unwrap_or_else(|error| panic!("{error}"))
+    let suite = read(text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(suite.faulty, []);
+    suite
 }
 
 fn wrong(text: &str) -> Vec<Wrong> {
     let make = || Box::new(Afresh::new(Settings::default(), oracle::judge)) as Box<dyn Judge>;
-    let outcome = run(&suite(text), Judges { judge: &make, beside: None }).unwrap_or_else(|fault| panic!("{fault}"));
+    let outcome = run(&suite(text), Judges { judge: &make, beside: None });
+    assert_eq!(outcome.faulty, []);
     outcome.failures.into_iter().map(|failure| failure.wrong).collect()
 }
 
 fn fault(text: &str) -> String {
     let make = || Box::new(Afresh::new(Settings::default(), oracle::judge)) as Box<dyn Judge>;
-    run(&suite(text), Judges { judge: &make, beside: None }).unwrap_err().to_string()
+    let outcome = run(&suite(text), Judges { judge: &make, beside: None });
+    let [faulty] = outcome.faulty.as_slice() else { panic!("{:?}", outcome.faulty) };
+    faulty.issues[0].to_string()
 }
 
 #[test]
@@ -146,7 +151,7 @@ fn slices_follow_the_pods() {
     let mut world = World::new(&suite.fixtures["f"]);
     let told = |world: &World| -> Vec<(usize, Vec<u16>)> {
         let slices = world.cluster().slices.values();
-        slices.map(|slice| (slice.endpoints.len(), slice.ports.iter().map(|port| port.port).collect())).collect()
+        slices.map(|slice| (slice.ready.iter().count(), slice.ports.iter().map(|port| port.port).collect())).collect()
     };
     // One slice for each number that the name has, and one of IPv6.
     assert_eq!(told(&world), [(1, vec![80, 22]), (1, vec![8080, 22]), (1, vec![80, 22])]);
@@ -158,6 +163,50 @@ fn slices_follow_the_pods() {
     let cluster = world.cluster();
     assert!(cluster.slices.is_empty() && cluster.services.is_empty() && !cluster.namespaces.contains_key("a"));
     assert_eq!(cluster.pods.keys().map(ToString::to_string).collect::<Vec<_>>(), ["b/z"]);
+}
+
+#[test]
+fn an_applied_service_is_as_an_api_server_and_its_controllers_make_it() {
+    let service =
+        |spec: &str| format!("{{apiVersion: v1, kind: Service, metadata: {{name: t, namespace: a}}, spec: {spec}}}");
+    let ports = "selector: {app: x}, ports: [{name: web, port: 81, targetPort: http}, {name: ssh, port: 22}]";
+    let told = |world: &World| -> Vec<String> {
+        let of = |name: &&str| {
+            world.cluster().slices.values().filter(|slice| slice.service.as_deref() == Some(*name)).collect::<Vec<_>>()
+        };
+        let slices = of(&"t").into_iter();
+        slices
+            .map(|slice| {
+                format!("{:?} {:?}", slice.ready, slice.ports.iter().map(|port| port.port).collect::<Vec<_>>())
+            })
+            .collect()
+    };
+    let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {name: mine, namespace: a, labels: {kubernetes.io/service-name: t}}, ports: [{name: web, port: 1}], endpoints: [{addresses: [10.0.0.3]}]}";
+    let steps = [
+        format!("{{apply: [{}]}}", service(&format!("{{{ports}}}"))),
+        "{setPodLabels: {a/y: {}}}".into(),
+        format!("{{apply: [{}]}}", service(&format!("{{clusterIP: 198.51.100.1, {ports}}}"))),
+        format!("{{apply: [{slice}]}}"),
+        "{delete: [{kind: EndpointSlice, namespace: a, name: mine}]}".into(),
+        format!("{{apply: [{}]}}", service("{type: ExternalName, externalName: example.com}")),
+    ];
+    let suite = suite(&with_steps(&steps.map(|step| format!("  - {step}\n")).concat()));
+    let mut world = World::new(&suite.fixtures["f"]);
+    let mut addresses = Vec::new();
+    let mut after = |world: &mut World, index: usize| {
+        world.step(&suite.vectors[0].steps[index]).unwrap();
+        let service = world.cluster().services.values().find(|service| &*service.key.name == "t").unwrap();
+        addresses.push(service.addresses.len());
+        told(world)
+    };
+    let (x, y, x6) = ("{10.0.0.1} [80, 22]", "{10.0.0.2} [8080, 22]", "{fd00::1} [80, 22]");
+    assert_eq!(after(&mut world, 0), [x, y, x6]);
+    assert_eq!(after(&mut world, 1), [x, x6]);
+    assert_eq!(after(&mut world, 2), [x]);
+    assert_eq!(after(&mut world, 3), ["{10.0.0.3} [1]"]);
+    assert_eq!(after(&mut world, 4), [x]);
+    assert_eq!(after(&mut world, 5), Vec::<String>::new());
+    assert_eq!(addresses, [2, 2, 1, 1, 1, 0]);
 }
 
 #[test]
@@ -180,6 +229,99 @@ fn what_is_not_as_expected_is_told_apart() {
     };
     assert_eq!(wrong(&with_steps(&out("http"))), []);
     assert_eq!(wrong(&with_steps(&out("80"))), [Wrong::Backends]);
+}
+
+#[test]
+fn a_faulty_vector_fails_and_the_others_are_run() {
+    let policy = |spec: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: b}}, spec: {spec}}}"
+        )
+    };
+    let row = "{from: [a/x, a/y], to: [b/z], port: 80, verdict: deny}";
+    let vector =
+        |id: &str, fixture: &str, steps: &str| format!("- {{id: {id}, fixture: {fixture}, steps: [{steps}]}}\n");
+    let text = [
+        FILE.replace("fixtures:\n", "fixtures:\n  g: {pods: {a.x: {}}}\n"),
+        // Refused as it is read: a typo, a fixture with a fault, none.
+        vector("typo", "f", &format!("{{expects: [{row}]}}")),
+        vector("bad-fixture", "g", &format!("{{expect: [{row}]}}")),
+        vector("no-fixture", "h", &format!("{{expect: [{row}]}}")),
+        vector("v", "f", ""),
+        "- 5\n".to_owned(),
+        // Refused where it is run, after two probes of four, and of six.
+        vector("object", "f", &format!("{{expect: [{row}]}}, {{apply: [{}], expect: [{row}]}}", policy("5"))),
+        vector("pod", "f", &format!("{{apply: [{}], expect: [{row}]}}, {{expect: [{{from: a/none, to: b/z, port: 1, verdict: deny}}, {row}]}}", policy("{}"))),
+        vector("later", "f", &format!("{{apply: [{}], expect: [{row}]}}", policy("{}"))),
+    ]
+    .concat();
+    let suite = read(&text).unwrap();
+    let make = || Box::new(Afresh::new(Settings::default(), oracle::judge)) as Box<dyn Judge>;
+    let outcome = run(&suite, Judges { judge: &make, beside: None });
+    let told: Vec<String> = outcome.faulty.iter().map(|one| format!("{} {}", one.vector, one.issues[0].path)).collect();
+    assert_eq!(
+        told,
+        [
+            "typo vectors[1].steps[0].expects",
+            "bad-fixture fixtures.g.pods.a.x",
+            "no-fixture vectors[3].fixture",
+            "v vectors[4].id",
+            "vectors[5] vectors[5]",
+            "object vectors[6].steps[1].apply[0]",
+            "pod vectors[7].steps[1].expect[0].from",
+        ]
+    );
+    // One of v, two of pod, two of later; one each for those that were not begun, four of object, three of pod.
+    assert_eq!((outcome.counts.passed, outcome.counts.failed), (5, 5 + 4 + 3));
+}
+
+#[test]
+fn services_of_every_kind_are_destinations() {
+    let services = "    services:\n      a/h: {clusterIP: None, selector: {app: x}, ports: [{port: 80}]}\n      a/n: {selector: {app: x}, ports: [{port: 1, targetPort: http, nodePort: 30001}]}\n";
+    let file = FILE.replace("    services:\n", services).replace("b/z: {ip: 10.0.0.3}", "b/z: {ip: 10.0.0.3, node: n}");
+    let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: b}, spec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 80}, {port: 8080}]}]}}";
+    let with = |row: &str| {
+        file.replace(
+            "  - expect:\n    - {from: a/x, to: b/z, port: 80, protocol: TCP, verdict: allow}",
+            &format!("  - apply: [{policy}]\n    expect: [{row}]"),
+        )
+    };
+    for row in [
+        // The headless one stands for its pods, with the port that is dialled.
+        "{from: b/z, to: a/h, port: 80, verdict: allow}",
+        "{from: b/z, to: a/h, port: 81, verdict: deny, rule: NetworkPolicy b/p}",
+        "{from: b/z, to: a/n, port: 1, verdict: allow}",
+        "{from: b/z, to: a/n, port: 30001, via: nodePort, verdict: allow}",
+    ] {
+        assert_eq!(wrong(&with(row)), [], "{row}");
+    }
+    for (row, message) in [
+        ("{from: b/z, to: a/n, port: 2, verdict: deny}", "Service a/n has no port 2/TCP"),
+        ("{from: b/z, to: a/n, port: 1, protocol: UDP, verdict: deny}", "Service a/n has no port 1/UDP"),
+        ("{from: b/z, to: a/n, port: 1, via: nodePort, verdict: deny}", "Service a/n has no node port 1/TCP"),
+    ] {
+        assert_eq!(fault(&with(row)), format!("vectors[0].steps[0].expect[0].to: {message}"));
+    }
+}
+
+#[test]
+fn pods_of_the_host_have_their_nodes_addresses() {
+    let file = FILE.replace("b/z: {ip: 10.0.0.3}", "b/z: {hostNetwork: true, node: n}");
+    assert_eq!(wrong(&file), []);
+    assert_eq!(
+        World::new(&suite(&file).fixtures["f"]).cluster().pods.values().last().unwrap().addresses.to_vec(),
+        ["10.0.9.1".parse::<std::net::IpAddr>().unwrap()]
+    );
+}
+
+#[test]
+fn notes_are_for_readers() {
+    let noted = FILE
+        .replace("schemaVersion: 1", "schemaVersion: 1\ntitle: t\nnote: n")
+        .replace("  f:\n", "  f:\n    note: n\n")
+        .replace("  - expect:", "  - title: t\n    note: n\n    expect:")
+        .replace("{from: a/x,", "{note: n, from: a/x,");
+    assert_eq!(suite(&noted).vectors[0].steps, suite(FILE).vectors[0].steps);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::schema::{Deleted, Endpoint, External, Family, Fixture, PodSpec, Step};
+use super::schema::{Addresses, Deleted, Endpoint, External, Family, Fixture, PodSpec, Step};
 use crate::cluster::{
     CidrGroup, Cluster, Created, Event, Labels, NamedPort, Namespace, Node, Object, ObjectId, ObjectKey, Pod, PodKey,
     PodTemplate,
@@ -182,6 +182,10 @@ impl World {
             let name = Arc::clone(port.name.as_ref()?);
             Some(NamedPort { name, protocol: port.protocol, port: port.port })
         });
+        let own = || spec.addresses.iter().collect();
+        let node = spec.node.as_ref().filter(|_| spec.host_network && spec.addresses == Addresses::default());
+        let of_node = node.and_then(|name| self.cluster.nodes.get(name));
+        let addresses = of_node.map_or_else(own, |node| node.addresses.clone().into());
         self.upsert(Object::Pod(Pod {
             key: key.clone(),
             uid: "".into(),
@@ -195,14 +199,15 @@ impl World {
             node: spec.node.clone(),
             host_network: spec.host_network,
             finished: spec.finished,
-            addresses: spec.addresses.iter().collect(),
+            addresses,
             ready: spec.ready,
             audit: spec.audit,
         }));
     }
 
     fn apply(&mut self, value: &serde_json::Value, path: &str) -> Result<(), Fault> {
-        let parsed = parse::object(value);
+        let value = self.given_addresses(value);
+        let parsed = parse::object(&value);
         let Some(object) = parsed.object else {
             let issues: Vec<String> = parsed.issues.iter().map(ToString::to_string).collect();
             return Err(Fault::new(path, format!("this is no object that can be applied: {}", issues.join("; "))));
@@ -210,6 +215,9 @@ impl World {
         let what = name_of(&object);
         self.issues.retain(|(of, _)| *of != what);
         self.issues.extend(parsed.issues.into_iter().map(|issue| (what.clone(), issue)));
+        if let Object::Service(service) = &object {
+            self.applied_service(service, &value);
+        }
         self.upsert(object);
         Ok(())
     }

@@ -35,6 +35,10 @@ impl Printer for Lines<'_> {
         for failure in &file.outcome.failures {
             self.line(&self::failure(&path, failure))?;
         }
+        for one in &file.outcome.faulty {
+            let issues: Vec<String> = one.issues.iter().map(ToString::to_string).collect();
+            self.line(&json!({ "type": "faulty", "file": path, "vector": one.vector.as_ref(), "issues": issues }))?;
+        }
         for one in &file.outcome.undefined {
             self.line(&json!({
                 "type": "undefined",

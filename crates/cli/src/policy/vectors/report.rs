@@ -27,6 +27,17 @@ impl Printer for Report<'_> {
         let seconds = self.paint.dim(&format!("{:.1} s", file.seconds));
         writeln!(self.out, "{mark} {path}  {vectors}, {}  {seconds}", self.counts(outcome.counts))?;
         self.failures(outcome)?;
+        for one in &outcome.faulty {
+            writeln!(
+                self.out,
+                "  {}  {}",
+                self.paint.heading(&one.vector),
+                self.paint.bad("cannot be run as it is written")
+            )?;
+            for issue in &one.issues {
+                writeln!(self.out, "    {issue}")?;
+            }
+        }
         for one in &outcome.undefined {
             let agree = if one.agree == one.probes {
                 format!("{} as written", counted(one.probes, "probe"))

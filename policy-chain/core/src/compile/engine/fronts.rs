@@ -9,7 +9,7 @@ use super::programs::{Instance, Programs};
 use super::shapes::Shapes;
 use super::store::Store;
 use crate::cluster::{EndpointSlice, Node, ObjectKey, Service};
-use crate::compile::by_address::{NumbersAt, Sockets};
+use crate::compile::by_address::{SetAt, Sockets};
 use crate::compile::identity::{Classes, NONE};
 use crate::compile::image::{DecisionId, FrontendKey, Identity, RowEntries, RowId};
 use crate::compile::row::PortPrefix;
@@ -75,9 +75,9 @@ pub(super) struct Fronts {
     freed: Vec<u32>,
     of_service: BTreeSet<(Arc<ObjectKey>, u32)>,
     /// Which frontends are dialled at an address.
-    claims: BTreeSet<(FrontendKey, u32)>,
+    claims: SetAt<(Protocol, u16, u32)>,
     /// The Services that have a backend at an address, by the least of their frontends.
-    at: NumbersAt,
+    at: SetAt<u32>,
     /// Those that are new, or have other backends.
     rebacked: BTreeSet<u32>,
     /// Those of whose backends the classes may be others.
@@ -99,12 +99,12 @@ impl Fronts {
 
     /// The frontends of Services with a backend at an address.
     pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = u32> {
-        self.at.range(address, address).flat_map(|least| self.beside(least))
+        self.at.range((address, 0), (address, u32::MAX)).flat_map(|least| self.beside(least))
     }
 
     /// The classes of addresses changed.
     pub(super) fn touch(&mut self, first: IpAddr, last: IpAddr) {
-        let of: Vec<u32> = self.at.range(first, last).flat_map(|least| self.beside(least)).collect();
+        let of: Vec<u32> = self.at.range((first, 0), (last, u32::MAX)).flat_map(|least| self.beside(least)).collect();
         self.dirty.extend(of);
     }
 
@@ -149,9 +149,9 @@ impl Fronts {
             let Wanted { keys, backends } = wanted.remove(&front.id).unwrap_or_default();
             let old = std::mem::replace(&mut front.keys, keys.iter().map(|(key, at)| (*key, *at)).collect());
             for (address, _) in old.iter().filter(|(address, _)| !keys.contains_key(address)) {
-                self.claims.remove(&(*address, index));
+                self.claims.remove(claim(*address, index));
             }
-            self.claims.extend(keys.keys().map(|address| (*address, index)));
+            keys.keys().for_each(|address| self.claims.insert(claim(*address, index)));
             if old != front.keys {
                 changed.extend(old.iter().chain(front.keys.iter()).map(|(address, _)| *address));
             }
@@ -175,7 +175,7 @@ impl Fronts {
             });
             let identity = Identity(restored(&id).unwrap_or_else(|| classes.numbers.take()));
             changed.extend(keys.keys());
-            self.claims.extend(keys.keys().map(|address| (*address, index)));
+            keys.keys().for_each(|address| self.claims.insert(claim(*address, index)));
             self.of_service.insert((Arc::clone(&key), index));
             let front =
                 Front { id, identity, keys: keys.into_iter().collect(), backends: Sockets::default(), shape: NONE };
@@ -191,10 +191,10 @@ impl Fronts {
         let backed_now = self.backed(&key);
         if backed_now != backed {
             if let Some((least, addresses)) = backed {
-                addresses.iter().for_each(|address| self.at.remove(*address, least));
+                addresses.iter().for_each(|address| self.at.remove((*address, least)));
             }
             if let Some((least, addresses)) = backed_now {
-                addresses.iter().for_each(|address| self.at.insert(*address, least));
+                addresses.iter().for_each(|address| self.at.insert((*address, least)));
             }
         }
         gone
@@ -202,8 +202,8 @@ impl Fronts {
 
     /// Whom an address means: of several frontends, that of the least Service, and of its ports, of the first.
     fn winner(&self, address: FrontendKey) -> Option<Identity> {
-        let claims = self.claims.range((address, 0)..=(address, u32::MAX));
-        let fronts = claims.filter_map(|(_, index)| self.get(*index));
+        let claims = self.claims.range(claim(address, 0), claim(address, u32::MAX));
+        let fronts = claims.filter_map(|(.., index)| self.get(index));
         let place = |front: &Front| {
             let at = front.keys.binary_search_by_key(&address, |(key, _)| *key).ok();
             at.and_then(|at| front.keys.get(at)).map(|(_, place)| *place)
@@ -412,7 +412,7 @@ impl Fronts {
     pub(super) fn pack(&mut self) {
         self.list.shrink_to_fit();
         pack_set(&mut self.of_service);
-        pack_set(&mut self.claims);
+        self.claims.pack();
         self.at.pack();
         self.shapes.pack();
     }
@@ -435,6 +435,11 @@ fn combined(cache: &mut HashMap<Vec<DecisionId>, RowId>, decisions: Vec<Decision
     let row = store.row(RowEntries { entries: vec![(PortPrefix::ANY, decision)] });
     cache.insert(decisions, row);
     row
+}
+
+/// That a frontend is dialled at an address, as it stands in [`Fronts::claims`].
+const fn claim((address, protocol, port): FrontendKey, front: u32) -> (IpAddr, (Protocol, u16, u32)) {
+    (address, (protocol, port, front))
 }
 
 /// What a frontend is to be.
@@ -467,16 +472,15 @@ fn wanted(key: &Arc<ObjectKey>, dialled: &Dialled<'_>) -> BTreeMap<FrontId, Want
             wanted.entry(id).or_default().keys.entry((address, port.protocol, number)).or_insert(at);
         }
     }
-    let mut made: Vec<Sockets> = Vec::new();
+    // Of a Service with one slice, all ports have the slice's addresses.
+    let mut made: Vec<Sockets> = slices.iter().flat_map(|slice| Sockets::of(&slice.ready)).collect();
     for (id, Wanted { backends, .. }) in &mut wanted {
         let mut found: Vec<(IpAddr, u16)> = Vec::new();
         for slice in slices {
             let target = slice.ports.iter().find(|port| port.name == id.name && port.protocol == id.protocol);
             let Some(target) = target else { continue };
-            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
-                let family = endpoint.addresses.iter().filter(|address| address.is_ipv4() == id.v4);
-                found.extend(family.map(|address| (address, target.port)));
-            }
+            let family = slice.ready.iter().filter(|address| address.is_ipv4() == id.v4);
+            found.extend(family.map(|address| (address, target.port)));
         }
         found.sort_unstable();
         found.dedup();

@@ -9,7 +9,7 @@ use super::super::schema::{
     Addresses, CidrGroupSpec, ContainerPort, External, Family, Fixture, NodeSpec, PodSpec, ServicePortSpec,
     ServiceSpec, TargetPort,
 };
-use super::{choice, elements, entries, optional};
+use super::{choice, elements, entries, for_readers, optional};
 use crate::cluster::{Labels, ObjectKey, PodKey};
 use crate::flow::Protocol;
 use crate::l7::dns::Name;
@@ -18,6 +18,7 @@ use crate::parse::cursor::{Cursor, Fields, Report};
 
 pub(super) fn fixture(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Fixture> {
     let mut fields = cursor.fields(report)?;
+    for_readers(&mut fields, &["title", "note"], report)?;
     let mut fixture = Fixture {
         namespaces: namespaces(fields.take("namespaces"), report)?,
         pods: pods(fields.take("pods"), report)?,
@@ -77,7 +78,7 @@ fn optional_labels(fields: &mut Fields<'_>, report: &mut Report) -> Usable<Label
 
 fn node(cursor: &Cursor<'_>, report: &mut Report) -> Usable<NodeSpec> {
     let mut fields = cursor.fields(report)?;
-    let node = NodeSpec { labels: optional_labels(&mut fields, report)?, addresses: own(&mut fields, report)? };
+    let node = NodeSpec { labels: optional_labels(&mut fields, report)?, addresses: own(&mut fields, true, report)? };
     fields.finish(report)?;
     Ok(node)
 }
@@ -88,12 +89,13 @@ fn pod(cursor: &Cursor<'_>, report: &mut Report) -> Usable<PodSpec> {
     for port in elements(fields.take("ports"), report)? {
         ports.push(container_port(&port, report)?);
     }
+    let host_network = flag(&mut fields, "hostNetwork", false, report)?;
     let phases = [("Pending", false), ("Running", false), ("Succeeded", true), ("Failed", true), ("Unknown", false)];
     let pod = PodSpec {
         labels: optional_labels(&mut fields, report)?,
-        addresses: own(&mut fields, report)?,
+        addresses: own(&mut fields, !host_network, report)?,
         node: optional(&mut fields, "node", report)?,
-        host_network: flag(&mut fields, "hostNetwork", false, report)?,
+        host_network,
         ports,
         service_account: optional(&mut fields, "serviceAccount", report)?,
         ready: flag(&mut fields, "ready", true, report)?,
@@ -182,7 +184,7 @@ fn external(cursor: &Cursor<'_>, report: &mut Report) -> Usable<External> {
     for cursor in elements(fields.take("dnsNames"), report)? {
         names.push(Name::new(cursor.text(report)?).map_err(|error| report.refused(&cursor.path, error.to_string()))?);
     }
-    let external = External { addresses: own(&mut fields, report)?, names };
+    let external = External { addresses: own(&mut fields, true, report)?, names };
     fields.finish(report)?;
     Ok(external)
 }
@@ -202,8 +204,8 @@ fn cidr_group(cursor: &Cursor<'_>, report: &mut Report) -> Usable<CidrGroupSpec>
     Ok(CidrGroupSpec { labels, cidrs })
 }
 
-/// `ip` and `ip6`.
-fn own(fields: &mut Fields<'_>, report: &mut Report) -> Usable<Addresses> {
+/// `ip` and `ip6`. Without them, what is `addressed` cannot be meant.
+fn own(fields: &mut Fields<'_>, addressed: bool, report: &mut Report) -> Usable<Addresses> {
     let mut of = |name: &'static str, family: Family, report: &mut Report| -> Usable<Option<IpAddr>> {
         let Some(cursor) = fields.take(name) else { return Ok(None) };
         let address = address(&cursor, report)?;
@@ -213,7 +215,7 @@ fn own(fields: &mut Fields<'_>, report: &mut Report) -> Usable<Addresses> {
         Ok(Some(address))
     };
     let addresses = Addresses { v4: of("ip", Family::V4, report)?, v6: of("ip6", Family::V6, report)? };
-    if addresses == Addresses::default() {
+    if addressed && addresses == Addresses::default() {
         return Err(report.refused(fields.path(), "has no address: ip, ip6, or both are needed"));
     }
     Ok(addresses)

@@ -1,7 +1,7 @@
 //! Rows of `expect`.
 
 use super::super::schema::{Endpoint, Expected, Family, Many, Request, Row, Via};
-use super::{MAX_PROBES, choice, cluster, entries, optional};
+use super::{MAX_PROBES, choice, cluster, entries, for_readers, optional};
 use crate::flow::{Origin, Protocol};
 use crate::model::{Text, Usable};
 use crate::parse::cursor::{Cursor, Fields, Report};
@@ -11,6 +11,7 @@ const VERDICTS: [(&str, Expected); 3] =
 
 pub(super) fn row(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Row> {
     let mut fields = cursor.fields(report)?;
+    for_readers(&mut fields, &["title", "note"], report)?;
     let from = many(&fields.required(report, "from")?, report)?;
     let to = many(&fields.required(report, "to")?, report)?;
     let request = request(&mut fields, report)?;

@@ -1,16 +1,20 @@
 //! Services of a vector, and the EndpointSlices that a controller would write for them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::super::schema::{Family, ServicePortSpec, ServiceSpec, TargetPort};
 use super::{Fault, World};
 use crate::cluster::{
-    Endpoint, EndpointSlice, Event, Labels, NamedPort, Object, ObjectId, ObjectKey, Pod, PodKey, Service, ServicePort,
+    EndpointSlice, Event, Labels, NamedPort, Object, ObjectId, ObjectKey, Pod, PodKey, Service, ServicePort,
 };
 use crate::flow::Protocol;
 use crate::model::Text;
+use crate::parse;
 
 /// A Service whose EndpointSlices are ours to write.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub(super) struct Made {
     families: Vec<Family>,
     ports: Vec<ServicePortSpec>,
     backing: Backing,
+    /// It is an object that was applied, with slices that follow its selector as long as none of its own are applied.
+    applied: bool,
 }
 
 /// Who is behind a Service.
@@ -63,7 +69,67 @@ impl World {
             Some(selector) => Backing::Selector(selector.clone()),
             None => Backing::Addresses(spec.endpoints.clone()),
         };
-        self.make(key, spec.labels.clone(), addresses, Made { families, ports: spec.ports.clone(), backing });
+        self.make(
+            key,
+            spec.labels.clone(),
+            addresses,
+            Made { families, ports: spec.ports.clone(), backing, applied: false },
+        );
+    }
+
+    /// A Service to be applied, with the addresses that an API server would give it if it asks for none.
+    pub(super) fn given_addresses<'v>(&mut self, value: &'v Value) -> Cow<'v, Value> {
+        let text = |value: &'v Value, name: &str| value.get(name).and_then(Value::as_str);
+        let spec = value.get("spec").filter(|_| text(value, "kind") == Some("Service")).and_then(Value::as_object);
+        let Some(spec) = spec else { return Cow::Borrowed(value) };
+        let asked =
+            ["clusterIP", "clusterIPs"].iter().any(|name| spec.get(*name).is_some_and(|value| !value.is_null()));
+        if asked || spec.get("type").and_then(Value::as_str) == Some("ExternalName") {
+            return Cow::Borrowed(value);
+        }
+        let known = parse::object(value).object.and_then(|object| match object {
+            Object::Service(service) => self.cluster.services.get(&service.key).map(|known| known.addresses.to_vec()),
+            _ => None,
+        });
+        let addresses = known.filter(|known| !known.is_empty()).unwrap_or_else(|| self.allocate());
+        let mut value = value.clone();
+        if let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut) {
+            let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+            spec.insert("clusterIPs".into(), addresses.into());
+        }
+        Cow::Owned(value)
+    }
+
+    /// A Service that was applied: from now on its slices follow its selector, as those that a controller writes.
+    pub(super) fn applied_service(&mut self, service: &Service, value: &Value) {
+        self.services.remove(&service.key);
+        let Some(selector) = &service.selector else { return };
+        let has = |family: Family| {
+            service.addresses.is_empty() || service.addresses.iter().any(|address| Family::of(address) == family)
+        };
+        let families = [Family::V4, Family::V6].into_iter().filter(|family| has(*family)).collect();
+        let listed = value.pointer("/spec/ports").and_then(Value::as_array);
+        let target = |port: &ServicePort| {
+            let same = |one: &&Value| {
+                let protocol = one.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
+                one.get("port").and_then(Value::as_u64) == Some(port.port.into())
+                    && protocol == port.protocol.to_string()
+            };
+            let target = listed.into_iter().flatten().find(same)?.get("targetPort")?;
+            match target.as_str() {
+                Some(name) => Some(TargetPort::Named(name.into())),
+                None => target.as_u64().and_then(|number| u16::try_from(number).ok()).map(TargetPort::Number),
+            }
+        };
+        let ports = service.ports.iter().map(|port| ServicePortSpec {
+            name: Some(Arc::clone(&port.name)),
+            port: port.port,
+            target: target(port).unwrap_or(TargetPort::Number(port.port)),
+            protocol: port.protocol,
+            node_port: port.node_port,
+        });
+        let backing = Backing::Selector(selector.clone());
+        self.services.insert(service.key.clone(), Made { families, ports: ports.collect(), backing, applied: true });
     }
 
     fn make(&mut self, key: &ObjectKey, labels: Labels, addresses: Vec<IpAddr>, made: Made) {
@@ -110,12 +176,18 @@ impl World {
     /// Writes the slices that follow from the Services and pods as they are now.
     pub(super) fn follow(&mut self) {
         let mut wanted: BTreeMap<ObjectKey, EndpointSlice> = BTreeMap::new();
+        let ours = |slice: &EndpointSlice| slice.key.name.starts_with(PREFIX);
         for (key, made) in &self.services {
+            let of = |slice: &EndpointSlice| {
+                slice.key.namespace == key.namespace && slice.service.as_ref() == Some(&key.name)
+            };
+            if made.applied && self.cluster.slices.values().any(|slice| of(slice) && !ours(slice)) {
+                continue;
+            }
             for slice in self.slices(key, made) {
                 wanted.insert(slice.key.clone(), slice);
             }
         }
-        let ours = |slice: &EndpointSlice| slice.key.name.starts_with(PREFIX);
         let gone: Vec<ObjectKey> = self
             .cluster
             .slices
@@ -137,16 +209,14 @@ impl World {
         let mut slices = Vec::new();
         for family in &made.families {
             // Pods whose ports are other numbers are in slices of their own.
-            let mut groups: BTreeMap<Vec<NamedPort>, Vec<Endpoint>> = BTreeMap::new();
+            let mut groups: BTreeMap<Vec<NamedPort>, Vec<IpAddr>> = BTreeMap::new();
             let of = |addresses: &[IpAddr]| -> Vec<IpAddr> {
                 addresses.iter().copied().filter(|address| Family::of(*address) == *family).collect()
             };
             let mut put = |pod: Option<&Pod>, addresses: Vec<IpAddr>, ready: bool| {
                 if !addresses.is_empty() {
-                    groups
-                        .entry(resolve(&made.ports, pod))
-                        .or_default()
-                        .push(Endpoint { addresses: addresses.into(), ready });
+                    let group = groups.entry(resolve(&made.ports, pod)).or_default();
+                    group.extend(addresses.into_iter().filter(|_| ready));
                 }
             };
             match &made.backing {
@@ -171,13 +241,13 @@ impl World {
                     }
                 }
             }
-            for (index, (ports, endpoints)) in groups.into_iter().enumerate() {
+            for (index, (ports, ready)) in groups.into_iter().enumerate() {
                 let name = format!("{PREFIX}{}-{}-{index}", key.name, family.as_str().to_ascii_lowercase());
                 slices.push(EndpointSlice {
                     key: ObjectKey { namespace: Arc::clone(&key.namespace), name: name.into() },
                     service: Some(Arc::clone(&key.name)),
                     ports: ports.into(),
-                    endpoints,
+                    ready: ready.into_iter().collect(),
                 });
             }
         }
@@ -228,6 +298,7 @@ impl World {
                 families: vec![Family::V4, Family::V6],
                 ports: ports.collect(),
                 backing: Backing::Pod(pod.clone()),
+                applied: false,
             };
             self.make(&key, Labels::default(), addresses, made);
         }
@@ -286,21 +357,30 @@ impl World {
             return Vec::new();
         };
         let mut targets = BTreeSet::new();
-        let slices = self.cluster.slices.values().filter(|slice| {
-            slice.key.namespace == service.key.namespace && slice.service.as_ref() == Some(&service.key.name)
-        });
-        for slice in slices {
+        for slice in self.slices_of(service) {
             let Some(target) =
                 slice.ports.iter().find(|target| target.name == port.name && target.protocol == protocol)
             else {
                 continue;
             };
-            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
-                let of = endpoint.addresses.iter().filter(|address| Family::of(*address) == family);
-                targets.extend(of.map(|address| (address, target.port)));
-            }
+            let of = slice.ready.iter().filter(|address| Family::of(*address) == family);
+            targets.extend(of.map(|address| (address, target.port)));
         }
         targets.into_iter().collect()
+    }
+
+    fn slices_of(&self, service: &Service) -> impl Iterator<Item = &EndpointSlice> {
+        let ObjectKey { namespace, name } = service.key.clone();
+        let of =
+            move |slice: &&EndpointSlice| slice.key.namespace == namespace && slice.service.as_ref() == Some(&name);
+        self.cluster.slices.values().filter(of)
+    }
+
+    /// The addresses of a Service's ready backends, which are what the name of a headless one stands for.
+    #[must_use]
+    pub fn backends(&self, service: &Service, family: Family) -> BTreeSet<IpAddr> {
+        let ready = self.slices_of(service).flat_map(|slice| slice.ready.iter());
+        ready.filter(|address| Family::of(*address) == family).collect()
     }
 
     /// The Service that was made up for a pod.

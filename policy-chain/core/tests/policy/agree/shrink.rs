@@ -162,17 +162,10 @@ fn objects(object: &Object) -> Vec<Object> {
                 slice.ports = some.into();
                 found.push(Object::EndpointSlice(slice));
             }
-            for some in without_one(&slice.endpoints) {
+            for some in without_one(&slice.ready.iter().collect::<Vec<_>>()) {
                 let mut slice = slice.clone();
-                slice.endpoints = some;
+                slice.ready = some.into_iter().collect();
                 found.push(Object::EndpointSlice(slice));
-            }
-            for (index, endpoint) in slice.endpoints.iter().enumerate() {
-                for some in without_one(&endpoint.addresses.to_vec()) {
-                    let mut slice = slice.clone();
-                    slice.endpoints[index].addresses = some.into();
-                    found.push(Object::EndpointSlice(slice));
-                }
             }
         }
         Object::CidrGroup(group) => {

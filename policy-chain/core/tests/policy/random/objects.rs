@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use sluice_policy_core::cluster::{
-    CidrGroup, Endpoint, EndpointSlice, Event, Labels, NamedPort, Namespace, Node, Object, ObjectId, ObjectKey, Pod,
-    PodKey, PodTemplate, Service, ServicePort, Uid, Visible,
+    CidrGroup, EndpointSlice, Event, Labels, NamedPort, Namespace, Node, Object, ObjectId, ObjectKey, Pod, PodKey,
+    PodTemplate, Service, ServicePort, Uid, Visible,
 };
 use sluice_policy_core::flow::{AppProtocol, DNS_PORT, Direction, Protocol};
 use sluice_policy_core::l7::dns::Name;
@@ -476,15 +476,12 @@ fn slice(random: &mut Random, index: usize) -> EndpointSlice {
             }
         }
     }
-    let endpoints = random.list(0, 4, |random| {
-        let addresses = random.list(1, 2, |random| match random.below(6) {
-            0 => node_address(random),
-            1 => world_address(random),
-            _ => pod_address(random),
-        });
-        Endpoint { addresses: addresses.into(), ready: !random.one_in(4) }
+    let ready = random.list(0, 5, |random| match random.below(6) {
+        0 => node_address(random),
+        1 => world_address(random),
+        _ => pod_address(random),
     });
-    EndpointSlice { key, service, ports: ports.into(), endpoints }
+    EndpointSlice { key, service, ports: ports.into(), ready: ready.into_iter().collect() }
 }
 
 /// Security groups of which the first one is resolved, now and then.
