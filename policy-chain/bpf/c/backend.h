@@ -66,6 +66,17 @@ static __always_inline void forget(struct scene *scene, __u32 endpoint)
 	scene->audit = 0;
 }
 
+/* What is remembered of a judgement of a backend: the revision and the verdict, mixed with whom they are of. Two processors may
+ * write down two backends of a flow at once; in one word, the judgement of one is never taken for the other's. */
+static __always_inline __u64 backend_judgement(__u64 revision, __u32 verdict, const struct address *backend, __u16 port)
+{
+	__u64 mixed = ((__u64)backend->words[0] << 32 | backend->words[1]) * 0x9e3779b97f4a7c15ull;
+
+	mixed = ((mixed ^ mixed >> 32) + ((__u64)backend->words[2] << 32 | backend->words[3])) * 0xbf58476d1ce4e5b9ull;
+	mixed = ((mixed ^ mixed >> 29) + port) * 0x94d049bb133111ebull;
+	return mixed ^ (revision << JUDGED_REVISION_SHIFT | verdict);
+}
+
 /* Asks about `scene->other`, and remembers the answer in the flow, if there is one. Returns why the packet is dropped. */
 GLOBAL int judge_backend(const struct endpoint *from, struct scene *scene, struct connection *connection)
 {
@@ -84,11 +95,11 @@ GLOBAL int judge_backend(const struct endpoint *from, struct scene *scene, struc
 	judge(from, &question, scene);
 	verdict = enforced(scene);
 	if (connection) {
-		*(volatile __u64 *)&connection->backend_judged = 0;
 		connection->other = scene->other;
 		connection->other_port = scene->other_port;
 		connection->backend_decision = scene->decision;
-		*(volatile __u64 *)&connection->backend_judged = from->revision << JUDGED_REVISION_SHIFT | verdict;
+		*(volatile __u64 *)&connection->backend_judged =
+			backend_judgement(scene->revision, verdict, &scene->other, scene->other_port);
 	}
 	if (verdict != VERDICT_ALLOW)
 		return verdict == VERDICT_REDIRECT ? DROP_NO_PROXY
@@ -113,6 +124,14 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	if (!from || !scene)
 		return DROP_BROKEN;
 	packet = &scene->packet;
+	if (is_of_link(packet)) {
+		/* The pod's gate lets pass what is for the link, and asks no policy about it. */
+		scene->endpoint = from->id;
+		scene->direction = DIRECTION_EGRESS;
+		scene->verdict = VERDICT_DENY;
+		key_of(packet, DIRECTION_EGRESS, &scene->key);
+		return DROP_POLICY;
+	}
 	if (!has_ports(packet->protocol))
 		return DROP_NONE;
 	how = tracked(skb, &tuple, 0);
@@ -148,7 +167,9 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	scene->key.endpoint = from->id;
 	scene->other = packet->destination;
 	connection = bpf_map_lookup_elem(&connections, &scene->key);
-	if (connection && connection->expires > scene->now) {
+	/* What is tracked as the pod's own is no answer, though there may be a flow to the pod of the same tuple. */
+	if (connection && connection->expires > scene->now &&
+	    (connection->direction == DIRECTION_EGRESS || how == UNTRACKED)) {
 		verdict = connection->judged & 255;
 		current = from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW;
 		if (connection->direction != DIRECTION_EGRESS || verdict != VERDICT_DEFER) {
@@ -160,8 +181,8 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 			return DROP_NONE;
 		}
 		scene->generation = generation;
-		if (connection->backend_judged == current && connection->other_port == scene->other_port &&
-		    same_address(&connection->other, &scene->other))
+		if (connection->backend_judged ==
+		    backend_judgement(from->revision, VERDICT_ALLOW, &scene->other, scene->other_port))
 			return DROP_NONE;
 		return judge_backend(from, scene, connection);
 	}
@@ -189,7 +210,8 @@ GLOBAL int judge_answer(struct __sk_buff *skb, const struct endpoint *endpoint, 
 	/* Where a process of the node is not seen to be the backend, the next answer may be another's. */
 	if (!(setting_flags() & SETTING_LOCAL_INPUT))
 		scene->generation = BRIEF;
-	if (connection->backend_judged == (endpoint->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW))
+	if (connection->backend_judged ==
+	    backend_judgement(endpoint->revision, VERDICT_ALLOW, &connection->other, connection->other_port))
 		return DROP_NONE;
 	scene->generation = BRIEF;
 	if (tracked(skb, &tuple, 1) != TRACKED_REPLY)

@@ -84,6 +84,8 @@ struct scene {
 	/* What was judged in place of the peer; the backend. */
 	struct address other;
 	__u64 now;
+	/* Of the endpoint that was asked. */
+	__u64 revision;
 	__u32 endpoint;
 	__u32 decision;
 	/* Index of the interface. */

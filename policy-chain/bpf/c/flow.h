@@ -80,6 +80,18 @@ static __always_inline __u8 query_of(const struct packet *packet, bool *answers)
 	return 0;
 }
 
+enum {
+	ND_ROUTER_SOLICITATION = 133,
+	ND_ROUTER_ADVERTISEMENT = 134,
+	ND_NEIGHBOUR_SOLICITATION = 135,
+	ND_NEIGHBOUR_ADVERTISEMENT = 136,
+	ND_REDIRECT = 137,
+	MLD_QUERY = 130,
+	MLD_REPORT = 131,
+	MLD_DONE = 132,
+	MLD2_REPORT = 143,
+};
+
 static __always_inline bool is_icmp(__u8 protocol)
 {
 	return protocol == PROTOCOL_ICMP || protocol == PROTOCOL_ICMPV6;
@@ -95,6 +107,16 @@ static __always_inline bool is_error(const struct packet *packet)
 	if (packet->protocol == PROTOCOL_ICMP)
 		return type == 3 || type == 4 || type == 11 || type == 12;
 	return packet->protocol == PROTOCOL_ICMPV6 && type >= 1 && type <= 4;
+}
+
+/* Whether an ICMPv6 message is of the link, which no router forwards: neighbour discovery, multicast listeners. */
+static __always_inline bool is_of_link(const struct packet *packet)
+{
+	__u8 type = packet->flags;
+
+	return packet->protocol == PROTOCOL_ICMPV6 && packet->part != PART_LATER &&
+	       ((type >= ND_ROUTER_SOLICITATION && type <= ND_REDIRECT) || (type >= MLD_QUERY && type <= MLD_DONE) ||
+		type == MLD2_REPORT);
 }
 
 /* Whether a packet opens a flow and cannot be of one that is open: TCP's SYN, SCTP's INIT. */
@@ -232,7 +254,9 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 {
 	__u32 before = connection->judged & 255, after;
 
-	if (before != VERDICT_DENY && setting_flags() & SETTING_KEEP_ESTABLISHED) {
+	/* What nobody has answered is not established, however often it is repeated. */
+	if (before != VERDICT_DENY && connection->state & CONNECTION_ANSWERED &&
+	    setting_flags() & SETTING_KEEP_ESTABLISHED) {
 		connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | before;
 		return;
 	}
@@ -244,7 +268,7 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 	connection->decision = scene->decision;
 	connection->basis = scene->basis;
 	/* Last: what is read beside it is only told, this is what packets pass by. */
-	*(volatile __u64 *)&connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | after;
+	*(volatile __u64 *)&connection->judged = scene->revision << JUDGED_REVISION_SHIFT | after;
 	if (scene->decision && after != VERDICT_DENY)
 		count_decision(scene->decision, scene->length);
 	if (before != after)

@@ -131,7 +131,14 @@ GLOBAL int judge(const struct endpoint *endpoint, const struct question *questio
 {
 	if (!endpoint || !question || !scene)
 		return 0;
+	scene->revision = *(const volatile __u64 *)&endpoint->revision;
 	scene->audit = endpoint->flags & ENDPOINT_AUDIT ? 1 : 0;
 	ask(endpoint, question, scene);
+	/* Where an entry is replaced, the kernel may give its memory to another one at once: what was read may be of both. */
+	if (*(const volatile __u32 *)&endpoint->id != scene->endpoint ||
+	    *(const volatile __u64 *)&endpoint->revision != scene->revision) {
+		scene->audit = 0;
+		answer(scene, VERDICT_DENY, BASIS_BROKEN);
+	}
 	return 0;
 }

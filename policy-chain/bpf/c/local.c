@@ -100,11 +100,11 @@ int local_input(struct bpf_nf_ctx *ctx)
 	scene.endpoint = from->id;
 	scene.key.endpoint = from->id;
 	connection = bpf_map_lookup_elem(&connections, &scene.key);
-	if (connection && connection->expires > scene.now) {
-		if (connection->direction != DIRECTION_EGRESS || (connection->judged & 255) != VERDICT_DEFER)
+	if (connection && connection->expires > scene.now && connection->direction == DIRECTION_EGRESS) {
+		if ((connection->judged & 255) != VERDICT_DEFER)
 			return ACCEPT_PACKET;
-		if (connection->backend_judged == (from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW) &&
-		    connection->other_port == scene.other_port && same_address(&connection->other, &scene.other))
+		if (connection->backend_judged ==
+		    backend_judgement(from->revision, VERDICT_ALLOW, &scene.other, scene.other_port))
 			return ACCEPT_PACKET;
 	} else {
 		struct frontend key = {

@@ -25,8 +25,12 @@ GLOBAL int origin_of(struct __sk_buff *skb, const struct endpoint *endpoint, str
 		return DROP_NONE;
 	}
 	known = tracked(skb, &tuple, 0) == TRACKED_ORIGINAL;
-	if (known)
+	if (known) {
 		set_address(&scene->other, tuple.source, tuple.family);
+		/* The address and port that a source was translated to may be another's the next time. */
+		if (!same_address(&scene->other, &packet->source))
+			scene->generation = BRIEF;
+	}
 	if (!is_own(endpoint, &scene->other))
 		return DROP_NONE;
 	from = sender(skb, packet);
@@ -44,16 +48,21 @@ GLOBAL int origin_of(struct __sk_buff *skb, const struct endpoint *endpoint, str
 	return DROP_NONE;
 }
 
-/* Whether a packet is taken for the reply half of a flow that was there before the gate was (DESIGN 7). If not, `scene` stays
- * as it is. */
-GLOBAL int adopt(const struct endpoint *endpoint, struct scene *scene)
+/* Whether a packet is taken for the reply half of a flow: connection tracking knows that the pod has opened it, and only the gate
+ * has forgotten it; or it may have been there before the gate was (DESIGN 7). If not, `scene` stays as it is. */
+GLOBAL int adopt(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene)
 {
 	struct address other;
+	struct tuple tuple = {};
+	bool known;
 	__u8 origin;
 
 	if (!endpoint || !scene)
 		return 0;
-	if (scene->packet.protocol != PROTOCOL_TCP || is_opening(&scene->packet) || scene->now >= adopted_until())
+	if (scene->packet.protocol != PROTOCOL_TCP || is_opening(&scene->packet))
+		return 0;
+	known = scene->towards == DIRECTION_INGRESS && tracked(skb, &tuple, 0) == TRACKED_REPLY;
+	if (!known && scene->now >= adopted_until())
 		return 0;
 	origin = scene->origin;
 	other = scene->other;
@@ -62,7 +71,7 @@ GLOBAL int adopt(const struct endpoint *endpoint, struct scene *scene)
 	scene->other = scene->key.peer;
 	ask_about(endpoint, scene, &scene->other);
 	/* Of one that is the proxy's from now on, it will know nothing, and reset it (DESIGN 6.5). */
-	if (passes(scene->verdict) || scene->verdict == VERDICT_REDIRECT)
+	if (known || passes(scene->verdict) || scene->verdict == VERDICT_REDIRECT)
 		return 1;
 	scene->direction = scene->towards;
 	scene->origin = origin;
@@ -108,9 +117,11 @@ GLOBAL int open_flow(const struct endpoint *endpoint, struct scene *scene, __u32
 			is_flow = 0;
 		if (packet->flags & TCP_FIN)
 			state |= scene->direction == scene->towards ? CONNECTION_FIN : CONNECTION_FIN_BACK;
+		if (!is_opening(packet) && !(state & CONNECTION_ADOPTED))
+			state |= CONNECTION_MIDSTREAM;
 	}
 	if (is_flow) {
-		connection.judged = endpoint->revision << JUDGED_REVISION_SHIFT | verdict;
+		connection.judged = scene->revision << JUDGED_REVISION_SHIFT | verdict;
 		connection.expires = scene->now + timeout(packet->protocol, state);
 		connection.decision = scene->decision;
 		connection.state = state;
@@ -150,16 +161,22 @@ static __always_inline bool is_another(const struct endpoint *endpoint, const st
 	return is_opening(&scene->packet) &&
 	       (connection->direction != scene->towards ||
 		connection->state & (CONNECTION_ANSWERED | CONNECTION_FIN | CONNECTION_FIN_BACK | CONNECTION_ADOPTED |
-				     CONNECTION_RESET));
+				     CONNECTION_RESET | CONNECTION_MIDSTREAM));
 }
 
-/* Whether a packet that opens a flow to the pod is of another sender than the one who opened the flow of its key: policy was
- * asked about that one. */
+/* Whether a packet to the pod is not of the flow of its key, of which policy was asked: its sender is another than the one who
+ * opened that flow (connection tracking, which forgets sooner, may have given the address and port of a translated source
+ * away), or has opened what is taken for a flow of the pod. */
 static __always_inline bool is_of_another(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene,
 					  const struct connection *connection)
 {
-	if (scene->towards != DIRECTION_INGRESS || !is_opening(&scene->packet))
+	struct tuple tuple = {};
+
+	if (scene->towards != DIRECTION_INGRESS)
 		return false;
+	/* What the pod sends on a flow that the gate has forgotten looks like one that it opens. */
+	if (connection->direction != DIRECTION_INGRESS)
+		return connection->state & CONNECTION_MIDSTREAM && tracked(skb, &tuple, 0) == TRACKED_ORIGINAL;
 	return origin_of(skb, endpoint, scene) || scene->origin != connection->origin ||
 	       !same_address(&scene->other, &connection->other);
 }
@@ -168,15 +185,17 @@ static __always_inline bool is_of_another(struct __sk_buff *skb, const struct en
 GLOBAL int judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct scene *scene, __u32 is_flow)
 {
 	struct connection *connection;
-	__u32 state;
+	bool lives, of_another = false;
+	__u32 state = 0;
 	int reason;
 
 	if (!endpoint || !scene)
 		return SHOT;
 	if (is_flow) {
 		connection = bpf_map_lookup_elem(&connections, &scene->key);
-		if (connection && !is_another(endpoint, scene, connection) &&
-		    !is_of_another(skb, endpoint, scene, connection)) {
+		lives = connection && !is_another(endpoint, scene, connection);
+		of_another = lives && is_of_another(skb, endpoint, scene, connection);
+		if (lives && !of_another) {
 			reason = DROP_NONE;
 			if (scene->towards == DIRECTION_INGRESS && endpoint->egress && has_ports(scene->packet.protocol) &&
 			    connection->direction == DIRECTION_EGRESS && (connection->judged & 255) == VERDICT_DEFER)
@@ -192,6 +211,7 @@ GLOBAL int judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, st
 		if (reason)
 			return dropped(scene, reason);
 	}
-	state = adopt(endpoint, scene) ? CONNECTION_ADOPTED | CONNECTION_ANSWERED : 0;
+	if (!of_another && adopt(skb, endpoint, scene))
+		state = CONNECTION_ADOPTED | CONNECTION_ANSWERED;
 	return open_flow(endpoint, scene, is_flow, state);
 }

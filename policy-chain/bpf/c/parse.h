@@ -173,6 +173,9 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
 			fragmented = true;
 			length = 8;
 			packet->part = fragment & 0xfff8 ? PART_LATER : fragment & 1 ? PART_FIRST : PART_WHOLE;
+			/* As for IPv4: what could lie over a TCP header. Only the first one says whether it is TCP. */
+			if (packet->part == PART_LATER && (fragment & 0xfff8) < 24)
+				return DROP_FRAGMENT;
 			__builtin_memcpy(&packet->identification, header + 4, 4);
 		} else if (next == EXTENSION_ROUTING && header[3] != 0) {
 			return DROP_SOURCE_ROUTE;

@@ -8,18 +8,6 @@
 /* Beside the reasons to drop: the frame passes, and is of no flow. */
 #define PASSES 256
 
-enum {
-	ND_ROUTER_SOLICITATION = 133,
-	ND_ROUTER_ADVERTISEMENT = 134,
-	ND_NEIGHBOUR_SOLICITATION = 135,
-	ND_NEIGHBOUR_ADVERTISEMENT = 136,
-	ND_REDIRECT = 137,
-	MLD_QUERY = 130,
-	MLD_REPORT = 131,
-	MLD_DONE = 132,
-	MLD2_REPORT = 143,
-};
-
 /* A pod answers for its own addresses only, or it could take those of others where a bridge joins them. */
 static __always_inline int arp(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 towards)
 {

@@ -198,15 +198,6 @@ impl Found {
     }
 }
 
-/// What is set for all gates.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Settings {
-    /// Until then a TCP packet of no known flow that opens none may be the reply half of one (DESIGN 7); none: it may not.
-    pub adopt_until: Option<Ktime>,
-    /// A flow that was let pass stays so when policy changes (DESIGN 6.5).
-    pub keep_established: bool,
-}
-
 /// The owner of a node's gates. There is one at a time: it holds a lock for as long as it lives, or its process does.
 ///
 /// What is pinned stays when it is dropped, and goes on judging.
@@ -266,13 +257,21 @@ impl Gate {
         Arc::clone(&self.programs)
     }
 
-    /// Sets what is set for all gates.
+    /// Until then a TCP packet of no known flow that opens none may be the reply half of one (DESIGN 7).
     ///
     /// # Errors
     /// [`ApplyError::Kernel`].
-    pub fn set(&mut self, settings: Settings) -> Result<(), ApplyError> {
-        self.settings.adopt_until = settings.adopt_until.map_or(0, |until| until.0);
-        self.flag(layout::SETTING_KEEP_ESTABLISHED, settings.keep_established);
+    pub fn adopt_until(&mut self, until: Ktime) -> Result<(), ApplyError> {
+        self.settings.adopt_until = until.0;
+        self.end_change()
+    }
+
+    /// A flow that was let pass, and answered, stays so when policy changes (DESIGN 6.5), or is judged anew.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn keep_established(&mut self, keep: bool) -> Result<(), ApplyError> {
+        self.flag(layout::SETTING_KEEP_ESTABLISHED, keep);
         self.end_change()
     }
 

@@ -8,7 +8,7 @@ use sluice_policy_core::compile::image::{DecisionId, Identity, RowEntries, RowId
 
 use super::maps::{found, removed, row_key, trie_key};
 use super::{ApplyError, Gate, keys};
-use crate::layout::Peer;
+use crate::layout::{Peer, RowPrefix};
 
 impl Gate {
     /// Carries out an operation. What is there already is written again, what is gone is not missed: a list that was broken
@@ -93,8 +93,11 @@ impl Gate {
 
     fn remove_row(&mut self, id: RowId) -> Result<(), ApplyError> {
         let Some(row) = self.rows.get(&id) else { return Ok(()) };
-        for (ports, _) in &row.entries {
-            removed("rows", self.maps.rows.remove(&row_key(keys::row_prefix(id, *ports))))?;
+        let mut prefixes: Vec<RowPrefix> = row.entries.iter().map(|(ports, _)| keys::row_prefix(id, *ports)).collect();
+        // Short ones first: a packet that still asks must not get the answer that a long one held back.
+        prefixes.sort_unstable_by_key(|prefix| prefix.bits);
+        for prefix in prefixes {
+            removed("rows", self.maps.rows.remove(&row_key(prefix)))?;
         }
         self.rows.remove(&id);
         Ok(())

@@ -37,6 +37,8 @@ constants! {
     CONNECTION_RESET: u32 = 16;
     /// Connection: it was opened by way of the proxy, and keeps to it until it closes (DESIGN 6.5).
     CONNECTION_PROXIED: u32 = 32;
+    /// Connection: the first packet that was seen of it opens none (TCP), so the other side may have opened it.
+    CONNECTION_MIDSTREAM: u32 = 64;
 
     /// The mark of a packet on its way from a proxy's interface to a pod's, where it is taken off before anything else sees
     /// it. No pod can set it: what crosses namespaces loses its mark.

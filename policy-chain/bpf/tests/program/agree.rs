@@ -126,11 +126,11 @@ fn at_the_gate(compiled: &mut Compiled, case: &Case<'_>, exchange: &Exchange) {
     let known = compiled.kernel.connections.keys().count();
     assert_eq!(known, usize::from(action == Action::Pass && is_answered(case.query)), "seed {}", case.seed);
     if known == 1 {
-        let from = if case.query.origin == Origin::OwnNode { 0 } else { UPLINK };
-        let answer = compiled.kernel.run(back, &exchange.answers.frame(), from);
+        let answered_from = if case.query.origin == Origin::OwnNode { 0 } else { UPLINK };
+        let answer = compiled.kernel.run(back, &exchange.answers.frame(), answered_from);
         assert_eq!(answer, Action::Pass, "seed {}, answer: {:#?}", case.seed, case.query);
         assert_eq!(compiled.kernel.events().len(), 0);
-        let again = compiled.kernel.run(hook, &exchange.opens.frame(), UPLINK);
+        let again = compiled.kernel.run(hook, &exchange.opens.frame(), from);
         if case.query.protocol == Protocol::UDP {
             assert_eq!(again, Action::Pass, "seed {}, again: {:#?}", case.seed, case.query);
         }

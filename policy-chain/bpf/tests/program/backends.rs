@@ -2,8 +2,8 @@
 //! are translated.
 
 use sluice_policy_bpf::layout::{
-    Address, CONNECTION_ANSWERED, DropReason, ENDPOINT_AUDIT, ENDPOINT_BRIDGE, Endpoint, EventKind, Hook, OwnAddress,
-    Verdict,
+    Address, CONNECTION_ANSWERED, Connection, DropReason, ENDPOINT_AUDIT, ENDPOINT_BRIDGE, Endpoint, EventKind, Hook,
+    OwnAddress, Verdict,
 };
 
 use crate::frame::{ACK, Packet, SYN};
@@ -36,7 +36,7 @@ fn a_service_is_left_to_its_backend() {
         assert_eq!(pod.why(), Some(DropReason::Backend));
         let flow = pod.flow().unwrap();
         assert_eq!((flow.other, flow.other_port), (Address::from(family.service), PORT));
-        assert_eq!(flow.backend_judged & 0xff, u64::from(Verdict::Deny.number()));
+        assert_ne!(flow.backend_judged, 0);
         // Beside the port it is an address like others, and denied at once.
         assert_eq!(pod.sends(&Packet { destination_port: PORT + 1, ..packet.clone() }), Drop);
         // The answer comes from the Service's address again.
@@ -73,7 +73,7 @@ fn a_backend_is_judged_once_a_revision() {
             // The pod's own gate has seen the packet before.
             let judged = pod.endpoint.revision << 8 | u64::from(Verdict::Defer.number());
             let flow = pod.kernel.connections.get(&at_server, 0).unwrap();
-            let flow = sluice_policy_bpf::layout::Connection { judged, ..flow };
+            let flow = Connection { judged, ..flow };
             pod.kernel.connections.insert(at_server, flow, 0).unwrap();
             pod.kernel.forget_recent();
         };
@@ -83,12 +83,33 @@ fn a_backend_is_judged_once_a_revision() {
         assert_eq!(pod.kernel.dropped(DropReason::Backend), 2);
         revised(pod, SERVICES);
         assert_eq!(uplink(pod), (Pass, vec![EventKind::Backend]));
-        // Another backend of the same flow.
-        let mut flow = pod.kernel.connections.get(&at_server, 0).unwrap();
-        flow.other_port += 1;
-        pod.kernel.connections.insert(at_server, flow, 0).unwrap();
+    });
+}
+
+/// Two packets of a flow that connection tracking sends to two backends at once write both down at once. What remains may name
+/// the one, and hold the judgement of the other.
+#[test]
+fn a_judgement_of_one_backend_is_not_anothers() {
+    in_both_families(|pod, family| {
+        pod.policy(DENY, SERVICES);
+        let packet = to_service(family);
+        assert_eq!(pod.sends(&packet), Pass);
+        let key = pod.key((family.own, CLIENT), (family.service, PORT), 6);
+        let flow = pod.kernel.connections.get(&key, 0).unwrap();
+        // As if it had been left to its backend: the one that is allowed, then one that is not.
+        for (backend, action) in [(family.server, Pass), (family.other, Drop)] {
+            pod.kernel.connections.insert(pod.key((family.own, CLIENT), (backend, PORT), 6), flow, 0).unwrap();
+            let packet = Packet { destination: backend, ..packet.clone() };
+            assert_eq!(pod.kernel.run(Hook::Uplink, &packet.frame(), INTERFACE), action);
+        }
+        let judged =
+            |backend| pod.kernel.connections.get(&pod.key((family.own, CLIENT), (backend, PORT), 6), 0).unwrap();
+        let (allowed, denied) = (judged(family.server), judged(family.other));
+        let torn = Connection { backend_judged: allowed.backend_judged, ..denied };
+        pod.kernel.connections.insert(pod.key((family.own, CLIENT), (family.other, PORT), 6), torn, 0).unwrap();
         pod.kernel.forget_recent();
-        assert_eq!(uplink(pod), (Pass, vec![EventKind::Backend]));
+        let packet = Packet { destination: family.other, ..packet };
+        assert_eq!(pod.kernel.run(Hook::Uplink, &packet.frame(), INTERFACE), Drop);
     });
 }
 

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use sluice_policy_bpf::layout::{DropReason, ENDPOINT_ANY_SOURCE, ENDPOINT_AUDIT, ENDPOINT_LOCKDOWN, EventKind, Hook};
+use sluice_policy_bpf::layout::{
+    DropReason, ENDPOINT_ANY_SOURCE, ENDPOINT_AUDIT, ENDPOINT_LOCKDOWN, Endpoint, EventKind, Hook, OwnAddress,
+};
 use sluice_policy_core::flow::Protocol;
 
 use crate::frame::{ACK, Packet, SYN, ethernet};
@@ -41,34 +43,34 @@ const PASSED: (Action, Option<DropReason>) = (Pass, None);
 #[test]
 fn fragments_follow_the_first() {
     in_both_families(|pod, family| {
-        let whole = Packet::udp((family.own, CLIENT), (family.server, PORT));
+        let whole = Packet { payload: vec![0; 16], ..Packet::udp((family.own, CLIENT), (family.server, PORT)) };
         let first = |identification| Packet { fragment: Some((identification, 0, true)), ..whole.clone() };
         let later = |identification, offset| Packet {
             fragment: Some((identification, offset, true)),
             payload: vec![0; 16],
             ..whole.clone()
         };
-        let last = |identification| Packet { fragment: Some((identification, 24, false)), ..later(identification, 24) };
+        let last = |identification| Packet { fragment: Some((identification, 40, false)), ..later(identification, 40) };
         pod.policy(DENY, ALLOW);
-        assert_eq!(sent(pod, &later(1, 16)), dropped(DropReason::Fragment), "before the first");
+        assert_eq!(sent(pod, &later(1, 24)), dropped(DropReason::Fragment), "before the first");
         assert_eq!(sent(pod, &first(1)), PASSED);
-        assert_eq!((sent(pod, &later(1, 16)), sent(pod, &last(1))), (PASSED, PASSED));
-        assert_eq!(sent(pod, &later(2, 16)), dropped(DropReason::Fragment), "of another packet");
-        let elsewhere = Packet { destination: family.other, ..later(1, 16) };
+        assert_eq!((sent(pod, &later(1, 24)), sent(pod, &last(1))), (PASSED, PASSED));
+        assert_eq!(sent(pod, &later(2, 24)), dropped(DropReason::Fragment), "of another packet");
+        let elsewhere = Packet { destination: family.other, ..later(1, 24) };
         assert_eq!(sent(pod, &elsewhere), dropped(DropReason::Fragment));
-        let forged = Packet { source: family.other, ..later(1, 16) };
+        let forged = Packet { source: family.other, ..later(1, 24) };
         assert_eq!(sent(pod, &forged), dropped(DropReason::Fragment));
         // The flow's, whatever comes by a fragment first.
         pod.policy(DENY, DENY);
-        assert_eq!(sent(pod, &later(1, 16)), dropped(DropReason::Policy));
+        assert_eq!(sent(pod, &later(1, 24)), dropped(DropReason::Policy));
         pod.kernel.forget();
         assert_eq!(sent(pod, &first(3)), dropped(DropReason::Policy));
-        assert_eq!(sent(pod, &later(3, 16)), dropped(DropReason::Fragment));
+        assert_eq!(sent(pod, &later(3, 24)), dropped(DropReason::Fragment));
         // In the other direction.
         pod.policy(ALLOW, DENY);
         let back = |packet: Packet| Packet { source: packet.destination, destination: packet.source, ..packet };
-        assert_eq!((got(pod, &back(first(4))), got(pod, &back(later(4, 16)))), (PASSED, PASSED));
-        assert_eq!(sent(pod, &later(4, 16)), dropped(DropReason::Fragment), "of a packet the other way");
+        assert_eq!((got(pod, &back(first(4))), got(pod, &back(later(4, 24)))), (PASSED, PASSED));
+        assert_eq!(sent(pod, &later(4, 24)), dropped(DropReason::Fragment), "of a packet the other way");
     });
 }
 
@@ -97,10 +99,8 @@ fn a_first_fragment_has_the_whole_header() {
             assert_eq!(pod.why(), Some(DropReason::Fragment), "{protocol}");
         }
         assert_eq!(sent(pod, &Packet { fragment: Some((9, 0, true)), ..tcp.clone() }), PASSED);
-        if family.own.is_ipv4() {
-            let over = Packet { fragment: Some((9, 8, true)), payload: vec![0; 16], ..tcp.clone() };
-            assert_eq!(sent(pod, &over), dropped(DropReason::Fragment));
-        }
+        let over = Packet { fragment: Some((9, 8, true)), payload: vec![0; 16], ..tcp.clone() };
+        assert_eq!(sent(pod, &over), dropped(DropReason::Fragment));
         // RFC 6946: a fragment header, and all of the packet.
         if family.own.is_ipv6() {
             assert_eq!(sent(pod, &Packet { fragment: Some((10, 0, false)), ..tcp.clone() }), PASSED);
@@ -290,6 +290,23 @@ fn neighbours_are_found_whatever_policy_says() {
     }
     for kind in [134, 135, 136, 137] {
         assert_eq!(got(&mut pod, &message(gateway, own, kind, own)), PASSED);
+    }
+    // What the gate lets pass for the link is no way past it: it is not forwarded, to an uplink or to another pod.
+    const SENDER: u32 = 60;
+    let mut sender = Endpoint { id: 8, revision: 1, egress: ALLOW, ..Endpoint::default() };
+    sender.addresses[0] = OwnAddress { address: own.into(), ..OwnAddress::default() };
+    let probe = message(own, stranger, 135, stranger);
+    assert_eq!(sent(&mut pod, &probe), PASSED, "whether it is reachable: its address may be on the link");
+    for kind in [130, 133, 135, 136, 143] {
+        let forwarded = Packet { hops: 254, flags: kind, ..probe.clone() };
+        assert_eq!(pod.kernel.run(Hook::Uplink, &forwarded.frame(), INTERFACE), Drop);
+        assert_eq!(pod.why(), Some(DropReason::Policy));
+        pod.policy(NONE, NONE);
+        pod.kernel.put(SENDER, sender);
+        assert_eq!(pod.kernel.run(Hook::ToPod, &forwarded.frame(), SENDER), Drop);
+        let elsewhere = Packet { source: stranger, ..forwarded };
+        assert_eq!(got(&mut pod, &elsewhere), PASSED, "nothing is known of its sender");
+        pod.policy(DENY, DENY);
     }
     let report = Packet { hops: 1, ..message(address("fe80::2"), address("ff02::16"), 143, own) };
     assert_eq!(sent(&mut pod, &Packet { extensions: vec![(0, vec![0, 0, 5, 2, 0, 0, 1, 0])], ..report }), PASSED);

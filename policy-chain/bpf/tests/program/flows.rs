@@ -1,8 +1,8 @@
 //! What a flow is, and how long it is one.
 
 use sluice_policy_bpf::layout::{
-    CONNECTION_ADOPTED, CONNECTION_FIN, CONNECTION_FIN_BACK, CONNECTION_RESET, DropReason, EventKind, Hook,
-    SETTING_KEEP_ESTABLISHED, Settings, Verdict,
+    CONNECTION_ADOPTED, CONNECTION_FIN, CONNECTION_FIN_BACK, CONNECTION_MIDSTREAM, CONNECTION_RESET, DropReason,
+    EventKind, Hook, SETTING_KEEP_ESTABLISHED, Settings, Verdict,
 };
 use sluice_policy_core::flow::Protocol;
 
@@ -112,7 +112,7 @@ fn only_what_policy_allows_is_adopted() {
         assert_eq!((pod.sends(&out(ACK)), pod.gets(&back(ACK))), (Drop, Drop));
         pod.policy(DENY, ALLOW);
         assert_eq!(pod.sends(&out(ACK)), Pass);
-        assert_eq!(pod.flow().unwrap().state, 0);
+        assert_eq!(pod.flow().unwrap().state, CONNECTION_MIDSTREAM);
     });
 }
 
@@ -192,6 +192,25 @@ fn a_port_used_again_is_judged_again() {
         assert_eq!(pod.sends(&out(SYN)), Drop);
         assert_eq!(pod.sends(&out(FIN | ACK)), Pass, "that SYN changed nothing");
         assert_eq!(pod.sends(&out(SYN)), Drop);
+    });
+}
+
+/// What nobody has answered is not established, and a SYN that is repeated for minutes is not kept.
+#[test]
+fn what_is_unanswered_is_not_kept() {
+    in_both_families(|pod, family| {
+        pod.kernel.set(Settings { flags: SETTING_KEEP_ESTABLISHED, ..Settings::default() });
+        pod.policy(DENY, ALLOW);
+        let (out, back) = client(family);
+        assert_eq!((pod.sends(&out(SYN)), pod.sends(&out(SYN))), (Pass, Pass));
+        pod.policy(DENY, DENY);
+        assert_eq!((pod.sends(&out(SYN)), pod.why()), (Drop, Some(DropReason::Policy)));
+        assert_eq!(pod.gets(&back(SYN | ACK)), Drop, "its answer comes too late");
+        let asked = Packet::udp((family.own, CLIENT), (family.server, PORT));
+        pod.policy(DENY, ALLOW);
+        assert_eq!(pod.sends(&asked), Pass);
+        pod.policy(DENY, DENY);
+        assert_eq!((pod.sends(&asked), pod.gets(&asked.turned())), (Drop, Drop));
     });
 }
 

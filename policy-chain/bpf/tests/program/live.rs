@@ -3,14 +3,17 @@
 //! Here the programs read connection tracking, which packets of a test run do not have.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use aya::programs::TcAttachType;
 use sluice_hostnet::netns::Namespace;
-use sluice_policy_bpf::layout::{Address, DropReason, Endpoint, Event, EventKind, FlowOrigin, Hook, OwnAddress};
+use sluice_policy_bpf::layout::{
+    Address, Connection, ConnectionKey, DropReason, Endpoint, Event, EventKind, FlowDirection, FlowOrigin, Hook,
+    OwnAddress, Verdict,
+};
 
 use crate::kernel::{may_run, prefix};
 use crate::pod::{ALLOW, DENY, Family, NO_BACKENDS, NONE, ONLY_NODE, ONLY_SERVER, PORT, Pod, SERVICES, families};
@@ -135,6 +138,19 @@ impl Host {
              type nat hook prerouting priority -100;\n {ip} daddr {} tcp dport {PORT} dnat to {to}\n }}\n \
              chain post {{\n type nat hook postrouting priority 100;\n {masquerade}\n }}\n}}\n",
             self.family.service
+        );
+        run(&self.host, "nft", "-f -", &rules);
+    }
+
+    /// The same of datagrams, masqueraded.
+    fn serve_datagrams(&self, backend: IpAddr) {
+        let ip = if backend.is_ipv4() { "ip" } else { "ip6" };
+        let rules = format!(
+            "table {ip} datagrams {{\n chain pre {{\n type nat hook prerouting priority -100;\n \
+             {ip} daddr {} udp dport {PORT} dnat to {}\n }}\n \
+             chain post {{\n type nat hook postrouting priority 100;\n ct status dnat masquerade\n }}\n}}\n",
+            self.family.service,
+            SocketAddr::from((backend, BACKEND)),
         );
         run(&self.host, "nft", "-f -", &rules);
     }
@@ -335,5 +351,144 @@ fn a_pod_reaches_itself_through_a_service() {
             }
             assert_eq!(dropped(host), refused.map(|reason| (Hook::ToPod, CLIENT_ID, reason)));
         }
+    });
+}
+
+/// Forgets every connection of a namespace, as service proxies do with those of backends that are gone.
+fn forget_connections(namespace: &Namespace) {
+    use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
+    use nix::sys::socket::{recv, sendto, socket};
+
+    /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE`, of nothing in particular.
+    const DELETE: u16 = 1 << 8 | 2;
+    /// `NLM_F_REQUEST | NLM_F_ACK`.
+    const FLAGS: u16 = 5;
+    let mut message = Vec::new();
+    message.extend(20_u32.to_ne_bytes());
+    message.extend(DELETE.to_ne_bytes());
+    message.extend(FLAGS.to_ne_bytes());
+    message.extend([0; 12]);
+    namespace
+        .run(|| {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter).unwrap();
+            sendto(netlink.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty()).unwrap();
+            let mut answer = [0; 256];
+            let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+            // The error of the acknowledgment.
+            assert_eq!(answer[16..length.min(20)], [0; 4]);
+        })
+        .unwrap();
+}
+
+/// The address and port that a source was translated to are given to another as soon as connection tracking has forgotten the
+/// first: the server's gate, which has not, lets nobody ride on that flow.
+#[test]
+fn a_translated_source_that_is_now_anothers_is_judged() {
+    const FROM: u16 = 5555;
+    on_a_host(|host| {
+        let family = host.family;
+        host.serve_datagrams(family.server);
+        host.pod.kernel.ipcache.insert(&prefix(128, Address::from(family.own)), 300, 0).unwrap();
+        host.server(ONLY_SERVER);
+        let service = host.service();
+        let bound =
+            |at: &Namespace, address: IpAddr, port: u16| at.run(|| UdpSocket::bind((address, port)).unwrap()).unwrap();
+        let server = bound(&host.server, family.server, BACKEND);
+        let (client, world) = (bound(&host.client, family.own, FROM), bound(&host.world, family.other, FROM));
+        let arrives = |from: &UdpSocket, patience: Duration| {
+            let mut byte = [0];
+            from.send_to(b"x", service).unwrap();
+            server.set_read_timeout(Some(patience)).unwrap();
+            let (_, peer) = server.recv_from(&mut byte).ok()?;
+            server.send_to(b"y", peer).unwrap();
+            from.set_read_timeout(Some(PATIENCE)).unwrap();
+            from.recv_from(&mut byte).unwrap();
+            Some(peer)
+        };
+        let peer = arrives(&client, PATIENCE).unwrap();
+        assert_eq!(peer.port(), FROM);
+        assert_ne!(peer.ip(), family.own);
+        forget_connections(&host.host);
+        host.pod.kernel.events();
+        assert_eq!(arrives(&world, SILENCE), None);
+        let events = host.pod.kernel.events();
+        let event = events.iter().rev().find(|event| event.kind == EventKind::Drop.number()).unwrap();
+        assert_eq!((IpAddr::from(event.peer), event.peer_port), (peer.ip(), peer.port()), "it looks the same");
+        assert_eq!((event.endpoint, IpAddr::from(event.other)), (SERVER_ID, family.other));
+        assert!(arrives(&client, PATIENCE).is_some());
+    });
+}
+
+/// A flow that is denied, and that the gate has forgotten because its table was full, stays denied: what its server goes on to
+/// send is no flow of the server's own. And one that is allowed goes on, whoever speaks first.
+#[test]
+fn a_flow_that_the_gate_forgot_is_whose_it_was() {
+    on_a_host(|host| {
+        let family = host.family;
+        host.serve(family.server, false);
+        let (client, server, world) = (host.client.clone(), host.server.clone(), host.world.clone());
+        let hears = |from: &TcpStream, to: &TcpStream, patience: Duration| {
+            let (mut from, mut to) = (from, to);
+            from.write_all(b"x").unwrap();
+            to.set_read_timeout(Some(patience)).unwrap();
+            to.read_exact(&mut [0]).is_ok()
+        };
+        host.server(NONE);
+        let mut denied = host.reach(&world, &server, (family.server, BACKEND).into(), PATIENCE).unwrap();
+        assert!(denied.works(PATIENCE));
+        host.server(DENY);
+        assert!(!hears(&denied.near, &denied.far, SILENCE));
+        host.pod.kernel.forget();
+        assert!(hears(&denied.far, &denied.near, PATIENCE), "nothing restricts what the server sends");
+        assert!(!hears(&denied.near, &denied.far, SILENCE));
+
+        host.endpoints[0].1.ingress = DENY;
+        host.client(ALLOW);
+        let mut open = host.reach(&client, &world, (family.other, BACKEND).into(), PATIENCE).unwrap();
+        assert!(open.works(PATIENCE));
+        host.pod.kernel.forget();
+        assert!(open.works(PATIENCE));
+        host.pod.kernel.forget();
+        assert!(hears(&open.far, &open.near, PATIENCE), "the other side's is an answer");
+        host.client(DENY);
+        host.pod.kernel.forget();
+        assert!(!hears(&open.far, &open.near, SILENCE), "to what policy denies");
+    });
+}
+
+/// A flow to the pod that looks as if a Service had opened it lets no datagram of the pod's own pass to a backend.
+#[test]
+fn an_answer_to_a_service_that_is_none_is_judged_by_its_backend() {
+    const FROM: u16 = 5556;
+    on_a_host(|host| {
+        let family = host.family;
+        host.serve_datagrams(family.other);
+        host.client(SERVICES);
+        let own = host.endpoints[0].1;
+        let key = ConnectionKey {
+            endpoint: CLIENT_ID,
+            own: family.own.into(),
+            peer: family.service.into(),
+            own_port: FROM,
+            peer_port: PORT,
+            protocol: 17,
+            ..ConnectionKey::default()
+        };
+        let flow = Connection {
+            judged: own.revision << 8 | u64::from(Verdict::Allow.number()),
+            expires: u64::MAX,
+            other: family.service.into(),
+            direction: FlowDirection::Ingress.number(),
+            ..Connection::default()
+        };
+        host.pod.kernel.connections.insert(key, flow, 0).unwrap();
+        let bound =
+            |at: &Namespace, address: IpAddr, port| at.run(|| UdpSocket::bind((address, port)).unwrap()).unwrap();
+        let (client, world) = (bound(&host.client, family.own, FROM), bound(&host.world, family.other, BACKEND));
+        client.send_to(b"x", host.service()).unwrap();
+        world.set_read_timeout(Some(SILENCE)).unwrap();
+        assert!(world.recv_from(&mut [0]).is_err());
+        assert!(dropped_at_uplink(host));
     });
 }

@@ -134,6 +134,9 @@ fn read_ipv6(bytes: &[u8], quoted: bool) -> Read<Seen> {
                     (0, _) => Part::First,
                     _ => Part::Later,
                 };
+                if part == Part::Later && word & 0xfff8 < 24 {
+                    return None;
+                }
                 identification = u32::from_be_bytes(extension[4..8].try_into().unwrap());
                 8
             }
@@ -332,7 +335,8 @@ impl<'a> Model<'a> {
         if let Some(flow) = self.flows.get_mut(&key) {
             let own = flow.direction == towards;
             let fresh = !(flow.answered || flow.finished || flow.reset);
-            if !is_opening(seen) || (own && fresh && origin == Some(flow.origin)) {
+            let same_sender = towards == Direction::Egress || !own || origin == Some(flow.origin);
+            if same_sender && (!is_opening(seen) || (own && fresh)) {
                 flow.answered |= !own;
                 if seen.protocol == Protocol::TCP && seen.part != Part::Later {
                     flow.reset = seen.flags & 4 != 0;

@@ -78,7 +78,7 @@ fn every_change_of_a_gate_moves_the_generation() {
         moved(&gate);
         gate.forget(7).unwrap();
         moved(&gate);
-        gate.set(Settings { keep_established: true, ..Settings::default() }).unwrap();
+        gate.keep_established(true).unwrap();
         moved(&gate);
         // Ended in the middle of a change.
         gate.settings.generation |= 1;
