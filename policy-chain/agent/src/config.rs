@@ -25,6 +25,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("DISABLE_METRICS", "false", "do not serve the metrics port"),
     variable("MY_NODE_NAME", "the host's name", "the node's name in the cluster"),
     variable("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", "false", "CIDRs of cilium.io rules match managed pods and nodes too"),
+    variable("SLUICE_KEEP_ESTABLISHED", "false", "flows that were let pass and answered stay so when policy changes"),
     variable("SLUICE_LOG", "info", "log filter, e.g. info,sluice_policyd=debug"),
     variable("SLUICE_LOG_FORMAT", "text", "text, or json"),
     variable("SLUICE_POLICY_ADD_DEADLINE", "10", "seconds that an ADD waits for its pod's policy, 1 to 220"),
@@ -47,6 +48,8 @@ pub struct Config {
     pub node: String,
     /// `SLUICE_CILIUM_CIDRS_MATCH_MANAGED`.
     pub cilium_cidrs_match_managed: bool,
+    /// `SLUICE_KEEP_ESTABLISHED`: flows that were let pass and answered stay so when policy changes.
+    pub keep_established: bool,
     /// `SLUICE_LOG`: a filter of `tracing-subscriber`.
     pub log_filter: String,
     /// `SLUICE_LOG_FORMAT`.
@@ -104,6 +107,7 @@ impl Config {
         let config = Self {
             node: node_name(&mut from),
             cilium_cidrs_match_managed: from.boolean("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", false),
+            keep_established: from.boolean("SLUICE_KEEP_ESTABLISHED", false),
             log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| "info".to_owned()),
             log_format: from.log_format(),
             run_dir: from.path("SLUICE_RUN_DIR", None).unwrap_or_else(|| node::RUN_DIR.into()),

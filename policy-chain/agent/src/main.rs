@@ -75,12 +75,14 @@ async fn serve(config: Config, arguments: Arguments) -> ExitCode {
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node, "sluice-policyd");
     let stop = stopped(terminate, interrupt);
+    let keep_established = config.keep_established;
+    let open = || GateDatapath::open(keep_established);
     let ended = match arguments.cluster_dir {
-        Some(directory) => Box::pin(run(config, Directory::new(directory), GateDatapath::open, stop)).await,
+        Some(directory) => Box::pin(run(config, Directory::new(directory), open, stop)).await,
         None => {
             let options = Options { node: config.node.clone(), seed: seed(), timing: Timing::default() };
             match Kube::connect(options).await {
-                Ok(kube) => Box::pin(run(config, kube, GateDatapath::open, stop)).await,
+                Ok(kube) => Box::pin(run(config, kube, open, stop)).await,
                 Err(error) => return refuse(&ErrorChain(&error), BAD_CONFIGURATION),
             }
         }

@@ -24,8 +24,8 @@ pub const ABOUT: &str =
 
 /// Rounds; in each, each arm has a turn.
 const ROUNDS: usize = 30;
-/// Test runs of a packet: series, and packets of one.
-const SERIES: usize = 9;
+/// Test runs of a packet: series, of which each asks both gates in turn, and packets of one.
+const SERIES: usize = 15;
 const PACKETS: u32 = 1_000_000;
 /// Addresses that the large policy allows.
 const MANY: u32 = 100_000;
@@ -81,51 +81,49 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
             }
         }
     }
+    let (Some(one), Some(all)) = (arms.get(ONE), arms.get(ALL)) else { return Err(BenchError::Incomplete) };
+    say(&format!("{SERIES} times {PACKETS} packets each way, at 1 and at 100,000 addresses"));
     let mut packets = Vec::new();
-    for at in [ONE, ALL] {
-        let Some(arm) = arms.get(at) else { return Err(BenchError::Incomplete) };
-        say(&format!("{}: {SERIES} times {PACKETS} packets each way", ARMS.get(at).map_or("", |(name, _)| name)));
-        packets.push(packet_times(arm).await?);
+    for _ in 0..SERIES {
+        packets.push((packet_times(one).await?, packet_times(all).await?));
     }
-    let [one, all] = packets.as_slice() else { return Err(BenchError::Incomplete) };
-    Ok(report(&turns, one, all))
+    Ok(report(&turns, &packets))
 }
 
-/// The nanoseconds of a packet out of a pod and into it, by family.
-#[derive(Debug, Clone, Copy, Default)]
-struct PacketTimes {
-    v4: [f64; 2],
-    v6: [f64; 2],
-}
+/// The nanoseconds of a packet: IPv4 out of a pod and into it, then IPv6.
+type PacketTimes = [f64; 4];
 
 /// Packets of connections that are open meanwhile, so that the gate knows them.
 async fn packet_times(arm: &Arm) -> Result<PacketTimes, BenchError> {
-    let mut times = PacketTimes::default();
-    for (server, into) in [(arm.server.v4(), &mut times.v4), (arm.server.v6(), &mut times.v6)] {
+    let mut times = [0.0; 4];
+    for (server, into) in [arm.server.v4(), arm.server.v6()].into_iter().zip(times.chunks_exact_mut(2)) {
         let open = arm.open(server)?;
         let (client, server) = (open.client_address()?, open.server_address()?);
         let (here, there) = (arm.client.index, arm.server.index);
         let measured = arm.node.run(move || {
             let of = |program: &str, frame: &[u8], from: u32| {
-                let judge = Judge::open(program)?;
-                let mut times = Vec::with_capacity(SERIES);
-                for _ in 0..SERIES {
-                    let judged = judge.run(frame, here, from, PACKETS)?;
-                    if !judged.passes {
-                        return Err(BenchError::setup("the gate is not as it should be")(format!(
-                            "{program} drops a packet of an open connection"
-                        )));
-                    }
-                    times.push(judged.took.as_secs_f64() * 1e9);
+                let judged = Judge::open(program)?.run(frame, here, from, PACKETS)?;
+                if !judged.passes {
+                    return Err(BenchError::setup("the gate is not as it should be")(format!(
+                        "{program} drops a packet of an open connection"
+                    )));
                 }
-                Ok(median(&times))
+                Ok(judged.took.as_secs_f64() * 1e9)
             };
             let out = of("from_pod", &frame(client, server, Content::Ack), here)?;
             Ok::<_, BenchError>([out, of("to_pod", &frame(server, client, Content::Ack), there)?])
         });
-        *into = measured.await??;
+        into.copy_from_slice(&measured.await??);
     }
     Ok(times)
+}
+
+/// The medians over the series.
+fn medians(
+    series: &[(PacketTimes, PacketTimes)],
+    of: impl Fn(&PacketTimes, &PacketTimes, usize) -> Option<f64>,
+) -> PacketTimes {
+    std::array::from_fn(|at| median(&series.iter().filter_map(|(one, all)| of(one, all, at)).collect::<Vec<f64>>()))
 }
 
 /// The median over the rounds of what `compare` makes of two arms' turns of one round.
@@ -135,21 +133,18 @@ fn paired(turns: &[Vec<Turn>], one: usize, other: usize, compare: impl Fn(&Turn,
     median(&values)
 }
 
-fn report(turns: &[Vec<Turn>], one: &PacketTimes, all: &PacketTimes) -> Report {
+fn report(turns: &[Vec<Turn>], packets: &[(PacketTimes, PacketTimes)]) -> Report {
     let later = |one: &Turn, other: &Turn| one.round_trip - other.round_trip;
     let connection = |one: &Turn, other: &Turn| one.connection / other.connection;
     let bulk = |one: &Turn, other: &Turn| one.bulk / other.bulk;
     // Of the two that are passed.
     let of_one = |ratio: f64| 1.0 + (ratio - 1.0) / GATES;
     let worst = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
-    let v4 = worst(&[one.v4, all.v4].concat());
-    let v6 = worst(&[one.v6, all.v6].concat());
-    let growth = (0..2)
-        .flat_map(|way| {
-            [(all.v4, one.v4), (all.v6, one.v6)].map(|(all, one)| (all.get(way).copied(), one.get(way).copied()))
-        })
-        .filter_map(|(all, one)| Some(all? / one?))
-        .fold(0.0, f64::max);
+    let one = medians(packets, |one, _, at| one.get(at).copied());
+    let all = medians(packets, |_, all, at| all.get(at).copied());
+    let [(one4, one6), (all4, all6)] = [one.split_at(2), all.split_at(2)];
+    let (v4, v6) = (worst(&[one4, all4].concat()), worst(&[one6, all6].concat()));
+    let growth = worst(&medians(packets, |one, all, at| Some(all.get(at)? / one.get(at)?)));
     let part = |what: &str, figure, limit, unit| Part { what: what.into(), figure, limit, unit };
     let mut parts = vec![
         part("an established packet, IPv4", v4, V4, "ns"),
@@ -183,9 +178,13 @@ fn report(turns: &[Vec<Turn>], one: &PacketTimes, all: &PacketTimes) -> Report {
             format!("{:.2} Gbit/s", traffic::BULK_BITS / of(|turn| turn.bulk)),
         ]);
     }
-    let ways = |[out, into]: [f64; 2]| format!("{out:.0} ns out, {into:.0} ns in");
     let mut notes: Vec<String> = [("1 address", one), ("100,000 addresses", all)]
-        .map(|(name, times)| format!("an established packet, {name}: IPv4 {}; IPv6 {}", ways(times.v4), ways(times.v6)))
+        .map(|(name, [out4, into4, out6, into6])| {
+            format!(
+                "an established packet, {name}: IPv4 {out4:.0} ns out, {into4:.0} ns in; \
+                 IPv6 {out6:.0} ns out, {into6:.0} ns in"
+            )
+        })
         .into();
     notes.push(format!(
         "A/A, without again by without: round trip {:+.2} us, connection {:.3}, bulk {:.3}",

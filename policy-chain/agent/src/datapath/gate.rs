@@ -13,7 +13,7 @@ use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::state::LinkKind;
 use sluice_policy_bpf::events::{End, Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
-use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime, Settings};
+use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime};
 use sluice_policy_bpf::layout::DropReason;
 use sluice_policy_bpf::links::{LinkError, Links, Promotions};
 use sluice_policy_bpf::local::{self, LocalError};
@@ -77,15 +77,16 @@ enum Tracking {
 }
 
 impl GateDatapath {
-    /// Loads the programs, or takes over what is pinned. In the host's network namespace, inside a tokio runtime.
+    /// Loads the programs, or takes over what is pinned. In the host's network namespace, inside a tokio runtime. Established
+    /// flows are kept when policy changes, or judged anew.
     ///
     /// # Errors
     /// There is no file system for pins, the kernel refuses a program, or another process holds the gates.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn open() -> Result<(Self, Found), Failure> {
-        Self::open_with(&GateConfig::default())
+    pub fn open(keep_established: bool) -> Result<(Self, Found), Failure> {
+        Self::open_with(&GateConfig::default(), keep_established)
     }
 
     /// The same, with its pins elsewhere or of another size.
@@ -95,13 +96,13 @@ impl GateDatapath {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn open_with(config: &GateConfig) -> Result<(Self, Found), Failure> {
+    pub fn open_with(config: &GateConfig, keep_established: bool) -> Result<(Self, Found), Failure> {
         let (mut gate, found) = Gate::open(config)?;
         let conntrack = find_conntrack(&mut gate, Tracking::NotAsked);
         if found.made.contains(&"connections") {
-            let adopt_until = Some(Ktime::now().plus(ADOPTION));
-            gate.set(Settings { adopt_until, keep_established: false })?;
+            gate.adopt_until(Ktime::now().plus(ADOPTION))?;
         }
+        gate.keep_established(keep_established)?;
         gate.judged_at_local_input(judge_local_input(config))?;
         let links = match Links::supported().then(|| Links::open(&config.root)) {
             None => None,
@@ -384,8 +385,7 @@ impl Datapath for GateDatapath {
     }
 
     async fn seed(&mut self, interface: &Interface) {
-        let adopt_until = Some(Ktime::now().plus(ADOPTION));
-        if let Err(error) = self.gate.set(Settings { adopt_until, keep_established: false }) {
+        if let Err(error) = self.gate.adopt_until(Ktime::now().plus(ADOPTION)) {
             tracing::error!(error = %ErrorChain(&error), "replies of older flows could not be allowed for");
         }
         let addresses = interface.addresses.clone();

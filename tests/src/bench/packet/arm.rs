@@ -144,7 +144,8 @@ impl Arm {
         let operations = engine.commit().operations;
         let interfaces = pods.map(|pod| (pod.key(), pod.interface()));
         let put = self.node.run_async(move || async move {
-            let (mut datapath, _) = GateDatapath::open().map_err(BenchError::setup("the gates cannot be opened"))?;
+            let (mut datapath, _) =
+                GateDatapath::open(false).map_err(BenchError::setup("the gates cannot be opened"))?;
             for operation in &operations {
                 datapath.apply(operation).map_err(BenchError::setup("the maps cannot be written"))?;
             }
