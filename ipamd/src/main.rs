@@ -11,6 +11,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use sluice_ipamd_daemon::cluster::Nowhere;
+use sluice_ipamd_daemon::cluster::directory::Directory;
+use sluice_ipamd_daemon::cluster::objects::Naming;
+use sluice_ipamd_daemon::config::EniConfigNaming;
 use sluice_ipamd_daemon::kernel::host::HostKernel;
 use sluice_ipamd_daemon::log::{self, ErrorChain};
 use sluice_ipamd_daemon::{Config, run};
@@ -79,13 +83,25 @@ async fn serve(config: Config, cloud: Ec2Cloud) -> ExitCode {
         Err(error) => return refuse(&format_args!("netlink cannot be used: {}", ErrorChain(&error)), 1),
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "sluice-ipamd");
-    match Box::pin(run(config, cloud, kernel, stopped(terminate, interrupt))).await {
+    let stop = stopped(terminate, interrupt);
+    let ended = match cluster(&config) {
+        Some(cluster) => Box::pin(run(config, cloud, kernel, cluster, stop)).await,
+        None => Box::pin(run(config, cloud, kernel, Nowhere, stop)).await,
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = %ErrorChain(&error), "ipamd cannot run");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Where the node's objects are read, if any are needed.
+fn cluster(config: &Config) -> Option<Directory> {
+    let EniConfigNaming { annotation, label } = config.pool.custom_networking.clone()?;
+    let node = config.node_name.clone()?;
+    Some(Directory::new(config.cluster_dir.clone()?, Naming { node, annotation, label }))
 }
 
 /// Resolves at the first signal to end.

@@ -100,8 +100,11 @@ impl Bed {
         let world = World::up(&scene.parse::<Scene>()?).await?;
         let mut nodes = BTreeMap::new();
         for (name, node) in world.nodes() {
-            let environment =
-                settings.iter().map(|(variable, value)| ((*variable).to_owned(), (*value).to_owned())).collect();
+            let environment = [("MY_NODE_NAME", name.as_str())]
+                .iter()
+                .chain(settings)
+                .map(|(variable, value)| ((*variable).to_owned(), (*value).to_owned()))
+                .collect();
             let deployment = Deployment::install(Arc::clone(node), &binaries, CONFLIST, environment).await?;
             deployment.start_ipamd().await?;
             nodes.insert(name.clone(), Arc::new(deployment));

@@ -177,7 +177,8 @@ fn enis(state: &State, now: Timestamp, found: &mut Vec<Violation>) {
         if eni.takes_pods() && state.lacks_ipv6(&eni.id) {
             found.push(Violation::NotDelegated(eni.id.clone()));
         }
-        if !eni.carries_pods() && !eni.blocks.is_empty() {
+        // What the node's own ENI has left of another time is given back.
+        if !eni.carries_pods() && eni.blocks.values().any(|block| !(eni.host_only && block.withdrawn)) {
             found.push(Violation::NotOurs(eni.id.clone()));
         }
         if let Some((address, _)) = eni.in_use(now).filter(|_| eni.stage == Stage::Leaving) {

@@ -14,7 +14,7 @@ use sluice_contract::id::{AttachmentId, EniId, MacAddr, SubnetId};
 
 use crate::arrivals::Arrivals;
 use crate::check::{Violation, check};
-use crate::cloud::InterfaceType;
+use crate::cloud::{EniConfig, InterfaceType};
 use crate::ipv6::Delegation;
 use crate::ledger::{AddressState, Block, Eni, LedgerError, Owner, Role, Stage};
 use crate::state::{Intent, Node, SETTLE, State, Subnet};
@@ -64,6 +64,8 @@ pub struct Checkpoint {
     enis: Vec<EniRecord>,
     intents: BTreeMap<String, Intent>,
     subnets: BTreeMap<SubnetId, Subnet>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    eni_config: Option<EniConfig>,
     strays: BTreeSet<IpAddr>,
     last_grown: Option<Timestamp>,
     last_shrunk: Option<Timestamp>,
@@ -86,6 +88,8 @@ struct EniRecord {
     primary_ip: Ipv4Addr,
     interface_type: InterfaceType,
     role: Role,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    host_only: bool,
     stage: Stage,
     since: Timestamp,
     attachment: Option<AttachmentId>,
@@ -153,6 +157,7 @@ impl Checkpoint {
             enis: state.ledger.enis().map(|eni| EniRecord::of(eni, busy.contains(&eni.id), now)).collect(),
             intents: state.intents.clone(),
             subnets: state.subnets.clone(),
+            eni_config: state.eni_config.clone(),
             strays: state.ledger.strays().clone(),
             last_grown: state.last_grown,
             last_shrunk: state.last_shrunk,
@@ -203,6 +208,7 @@ impl Checkpoint {
             node: self.node,
             intents: self.intents,
             subnets: self.subnets,
+            eni_config: self.eni_config,
             seed: self.seed,
             sequence: self.sequence,
             last_grown: self.last_grown.map(|at| at.earlier(back)),
@@ -239,6 +245,7 @@ impl EniRecord {
             primary_ip: eni.primary_ip,
             interface_type: eni.interface_type,
             role: eni.role,
+            host_only: eni.host_only,
             stage: eni.stage,
             since: eni.since,
             attachment: eni.attachment.clone(),
@@ -266,6 +273,7 @@ impl EniRecord {
             primary_ip: self.primary_ip,
             interface_type: self.interface_type,
             role: self.role,
+            host_only: self.host_only,
             stage: self.stage,
             since: self.since.earlier(back),
             attachment: self.attachment,

@@ -131,6 +131,17 @@ pub struct Ec2Subnet {
     pub tags: BTreeMap<String, String>,
 }
 
+/// Where new ENIs are made and with which security groups, by custom networking (`ENIConfig` of `crd.k8s.amazonaws.com/v1alpha1`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EniConfig {
+    /// The object's name.
+    pub name: String,
+    /// `spec.subnet`: in the node's VPC and zone.
+    pub subnet: SubnetId,
+    /// `spec.securityGroups`; those of the primary ENI where it is empty.
+    pub security_groups: Vec<SecurityGroupId>,
+}
+
 /// What an instance type can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceLimits {

@@ -75,6 +75,7 @@ pub(crate) fn node() -> Node {
         tags: BTreeMap::from([(tag::INSTANCE.to_owned(), "i-00000001".to_owned())]),
         manage_untagged_enis: true,
         families: Families::V4,
+        custom_networking: false,
     }
 }
 

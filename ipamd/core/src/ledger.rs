@@ -277,6 +277,17 @@ impl Ledger {
         Ok(())
     }
 
+    /// Says whether no pod gets an address of an ENI any more. What it holds is given back as pods leave it.
+    pub(crate) fn set_host_only(&mut self, id: &EniId, host_only: bool) -> Result<(), LedgerError> {
+        let eni = self.eni_mut(id)?;
+        eni.host_only = host_only;
+        if host_only {
+            eni.blocks.values_mut().for_each(|block| block.withdrawn = true);
+        }
+        self.reindex(id);
+        Ok(())
+    }
+
     /// Tells an ENI its /80, or that it has none.
     pub(crate) fn set_ipv6(&mut self, id: &EniId, ipv6: Option<Delegation>) -> Result<(), LedgerError> {
         self.eni_mut(id)?.ipv6 = ipv6;

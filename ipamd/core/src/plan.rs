@@ -184,6 +184,15 @@ pub enum Cause {
         /// It is tried again then.
         until: Timestamp,
     },
+    /// It is not known where ENIs are to be made.
+    NoEniConfig,
+    /// The ENIConfig names a subnet that EC2 does not show in the node's VPC and zone.
+    EniConfigSubnet {
+        /// The ENIConfig.
+        name: String,
+        /// The subnet.
+        subnet: SubnetId,
+    },
     /// The instance type cannot be given prefixes, and with them no IPv6 for pods.
     NoIpv6 {
         /// The instance type.
@@ -211,6 +220,10 @@ impl fmt::Display for Cause {
             Self::NoSubnet => f.write_str("no subnet in the node's zone is tagged for new ENIs"),
             Self::Denied { message, .. } | Self::Unavailable { message, .. } => f.write_str(message),
             Self::Throttled { api, .. } => write!(f, "EC2 limits the rate of {api}"),
+            Self::NoEniConfig => f.write_str("no ENIConfig is known for this node"),
+            Self::EniConfigSubnet { name, subnet } => {
+                write!(f, "ENIConfig {name} names {subnet}, which is not in the node's VPC and zone")
+            }
             Self::NoIpv6 { instance_type } => {
                 write!(f, "{instance_type} instances cannot be given /80s for pods' IPv6 addresses")
             }

@@ -137,11 +137,13 @@ impl Cause {
     pub const fn code(&self) -> RefusalCode {
         match self {
             Self::EniLimit { .. } | Self::NoIpv6 { .. } => RefusalCode::EniLimit,
-            Self::SubnetExhausted { .. } | Self::NoSubnet => RefusalCode::SubnetExhausted,
+            Self::SubnetExhausted { .. } | Self::NoSubnet | Self::EniConfigSubnet { .. } => {
+                RefusalCode::SubnetExhausted
+            }
             Self::Denied { .. } => RefusalCode::IamDenied,
             Self::Throttled { .. } => RefusalCode::Throttled,
             Self::Unavailable { .. } => RefusalCode::Ec2Unavailable,
-            Self::NotReady => RefusalCode::NotReady,
+            Self::NotReady | Self::NoEniConfig => RefusalCode::NotReady,
         }
     }
 
@@ -161,6 +163,13 @@ impl Cause {
                 "free addresses in the subnet, or tag another one in this zone with kubernetes.io/role/cni=1".to_owned()
             }
             Self::NoSubnet => "tag a subnet in this zone with kubernetes.io/role/cni=1".to_owned(),
+            Self::NoEniConfig => {
+                "make an ENIConfig and name it on the node by the label k8s.amazonaws.com/eniConfig, or call it default"
+                    .to_owned()
+            }
+            Self::EniConfigSubnet { name, .. } => {
+                format!("let spec.subnet of ENIConfig {name} be a subnet of the node's own availability zone")
+            }
             Self::NoIpv6 { .. } => "use an instance type on Nitro".to_owned(),
             Self::Denied { api, message, .. } => format!("allow {} in the node's IAM role", denied(*api, message)),
             Self::Throttled { .. } => {
@@ -181,7 +190,12 @@ impl Cause {
             | Self::Denied { until, .. }
             | Self::Throttled { until, .. }
             | Self::Unavailable { until, .. } => Some(*until),
-            Self::EniLimit { .. } | Self::NoSubnet | Self::NoIpv6 { .. } | Self::NotReady => None,
+            Self::EniLimit { .. }
+            | Self::NoSubnet
+            | Self::NoEniConfig
+            | Self::EniConfigSubnet { .. }
+            | Self::NoIpv6 { .. }
+            | Self::NotReady => None,
         }
     }
 

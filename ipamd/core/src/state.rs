@@ -18,7 +18,8 @@ use sluice_contract::id::{Attachment, EniId, PodRef, SecurityGroupId, SubnetId};
 
 use crate::arrivals::Arrivals;
 use crate::cloud::{
-    AddressCount, Api, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
+    AddressCount, Api, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, EniConfig, ImdsEni, InstanceIdentity,
+    InstanceLimits,
 };
 use crate::ipv6::Families;
 use crate::ledger::{AddressState, Eni, Ledger, LedgerError, Owner, Role, Stage};
@@ -62,6 +63,9 @@ pub struct Node {
     /// Which addresses pods have.
     #[serde(default)]
     pub families: Families,
+    /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: ENIs are made where an ENIConfig says, and pods get no address of the primary ENI.
+    #[serde(default)]
+    pub custom_networking: bool,
 }
 
 /// A create that has been begun: written before the call, so that what it made is found again.
@@ -190,6 +194,8 @@ pub enum Event {
     EniDescribed(EniId, Option<Ec2Eni>),
     /// EC2 has described subnets.
     SubnetsKnown(Vec<Ec2Subnet>),
+    /// Which ENIConfig is this node's; nothing when it names none, or one that is not there.
+    EniConfigKnown(Option<EniConfig>),
     /// The host has set an ENI up. One without the /80 that its pods need waits for that.
     EniReady(EniId),
     /// A pod has asked for an address for the first time, whether there is one or not.
@@ -237,6 +243,8 @@ pub struct State {
     pub(crate) flights: BTreeMap<OpKey, Op>,
     pub(crate) obstacles: BTreeMap<Api, Obstacle>,
     pub(crate) subnets: BTreeMap<SubnetId, Subnet>,
+    /// The ENIConfig of this node, once known.
+    pub(crate) eni_config: Option<EniConfig>,
     /// Device numbers that EC2 said were in use though we know of nothing there, and when.
     pub(crate) busy_devices: BTreeMap<(u32, u32), Timestamp>,
     /// Makes client tokens differ from those of a state that was lost.
@@ -299,6 +307,12 @@ impl State {
     #[must_use]
     pub const fn obstacles(&self) -> &BTreeMap<Api, Obstacle> {
         &self.obstacles
+    }
+
+    /// Where new ENIs are made with custom networking, once known.
+    #[must_use]
+    pub const fn eni_config(&self) -> Option<&EniConfig> {
+        self.eni_config.as_ref()
     }
 
     /// The subnets that are known.
@@ -364,6 +378,7 @@ impl State {
             Event::Surveyed(enis) => self.surveyed(&enis, now),
             Event::EniDescribed(eni, described) => self.described(&eni, described.as_ref(), now)?,
             Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now),
+            Event::EniConfigKnown(config) => self.eni_config = config,
             Event::EniReady(id) => self.ready(&id, now)?,
             Event::Arrived => {
                 let places = self.node.as_ref().map_or(0, |node| Self::places_per_eni(&node.limits));
@@ -393,8 +408,12 @@ impl State {
 
     /// Takes in who the node is. ENIs that lack what pods are to have from now on take none until they have it.
     fn node_known(&mut self, node: Node) -> Result<(), ApplyError> {
-        let families = node.families;
+        let (families, host_only) = (node.families, node.custom_networking);
         self.node = Some(node);
+        let primary = self.ledger.primary().filter(|eni| eni.host_only != host_only).map(|eni| eni.id.clone());
+        if let Some(primary) = primary {
+            self.ledger.set_host_only(&primary, host_only)?;
+        }
         let enis: Vec<EniId> = self.ledger.enis().map(|eni| eni.id.clone()).collect();
         for id in enis {
             if !families.has_v6() {

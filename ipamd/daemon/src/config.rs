@@ -88,8 +88,19 @@ pub struct PoolConfig {
     pub subnet_discovery: bool,
     /// `CLUSTER_NAME`, a tag of new ENIs and a condition on subnets.
     pub cluster_name: Option<String>,
+    /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: ENIs are made where the node's ENIConfig says. How the node names it.
+    pub custom_networking: Option<EniConfigNaming>,
     /// `ADDITIONAL_ENI_TAGS`.
     pub additional_tags: BTreeMap<String, String>,
+}
+
+/// How a node names its ENIConfig.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EniConfigNaming {
+    /// `ENI_CONFIG_ANNOTATION_DEF`.
+    pub annotation: String,
+    /// `ENI_CONFIG_LABEL_DEF`.
+    pub label: String,
 }
 
 /// What the host's network is set up with.
@@ -147,6 +158,10 @@ pub struct Config {
     pub max_pods: Option<u32>,
     /// `SLUICE_STOP_GRACE`: how long a stop waits for calls under way.
     pub stop_grace: Duration,
+    /// `MY_NODE_NAME`: the name of this node's object.
+    pub node_name: Option<String>,
+    /// `SLUICE_CLUSTER_DIR`: files that stand for the API server.
+    pub cluster_dir: Option<PathBuf>,
     /// `SLUICE_EC2_RATE`: calls a second of each changing EC2 action when EC2 does not throttle.
     pub ec2_rate: u32,
     /// Variables that are set and not yet in effect, for the log at start.
@@ -184,8 +199,11 @@ impl Config {
         let pool = &self.pool;
         // What EKS's own node images set for secondary addresses: each ENI's addresses less its own, and two pods of the
         // host's network.
-        let by_type = limits
-            .map_or(0, |limits| limits.enis.saturating_mul(limits.ipv4_per_eni.saturating_sub(1)).saturating_add(2));
+        let by_type = limits.map_or(0, |limits| {
+            // With custom networking pods get no address of the primary ENI.
+            let enis = limits.enis.saturating_sub(u32::from(pool.custom_networking.is_some()));
+            enis.saturating_mul(limits.ipv4_per_eni.saturating_sub(1)).saturating_add(2)
+        });
         Targets {
             prefixes: pool.prefix_delegation,
             mode: pool.warm_mode.into(),
@@ -242,9 +260,20 @@ impl Config {
             max_waiting: from.number("SLUICE_MAX_WAITING", 1024, 1..=10_000),
             max_pods: Some(from.number("SLUICE_MAX_PODS", 0, 0..=10_000)).filter(|pods| *pods > 0),
             stop_grace: from.seconds("SLUICE_STOP_GRACE", 5, 0..=60),
+            node_name: from.text("MY_NODE_NAME"),
+            cluster_dir: from.path("SLUICE_CLUSTER_DIR", None),
             ec2_rate: from.number("SLUICE_EC2_RATE", 5, 1..=100),
             without_effect: Vec::new(),
         };
+        if config.pool.custom_networking.is_some() {
+            const RULE: &str = "custom networking needs";
+            if config.node_name.is_none() {
+                from.fault("MY_NODE_NAME", "", format!("{RULE} the name of the node's object"));
+            }
+            if config.network.families == Families::V6 {
+                from.fault("ENABLE_IPv6", "true", format!("{RULE} IPv4: pods of IPv6 alone are on the primary ENI"));
+            }
+        }
         let without_effect = from.set_without_effect();
         from.finish()?;
         Ok(Self { without_effect, ..config })
@@ -265,6 +294,14 @@ impl Config {
             manage_untagged_eni: from.boolean("MANAGE_UNTAGGED_ENI", true),
             subnet_discovery: from.boolean("ENABLE_SUBNET_DISCOVERY", true),
             cluster_name: from.text("CLUSTER_NAME"),
+            custom_networking: {
+                let key = "k8s.amazonaws.com/eniConfig";
+                let naming = EniConfigNaming {
+                    annotation: from.text("ENI_CONFIG_ANNOTATION_DEF").unwrap_or_else(|| key.to_owned()),
+                    label: from.text("ENI_CONFIG_LABEL_DEF").unwrap_or_else(|| key.to_owned()),
+                };
+                from.boolean("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", false).then_some(naming)
+            },
             additional_tags: from.tags("ADDITIONAL_ENI_TAGS"),
         }
     }

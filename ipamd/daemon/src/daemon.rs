@@ -28,7 +28,7 @@ use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind};
-use sluice_ipamd_core::ledger::Owner;
+use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
@@ -40,6 +40,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
+use crate::cluster::Told;
 use crate::config::Config;
 use crate::executor::{Executor, Random};
 use crate::inbox::{Answer, Input, stopping};
@@ -170,7 +171,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         with_settings(&mut state, &parts);
         let targets = parts.config.targets(state.node().map(|node| &node.limits));
         // What served before the restart goes on serving: the tmpfs that held the checkpoint dies with the boot.
-        let ready = state.node().is_some() && state.ledger().primary().is_some_and(|eni| eni.takes_pods());
+        let ready = state.node().is_some() && state.ledger().primary().is_some_and(|eni| eni.stage == Stage::InService);
         let ready = ready || parts.config.ready_mark().exists();
         let timers = Timers {
             learn: Timer::due(now, LOOK_EVERY),
@@ -275,6 +276,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Input::Call(asked) => self.asked(*asked),
             Input::Withdrawn(token) => self.withdrawn(token),
             Input::Undelivered(token, attachment) => self.undelivered(token, &attachment),
+            Input::Told(Told::EniConfig(config)) => {
+                self.apply(Event::EniConfigKnown(config));
+            }
             Input::Look(to) => {
                 // Whoever asked may have gone; nothing is lost then.
                 let _view = to.send(self.view());

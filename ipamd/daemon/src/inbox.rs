@@ -9,6 +9,7 @@ use sluice_ipamd_core::queue::Token;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::cluster::Told;
 use crate::view::View;
 
 /// Inputs that may wait for the loop at once; senders wait when it is full.
@@ -23,6 +24,8 @@ pub(crate) enum Input {
     Withdrawn(Token),
     /// The reply to an ADD could not be written.
     Undelivered(Token, Attachment),
+    /// The cluster's source has told something.
+    Told(Told),
     /// Somebody wants to look at the state.
     Look(oneshot::Sender<View>),
 }

@@ -14,6 +14,7 @@
 
 pub mod clock;
 pub mod cloud;
+pub mod cluster;
 pub mod config;
 mod daemon;
 mod executor;

@@ -14,16 +14,17 @@ use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
 use sluice_ipamd_core::ledger::Owner;
 use sluice_ipamd_core::recover::{Finding, Recovered, recover};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
+use crate::cluster::{Cluster, TOLD_LIMIT};
 use crate::config::Config;
 use crate::daemon::{Daemon, Parts, Start};
 use crate::executor::{Backoff, Executor, Random};
 use crate::http::{Pages, serve_introspection, serve_metrics};
-use crate::inbox::{Handle, SOFTWARE};
+use crate::inbox::{Handle, Input, SOFTWARE};
 use crate::kernel::{Kernel, Pods};
 use crate::log::ErrorChain;
 use crate::metrics::Metrics;
@@ -59,6 +60,7 @@ pub async fn run<C: Cloud, K: Kernel>(
     config: Config,
     cloud: C,
     kernel: K,
+    cluster: impl Cluster,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), RunError> {
     let clock = Clock::system();
@@ -88,6 +90,7 @@ pub async fn run<C: Cloud, K: Kernel>(
             return Ok(());
         }
     };
+    let cluster = tokio::spawn(hear(cluster, handle.clone()));
     let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
     let server = Server::new(Plugins { handle, metrics }, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
@@ -115,6 +118,7 @@ pub async fn run<C: Cloud, K: Kernel>(
         }
     }
     pages.abort();
+    cluster.abort();
     drop(lock);
     ended(begun);
     Ok(())
@@ -218,6 +222,17 @@ fn orphans(pods: Pods) -> BTreeMap<IpAddr, Owner> {
             Some((address, Owner { attachment, pod: PodRef::default(), host_ifname, netns: String::new() }))
         })
         .collect()
+}
+
+/// Hands on what the cluster's source tells.
+async fn hear(cluster: impl Cluster, handle: Handle) {
+    let (told, mut heard) = mpsc::channel(TOLD_LIMIT);
+    let hand_on = async {
+        while let Some(told) = heard.recv().await {
+            handle.send(Input::Told(told)).await;
+        }
+    };
+    tokio::join!(cluster.watch(told), hand_on);
 }
 
 async fn serve_pages(config: Config, pages: Pages) {

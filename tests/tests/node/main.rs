@@ -18,6 +18,7 @@ mod apiserver;
 mod burst;
 mod containerd;
 mod crash;
+mod custom;
 mod families;
 mod gate;
 mod input;

@@ -174,6 +174,8 @@ pub struct Eni {
     pub interface_type: InterfaceType,
     /// What it is to this node.
     pub role: Role,
+    /// Whether no pod gets an address of it: the primary ENI with custom networking. Pods that have one keep it.
+    pub host_only: bool,
     /// Where it is in its life.
     pub stage: Stage,
     /// When it came into the ledger.
@@ -226,7 +228,9 @@ impl Eni {
     /// Whether it is of a kind whose addresses pods may have.
     #[must_use]
     pub fn carries_pods(&self) -> bool {
-        self.role != Role::Unmanaged && matches!(self.interface_type, InterfaceType::Interface | InterfaceType::Efa)
+        self.role != Role::Unmanaged
+            && !self.host_only
+            && matches!(self.interface_type, InterfaceType::Interface | InterfaceType::Efa)
     }
 
     /// Whether the daemon may ever free it.

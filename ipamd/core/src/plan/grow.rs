@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
-use sluice_contract::id::SubnetId;
+use sluice_contract::id::{SecurityGroupId, SubnetId};
 
 use super::draft::{Draft, cause_of};
 use super::pool::{Form, PREFIX, Pool, is_short_of_prefixes, spare_words};
@@ -277,7 +277,8 @@ impl Growth<'_> {
             }
             return false;
         }
-        let unknown = self.targets.subnet_discovery && draft.state.subnets_at.is_none();
+        let unknown =
+            (self.targets.subnet_discovery || self.node.custom_networking) && draft.state.subnets_at.is_none();
         let describe = if is_surveyed(draft.state, draft.now) { None } else { Some(Api::DescribeNetworkInterfaces) };
         let describe = describe.or_else(|| unknown.then_some(Api::DescribeSubnets));
         if let Some(api) = describe {
@@ -326,7 +327,12 @@ impl Growth<'_> {
         let primary = state.ledger().primary().map(|eni| &eni.subnet);
         let has_families = |subnet: &Subnet| self.node.families != Families::Dual || subnet.ipv6_cidr.is_some();
         let usable = |id: &SubnetId, subnet: &Subnet| {
-            subnet.takes_enis(primary == Some(id), self.targets) && has_families(subnet)
+            let takes_enis = if self.node.custom_networking {
+                state.eni_config().is_some_and(|config| config.subnet == *id)
+            } else {
+                subnet.takes_enis(primary == Some(id), self.targets)
+            };
+            takes_enis && has_families(subnet)
         };
         let mut best: Option<(i64, (&SubnetId, &Subnet))> = None;
         for (id, subnet) in state.subnets().iter().filter(|(id, subnet)| usable(id, subnet)) {
@@ -352,13 +358,20 @@ impl Growth<'_> {
         let client_token = state.client_token(u64::try_from(new.count()).unwrap_or(u64::MAX));
         CreateEni {
             subnet: subnet.clone(),
-            security_groups: self.node.security_groups.clone(),
+            security_groups: self.security_groups(state),
             addresses,
             ipv6_prefix: self.node.families == Families::Dual,
             description: format!("aws-K8S-{}", self.node.identity.instance),
             tags: state.eni_tags(&client_token, draft.now),
             client_token,
         }
+    }
+
+    /// The security groups of new ENIs.
+    fn security_groups(&self, state: &State) -> Vec<SecurityGroupId> {
+        let config = state.eni_config().filter(|_| self.node.custom_networking);
+        let own = config.map(|config| &config.security_groups).filter(|groups| !groups.is_empty());
+        own.unwrap_or(&self.node.security_groups).clone()
     }
 
     /// Says why what is still missing will not come.
@@ -387,12 +400,24 @@ impl Growth<'_> {
             draft.held_up(cause.clone());
             // A place that is being freed is one to come.
             let freed = state.ledger().enis().any(|eni| eni.stage == Stage::Leaving && eni.device.is_some());
-            if !(freed && matches!(cause, Cause::EniLimit { .. })) {
+            // An ENIConfig may be told of at any moment.
+            let may_come = (freed && matches!(cause, Cause::EniLimit { .. })) || cause == Cause::NoEniConfig;
+            if !may_come {
                 hopeless = hopeless.or(Some(cause));
             }
         }
         let beyond = u32::try_from(i64::from(self.demand.waiting) - pool - coming.max(0)).unwrap_or(0);
         draft.plan.hopeless = hopeless.filter(|_| beyond > 0).map(|cause| Hopeless { cause, beyond });
+    }
+
+    /// Why there is no subnet for an ENI.
+    fn no_subnet(&self, state: &State) -> Cause {
+        match state.eni_config() {
+            _ if !self.node.custom_networking => Cause::NoSubnet,
+            None => Cause::NoEniConfig,
+            Some(config) if state.subnets().contains_key(&config.subnet) => Cause::NoSubnet,
+            Some(config) => Cause::EniConfigSubnet { name: config.name.clone(), subnet: config.subnet.clone() },
+        }
     }
 
     /// Which limit is in the way of more.
@@ -402,7 +427,7 @@ impl Growth<'_> {
         }
         let limit = eni_limit(self.node, self.targets);
         if self.free_slots(draft) > 0 && draft.state.obstacle(Api::CreateNetworkInterface, draft.now).is_none() {
-            return Cause::NoSubnet;
+            return self.no_subnet(draft.state);
         }
         Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis, addresses_each: self.form.addresses_each() }
     }

@@ -326,3 +326,74 @@ fn pods_that_are_about_to_ask_are_demand_once() {
     let planned = plan(&state, &limits, many, at(100));
     assert_eq!((planned.ops.len(), planned.hopeless), (1, None));
 }
+
+mod custom {
+    use super::*;
+    use crate::check::check;
+    use crate::cloud::EniConfig;
+    use crate::fixture::subnet;
+    use crate::state::Node;
+
+    fn custom_node() -> Node {
+        Node { custom_networking: true, ..node() }
+    }
+
+    fn config(n: u32) -> EniConfig {
+        EniConfig {
+            name: "zone".to_owned(),
+            subnet: subnet_id(n),
+            security_groups: vec!["sg-00000007".parse().unwrap()],
+        }
+    }
+
+    /// A node with custom networking that EC2 has said everything about.
+    fn custom_state() -> State {
+        let mut state = State::new(1);
+        state.apply(Event::NodeKnown(custom_node()), at(0)).unwrap();
+        state.apply(Event::SubnetsKnown(vec![subnet(1, 1000, &[]), subnet(2, 500, &[])]), at(0)).unwrap();
+        state.apply(Event::Surveyed(vec![eni(1, &[])]), at(0)).unwrap();
+        state.ledger.eni_mut(&eni_id(1)).unwrap().recheck = None;
+        state.apply(Event::EniReady(eni_id(1)), at(0)).unwrap();
+        state
+    }
+
+    #[test]
+    fn enis_are_made_where_the_eni_config_says_and_the_primary_one_takes_no_pods() {
+        let mut state = custom_state();
+        let plan = plan(&state, &Targets::default(), Demand { waiting: 3, ..Demand::default() }, at(1));
+        assert!(plan.ops.is_empty(), "the primary ENI is not filled: {:?}", plan.ops);
+        assert_eq!(plan.held_up, Some(Cause::NoEniConfig));
+        assert_eq!(plan.hopeless, None, "it may be told of at any moment");
+        state.apply(Event::EniConfigKnown(Some(config(2))), at(1)).unwrap();
+        let plan = super::plan(&state, &Targets::default(), Demand { waiting: 3, ..Demand::default() }, at(1));
+        let [Op::Create(request)] = &plan.ops.iter().map(|planned| planned.op.clone()).collect::<Vec<_>>()[..] else {
+            panic!("{:?}", plan.ops);
+        };
+        assert_eq!((&request.subnet, &request.security_groups), (&subnet_id(2), &config(2).security_groups));
+        assert_eq!(check(&state, at(1)), []);
+    }
+
+    #[test]
+    fn an_eni_config_that_names_a_foreign_subnet_is_told_to_who_waits() {
+        let mut state = custom_state();
+        state.apply(Event::EniConfigKnown(Some(config(9))), at(1)).unwrap();
+        let plan = plan(&state, &Targets::default(), Demand { waiting: 1, ..Demand::default() }, at(1));
+        let cause = plan.hopeless.unwrap().cause;
+        assert_eq!(cause.to_string(), "ENIConfig zone names subnet-00000009, which is not in the node's VPC and zone");
+    }
+
+    #[test]
+    fn a_primary_eni_that_had_pods_keeps_them_and_gives_back_what_they_leave() {
+        let mut state = state(vec![eni(1, &["10.0.0.1/32", "10.0.0.2/32"])]);
+        state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+        state.apply(Event::NodeKnown(custom_node()), at(2)).unwrap();
+        assert_eq!(state.ledger().next_available(at(3)), None);
+        assert_eq!(check(&state, at(3)), []);
+        let ops = |state: &State, now| plan(state, &Targets::default(), Demand::default(), at(now)).ops;
+        let words =
+            |state: &State, now| ops(state, now).iter().map(|planned| planned.op.to_string()).collect::<Vec<_>>();
+        assert_eq!(words(&state, 3), ["unassign from eni-00000001: 10.0.0.2"]);
+        state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(4)).unwrap();
+        assert_eq!(words(&state, 60), ["unassign from eni-00000001: 10.0.0.1 10.0.0.2"]);
+    }
+}

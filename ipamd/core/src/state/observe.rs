@@ -42,6 +42,7 @@ impl State {
             primary_ip: eni.primary_ip,
             interface_type: eni.interface_type,
             role,
+            host_only: self.is_host_only(role),
             stage: if attached.is_some() { Stage::Attached } else { Stage::Created },
             since: now,
             attachment: attached.map(|attachment| attachment.attachment.clone()),
@@ -106,6 +107,11 @@ impl State {
         Ok(true)
     }
 
+    /// Whether pods get no address of an ENI of this role.
+    fn is_host_only(&self, role: Role) -> bool {
+        role == Role::Primary && self.node.as_ref().is_some_and(|node| node.custom_networking)
+    }
+
     fn is_tagged_ours(&self, eni: &Ec2Eni) -> bool {
         let ours = self.node.as_ref().map(|node| node.identity.instance.as_str());
         ours.is_some() && eni.tags.get(tag::INSTANCE).map(String::as_str) == ours
@@ -162,6 +168,7 @@ impl State {
                 primary_ip: seen.primary_ip,
                 interface_type: InterfaceType::Interface,
                 role: Role::Primary,
+                host_only: self.is_host_only(Role::Primary),
                 stage: Stage::Attached,
                 since: now,
                 attachment: None,

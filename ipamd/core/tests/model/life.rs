@@ -10,7 +10,9 @@ use sluice_contract::id::{Attachment, ContainerId, EniId, IfName, MacAddr, Netwo
 use sluice_contract::rpc::Refusal;
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
-use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind, Ec2Eni, ImdsEni, InstanceIdentity, InstanceLimits};
+use sluice_ipamd_core::cloud::{
+    CloudError, CloudErrorKind, Ec2Eni, EniConfig, ImdsEni, InstanceIdentity, InstanceLimits,
+};
 use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
@@ -57,6 +59,7 @@ pub(crate) struct Life {
     /// The IPv6 addresses of pods that have both.
     pub(crate) companions: BTreeMap<Attachment, Ipv6Addr>,
     pub(crate) families: Families,
+    pub(crate) custom: bool,
     pub(crate) refused: Vec<Refusal>,
     /// When an address was last released.
     released: BTreeMap<IpAddr, Timestamp>,
@@ -113,6 +116,7 @@ impl Life {
             pods: BTreeMap::new(),
             companions: BTreeMap::new(),
             families,
+            custom: false,
             refused: Vec::new(),
             released: BTreeMap::new(),
             tokens: 0,
@@ -126,6 +130,18 @@ impl Life {
         life.apply(Event::NodeKnown(life.node()));
         life.hear_imds();
         life
+    }
+
+    /// Custom networking in a subnet of its own, from the first start on.
+    pub(crate) fn with_custom_networking(mut self, cidr: Ipv4Net) -> Self {
+        self.ec2.subnets.insert(subnet_id(2), Subnet { cidr, tags: BTreeMap::new(), others: BTreeSet::new() });
+        self.custom = true;
+        self.state = State::new(7);
+        self.apply(Event::NodeKnown(self.node()));
+        let config = EniConfig { name: "zone".to_owned(), subnet: subnet_id(2), security_groups: Vec::new() };
+        self.apply(Event::EniConfigKnown(Some(config)));
+        self.hear_imds();
+        self
     }
 
     fn node(&self) -> Node {
@@ -144,6 +160,7 @@ impl Life {
             tags: BTreeMap::from([(tag::INSTANCE.to_owned(), self.ec2.instance.to_string())]),
             manage_untagged_enis: true,
             families: self.families,
+            custom_networking: self.custom,
         }
     }
 
@@ -237,6 +254,8 @@ impl Life {
                 assert!(on.is_some(), "{} is not ours in EC2\n{}", grant.address, self.log.join("\n"));
                 assert!(self.pods.values().all(|held| *held != grant.address), "{} is held by two", grant.address);
                 self.apply(Event::Assign(grant.address, Arc::clone(&grant.owner)));
+                let on_primary = self.ec2.enis[on.as_ref().unwrap()].attachment.as_ref().unwrap().device == 0;
+                assert!(!(self.custom && on_primary), "{} is the node's own ENI's", grant.address);
                 let companion = self.state.ledger().companion_of(grant.address);
                 assert_eq!(companion.is_some(), self.families == Families::Dual, "{}", grant.address);
                 if let Some(companion) = companion {
@@ -385,6 +404,10 @@ impl Life {
             }
         }
         self.apply(Event::NodeKnown(self.node()));
+        if self.custom && !checkpoint {
+            let config = EniConfig { name: "zone".to_owned(), subnet: subnet_id(2), security_groups: Vec::new() };
+            self.apply(Event::EniConfigKnown(Some(config)));
+        }
         self.hear_imds();
         recovered.findings
     }

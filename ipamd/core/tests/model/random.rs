@@ -181,7 +181,8 @@ fn agrees_with_ec2(life: &Life) {
             Families::V6 => known.ipv6.map(|ipv6| IpNet::V6(ipv6.net)).into_iter().collect(),
         };
         assert_eq!(known.blocks.keys().copied().collect::<BTreeSet<_>>(), blocks, "{}", eni.eni);
-        assert_eq!(known.ipv6.is_some(), life.families.has_v6(), "{}", eni.eni);
+        let delegated = life.families.has_v6() && !known.host_only;
+        assert_eq!(known.ipv6.is_some(), delegated, "{}", eni.eni);
         assert!(known.ipv6.is_none_or(|ipv6| eni.ipv6_prefixes.contains(&ipv6.net)), "{}", eni.eni);
         assert_eq!(known.device, eni.attachment.as_ref().map(|attachment| attachment.device), "{}", eni.eni);
     }
@@ -240,11 +241,16 @@ proptest! {
         limits in limits(),
         targets in targets(),
         families in prop::sample::select(vec![Families::V4, Families::Dual]),
+        custom in prop::bool::weighted(0.3),
         subnet in 20..28u8,
         steps in prop::collection::vec(step(), 1..60),
     ) {
         let cidr = format!("10.0.0.0/{subnet}").parse().unwrap();
-        keeps_its_promises(Life::with_families(limits, targets, cidr, families), &steps);
+        let mut life = Life::with_families(limits, targets, cidr, families);
+        if custom {
+            life = life.with_custom_networking("100.64.0.0/20".parse().unwrap());
+        }
+        keeps_its_promises(life, &steps);
     }
 }
 

@@ -22,6 +22,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             manage_untagged_eni: true,
             subnet_discovery: true,
             cluster_name: None,
+            custom_networking: None,
             additional_tags: BTreeMap::new(),
         }
     );
@@ -160,4 +161,15 @@ fn two_switches_say_which_addresses_pods_have() {
     assert!(of("false", "false").unwrap_err().to_string().contains("ENABLE_IPv6 must be true"));
     let faults = load(&[("ENABLE_IPv6", "true"), ("POD_MTU", "1000")]).unwrap_err();
     assert!(faults.to_string().contains("1280"), "{faults}");
+}
+
+#[test]
+fn custom_networking_names_what_it_needs() {
+    let on = ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true");
+    let config = load(&[on, ("MY_NODE_NAME", "n1"), ("ENI_CONFIG_LABEL_DEF", "topology.kubernetes.io/zone")]).unwrap();
+    let naming = config.pool.custom_networking.unwrap();
+    assert_eq!(naming.annotation, "k8s.amazonaws.com/eniConfig");
+    assert_eq!(naming.label, "topology.kubernetes.io/zone");
+    let faults = load(&[on, ("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")]).unwrap_err().to_string();
+    assert!(faults.contains("MY_NODE_NAME") && faults.contains("ENABLE_IPv6"), "{faults}");
 }

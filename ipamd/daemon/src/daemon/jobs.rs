@@ -440,6 +440,7 @@ pub(super) fn node(
         tags,
         manage_untagged_enis: pool.manage_untagged_eni,
         families: config.network.families,
+        custom_networking: pool.custom_networking.is_some(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod burst;
 mod crash;
+mod custom;
 mod families;
 mod fleet;
 mod memory;

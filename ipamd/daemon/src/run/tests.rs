@@ -13,6 +13,7 @@ use sluice_vpcsim::model::Settings;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::*;
+use crate::cluster::Nowhere;
 use crate::daemon::tests::add_request;
 use crate::daemon::tests::sim::{SimCloud, SimHost};
 use crate::testing::TestDir;
@@ -52,7 +53,7 @@ impl Running {
     fn start(&mut self) {
         let (stop, stops) = oneshot::channel::<()>();
         let (config, cloud, host) = (self.config.clone(), self.cloud.clone(), self.host.clone());
-        self.task = Some(tokio::spawn(run(config, cloud, host, async {
+        self.task = Some(tokio::spawn(run(config, cloud, host, Nowhere, async {
             stops.await.unwrap_or(());
         })));
         self.stop = Some(stop);
@@ -188,7 +189,7 @@ async fn a_plugin_that_dies_while_it_waits_leaves_no_address_behind() {
 async fn two_daemons_do_not_run_at_once() {
     let mut node = Running::with(&[]).await;
     let (config, cloud, host) = (node.config.clone(), node.cloud.clone(), node.host.clone());
-    let second = tokio::spawn(run(config, cloud, host, std::future::pending()));
+    let second = tokio::spawn(run(config, cloud, host, Nowhere, std::future::pending()));
     // The second waits for the first; the socket stays the first one's.
     assert!(matches!(node.ask(Call::Status).await, Some(Reply::Done(_))));
     assert!(!second.is_finished());

@@ -1,0 +1,169 @@
+//! A directory of YAML and JSON files as the cluster: for machines without an API server, and for tests.
+//!
+//! Files whose names end in `.yaml`, `.yml` or `.json` are read, not those of directories within. They are read again every
+//! second; only what has changed in its meaning is told. While a file cannot be read, what was told holds.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sluice_ipamd_core::cloud::EniConfig;
+use tokio::sync::mpsc;
+
+use super::objects::{Naming, NoEniConfig, Object, eni_config};
+use super::{Cluster, Told};
+use crate::log::ErrorChain;
+
+/// How often the files are read.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Files that are read; more make the directory unreadable.
+const MAX_FILES: usize = 1000;
+/// Bytes of a file; more make it unreadable.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// Why the directory cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("{} cannot be read", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{}: {reason}", path.display())]
+    Contents { path: PathBuf, reason: String },
+    #[error("{} has more than {MAX_FILES} files", path.display())]
+    TooMany { path: PathBuf },
+}
+
+/// The source.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    naming: Naming,
+}
+
+impl Directory {
+    /// The directory at `path`, which need not be there yet, for the node and the keys of `naming`.
+    #[must_use]
+    pub const fn new(path: PathBuf, naming: Naming) -> Self {
+        Self { path, naming }
+    }
+}
+
+impl Cluster for Directory {
+    async fn watch(self, told: mpsc::Sender<Told>) {
+        let mut last: Option<Result<EniConfig, NoEniConfig>> = None;
+        let mut trouble = String::new();
+        loop {
+            let path = self.path.clone();
+            let read = tokio::task::spawn_blocking(move || objects(&path)).await;
+            match read {
+                Ok(Ok(objects)) => {
+                    trouble.clear();
+                    let found = eni_config(&objects, &self.naming);
+                    if last.as_ref() != Some(&found) {
+                        match &found {
+                            Ok(config) => {
+                                tracing::info!(name = config.name, subnet = %config.subnet, "the node's ENIConfig")
+                            }
+                            Err(error) => tracing::warn!(error = %error, "the node has no ENIConfig"),
+                        }
+                        if told.send(Told::EniConfig(found.as_ref().ok().cloned())).await.is_err() {
+                            return;
+                        }
+                        last = Some(found);
+                    }
+                }
+                Ok(Err(error)) => {
+                    let words = ErrorChain(&error).to_string();
+                    if words != trouble {
+                        tracing::error!(error = words, "the cluster's directory cannot be read");
+                        trouble = words;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(error = %ErrorChain(&error), "reading the cluster's directory was broken off")
+                }
+            }
+            tokio::select! {
+                () = told.closed() => return,
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+        }
+    }
+}
+
+/// All objects of all files.
+fn objects(directory: &Path) -> Result<Vec<Object>, ReadError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ReadError::File { path, source }
+    };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed(directory))? {
+        let path = entry.map_err(failed(directory))?.path();
+        let named = path.extension().is_some_and(|ext| ["yaml", "yml", "json"].iter().any(|wanted| ext == *wanted));
+        if named && path.is_file() {
+            files.push(path);
+        }
+        if files.len() > MAX_FILES {
+            return Err(ReadError::TooMany { path: directory.to_owned() });
+        }
+    }
+    files.sort();
+    let mut objects = Vec::new();
+    for path in files {
+        let mut text = String::new();
+        let file = File::open(&path).map_err(failed(&path))?;
+        file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed(&path))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(failed(&path)(io::ErrorKind::FileTooLarge.into()));
+        }
+        let read: Vec<Object> = serde_saphyr::from_multiple(&text)
+            .map_err(|error| ReadError::Contents { path: path.clone(), reason: error.to_string() })?;
+        objects.extend(read);
+    }
+    Ok(objects)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestDir;
+
+    const NODE: &str = "kind: Node\nmetadata: {name: n1, labels: {zone: a}}\nspec: {providerID: 'aws:///x'}\n";
+
+    fn config(subnet: u8) -> String {
+        format!("---\nkind: ENIConfig\nmetadata: {{name: a}}\nspec:\n  subnet: subnet-0000000{subnet}\n")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_in_its_meaning_is_told_once() {
+        let dir = TestDir::new();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        let naming = Naming { node: "n1".into(), annotation: "annotation".into(), label: "zone".into() };
+        let (told, mut heard) = mpsc::channel(super::super::TOLD_LIMIT);
+        write("node.yaml", NODE);
+        let source = tokio::spawn(Directory::new(dir.path().to_owned(), naming).watch(told));
+        assert_eq!(heard.recv().await, Some(Told::EniConfig(None)));
+        write("configs.yaml", &config(1));
+        write("readme.txt", "not: [yaml");
+        let subnet = |told: Option<Told>| match told {
+            Some(Told::EniConfig(Some(config))) => config.subnet.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(subnet(heard.recv().await), "subnet-00000001");
+        // A file that is broken for a while changes nothing.
+        write("configs.yaml", "kind: [");
+        tokio::time::sleep(AGAIN * 3).await;
+        write("configs.yaml", &format!("# other words\n{}", config(1)));
+        tokio::time::sleep(AGAIN * 3).await;
+        assert!(heard.try_recv().is_err());
+        write("configs.yaml", &config(2));
+        assert_eq!(subnet(heard.recv().await), "subnet-00000002");
+        drop(heard);
+        source.await.unwrap();
+    }
+}

@@ -1,0 +1,181 @@
+//! The Kubernetes objects that ipamd reads, and what they mean: pure.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use sluice_contract::id::{SecurityGroupId, SubnetId};
+use sluice_ipamd_core::cloud::EniConfig;
+
+/// The label that goes before all else (VPC CNI).
+const EXTERNAL_LABEL: &str = "vpc.amazonaws.com/externalEniConfig";
+/// The ENIConfig of nodes that name none.
+const DEFAULT_NAME: &str = "default";
+/// Security groups of an ENI (EC2 quota).
+const MOST_GROUPS: usize = 16;
+
+/// Any object, as far as it is read.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Object {
+    /// `kind`.
+    #[serde(default)]
+    pub kind: String,
+    /// `metadata`.
+    #[serde(default)]
+    pub metadata: Metadata,
+    /// `spec` of an ENIConfig.
+    #[serde(default)]
+    pub spec: EniConfigSpec,
+}
+
+/// `metadata`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Metadata {
+    /// `name`.
+    #[serde(default)]
+    pub name: String,
+    /// `labels`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `annotations`.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// `spec` of an ENIConfig (`crd.k8s.amazonaws.com/v1alpha1`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct EniConfigSpec {
+    /// `subnet`.
+    #[serde(default)]
+    pub subnet: String,
+    /// `securityGroups`.
+    #[serde(default, rename = "securityGroups")]
+    pub security_groups: Vec<String>,
+}
+
+/// How a node names its ENIConfig.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Naming {
+    /// The node's name (`MY_NODE_NAME`).
+    pub node: String,
+    /// `ENI_CONFIG_ANNOTATION_DEF`.
+    pub annotation: String,
+    /// `ENI_CONFIG_LABEL_DEF`.
+    pub label: String,
+}
+
+/// Why a node has no ENIConfig.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoEniConfig {
+    /// The node is not there.
+    #[error("there is no Node {0}")]
+    NoNode(String),
+    /// What it names is not there.
+    #[error("Node {node} names the ENIConfig {name}, which is not there")]
+    Missing {
+        /// The node.
+        node: String,
+        /// The ENIConfig.
+        name: String,
+    },
+    /// A field makes no sense.
+    #[error("{field} of ENIConfig {name} is {value:?}: {why}")]
+    Invalid {
+        /// The ENIConfig.
+        name: String,
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The ENIConfig of a node: by the label of whoever assigns them from outside, else by the annotation, else by the label that
+/// the settings name, else `default` (reference: VPC CNI's `pkg/eniconfig`).
+///
+/// # Errors
+/// [`NoEniConfig`] says what is missing or wrong.
+pub fn eni_config<'o>(
+    objects: impl IntoIterator<Item = &'o Object> + Clone,
+    naming: &Naming,
+) -> Result<EniConfig, NoEniConfig> {
+    let find = |kind: &str, name: &str| {
+        objects.clone().into_iter().find(|object| object.kind == kind && object.metadata.name == name)
+    };
+    let node = find("Node", &naming.node).ok_or_else(|| NoEniConfig::NoNode(naming.node.clone()))?;
+    let Metadata { labels, annotations, .. } = &node.metadata;
+    let names = [labels.get(EXTERNAL_LABEL), annotations.get(&naming.annotation), labels.get(&naming.label)];
+    let named = names.into_iter().flatten().find(|name| !name.is_empty());
+    let name = named.map_or(DEFAULT_NAME, String::as_str);
+    let missing = || NoEniConfig::Missing { node: naming.node.clone(), name: name.to_owned() };
+    let EniConfigSpec { subnet, security_groups } = &find("ENIConfig", name).ok_or_else(missing)?.spec;
+    let invalid = |field, value: &str, why: String| {
+        let value = value.chars().take(80).collect();
+        NoEniConfig::Invalid { name: name.to_owned(), field, value, why }
+    };
+    if security_groups.len() > MOST_GROUPS {
+        let count = security_groups.len().to_string();
+        return Err(invalid("spec.securityGroups", &count, format!("an ENI has {MOST_GROUPS} at most")));
+    }
+    let groups = security_groups.iter().map(|group| {
+        SecurityGroupId::new(group.as_str()).map_err(|error| invalid("spec.securityGroups", group, error.to_string()))
+    });
+    Ok(EniConfig {
+        name: name.to_owned(),
+        subnet: SubnetId::new(subnet.as_str()).map_err(|error| invalid("spec.subnet", subnet, error.to_string()))?,
+        security_groups: groups.collect::<Result<_, _>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objects(node: &str) -> Vec<Object> {
+        let config = |name: &str, n: u8| {
+            format!(
+                "{{kind: ENIConfig, metadata: {{name: {name}}}, spec: {{subnet: subnet-0000000{n}, securityGroups: [sg-0000000{n}]}}}}"
+            )
+        };
+        let texts = [
+            format!("{{kind: Node, metadata: {{name: n1, {node}}}, spec: {{podCIDR: 10.0.0.0/24}}}}"),
+            config("default", 1),
+            config("zone-a", 2),
+            config("annotated", 3),
+            config("external", 4),
+        ];
+        texts.iter().map(|text| serde_saphyr::from_str(text).unwrap()).collect()
+    }
+
+    fn naming() -> Naming {
+        let key = "k8s.amazonaws.com/eniConfig".to_owned();
+        Naming { node: "n1".into(), annotation: key, label: "topology.kubernetes.io/zone".into() }
+    }
+
+    #[test]
+    fn the_most_special_name_goes_first() {
+        let name = |node: &str| eni_config(&objects(node), &naming()).unwrap().name;
+        assert_eq!(name("labels: {}"), "default");
+        let zone = "topology.kubernetes.io/zone: zone-a";
+        assert_eq!(name(&format!("labels: {{{zone}}}")), "zone-a");
+        let annotation = "annotations: {k8s.amazonaws.com/eniConfig: annotated}";
+        assert_eq!(name(&format!("labels: {{{zone}}}, {annotation}")), "annotated");
+        let external = "vpc.amazonaws.com/externalEniConfig: external";
+        assert_eq!(name(&format!("labels: {{{zone}, {external}}}, {annotation}")), "external");
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_said() {
+        let config = eni_config(&objects("labels: {}"), &naming()).unwrap();
+        assert_eq!((config.subnet.as_str(), config.security_groups[0].as_str()), ("subnet-00000001", "sg-00000001"));
+        let elsewhere = Naming { node: "n2".into(), ..naming() };
+        assert_eq!(eni_config(&objects("labels: {}"), &elsewhere), Err(NoEniConfig::NoNode("n2".into())));
+        let error = eni_config(&objects("labels: {topology.kubernetes.io/zone: zone-b}"), &naming()).unwrap_err();
+        assert_eq!(error.to_string(), "Node n1 names the ENIConfig zone-b, which is not there");
+        let mut wrong = objects("labels: {}");
+        wrong[1].spec.subnet = "10.0.0.0/24".into();
+        let error = eni_config(&wrong, &naming()).unwrap_err().to_string();
+        assert!(error.starts_with("spec.subnet of ENIConfig default is \"10.0.0.0/24\": "), "{error}");
+    }
+}
