@@ -99,9 +99,9 @@ async fn serve(config: Config, cloud: Ec2Cloud) -> ExitCode {
 
 /// Where the node's objects are read, if any are needed.
 fn cluster(config: &Config) -> Option<Directory> {
-    let EniConfigNaming { annotation, label } = config.pool.custom_networking.clone()?;
-    let node = config.node_name.clone()?;
-    Some(Directory::new(config.cluster_dir.clone()?, Naming { node, annotation, label }))
+    let naming = config.pool.custom_networking.clone();
+    let naming = naming.map(|EniConfigNaming { annotation, label }| Naming { annotation, label });
+    Some(Directory::new(config.cluster_dir.clone()?, config.node_name.clone()?, naming))
 }
 
 /// Resolves at the first signal to end.

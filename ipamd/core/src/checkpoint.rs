@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
-use sluice_contract::id::{AttachmentId, EniId, MacAddr, SubnetId};
+use sluice_contract::id::{AttachmentId, EniId, MacAddr, SecurityGroupId, SubnetId};
 
 use crate::arrivals::Arrivals;
 use crate::check::{Violation, check};
@@ -86,6 +86,8 @@ struct EniRecord {
     subnet: SubnetId,
     subnet_cidr: Ipv4Net,
     primary_ip: Ipv4Addr,
+    #[serde(default)]
+    security_groups: Vec<SecurityGroupId>,
     interface_type: InterfaceType,
     role: Role,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -243,6 +245,7 @@ impl EniRecord {
             subnet: eni.subnet.clone(),
             subnet_cidr: eni.subnet_cidr,
             primary_ip: eni.primary_ip,
+            security_groups: eni.security_groups.clone(),
             interface_type: eni.interface_type,
             role: eni.role,
             host_only: eni.host_only,
@@ -271,6 +274,7 @@ impl EniRecord {
             subnet: self.subnet,
             subnet_cidr: self.subnet_cidr,
             primary_ip: self.primary_ip,
+            security_groups: self.security_groups,
             interface_type: self.interface_type,
             role: self.role,
             host_only: self.host_only,

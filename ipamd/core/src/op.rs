@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ipnet::Ipv6Net;
-use sluice_contract::id::{AttachmentId, EniId, InstanceId, SubnetId, VpcId};
+use sluice_contract::id::{AttachmentId, EniId, InstanceId, SecurityGroupId, SubnetId, VpcId};
 
 use crate::cloud::{AddressCount, Api, Assigned, CloudError, CreateEni, Ec2Eni, Ec2Subnet, Unassign};
 
@@ -30,6 +30,13 @@ pub enum Op {
         eni: EniId,
         /// Its attachment.
         attachment: AttachmentId,
+    },
+    /// ModifyNetworkInterfaceAttribute: its security groups.
+    SetGroups {
+        /// Which ENI.
+        eni: EniId,
+        /// All that it is to have.
+        groups: Vec<SecurityGroupId>,
     },
     /// AssignPrivateIpAddresses.
     Assign {
@@ -89,7 +96,7 @@ pub enum OpKey {
     Create(String),
     /// Everything else, by ENI: calls on one ENI go one after the other, but for the harmless attribute change.
     Eni(EniId),
-    /// [`Op::DeleteOnTermination`], which goes beside others.
+    /// [`Op::DeleteOnTermination`] and [`Op::SetGroups`], which go beside others.
     Attribute(EniId),
     /// [`Op::AssignIpv6`], which goes beside IPv4's calls.
     Ipv6(EniId),
@@ -100,13 +107,19 @@ pub enum OpKey {
 }
 
 impl Op {
+    /// Whether it only asks.
+    #[must_use]
+    pub const fn is_question(&self) -> bool {
+        matches!(self, Self::Inspect { .. } | Self::Survey { .. } | Self::Subnets { .. })
+    }
+
     /// The API that is called.
     #[must_use]
     pub const fn api(&self) -> Api {
         match self {
             Self::Create(_) => Api::CreateNetworkInterface,
             Self::Attach { .. } => Api::AttachNetworkInterface,
-            Self::DeleteOnTermination { .. } => Api::ModifyNetworkInterfaceAttribute,
+            Self::DeleteOnTermination { .. } | Self::SetGroups { .. } => Api::ModifyNetworkInterfaceAttribute,
             Self::Assign { .. } => Api::AssignPrivateIpAddresses,
             Self::AssignIpv6 { .. } => Api::AssignIpv6Addresses,
             Self::Unassign { .. } => Api::UnassignPrivateIpAddresses,
@@ -124,6 +137,7 @@ impl Op {
             Self::Create(_) | Self::Survey { .. } | Self::Subnets { .. } => None,
             Self::Attach { eni, .. }
             | Self::DeleteOnTermination { eni, .. }
+            | Self::SetGroups { eni, .. }
             | Self::Assign { eni, .. }
             | Self::Unassign { eni, .. }
             | Self::Detach { eni, .. }
@@ -138,7 +152,7 @@ impl Op {
     pub fn key(&self) -> OpKey {
         match self {
             Self::Create(request) => OpKey::Create(request.client_token.clone()),
-            Self::DeleteOnTermination { eni, .. } => OpKey::Attribute(eni.clone()),
+            Self::DeleteOnTermination { eni, .. } | Self::SetGroups { eni, .. } => OpKey::Attribute(eni.clone()),
             Self::AssignIpv6 { eni } => OpKey::Ipv6(eni.clone()),
             Self::Survey { .. } => OpKey::Survey,
             Self::Subnets { .. } => OpKey::Subnets,
@@ -168,6 +182,10 @@ impl fmt::Display for Op {
             Self::Create(request) => write!(f, "create ENI in {} with {}", request.subnet, request.addresses),
             Self::Attach { eni, card, device, .. } => write!(f, "attach {eni} as card {card} device {device}"),
             Self::DeleteOnTermination { eni, .. } => write!(f, "mark {eni} to go with the instance"),
+            Self::SetGroups { eni, groups } => {
+                write!(f, "set the security groups of {eni}:")?;
+                groups.iter().try_for_each(|group| write!(f, " {group}"))
+            }
             Self::Assign { eni, count } => write!(f, "assign {count} to {eni}"),
             Self::AssignIpv6 { eni } => write!(f, "assign a /80 to {eni}"),
             Self::Unassign { eni, what } => {

@@ -49,6 +49,10 @@ pub struct Targets {
     pub max_pods: u32,
     /// `ENABLE_SUBNET_DISCOVERY`: new ENIs go to every tagged subnet of the zone, not only to the primary ENI's.
     pub subnet_discovery: bool,
+    /// Whether ENIs and addresses are asked for and given back at all (`DISABLE_NETWORK_RESOURCE_PROVISIONING` says no).
+    pub provisioning: bool,
+    /// `AWS_MANAGE_ENIS_NON_SCHEDULABLE`: the pool of a cordoned node is kept warm too.
+    pub warm_when_cordoned: bool,
     /// `CLUSTER_NAME`, by which subnets may be reserved for a cluster.
     pub cluster: Option<String>,
 }
@@ -66,6 +70,8 @@ impl Default for Targets {
             max_enis: None,
             max_pods: 110,
             subnet_discovery: true,
+            provisioning: true,
+            warm_when_cordoned: false,
             cluster: None,
         }
     }
@@ -184,6 +190,8 @@ pub enum Cause {
         /// It is tried again then.
         until: Timestamp,
     },
+    /// The settings leave it to somebody else to bring addresses.
+    NotProvisioning,
     /// It is not known where ENIs are to be made.
     NoEniConfig,
     /// The ENIConfig names a subnet that EC2 does not show in the node's VPC and zone.
@@ -220,6 +228,7 @@ impl fmt::Display for Cause {
             Self::NoSubnet => f.write_str("no subnet in the node's zone is tagged for new ENIs"),
             Self::Denied { message, .. } | Self::Unavailable { message, .. } => f.write_str(message),
             Self::Throttled { api, .. } => write!(f, "EC2 limits the rate of {api}"),
+            Self::NotProvisioning => f.write_str("no address is free, and the settings ask for none"),
             Self::NoEniConfig => f.write_str("no ENIConfig is known for this node"),
             Self::EniConfigSubnet { name, subnet } => {
                 write!(f, "ENIConfig {name} names {subnet}, which is not in the node's VPC and zone")
@@ -241,6 +250,17 @@ pub const MIN_ENI_LIFE: Duration = Duration::from_secs(60);
 /// What is to be done now.
 #[must_use]
 pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) -> Plan {
+    let mut plan = whole_plan(state, targets, demand, now);
+    if !targets.provisioning {
+        plan.ops.retain(|planned| planned.op.is_question());
+        let tally = state.ledger().tally(now);
+        let beyond = demand.waiting.saturating_sub(tally.free + tally.cooling + tally.pending);
+        plan.hopeless = (beyond > 0).then_some(Hopeless { cause: Cause::NotProvisioning, beyond });
+    }
+    plan
+}
+
+fn whole_plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) -> Plan {
     let mut draft = Draft::new(state, now);
     let Some(node) = state.node() else {
         draft.held_up(Cause::NotReady);

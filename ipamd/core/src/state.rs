@@ -196,6 +196,8 @@ pub enum Event {
     SubnetsKnown(Vec<Ec2Subnet>),
     /// Which ENIConfig is this node's; nothing when it names none, or one that is not there.
     EniConfigKnown(Option<EniConfig>),
+    /// Whether new pods may be scheduled to the node.
+    Schedulable(bool),
     /// The host has set an ENI up. One without the /80 that its pods need waits for that.
     EniReady(EniId),
     /// A pod has asked for an address for the first time, whether there is one or not.
@@ -243,6 +245,8 @@ pub struct State {
     pub(crate) flights: BTreeMap<OpKey, Op>,
     pub(crate) obstacles: BTreeMap<Api, Obstacle>,
     pub(crate) subnets: BTreeMap<SubnetId, Subnet>,
+    /// Whether no new pods are scheduled to the node, as far as is known.
+    pub(crate) cordoned: bool,
     /// The ENIConfig of this node, once known.
     pub(crate) eni_config: Option<EniConfig>,
     /// Device numbers that EC2 said were in use though we know of nothing there, and when.
@@ -379,6 +383,7 @@ impl State {
             Event::EniDescribed(eni, described) => self.described(&eni, described.as_ref(), now)?,
             Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now),
             Event::EniConfigKnown(config) => self.eni_config = config,
+            Event::Schedulable(schedulable) => self.cordoned = !schedulable,
             Event::EniReady(id) => self.ready(&id, now)?,
             Event::Arrived => {
                 let places = self.node.as_ref().map_or(0, |node| Self::places_per_eni(&node.limits));
@@ -529,7 +534,7 @@ impl State {
                     return stale(&op, "the ENI has one already");
                 }
             }
-            Op::DeleteOnTermination { eni, .. } | Op::Inspect { eni } => {
+            Op::DeleteOnTermination { eni, .. } | Op::SetGroups { eni, .. } | Op::Inspect { eni } => {
                 self.ledger.eni_mut(eni)?;
             }
             Op::Survey { .. } | Op::Subnets { .. } => {}

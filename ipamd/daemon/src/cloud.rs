@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use sluice_contract::id::{AttachmentId, EniId, InstanceId, SubnetId, VpcId};
+use sluice_contract::id::{AttachmentId, EniId, InstanceId, SecurityGroupId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Assigned, CloudError, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
     Unassign,
@@ -59,6 +59,13 @@ pub trait Cloud: Send + Sync + 'static {
         &self,
         eni: &EniId,
         attachment: &AttachmentId,
+    ) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// ModifyNetworkInterfaceAttribute, `SecurityGroupId`: all groups of the ENI.
+    fn set_groups(
+        &self,
+        eni: &EniId,
+        groups: &[SecurityGroupId],
     ) -> impl Future<Output = Result<(), CloudError>> + Send;
 
     /// AssignPrivateIpAddresses.

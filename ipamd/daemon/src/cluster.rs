@@ -18,6 +18,8 @@ pub const TOLD_LIMIT: usize = 64;
 /// What a source tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
+    /// Whether new pods may be scheduled to this node.
+    Schedulable(bool),
     /// This node's ENIConfig is another than before, or there is none.
     EniConfig(Option<EniConfig>),
 }

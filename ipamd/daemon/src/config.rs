@@ -88,6 +88,10 @@ pub struct PoolConfig {
     pub subnet_discovery: bool,
     /// `CLUSTER_NAME`, a tag of new ENIs and a condition on subnets.
     pub cluster_name: Option<String>,
+    /// `DISABLE_NETWORK_RESOURCE_PROVISIONING`, the other way round: whether ENIs and addresses are asked for and given back.
+    pub provisioning: bool,
+    /// `AWS_MANAGE_ENIS_NON_SCHEDULABLE`: whether the pool of a cordoned node is kept warm too.
+    pub warm_when_cordoned: bool,
     /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: ENIs are made where the node's ENIConfig says. How the node names it.
     pub custom_networking: Option<EniConfigNaming>,
     /// `ADDITIONAL_ENI_TAGS`.
@@ -214,6 +218,8 @@ impl Config {
             max_enis: pool.max_eni,
             max_pods: self.max_pods.unwrap_or_else(|| by_type.max(KUBELET_MAX_PODS)),
             subnet_discovery: pool.subnet_discovery,
+            provisioning: pool.provisioning,
+            warm_when_cordoned: pool.warm_when_cordoned,
             cluster: pool.cluster_name.clone(),
         }
     }
@@ -294,6 +300,8 @@ impl Config {
             manage_untagged_eni: from.boolean("MANAGE_UNTAGGED_ENI", true),
             subnet_discovery: from.boolean("ENABLE_SUBNET_DISCOVERY", true),
             cluster_name: from.text("CLUSTER_NAME"),
+            provisioning: !from.boolean("DISABLE_NETWORK_RESOURCE_PROVISIONING", false),
+            warm_when_cordoned: from.boolean("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false),
             custom_networking: {
                 let key = "k8s.amazonaws.com/eniConfig";
                 let naming = EniConfigNaming {

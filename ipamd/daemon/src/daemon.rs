@@ -279,6 +279,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Input::Told(Told::EniConfig(config)) => {
                 self.apply(Event::EniConfigKnown(config));
             }
+            Input::Told(Told::Schedulable(schedulable)) => {
+                self.apply(Event::Schedulable(schedulable));
+            }
             Input::Look(to) => {
                 // Whoever asked may have gone; nothing is lost then.
                 let _view = to.send(self.view());

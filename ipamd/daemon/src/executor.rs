@@ -84,6 +84,9 @@ impl<C: Cloud> Executor<C> {
             Op::DeleteOnTermination { eni, attachment } => {
                 self.call(op.api(), cloud.delete_on_termination(eni, attachment)).await.map(|()| Outcome::Done)
             }
+            Op::SetGroups { eni, groups } => {
+                self.call(op.api(), cloud.set_groups(eni, groups)).await.map(|()| Outcome::Done)
+            }
             Op::Assign { eni, count } => self.call(op.api(), cloud.assign(eni, *count)).await.map(Outcome::Assigned),
             Op::AssignIpv6 { eni } => {
                 self.call(op.api(), cloud.assign_ipv6_prefix(eni)).await.map(Outcome::AssignedIpv6)

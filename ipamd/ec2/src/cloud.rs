@@ -417,6 +417,18 @@ impl Cloud for Ec2Cloud {
         Ok(())
     }
 
+    async fn set_groups(&self, eni: &EniId, groups: &[SecurityGroupId]) -> Result<(), CloudError> {
+        const API: Api = Api::ModifyNetworkInterfaceAttribute;
+        let call = self
+            .client(API)
+            .await?
+            .modify_network_interface_attribute()
+            .network_interface_id(eni.as_str())
+            .set_groups(Some(groups.iter().map(ToString::to_string).collect()));
+        Box::pin(call.send()).await.map_err(|error| of_ec2(API, Asked::Other, &error))?;
+        Ok(())
+    }
+
     async fn assign(&self, eni: &EniId, count: AddressCount) -> Result<Assigned, CloudError> {
         const API: Api = Api::AssignPrivateIpAddresses;
         let call = self.client(API).await?.assign_private_ip_addresses().network_interface_id(eni.as_str());

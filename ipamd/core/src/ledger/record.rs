@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
-use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, MacAddr, PodRef, SubnetId};
+use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, MacAddr, PodRef, SecurityGroupId, SubnetId};
 
 use crate::cloud::InterfaceType;
 use crate::ipv6::{self, Delegation};
@@ -170,6 +170,8 @@ pub struct Eni {
     pub subnet_cidr: Ipv4Net,
     /// Its own address, which no pod gets.
     pub primary_ip: Ipv4Addr,
+    /// Its security groups, as EC2 last told them.
+    pub security_groups: Vec<SecurityGroupId>,
     /// What EC2 says that it is.
     pub interface_type: InterfaceType,
     /// What it is to this node.

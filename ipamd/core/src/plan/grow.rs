@@ -53,7 +53,13 @@ pub(super) const fn eni_limit(node: &Node, targets: &Targets) -> u32 {
 /// Asks for what is missing. Answers whether anything is.
 pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: Form, demand: Demand) -> bool {
     let pool = Pool::of(draft.state, form, draft.now);
-    let missing = pool.missing(targets, form, demand.pods());
+    let keeps_warm = !draft.state.cordoned || targets.warm_when_cordoned;
+    let missing = if keeps_warm {
+        pool.missing(targets, form, demand.pods())
+    } else {
+        // Those that wait are served: they were here before, or tolerate it.
+        (-pool.available(demand.pods())).max(0)
+    };
     let mut growth = Growth {
         node,
         targets,
@@ -77,7 +83,7 @@ pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: 
         }
     }
     growth.conclude(draft);
-    if missing <= 0 && pool.lacks_room(targets, demand.pods()) {
+    if keeps_warm && missing <= 0 && pool.lacks_room(targets, demand.pods()) {
         // An ENI takes long to come; its addresses do not. So it comes before its addresses are wanted, with one of them.
         growth.left = 1;
         growth.create(draft, form.prefixes);

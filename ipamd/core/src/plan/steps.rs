@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use sluice_contract::id::SecurityGroupId;
+
 use super::draft::Draft;
 use super::grow::eni_limit;
 use super::{Cause, Targets};
@@ -54,6 +56,7 @@ pub(super) fn take(draft: &mut Draft<'_>, node: &Node, targets: &Targets) {
     let state = draft.state;
     for eni in state.ledger().enis() {
         mark_for_deletion(draft, eni);
+        follow_groups(draft, node, eni);
         if let Some(at) = eni.recheck {
             draft.wake(at);
         }
@@ -89,6 +92,19 @@ fn mark_for_deletion(draft: &mut Draft<'_>, eni: &Eni) {
     if stays && eni.may_be_freed() && !eni.delete_on_termination && !draft.is_busy(&key) {
         let op = Op::DeleteOnTermination { eni: eni.id.clone(), attachment };
         note(draft, op, "it was made for this instance and must not outlive it");
+    }
+}
+
+/// Gives an ENI of ours the security groups that the primary ENI has by now. With custom networking they are the ENIConfig's,
+/// which concerns new ENIs only.
+fn follow_groups(draft: &mut Draft<'_>, node: &Node, eni: &Eni) {
+    let stays = matches!(eni.stage, Stage::Attached | Stage::InService) && eni.may_be_freed() && !eni.unsure;
+    let set = |groups: &[SecurityGroupId]| groups.iter().cloned().collect::<BTreeSet<_>>();
+    let same = set(&eni.security_groups) == set(&node.security_groups);
+    let unknown = node.security_groups.is_empty() || eni.security_groups.is_empty();
+    if stays && !same && !unknown && !node.custom_networking && !draft.is_busy(&OpKey::Attribute(eni.id.clone())) {
+        let op = Op::SetGroups { eni: eni.id.clone(), groups: node.security_groups.clone() };
+        note(draft, op, "the primary ENI has other security groups now");
     }
 }
 

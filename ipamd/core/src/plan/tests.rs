@@ -360,12 +360,12 @@ mod custom {
     #[test]
     fn enis_are_made_where_the_eni_config_says_and_the_primary_one_takes_no_pods() {
         let mut state = custom_state();
-        let plan = plan(&state, &Targets::default(), Demand { waiting: 3, ..Demand::default() }, at(1));
+        let plan = plan(&state, &Targets::default(), Demand { waiting: 3 }, at(1));
         assert!(plan.ops.is_empty(), "the primary ENI is not filled: {:?}", plan.ops);
         assert_eq!(plan.held_up, Some(Cause::NoEniConfig));
         assert_eq!(plan.hopeless, None, "it may be told of at any moment");
         state.apply(Event::EniConfigKnown(Some(config(2))), at(1)).unwrap();
-        let plan = super::plan(&state, &Targets::default(), Demand { waiting: 3, ..Demand::default() }, at(1));
+        let plan = super::plan(&state, &Targets::default(), Demand { waiting: 3 }, at(1));
         let [Op::Create(request)] = &plan.ops.iter().map(|planned| planned.op.clone()).collect::<Vec<_>>()[..] else {
             panic!("{:?}", plan.ops);
         };
@@ -377,7 +377,7 @@ mod custom {
     fn an_eni_config_that_names_a_foreign_subnet_is_told_to_who_waits() {
         let mut state = custom_state();
         state.apply(Event::EniConfigKnown(Some(config(9))), at(1)).unwrap();
-        let plan = plan(&state, &Targets::default(), Demand { waiting: 1, ..Demand::default() }, at(1));
+        let plan = plan(&state, &Targets::default(), Demand { waiting: 1 }, at(1));
         let cause = plan.hopeless.unwrap().cause;
         assert_eq!(cause.to_string(), "ENIConfig zone names subnet-00000009, which is not in the node's VPC and zone");
     }
@@ -396,4 +396,45 @@ mod custom {
         state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(4)).unwrap();
         assert_eq!(words(&state, 60), ["unassign from eni-00000001: 10.0.0.1 10.0.0.2"]);
     }
+}
+
+#[test]
+fn security_groups_of_the_primary_eni_are_followed_by_those_that_were_made_for_pods() {
+    let groups = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<_>>();
+    let with = |n: u32, names: &[&str]| Ec2Eni { security_groups: groups(names), ..eni(n, &[]) };
+    let mut state = state(vec![with(1, &["sg-00000001"]), with(2, &["sg-00000002", "sg-00000001"])]);
+    let now = |state: &mut State, names: &[&str]| {
+        let node = crate::state::Node { security_groups: groups(names), ..node() };
+        state.apply(Event::NodeKnown(node), at(1)).unwrap();
+        ops(state, &warm_ips(0), 0, 1)
+    };
+    assert_eq!(now(&mut state, &["sg-00000001", "sg-00000002"]), [] as [&str; 0], "their order means nothing");
+    let planned = now(&mut state, &["sg-00000001", "sg-00000003"]);
+    assert_eq!(planned, ["set the security groups of eni-00000002: sg-00000001 sg-00000003"]);
+    let op = Op::SetGroups { eni: eni_id(2), groups: groups(&["sg-00000001", "sg-00000003"]) };
+    done(&mut state, &op, Outcome::Done, at(2));
+    assert_eq!(ops(&state, &warm_ips(0), 0, 3), [] as [&str; 0]);
+}
+
+#[test]
+fn without_provisioning_ec2_is_only_asked_and_who_waits_in_vain_hears_it() {
+    let state = state(vec![eni(1, &["10.0.0.1/32"])]);
+    let targets = Targets { provisioning: false, ..Targets::default() };
+    let plan = plan(&state, &targets, Demand { waiting: 3 }, at(1));
+    assert!(plan.ops.is_empty(), "{:?}", plan.ops);
+    let hopeless = plan.hopeless.unwrap();
+    assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning, 2));
+    let mut fresh = State::new(1);
+    fresh.apply(Event::NodeKnown(node()), at(0)).unwrap();
+    assert!(!ops(&fresh, &targets, 0, 0).is_empty(), "what there is, is asked for");
+}
+
+#[test]
+fn a_cordoned_node_serves_who_waits_and_keeps_nothing_warm() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32"])]);
+    state.apply(Event::Schedulable(false), at(1)).unwrap();
+    assert_eq!(ops(&state, &warm_ips(5), 1, 1), [] as [&str; 0]);
+    assert_eq!(ops(&state, &warm_ips(5), 3, 1), ["assign 2 addresses to eni-00000001"]);
+    let warm = Targets { warm_when_cordoned: true, ..warm_ips(5) };
+    assert_eq!(ops(&state, &warm, 1, 1), ["assign 5 addresses to eni-00000001"]);
 }

@@ -40,6 +40,7 @@ impl State {
             subnet: eni.subnet.clone(),
             subnet_cidr: cidr,
             primary_ip: eni.primary_ip,
+            security_groups: eni.security_groups.clone(),
             interface_type: eni.interface_type,
             role,
             host_only: self.is_host_only(role),
@@ -166,6 +167,7 @@ impl State {
                 subnet: seen.subnet.clone(),
                 subnet_cidr: seen.subnet_cidr,
                 primary_ip: seen.primary_ip,
+                security_groups: seen.security_groups.clone(),
                 interface_type: InterfaceType::Interface,
                 role: Role::Primary,
                 host_only: self.is_host_only(Role::Primary),
@@ -338,6 +340,9 @@ impl State {
             None => self.unknown_to_ec2(id, settled, now)?,
             Some(described) => {
                 let attachment = self.described_attachment(id, described, settled)?;
+                if !self.flights.contains_key(&OpKey::Attribute(id.clone())) {
+                    self.ledger.eni_mut(id)?.security_groups.clone_from(&described.security_groups);
+                }
                 let ipv6 = self.described_ipv6(id, &described.ipv6_prefixes, settled, now)?;
                 let blocks = self.described_blocks(id, described, settled, now)?;
                 attachment && ipv6 && blocks

@@ -69,6 +69,10 @@ impl State {
                 let new = self.make_way(eni, new, true, now);
                 Ok(self.ledger.add_blocks(eni, new, None, now)?)
             }
+            (Op::SetGroups { eni, groups }, Outcome::Done) => {
+                self.ledger.eni_mut(eni)?.security_groups.clone_from(groups);
+                Ok(())
+            }
             (Op::AssignIpv6 { eni }, Outcome::AssignedIpv6(net)) => {
                 self.ledger.set_ipv6(eni, Some(Delegation { net, since: now }))?;
                 if self.families() == Families::V6 {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sluice_ipamd_core::cloud::EniConfig;
 use tokio::sync::mpsc;
 
-use super::objects::{Naming, NoEniConfig, Object, eni_config};
+use super::objects::{Naming, NoEniConfig, Object, eni_config, is_schedulable};
 use super::{Cluster, Told};
 use crate::log::ErrorChain;
 
@@ -41,20 +41,23 @@ enum ReadError {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    naming: Naming,
+    node: String,
+    naming: Option<Naming>,
 }
 
 impl Directory {
-    /// The directory at `path`, which need not be there yet, for the node and the keys of `naming`.
+    /// The directory at `path`, which need not be there yet, for the node of a name. The ENIConfig is looked for where it is
+    /// said how the node names it.
     #[must_use]
-    pub const fn new(path: PathBuf, naming: Naming) -> Self {
-        Self { path, naming }
+    pub const fn new(path: PathBuf, node: String, naming: Option<Naming>) -> Self {
+        Self { path, node, naming }
     }
 }
 
 impl Cluster for Directory {
     async fn watch(self, told: mpsc::Sender<Told>) {
         let mut last: Option<Result<EniConfig, NoEniConfig>> = None;
+        let mut schedulable = true;
         let mut trouble = String::new();
         loop {
             let path = self.path.clone();
@@ -62,8 +65,17 @@ impl Cluster for Directory {
             match read {
                 Ok(Ok(objects)) => {
                     trouble.clear();
-                    let found = eni_config(&objects, &self.naming);
-                    if last.as_ref() != Some(&found) {
+                    let now_schedulable = is_schedulable(&objects, &self.node);
+                    if std::mem::replace(&mut schedulable, now_schedulable) != now_schedulable {
+                        tracing::info!(schedulable, "whether pods are scheduled to the node has changed");
+                        if told.send(Told::Schedulable(schedulable)).await.is_err() {
+                            return;
+                        }
+                    }
+                    let found = self.naming.as_ref().map(|naming| eni_config(&objects, &self.node, naming));
+                    if let Some(found) = found
+                        && last.as_ref() != Some(&found)
+                    {
                         match &found {
                             Ok(config) => {
                                 tracing::info!(name = config.name, subnet = %config.subnet, "the node's ENIConfig")
@@ -143,10 +155,10 @@ mod tests {
     async fn what_changes_in_its_meaning_is_told_once() {
         let dir = TestDir::new();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        let naming = Naming { node: "n1".into(), annotation: "annotation".into(), label: "zone".into() };
+        let naming = Naming { annotation: "annotation".into(), label: "zone".into() };
         let (told, mut heard) = mpsc::channel(super::super::TOLD_LIMIT);
         write("node.yaml", NODE);
-        let source = tokio::spawn(Directory::new(dir.path().to_owned(), naming).watch(told));
+        let source = tokio::spawn(Directory::new(dir.path().to_owned(), "n1".into(), Some(naming)).watch(told));
         assert_eq!(heard.recv().await, Some(Told::EniConfig(None)));
         write("configs.yaml", &config(1));
         write("readme.txt", "not: [yaml");
@@ -163,6 +175,8 @@ mod tests {
         assert!(heard.try_recv().is_err());
         write("configs.yaml", &config(2));
         assert_eq!(subnet(heard.recv().await), "subnet-00000002");
+        write("node.yaml", &NODE.replace("spec: {", "spec: {unschedulable: true, "));
+        assert_eq!(heard.recv().await, Some(Told::Schedulable(false)));
         drop(heard);
         source.await.unwrap();
     }

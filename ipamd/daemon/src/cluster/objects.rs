@@ -22,9 +22,9 @@ pub struct Object {
     /// `metadata`.
     #[serde(default)]
     pub metadata: Metadata,
-    /// `spec` of an ENIConfig.
+    /// `spec` of an ENIConfig or a Node.
     #[serde(default)]
-    pub spec: EniConfigSpec,
+    pub spec: Spec,
 }
 
 /// `metadata`.
@@ -41,9 +41,12 @@ pub struct Metadata {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// `spec` of an ENIConfig (`crd.k8s.amazonaws.com/v1alpha1`).
+/// `spec` of an ENIConfig (`crd.k8s.amazonaws.com/v1alpha1`), or of a Node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct EniConfigSpec {
+pub struct Spec {
+    /// `unschedulable` of a Node.
+    #[serde(default)]
+    pub unschedulable: bool,
     /// `subnet`.
     #[serde(default)]
     pub subnet: String,
@@ -55,8 +58,6 @@ pub struct EniConfigSpec {
 /// How a node names its ENIConfig.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Naming {
-    /// The node's name (`MY_NODE_NAME`).
-    pub node: String,
     /// `ENI_CONFIG_ANNOTATION_DEF`.
     pub annotation: String,
     /// `ENI_CONFIG_LABEL_DEF`.
@@ -91,6 +92,13 @@ pub enum NoEniConfig {
     },
 }
 
+/// Whether pods may be scheduled to a node; of one that is not there nothing else is known.
+pub fn is_schedulable<'o>(objects: impl IntoIterator<Item = &'o Object>, node: &str) -> bool {
+    !objects
+        .into_iter()
+        .any(|object| object.kind == "Node" && object.metadata.name == node && object.spec.unschedulable)
+}
+
 /// The ENIConfig of a node: by the label of whoever assigns them from outside, else by the annotation, else by the label that
 /// the settings name, else `default` (reference: VPC CNI's `pkg/eniconfig`).
 ///
@@ -98,18 +106,19 @@ pub enum NoEniConfig {
 /// [`NoEniConfig`] says what is missing or wrong.
 pub fn eni_config<'o>(
     objects: impl IntoIterator<Item = &'o Object> + Clone,
+    node: &str,
     naming: &Naming,
 ) -> Result<EniConfig, NoEniConfig> {
     let find = |kind: &str, name: &str| {
         objects.clone().into_iter().find(|object| object.kind == kind && object.metadata.name == name)
     };
-    let node = find("Node", &naming.node).ok_or_else(|| NoEniConfig::NoNode(naming.node.clone()))?;
-    let Metadata { labels, annotations, .. } = &node.metadata;
+    let found = find("Node", node).ok_or_else(|| NoEniConfig::NoNode(node.to_owned()))?;
+    let Metadata { labels, annotations, .. } = &found.metadata;
     let names = [labels.get(EXTERNAL_LABEL), annotations.get(&naming.annotation), labels.get(&naming.label)];
     let named = names.into_iter().flatten().find(|name| !name.is_empty());
     let name = named.map_or(DEFAULT_NAME, String::as_str);
-    let missing = || NoEniConfig::Missing { node: naming.node.clone(), name: name.to_owned() };
-    let EniConfigSpec { subnet, security_groups } = &find("ENIConfig", name).ok_or_else(missing)?.spec;
+    let missing = || NoEniConfig::Missing { node: node.to_owned(), name: name.to_owned() };
+    let Spec { subnet, security_groups, .. } = &find("ENIConfig", name).ok_or_else(missing)?.spec;
     let invalid = |field, value: &str, why: String| {
         let value = value.chars().take(80).collect();
         NoEniConfig::Invalid { name: name.to_owned(), field, value, why }
@@ -150,12 +159,12 @@ mod tests {
 
     fn naming() -> Naming {
         let key = "k8s.amazonaws.com/eniConfig".to_owned();
-        Naming { node: "n1".into(), annotation: key, label: "topology.kubernetes.io/zone".into() }
+        Naming { annotation: key, label: "topology.kubernetes.io/zone".into() }
     }
 
     #[test]
     fn the_most_special_name_goes_first() {
-        let name = |node: &str| eni_config(&objects(node), &naming()).unwrap().name;
+        let name = |node: &str| eni_config(&objects(node), "n1", &naming()).unwrap().name;
         assert_eq!(name("labels: {}"), "default");
         let zone = "topology.kubernetes.io/zone: zone-a";
         assert_eq!(name(&format!("labels: {{{zone}}}")), "zone-a");
@@ -166,16 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn a_cordoned_node_is_told_from_others() {
+        let mut all = objects("labels: {}");
+        assert!(is_schedulable(&all, "n1"));
+        all[0].spec.unschedulable = true;
+        assert!(!is_schedulable(&all, "n1") && is_schedulable(&all, "n2"));
+    }
+
+    #[test]
     fn what_is_missing_or_wrong_is_said() {
-        let config = eni_config(&objects("labels: {}"), &naming()).unwrap();
+        let config = eni_config(&objects("labels: {}"), "n1", &naming()).unwrap();
         assert_eq!((config.subnet.as_str(), config.security_groups[0].as_str()), ("subnet-00000001", "sg-00000001"));
-        let elsewhere = Naming { node: "n2".into(), ..naming() };
-        assert_eq!(eni_config(&objects("labels: {}"), &elsewhere), Err(NoEniConfig::NoNode("n2".into())));
-        let error = eni_config(&objects("labels: {topology.kubernetes.io/zone: zone-b}"), &naming()).unwrap_err();
+        assert_eq!(eni_config(&objects("labels: {}"), "n2", &naming()), Err(NoEniConfig::NoNode("n2".into())));
+        let error = eni_config(&objects("labels: {topology.kubernetes.io/zone: zone-b}"), "n1", &naming()).unwrap_err();
         assert_eq!(error.to_string(), "Node n1 names the ENIConfig zone-b, which is not there");
         let mut wrong = objects("labels: {}");
         wrong[1].spec.subnet = "10.0.0.0/24".into();
-        let error = eni_config(&wrong, &naming()).unwrap_err().to_string();
+        let error = eni_config(&wrong, "n1", &naming()).unwrap_err().to_string();
         assert!(error.starts_with("spec.subnet of ENIConfig default is \"10.0.0.0/24\": "), "{error}");
     }
 }

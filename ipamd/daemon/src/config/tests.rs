@@ -22,6 +22,8 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             manage_untagged_eni: true,
             subnet_discovery: true,
             cluster_name: None,
+            provisioning: true,
+            warm_when_cordoned: false,
             custom_networking: None,
             additional_tags: BTreeMap::new(),
         }

@@ -108,6 +108,7 @@ async fn the_metadata_service_and_ec2_tell_the_same() {
     cloud.attach_eni(&made.eni, &account.instance, 0, 1).await.unwrap();
     cloud.assign(&made.eni, AddressCount::Prefixes(2)).await.unwrap();
     let delegated = cloud.assign_ipv6_prefix(&made.eni).await.unwrap();
+    cloud.set_groups(&made.eni, &made.security_groups).await.unwrap();
     let told = cloud.imds_enis().await.unwrap();
     let owned = cloud.owned_enis(&account.instance).await.unwrap();
     assert_eq!((told.len(), owned.len()), (2, 2));

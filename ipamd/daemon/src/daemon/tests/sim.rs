@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, InstanceId, SubnetId, VpcId};
+use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, InstanceId, SecurityGroupId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Attachment, Ec2Eni, Ec2Subnet, ImdsEni,
     InstanceIdentity, InstanceLimits, InterfaceType, Unassign,
@@ -420,6 +420,12 @@ impl Cloud for SimCloud {
 
     async fn delete_on_termination(&self, eni: &EniId, attachment: &AttachmentId) -> Result<(), CloudError> {
         let attribute = EniAttribute::DeleteOnTermination(attachment.clone(), true);
+        let modify = ModifyNetworkInterfaceAttribute { eni: eni.clone(), attribute };
+        self.done(Api::ModifyNetworkInterfaceAttribute, modify).await
+    }
+
+    async fn set_groups(&self, eni: &EniId, groups: &[SecurityGroupId]) -> Result<(), CloudError> {
+        let attribute = EniAttribute::Groups(groups.to_vec());
         let modify = ModifyNetworkInterfaceAttribute { eni: eni.clone(), attribute };
         self.done(Api::ModifyNetworkInterfaceAttribute, modify).await
     }
