@@ -5,6 +5,7 @@ mod demo;
 mod exit;
 mod explain;
 mod files;
+mod handback;
 mod install;
 mod paint;
 mod plan;
@@ -30,6 +31,8 @@ enum Command {
     Explain(explain::Options),
     /// Put the plugins and the conflist on this node, for its container runtime.
     Install(install::Options),
+    /// Give this node back to the AWS VPC CNI: write the file in which it finds its pods.
+    Handback(handback::Options),
     /// Say what a node's address pool will hold with given settings, before anybody runs them.
     Plan(plan::Options),
     /// Work with network policies, without a cluster.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::main(&options),
         Command::Explain(options) => explain::main(&options),
         Command::Install(options) => install::install(&options),
+        Command::Handback(options) => handback::main(&options),
         Command::Plan(options) => plan::main(&options),
         Command::Policy(command) => policy::main(&command),
         Command::Uninstall(options) => install::uninstall(&options),

@@ -177,8 +177,9 @@ fn enis(state: &State, now: Timestamp, found: &mut Vec<Violation>) {
         if eni.takes_pods() && state.lacks_ipv6(&eni.id) {
             found.push(Violation::NotDelegated(eni.id.clone()));
         }
-        // What the node's own ENI has left of another time is given back.
-        if !eni.carries_pods() && eni.blocks.values().any(|block| !(eni.host_only && block.withdrawn)) {
+        // What a closed ENI has left of another time is given back.
+        let is_drained = |block: &Block| eni.is_of_pods() && block.withdrawn;
+        if !eni.carries_pods() && !eni.blocks.values().all(is_drained) {
             found.push(Violation::NotOurs(eni.id.clone()));
         }
         if let Some((address, _)) = eni.in_use(now).filter(|_| eni.stage == Stage::Leaving) {

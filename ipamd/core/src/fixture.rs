@@ -76,6 +76,8 @@ pub(crate) fn node() -> Node {
         manage_untagged_enis: true,
         families: Families::V4,
         custom_networking: false,
+        subnet_discovery: true,
+        imds_only: false,
     }
 }
 

@@ -73,6 +73,16 @@ pub fn anchor(net: Ipv6Net, address: Ipv6Addr) -> Option<Ipv4Addr> {
     u32::try_from(bits).ok().map(Ipv4Addr::from_bits)
 }
 
+/// Whether it is what EC2 assigns to an ENI for its pods: an IPv4 address, a /28, or a /80 (EC2 User Guide, "Prefix
+/// delegation").
+#[must_use]
+pub const fn is_block(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(net) => matches!(net.prefix_len(), 28 | 32),
+        IpNet::V6(net) => net.prefix_len() == DELEGATED,
+    }
+}
+
 /// Whether a block is a prefix, not a single address.
 #[must_use]
 pub fn is_prefix(net: &IpNet) -> bool {

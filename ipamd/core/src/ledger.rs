@@ -20,7 +20,7 @@ use sluice_contract::id::{Attachment, EniId, SubnetId};
 pub use record::{AddressState, Block, Eni, Owner, Role, Stage};
 pub use tally::Tally;
 
-use crate::ipv6::Delegation;
+use crate::ipv6::{self, Delegation};
 use crate::time::Timestamp;
 
 /// Why a change of the ledger was refused. Nothing has changed then.
@@ -54,6 +54,9 @@ pub enum LedgerError {
     /// The ENI is in the ledger already.
     #[error("{0} is in the ledger already")]
     KnownEni(EniId),
+    /// It is neither an address nor a prefix as EC2 assigns them.
+    #[error("{0} is neither an IPv4 address, nor a /28, nor a /80")]
+    NoBlock(IpNet),
     /// The address or prefix is on an ENI already, maybe as part of a prefix.
     #[error("{block} on {eni} overlaps what {other} holds already")]
     Overlap {
@@ -127,6 +130,13 @@ impl Ledger {
             AddressState::Assigned { ipv6, .. } => *ipv6,
             AddressState::Free { .. } | AddressState::Cooling { .. } | AddressState::Quarantined { .. } => None,
         }
+    }
+
+    /// How many addresses the ENIs hold for pods, in whatever form and whatever they are doing.
+    #[must_use]
+    pub fn for_pods(&self) -> u32 {
+        let carrying = self.enis.values().filter(|eni| eni.carries_pods());
+        carrying.map(|eni| eni.count(|_| true)).fold(0, u32::saturating_add)
     }
 
     /// All attachments and their addresses.
@@ -277,11 +287,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// Says whether no pod gets an address of an ENI any more. What it holds is given back as pods leave it.
-    pub(crate) fn set_host_only(&mut self, id: &EniId, host_only: bool) -> Result<(), LedgerError> {
+    /// Says whether no pod gets an address of an ENI any more. What it holds is then given back as pods leave it.
+    pub(crate) fn set_closed(&mut self, id: &EniId, closed: bool) -> Result<(), LedgerError> {
         let eni = self.eni_mut(id)?;
-        eni.host_only = host_only;
-        if host_only {
+        eni.closed = closed;
+        if closed {
             eni.blocks.values_mut().for_each(|block| block.withdrawn = true);
         }
         self.reindex(id);
@@ -317,6 +327,10 @@ impl Ledger {
         let blocks: Vec<IpNet> = blocks.into_iter().collect();
         self.eni_mut(id)?;
         for block in &blocks {
+            if !ipv6::is_block(block) {
+                // A wider one would be counted out address by address.
+                return Err(LedgerError::NoBlock(*block));
+            }
             if let Some(other) = Block::hosts(*block).find_map(|address| self.homes.get(&address)) {
                 return Err(LedgerError::Overlap { block: *block, eni: id.clone(), other: other.0.clone() });
             }
@@ -374,10 +388,14 @@ impl Ledger {
         self.set_hearsay(id, net, false)
     }
 
-    /// Pods may have the addresses of a block again, if the ENI has it still.
-    pub(crate) fn offer_again(&mut self, id: &EniId, net: IpNet) {
-        if let Some(block) = self.enis.get_mut(id).and_then(|eni| eni.blocks.get_mut(&net)) {
-            block.withdrawn = false;
+    /// A call that was to give a block back has been refused, and may have come twice: pods may have the addresses again when
+    /// EC2 shows the block later than it could show the past.
+    pub(crate) fn offer_when_shown(&mut self, id: &EniId, net: IpNet, now: Timestamp) {
+        if let Some(eni) = self.enis.get_mut(id)
+            && let Some(block) = eni.blocks.get_mut(&net)
+        {
+            (block.withdrawn, block.hearsay) = (false, true);
+            eni.departed.insert(net, now);
         }
         self.reindex(id);
     }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arrivals;
+pub mod aws_node;
 pub mod check;
 pub mod checkpoint;
 pub mod cloud;

@@ -52,6 +52,17 @@ pub fn limits(instance_type: &str) -> Option<InstanceLimits> {
     find(instance_type).map(|found| found.limits())
 }
 
+/// As much as the largest type can hold, for a type of which nothing is known and that nobody is to be asked about.
+#[must_use]
+pub fn largest() -> InstanceLimits {
+    let none = InstanceLimits { enis: 0, ipv4_per_eni: 0, prefixes: true };
+    all().map(|row| row.limits()).fold(none, |most, limits| InstanceLimits {
+        enis: most.enis.max(limits.enis),
+        ipv4_per_eni: most.ipv4_per_eni.max(limits.ipv4_per_eni),
+        prefixes: true,
+    })
+}
+
 /// All that the table says of `instance_type`.
 #[must_use]
 pub fn find(instance_type: &str) -> Option<InstanceType> {

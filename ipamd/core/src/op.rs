@@ -1,5 +1,6 @@
 //! One call of EC2 each: what the planner asks for and the executor carries out.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -37,6 +38,13 @@ pub enum Op {
         eni: EniId,
         /// All that it is to have.
         groups: Vec<SecurityGroupId>,
+    },
+    /// CreateTags.
+    Tag {
+        /// Which ENI.
+        eni: EniId,
+        /// What it is to have beside its other tags.
+        tags: BTreeMap<String, String>,
     },
     /// AssignPrivateIpAddresses.
     Assign {
@@ -98,6 +106,8 @@ pub enum OpKey {
     Eni(EniId),
     /// [`Op::DeleteOnTermination`] and [`Op::SetGroups`], which go beside others.
     Attribute(EniId),
+    /// [`Op::Tag`], which goes beside others.
+    Tags(EniId),
     /// [`Op::AssignIpv6`], which goes beside IPv4's calls.
     Ipv6(EniId),
     /// [`Op::Survey`].
@@ -120,6 +130,7 @@ impl Op {
             Self::Create(_) => Api::CreateNetworkInterface,
             Self::Attach { .. } => Api::AttachNetworkInterface,
             Self::DeleteOnTermination { .. } | Self::SetGroups { .. } => Api::ModifyNetworkInterfaceAttribute,
+            Self::Tag { .. } => Api::CreateTags,
             Self::Assign { .. } => Api::AssignPrivateIpAddresses,
             Self::AssignIpv6 { .. } => Api::AssignIpv6Addresses,
             Self::Unassign { .. } => Api::UnassignPrivateIpAddresses,
@@ -138,6 +149,7 @@ impl Op {
             Self::Attach { eni, .. }
             | Self::DeleteOnTermination { eni, .. }
             | Self::SetGroups { eni, .. }
+            | Self::Tag { eni, .. }
             | Self::Assign { eni, .. }
             | Self::Unassign { eni, .. }
             | Self::Detach { eni, .. }
@@ -153,6 +165,7 @@ impl Op {
         match self {
             Self::Create(request) => OpKey::Create(request.client_token.clone()),
             Self::DeleteOnTermination { eni, .. } | Self::SetGroups { eni, .. } => OpKey::Attribute(eni.clone()),
+            Self::Tag { eni, .. } => OpKey::Tags(eni.clone()),
             Self::AssignIpv6 { eni } => OpKey::Ipv6(eni.clone()),
             Self::Survey { .. } => OpKey::Survey,
             Self::Subnets { .. } => OpKey::Subnets,
@@ -185,6 +198,10 @@ impl fmt::Display for Op {
             Self::SetGroups { eni, groups } => {
                 write!(f, "set the security groups of {eni}:")?;
                 groups.iter().try_for_each(|group| write!(f, " {group}"))
+            }
+            Self::Tag { eni, tags } => {
+                write!(f, "tag {eni}:")?;
+                tags.iter().try_for_each(|(key, value)| write!(f, " {key}={value}"))
             }
             Self::Assign { eni, count } => write!(f, "assign {count} to {eni}"),
             Self::AssignIpv6 { eni } => write!(f, "assign a /80 to {eni}"),

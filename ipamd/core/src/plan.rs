@@ -153,8 +153,8 @@ pub enum Cause {
         limit: u32,
         /// Whether `MAX_ENI` sets the limit, not the instance type.
         by_setting: bool,
-        /// Addresses that an ENI holds for pods.
-        addresses_each: u32,
+        /// Addresses that so many ENIs hold for pods, each in the form that it has.
+        addresses: u32,
     },
     /// No subnet that the node may use has an address left.
     SubnetExhausted {
@@ -213,9 +213,10 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EniLimit { limit, by_setting, addresses_each } => {
+            Self::EniLimit { limit, by_setting, addresses } => {
                 let by = if *by_setting { "MAX_ENI allows" } else { "the instance type allows" };
-                write!(f, "{by} {limit} ENIs of {addresses_each} addresses, and all of them are taken")
+                let (enis, their) = if *limit == 1 { ("ENI", "its") } else { ("ENIs", "their") };
+                write!(f, "{by} {limit} {enis}, and all {addresses} of {their} addresses for pods are taken")
             }
             Self::SubnetExhausted { subnets, .. } => {
                 let (noun, verb) = if subnets.len() == 1 { ("subnet", "has") } else { ("subnets", "have") };
@@ -251,8 +252,9 @@ pub const MIN_ENI_LIFE: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) -> Plan {
     let mut plan = whole_plan(state, targets, demand, now);
-    if !targets.provisioning {
-        plan.ops.retain(|planned| planned.op.is_question());
+    let imds_only = state.node().is_some_and(|node| node.imds_only);
+    if !targets.provisioning || imds_only {
+        plan.ops.retain(|planned| planned.op.is_question() && !imds_only);
         let tally = state.ledger().tally(now);
         let beyond = demand.waiting.saturating_sub(tally.free + tally.cooling + tally.pending);
         plan.hopeless = (beyond > 0).then_some(Hopeless { cause: Cause::NotProvisioning, beyond });

@@ -181,7 +181,7 @@ fn other(owner: &Owner, address: IpAddr, seen: &IfName) -> Finding {
     Finding::OtherInterface { attachment: owner.attachment.clone(), address, seen: seen.clone() }
 }
 
-fn with_sources(error: &CheckpointError) -> String {
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

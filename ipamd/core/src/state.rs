@@ -66,6 +66,12 @@ pub struct Node {
     /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: ENIs are made where an ENIConfig says, and pods get no address of the primary ENI.
     #[serde(default)]
     pub custom_networking: bool,
+    /// `ENABLE_SUBNET_DISCOVERY`: ENIs in subnets that are tagged out of use take no pods.
+    #[serde(default)]
+    pub subnet_discovery: bool,
+    /// `ENABLE_IMDS_ONLY_MODE`: EC2 is never called, and IMDS alone tells what there is.
+    #[serde(default)]
+    pub imds_only: bool,
 }
 
 /// A create that has been begun: written before the call, so that what it made is found again.
@@ -143,20 +149,33 @@ impl Subnet {
     /// Whether new ENIs may be made in it (reference/vpc-cni.md 3.4). `is_primary`: the primary ENI is in it.
     #[must_use]
     pub fn takes_enis(&self, is_primary: bool, targets: &Targets) -> bool {
-        let role = self.tags.get(tag::SUBNET_ROLE).map_or("", String::as_str);
-        match role {
+        match self.role() {
             "0" => false,
             _ if !targets.subnet_discovery => is_primary,
             "" => is_primary,
-            _ => {
-                let reserved = self.tags.keys().filter_map(|key| key.strip_prefix(tag::SUBNET_CLUSTER));
-                let mut reserved = reserved.peekable();
-                match &targets.cluster {
-                    Some(cluster) => reserved.peek().is_none() || reserved.any(|name| name == cluster),
-                    None => true,
-                }
-            }
+            _ => self.is_for(targets.cluster.as_deref()),
         }
+    }
+
+    /// Whether pods are to have no addresses of it, also of ENIs that are there (reference/vpc-cni.md 3.4): it is tagged out
+    /// of use, or for other clusters. One of which no tags are known is not.
+    #[must_use]
+    pub fn is_excluded(&self, cluster: Option<&str>) -> bool {
+        match self.role() {
+            "" => false,
+            "0" => true,
+            _ => !self.is_for(cluster),
+        }
+    }
+
+    fn role(&self) -> &str {
+        self.tags.get(tag::SUBNET_ROLE).map_or("", String::as_str)
+    }
+
+    /// Whether it is for this cluster: reserved for none, or for this one among others.
+    fn is_for(&self, cluster: Option<&str>) -> bool {
+        let mut reserved = self.tags.keys().filter_map(|key| key.strip_prefix(tag::SUBNET_CLUSTER)).peekable();
+        cluster.is_none_or(|cluster| reserved.peek().is_none() || reserved.any(|name| name == cluster))
     }
 
     /// How many addresses or prefixes to ask for at most in one call: less after each refusal.
@@ -381,7 +400,7 @@ impl State {
             Event::ImdsSeen(enis) => self.imds_seen(&enis, now)?,
             Event::Surveyed(enis) => self.surveyed(&enis, now),
             Event::EniDescribed(eni, described) => self.described(&eni, described.as_ref(), now)?,
-            Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now),
+            Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now)?,
             Event::EniConfigKnown(config) => self.eni_config = config,
             Event::Schedulable(schedulable) => self.cordoned = !schedulable,
             Event::EniReady(id) => self.ready(&id, now)?,
@@ -413,12 +432,9 @@ impl State {
 
     /// Takes in who the node is. ENIs that lack what pods are to have from now on take none until they have it.
     fn node_known(&mut self, node: Node) -> Result<(), ApplyError> {
-        let (families, host_only) = (node.families, node.custom_networking);
+        let families = node.families;
         self.node = Some(node);
-        let primary = self.ledger.primary().filter(|eni| eni.host_only != host_only).map(|eni| eni.id.clone());
-        if let Some(primary) = primary {
-            self.ledger.set_host_only(&primary, host_only)?;
-        }
+        self.close_and_open()?;
         let enis: Vec<EniId> = self.ledger.enis().map(|eni| eni.id.clone()).collect();
         for id in enis {
             if !families.has_v6() {
@@ -428,6 +444,13 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Brings up to date which ENIs pods get no address of.
+    fn close_and_open(&mut self) -> Result<(), LedgerError> {
+        let turned = self.ledger.enis().filter(|eni| eni.closed != self.is_closed(eni.role, &eni.subnet));
+        let turned: Vec<(EniId, bool)> = turned.map(|eni| (eni.id.clone(), !eni.closed)).collect();
+        turned.into_iter().try_for_each(|(id, closed)| self.ledger.set_closed(&id, closed))
     }
 
     /// Which addresses pods have.
@@ -534,7 +557,10 @@ impl State {
                     return stale(&op, "the ENI has one already");
                 }
             }
-            Op::DeleteOnTermination { eni, .. } | Op::SetGroups { eni, .. } | Op::Inspect { eni } => {
+            Op::DeleteOnTermination { eni, .. }
+            | Op::SetGroups { eni, .. }
+            | Op::Tag { eni, .. }
+            | Op::Inspect { eni } => {
                 self.ledger.eni_mut(eni)?;
             }
             Op::Survey { .. } | Op::Subnets { .. } => {}
@@ -562,6 +588,10 @@ pub mod tag {
     pub const NO_MANAGE: &str = "node.k8s.amazonaws.com/no_manage";
     /// The cluster's name.
     pub const CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
+    /// Whose it is to delete when its node is gone: EKS's controller deletes those of [`OWNER_VPC_CNI`] with their cluster.
+    pub const OWNER: &str = "eks:eni:owner";
+    /// What the AWS VPC CNI writes there, and so do we.
+    pub const OWNER_VPC_CNI: &str = "amazon-vpc-cni";
     /// Of a subnet: whether ENIs for pods may be made in it (`1`) or not (`0`).
     pub const SUBNET_ROLE: &str = "kubernetes.io/role/cni";
     /// Of a subnet, with a cluster's name behind: only that cluster's ENIs are made in it.

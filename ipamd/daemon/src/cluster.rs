@@ -27,7 +27,7 @@ pub enum Told {
 /// A source.
 pub trait Cluster: Send + Sync + 'static {
     /// Tells what there is and what changes, until nobody listens.
-    fn watch(self, told: mpsc::Sender<Told>) -> impl Future<Output = ()> + Send;
+    fn watch(&self, told: mpsc::Sender<Told>) -> impl Future<Output = ()> + Send;
 }
 
 /// No cluster: nothing is ever told.
@@ -35,7 +35,7 @@ pub trait Cluster: Send + Sync + 'static {
 pub struct Nowhere;
 
 impl Cluster for Nowhere {
-    async fn watch(self, told: mpsc::Sender<Told>) {
+    async fn watch(&self, told: mpsc::Sender<Told>) {
         told.closed().await;
     }
 }

@@ -27,6 +27,9 @@ pub use variables::{Effect, VARIABLES, Variable};
 
 use fault::Reader;
 
+/// Where the AWS VPC CNI keeps its allocations, unless it is told otherwise.
+pub const AWS_NODE_CHECKPOINT: &str = "/var/run/aws-node/ipam.json";
+
 /// The kubelet's default for the most pods of a node.
 const KUBELET_MAX_PODS: u32 = 110;
 
@@ -90,6 +93,8 @@ pub struct PoolConfig {
     pub cluster_name: Option<String>,
     /// `DISABLE_NETWORK_RESOURCE_PROVISIONING`, the other way round: whether ENIs and addresses are asked for and given back.
     pub provisioning: bool,
+    /// `ENABLE_IMDS_ONLY_MODE`: EC2 is never called.
+    pub imds_only: bool,
     /// `AWS_MANAGE_ENIS_NON_SCHEDULABLE`: whether the pool of a cordoned node is kept warm too.
     pub warm_when_cordoned: bool,
     /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: ENIs are made where the node's ENIConfig says. How the node names it.
@@ -164,6 +169,8 @@ pub struct Config {
     pub stop_grace: Duration,
     /// `MY_NODE_NAME`: the name of this node's object.
     pub node_name: Option<String>,
+    /// `AWS_VPC_K8S_CNI_BACKING_STORE`: where the AWS VPC CNI has kept its allocations.
+    pub aws_node_file: PathBuf,
     /// `SLUICE_CLUSTER_DIR`: files that stand for the API server.
     pub cluster_dir: Option<PathBuf>,
     /// `SLUICE_EC2_RATE`: calls a second of each changing EC2 action when EC2 does not throttle.
@@ -267,6 +274,9 @@ impl Config {
             max_pods: Some(from.number("SLUICE_MAX_PODS", 0, 0..=10_000)).filter(|pods| *pods > 0),
             stop_grace: from.seconds("SLUICE_STOP_GRACE", 5, 0..=60),
             node_name: from.text("MY_NODE_NAME"),
+            aws_node_file: from
+                .path("AWS_VPC_K8S_CNI_BACKING_STORE", None)
+                .unwrap_or_else(|| AWS_NODE_CHECKPOINT.into()),
             cluster_dir: from.path("SLUICE_CLUSTER_DIR", None),
             ec2_rate: from.number("SLUICE_EC2_RATE", 5, 1..=100),
             without_effect: Vec::new(),
@@ -301,6 +311,7 @@ impl Config {
             subnet_discovery: from.boolean("ENABLE_SUBNET_DISCOVERY", true),
             cluster_name: from.text("CLUSTER_NAME"),
             provisioning: !from.boolean("DISABLE_NETWORK_RESOURCE_PROVISIONING", false),
+            imds_only: from.boolean("ENABLE_IMDS_ONLY_MODE", false),
             warm_when_cordoned: from.boolean("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false),
             custom_networking: {
                 let key = "k8s.amazonaws.com/eniConfig";

@@ -87,6 +87,7 @@ impl<C: Cloud> Executor<C> {
             Op::SetGroups { eni, groups } => {
                 self.call(op.api(), cloud.set_groups(eni, groups)).await.map(|()| Outcome::Done)
             }
+            Op::Tag { eni, tags } => self.call(op.api(), cloud.tag_eni(eni, tags)).await.map(|()| Outcome::Done),
             Op::Assign { eni, count } => self.call(op.api(), cloud.assign(eni, *count)).await.map(Outcome::Assigned),
             Op::AssignIpv6 { eni } => {
                 self.call(op.api(), cloud.assign_ipv6_prefix(eni)).await.map(Outcome::AssignedIpv6)

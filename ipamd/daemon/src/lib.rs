@@ -25,6 +25,7 @@ pub mod metrics;
 mod rpc;
 pub mod run;
 mod store;
+mod takeover;
 pub mod view;
 
 #[cfg(test)]

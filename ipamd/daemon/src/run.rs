@@ -30,6 +30,7 @@ use crate::log::ErrorChain;
 use crate::metrics::Metrics;
 use crate::rpc::Plugins;
 use crate::store::{Store, StoreError};
+use crate::takeover::AwsNode;
 
 /// Why the daemon could not start, or did not go on. Once it runs, nothing but a stop or a fault of its own ends it.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,14 @@ pub async fn run<C: Cloud, K: Kernel>(
             return Ok(());
         }
     };
+    let aws_node = AwsNode::new(config.aws_node_file.clone());
+    tokio::select! {
+        () = aws_node.has_gone() => {}
+        () = &mut shutdown => {
+            ended(Instant::now());
+            return Ok(());
+        }
+    }
     let listener = listen(&config.socket())?;
     // Plugins that connect from here on wait in the socket's queue.
     let seed = random_seed();
@@ -144,7 +153,8 @@ pub(crate) async fn start<C: Cloud, K: Kernel>(
         Executor::new(Arc::new(cloud), Arc::clone(&metrics), config.ec2_rate, config.call_timeout, random.next());
     let pods = kernel_view(&kernel, &config.network.veth_prefix, &mut random).await;
     let served = config.ready_mark().exists();
-    let start = recovered(&store, served, pods, random.next(), config.pool.cooldown, clock);
+    let aws_node = AwsNode::new(config.aws_node_file.clone());
+    let start = recovered(&store, served, pods, &aws_node, random.next(), config.pool.cooldown, clock);
     let tombstones = Tombstones::new(config.tombstones());
     let parts = Parts {
         config,
@@ -175,7 +185,15 @@ async fn kernel_view<K: Kernel>(kernel: &K, veth_prefix: &str, random: &mut Rand
 
 /// The state that the checkpoint and the kernel give. A checkpoint that cannot be used is put aside; whose the addresses
 /// are that live is then learnt from the kernel. `served`: a daemon has served since the boot, and so has left a checkpoint.
-fn recovered(store: &Store, served: bool, pods: Pods, seed: u64, cooldown: Duration, clock: Clock) -> Start {
+fn recovered(
+    store: &Store,
+    served: bool,
+    pods: Pods,
+    aws_node: &AwsNode,
+    seed: u64,
+    cooldown: Duration,
+    clock: Clock,
+) -> Start {
     let now = clock.now();
     let document = match store.read() {
         Ok(document) => document,
@@ -208,8 +226,13 @@ fn recovered(store: &Store, served: bool, pods: Pods, seed: u64, cooldown: Durat
         pods_alive = pods.view.pods.len(),
         "starting"
     );
-    let orphans = if forgotten { orphans(pods) } else { BTreeMap::new() };
-    Start { state, orphans }
+    let mut known = BTreeMap::new();
+    if forgotten {
+        known = aws_node.owners(&pods);
+        // What an interface says of itself is newer.
+        known.extend(orphans(pods));
+    }
+    Start { state, orphans: known }
 }
 
 /// The owners that the kernel names. The pods' names are lost with the checkpoint; the attachments are what counts.

@@ -16,7 +16,7 @@ use aws_sdk_ec2::types::{
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use moka::future::Cache;
-use sluice_contract::id::{AttachmentId, EniId, InstanceId, SubnetId, VpcId};
+use sluice_contract::id::{AttachmentId, EniId, InstanceId, SecurityGroupId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity,
     InstanceLimits, Unassign,

@@ -562,6 +562,9 @@ fn known(
         tags: BTreeMap::from([(tag::INSTANCE.to_owned(), instance.to_string())]),
         manage_untagged_enis: true,
         families: Families::V4,
+        custom_networking: false,
+        subnet_discovery: true,
+        imds_only: false,
     }
 }
 

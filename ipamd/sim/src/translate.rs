@@ -9,7 +9,7 @@ use sluice_ipamd_core::cloud::{
 };
 use sluice_ipamd_core::op::{Op, Outcome};
 use sluice_vpcsim::model::api::{
-    AssignIpv6Addresses, AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface,
+    AssignIpv6Addresses, AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface, CreateTags,
     DeleteNetworkInterface, Describe, DetachNetworkInterface, EniAttribute, Filter, ModifyNetworkInterfaceAttribute,
     UnassignPrivateIpAddresses, WantIpv4, WantIpv6,
 };
@@ -178,6 +178,13 @@ pub fn requests(op: &Op) -> Vec<Request> {
             let attribute = EniAttribute::DeleteOnTermination(attachment.clone(), true);
             vec![ModifyNetworkInterfaceAttribute { eni: eni.clone(), attribute }.into()]
         }
+        Op::SetGroups { eni, groups } => {
+            let attribute = EniAttribute::Groups(groups.clone());
+            vec![ModifyNetworkInterfaceAttribute { eni: eni.clone(), attribute }.into()]
+        }
+        Op::Tag { eni, tags } => {
+            vec![CreateTags { resources: vec![eni.to_string()], tags: tags.clone() }.into()]
+        }
         Op::Assign { eni, count } => vec![assign(eni, *count).into()],
         Op::AssignIpv6 { eni } => vec![assign_ipv6(eni).into()],
         Op::Unassign { eni, what } => vec![unassign(eni, what).into()],
@@ -224,7 +231,12 @@ pub fn outcome(op: &Op, replies: Vec<Reply>) -> Result<Outcome, CloudError> {
                 return Ok(Outcome::Subnets(listed.items.iter().map(ec2_subnet).collect()));
             }
             (
-                Op::DeleteOnTermination { .. } | Op::Unassign { .. } | Op::Detach { .. } | Op::Delete { .. },
+                Op::DeleteOnTermination { .. }
+                | Op::SetGroups { .. }
+                | Op::Tag { .. }
+                | Op::Unassign { .. }
+                | Op::Detach { .. }
+                | Op::Delete { .. },
                 _anything,
             ) => return Ok(Outcome::Done),
             (op, other) => {

@@ -29,3 +29,4 @@ mod law;
 mod packets;
 mod pool;
 mod reboot;
+mod takeover;

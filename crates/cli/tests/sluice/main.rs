@@ -3,6 +3,7 @@
 
 mod check;
 mod explain;
+mod handback;
 mod install;
 mod plan;
 mod vectors;

@@ -208,7 +208,7 @@ fn what_cannot_be_planned_is_told_with_what_to_do() {
         (
             vec!["--instance-type", "m5.large", "--pods", "0,28"],
             1,
-            vec!["27 pods", "3 ENIs of 9 addresses", "ENABLE_PREFIX_DELEGATION"],
+            vec!["27 pods", "3 ENIs, and all 27 of their addresses", "ENABLE_PREFIX_DELEGATION"],
         ),
         (vec!["--instance-type", "m5.large", "--pods", "5000"], 65, vec!["5000", "1000"]),
         (vec!["--instance-type", "m5.large"], 64, vec!["--pods", "--burst"]),

@@ -82,6 +82,11 @@ fn what_is_no_checkpoint_is_told_from_what_is_one() {
     // Two blocks with one address.
     let twice = document.replace("\"10.0.1.3/32\"", "\"10.0.0.3/32\"");
     assert!(matches!(read(&twice), Err(CheckpointError::Ledger(LedgerError::Overlap { .. }))));
+    // What no ENI can hold is not counted out.
+    for wide in ["0.0.0.0/0", "10.0.1.0/27", "::/0", "2001:db8::/64"] {
+        let wide = document.replace("\"10.0.1.3/32\"", &format!("\"{wide}\""));
+        assert!(matches!(read(&wide), Err(CheckpointError::Ledger(LedgerError::NoBlock(_)))), "{wide}");
+    }
     let homeless = document.replace("\"10.0.0.1\":{\"cooling\"", "\"10.0.7.1\":{\"cooling\"");
     assert!(matches!(read(&homeless), Err(CheckpointError::Ledger(LedgerError::UnknownAddress(_)))));
     let leaving = document.replacen("\"in_service\"", "\"leaving\"", 1);

@@ -172,12 +172,15 @@ pub struct Eni {
     pub primary_ip: Ipv4Addr,
     /// Its security groups, as EC2 last told them.
     pub security_groups: Vec<SecurityGroupId>,
+    /// Tags of ENIs of this node that EC2 does not show on it, or with another value.
+    pub missing_tags: BTreeMap<String, String>,
     /// What EC2 says that it is.
     pub interface_type: InterfaceType,
     /// What it is to this node.
     pub role: Role,
-    /// Whether no pod gets an address of it: the primary ENI with custom networking. Pods that have one keep it.
-    pub host_only: bool,
+    /// Whether no pod gets an address of it any more: the primary ENI with custom networking, and ENIs in subnets that are
+    /// tagged out of use. Pods that have one keep it, and what they leave is given back.
+    pub closed: bool,
     /// Where it is in its life.
     pub stage: Stage,
     /// When it came into the ledger.
@@ -227,12 +230,16 @@ impl Eni {
         self.stage == Stage::InService && self.carries_pods()
     }
 
-    /// Whether it is of a kind whose addresses pods may have.
+    /// Whether pods may have its addresses once it is in service.
     #[must_use]
     pub fn carries_pods(&self) -> bool {
-        self.role != Role::Unmanaged
-            && !self.host_only
-            && matches!(self.interface_type, InterfaceType::Interface | InterfaceType::Efa)
+        self.is_of_pods() && !self.closed
+    }
+
+    /// Whether it is of a kind whose addresses pods may have or, if it is closed, may have had.
+    #[must_use]
+    pub fn is_of_pods(&self) -> bool {
+        self.role != Role::Unmanaged && matches!(self.interface_type, InterfaceType::Interface | InterfaceType::Efa)
     }
 
     /// Whether the daemon may ever free it.

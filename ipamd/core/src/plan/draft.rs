@@ -68,9 +68,8 @@ pub(super) fn cause_of(state: &State, api: Api, obstacle: &Obstacle) -> Cause {
         CloudErrorKind::Throttled => Cause::Throttled { api, until },
         CloudErrorKind::AttachmentLimit => {
             let attached = state.ledger().enis().filter(|eni| eni.device.is_some()).count();
-            let places = state.node().map_or(0, |node| State::places_per_eni(&node.limits));
             let limit = u32::try_from(attached).unwrap_or(u32::MAX);
-            Cause::EniLimit { limit, by_setting: false, addresses_each: places }
+            Cause::EniLimit { limit, by_setting: false, addresses: state.ledger().for_pods() }
         }
         _ => Cause::Unavailable { api, message, until },
     }

@@ -426,6 +426,14 @@ impl Growth<'_> {
         }
     }
 
+    /// How many addresses so many ENIs hold for pods when all is asked for: what there is, in whatever form, and what there is
+    /// room for.
+    fn capacity(&self, state: &State, limit: u32) -> u32 {
+        let made = u32::try_from(there(state) + state.intents().len()).unwrap_or(u32::MAX);
+        let unmade = i64::from(limit.saturating_sub(made)) * self.form.room_beside(0);
+        u32::try_from(self.pool.everything + self.pool.room + unmade).unwrap_or(0)
+    }
+
     /// Which limit is in the way of more.
     fn limit(&mut self, draft: &Draft<'_>) -> Cause {
         if let Some(until) = self.short.values().min().copied() {
@@ -435,7 +443,8 @@ impl Growth<'_> {
         if self.free_slots(draft) > 0 && draft.state.obstacle(Api::CreateNetworkInterface, draft.now).is_none() {
             return self.no_subnet(draft.state);
         }
-        Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis, addresses_each: self.form.addresses_each() }
+        let addresses = self.capacity(draft.state, limit);
+        Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis, addresses }
     }
 }
 

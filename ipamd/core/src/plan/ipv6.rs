@@ -43,7 +43,7 @@ pub(super) fn conclude(draft: &mut Draft<'_>, node: &Node, waiting: u32) {
     let cause = if !node.limits.prefixes {
         Cause::NoIpv6 { instance_type: node.identity.instance_type.clone() }
     } else if primary.ipv6.is_some() {
-        Cause::EniLimit { limit: 1, by_setting: false, addresses_each: u32::from(WINDOW) }
+        Cause::EniLimit { limit: 1, by_setting: false, addresses: u32::from(WINDOW) }
     } else {
         match draft.obstacle(Api::AssignIpv6Addresses) {
             Some(obstacle) if obstacle.kind == CloudErrorKind::Denied => {

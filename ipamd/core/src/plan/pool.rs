@@ -29,13 +29,8 @@ impl Form {
     }
 
     /// Addresses that an ENI has room for beside those places that are taken.
-    fn room_beside(self, taken: u32) -> i64 {
+    pub(super) fn room_beside(self, taken: u32) -> i64 {
         i64::from(self.places.saturating_sub(taken)) * if self.prefixes { i64::from(PREFIX) } else { 1 }
-    }
-
-    /// Addresses that a full ENI holds for pods.
-    pub(super) const fn addresses_each(self) -> u32 {
-        if self.prefixes { self.places.saturating_mul(PREFIX) } else { self.places }
     }
 }
 

@@ -75,17 +75,25 @@ pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form, bound
     }
 }
 
-/// Repeats give-backs that were begun and have failed: no pod may have these addresses any more, and they take places.
+/// Repeats give-backs that were begun and have failed: no pod may have these addresses any more, and they take places. ENIs
+/// that pods are to leave go when they have.
 pub(super) fn finish(draft: &mut Draft<'_>) {
     let state = draft.state;
     if !is_surveyed(state, draft.now) {
         return;
     }
     for eni in state.ledger().enis().filter(|eni| eni.stage != Stage::Leaving && !eni.unsure) {
+        let resting = eni.not_before.is_some_and(|at| at > draft.now);
+        if resting || draft.is_busy(&OpKey::Eni(eni.id.clone())) {
+            continue;
+        }
+        if eni.closed && eni.may_be_freed() && eni.in_use(draft.now).is_none() {
+            leave(draft, eni, "its subnet is tagged out of use, and no pod is on it");
+            continue;
+        }
         let begun = eni.blocks.iter().filter(|(_, block)| block.withdrawn && block.in_use(draft.now).is_none());
         let free: Vec<Ipv4Net> = begun.filter_map(|(net, _)| pooled(net)).collect();
-        let resting = eni.not_before.is_some_and(|at| at > draft.now);
-        if !free.is_empty() && !resting && !draft.is_busy(&OpKey::Eni(eni.id.clone())) {
+        if !free.is_empty() {
             give_back(draft, eni, free, "begun before, and not yet done");
         }
     }

@@ -57,6 +57,7 @@ pub(super) fn take(draft: &mut Draft<'_>, node: &Node, targets: &Targets) {
     for eni in state.ledger().enis() {
         mark_for_deletion(draft, eni);
         follow_groups(draft, node, eni);
+        tag(draft, eni);
         if let Some(at) = eni.recheck {
             draft.wake(at);
         }
@@ -105,6 +106,16 @@ fn follow_groups(draft: &mut Draft<'_>, node: &Node, eni: &Eni) {
     if stays && !same && !unknown && !node.custom_networking && !draft.is_busy(&OpKey::Attribute(eni.id.clone())) {
         let op = Op::SetGroups { eni: eni.id.clone(), groups: node.security_groups.clone() };
         note(draft, op, "the primary ENI has other security groups now");
+    }
+}
+
+/// Gives an ENI that pods use the tags that it lacks: by them it is known to be this node's and this cluster's, also when it
+/// is attached no more.
+fn tag(draft: &mut Draft<'_>, eni: &Eni) {
+    let stays = matches!(eni.stage, Stage::Attached | Stage::InService) && eni.is_of_pods() && !eni.unsure;
+    if stays && !eni.missing_tags.is_empty() && !draft.is_busy(&OpKey::Tags(eni.id.clone())) {
+        let op = Op::Tag { eni: eni.id.clone(), tags: eni.missing_tags.clone() };
+        note(draft, op, "it has to be known as this node's");
     }
 }
 

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::check::check;
@@ -13,6 +13,11 @@ use crate::state::{Event, tag};
 
 fn warm_ips(warm_ips: u32) -> Targets {
     Targets { warm_ips, ..Targets::default() }
+}
+
+/// Nothing is kept spare.
+fn idle() -> Targets {
+    Targets { warm_enis: 0, ..Targets::default() }
 }
 
 fn ops(state: &State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<String> {
@@ -122,7 +127,7 @@ fn an_eni_of_others_takes_a_place_and_nothing_else() {
     let state = state(vec![with(1, &singles(9)), unmanaged, trunk]);
     let plan = plan(&state, &Targets::default(), Demand { waiting: 10, bound: 0 }, at(1_000));
     assert_eq!(plan.ops, []);
-    let limit = Cause::EniLimit { limit: 3, by_setting: false, addresses_each: 9 };
+    let limit = Cause::EniLimit { limit: 3, by_setting: false, addresses: 9 };
     assert_eq!(plan.hopeless, Some(Hopeless { cause: limit, beyond: 1 }));
 }
 
@@ -360,13 +365,14 @@ mod custom {
     #[test]
     fn enis_are_made_where_the_eni_config_says_and_the_primary_one_takes_no_pods() {
         let mut state = custom_state();
-        let plan = plan(&state, &Targets::default(), Demand { waiting: 3 }, at(1));
+        let plan = plan(&state, &Targets::default(), Demand { waiting: 3, bound: 0 }, at(1));
         assert!(plan.ops.is_empty(), "the primary ENI is not filled: {:?}", plan.ops);
         assert_eq!(plan.held_up, Some(Cause::NoEniConfig));
         assert_eq!(plan.hopeless, None, "it may be told of at any moment");
         state.apply(Event::EniConfigKnown(Some(config(2))), at(1)).unwrap();
-        let plan = super::plan(&state, &Targets::default(), Demand { waiting: 3 }, at(1));
-        let [Op::Create(request)] = &plan.ops.iter().map(|planned| planned.op.clone()).collect::<Vec<_>>()[..] else {
+        let plan = super::plan(&state, &Targets::default(), Demand { waiting: 3, bound: 0 }, at(1));
+        let [Op::Create(request), ..] = &plan.ops.iter().map(|planned| planned.op.clone()).collect::<Vec<_>>()[..]
+        else {
             panic!("{:?}", plan.ops);
         };
         assert_eq!((&request.subnet, &request.security_groups), (&subnet_id(2), &config(2).security_groups));
@@ -377,7 +383,7 @@ mod custom {
     fn an_eni_config_that_names_a_foreign_subnet_is_told_to_who_waits() {
         let mut state = custom_state();
         state.apply(Event::EniConfigKnown(Some(config(9))), at(1)).unwrap();
-        let plan = plan(&state, &Targets::default(), Demand { waiting: 1 }, at(1));
+        let plan = plan(&state, &Targets::default(), Demand { waiting: 1, bound: 0 }, at(1));
         let cause = plan.hopeless.unwrap().cause;
         assert_eq!(cause.to_string(), "ENIConfig zone names subnet-00000009, which is not in the node's VPC and zone");
     }
@@ -401,26 +407,27 @@ mod custom {
 #[test]
 fn security_groups_of_the_primary_eni_are_followed_by_those_that_were_made_for_pods() {
     let groups = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<_>>();
-    let with = |n: u32, names: &[&str]| Ec2Eni { security_groups: groups(names), ..eni(n, &[]) };
+    let with =
+        |n: u32, names: &[&str]| Ec2Eni { security_groups: groups(names), ..eni(n, &[&format!("10.0.{n}.1/32")]) };
     let mut state = state(vec![with(1, &["sg-00000001"]), with(2, &["sg-00000002", "sg-00000001"])]);
     let now = |state: &mut State, names: &[&str]| {
         let node = crate::state::Node { security_groups: groups(names), ..node() };
         state.apply(Event::NodeKnown(node), at(1)).unwrap();
-        ops(state, &warm_ips(0), 0, 1)
+        ops(state, &idle(), 0, 1)
     };
     assert_eq!(now(&mut state, &["sg-00000001", "sg-00000002"]), [] as [&str; 0], "their order means nothing");
     let planned = now(&mut state, &["sg-00000001", "sg-00000003"]);
     assert_eq!(planned, ["set the security groups of eni-00000002: sg-00000001 sg-00000003"]);
     let op = Op::SetGroups { eni: eni_id(2), groups: groups(&["sg-00000001", "sg-00000003"]) };
     done(&mut state, &op, Outcome::Done, at(2));
-    assert_eq!(ops(&state, &warm_ips(0), 0, 3), [] as [&str; 0]);
+    assert_eq!(ops(&state, &idle(), 0, 3), [] as [&str; 0]);
 }
 
 #[test]
 fn without_provisioning_ec2_is_only_asked_and_who_waits_in_vain_hears_it() {
     let state = state(vec![eni(1, &["10.0.0.1/32"])]);
     let targets = Targets { provisioning: false, ..Targets::default() };
-    let plan = plan(&state, &targets, Demand { waiting: 3 }, at(1));
+    let plan = plan(&state, &targets, Demand { waiting: 3, bound: 0 }, at(1));
     assert!(plan.ops.is_empty(), "{:?}", plan.ops);
     let hopeless = plan.hopeless.unwrap();
     assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning, 2));
@@ -437,4 +444,87 @@ fn a_cordoned_node_serves_who_waits_and_keeps_nothing_warm() {
     assert_eq!(ops(&state, &warm_ips(5), 3, 1), ["assign 2 addresses to eni-00000001"]);
     let warm = Targets { warm_when_cordoned: true, ..warm_ips(5) };
     assert_eq!(ops(&state, &warm, 1, 1), ["assign 5 addresses to eni-00000001"]);
+}
+
+#[test]
+fn what_attached_enis_lack_of_this_nodes_tags_they_get() {
+    let bare = Ec2Eni { tags: BTreeMap::from([("team".to_owned(), "a".to_owned())]), ..eni(2, &["10.0.2.1/32"]) };
+    let mut others = Ec2Eni { tags: BTreeMap::new(), ..eni(3, &[]) };
+    others.tags.insert(tag::NO_MANAGE.to_owned(), "true".to_owned());
+    let mut state = state(vec![eni(1, &[]), bare, others]);
+    let planned = ops(&state, &idle(), 0, 1);
+    assert_eq!(planned, [format!("tag eni-00000002: {}=i-00000001", tag::INSTANCE)]);
+    let op = plan(&state, &idle(), Demand::default(), at(1)).ops.remove(0).op;
+    done(&mut state, &op, Outcome::Done, at(2));
+    assert_eq!(ops(&state, &idle(), 0, 3), [] as [&str; 0]);
+}
+
+mod excluded {
+    use super::*;
+    use crate::check::check;
+    use crate::fixture::subnet;
+
+    fn words(state: &State, waiting: u32, now: u64) -> Vec<String> {
+        let demand = Demand { waiting, bound: 0 };
+        plan(state, &warm_ips(1), demand, at(now)).ops.iter().map(|planned| planned.op.to_string()).collect()
+    }
+
+    fn tagged(state: &mut State, tags: &[(&str, &str)], now: u64) {
+        let subnets = vec![subnet(1, 100, &[]), subnet(2, 100, tags), subnet(3, 100, &[(tag::SUBNET_ROLE, "1")])];
+        state.apply(Event::SubnetsKnown(subnets), at(now)).unwrap();
+    }
+
+    /// An ENI in subnet 1, the primary one, and one in subnet 2 with a pod and two free addresses.
+    fn two() -> State {
+        let second = Ec2Eni {
+            subnet: subnet_id(2),
+            ..with(2, &["10.0.2.1/32", "10.0.2.2/32", "10.0.2.3/32"].map(str::to_owned))
+        };
+        let mut state = state(vec![with(1, &["10.0.0.1/32".to_owned()]), second]);
+        state.apply(Event::Assign(ip("10.0.2.1"), owner("a")), at(1)).unwrap();
+        state
+    }
+
+    #[test]
+    fn enis_in_a_subnet_that_is_tagged_out_of_use_are_drained_and_go() {
+        let mut state = two();
+        tagged(&mut state, &[(tag::SUBNET_ROLE, "0")], 100);
+        assert_eq!(check(&state, at(100)), []);
+        assert_eq!(state.ledger().available(at(100)).collect::<Vec<_>>(), [ip("10.0.0.1")]);
+        assert_eq!(words(&state, 0, 100), ["unassign from eni-00000002: 10.0.2.2 10.0.2.3"]);
+        // The pod keeps what it has, and what it needs on the host.
+        assert_eq!(state.ledger().address_of(&owner("a").attachment), Some(ip("10.0.2.1")));
+        assert!(state.ledger().eni(&eni_id(2)).unwrap().is_of_pods());
+        state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(110)).unwrap();
+        assert_eq!(words(&state, 0, 139), ["unassign from eni-00000002: 10.0.2.2 10.0.2.3"], "it cools");
+        assert_eq!(words(&state, 0, 140), ["detach eni-00000002"], "whole, when nothing is on it");
+        // New ENIs go elsewhere: to the tagged subnet or the primary one's.
+        let full = words(&state, 40, 140);
+        assert!(full.iter().all(|op| !op.contains(&format!("create ENI in {}", subnet_id(2)))), "{full:?}");
+        assert!(full.iter().any(|op| op.starts_with("create ENI in")), "{full:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_confirmed_to_be_excluded_is_used() {
+        for (tags, cluster, excluded) in [
+            (&[][..], None, false),
+            (&[(tag::SUBNET_ROLE, "")], None, false),
+            (&[(tag::SUBNET_ROLE, "0")], None, true),
+            (&[(tag::SUBNET_ROLE, "1")], Some("ours"), false),
+            (&[(tag::SUBNET_ROLE, "1"), ("cni.networking.k8s.aws/cluster/ours", "")], Some("ours"), false),
+            (&[(tag::SUBNET_ROLE, "1"), ("cni.networking.k8s.aws/cluster/theirs", "")], Some("ours"), true),
+            (&[(tag::SUBNET_ROLE, "1"), ("cni.networking.k8s.aws/cluster/theirs", "")], None, false),
+            (&[("cni.networking.k8s.aws/cluster/theirs", "")], Some("ours"), false),
+        ] {
+            let mut node = node();
+            node.tags.extend(cluster.map(|name| (tag::CLUSTER.to_owned(), name.to_owned())));
+            let mut state = two();
+            state.apply(Event::NodeKnown(node.clone()), at(2)).unwrap();
+            tagged(&mut state, tags, 2);
+            assert_eq!(state.ledger().eni(&eni_id(2)).unwrap().closed, excluded, "{tags:?} {cluster:?}");
+            // It is asked for by ENABLE_SUBNET_DISCOVERY.
+            state.apply(Event::NodeKnown(crate::state::Node { subnet_discovery: false, ..node }), at(3)).unwrap();
+            assert!(!state.ledger().eni(&eni_id(2)).unwrap().closed);
+        }
+    }
 }

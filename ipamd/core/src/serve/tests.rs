@@ -74,7 +74,8 @@ fn each_cause_has_its_code_and_names_what_it_is_about() {
         refusal(&full()),
         (
             RefusalCode::EniLimit,
-            "no address is free: the instance type allows 3 ENIs of 9 addresses, and all of them are taken".to_owned(),
+            "no address is free: the instance type allows 3 ENIs, and all 27 of their addresses for pods are taken"
+                .to_owned(),
             None
         )
     );

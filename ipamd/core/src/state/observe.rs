@@ -1,12 +1,12 @@
 //! What descriptions by EC2 and IMDS mean for the state. Nothing that a pod uses goes because a description lacks it, and
 //! no description is believed against a call that it may lag behind ([`SETTLE`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use sluice_contract::id::EniId;
+use sluice_contract::id::{EniId, SubnetId};
 
 use super::{ApplyError, DEPARTED_KEPT, SETTLE, State, Subnet, tag};
 use crate::cloud::{Ec2Eni, Ec2Subnet, ImdsEni, InstanceLimits, InterfaceType};
@@ -41,9 +41,10 @@ impl State {
             subnet_cidr: cidr,
             primary_ip: eni.primary_ip,
             security_groups: eni.security_groups.clone(),
+            missing_tags: self.missing_tags(role, &eni.tags),
             interface_type: eni.interface_type,
             role,
-            host_only: self.is_host_only(role),
+            closed: self.is_closed(role, &eni.subnet),
             stage: if attached.is_some() { Stage::Attached } else { Stage::Created },
             since: now,
             attachment: attached.map(|attachment| attachment.attachment.clone()),
@@ -53,12 +54,44 @@ impl State {
             recheck: None,
             confirmed: None,
             ipv6: None,
-            blocks: std::collections::BTreeMap::new(),
-            departed: std::collections::BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            departed: BTreeMap::new(),
         };
         let record = self.with_ipv6(record, &eni.ipv6_prefixes, now);
         let blocks = self.blocks_for_pods(&record, &eni.secondary_ips, &eni.prefixes);
         (record, blocks)
+    }
+
+    /// An attached ENI as IMDS shows it, as the ledger would have it.
+    fn record_of_imds(&self, seen: &ImdsEni, role: Role, now: Timestamp) -> Eni {
+        // One without addresses is of EFA alone.
+        let is_bare = seen.primary_ip.is_unspecified();
+        Eni {
+            id: seen.eni.clone(),
+            mac: seen.mac,
+            card: seen.card,
+            device: Some(seen.device),
+            subnet: seen.subnet.clone(),
+            subnet_cidr: seen.subnet_cidr,
+            primary_ip: seen.primary_ip,
+            security_groups: seen.security_groups.clone(),
+            // IMDS does not tell.
+            missing_tags: BTreeMap::new(),
+            interface_type: if is_bare { InterfaceType::EfaOnly } else { InterfaceType::Interface },
+            role,
+            closed: self.is_closed(role, &seen.subnet),
+            stage: Stage::Attached,
+            since: now,
+            attachment: None,
+            delete_on_termination: true,
+            unsure: false,
+            not_before: None,
+            recheck: None,
+            confirmed: None,
+            ipv6: None,
+            blocks: BTreeMap::new(),
+            departed: BTreeMap::new(),
+        }
     }
 
     /// The record with the /80 that pods of the ENI use, if they use one: that which they use already, else the lowest.
@@ -108,9 +141,25 @@ impl State {
         Ok(true)
     }
 
-    /// Whether pods get no address of an ENI of this role.
-    fn is_host_only(&self, role: Role) -> bool {
-        role == Role::Primary && self.node.as_ref().is_some_and(|node| node.custom_networking)
+    /// Whether pods get no address of an ENI of this role in this subnet.
+    pub(super) fn is_closed(&self, role: Role, subnet: &SubnetId) -> bool {
+        let Some(node) = &self.node else { return false };
+        if node.custom_networking {
+            // Where ENIs are is the ENIConfig's to say, whatever subnets' tags are.
+            return role == Role::Primary;
+        }
+        // A /80 of the primary ENI is all that pods of IPv6 alone have.
+        let follows_tags = node.subnet_discovery && role != Role::Unmanaged && node.families != Families::V6;
+        let cluster = node.tags.get(tag::CLUSTER).map(String::as_str);
+        follows_tags && self.subnets.get(subnet).is_some_and(|subnet| subnet.is_excluded(cluster))
+    }
+
+    /// Which of the tags that this node's ENIs are to have are not among `tags`. The primary ENI is the instance's and goes
+    /// with it: it needs none.
+    fn missing_tags(&self, role: Role, tags: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let wanted = self.node.iter().filter(|_| role == Role::Secondary).flat_map(|node| &node.tags);
+        let missing = wanted.filter(|(key, value)| tags.get(*key) != Some(value));
+        missing.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     fn is_tagged_ours(&self, eni: &Ec2Eni) -> bool {
@@ -139,6 +188,9 @@ impl State {
 
     /// Takes in what IMDS shows. Nothing goes because IMDS lacks it; a difference makes EC2 be asked.
     pub(super) fn imds_seen(&mut self, enis: &[ImdsEni], now: Timestamp) -> Result<(), ApplyError> {
+        if self.node.as_ref().is_some_and(|node| node.imds_only) {
+            return self.imds_alone(enis, now);
+        }
         for seen in enis {
             let families = self.families();
             if let Some(known) = self.ledger.eni(&seen.eni) {
@@ -159,30 +211,7 @@ impl State {
                 continue;
             }
             let trusted = self.imds_trusted;
-            let record = Eni {
-                id: seen.eni.clone(),
-                mac: seen.mac,
-                card: seen.card,
-                device: Some(seen.device),
-                subnet: seen.subnet.clone(),
-                subnet_cidr: seen.subnet_cidr,
-                primary_ip: seen.primary_ip,
-                security_groups: seen.security_groups.clone(),
-                interface_type: InterfaceType::Interface,
-                role: Role::Primary,
-                host_only: self.is_host_only(Role::Primary),
-                stage: Stage::Attached,
-                since: now,
-                attachment: None,
-                delete_on_termination: true,
-                unsure: !trusted,
-                not_before: None,
-                recheck: None,
-                confirmed: None,
-                ipv6: None,
-                blocks: std::collections::BTreeMap::new(),
-                departed: std::collections::BTreeMap::new(),
-            };
+            let record = Eni { unsure: !trusted, ..self.record_of_imds(seen, Role::Primary, now) };
             let record = if trusted { self.with_ipv6(record, &seen.ipv6_prefixes, now) } else { record };
             // An overlap is for EC2 to resolve.
             let blocks = self.blocks_for_pods(&record, &seen.secondary_ips, &seen.prefixes);
@@ -200,6 +229,73 @@ impl State {
             .collect();
         for id in missing {
             self.ledger.eni_mut(&id)?.unsure = true;
+        }
+        Ok(())
+    }
+
+    /// Takes in what IMDS shows where EC2 is never asked, so that nothing else can confirm it. What it lacks once takes no new
+    /// pods; what it lacks twice and no pod uses is forgotten. What it shows again is used again.
+    fn imds_alone(&mut self, enis: &[ImdsEni], now: Timestamp) -> Result<(), ApplyError> {
+        (self.survey_at, self.resurvey_at) = (None, None);
+        let mut gone: Vec<(EniId, IpNet)> = Vec::new();
+        for seen in enis {
+            if self.ledger.eni(&seen.eni).is_none() {
+                // Its tags are not told: what others do not want used has to be on another card, or of EFA alone.
+                let role = match (seen.card, seen.device) {
+                    (0, 0) => Role::Primary,
+                    (0, _) => Role::Secondary,
+                    _ => Role::Unmanaged,
+                };
+                let record = self.with_ipv6(self.record_of_imds(seen, role, now), &seen.ipv6_prefixes, now);
+                let blocks = self.blocks_for_pods(&record, &seen.secondary_ips, &seen.prefixes);
+                self.found(record, blocks, self.found_cool_until, now)?;
+                continue;
+            }
+            let settled = now.since(self.ledger.eni_mut(&seen.eni)?.since) > SETTLE;
+            self.described_ipv6(&seen.eni, &seen.ipv6_prefixes, settled, now)?;
+            let known = self.ledger.eni_mut(&seen.eni)?;
+            (known.card, known.device) = (seen.card, Some(seen.device));
+            (known.unsure, known.not_before, known.recheck) = (false, None, None);
+            if known.stage == Stage::Created {
+                self.ledger.set_stage(&seen.eni, Stage::Attached)?;
+            }
+            let Some(known) = self.ledger.eni(&seen.eni).filter(|eni| eni.carries_pods()) else { continue };
+            let there = self.blocks_for_pods(known, &seen.secondary_ips, &seen.prefixes);
+            let new: BTreeSet<IpNet> = there.iter().filter(|net| !known.blocks.contains_key(net)).copied().collect();
+            let held: Vec<IpNet> = known.blocks.keys().copied().collect();
+            let is_late = self.hearsay_until.is_some_and(|until| until > now);
+            for net in held {
+                if !there.contains(&net) {
+                    gone.push((seen.eni.clone(), net));
+                } else if !is_late {
+                    self.ledger.set_hearsay(&seen.eni, net, false)?;
+                    self.ledger.set_withdrawn(&seen.eni, net, false)?;
+                }
+            }
+            let new = self.make_way(&seen.eni, new, false, now);
+            self.ledger.add_blocks(&seen.eni, new.iter().copied(), self.found_cool_until, now)?;
+            self.note_hearsay(&seen.eni, new, now)?;
+        }
+        let shown: BTreeSet<&EniId> = enis.iter().map(|eni| &eni.eni).collect();
+        let absent: Vec<EniId> =
+            self.ledger.enis().map(|eni| &eni.id).filter(|id| !shown.contains(id)).cloned().collect();
+        for id in &absent {
+            let eni = self.ledger.eni_mut(id)?;
+            let lacked_before = eni.unsure;
+            eni.unsure = true;
+            let may_go = lacked_before && eni.role != Role::Primary && eni.in_use(now).is_none();
+            gone.extend(self.ledger.eni_mut(id)?.blocks.keys().map(|net| (id.clone(), *net)));
+            if may_go {
+                self.ledger.remove_eni(id, now)?;
+            }
+        }
+        for (id, net) in gone {
+            let Some(block) = self.ledger.eni(&id).and_then(|eni| eni.blocks.get(&net)) else { continue };
+            if block.withdrawn && block.in_use(now).is_none() {
+                self.forget_block(&id, net, now)?;
+            } else {
+                self.ledger.set_withdrawn(&id, net, true)?;
+            }
         }
         Ok(())
     }
@@ -342,6 +438,8 @@ impl State {
                 let attachment = self.described_attachment(id, described, settled)?;
                 if !self.flights.contains_key(&OpKey::Attribute(id.clone())) {
                     self.ledger.eni_mut(id)?.security_groups.clone_from(&described.security_groups);
+                    let role = self.ledger.eni_mut(id)?.role;
+                    self.ledger.eni_mut(id)?.missing_tags = self.missing_tags(role, &described.tags);
                 }
                 let ipv6 = self.described_ipv6(id, &described.ipv6_prefixes, settled, now)?;
                 let blocks = self.described_blocks(id, described, settled, now)?;
@@ -432,12 +530,13 @@ impl State {
     ) -> Result<bool, ApplyError> {
         let eni = self.ledger.eni(id).ok_or_else(|| LedgerError::UnknownEni(id.clone()))?;
         let there = self.blocks_for_pods(eni, &described.secondary_ips, &described.prefixes);
-        if !eni.carries_pods() {
+        if !eni.is_of_pods() {
             return Ok(true);
         }
         let mut certain = true;
         let mut new = BTreeSet::new();
-        for net in there.iter().filter(|net| !eni.blocks.contains_key(net)) {
+        let wanted = there.iter().filter(|net| !eni.closed && !eni.blocks.contains_key(net));
+        for net in wanted {
             if eni.departed.get(net).is_some_and(|at| now.since(*at) < SETTLE) {
                 // Given back a moment ago: this may be news of the past.
                 certain = false;
@@ -460,6 +559,8 @@ impl State {
             .iter()
             .filter(|(net, block)| block.hearsay && !is_late && there.contains(net))
             .map(|(net, _)| *net)
+            // What a refused give-back may have taken all the same: this may be news of the past.
+            .filter(|net| eni.departed.get(net).is_none_or(|at| now.since(*at) >= SETTLE))
             .collect();
         for net in confirmed {
             self.ledger.set_hearsay(id, net, false)?;
@@ -502,7 +603,7 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn subnets_known(&mut self, subnets: Vec<Ec2Subnet>, now: Timestamp) {
+    pub(super) fn subnets_known(&mut self, subnets: Vec<Ec2Subnet>, now: Timestamp) -> Result<(), ApplyError> {
         self.subnets_at = Some(now);
         for described in subnets {
             self.ledger.set_subnet_cidr(&described.subnet, described.cidr);
@@ -512,6 +613,8 @@ impl State {
             subnet.available = Some(described.available);
             subnet.tags = described.tags;
         }
+        self.close_and_open()?;
+        Ok(())
     }
 
     /// The places of an ENI that calls under way will take.

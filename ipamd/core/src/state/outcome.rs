@@ -53,6 +53,10 @@ impl State {
                 self.ledger.eni_mut(eni)?.delete_on_termination = true;
                 Ok(())
             }
+            (Op::Tag { eni, .. }, Outcome::Done) => {
+                self.ledger.eni_mut(eni)?.missing_tags.clear();
+                Ok(())
+            }
             (Op::Assign { eni, count }, Outcome::Assigned(assigned)) => {
                 let mut new = blocks_of(&assigned.addresses, &assigned.prefixes);
                 let known = self.ledger.eni_mut(eni)?;
@@ -109,10 +113,7 @@ impl State {
                 self.surveyed(&enis, now);
                 Ok(())
             }
-            (Op::Subnets { .. }, Outcome::Subnets(subnets)) => {
-                self.subnets_known(subnets, now);
-                Ok(())
-            }
+            (Op::Subnets { .. }, Outcome::Subnets(subnets)) => self.subnets_known(subnets, now),
             (op, _) => Err(ApplyError::Stale { op: op.to_string(), why: "its outcome is one of another operation" }),
         }
     }
@@ -177,12 +178,13 @@ impl State {
             }
         }
         if let (Op::Unassign { eni, what }, CloudErrorKind::Throttled | CloudErrorKind::Denied) = (op, error.kind)
-            // An earlier try without an answer may have had its effect.
-            && self.ledger.eni(eni).is_some_and(|eni| eni.recheck.is_none())
+            && self.ledger.eni(eni).is_some_and(|eni| !eni.closed)
         {
+            // Refused calls have no effect; but this may have been the second try of one that had, by the SDK or a proxy.
             for net in blocks_of(&what.addresses, &what.prefixes) {
-                self.ledger.offer_again(eni, net);
+                self.ledger.offer_when_shown(eni, net, now);
             }
+            self.recheck_eni(eni, now + SETTLE);
         }
         if let Op::Create(request) = op {
             // The same call may yet succeed after these; after all others it would only fail again, and nothing was made.

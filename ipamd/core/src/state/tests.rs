@@ -223,3 +223,88 @@ fn a_subnet_that_refuses_is_asked_for_half_and_then_left_alone() {
     done(&mut state, &op, Outcome::Assigned(assigned), at(40));
     assert_eq!(asked(&state), (u32::MAX, None));
 }
+
+/// With IMDS alone: what it shows is used, what it lacks twice goes, what a pod uses stays.
+#[test]
+fn without_ec2_the_metadata_service_is_believed_and_nothing_is_asked() {
+    use crate::plan::{Cause, Demand, Targets, plan};
+    let mut state = State::new(1);
+    state.apply(Event::NodeKnown(Node { imds_only: true, ..node() }), at(0)).unwrap();
+    let seen = |n: u32, addresses: &[&str]| crate::cloud::ImdsEni {
+        eni: eni_id(n),
+        mac: eni(n, &[]).mac,
+        device: n - 1,
+        card: 0,
+        subnet: subnet_id(1),
+        subnet_cidr: "10.0.0.0/16".parse().unwrap(),
+        primary_ip: eni(n, &[]).primary_ip,
+        secondary_ips: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        prefixes: BTreeSet::new(),
+        ipv6_prefixes: BTreeSet::new(),
+        security_groups: Vec::new(),
+    };
+    let free = |state: &State, now| state.ledger().available(at(now)).collect::<Vec<_>>();
+    let look = |state: &mut State, enis: Vec<crate::cloud::ImdsEni>, now| {
+        state.apply(Event::ImdsSeen(enis), at(now)).unwrap();
+        assert_eq!(check(state, at(now)), []);
+        let plan = plan(state, &Targets::default(), Demand { waiting: 9, bound: 0 }, at(now));
+        assert_eq!(plan.ops, [], "EC2 is never called");
+        plan.hopeless
+    };
+    let both = || vec![seen(1, &["10.0.0.1", "10.0.0.2"]), seen(2, &["10.0.0.3", "10.0.0.4"])];
+    let hopeless = look(&mut state, both(), 1).unwrap();
+    assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning, 5));
+    for n in [1, 2] {
+        state.apply(Event::EniReady(eni_id(n)), at(2)).unwrap();
+    }
+    assert_eq!(free(&state, 2).len(), 4);
+    state.apply(Event::Assign(ip("10.0.0.3"), owner("a")), at(3)).unwrap();
+    // Once: no new pods get what it lacks. Twice: it is gone, but for what a pod uses.
+    let fewer = || vec![seen(1, &["10.0.0.1"])];
+    look(&mut state, fewer(), 60);
+    assert_eq!(free(&state, 60), [ip("10.0.0.1")]);
+    assert!(state.ledger().address(ip("10.0.0.2")).is_some());
+    look(&mut state, fewer(), 120);
+    assert!(state.ledger().address(ip("10.0.0.2")).is_none() && state.ledger().address(ip("10.0.0.4")).is_none());
+    assert_eq!(state.ledger().address_of(&owner("a").attachment), Some(ip("10.0.0.3")));
+    // It was wrong: all is used again.
+    look(&mut state, both(), 180);
+    assert_eq!(free(&state, 180).len(), 3);
+    state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(190)).unwrap();
+    look(&mut state, fewer(), 240);
+    look(&mut state, fewer(), 300);
+    look(&mut state, fewer(), 360);
+    assert!(state.ledger().eni(&eni_id(2)).is_none(), "an ENI that is gone and unused is forgotten");
+}
+
+/// A throttled Unassign may have been the second try of one that EC2 has carried out: nobody gets the addresses before EC2 has
+/// shown them when it cannot be late any more. (A life of the storm ended with addresses that EC2 did not hold.)
+#[test]
+fn a_refused_give_back_may_have_come_twice() {
+    for kind in [CloudErrorKind::Throttled, CloudErrorKind::Denied] {
+        let mut state = state(vec![eni(1, &["10.0.0.1/32", "10.0.0.2/32"])]);
+        let what = Unassign { addresses: ["10.0.0.1".parse().unwrap()].into(), prefixes: BTreeSet::new() };
+        failed(&mut state, &Op::Unassign { eni: eni_id(1), what }, kind, at(100));
+        let free = |state: &State, now| state.ledger().available(at(now)).collect::<Vec<_>>();
+        let describe = |state: &mut State, blocks: &[&str], now| {
+            state.apply(Event::EniDescribed(eni_id(1), Some(eni(1, blocks))), at(now)).unwrap();
+            assert_eq!(check(state, at(now)), []);
+        };
+        assert_eq!(free(&state, 101), [ip("10.0.0.2")]);
+        describe(&mut state, &["10.0.0.1/32", "10.0.0.2/32"], 110);
+        assert_eq!(free(&state, 110), [ip("10.0.0.2")], "it may tell of the past");
+        let asks = |state: &State, now| {
+            let planned = crate::plan::plan(state, &Targets::default(), Default::default(), at(now));
+            planned.ops.iter().any(|planned| matches!(planned.op, Op::Inspect { .. }))
+        };
+        assert!(!asks(&state, 159) && asks(&state, 160), "EC2 is asked when it cannot be late");
+        let mut gone = state.clone();
+        describe(&mut state, &["10.0.0.1/32", "10.0.0.2/32"], 160);
+        assert_eq!(free(&state, 160).len(), 2, "it was refused indeed");
+        describe(&mut gone, &["10.0.0.2/32"], 160);
+        assert_eq!(gone.ledger().address(ip("10.0.0.1")), None, "EC2 has taken it");
+        // A restart in between changes nothing.
+        let back = crate::checkpoint::Checkpoint::of(&gone, at(161)).into_state(at(161)).unwrap();
+        assert_eq!(back.ledger(), gone.ledger());
+    }
+}

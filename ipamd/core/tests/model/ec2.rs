@@ -221,6 +221,10 @@ impl Ec2 {
                 self.enis.get_mut(eni).ok_or_else(missing)?.security_groups.clone_from(groups);
                 Ok(Outcome::Done)
             }
+            Op::Tag { eni, tags } => {
+                self.enis.get_mut(eni).ok_or_else(missing)?.tags.extend(tags.clone());
+                Ok(Outcome::Done)
+            }
             Op::Assign { eni, count } => {
                 let known = self.enis.get(eni).ok_or_else(missing)?;
                 let places = known.secondary_ips.len() + known.prefixes.len() + count.places() as usize;

@@ -161,6 +161,8 @@ impl Life {
             manage_untagged_enis: true,
             families: self.families,
             custom_networking: self.custom,
+            subnet_discovery: true,
+            imds_only: false,
         }
     }
 

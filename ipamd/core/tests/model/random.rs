@@ -181,7 +181,7 @@ fn agrees_with_ec2(life: &Life) {
             Families::V6 => known.ipv6.map(|ipv6| IpNet::V6(ipv6.net)).into_iter().collect(),
         };
         assert_eq!(known.blocks.keys().copied().collect::<BTreeSet<_>>(), blocks, "{}", eni.eni);
-        let delegated = life.families.has_v6() && !known.host_only;
+        let delegated = life.families.has_v6() && !known.closed;
         assert_eq!(known.ipv6.is_some(), delegated, "{}", eni.eni);
         assert!(known.ipv6.is_none_or(|ipv6| eni.ipv6_prefixes.contains(&ipv6.net)), "{}", eni.eni);
         assert_eq!(known.device, eni.attachment.as_ref().map(|attachment| attachment.device), "{}", eni.eni);

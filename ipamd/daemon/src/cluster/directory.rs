@@ -4,14 +4,14 @@
 //! second; only what has changed in its meaning is told. While a file cannot be read, what was told holds.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluice_ipamd_core::cloud::EniConfig;
 use tokio::sync::mpsc;
 
-use super::objects::{Naming, NoEniConfig, Object, eni_config, is_schedulable};
+use super::objects::{Naming, NoEniConfig, Object, Unreadable, eni_config, is_schedulable, read};
 use super::{Cluster, Told};
 use crate::log::ErrorChain;
 
@@ -31,8 +31,12 @@ enum ReadError {
         #[source]
         source: io::Error,
     },
-    #[error("{}: {reason}", path.display())]
-    Contents { path: PathBuf, reason: String },
+    #[error("{} is not used", path.display())]
+    Contents {
+        path: PathBuf,
+        #[source]
+        source: Unreadable,
+    },
     #[error("{} has more than {MAX_FILES} files", path.display())]
     TooMany { path: PathBuf },
 }
@@ -55,7 +59,7 @@ impl Directory {
 }
 
 impl Cluster for Directory {
-    async fn watch(self, told: mpsc::Sender<Told>) {
+    async fn watch(&self, told: mpsc::Sender<Told>) {
         let mut last: Option<Result<EniConfig, NoEniConfig>> = None;
         let mut schedulable = true;
         let mut trouble = String::new();
@@ -133,9 +137,7 @@ fn objects(directory: &Path) -> Result<Vec<Object>, ReadError> {
         if text.len() as u64 > MAX_BYTES {
             return Err(failed(&path)(io::ErrorKind::FileTooLarge.into()));
         }
-        let read: Vec<Object> = serde_saphyr::from_multiple(&text)
-            .map_err(|error| ReadError::Contents { path: path.clone(), reason: error.to_string() })?;
-        objects.extend(read);
+        objects.extend(read(&text).map_err(|source| ReadError::Contents { path, source })?);
     }
     Ok(objects)
 }
@@ -158,7 +160,8 @@ mod tests {
         let naming = Naming { annotation: "annotation".into(), label: "zone".into() };
         let (told, mut heard) = mpsc::channel(super::super::TOLD_LIMIT);
         write("node.yaml", NODE);
-        let source = tokio::spawn(Directory::new(dir.path().to_owned(), "n1".into(), Some(naming)).watch(told));
+        let directory = Directory::new(dir.path().to_owned(), "n1".into(), Some(naming));
+        let source = tokio::spawn(async move { directory.watch(told).await });
         assert_eq!(heard.recv().await, Some(Told::EniConfig(None)));
         write("configs.yaml", &config(1));
         write("readme.txt", "not: [yaml");

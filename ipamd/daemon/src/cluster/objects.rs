@@ -13,11 +13,15 @@ const DEFAULT_NAME: &str = "default";
 /// Security groups of an ENI (EC2 quota).
 const MOST_GROUPS: usize = 16;
 
-/// Any object, as far as it is read.
+/// Nodes of a text (mappings, sequences and scalars), lists of a whole cluster included.
+const MOST_NODES: usize = 200_000;
+/// How deep a text may be nested.
+const MOST_DEPTH: usize = 64;
+
+/// A Node or an ENIConfig, as far as it is read.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Object {
     /// `kind`.
-    #[serde(default)]
     pub kind: String,
     /// `metadata`.
     #[serde(default)]
@@ -53,6 +57,66 @@ pub struct Spec {
     /// `securityGroups`.
     #[serde(default, rename = "securityGroups")]
     pub security_groups: Vec<String>,
+}
+
+/// Why a text cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// It is not YAML, or more than is read.
+    #[error("it is no YAML that can be read: {0}")]
+    Yaml(String),
+    /// An object has a field of another type.
+    #[error("{kind} {name}: {reason}")]
+    Object {
+        /// `kind`.
+        kind: String,
+        /// `metadata.name`.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The Nodes and ENIConfigs of a text of YAML or JSON: one document or more, each an object or a `List`. Objects of other
+/// kinds are passed over, so that a directory can be shared with whoever reads those.
+///
+/// # Errors
+/// [`Unreadable`]; nothing of the text is used then.
+pub fn read(text: &str) -> Result<Vec<Object>, Unreadable> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MOST_DEPTH,
+            max_nodes: MOST_NODES,
+            max_events: 3 * MOST_NODES,
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_NODES },
+        with_snippet: false,
+    };
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| Unreadable::Yaml(error.to_string().chars().take(200).collect()))?;
+    let mut objects = Vec::new();
+    for document in documents {
+        let items = match document.get("items").and_then(serde_json::Value::as_array) {
+            Some(items) => items.clone(),
+            None => vec![document],
+        };
+        for item in items {
+            let word = |value: Option<&serde_json::Value>| -> String {
+                value.and_then(serde_json::Value::as_str).unwrap_or_default().chars().take(80).collect()
+            };
+            let kind = word(item.get("kind"));
+            if !matches!(kind.as_str(), "Node" | "ENIConfig") {
+                continue;
+            }
+            let name = word(item.pointer("/metadata/name"));
+            let object = serde_json::from_value(item).map_err(|error| {
+                let reason = error.to_string().chars().take(200).collect();
+                Unreadable::Object { kind, name, reason }
+            })?;
+            objects.push(object);
+        }
+    }
+    Ok(objects)
 }
 
 /// How a node names its ENIConfig.
@@ -138,6 +202,8 @@ pub fn eni_config<'o>(
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -154,7 +220,7 @@ mod tests {
             config("annotated", 3),
             config("external", 4),
         ];
-        texts.iter().map(|text| serde_saphyr::from_str(text).unwrap()).collect()
+        read(&texts.join("\n---\n")).unwrap()
     }
 
     fn naming() -> Naming {
@@ -180,6 +246,20 @@ mod tests {
         assert!(is_schedulable(&all, "n1"));
         all[0].spec.unschedulable = true;
         assert!(!is_schedulable(&all, "n1") && is_schedulable(&all, "n2"));
+    }
+
+    #[test]
+    fn lists_are_read_and_objects_of_others_are_passed_over() {
+        let text = r#"{"kind": "List", "items": [
+            {"kind": "Node", "metadata": {"name": "n1"}, "spec": {"unschedulable": true}},
+            {"kind": "Pod", "spec": {"subnet": ["of another type"]}}]}"#;
+        let objects = read(text).unwrap();
+        assert_eq!((objects.len(), is_schedulable(&objects, "n1")), (1, false));
+        let error = read("{kind: ENIConfig, metadata: {name: a}, spec: {subnet: [1]}}").unwrap_err().to_string();
+        assert!(error.starts_with("ENIConfig a: invalid type: sequence, expected a string"), "{error}");
+        assert!(read("kind: [").unwrap_err().to_string().starts_with("it is no YAML that can be read: "));
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(read(&deep).is_err());
     }
 
     #[test]

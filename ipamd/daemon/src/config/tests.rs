@@ -23,6 +23,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             subnet_discovery: true,
             cluster_name: None,
             provisioning: true,
+            imds_only: false,
             warm_when_cordoned: false,
             custom_networking: None,
             additional_tags: BTreeMap::new(),
@@ -108,13 +109,10 @@ fn vpc_cnis_ways_of_saying_none_are_understood() {
 
 #[test]
 fn what_has_no_effect_yet_is_named() {
-    let config = load(&[
-        ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true"),
-        ("ENABLE_POD_ENI", "false"),
-        ("CLUSTER_ENDPOINT", "https://api"),
-    ])
-    .unwrap();
-    assert_eq!(config.without_effect, ["AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "CLUSTER_ENDPOINT"]);
+    let config =
+        load(&[("ENABLE_MULTI_NIC", "true"), ("ENABLE_POD_ENI", "false"), ("CLUSTER_ENDPOINT", "https://api")])
+            .unwrap();
+    assert_eq!(config.without_effect, ["CLUSTER_ENDPOINT", "ENABLE_MULTI_NIC"]);
 }
 
 #[test]

@@ -54,6 +54,11 @@ pub const VARIABLES: &[Variable] = &[
     daemon("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "false", "keep the pool of a cordoned node warm too"),
     network("AWS_VPC_CNI_NODE_PORT_SUPPORT", "true", "connections to NodePorts are answered by the primary ENI"),
     network("AWS_VPC_ENI_MTU", "9001", "MTU of ENIs, 576 (with IPv6 1280) to 9001 bytes"),
+    daemon(
+        "AWS_VPC_K8S_CNI_BACKING_STORE",
+        "/var/run/aws-node/ipam.json",
+        "where the AWS VPC CNI has kept its allocations, for a takeover of its node",
+    ),
     never("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "", "no effect in VPC CNI either"),
     network("AWS_VPC_K8S_CNI_CONNMARK", "0x80", "mark and mask of connections that belong to the primary ENI"),
     daemon(
@@ -80,7 +85,7 @@ pub const VARIABLES: &[Variable] = &[
     later("DISABLE_POD_V6", "false", "switch IPv6 off inside pods"),
     network("DISABLE_TCP_EARLY_DEMUX", "false", "probes of pods behind security groups of their own need it"),
     later("ENABLE_BANDWIDTH_PLUGIN", "false", "chain the bandwidth plugin"),
-    later("ENABLE_IMDS_ONLY_MODE", "false", "make no EC2 call at all"),
+    daemon("ENABLE_IMDS_ONLY_MODE", "false", "never call EC2; use what the metadata service shows"),
     daemon("ENABLE_IPv4", "true", "pods have IPv4 addresses; with ENABLE_IPv6 too, they have both"),
     daemon("ENABLE_IPv6", "false", "pods have IPv6 addresses, of a /80 of their ENI"),
     later("ENABLE_MULTI_NIC", "false", "pods on several network cards"),

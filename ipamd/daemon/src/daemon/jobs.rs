@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use sluice_contract::id::{EniId, SecurityGroupId};
 use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits};
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
-use sluice_ipamd_core::limits::limits;
+use sluice_ipamd_core::limits::{largest, limits};
 use sluice_ipamd_core::op::{Failure, Op};
 use sluice_ipamd_core::recover::reconcile;
 use sluice_ipamd_core::state::{Event, Node, tag};
@@ -83,6 +83,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(super) fn spawn(&mut self, job: Job) {
         let (executor, kernel) = (Arc::clone(&self.parts.executor), Arc::clone(&self.parts.kernel));
         let known = self.state.node().map(|node| (node.identity.clone(), node.limits));
+        let imds_only = self.parts.config.pool.imds_only;
         let prefix = self.parts.config.network.veth_prefix.clone();
         let work = job.clone();
         let task = self.tasks.spawn(async move {
@@ -91,7 +92,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     let result = executor.run(&op).await;
                     Done::Op(Box::new((op, result)))
                 }
-                Job::Learn => Done::Learn(learn(&executor, known).await.map(Box::new)),
+                Job::Learn => Done::Learn(learn(&executor, known, imds_only).await.map(Box::new)),
                 Job::Pods => Done::Pods(kernel.pods(&prefix).await),
                 Job::Node(network) => {
                     let result = kernel.set_up_node(&network).await;
@@ -405,7 +406,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 /// What an ENI should be on the host; nothing for the primary ENI, those of others, and those that are not attached or
 /// whose subnet is not known yet.
 fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
-    (eni.role == Role::Secondary && eni.carries_pods() && subnet.prefix_len() < 32).then_some(())?;
+    (eni.role == Role::Secondary && eni.is_of_pods() && subnet.prefix_len() < 32).then_some(())?;
     eni.device?;
     Some(EniNetwork {
         eni: eni.id.clone(),
@@ -431,6 +432,7 @@ pub(super) fn node(
     tags.insert(tag::INSTANCE.to_owned(), identity.instance.to_string());
     if let Some(cluster) = &pool.cluster_name {
         tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
+        tags.insert(tag::OWNER.to_owned(), tag::OWNER_VPC_CNI.to_owned());
     }
     Node {
         identity,
@@ -441,6 +443,8 @@ pub(super) fn node(
         manage_untagged_enis: pool.manage_untagged_eni,
         families: config.network.families,
         custom_networking: pool.custom_networking.is_some(),
+        subnet_discovery: pool.subnet_discovery,
+        imds_only: pool.imds_only,
     }
 }
 
@@ -458,6 +462,7 @@ fn no_cidrs() -> CloudError {
 async fn learn<C: Cloud>(
     executor: &Executor<C>,
     known: Option<(InstanceIdentity, InstanceLimits)>,
+    imds_only: bool,
 ) -> Result<Learnt, Failure> {
     let cloud = executor.cloud();
     let (identity, limits) = match known {
@@ -466,6 +471,7 @@ async fn learn<C: Cloud>(
             let identity = executor.call(Api::Imds, cloud.identity()).await?;
             let limits = match limits(&identity.instance_type) {
                 Some(limits) => limits,
+                None if imds_only => largest(),
                 None => {
                     let asked = cloud.instance_limits(&identity.instance_type);
                     executor.call(Api::DescribeInstanceTypes, asked).await?

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_contract::id::Attachment;
+use sluice_contract::id::{Attachment, NetworkName};
 use sluice_contract::rpc::{
     AddReply, AddRequest, Call, CheckRequest, DelReply, DelRequest, GcReply, GcRequest, Outcome, PodAddress, Refusal,
     RefusalCode, Reply as WireReply, StatusReply,
 };
+use sluice_ipamd_core::aws_node::NETWORK;
 use sluice_ipamd_core::ledger::Owner;
 use sluice_ipamd_core::queue::Token;
 use sluice_ipamd_core::state::Event;
@@ -31,8 +32,28 @@ pub(super) struct Asking {
 }
 
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
+    /// What the ledger calls an attachment: a pod that was taken over from the VPC CNI is of its network, whatever the
+    /// configuration that is in force calls it.
+    fn known_as(&self, attachment: Attachment) -> Attachment {
+        let taken_over = NetworkName::new(NETWORK).map(|network| Attachment { network, ..attachment.clone() });
+        let is_held = |attachment: &Attachment| {
+            let waits = || self.orphans.values().any(|owner| owner.attachment == *attachment);
+            self.state.ledger().address_of(attachment).is_some() || waits()
+        };
+        match taken_over {
+            Ok(other) if !is_held(&attachment) && is_held(&other) => other,
+            _ => attachment,
+        }
+    }
+
     pub(super) fn asked(&mut self, asked: Asked) {
-        let Asked { token, call, since, deadline, answer } = asked;
+        let Asked { token, mut call, since, deadline, answer } = asked;
+        match &mut call {
+            Call::Del(DelRequest { attachment, .. }) | Call::Check(CheckRequest { attachment, .. }) => {
+                *attachment = self.known_as(attachment.clone());
+            }
+            Call::Add(_) | Call::Gc(_) | Call::Status => {}
+        }
         let (kind, outcome) = match call {
             Call::Add(request) => {
                 self.parts.metrics.add_begun();

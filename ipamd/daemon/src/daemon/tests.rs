@@ -7,6 +7,7 @@ mod custom;
 mod families;
 mod fleet;
 mod memory;
+mod modes;
 mod requests;
 pub(crate) mod sim;
 mod storm;

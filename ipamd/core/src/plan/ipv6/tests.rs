@@ -71,7 +71,7 @@ fn who_comes_after_the_window_is_full_hears_of_it_and_of_the_next_that_cools() {
     assert_eq!(plan.hopeless.as_ref().unwrap().beyond, 2);
     assert_eq!(
         plan.hopeless.unwrap().cause.to_string(),
-        "the instance type allows 1 ENIs of 1022 addresses, and all of them are taken"
+        "the instance type allows 1 ENI, and all 1022 of its addresses for pods are taken"
     );
     state.apply(Event::Release(owner("p3").attachment.clone(), COOLDOWN), at(3)).unwrap();
     let (_, plan) = planned(&state, 2, 4);

@@ -59,10 +59,12 @@ async fn pods_wait_for_the_eni_config_and_get_addresses_of_its_subnet() {
     assert_eq!(refusal.code, RefusalCode::NotReady, "{refusal:?}");
     assert!(refusal.message.contains("no ENIConfig is known"), "{refusal:?}");
     custom.tell(&node, Some(custom.config())).await;
+    let mut pods = Vec::new();
     for index in 0..18 {
         let address = node.add(&format!("p{index}")).await.unwrap();
         assert_ne!(address.device, 0, "the primary ENI is the node's own");
         custom.world.pod_runs(&format!("p{index}"), address.ip);
+        pods.push(address.ip);
     }
     let hopeless = node.add_within("more", Duration::from_secs(20)).await.unwrap_err();
     assert_eq!(hopeless.code, RefusalCode::EniLimit, "{hopeless:?}");
@@ -75,18 +77,8 @@ async fn pods_wait_for_the_eni_config_and_get_addresses_of_its_subnet() {
     node.kill().await;
     // A restart knows it from the checkpoint: the API server may be gone.
     let node = custom.world.start().await;
+    custom.world.pod_ends(pods[0]);
     assert_eq!(node.del("p0").await.len(), 1);
-    custom.world.pod_ends(
-        node.view()
-            .await
-            .enis
-            .values()
-            .flat_map(|eni| eni.blocks.values())
-            .flatten()
-            .find(|(_, a)| a.state == "cooling")
-            .map(|(ip, _)| *ip)
-            .unwrap(),
-    );
     tokio::time::sleep(Duration::from_secs(40)).await;
     assert!(node.add("again").await.is_ok());
     assert_eq!(node.view().await.pool.violations, 0);

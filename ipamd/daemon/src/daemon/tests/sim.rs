@@ -9,17 +9,15 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, InstanceId, SecurityGroupId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
-    AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Attachment, Ec2Eni, Ec2Subnet, ImdsEni,
-    InstanceIdentity, InstanceLimits, InterfaceType, Unassign,
+    AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity,
+    InstanceLimits, Unassign,
 };
+use sluice_ipamd_core::op::{Op, Outcome};
 use sluice_ipamd_core::recover::KernelView;
-use sluice_vpcsim::model::api::{
-    AssignIpv6Addresses, AssignPrivateIpAddresses, AttachNetworkInterface, CreateNetworkInterface, CreateSubnet,
-    CreateTags, DeleteNetworkInterface, Describe, DetachNetworkInterface, EniAttribute, Filter,
-    ModifyNetworkInterfaceAttribute, UnassignPrivateIpAddresses, WantIpv4, WantIpv6,
-};
+use sluice_ipamd_sim::translate;
+use sluice_vpcsim::model::api::{CreateSubnet, Describe, DetachNetworkInterface};
 use sluice_vpcsim::model::state::{self, Eni};
-use sluice_vpcsim::model::{ApiError, CallFailure, Model, Reply, Request, SceneInstance, Settings};
+use sluice_vpcsim::model::{CallFailure, Model, Reply, Request, SceneInstance, Settings};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -210,20 +208,22 @@ impl SimCloud {
         tokio::time::sleep(outcome.answer_after).await;
         match outcome.result {
             Ok(reply) => Ok(reply),
-            Err(CallFailure::Api(error)) => Err(cloud_error(api, &error)),
+            Err(CallFailure::Api(error)) => Err(translate::cloud_error(api, &error)),
             Err(CallFailure::NoAnswer) => std::future::pending().await,
         }
     }
 
-    async fn describe(&self, describe: Describe<EniId>) -> Result<Vec<Ec2Eni>, CloudError> {
-        match self.call(Api::DescribeNetworkInterfaces, describe).await? {
-            Reply::NetworkInterfaces(listed) => Ok(listed.items.iter().map(ec2_eni).collect()),
-            other => panic!("DescribeNetworkInterfaces answered {other:?}"),
+    /// Makes the calls of an operation.
+    async fn carry_out(&self, op: Op) -> Result<Outcome, CloudError> {
+        let mut replies = Vec::new();
+        for request in translate::requests(&op) {
+            replies.push(self.call(op.api(), request).await?);
         }
+        translate::outcome(&op, replies)
     }
 
-    async fn done(&self, api: Api, request: impl Into<Request>) -> Result<(), CloudError> {
-        self.call(api, request).await.map(drop)
+    async fn done(&self, op: Op) -> Result<(), CloudError> {
+        self.carry_out(op).await.map(drop)
     }
 
     fn imds(&self) -> Result<Arc<state::State>, CloudError> {
@@ -236,78 +236,6 @@ impl SimCloud {
         let lag = model.imds_lag();
         Ok(model.seen(now, lag).0)
     }
-}
-
-fn cloud_error(api: Api, error: &ApiError) -> CloudError {
-    let kind = match error.code.as_ref() {
-        "RequestLimitExceeded" => CloudErrorKind::Throttled,
-        "UnauthorizedOperation" => CloudErrorKind::Denied,
-        "InsufficientFreeAddressesInSubnet" => CloudErrorKind::InsufficientAddresses,
-        "InsufficientCidrBlocks" => CloudErrorKind::InsufficientPrefixes,
-        "PrivateIpAddressLimitExceeded" => CloudErrorKind::AddressLimit,
-        "AttachmentLimitExceeded" => CloudErrorKind::AttachmentLimit,
-        "InternalError" => CloudErrorKind::Unavailable,
-        code if code.ends_with("NotFound") => CloudErrorKind::NotFound,
-        _ if error.message.contains("sufficient free Ipv4 addresses or prefixes") => {
-            CloudErrorKind::InsufficientPrefixes
-        }
-        "InvalidParameterValue"
-        | "InvalidNetworkInterface.InUse"
-        | "IncorrectState"
-        | "IdempotentParameterMismatch" => CloudErrorKind::Conflict,
-        _ => CloudErrorKind::Other,
-    };
-    CloudError { api, kind, code: error.code.to_string(), message: error.message.clone(), retry_after: None }
-}
-
-fn ec2_eni(eni: &Eni) -> Ec2Eni {
-    Ec2Eni {
-        eni: eni.id.clone(),
-        mac: eni.mac,
-        attachment: eni.attachment.as_ref().map(|attachment| Ec2Attachment {
-            attachment: attachment.id.clone(),
-            instance: attachment.instance.clone(),
-            device: attachment.device,
-            card: attachment.card,
-            delete_on_termination: attachment.delete_on_termination,
-        }),
-        subnet: eni.subnet.clone(),
-        primary_ip: eni.primary,
-        secondary_ips: eni.secondaries.clone(),
-        prefixes: eni.prefixes.clone(),
-        ipv6_prefixes: eni.ipv6_prefixes.clone(),
-        security_groups: eni.groups.clone(),
-        tags: eni.tags.clone(),
-        interface_type: match eni.interface_type {
-            state::InterfaceType::Efa => InterfaceType::Efa,
-            state::InterfaceType::EfaOnly => InterfaceType::EfaOnly,
-            state::InterfaceType::Trunk => InterfaceType::Trunk,
-            state::InterfaceType::Interface | state::InterfaceType::NatGateway => InterfaceType::Interface,
-        },
-        description: eni.description.clone(),
-    }
-}
-
-fn ec2_subnet(subnet: &state::Subnet) -> Ec2Subnet {
-    Ec2Subnet {
-        subnet: subnet.id.clone(),
-        cidr: subnet.cidr,
-        ipv6_cidr: subnet.ipv6_cidr,
-        availability_zone: subnet.availability_zone.clone(),
-        available: subnet.available(),
-        tags: subnet.tags.clone(),
-    }
-}
-
-fn want(count: AddressCount) -> WantIpv4 {
-    match count {
-        AddressCount::Secondary(count) => WantIpv4 { count, ..WantIpv4::default() },
-        AddressCount::Prefixes(prefix_count) => WantIpv4 { prefix_count, ..WantIpv4::default() },
-    }
-}
-
-fn filter(name: &str, value: &impl ToString) -> Filter {
-    Filter { name: name.into(), values: vec![value.to_string()] }
 }
 
 impl Cloud for SimCloud {
@@ -327,28 +255,10 @@ impl Cloud for SimCloud {
 
     async fn imds_enis(&self) -> Result<Vec<ImdsEni>, CloudError> {
         let state = self.imds()?;
-        let now = self.now();
         let omitted = lock(&self.0.switches).omitted;
-        let shown = state.attached(&self.0.instance).into_iter().filter_map(|eni| {
-            let attachment = eni.attachment.as_ref().filter(|attachment| attachment.has_link(now))?;
-            if omitted == Some(attachment.device) {
-                return None;
-            }
-            Some(ImdsEni {
-                eni: eni.id.clone(),
-                mac: eni.mac,
-                device: attachment.device,
-                card: attachment.card,
-                subnet: eni.subnet.clone(),
-                subnet_cidr: state.subnets[&eni.subnet].cidr,
-                primary_ip: eni.primary,
-                secondary_ips: eni.secondaries.clone(),
-                prefixes: eni.prefixes.clone(),
-                ipv6_prefixes: eni.ipv6_prefixes.clone(),
-                security_groups: eni.groups.clone(),
-            })
-        });
-        Ok(shown.collect())
+        let mut shown = translate::imds_enis(&state, &self.0.instance, self.now());
+        shown.retain(|eni| omitted != Some(eni.device));
+        Ok(shown)
     }
 
     async fn vpc_cidrs(&self) -> Result<Vec<Ipv4Net>, CloudError> {
@@ -357,30 +267,25 @@ impl Cloud for SimCloud {
     }
 
     async fn describe_enis(&self, enis: &[EniId]) -> Result<Vec<Ec2Eni>, CloudError> {
-        // By filter, because an id that is unknown is left out of the answer then.
-        let values = enis.iter().map(ToString::to_string).collect();
-        let filters = vec![Filter { name: "network-interface-id".into(), values }];
-        self.describe(Describe { filters, ..Describe::default() }).await
+        let ids: Vec<String> = enis.iter().map(ToString::to_string).collect();
+        match self.call(Api::DescribeNetworkInterfaces, translate::describe_enis("network-interface-id", &ids)).await? {
+            Reply::NetworkInterfaces(listed) => Ok(listed.items.iter().map(translate::ec2_eni).collect()),
+            other => panic!("DescribeNetworkInterfaces answered {other:?}"),
+        }
     }
 
     async fn owned_enis(&self, instance: &InstanceId) -> Result<Vec<Ec2Eni>, CloudError> {
-        let mut owned = Vec::new();
-        for name in ["attachment.instance-id", "tag:node.k8s.amazonaws.com/instance_id"] {
-            owned.extend(
-                self.describe(Describe { filters: vec![filter(name, instance)], ..Describe::default() }).await?,
-            );
+        match self.carry_out(Op::Survey { instance: instance.clone() }).await? {
+            Outcome::Surveyed(enis) => Ok(enis),
+            other => panic!("{other:?}"),
         }
-        let mut seen = BTreeSet::new();
-        owned.retain(|eni: &Ec2Eni| seen.insert(eni.eni.clone()));
-        Ok(owned)
     }
 
     async fn subnets(&self, vpc: &VpcId, availability_zone: &str) -> Result<Vec<Ec2Subnet>, CloudError> {
-        let filters = vec![filter("vpc-id", vpc), filter("availability-zone", &availability_zone)];
-        let describe: Describe<SubnetId> = Describe { filters, ..Describe::default() };
-        match self.call(Api::DescribeSubnets, describe).await? {
-            Reply::Subnets(listed) => Ok(listed.items.iter().map(ec2_subnet).collect()),
-            other => panic!("DescribeSubnets answered {other:?}"),
+        let op = Op::Subnets { vpc: vpc.clone(), availability_zone: availability_zone.to_owned() };
+        match self.carry_out(op).await? {
+            Outcome::Subnets(subnets) => Ok(subnets),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -389,18 +294,9 @@ impl Cloud for SimCloud {
     }
 
     async fn create_eni(&self, request: &CreateEni) -> Result<Ec2Eni, CloudError> {
-        let create = CreateNetworkInterface {
-            description: request.description.clone(),
-            groups: request.security_groups.clone(),
-            want: want(request.addresses),
-            want_ipv6: WantIpv6 { prefix_count: u32::from(request.ipv6_prefix), ..WantIpv6::default() },
-            tags: request.tags.clone(),
-            client_token: Some(request.client_token.clone()),
-            ..CreateNetworkInterface::new(request.subnet.clone())
-        };
-        match self.call(Api::CreateNetworkInterface, create).await? {
-            Reply::NetworkInterface(eni) => Ok(ec2_eni(&eni)),
-            other => panic!("CreateNetworkInterface answered {other:?}"),
+        match self.carry_out(Op::Create(request.clone())).await? {
+            Outcome::Created(eni) => Ok(eni),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -411,73 +307,58 @@ impl Cloud for SimCloud {
         card: u32,
         device: u32,
     ) -> Result<AttachmentId, CloudError> {
-        let attach = AttachNetworkInterface { eni: eni.clone(), instance: instance.clone(), card, device };
-        match self.call(Api::AttachNetworkInterface, attach).await? {
-            Reply::Attached { attachment, .. } => Ok(attachment),
-            other => panic!("AttachNetworkInterface answered {other:?}"),
+        match self.carry_out(Op::Attach { eni: eni.clone(), instance: instance.clone(), card, device }).await? {
+            Outcome::Attached(attachment) => Ok(attachment),
+            other => panic!("{other:?}"),
         }
     }
 
     async fn delete_on_termination(&self, eni: &EniId, attachment: &AttachmentId) -> Result<(), CloudError> {
-        let attribute = EniAttribute::DeleteOnTermination(attachment.clone(), true);
-        let modify = ModifyNetworkInterfaceAttribute { eni: eni.clone(), attribute };
-        self.done(Api::ModifyNetworkInterfaceAttribute, modify).await
+        self.done(Op::DeleteOnTermination { eni: eni.clone(), attachment: attachment.clone() }).await
     }
 
     async fn set_groups(&self, eni: &EniId, groups: &[SecurityGroupId]) -> Result<(), CloudError> {
-        let attribute = EniAttribute::Groups(groups.to_vec());
-        let modify = ModifyNetworkInterfaceAttribute { eni: eni.clone(), attribute };
-        self.done(Api::ModifyNetworkInterfaceAttribute, modify).await
+        self.done(Op::SetGroups { eni: eni.clone(), groups: groups.to_vec() }).await
     }
 
     async fn assign(&self, eni: &EniId, count: AddressCount) -> Result<Assigned, CloudError> {
-        let assign = AssignPrivateIpAddresses { eni: eni.clone(), want: want(count), allow_reassignment: false };
-        match self.call(Api::AssignPrivateIpAddresses, assign).await? {
-            Reply::AssignedIpv4 { addresses, prefixes, .. } => {
-                Ok(Assigned { addresses: addresses.into_iter().collect(), prefixes: prefixes.into_iter().collect() })
-            }
-            other => panic!("AssignPrivateIpAddresses answered {other:?}"),
+        match self.carry_out(Op::Assign { eni: eni.clone(), count }).await? {
+            Outcome::Assigned(assigned) => Ok(assigned),
+            other => panic!("{other:?}"),
         }
     }
 
     async fn assign_ipv6_prefix(&self, eni: &EniId) -> Result<Ipv6Net, CloudError> {
-        let want = WantIpv6 { prefix_count: 1, ..WantIpv6::default() };
-        match self.call(Api::AssignIpv6Addresses, AssignIpv6Addresses { eni: eni.clone(), want }).await? {
-            Reply::Ipv6 { prefixes, .. } => Ok(prefixes[0]),
-            other => panic!("AssignIpv6Addresses answered {other:?}"),
+        match self.carry_out(Op::AssignIpv6 { eni: eni.clone() }).await? {
+            Outcome::AssignedIpv6(net) => Ok(net),
+            other => panic!("{other:?}"),
         }
     }
 
     async fn unassign(&self, eni: &EniId, what: &Unassign) -> Result<(), CloudError> {
-        let unassign = UnassignPrivateIpAddresses {
-            eni: eni.clone(),
-            addresses: what.addresses.iter().copied().collect(),
-            prefixes: what.prefixes.iter().copied().collect(),
-        };
-        self.done(Api::UnassignPrivateIpAddresses, unassign).await
+        self.done(Op::Unassign { eni: eni.clone(), what: what.clone() }).await
     }
 
     async fn detach_eni(&self, attachment: &AttachmentId) -> Result<(), CloudError> {
         let detach = DetachNetworkInterface { attachment: attachment.clone(), force: false };
-        self.done(Api::DetachNetworkInterface, detach).await
+        self.call(Api::DetachNetworkInterface, detach).await.map(drop)
     }
 
     async fn delete_eni(&self, eni: &EniId) -> Result<(), CloudError> {
-        match self.done(Api::DeleteNetworkInterface, DeleteNetworkInterface { eni: eni.clone() }).await {
+        match self.done(Op::Delete { eni: eni.clone() }).await {
             Err(error) if error.kind == CloudErrorKind::NotFound => Ok(()),
             result => result,
         }
     }
 
     async fn tag_eni(&self, eni: &EniId, tags: &BTreeMap<String, String>) -> Result<(), CloudError> {
-        let create = CreateTags { resources: vec![eni.to_string()], tags: tags.clone() };
-        self.done(Api::CreateTags, create).await
+        self.done(Op::Tag { eni: eni.clone(), tags: tags.clone() }).await
     }
 
     async fn describe_subnet(&self, subnet: &SubnetId) -> Result<Ec2Subnet, CloudError> {
         let describe = Describe { ids: vec![subnet.clone()], ..Describe::default() };
         match self.call(Api::DescribeSubnets, describe).await? {
-            Reply::Subnets(listed) => Ok(ec2_subnet(&listed.items[0])),
+            Reply::Subnets(listed) => Ok(translate::ec2_subnet(&listed.items[0])),
             other => panic!("DescribeSubnets answered {other:?}"),
         }
     }

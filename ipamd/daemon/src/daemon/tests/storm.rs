@@ -233,6 +233,16 @@ impl Storm {
         assert!(view.pool.assigned as usize >= self.pods.len(), "{view:#?}");
     }
 
+    /// Every call of EC2, for whoever has to find out why.
+    fn tell_calls(&self) {
+        let model = self.world.cloud.model();
+        let lines = model.log().records().map(|call| {
+            let at = Duration::from_millis(call.at_millis).as_secs_f64();
+            format!("{at:>9.3} s  {} {}: {}", call.action, call.parameters, call.outcome)
+        });
+        self.trace.lock().unwrap().extend(lines);
+    }
+
     /// Everything is well again: whoever asks is served, and everything agrees.
     async fn end(mut self) {
         self.tell_the_truth();
@@ -260,6 +270,7 @@ impl Storm {
         for (name, address) in self.pods.clone() {
             assert_eq!(self.node().add(&name).await, Ok(address), "{name} has kept its address");
         }
+        self.tell_calls();
         self.world.agrees(self.node()).await;
         let pods = self.pods.len();
         let view = self.node().wait("only what runs", |view| view.pool.assigned as usize == pods).await;

@@ -1,0 +1,196 @@
+//! A node that the AWS VPC CNI ran on before.
+//!
+//! The two never run together: while the VPC CNI's daemon answers, this one waits and touches nothing. Then its allocations
+//! are believed as far as the kernel shows them: the address lives on the host interface of just that pod. Interfaces, rules,
+//! routes and ENIs stand as they are, since they are what this daemon would have made.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sluice_contract::node::veth_hash;
+use sluice_ipamd_core::aws_node::{self, Allocation, AwsNodeError};
+use sluice_ipamd_core::ledger::Owner;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::kernel::Pods;
+use crate::log::ErrorChain;
+use crate::store::{Store, StoreError};
+
+/// How often it is looked whether the VPC CNI's daemon has gone.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long its TCP port may take to answer.
+const CONNECT: Duration = Duration::from_millis(200);
+
+/// Where releases before 1.23 serve their plugin.
+const PORT: u16 = 50_051;
+
+/// Network cards that allocations are looked for on; no instance type has more.
+const CARDS: u32 = 64;
+
+/// Why the VPC CNI's allocations are not used.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    File(#[from] StoreError),
+    #[error("{} is not used", path.display())]
+    Contents {
+        path: PathBuf,
+        #[source]
+        source: AwsNodeError,
+    },
+}
+
+/// The VPC CNI's daemon of this node, by the file that holds its allocations.
+#[derive(Debug, Clone)]
+pub(crate) struct AwsNode {
+    file: PathBuf,
+}
+
+impl AwsNode {
+    pub(crate) const fn new(file: PathBuf) -> Self {
+        Self { file }
+    }
+
+    /// Returns when no daemon of the VPC CNI answers on this node.
+    pub(crate) async fn has_gone(&self) {
+        let mut told = false;
+        while let Some(place) = self.answers().await {
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(place, "the AWS VPC CNI's daemon serves this node: waiting until it is stopped");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        if told {
+            tracing::info!("the AWS VPC CNI's daemon has gone");
+        }
+    }
+
+    /// Where the VPC CNI's daemon answers, if it does.
+    async fn answers(&self) -> Option<String> {
+        let socket = self.file.with_file_name("ipamd.sock");
+        if UnixStream::connect(&socket).await.is_ok() {
+            return Some(socket.display().to_string());
+        }
+        if !self.file.exists() {
+            return None;
+        }
+        // Whatever else may listen there: on a node that the VPC CNI has served it is most likely that.
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
+        let connected = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
+        connected.is_ok_and(|stream| stream.is_ok()).then(|| address.to_string())
+    }
+
+    /// The allocations whose addresses live on the host interface of their pod, by address.
+    pub(crate) fn owners(&self, pods: &Pods) -> BTreeMap<IpAddr, Owner> {
+        let (mut owners, mut left) = (BTreeMap::new(), 0_usize);
+        for allocation in self.allocations() {
+            let address = allocation.address;
+            match owner(allocation, pods) {
+                Some(owner) => {
+                    owners.insert(address, owner);
+                }
+                None => left += 1,
+            }
+        }
+        if !owners.is_empty() || left > 0 {
+            tracing::info!(pods = owners.len(), gone = left, file = %self.file.display(), "the AWS VPC CNI's pods");
+        }
+        owners
+    }
+
+    fn allocations(&self) -> Vec<Allocation> {
+        let card = |card: u32| self.file.with_file_name(format!("ipam-nic-{card}.json"));
+        let files = std::iter::once(self.file.clone()).chain((1..CARDS).map(card));
+        let mut all = Vec::new();
+        for path in files {
+            match read(&path) {
+                Ok(allocations) => all.extend(allocations),
+                // Its pods' addresses live and are nobody's: they stay in quarantine until the pods go.
+                Err(error) => tracing::error!(error = %ErrorChain(&error), "the AWS VPC CNI's allocations"),
+            }
+        }
+        all
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<Allocation>, ReadError> {
+    match Store::new(path.to_owned()).read() {
+        Ok(Some(document)) => {
+            aws_node::read(&document).map_err(|source| ReadError::Contents { path: path.to_owned(), source })
+        }
+        Ok(None) => Ok(Vec::new()),
+        Err(StoreError::File { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The owner of an allocation that the kernel bears out.
+fn owner(allocation: Allocation, pods: &Pods) -> Option<Owner> {
+    let Allocation { attachment, pod, address, .. } = allocation;
+    let host_ifname = pods.view.pods.get(&address).filter(|_| !pods.dead.contains(&address))?;
+    // A pod that was made anew under the same address has another interface.
+    let is_its = pod.name.is_empty() || host_ifname.as_str().ends_with(&veth_hash(&pod, 0));
+    is_its.then(|| Owner { attachment, pod, host_ifname: host_ifname.clone(), netns: String::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_contract::id::PodRef;
+    use sluice_contract::node::host_veth;
+
+    use super::*;
+    use crate::testing::TestDir;
+
+    fn pod(name: &str) -> PodRef {
+        PodRef { namespace: "default".into(), name: name.into(), uid: None }
+    }
+
+    fn allocations(pods: &[(&str, &str)]) -> String {
+        let all: Vec<String> = pods
+            .iter()
+            .map(|(name, address)| {
+                format!(
+                    r#"{{"networkName":"aws-cni","containerID":"c-{name}","ifName":"eth0","ipv4":"{address}","metadata":{{"k8sPodNamespace":"default","k8sPodName":"{name}"}}}}"#
+                )
+            })
+            .collect();
+        format!(r#"{{"version":"vpc-cni-ipam/1","allocations":[{}]}}"#, all.join(","))
+    }
+
+    #[test]
+    fn an_allocation_is_believed_as_far_as_the_kernel_bears_it_out() {
+        let dir = TestDir::new();
+        let file = dir.path().join("ipam.json");
+        let all = [("a", "10.0.0.1"), ("gone", "10.0.0.2"), ("other", "10.0.0.3"), ("dead", "10.0.0.4")];
+        std::fs::write(&file, allocations(&all)).unwrap();
+        std::fs::write(dir.path().join("ipam-nic-1.json"), allocations(&[("b", "10.0.1.1")])).unwrap();
+        std::fs::write(dir.path().join("ipam-nic-2.json"), "{").unwrap();
+        let mut pods = Pods::default();
+        for (name, address) in [("a", "10.0.0.1"), ("x", "10.0.0.3"), ("dead", "10.0.0.4"), ("b", "10.0.1.1")] {
+            pods.view.pods.insert(address.parse().unwrap(), host_veth("eni", &pod(name), 0).unwrap());
+        }
+        pods.dead.insert("10.0.0.4".parse().unwrap());
+        let owners = AwsNode::new(file).owners(&pods);
+        let adopted: Vec<_> = owners.iter().map(|(ip, owner)| format!("{ip} {}", owner.attachment)).collect();
+        assert_eq!(adopted, ["10.0.0.1 c-a/eth0@aws-cni", "10.0.1.1 c-b/eth0@aws-cni"]);
+        assert_eq!(owners[&"10.0.0.1".parse::<IpAddr>().unwrap()].pod, pod("a"));
+        assert_eq!(AwsNode::new(dir.path().join("none/ipam.json")).owners(&pods).len(), 0);
+    }
+
+    #[tokio::test]
+    async fn as_long_as_its_daemon_answers_nothing_is_begun() {
+        let dir = TestDir::new();
+        let aws = AwsNode::new(dir.path().join("ipam.json"));
+        aws.has_gone().await;
+        let socket = tokio::net::UnixListener::bind(dir.path().join("ipamd.sock")).unwrap();
+        assert!(aws.answers().await.unwrap().ends_with("ipamd.sock"));
+        let waiting = tokio::spawn(async move { aws.has_gone().await });
+        assert!(!waiting.is_finished());
+        drop(socket);
+        waiting.await.unwrap();
+    }
+}
