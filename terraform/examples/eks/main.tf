@@ -41,8 +41,14 @@ provider "aws" {
   }
 }
 
+# Not those that an account has to ask for.
 data "aws_availability_zones" "here" {
   state = "available"
+
+  filter {
+    name   = "opt-in-status"
+    values = ["opt-in-not-required"]
+  }
 }
 
 locals {

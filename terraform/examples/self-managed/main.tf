@@ -42,8 +42,14 @@ provider "aws" {
   }
 }
 
+# Not those that an account has to ask for.
 data "aws_availability_zones" "here" {
   state = "available"
+
+  filter {
+    name   = "opt-in-status"
+    values = ["opt-in-not-required"]
+  }
 }
 
 data "aws_caller_identity" "here" {}
