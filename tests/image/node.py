@@ -1,4 +1,4 @@
-"""A node's pods, as the manifests say, in the engine at DOCKER_HOST; then pods of its own that the plugins attach."""
+"""A node's pods, as the manifests say, by podman; then pods of its own that the plugins attach."""
 
 import json
 import os
@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENTER = shlex.split(os.environ["ENTER"])
 WORK = pathlib.Path(os.environ["WORK"])
 LIMIT = 60
+PODMAN = [*ENTER, "podman", "--cgroup-manager", "cgroupfs"]
 DONE = []
 
 CLUSTER = """
@@ -58,7 +59,7 @@ def eventually(what, holds):
     while not holds():
         if time.monotonic() > end:
             for name in ["ipamd", "policyd", "proxy", "conflist"]:
-                print(f"--- {name}\n{run('docker', 'logs', '--tail', 15, name, check=False)}")
+                print(f"--- {name}\n{run(*PODMAN, 'logs', '--tail', 15, name, check=False)}")
             sys.exit(f"{what}: not within {LIMIT} s")
         time.sleep(0.1)
     passed(what)
@@ -69,15 +70,30 @@ def daemonset(name, file="sluice"):
     return next(one for one in found if one["kind"] == "DaemonSet" and one["metadata"]["name"] == name)["spec"]["template"]["spec"]
 
 
-def docker(pod, container, more_env=(), more_args=(), more_mounts=()):
-    """How Docker is told what Kubernetes is told of a container."""
+def default_profile(added):
+    """The default seccomp profile of containerd since 1.6.9 and of Docker since 23: podman's, but bpf(2) goes with CAP_BPF."""
+    profile = json.loads(pathlib.Path("/usr/share/containers/seccomp.json").read_text())
+    ours = {"BPF": "bpf", "PERFMON": "perf_event_open"}
+    for rule in profile["syscalls"]:
+        rule["names"] = [name for name in rule["names"] if name not in ours.values()]
+    allowed = [ours[name] for name in added if name in ours]
+    profile["syscalls"] = [rule for rule in profile["syscalls"] if rule["names"]] + ([{"names": allowed, "action": "SCMP_ACT_ALLOW"}] if allowed else [])
+    path = WORK / f"seccomp-{'-'.join(added) or 'none'}.json"
+    path.write_text(json.dumps(profile))
+    return path
+
+
+def engine(pod, container, more_env=(), more_args=(), more_mounts=()):
+    """How podman is told what Kubernetes is told of a container."""
     context = container["securityContext"]
-    words = ["docker", "run", "--name", container["name"], "--network", "host", "--user", "0:0"]
+    words = [*PODMAN, "run", "--name", container["name"], "--network", "host", "--user", "0:0"]
     if context.get("privileged"):
         words.append("--privileged")
     else:
         words += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-        words += [word for name in context["capabilities"].get("add", []) for word in ("--cap-add", name)]
+        added = context["capabilities"].get("add", [])
+        words += [word for name in added for word in ("--cap-add", name)]
+        words += ["--security-opt", f"seccomp={default_profile(added)}"]
     if context["readOnlyRootFilesystem"]:
         words.append("--read-only")
     paths = {volume["name"]: volume["hostPath"] for volume in pod["volumes"]}
@@ -95,21 +111,21 @@ def docker(pod, container, more_env=(), more_args=(), more_mounts=()):
         words += ["--env", f"{variable['name']}={value}"]
     words += [word for variable in more_env for word in ("--env", variable)]
     command = [*container["command"], *more_args]
-    return [*words, "--entrypoint", command[0], container["image"], *command[1:]]
+    return [*words, "--entrypoint", command[0], "localhost/" + container["image"], *command[1:]]
 
 
 def start(pod, name, **more):
     container = next(one for one in pod["containers"] if one["name"] == name)
-    words = docker(pod, container, **more)
-    words.insert(2, "--detach")
+    words = engine(pod, container, **more)
+    words.insert(len(PODMAN) + 1, "--detach")
     run(*words)
     return container
 
 
 def once(pod, name):
     container = next(one for one in pod["initContainers"] if one["name"] == name)
-    words = docker(pod, container)
-    words.insert(2, "--rm")
+    words = engine(pod, container)
+    words.insert(len(PODMAN) + 1, "--rm")
     done = run(*words, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -178,7 +194,7 @@ def main():
         passed("a pod that it does not name gets no answer")
         # The proxy's namespaces outlive its container.
         inode = on_node("stat", "--format", "%i", "/run/sluice/netns/ingress").stdout
-        run("docker", "rm", "--force", "proxy")
+        run(*PODMAN, "rm", "--force", "--time", "30", "proxy")
         code, said = once(proxy, "namespaces")
         assert code == 0, said
         start(proxy, "proxy")
@@ -189,7 +205,7 @@ def main():
         server.kill()
         server.wait()
     taken = daemonset("sluice-uninstall", "uninstall")
-    run("docker", "rm", "--force", "proxy", "policyd", "ipamd", "conflist")
+    run(*PODMAN, "rm", "--force", "--time", "30", "proxy", "policyd", "ipamd", "conflist")
     code, said = once(taken, "uninstall")
     assert code != 0 and "3 pods" in said, said
     passed("it is not taken off under pods")
