@@ -43,6 +43,29 @@ def definitions():
     return found
 
 
+# The part of the Prometheus Operator's PodMonitor that is used.
+POD_MONITOR = {
+    "type": "object",
+    "required": ["selector", "podMetricsEndpoints"],
+    "additionalProperties": False,
+    "properties": {
+        "selector": {"type": "object", "properties": {"matchLabels": {"type": "object"}}, "additionalProperties": False},
+        "podMetricsEndpoints": {"type": "array", "minItems": 1, "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                **dict.fromkeys(["path", "interval", "scrapeTimeout"], {"type": "string"}),
+                "relabelings": {"type": "array", "items": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"sourceLabels": {"type": "array", "items": {"type": "string"}}, **dict.fromkeys(["action", "regex", "targetLabel", "replacement", "separator"], {"type": "string"})},
+                }},
+            },
+        }},
+    },
+}
+
+
 def closed(schema):
     """A schema that refuses what it does not name, where it does not say that it keeps everything."""
     if "properties" not in schema:
@@ -59,6 +82,9 @@ def validate(found):
         schema = closed(own)
         schema["properties"]["metadata"] = {"type": "object"}
         jsonschema.validate(found, schema)
+        return
+    if found["kind"] == "PodMonitor":
+        jsonschema.validate(found["spec"], POD_MONITOR)
         return
     for kubernetes in KUBERNETES:
         kubernetes_validate.validate(found, kubernetes, strict=True)
