@@ -278,6 +278,7 @@ impl EniRecord {
             subnet_cidr: self.subnet_cidr,
             primary_ip: self.primary_ip,
             security_groups: self.security_groups,
+            connection_tracking: None,
             missing_tags: self.missing_tags,
             interface_type: self.interface_type,
             role: self.role,

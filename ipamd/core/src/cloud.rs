@@ -97,6 +97,23 @@ pub struct Ec2Eni {
     pub interface_type: InterfaceType,
     /// `Description`.
     pub description: String,
+    /// `ConnectionTrackingConfiguration`, where it has one.
+    pub connection_tracking: Option<ConnectionTracking>,
+}
+
+/// How long the security groups of an ENI remember idle connections, in seconds; what is absent is EC2's default (EC2 User
+/// Guide, "Security group connection tracking").
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionTracking {
+    /// `TcpEstablishedTimeout`, 60 to 432,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_established: Option<u32>,
+    /// `UdpStreamTimeout`, 60 to 180: of flows that have had more than one exchange.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_stream: Option<u32>,
+    /// `UdpTimeout`, 30 to 60: of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<u32>,
 }
 
 /// Where an ENI is attached.
@@ -175,6 +192,9 @@ pub struct CreateEni {
     /// Whether it gets a /80 (`Ipv6PrefixCount` 1).
     #[serde(default)]
     pub ipv6_prefix: bool,
+    /// That of the primary ENI, where it has one (`ConnectionTrackingSpecification`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_tracking: Option<ConnectionTracking>,
     /// `aws-K8S-<instance id>`.
     pub description: String,
     /// Tags to make it with.

@@ -105,6 +105,7 @@ pub(crate) fn eni(n: u32, blocks: &[&str]) -> Ec2Eni {
         tags: node().tags,
         interface_type: InterfaceType::Interface,
         description: String::new(),
+        connection_tracking: None,
     }
 }
 

@@ -12,7 +12,8 @@ use aws_sdk_ec2::config::retry::RetryConfig;
 use aws_sdk_ec2::config::timeout::TimeoutConfig;
 use aws_sdk_ec2::config::{AppName, BehaviorVersion, IdentityCache, Region};
 use aws_sdk_ec2::types::{
-    Filter, InstanceType, NetworkInterfaceAttachmentChanges, ResourceType, Tag, TagSpecification,
+    ConnectionTrackingSpecificationRequest, Filter, InstanceType, NetworkInterfaceAttachmentChanges, ResourceType, Tag,
+    TagSpecification,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use moka::future::Cache;
@@ -371,6 +372,13 @@ impl Cloud for Ec2Cloud {
         };
         if request.ipv6_prefix {
             call = call.ipv6_prefix_count(1);
+        }
+        if let Some(tracking) = request.connection_tracking {
+            let specification = ConnectionTrackingSpecificationRequest::builder()
+                .set_tcp_established_timeout(tracking.tcp_established.map(signed))
+                .set_udp_stream_timeout(tracking.udp_stream.map(signed))
+                .set_udp_timeout(tracking.udp.map(signed));
+            call = call.connection_tracking_specification(specification.build());
         }
         let answer = Box::pin(call.send()).await.map_err(|error| of_ec2(API, asked(request.addresses), &error))?;
         match answer.network_interface() {

@@ -14,7 +14,8 @@ use aws_sdk_ec2::types::{
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_ipamd_core::cloud::{
-    Api, CloudError, CloudErrorKind, Ec2Attachment, Ec2Eni, Ec2Subnet, InstanceLimits, InterfaceType,
+    Api, CloudError, CloudErrorKind, ConnectionTracking, Ec2Attachment, Ec2Eni, Ec2Subnet, InstanceLimits,
+    InterfaceType,
 };
 use sluice_ipamd_core::ipv6::DELEGATED;
 
@@ -138,7 +139,20 @@ pub(crate) fn eni(api: Api, seen: &NetworkInterface) -> Result<Ec2Eni, CloudErro
         tags: tags(seen.tag_set()),
         interface_type,
         description: seen.description().unwrap_or_default().to_owned(),
+        connection_tracking: connection_tracking(&fields, seen)?,
     })
+}
+
+/// The times that an ENI's connections are remembered for, where any differs from EC2's default.
+fn connection_tracking(fields: &Fields<'_>, seen: &NetworkInterface) -> Result<Option<ConnectionTracking>, CloudError> {
+    let Some(seen) = seen.connection_tracking_configuration() else { return Ok(None) };
+    let seconds = |field, value: Option<i32>| value.map(|value| fields.count(field, Some(value))).transpose();
+    let found = ConnectionTracking {
+        tcp_established: seconds("TcpEstablishedTimeout", seen.tcp_established_timeout())?,
+        udp_stream: seconds("UdpStreamTimeout", seen.udp_stream_timeout())?,
+        udp: seconds("UdpTimeout", seen.udp_timeout())?,
+    };
+    Ok(Some(found).filter(|found| *found != ConnectionTracking::default()))
 }
 
 fn attachment(fields: &Fields<'_>, seen: &NetworkInterfaceAttachment) -> Result<Ec2Attachment, CloudError> {

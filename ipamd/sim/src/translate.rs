@@ -67,6 +67,8 @@ pub fn ec2_eni(eni: &Eni) -> Ec2Eni {
             state::InterfaceType::Interface | state::InterfaceType::NatGateway => InterfaceType::Interface,
         },
         description: eni.description.clone(),
+        // vpcsim takes it and tracks nothing by it.
+        connection_tracking: None,
     }
 }
 

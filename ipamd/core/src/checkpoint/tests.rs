@@ -19,6 +19,7 @@ fn full() -> State {
         security_groups: Vec::new(),
         addresses: AddressCount::Prefixes(2),
         ipv6_prefix: true,
+        connection_tracking: None,
         description: String::new(),
         tags: BTreeMap::new(),
         client_token: state.client_token(0),

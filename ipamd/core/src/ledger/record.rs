@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, MacAddr, PodRef, SecurityGroupId, SubnetId};
 
-use crate::cloud::InterfaceType;
+use crate::cloud::{ConnectionTracking, InterfaceType};
 use crate::ipv6::{self, Delegation};
 use crate::time::Timestamp;
 
@@ -172,6 +172,8 @@ pub struct Eni {
     pub primary_ip: Ipv4Addr,
     /// Its security groups, as EC2 last told them.
     pub security_groups: Vec<SecurityGroupId>,
+    /// What the primary ENI hands down to those that are made beside it; not kept over a restart, since EC2 is asked first.
+    pub connection_tracking: Option<ConnectionTracking>,
     /// Tags of ENIs of this node that EC2 does not show on it, or with another value.
     pub missing_tags: BTreeMap<String, String>,
     /// What EC2 says that it is.

@@ -367,6 +367,7 @@ impl Growth<'_> {
             security_groups: self.security_groups(state),
             addresses,
             ipv6_prefix: self.node.families == Families::Dual,
+            connection_tracking: state.ledger().primary().and_then(|eni| eni.connection_tracking),
             description: format!("aws-K8S-{}", self.node.identity.instance),
             tags: state.eni_tags(&client_token, draft.now),
             client_token,

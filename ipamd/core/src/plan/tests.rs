@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::check::check;
-use crate::cloud::{Assigned, CloudErrorKind, Ec2Eni, InterfaceType, Unassign};
+use crate::cloud::{Assigned, CloudErrorKind, ConnectionTracking, Ec2Eni, InterfaceType, Unassign};
 use crate::fixture::{
     COOLDOWN, at, done, eni, eni_id, failed, failure, ip, net, node, owner, state, subnet, subnet_id,
 };
@@ -526,5 +526,20 @@ mod excluded {
             state.apply(Event::NodeKnown(crate::state::Node { subnet_discovery: false, ..node }), at(3)).unwrap();
             assert!(!state.ledger().eni(&eni_id(2)).unwrap().closed);
         }
+    }
+}
+
+#[test]
+fn new_enis_remember_connections_for_as_long_as_the_primary_one() {
+    let tracking = ConnectionTracking { tcp_established: Some(350), ..ConnectionTracking::default() };
+    let primary = Ec2Eni { connection_tracking: Some(tracking), ..with(1, &singles(9)) };
+    for (primary, expected) in [(primary, Some(tracking)), (with(1, &singles(9)), None)] {
+        let state = state(vec![primary]);
+        let plan = plan(&state, &Targets::default(), Demand { waiting: 12, bound: 0 }, at(1));
+        let created = plan.ops.iter().find_map(|planned| match &planned.op {
+            Op::Create(request) => Some(request.connection_tracking),
+            _ => None,
+        });
+        assert_eq!(created, Some(expected));
     }
 }

@@ -41,6 +41,7 @@ impl State {
             subnet_cidr: cidr,
             primary_ip: eni.primary_ip,
             security_groups: eni.security_groups.clone(),
+            connection_tracking: eni.connection_tracking,
             missing_tags: self.missing_tags(role, &eni.tags),
             interface_type: eni.interface_type,
             role,
@@ -76,6 +77,7 @@ impl State {
             primary_ip: seen.primary_ip,
             security_groups: seen.security_groups.clone(),
             // IMDS does not tell.
+            connection_tracking: None,
             missing_tags: BTreeMap::new(),
             interface_type: if is_bare { InterfaceType::EfaOnly } else { InterfaceType::Interface },
             role,
@@ -436,6 +438,7 @@ impl State {
             None => self.unknown_to_ec2(id, settled, now)?,
             Some(described) => {
                 let attachment = self.described_attachment(id, described, settled)?;
+                self.ledger.eni_mut(id)?.connection_tracking = described.connection_tracking;
                 if !self.flights.contains_key(&OpKey::Attribute(id.clone())) {
                     self.ledger.eni_mut(id)?.security_groups.clone_from(&described.security_groups);
                     let role = self.ledger.eni_mut(id)?.role;

@@ -141,6 +141,7 @@ impl Ec2 {
             tags,
             interface_type: InterfaceType::Interface,
             description: String::new(),
+            connection_tracking: None,
         })
     }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use sluice_contract::id::{EniId, InstanceId};
-use sluice_ipamd_core::cloud::{CloudErrorKind, Ec2Attachment, Ec2Eni, InstanceLimits, InterfaceType};
+use sluice_ipamd_core::cloud::{
+    CloudErrorKind, ConnectionTracking, Ec2Attachment, Ec2Eni, InstanceLimits, InterfaceType,
+};
 use sluice_ipamd_daemon::cloud::Cloud;
 
 use super::cloud;
@@ -44,7 +46,9 @@ fn full(eni: &str) -> String {
          <item><privateIpAddress>10.0.1.12</privateIpAddress><primary>false</primary></item>\
          <item><privateIpAddress>10.0.1.11</privateIpAddress><primary>false</primary></item></privateIpAddressesSet>\
          <ipv4PrefixSet><item><ipv4Prefix>10.0.2.16/28</ipv4Prefix></item></ipv4PrefixSet>\
-         <ipv6PrefixSet><item><ipv6Prefix>2001:db8:0:1:7::/80</ipv6Prefix></item></ipv6PrefixSet>",
+         <ipv6PrefixSet><item><ipv6Prefix>2001:db8:0:1:7::/80</ipv6Prefix></item></ipv6PrefixSet>\
+         <connectionTrackingConfiguration><tcpEstablishedTimeout>350</tcpEstablishedTimeout>\
+         <udpTimeout>45</udpTimeout></connectionTrackingConfiguration>",
     )
 }
 
@@ -79,6 +83,7 @@ async fn an_eni_is_read_whole() {
             .into(),
         interface_type: InterfaceType::Interface,
         description: "aws-K8S-i-0123456789abcdef0".into(),
+        connection_tracking: Some(ConnectionTracking { tcp_established: Some(350), udp_stream: None, udp: Some(45) }),
     };
     assert_eq!(found, [expected]);
     let form = server.only();

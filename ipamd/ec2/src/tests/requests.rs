@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sluice_ipamd_core::cloud::{AddressCount, Assigned, CloudErrorKind, CreateEni, Unassign};
+use sluice_ipamd_core::cloud::{AddressCount, Assigned, CloudErrorKind, ConnectionTracking, CreateEni, Unassign};
 use sluice_ipamd_daemon::cloud::Cloud;
 
 use super::answers::{ENI, described, id};
@@ -15,6 +15,7 @@ fn create(addresses: AddressCount) -> CreateEni {
         security_groups: ["sg-0123456789abcdef0", "sg-0123456789abcdef1"].map(|group| group.parse().unwrap()).into(),
         addresses,
         ipv6_prefix: false,
+        connection_tracking: None,
         description: "aws-K8S-i-0123456789abcdef0".into(),
         tags: [("a", "1"), ("b", "zwei & mehr")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         client_token: "token-1".into(),
@@ -58,9 +59,16 @@ async fn ipv6_is_asked_for_by_the_prefix() {
         described(ENI, "<macAddress>02:01:02:03:04:05</macAddress><privateIpAddress>10.0.1.10</privateIpAddress>");
     let answer = Answer::ec2("CreateNetworkInterface", &format!("<networkInterface>{created}</networkInterface>"));
     let server = Server::answering([answer]).await;
-    let request = CreateEni { ipv6_prefix: true, ..create(AddressCount::Secondary(9)) };
+    let tracking = ConnectionTracking { tcp_established: Some(350), udp_stream: Some(180), udp: None };
+    let request =
+        CreateEni { ipv6_prefix: true, connection_tracking: Some(tracking), ..create(AddressCount::Secondary(9)) };
     cloud(&server).create_eni(&request).await.unwrap();
-    assert_eq!(server.only()["Ipv6PrefixCount"], "1");
+    let form = server.only();
+    assert_eq!(form["Ipv6PrefixCount"], "1");
+    // As the primary ENI has it.
+    assert_eq!(form["ConnectionTrackingSpecification.TcpEstablishedTimeout"], "350");
+    assert_eq!(form["ConnectionTrackingSpecification.UdpStreamTimeout"], "180");
+    assert_eq!(form.get("ConnectionTrackingSpecification.UdpTimeout"), None);
 
     let assigned = "<assignedIpv6PrefixSet><item>2001:db8:0:1:7::/80</item></assignedIpv6PrefixSet>";
     let server = Server::answering([Answer::ec2("AssignIpv6Addresses", assigned)]).await;

@@ -76,6 +76,7 @@ impl Account {
             security_groups: Vec::new(),
             addresses,
             ipv6_prefix: false,
+            connection_tracking: None,
             description: format!("aws-K8S-{}", self.instance),
             tags: [(OWNER.to_owned(), self.instance.to_string())].into(),
             client_token: token.into(),
