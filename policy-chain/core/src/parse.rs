@@ -18,7 +18,7 @@ mod pod;
 mod port;
 mod selector;
 mod service;
-mod visibility;
+pub(crate) mod visibility;
 
 use std::fmt;
 

@@ -108,6 +108,7 @@ pub(super) fn with_resolvers(suite: &mut Suite) {
                 ready: true,
                 finished: false,
                 audit: false,
+                visible: Box::default(),
             });
         }
         if let Some(step) = vector.steps.first_mut() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use sluice_policy_core::cluster::{
     CidrGroup, EndpointSlice, Event, Labels, NamedPort, Namespace, Node, Object, ObjectId, ObjectKey, Pod, PodKey,
-    Service,
+    Service, VISIBILITY_ANNOTATION,
 };
 use sluice_policy_core::model::AUDIT_ANNOTATION;
 use sluice_policy_core::parse;
@@ -115,7 +115,11 @@ pub fn uid(pod: &PodKey) -> String {
 
 fn pod_value(pod: &Pod) -> Value {
     let port = |port: &NamedPort| json!({"name": &*port.name, "containerPort": port.port, "protocol": port.protocol.to_string()});
-    let annotations = if pod.audit { json!({AUDIT_ANNOTATION: "true"}) } else { json!({}) };
+    let mut annotations = if pod.audit { json!({AUDIT_ANNOTATION: "true"}) } else { json!({}) };
+    if let (Some(annotations), false) = (annotations.as_object_mut(), pod.template.visible.is_empty()) {
+        let elements: Vec<String> = pod.template.visible.iter().map(ToString::to_string).collect();
+        annotations.insert(VISIBILITY_ANNOTATION.into(), elements.join(",").into());
+    }
     let ips: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
     let created = pod.created.seconds().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let created = created.map(|time| time.to_string());

@@ -76,6 +76,9 @@ pub fn in_v6(mut suite: Suite) -> Suite {
     for step in suite.vectors.iter_mut().flat_map(|vector| &mut vector.steps) {
         step.apply.iter_mut().for_each(rewrite);
         step.create_pod.values_mut().for_each(|pod| extend(&mut pod.addresses));
+        for resolution in step.resolve.values_mut() {
+            resolution.addresses.iter_mut().for_each(|address| *address = mapped(*address).unwrap_or(*address));
+        }
         step.expect.iter_mut().for_each(turn);
     }
     suite
@@ -158,7 +161,8 @@ vectors:
 - id: one
   fixture: f
   steps:
-  - apply:
+  - resolve: {a.example: {addresses: [203.0.113.1]}}
+    apply:
     - apiVersion: networking.k8s.io/v1
       kind: NetworkPolicy
       metadata: {name: p, namespace: x}
@@ -188,6 +192,7 @@ vectors:
         assert_eq!(*block, serde_json::json!({"cidr": "::/0", "except": ["fd64::a00:0/126"]}));
         let b = suite.fixtures["f"].pods.values().nth(1).unwrap().addresses.v6.unwrap();
         assert_eq!(step.expect[0].to.endpoints, [Endpoint::Address(b)]);
+        assert_eq!(step.resolve.values().next().unwrap().addresses, ["fd64::cb00:7101".parse::<IpAddr>().unwrap()]);
         assert_eq!((step.expect[1].protocol, step.expect[1].port), (Protocol::ICMPV6, 128));
     }
 }

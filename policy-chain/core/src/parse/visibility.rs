@@ -56,7 +56,7 @@ pub(super) fn visible(metadata: &Metadata<'_>, report: &mut Report) -> Box<[Visi
 }
 
 /// Reads an element. Upper and lower case are the same, and the angle brackets that Cilium had around one may be there.
-fn read(element: &str) -> Result<Visible, String> {
+pub(crate) fn read(element: &str) -> Result<Visible, String> {
     let inner = element.strip_prefix('<').and_then(|inner| inner.strip_suffix('>')).unwrap_or(element);
     let parts: Vec<&str> = inner.split('/').map(str::trim).collect();
     let [direction, port, protocol, application] = parts.as_slice() else {

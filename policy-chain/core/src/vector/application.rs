@@ -4,19 +4,25 @@ use std::net::IpAddr;
 
 use super::probe::Leg;
 use super::schema::Request;
-use crate::flow::{Outcome, Proxied, Reason};
+use crate::flow::{AppProtocol, Outcome, Proxied, Reason};
 use crate::l7::Message;
 use crate::l7::dns::Name;
 use crate::l7::http::{Field, RawRequest, Request as HttpRequest, Version};
 use crate::l7::sni::server_name;
 
 /// What the proxy does with a request of a redirected flow, and why. A request that has two readings is refused, if a list is
-/// about it.
+/// about it, or if the flow is looked into for such.
 pub(super) fn outcome(leg: &Leg, proxied: &Proxied, request: &Request) -> Outcome {
     let found = with_message(leg, request, |message| proxied.outcome(message));
-    found.unwrap_or_else(|| match proxied.lists.first() {
-        Some(list) => Outcome::Deny(Reason::Rule(list.at.rule.clone())),
-        None => proxied.otherwise.clone(),
+    let looked_for = match request {
+        Request::Http { .. } => AppProtocol::Http,
+        Request::Dns(_) => AppProtocol::Dns,
+        Request::ServerName(_) => AppProtocol::Tls,
+    };
+    found.unwrap_or_else(|| match (proxied.lists.first(), &proxied.otherwise) {
+        (Some(list), _) => Outcome::Deny(Reason::Rule(list.at.rule.clone())),
+        (None, Outcome::Allow(why)) if proxied.see == Some(looked_for) => Outcome::Deny(why.clone()),
+        (None, otherwise) => otherwise.clone(),
     })
 }
 

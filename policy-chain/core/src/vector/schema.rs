@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::cluster::{Labels, ObjectKey, PodKey};
+use crate::cluster::{Labels, ObjectKey, PodKey, Visible};
 use crate::flow::{Origin, Protocol};
 use crate::l7::dns::Name;
 use crate::model::Text;
@@ -143,6 +143,8 @@ pub struct PodSpec {
     pub finished: bool,
     /// `audit`: its gate is a dry run.
     pub audit: bool,
+    /// `visibility`: what of its traffic is to be seen.
+    pub visible: Box<[Visible]>,
 }
 
 /// A container port.

@@ -194,7 +194,7 @@ impl World {
             template: Arc::new(PodTemplate {
                 service_account: spec.service_account.clone().unwrap_or_else(|| Text::from("default")),
                 ports: named.collect(),
-                visible: Box::default(),
+                visible: spec.visible.clone(),
             }),
             node: spec.node.clone(),
             host_network: spec.host_network,

@@ -60,7 +60,15 @@ pub(super) fn external(server: &str) -> [IpAddr; 2] {
 
 /// A suite of one vector of these steps, as YAML. It lives as long as the test's process.
 pub(super) fn suite(steps: &str) -> &'static Suite {
+    suite_seen(steps, &[])
+}
+
+/// The same, with what of pods' traffic is to be seen: by pod, elements of the annotation.
+pub(super) fn suite_seen(steps: &str, seen: &[(&str, &str)]) -> &'static Suite {
     let mut text = PODS.to_owned();
+    for (pod, visibility) in seen {
+        text = text.replace(&format!("x/{pod}: {{"), &format!("x/{pod}: {{visibility: [{visibility}], "));
+    }
     for server in SERVERS {
         let port = |speaks: Speaks| {
             format!(

@@ -90,6 +90,11 @@ fn pod(cursor: &Cursor<'_>, report: &mut Report) -> Usable<PodSpec> {
         ports.push(container_port(&port, report)?);
     }
     let host_network = flag(&mut fields, "hostNetwork", false, report)?;
+    let mut visible = Vec::new();
+    for element in elements(fields.take("visibility"), report)? {
+        let read = crate::parse::visibility::read(element.text(report)?);
+        visible.push(read.map_err(|why| report.refused(&element.path, format!("{}: {why}", element.shown())))?);
+    }
     let phases = [("Pending", false), ("Running", false), ("Succeeded", true), ("Failed", true), ("Unknown", false)];
     let pod = PodSpec {
         labels: optional_labels(&mut fields, report)?,
@@ -101,6 +106,7 @@ fn pod(cursor: &Cursor<'_>, report: &mut Report) -> Usable<PodSpec> {
         ready: flag(&mut fields, "ready", true, report)?,
         finished: fields.take("phase").map_or(Ok(false), |phase| choice(&phase, report, &phases))?,
         audit: flag(&mut fields, "audit", false, report)?,
+        visible: visible.into(),
     };
     fields.finish(report)?;
     Ok(pod)
