@@ -74,6 +74,7 @@ fn answer(asked: &[u8], names: &Names) -> Option<(usize, io::Result<Vec<u8>>)> {
             // Requests have no bodies.
             let line = asked.split(|octet| *octet == b'\r').next().unwrap_or_default();
             let mut response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", line.len()).into_bytes();
+            let line = if line.starts_with(b"HEAD ") { &[][..] } else { line };
             response.extend(line);
             Some((head, Ok(response)))
         }

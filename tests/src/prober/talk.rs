@@ -84,7 +84,7 @@ pub(super) async fn talk(stream: &mut TcpStream, ask: &Ask) -> io::Result<Answer
         },
         Ask::Http { head } => {
             stream.write_all(head.as_bytes()).await?;
-            http_answer(stream).await
+            http_answer(stream, head.starts_with("HEAD ")).await
         }
         Ask::Dns { name, kind } => {
             let asked = dns::question(stream.local_addr()?.port(), name, *kind)?;
@@ -121,8 +121,8 @@ pub(super) fn dns_answer(message: &[u8], asked: &[u8]) -> Option<Answer> {
     })
 }
 
-/// Reads a response whose length its head tells.
-async fn http_answer(stream: &mut TcpStream) -> io::Result<Answer> {
+/// Reads a response whose length its head tells; that to a HEAD has no content.
+async fn http_answer(stream: &mut TcpStream, to_head: bool) -> io::Result<Answer> {
     let mut response = Vec::new();
     let head = loop {
         if let Some(end) = response.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -138,6 +138,7 @@ async fn http_answer(stream: &mut TcpStream) -> io::Result<Answer> {
     let text = String::from_utf8_lossy(response.get(..head).unwrap_or_default()).to_ascii_lowercase();
     let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
     let length = length.filter(|length| *length <= ANSWER).ok_or_else(|| invalid("a response without a length"))?;
+    let length = if to_head { 0 } else { length };
     while response.len() < head + length {
         if stream.read_buf(&mut response).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -146,7 +147,7 @@ async fn http_answer(stream: &mut TcpStream) -> io::Result<Answer> {
     let body = response.get(head..).unwrap_or_default();
     match text.split(' ').nth(1) {
         Some("200") => Ok(Answer::Answered),
-        Some("403") if body == b"Access denied\r\n" => Ok(Answer::Declined("403".into())),
+        Some("403") if body == b"Access denied\r\n" || to_head && body.is_empty() => Ok(Answer::Declined("403".into())),
         // What has two readings, and what is to be asked for elsewhere. No server here says so.
         Some(status @ ("307" | "400")) => Ok(Answer::Declined(status.into())),
         status => Ok(Answer::Failed(io::Error::other(format!("status {}", status.unwrap_or("?"))))),
