@@ -5,6 +5,7 @@
 //! before.
 
 mod changes;
+mod groups;
 mod internet;
 mod machine;
 mod project;
@@ -12,16 +13,18 @@ mod router;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sluice_contract::id::{EniId, InstanceId, VpcId};
 use sluice_hostnet::netns::NamespaceThread;
+use sluice_hostnet::state::Family;
 
 pub(crate) use internet::Internet;
 use machine::NatGateway;
-pub(crate) use project::{Plug, PlugAt, Projection};
-use project::{Side, gateway_mac, link_mac, link_name, port_link};
+pub(crate) use project::{Plug, PlugAt, Projection, port_link};
+use project::{Side, gateway_mac, link_mac, link_name};
 pub use router::{EC2_ENDPOINT, IMDS};
 use router::{IGW_LINK, RouterState};
 pub use wire::FabricError;
@@ -85,7 +88,7 @@ struct Router {
 
 impl Fabric {
     /// An Internet with `hosts` and nothing else.
-    pub(crate) async fn new(hosts: &BTreeSet<Ipv4Addr>) -> Result<Self, FabricError> {
+    pub(crate) async fn new(hosts: &BTreeSet<IpAddr>) -> Result<Self, FabricError> {
         Ok(Self {
             internet: Internet::start(hosts).await?,
             routers: BTreeMap::new(),
@@ -141,7 +144,11 @@ impl Fabric {
                 router.become_state(spec.state()).await?;
             }
         }
-        let public = to.routers.iter().map(|(vpc, spec)| (vpc.clone(), spec.public.values().copied().collect()));
+        let public = to.routers.iter().map(|(vpc, spec)| {
+            let v4 = spec.public.values().map(|address| IpNet::from(IpAddr::V4(*address)));
+            let v6 = spec.cidrs.iter().copied().filter(|cidr| Family::of(cidr.addr()) == Family::V6);
+            (vpc.clone(), v4.chain(v6).collect())
+        });
         self.internet.route(&public.collect()).await
     }
 

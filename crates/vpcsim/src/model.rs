@@ -387,6 +387,12 @@ impl Edit<'_> {
             Request::DeleteTags(request) => self.delete_tags(request),
             Request::DetachNetworkInterface(request) => self.detach(request),
             Request::ModifyNetworkInterfaceAttribute(request) => self.modify_interface(request),
+            Request::RevokeSecurityGroupEgress(request) => {
+                self.revoke(&request.group, &request.permissions, network::Direction::Egress)
+            }
+            Request::RevokeSecurityGroupIngress(request) => {
+                self.revoke(&request.group, &request.permissions, network::Direction::Ingress)
+            }
             Request::RunInstances(request) => self.run_instances(request),
             Request::TerminateInstances(request) => self.terminate_instances(request),
             Request::UnassignIpv6Addresses(request) => self.unassign_ipv6(request),

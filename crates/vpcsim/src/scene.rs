@@ -19,11 +19,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
 /// The largest scene file that is read, in bytes.
@@ -54,7 +54,7 @@ pub struct Scene {
     pub instances: BTreeMap<String, InstanceScene>,
     /// Addresses of hosts in the Internet; each serves an echo on [`crate::probe`].
     #[serde(default)]
-    pub internet_hosts: BTreeSet<Ipv4Addr>,
+    pub internet_hosts: BTreeSet<IpAddr>,
 }
 
 const fn one() -> f64 {
@@ -78,6 +78,10 @@ pub struct VpcScene {
     /// Its IPv6 CIDR, a /56.
     #[serde(default)]
     pub ipv6_cidr: Option<Ipv6Net>,
+    /// Whether its packets obey security groups, as on AWS. ENIs without groups of their own have the default one, which lets
+    /// all out and lets only its own members in.
+    #[serde(default)]
+    pub enforce_security_groups: bool,
     /// Whether it has an Internet gateway.
     #[serde(default)]
     pub internet_gateway: bool,
@@ -102,7 +106,7 @@ pub struct SubnetScene {
     pub zone: String,
     /// Routes beside the VPC's own.
     #[serde(default)]
-    pub routes: BTreeMap<Ipv4Net, Via>,
+    pub routes: BTreeMap<IpNet, Via>,
     /// Its tags.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
@@ -288,7 +292,11 @@ impl Scene {
             check.instance(self, name, instance);
         }
         for host in &self.internet_hosts {
-            if host.is_private() || host.is_loopback() || host.is_link_local() || host.is_multicast() {
+            let private = match host {
+                IpAddr::V4(host) => host.is_private() || host.is_link_local(),
+                IpAddr::V6(host) => host.is_unique_local() || host.is_unicast_link_local(),
+            };
+            if private || host.is_loopback() || host.is_multicast() {
                 check.fault("internet_hosts", format!("{host} is no public address"));
             }
         }
@@ -353,6 +361,9 @@ impl Check {
                 self.fault(&format!("{at}.ipv6_cidr"), format!("{cidr} is no /64 of the VPC's IPv6 CIDR"));
             }
             for (to, via) in &subnet.routes {
+                if matches!((to, via), (IpNet::V6(_), Via::NatGateway(_))) {
+                    self.fault(&format!("{at}.routes.{to}"), "a NAT gateway translates IPv4 only".into());
+                }
                 if let Some(what) = missing(scene, name, vpc, via) {
                     self.fault(&format!("{at}.routes.{to}"), what);
                 }

@@ -14,7 +14,7 @@ use sluice_hostnet::netns::NamespaceThread;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::fabric::{Dropped, Fabric, FabricError, Projection};
+use crate::fabric::{Dropped, Fabric, FabricError, Projection, port_link};
 use crate::live::LiveModel;
 use crate::model::api::{Reply, Request};
 use crate::model::{ApiError, CallFailure, Model};
@@ -361,6 +361,12 @@ impl World {
     /// [`FabricError`] when the router cannot be told.
     pub async fn forget_dropped(&self) -> Result<(), FabricError> {
         self.core.fabric.lock().await.forget_dropped().await
+    }
+
+    /// The name of an ENI's link at its VPC's router.
+    #[must_use]
+    pub fn port_of(eni: &EniId) -> String {
+        port_link(eni)
     }
 
     /// The thread in which the Internet's hosts live.

@@ -6,8 +6,8 @@ use crate::model::api::{
     Action, AssignIpv6Addresses, AssignPrivateIpAddresses, AttachNetworkInterface, AuthorizeSecurityGroupEgress,
     AuthorizeSecurityGroupIngress, CreateNetworkInterface, CreateSecurityGroup, CreateSubnet, CreateTags, CreateVpc,
     DeleteNetworkInterface, DeleteTags, Describe, DetachNetworkInterface, EniAttribute, Filter, InstanceTypeName,
-    ModifyNetworkInterfaceAttribute, Page, Request, RunInstances, TerminateInstances, UnassignIpv6Addresses,
-    UnassignPrivateIpAddresses, WantIpv4, WantIpv6,
+    ModifyNetworkInterfaceAttribute, Page, Request, RevokeSecurityGroupEgress, RevokeSecurityGroupIngress,
+    RunInstances, TerminateInstances, UnassignIpv6Addresses, UnassignPrivateIpAddresses, WantIpv4, WantIpv6,
 };
 use crate::model::state::{InterfaceType, Permission, Tags};
 use crate::model::{ApiError, State};
@@ -127,6 +127,12 @@ fn read(action: Action, form: &mut Form, state: &State) -> Result<Request, ApiEr
         }
         Action::AuthorizeSecurityGroupIngress => {
             AuthorizeSecurityGroupIngress { group: form.require_id("GroupId")?, permissions: permissions(form)? }.into()
+        }
+        Action::RevokeSecurityGroupEgress => {
+            RevokeSecurityGroupEgress { group: form.require_id("GroupId")?, permissions: permissions(form)? }.into()
+        }
+        Action::RevokeSecurityGroupIngress => {
+            RevokeSecurityGroupIngress { group: form.require_id("GroupId")?, permissions: permissions(form)? }.into()
         }
         Action::CreateTags => CreateTags { resources: form.list("ResourceId")?, tags: tags(form)? }.into(),
         Action::DeleteTags => {

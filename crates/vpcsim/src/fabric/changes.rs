@@ -27,11 +27,13 @@ pub(super) fn changes(from: &RouterState, to: &RouterState) -> Result<Vec<Planne
         let before = from.routes.get(&(*table, *net)).map(|hop| route(*table, *net, hop)).transpose()?;
         ops.push(Op::SetRoute { route: route(*table, *net, hop)?, before });
     }
-    for each in to.rules.difference(&from.rules) {
-        ops.push(Op::AddRule(rule(each)?));
-    }
-    for each in from.rules.difference(&to.rules) {
-        ops.push(Op::DeleteRule(rule(each)?));
+    for family in Family::ALL {
+        for each in to.rules.difference(&from.rules) {
+            ops.push(Op::AddRule(rule(family, each)?));
+        }
+        for each in from.rules.difference(&to.rules) {
+            ops.push(Op::DeleteRule(rule(family, each)?));
+        }
     }
     for ((table, net), hop) in gone(&from.routes, &to.routes) {
         ops.push(Op::DeleteRoute(route(*table, *net, hop)?));
@@ -73,8 +75,8 @@ fn route(table: u32, net: IpNet, hop: &Hop) -> Result<Route, InvalidId> {
     })
 }
 
-fn rule((priority, link, table): &(u32, String, u32)) -> Result<Rule, InvalidId> {
-    Ok(Rule::iif(Family::V4, *priority, IfName::new(link)?, *table))
+fn rule(family: Family, (priority, link, table): &(u32, String, u32)) -> Result<Rule, InvalidId> {
+    Ok(Rule::iif(family, *priority, IfName::new(link)?, *table))
 }
 
 #[cfg(test)]
@@ -105,11 +107,13 @@ mod tests {
                 "neighbour replace 10.0.0.4 dev r1 lladdr 02:00:00:00:00:01",
                 "route replace 10.0.0.4/32 via 10.0.0.4 dev r1 table 254",
                 "rule add 40000: from all iif r1 lookup 1000",
+                "rule add 40000: from all iif r1 lookup 1000",
             ]
         );
         assert_eq!(
             words(&state(), &empty),
             [
+                "rule del 40000: from all iif r1 lookup 1000",
                 "rule del 40000: from all iif r1 lookup 1000",
                 "route del 10.0.0.4/32 via 10.0.0.4 dev r1 table 254",
                 "neighbour del 10.0.0.4 dev r1 lladdr 02:00:00:00:00:01",

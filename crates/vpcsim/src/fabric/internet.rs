@@ -1,26 +1,28 @@
 //! The Internet: one namespace behind all gateways, with hosts that tell who they are talked to by.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use sluice_contract::id::{IfName, MacAddr, VpcId};
 use sluice_hostnet::netns::{Namespace, NamespaceThread};
 use sluice_hostnet::plan::{Op, Planned};
-use sluice_hostnet::state::{Address, Neighbour, Route, TABLE_MAIN};
+use sluice_hostnet::state::{Address, Family, Neighbour, Route, TABLE_MAIN};
 
-use super::router::FAR_END;
+use super::router::far_end;
 use super::wire::{FabricError, Wire, start};
 use crate::probe;
 
 /// It routes between gateways as the Internet does, and checks nothing.
-const SYSCTLS: [(&str, &str); 5] = [
+const SYSCTLS: [(&str, &str); 7] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv6/conf/all/disable_ipv6", "0"),
+    ("ipv6/conf/all/forwarding", "1"),
 ];
 
 /// The namespace of the Internet.
@@ -29,21 +31,21 @@ pub(crate) struct Internet {
     thread: Arc<NamespaceThread>,
     wire: Wire,
     links: BTreeMap<VpcId, IfName>,
-    routed: BTreeMap<Ipv4Addr, VpcId>,
+    routed: BTreeMap<IpNet, VpcId>,
 }
 
 impl Internet {
     /// The Internet with `hosts`, each of which serves [`probe::serve`] on [`probe::ECHO_PORT`].
-    pub(super) async fn start(hosts: &BTreeSet<Ipv4Addr>) -> Result<Self, FabricError> {
+    pub(super) async fn start(hosts: &BTreeSet<IpAddr>) -> Result<Self, FabricError> {
         let thread = start("internet", &SYSCTLS).await?;
         let wire = Wire::open("internet", Arc::clone(&thread))?;
         let lo = IfName::new("lo").map_err(|source| wire.bad_name(source))?;
-        let addresses = hosts.iter().map(|host| {
-            Planned::new(Op::AddAddress(Address::new(lo.clone(), IpNet::from(IpAddr::V4(*host)))), "a host")
-        });
+        let addresses = hosts
+            .iter()
+            .map(|host| Planned::new(Op::AddAddress(Address::new(lo.clone(), IpNet::from(*host))), "a host"));
         wire.apply(addresses.collect()).await?;
         for host in hosts {
-            let address = SocketAddrV4::new(*host, probe::ECHO_PORT);
+            let address = SocketAddr::new(*host, probe::ECHO_PORT);
             wire.run(format!("the echo server {address}"), move || probe::serve_in_background(address)).await?;
         }
         Ok(Self { thread, wire, links: BTreeMap::new(), routed: BTreeMap::new() })
@@ -62,25 +64,27 @@ impl Internet {
     pub(super) async fn join(&mut self, vpc: &VpcId, link: &str, gateway: MacAddr) -> Result<(), FabricError> {
         self.wire.up(link).await?;
         let dev = IfName::new(link).map_err(|source| self.wire.bad_name(source))?;
-        let neighbour = Neighbour::permanent(dev.clone(), FAR_END.into(), gateway);
-        let op = Op::SetNeighbour { neighbour, before: None };
-        self.wire.apply(vec![Planned::new(op, "a gateway was attached")]).await?;
+        let neighbours = Family::ALL.map(|family| {
+            let neighbour = Neighbour::permanent(dev.clone(), far_end(family), gateway);
+            Planned::new(Op::SetNeighbour { neighbour, before: None }, "a gateway was attached")
+        });
+        self.wire.apply(neighbours.into()).await?;
         self.links.insert(vpc.clone(), dev);
         // A link that is new has lost the routes of the one before.
         self.routed.retain(|_, owner| owner != vpc);
         Ok(())
     }
 
-    /// Routes public addresses to the VPCs that have them.
-    pub(super) async fn route(&mut self, public: &BTreeMap<VpcId, BTreeSet<Ipv4Addr>>) -> Result<(), FabricError> {
-        let routed: BTreeMap<Ipv4Addr, VpcId> = public
+    /// Routes public addresses to the VPCs that have them: their public IPv4 addresses, and all of their IPv6.
+    pub(super) async fn route(&mut self, public: &BTreeMap<VpcId, BTreeSet<IpNet>>) -> Result<(), FabricError> {
+        let routed: BTreeMap<IpNet, VpcId> = public
             .iter()
             .filter(|(vpc, _)| self.links.contains_key(*vpc))
             .flat_map(|(vpc, addresses)| addresses.iter().map(|address| (*address, vpc.clone())))
             .collect();
-        let route = |address: &Ipv4Addr, vpc: &VpcId| {
+        let route = |address: &IpNet, vpc: &VpcId| {
             let dev = self.links.get(vpc)?.clone();
-            Some(Route::via(TABLE_MAIN, Ipv4Net::from(*address).into(), FAR_END.into(), dev).with_onlink())
+            Some(Route::via(TABLE_MAIN, *address, far_end(Family::of(address.addr())), dev).with_onlink())
         };
         let mut ops = Vec::new();
         for (address, vpc) in &routed {

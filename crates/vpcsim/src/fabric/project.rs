@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::{EniId, InstanceId, MacAddr, VpcId};
 
+use super::groups;
 use super::router::{Port, RouterSpec, Target};
 use crate::model::state::{Eni, InterfaceType, RouteTarget, State};
 
@@ -66,7 +67,8 @@ impl Projection {
         for vpc in state.vpcs.values() {
             let cidrs = vpc.cidrs.iter().copied().map(IpNet::V4);
             let cidrs = cidrs.chain(vpc.ipv6_cidrs.iter().copied().map(IpNet::V6)).collect();
-            let spec = RouterSpec { cidrs, ..RouterSpec::default() };
+            let guards = vpc.enforces_groups.then(Vec::new);
+            let spec = RouterSpec { cidrs, guards, ..RouterSpec::default() };
             projection.routers.insert(vpc.id.clone(), spec);
         }
         for gateway in state.internet_gateways.values() {
@@ -88,7 +90,21 @@ impl Projection {
         projection.plug_instances(state, now, machines);
         projection.plug_nat_gateways(state);
         projection.route(state);
+        projection.guard(state);
         projection
+    }
+
+    /// What the groups of the ENIs that are plugged in let pass. NAT gateways have none.
+    fn guard(&mut self, state: &State) {
+        for (vpc, router) in &mut self.routers {
+            let Some(guards) = &mut router.guards else { continue };
+            let members = groups::members(state, vpc);
+            for plug in self.plugs.values().filter(|plug| plug.vpc == *vpc && plug.at != PlugAt::NatGateway) {
+                if let Some(eni) = state.enis.get(&plug.eni) {
+                    guards.push(groups::guard(state, port_link(&eni.id), &eni.groups, &members));
+                }
+            }
+        }
     }
 
     fn plug_instances(&mut self, state: &State, now: Duration, machines: &BTreeSet<InstanceId>) {

@@ -8,7 +8,7 @@
 //! - A packet whose source is not assigned to the ENI it comes from is dropped (the source half of
 //!   `SourceDestCheck`), and remembered.
 //! - IPv6 is the same, but for neighbours: the router has [`ROUTER_V6`] on every ENI's link, by which nodes send, and
-//!   knows each ENI's MAC for [`FAR_END_V6`], by which it sends. It leads nowhere but to the VPC.
+//!   knows each ENI's MAC for [`FAR_END_V6`], by which it sends. It leaves the VPC untranslated.
 //! - What is not for the VPC goes by the route table of the ENI's subnet; into the Internet only with a public address,
 //!   1:1.
 
@@ -19,6 +19,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::MacAddr;
 use sluice_hostnet::state::Family;
+
+use super::groups::{self, Guard};
 
 /// The router's link to the Internet gateway.
 pub(super) const IGW_LINK: &str = "igw";
@@ -46,13 +48,15 @@ pub(crate) struct RouterSpec {
     /// The ENIs that are plugged in, NAT gateways' among them.
     pub ports: Vec<Port>,
     /// Routes of each route table beside the VPC's own CIDRs, by the table's index.
-    pub tables: BTreeMap<u32, Vec<(Ipv4Net, Target)>>,
+    pub tables: BTreeMap<u32, Vec<(IpNet, Target)>>,
     /// Links to peered VPCs, with the far end's MAC.
     pub peers: BTreeMap<String, MacAddr>,
     /// Private to public address, 1:1.
     pub public: BTreeMap<Ipv4Addr, Ipv4Addr>,
     /// MAC of the Internet's end of the gateway link, when there is a gateway.
     pub internet: Option<MacAddr>,
+    /// What the ENIs' security groups let pass; none where they are not enforced.
+    pub guards: Option<Vec<Guard>>,
 }
 
 /// An ENI's socket in the router.
@@ -109,18 +113,20 @@ pub(super) struct RouterState {
     pub local: BTreeSet<(String, IpAddr)>,
     /// (table, destination) -> hop.
     pub routes: BTreeMap<(u32, IpNet), Hop>,
-    /// (priority, incoming link, table), of IPv4.
+    /// (priority, incoming link, table), of both families.
     pub rules: BTreeSet<(u32, String, u32)>,
     /// (link, address) -> MAC.
     pub neighbours: BTreeMap<(String, IpAddr), MacAddr>,
     /// Sources that an ENI may send from.
     pub assigned: BTreeSet<(String, IpNet)>,
-    /// The VPC's CIDRs: what stays inside is not tracked.
+    /// CIDRs inside of which nothing is tracked: the VPC's, unless security groups are enforced.
     pub vpc: BTreeSet<IpNet>,
     /// Addresses that may be asked for on an ENI by ARP.
     pub onlink: BTreeSet<(String, Ipv4Net)>,
     /// Public addresses by their private ones.
     pub public: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// What the ENIs' security groups let pass; none where they are not enforced.
+    pub guards: Option<Vec<Guard>>,
 }
 
 impl RouterState {
@@ -141,12 +147,16 @@ impl RouterSpec {
     /// What the namespace must hold for this VPC.
     pub(super) fn state(&self) -> RouterState {
         let main = sluice_contract::node::TABLE_MAIN;
-        let mut state = RouterState { public: self.public.clone(), ..RouterState::default() };
+        let guards = self.guards.clone();
+        let mut state = RouterState { public: self.public.clone(), guards, ..RouterState::default() };
         let loopback = |address: Ipv4Addr| ("lo".to_owned(), IpAddr::V4(address));
         state.local.extend([IMDS, EC2_ENDPOINT].map(loopback));
         for cidr in &self.cidrs {
             state.routes.insert((main, cidr.trunc()), Hop::Blackhole);
-            state.vpc.insert(cidr.trunc());
+            // Groups know connections, which takes tracking.
+            if self.guards.is_none() {
+                state.vpc.insert(cidr.trunc());
+            }
         }
         for port in &self.ports {
             state.local.extend(first_router_address(port.subnet).map(loopback));
@@ -173,22 +183,35 @@ impl RouterSpec {
         }
         for (table, routes) in &self.tables {
             for (destination, target) in routes {
-                let hop = match target {
-                    Target::InternetGateway => Hop::Via { link: IGW_LINK.into(), gateway: FAR_END.into() },
-                    Target::Port { link, via } => Hop::Via { link: link.clone(), gateway: (*via).into() },
-                    Target::Peer { link } => Hop::Via { link: link.clone(), gateway: FAR_END.into() },
-                    Target::Blackhole => Hop::Blackhole,
+                let far = far_end(Family::of(destination.addr()));
+                let hop = match (target, destination) {
+                    (Target::InternetGateway, _) => Hop::Via { link: IGW_LINK.into(), gateway: far },
+                    (Target::Port { link, via }, IpNet::V4(_)) => {
+                        Hop::Via { link: link.clone(), gateway: (*via).into() }
+                    }
+                    (Target::Port { link, .. }, IpNet::V6(_)) | (Target::Peer { link }, _) => {
+                        Hop::Via { link: link.clone(), gateway: far }
+                    }
+                    (Target::Blackhole, _) => Hop::Blackhole,
                 };
-                state.routes.insert((FIRST_TABLE + table, destination.trunc().into()), hop);
+                state.routes.insert((FIRST_TABLE + table, destination.trunc()), hop);
             }
         }
-        for (link, mac) in &self.peers {
-            state.neighbours.insert((link.clone(), FAR_END.into()), *mac);
-        }
-        if let Some(mac) = self.internet {
-            state.neighbours.insert((IGW_LINK.into(), FAR_END.into()), mac);
+        let internet = self.internet.map(|mac| (IGW_LINK.to_owned(), mac));
+        for (link, mac) in self.peers.clone().into_iter().chain(internet) {
+            for family in Family::ALL {
+                state.neighbours.insert((link.clone(), far_end(family)), mac);
+            }
         }
         state
+    }
+}
+
+/// The next hop behind a point-to-point link.
+pub(super) const fn far_end(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(FAR_END),
+        Family::V6 => IpAddr::V6(FAR_END_V6),
     }
 }
 
@@ -298,6 +321,9 @@ pub(super) fn filter_changes(from: &RouterState, to: &RouterState) -> String {
         change(verb, "ip vpcsim public_private", &list(&|private, _| private.to_string()));
         change(verb, "ip vpcsim public_public", &list(&|_, public| public.to_string()));
     }
+    if from.guards != to.guards {
+        script += &groups::script(to.guards.as_deref());
+    }
     script
 }
 
@@ -325,7 +351,8 @@ mod tests {
         RouterSpec {
             cidrs: vec![net("10.0.0.0/16")],
             ports: vec![port("r1", "10.0.1.10", &["10.0.1.10/32", "10.0.1.32/28"])],
-            tables: [(0, vec![(net("0.0.0.0/0"), Target::InternetGateway)])].into(),
+            tables: [(0, vec![(net("0.0.0.0/0"), Target::InternetGateway), (net("::/0"), Target::InternetGateway)])]
+                .into(),
             public: [("10.0.1.10".parse().unwrap(), "198.51.100.7".parse().unwrap())].into(),
             internet: Some(MacAddr([2, 0, 0, 0, 0, 1])),
             ..RouterSpec::default()
@@ -343,6 +370,7 @@ mod tests {
                 ((254, net("10.0.1.10/32")), via("r1", "10.0.1.10")),
                 ((254, net("10.0.1.32/28")), via("r1", "10.0.1.10")),
                 ((1000, net("0.0.0.0/0")), via("igw", "169.254.0.1")),
+                ((1000, net("::/0")), via("igw", "fe80:ec2::2")),
             ]
             .into()
         );

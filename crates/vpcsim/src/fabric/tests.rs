@@ -1,6 +1,6 @@
 //! Packets through the fabric, between machines that are configured by hand. Needs root.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ impl Rig {
             let node = Node::boot(&name, &dir.join(&name), "test").await.unwrap();
             nodes.insert(link.instance.clone(), Arc::new(node));
         }
-        let fabric = Fabric::new(&[HOST].into()).await.unwrap();
+        let fabric = Fabric::new(&[HOST.into()].into()).await.unwrap();
         let mut rig = Self { fabric, nodes, state, dir };
         rig.settle().await;
         rig

@@ -84,6 +84,8 @@ actions!(
     DescribeVpcs,
     DetachNetworkInterface,
     ModifyNetworkInterfaceAttribute,
+    RevokeSecurityGroupEgress,
+    RevokeSecurityGroupIngress,
     RunInstances,
     TerminateInstances,
     UnassignIpv6Addresses,
@@ -405,6 +407,24 @@ pub struct AuthorizeSecurityGroupEgress {
     /// The group.
     pub group: SecurityGroupId,
     /// What may go out.
+    pub permissions: Vec<Permission>,
+}
+
+/// RevokeSecurityGroupIngress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokeSecurityGroupIngress {
+    /// The group.
+    pub group: SecurityGroupId,
+    /// What may come in no longer, as it was authorized.
+    pub permissions: Vec<Permission>,
+}
+
+/// RevokeSecurityGroupEgress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokeSecurityGroupEgress {
+    /// The group.
+    pub group: SecurityGroupId,
+    /// What may go out no longer, as it was authorized.
     pub permissions: Vec<Permission>,
 }
 

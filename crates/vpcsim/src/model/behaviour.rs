@@ -155,6 +155,8 @@ pub fn answer_time(action: Action) -> Span {
         | Action::CreateSecurityGroup
         | Action::AuthorizeSecurityGroupEgress
         | Action::AuthorizeSecurityGroupIngress
+        | Action::RevokeSecurityGroupEgress
+        | Action::RevokeSecurityGroupIngress
         | Action::TerminateInstances => Span::from_millis(200, 400),
         Action::DescribeInstances
         | Action::DescribeInstanceTypes

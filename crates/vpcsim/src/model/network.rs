@@ -70,6 +70,7 @@ impl Edit<'_> {
             ipv6_cidrs: ipv6,
             main_route_table: table.id.clone(),
             default_security_group: group_id.clone(),
+            enforces_groups: false,
             tags,
         };
         self.state.route_tables.insert(table.id.clone(), table);
@@ -238,6 +239,31 @@ impl Edit<'_> {
                 "The maximum number of rules per security group has been reached.",
             ));
         }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn revoke(
+        &mut self,
+        id: &SecurityGroupId,
+        permissions: &[Permission],
+        direction: Direction,
+    ) -> Result<Reply, ApiError> {
+        if permissions.is_empty() {
+            return Err(ApiError::missing("ipPermissions"));
+        }
+        let group = self.state.security_groups.get_mut(id);
+        let group = group.ok_or_else(|| ApiError::not_found(Missing::SecurityGroup, id))?;
+        let rules = match direction {
+            Direction::Ingress => &mut group.ingress,
+            Direction::Egress => &mut group.egress,
+        };
+        if !permissions.iter().all(|permission| rules.contains(permission)) {
+            return Err(ApiError::client(
+                "InvalidPermission.NotFound",
+                "The specified rule does not exist in this security group.",
+            ));
+        }
+        rules.retain(|rule| !permissions.contains(rule));
         Ok(Reply::Done)
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_contract::id::{EniId, InstanceId, SubnetId, VpcId};
 
 use super::Model;
@@ -201,6 +201,18 @@ impl Model {
         })
     }
 
+    /// Says whether packets of a VPC obey security groups.
+    ///
+    /// # Errors
+    /// `InvalidVpcID.NotFound`.
+    pub fn enforce_groups(&mut self, vpc: &VpcId, enforced: bool) -> Result<(), ApiError> {
+        self.edit(|edit| {
+            let found = edit.state.vpcs.get_mut(vpc).ok_or_else(|| ApiError::not_found(Missing::Vpc, vpc))?;
+            found.enforces_groups = enforced;
+            Ok(())
+        })
+    }
+
     /// Sets a route; `None` takes it away.
     ///
     /// # Errors
@@ -208,9 +220,10 @@ impl Model {
     pub fn set_route(
         &mut self,
         table: &RouteTableId,
-        destination: Ipv4Net,
+        destination: impl Into<IpNet>,
         target: Option<RouteTarget>,
     ) -> Result<(), ApiError> {
+        let destination = destination.into();
         self.edit(|edit| {
             let state = &mut *edit.state;
             let (known, name) = match &target {

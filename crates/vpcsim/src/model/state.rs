@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, MacAddr, SecurityGroupId, SubnetId, VpcId};
 
@@ -52,6 +52,8 @@ pub struct Vpc {
     pub main_route_table: RouteTableId,
     /// The group that an ENI gets when none is named.
     pub default_security_group: SecurityGroupId,
+    /// Whether packets obey security groups here, as on AWS. Where they do not, groups are only kept and told.
+    pub enforces_groups: bool,
     /// Tags.
     pub tags: Tags,
 }
@@ -105,7 +107,7 @@ pub struct RouteTable {
     /// Subnets that name it; all others of the VPC use the main one.
     pub subnets: BTreeSet<SubnetId>,
     /// Routes beside the local ones, which every table has for every CIDR of its VPC.
-    pub routes: BTreeMap<Ipv4Net, RouteTarget>,
+    pub routes: BTreeMap<IpNet, RouteTarget>,
 }
 
 /// Where a route leads.
@@ -156,7 +158,7 @@ pub struct Peering {
     pub accepter: VpcId,
 }
 
-/// A security group. Its rules are kept and told, not enforced.
+/// A security group. Packets obey its rules where the VPC enforces them.
 #[derive(Debug, Clone, Serialize)]
 pub struct SecurityGroup {
     /// Its id.

@@ -34,6 +34,8 @@ impl Request {
             Self::DescribeTags(r) => describe(std::iter::empty(), &r.filters),
             Self::AuthorizeSecurityGroupEgress(_)
             | Self::AuthorizeSecurityGroupIngress(_)
+            | Self::RevokeSecurityGroupEgress(_)
+            | Self::RevokeSecurityGroupIngress(_)
             | Self::CreateSecurityGroup(_)
             | Self::CreateSubnet(_)
             | Self::CreateVpc(_)

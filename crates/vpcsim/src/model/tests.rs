@@ -360,7 +360,7 @@ fn gateways_have_public_addresses_of_their_own() {
     let nat = world.model.add_nat_gateway(&subnet).unwrap();
     let table = world.model.add_route_table(&vpc, &world.subnets[1..]).unwrap();
     let main = world.model.state().vpcs[&vpc].main_route_table.clone();
-    let anywhere = "0.0.0.0/0".parse().unwrap();
+    let anywhere: ipnet::Ipv4Net = "0.0.0.0/0".parse().unwrap();
     world.model.set_route(&main, anywhere, Some(RouteTarget::InternetGateway(igw))).unwrap();
     world.model.set_route(&table, anywhere, Some(RouteTarget::NatGateway(nat.clone()))).unwrap();
     let state = world.model.state();

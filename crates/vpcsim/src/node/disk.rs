@@ -8,8 +8,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Directories of the host that a machine sees below a writable layer of its own.
 const LAYERED: [&str; 3] = ["etc", "opt", "var"];
+/// Where runtimes look for conflists.
+const CONFLISTS: &str = "/etc/cni/net.d";
 /// Where runtimes and plugins look; made here so that none of them has to.
-const DIRECTORIES: [&str; 5] = ["/run/netns", "/run/lock", "/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni"];
+const DIRECTORIES: [&str; 5] = ["/run/netns", "/run/lock", CONFLISTS, "/opt/cni/bin", "/var/lib/cni"];
 
 /// Mounts what a machine keeps over a reboot: its layers, which live in a tmpfs at `dir`.
 pub(super) fn mount_layers(dir: &Path) -> io::Result<()> {
@@ -23,6 +25,11 @@ pub(super) fn mount_layers(dir: &Path) -> io::Result<()> {
         let options = format!("lowerdir={},upperdir={},workdir={}", target.display(), upper.display(), work.display());
         mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .map_err(|errno| context(&format!("overlay on {}", target.display()), &errno.into()))?;
+    }
+    // A machine has the conflists that it is given, and none of the host's.
+    for conflist in std::fs::read_dir(CONFLISTS).into_iter().flatten() {
+        let path = conflist?.path();
+        std::fs::remove_file(&path).map_err(|error| context(&path.display().to_string(), &error))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use sluice_contract::id::{InstanceId, SubnetId, VpcId};
 
 use super::WorldError;
@@ -81,6 +81,7 @@ fn add_vpc(
     targets: &mut Targets,
 ) -> Result<(), WorldError> {
     let id = made(format!("VPC {name}"), model.add_vpc(&vpc.cidrs, vpc.ipv6_cidr, named(name, &BTreeMap::new())))?;
+    made(format!("VPC {name}"), model.enforce_groups(&id, vpc.enforce_security_groups))?;
     for (subnet_name, subnet) in &vpc.subnets {
         let path = format!("{name}/{subnet_name}");
         let create = CreateSubnet {
@@ -121,7 +122,7 @@ fn add_routes(
         let what = format!("the route table of {path}");
         let table = made(what.clone(), model.add_route_table(vpc_id, std::slice::from_ref(id)))?;
         for (destination, via) in &subnet.routes {
-            let set = |target| -> Option<(Ipv4Net, RouteTarget)> { Some((*destination, target)) };
+            let set = |target| -> Option<(IpNet, RouteTarget)> { Some((*destination, target)) };
             let route = match via {
                 Via::InternetGateway => {
                     targets.gateways.get(name).and_then(|id| set(RouteTarget::InternetGateway(id.clone())))

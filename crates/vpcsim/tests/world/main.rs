@@ -2,6 +2,7 @@
 //!
 //! | part | what it holds |
 //! |---|---|
+//! | [`groups`] | security groups |
 //! | [`machine`] | a machine as production binaries see it |
 //! | [`matrix`] | who reaches whom over the fabric |
 //! | [`services`] | EC2 and the metadata service as nodes reach them |
@@ -9,6 +10,7 @@
 
 #![cfg(test)]
 
+mod groups;
 mod machine;
 mod matrix;
 mod services;

@@ -39,6 +39,7 @@ pub(crate) fn add_vpc(state: &mut State, n: u8, cidr: &str) {
         ipv6_cidrs: vec![],
         main_route_table: table_id(n),
         default_security_group: SecurityGroupId::new("sg-00000000000000001").unwrap(),
+        enforces_groups: false,
         tags: Tags::new(),
     };
     state.vpcs.insert(vpc_id(n), vpc);
@@ -95,7 +96,7 @@ pub(crate) fn add_eni(state: &mut State, n: u8, subnet: u8, primary: &str, insta
 }
 
 pub(crate) fn route(state: &mut State, table: u8, to: &str, target: RouteTarget) {
-    state.route_tables.get_mut(&table_id(table)).unwrap().routes.insert(net(to), target);
+    state.route_tables.get_mut(&table_id(table)).unwrap().routes.insert(net(to).into(), target);
 }
 
 pub(crate) fn project(state: &State, now: Duration) -> Projection {
@@ -166,10 +167,10 @@ pub(crate) fn routes_lead_to_what_they_name_and_into_a_black_hole_when_it_is_gon
     assert_eq!(
         router.tables[&0],
         [
-            (net("0.0.0.0/0"), Target::InternetGateway),
-            (net("10.1.0.0/16"), Target::Peer { link: "p1".into() }),
-            (net("192.0.2.0/24"), nat),
-            (net("198.18.0.0/15"), Target::Blackhole),
+            (net("0.0.0.0/0").into(), Target::InternetGateway),
+            (net("10.1.0.0/16").into(), Target::Peer { link: "p1".into() }),
+            (net("192.0.2.0/24").into(), nat),
+            (net("198.18.0.0/15").into(), Target::Blackhole),
         ]
     );
     assert_ne!(router.peers["p1"], projection.routers[&vpc_id(2)].peers["p1"], "the far end's MAC, each");
