@@ -30,7 +30,7 @@ pub(crate) fn run(
 ) -> Result<AddResult, Failure> {
     let started = Instant::now();
     let options = EniConf::of(conf)?;
-    conf.runtime_config()?;
+    let runtime = conf.runtime_config()?;
     for capability in UNSUPPORTED {
         if conf.raw_runtime_config.as_ref().is_some_and(|given| given.get(capability).is_some()) {
             let text = format!("runtimeConfig asks for {capability:?}: addresses are ipamd's to choose");
@@ -61,7 +61,8 @@ pub(crate) fn run(
     // a second ADD that fails must not take the address from the pod that the first has made. Else the DEL that follows
     // every failed ADD does it.
     let layout = Layout::new(attachment.clone(), host, options.mtu, reply)
-        .map_err(|error| Failure::of(ErrorCode::Refused, &error))?;
+        .map_err(|error| Failure::of(ErrorCode::Refused, &error))?
+        .with_bandwidth(runtime.bandwidth);
     on_runtime(kernel::attach(&layout, &netns, gate.as_ref()))?.map_err(|error| {
         for left in error.leftovers() {
             note(left);

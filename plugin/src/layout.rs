@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
-use sluice_contract::cni::{ATTACHMENT_KEY, AddResult, Dns, EniAttachment, Interface, IpConfig, Route as CniRoute};
+use sluice_contract::cni::{
+    ATTACHMENT_KEY, AddResult, Bandwidth, Dns, EniAttachment, Interface, IpConfig, Route as CniRoute,
+};
 use sluice_contract::id::{Attachment, IfName, MacAddr};
 use sluice_contract::node::veth::{self, End};
 use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, pod_gateway_v4, pod_gateway_v6};
 use sluice_contract::rpc::{AddReply, PodAddress};
 use sluice_hostnet::desired::{Desired, LinkSettings};
+use sluice_hostnet::shape::Limit;
 use sluice_hostnet::state::{Address, Family, Neighbour, Route, Rule, Sysctl, SysctlKey, host_prefix};
 
 /// The smallest MTU of a link with IPv6, in bytes (RFC 8200, section 5).
@@ -70,6 +73,8 @@ pub(crate) struct Layout {
     pub(crate) mtu: u32,
     /// The addresses.
     pub(crate) addresses: Vec<PodAddress>,
+    /// Limits of its traffic.
+    pub(crate) bandwidth: Bandwidth,
 }
 
 impl Layout {
@@ -102,7 +107,20 @@ impl Layout {
             host,
             mtu,
             addresses: reply.addresses,
+            bandwidth: Bandwidth::default(),
         })
+    }
+
+    /// The same with limits of its traffic.
+    pub(crate) fn with_bandwidth(self, bandwidth: Option<Bandwidth>) -> Self {
+        Self { bandwidth: bandwidth.unwrap_or_default(), ..self }
+    }
+
+    /// The limits of what the host sends to the pod, and of what the pod sends.
+    pub(crate) fn limits(&self) -> (Option<Limit>, Option<Limit>) {
+        let Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst } = self.bandwidth;
+        let limit = |rate, burst| Limit::of_bits(rate, burst, self.mtu);
+        (limit(ingress_rate, ingress_burst), limit(egress_rate, egress_burst))
     }
 
     /// Whether the pod has an IPv6 address.

@@ -186,7 +186,7 @@ impl Host {
     ///
     /// # Errors
     /// As the future, or [`NftError::Namespace`] and [`NftError::Thread`] when there is no thread to run it.
-    async fn within<F, Fut, T>(&self, work: F) -> Result<T, NftError>
+    pub(crate) async fn within<F, Fut, T>(&self, work: F) -> Result<T, NftError>
     where
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, NftError>> + 'static,

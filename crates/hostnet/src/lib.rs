@@ -13,6 +13,8 @@
 //! - [`conntrack`]: the flows that connection tracking knows.
 //! - [`nft`], [`sysctl`]: what netlink does not reach.
 //! - [`plugin`]: what the process of a CNI plugin does, whichever plugin it is.
+//! - [`shape`]: limits on what a link sends.
+//! - [`vpc_cni`]: what the AWS VPC CNI leaves in the packet filter.
 //! - [`tc`], [`bpf`]: programs on the hooks of a link, and how one that is pinned is opened.
 //!
 //! `unsafe` is allowed in [`bpf`] alone, for one call that has no safe door.
@@ -26,7 +28,9 @@ pub mod netns;
 pub mod nft;
 pub mod plan;
 pub mod plugin;
+pub mod shape;
 pub mod state;
 pub mod sysctl;
 pub mod tc;
+pub mod vpc_cni;
 pub mod watch;

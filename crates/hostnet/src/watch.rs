@@ -3,6 +3,8 @@
 //! The stream is bounded by the socket's buffer in the kernel: it is read only while somebody asks for the next event.
 //! Who is too slow gets [`Event::Lost`], and must look again at the whole.
 
+mod nft;
+
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -23,6 +25,8 @@ use crate::netlink::encode::link_numbered;
 use crate::netlink::{LinkError, Names, OpenError, configure, decode_link};
 use crate::netns::Namespace;
 use crate::state::{Address, Link, LinkKind, Neighbour, Route, Rule};
+
+pub use nft::{NftEvent, NftWatch};
 
 /// What to watch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -137,6 +137,8 @@ pub struct NetworkConfig {
     pub external_services: Vec<Ipv4Net>,
     /// `DISABLE_TCP_EARLY_DEMUX`.
     pub disable_tcp_early_demux: bool,
+    /// `SLUICE_BLOCK_POD_METADATA`: pods do not reach the instance metadata service, which would give them the node's role.
+    pub block_metadata: bool,
 }
 
 /// Everything that ipamd is told from outside.
@@ -349,6 +351,7 @@ impl Config {
             exclude_snat: from.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
             external_services: from.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
             disable_tcp_early_demux: from.boolean("DISABLE_TCP_EARLY_DEMUX", false),
+            block_metadata: from.boolean("SLUICE_BLOCK_POD_METADATA", false),
         }
     }
 }

@@ -61,6 +61,9 @@ const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// How often IMDS is read, the host's network compared, and pods looked for in the kernel.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
+/// Between two repairs of the host's network: whoever fights over it with us does not take more than this of the node.
+const REPAIR_GAP: Duration = Duration::from_millis(500);
+
 /// How often tombstones are looked for.
 const TOMBSTONES_EVERY: Duration = Duration::from_secs(5);
 
@@ -130,6 +133,7 @@ pub(crate) struct Daemon<C, K> {
 struct Timers {
     learn: Timer,
     pods: Timer,
+    watch: Timer,
     node: Timer,
     check: Timer,
     tombstones: Timer,
@@ -176,6 +180,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let timers = Timers {
             learn: Timer::due(now, LOOK_EVERY),
             pods: Timer::due(now, LOOK_EVERY),
+            watch: Timer::due(now, REPAIR_GAP),
             node: Timer::due(now, LOOK_EVERY),
             check: Timer::due(now, CHECK_EVERY),
             tombstones: Timer::due(now, TOMBSTONES_EVERY),
@@ -435,8 +440,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// When the loop has something to do by itself.
     fn wake(&self) -> Instant {
-        let Timers { learn, pods, node, check, tombstones, store } = &self.timers;
-        let timers = [learn, pods, check, tombstones].into_iter().filter_map(Timer::wake);
+        let Timers { learn, pods, watch, node, check, tombstones, store } = &self.timers;
+        let timers = [learn, pods, watch, check, tombstones].into_iter().filter_map(Timer::wake);
         // These two have nothing to do before there is a node to set up, or a change to record.
         let node = node.wake().filter(|_| self.node_network().is_some());
         let store = store.wake().filter(|_| self.dirty);
@@ -466,6 +471,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         if !self.stopping && self.timers.pods.begin(now) {
             self.spawn(Job::Pods);
+        }
+        if !self.stopping && self.timers.watch.begin(now) {
+            self.spawn(Job::Watch);
         }
     }
 

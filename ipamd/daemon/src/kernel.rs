@@ -5,14 +5,15 @@
 
 pub mod desired;
 pub mod host;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use serde::Serialize;
-use sluice_contract::id::{Attachment, EniId, MacAddr};
+use sluice_contract::id::{Attachment, EniId, IfName, MacAddr};
 use sluice_ipamd_core::recover::KernelView;
 
 /// What the node's own part of the network depends on.
@@ -39,8 +40,8 @@ pub struct EniNetwork {
     pub primary_ip: Ipv4Addr,
     /// The subnet that it is in; its second address is the router.
     pub subnet: Ipv4Net,
-    /// Whether pods have IPv6 addresses of it.
-    pub ipv6: bool,
+    /// Its own IPv6 address, where pods have IPv6 addresses of it: the one that goes with its IPv4 address, which no pod has.
+    pub ipv6: Option<Ipv6Addr>,
     /// The route table of its pods.
     pub table: u32,
     /// MTU in bytes.
@@ -58,6 +59,41 @@ pub struct Pods {
     pub dead: BTreeSet<IpAddr>,
     /// Route tables of secondary ENIs that are gone: their rule is there, and its address is on no link.
     pub leftovers: BTreeSet<u32>,
+}
+
+/// A pod that the ledger knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// Whose it is.
+    pub attachment: Attachment,
+    /// The host's interface of it.
+    pub dev: IfName,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The route table of what it sends.
+    pub table: u32,
+    /// Whether its ADD ended long ago. Until then it is left alone unless it has been seen whole.
+    pub settled: bool,
+}
+
+/// A change that was made to put right what others had changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// What kind of thing: `rule`, `route`, `address`, `neighbour`, `link`, `nft` or `sysctl`.
+    pub kind: &'static str,
+    /// What was done.
+    pub op: String,
+    /// What was wrong.
+    pub reason: String,
+}
+
+/// What came of looking for what others had changed.
+#[derive(Debug, Default)]
+pub struct Repaired {
+    /// What was put right.
+    pub made: Vec<Repair>,
+    /// What could not be.
+    pub failed: Vec<KernelError>,
 }
 
 /// What the kernel did not do.
@@ -101,4 +137,11 @@ pub trait Kernel: Send + Sync + 'static {
         addresses: &[IpAddr],
         veth_prefix: &str,
     ) -> impl Future<Output = Result<bool, KernelError>> + Send;
+
+    /// Waits until somebody else has changed what [`Kernel::set_up_node`] and [`Kernel::set_up_eni`] have made, or a pod's part,
+    /// and answers what. The first call answers at once, so that what has changed before is found.
+    fn disturbed(&self, veth_prefix: &str) -> impl Future<Output = Result<Vec<String>, KernelError>> + Send;
+
+    /// Puts right what others have changed of what has been set up, and of the pods that stand.
+    fn repair(&self, pods: &[PodNetwork]) -> impl Future<Output = Repaired> + Send;
 }

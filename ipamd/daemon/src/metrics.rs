@@ -29,6 +29,11 @@ struct Reason {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Code {
     code: &'static str,
 }
@@ -137,6 +142,7 @@ pub struct Metrics {
     rejected: Family<Reason, Count>,
     tombstones: Count,
     undelivered: Count,
+    repairs: Family<Kind, Count>,
     gauges: BTreeMap<&'static str, Gauge>,
     eni_assigned: Family<EniLabel, Gauge>,
     subnet_free: Family<SubnetLabel, Gauge>,
@@ -196,6 +202,7 @@ impl Metrics {
             rejected: Family::default(),
             tombstones: Count::default(),
             undelivered: Count::default(),
+            repairs: Family::default(),
             gauges,
             eni_assigned: Family::default(),
             subnet_free: Family::default(),
@@ -241,6 +248,8 @@ impl Metrics {
         registry.register("sluice_ipamd_tombstones_total", help, self.tombstones.clone());
         let help = "Replies that could not be written";
         registry.register("sluice_ipamd_undelivered_replies_total", help, self.undelivered.clone());
+        let help = "Changes that put right what others had changed of the node's network, by kind";
+        registry.register("sluice_ipamd_repairs_total", help, self.repairs.clone());
         let help = "Free addresses of a subnet when EC2 was last asked";
         registry.register("sluice_subnet_free_addresses", help, self.subnet_free.clone());
     }
@@ -366,6 +375,10 @@ impl Metrics {
 
     pub(crate) fn tombstone(&self) {
         self.tombstones.add();
+    }
+
+    pub(crate) fn repaired(&self, kind: &'static str) {
+        self.repairs.get_or_create(&Kind { kind }).add();
     }
 
     pub(crate) fn undelivered(&self) {

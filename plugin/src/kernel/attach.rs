@@ -10,7 +10,7 @@ use sluice_contract::id::IfName;
 use sluice_contract::node::{TABLE_MAIN, veth};
 use sluice_hostnet::desired::{Desired, Devices, RouteScope};
 use sluice_hostnet::host::{ExecuteError, Host, ObserveError};
-use sluice_hostnet::netlink::{LinkError, OpenError, VethSpec};
+use sluice_hostnet::netlink::{LinkError, NetlinkError, OpenError, VethSpec};
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::{Op, Planned, plan};
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol};
@@ -47,6 +47,12 @@ enum StepError {
         name: IfName,
         #[source]
         source: TcError,
+    },
+    #[error("cannot limit the traffic of {name} as the pod's bandwidth annotations want it")]
+    Limit {
+        name: IfName,
+        #[source]
+        source: NetlinkError,
     },
     #[error("cannot mark {name}")]
     Mark {
@@ -238,12 +244,25 @@ async fn furnish(layout: &Layout, host: &Host, pod: &Host, made: &Link, gate: Op
         alias: Some(alias),
         master: None,
     };
+    limit(layout, host, pod, (index, made.index)).await?;
     // A new link has nothing yet, so that nothing has to be read.
     let fresh = |link: &Link| Observed { links: vec![link.clone()], ..Observed::default() };
     execute("pod's side", pod, &plan(&fresh(made), &layout.pod()), made).await?;
     let mut ops = plan(&fresh(&host_end), &layout.host());
     ops.extend(plan(&fresh(&host_end), &layout.host_routes()));
     execute("host's side", host, &ops, &host_end).await
+}
+
+/// Limits both ends as the runtime wants it.
+async fn limit(layout: &Layout, host: &Host, pod: &Host, (host_end, pod_end): (u32, u32)) -> Result<(), StepError> {
+    let (to_pod, from_pod) = layout.limits();
+    for (side, index, limit) in [(host, host_end, to_pod), (pod, pod_end, from_pod)] {
+        if let Some(limit) = limit {
+            let failed = |source| StepError::Limit { name: layout.host.clone(), source };
+            side.netlink().limit(index, limit).await.map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Brings an attachment that is there to what it should be. What is right is not touched: its pod may be running.

@@ -28,7 +28,7 @@ pub(crate) enum DetachError {
     /// Nothing was done.
     #[error("cannot look at its routes and rules")]
     Observe(#[source] ObserveError),
-    /// The link is gone, rules are left.
+    /// Rules are left.
     #[error("cannot delete its rules")]
     Rules(#[source] ExecuteError),
     /// The link is left.
@@ -58,7 +58,8 @@ pub(crate) struct Traces {
     pub(crate) claimed: Vec<IpAddr>,
 }
 
-/// Takes the attachment away: its rules, then its link, and with that its routes and the pod's end.
+/// Takes the attachment away: its link, and with that its routes and the pod's end, then its rules. As long as the link is
+/// there, ipamd takes the rules' going for somebody's mistake and puts them back.
 pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(), DetachError> {
     let host = Host::current().map_err(DetachError::Open)?;
     let mut link = None;
@@ -90,14 +91,15 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
         rules.extend(rules_of(&seen, &own_addresses(&seen, link.as_ref(), traces)));
     }
     let mut failure = None;
-    if !rules.is_empty() {
-        let ops: Vec<_> = rules.into_iter().map(|rule| Planned::new(Op::DeleteRule(rule), "its pod is gone")).collect();
-        failure = host.execute(&ops).await.err().map(DetachError::Rules);
-    }
     if let Some(Link { index, name, .. }) = link
         && let Err(source) = host.netlink().delete_link(index).await
     {
         failure = Some(DetachError::Link { name, source });
+    }
+    if !rules.is_empty() {
+        let ops: Vec<_> = rules.into_iter().map(|rule| Planned::new(Op::DeleteRule(rule), "its pod is gone")).collect();
+        let rules = host.execute(&ops).await.err().map(DetachError::Rules);
+        failure = failure.or(rules);
     }
     failure.map_or(Ok(()), Err)
 }

@@ -181,3 +181,51 @@ fn what_was_not_closed_yet_is_closed_by_the_next_add() {
     assert_eq!(flooded(&node, patience, || assert_eq!(node.cni(&add(&netns)).result(), first)).0, [false, false]);
     assert_eq!(programs(&node), both(id));
 }
+
+/// What a UDP flood of a second brings from one socket to the other, in bytes, and how long that really was.
+fn carried(from: &UdpSocket, to: UdpSocket, target: &'static str) -> (u64, Duration) {
+    let received = std::thread::spawn(move || {
+        to.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let (mut buffer, mut total) = (vec![0; 2000], 0);
+        while let Ok(length) = to.recv(&mut buffer) {
+            total += u64::try_from(length).unwrap();
+        }
+        total
+    });
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        // What finds no room is lost; the next one may find some.
+        drop(from.send_to(&[0; 1000], (target, 7)));
+    }
+    (received.join().unwrap(), begun.elapsed())
+}
+
+/// A pod has its limits in both directions, and the gate its hooks.
+#[test]
+fn a_gated_pods_traffic_is_limited_both_ways_without_an_ingress_qdisc() {
+    const RATE: u64 = 8_000_000;
+    const BURST: u64 = 800_000;
+    let (node, _ipamd, netns, id) = node(|| load(&DROP));
+    let limits = json!({"bandwidth": {"ingressRate": RATE, "ingressBurst": BURST, "egressRate": 2 * RATE, "egressBurst": BURST}});
+    node.cni(&add(&netns).with("runtimeConfig", &limits)).result();
+    assert_eq!(programs(&node), both(id));
+    open(&node);
+    node.sh(&format!("tc filter replace dev {HOST_B} ingress prio 1 handle 1 bpf da pinned /sys/fs/bpf/pass"));
+    node.sh(&format!("tc filter replace dev {HOST_B} egress prio 1 handle 1 bpf da pinned /sys/fs/bpf/pass"));
+    let kinds =
+        |text: String| text.lines().filter_map(|line| line.split(' ').nth(1).map(str::to_owned)).collect::<Vec<_>>();
+    assert_eq!(kinds(node.sh(&format!("tc qdisc show dev {HOST_B}"))), ["tbf", "clsact"]);
+    assert_eq!(kinds(node.sh("tc -n b qdisc show dev eth0")), ["tbf"]);
+    let socket = |address: &'static str| move || UdpSocket::bind(address).unwrap();
+    let (near, far) = (node.on(socket("0.0.0.0:0")), node.within("b", socket("0.0.0.0:7")));
+    let (into, took) = carried(&near, far, POD_IP);
+    let (near, far) = (node.within("b", socket("0.0.0.0:0")), node.on(socket("0.0.0.0:7")));
+    let (out, took_out) = carried(&near, far, HOST_IP);
+    // A bucket never gives more than its burst and its rate for the time; what waited at the end comes a little later.
+    let most =
+        |rate: u64, took: Duration| (BURST + rate * 11 / 10 * u64::try_from(took.as_millis()).unwrap() / 1000) / 8;
+    assert!((1000..=most(RATE, took)).contains(&into), "{into} bytes in {took:?}");
+    assert!((1000..=most(2 * RATE, took_out)).contains(&out), "{out} bytes in {took_out:?}");
+    node.cni(&Cni::on("DEL", "1.1.0", POD_B, "bbb", &netns)).nothing();
+    node.assert_clean();
+}

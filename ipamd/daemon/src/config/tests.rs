@@ -43,6 +43,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             exclude_snat: Vec::new(),
             external_services: Vec::new(),
             disable_tcp_early_demux: false,
+            block_metadata: false,
         }
     );
     assert_eq!(config.socket().to_str(), Some(node::IPAMD_SOCKET));

@@ -111,6 +111,11 @@ pub const VARIABLES: &[Variable] = &[
     network("POD_MTU", "AWS_VPC_ENI_MTU", "MTU of pods' interfaces, 576 (with IPv6 1280) to 9001 bytes"),
     later("POD_SECURITY_GROUP_ENFORCING_MODE", "strict", "how security groups for pods are enforced"),
     daemon("SLUICE_ADD_DEADLINE", "60", "seconds that an ADD waits for an address at most, 1 to 220"),
+    network(
+        "SLUICE_BLOCK_POD_METADATA",
+        "false",
+        "pods do not reach the instance metadata service; host-network pods do",
+    ),
     daemon("SLUICE_CLUSTER_DIR", "", "directory of YAML files that stand for the API server"),
     daemon("SLUICE_EC2_RATE", "5", "calls a second of each changing EC2 action at most, 1 to 100"),
     daemon("SLUICE_LOG", "", "log filter in tracing-subscriber's words; goes before AWS_VPC_K8S_CNI_LOGLEVEL"),

@@ -12,17 +12,17 @@ use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, Instanc
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::{largest, limits};
 use sluice_ipamd_core::op::{Failure, Op};
-use sluice_ipamd_core::recover::reconcile;
+use sluice_ipamd_core::recover::{ADD_TAKES, reconcile};
 use sluice_ipamd_core::state::{Event, Node, tag};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use super::gone::Gone;
-use super::{Daemon, LOOK_EVERY, OpResult, Timer, lost};
+use super::{Daemon, LOOK_EVERY, OpResult, REPAIR_GAP, Timer, lost};
 use crate::cloud::Cloud;
 use crate::config::Config;
 use crate::executor::Executor;
-use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods};
+use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
 use crate::log::ErrorChain;
 
 /// A piece of work.
@@ -44,6 +44,17 @@ pub(super) enum Job {
     Clear(u32),
     /// Take away what a pod that is gone has left behind.
     ClearPod(Box<Gone>),
+    /// Wait until others change what is ours.
+    Watch,
+    /// Put right what others have changed.
+    Repair(Repairing),
+}
+
+/// A repair: what is known to have changed, and the pods as the ledger has them.
+#[derive(Debug, Clone)]
+pub(super) struct Repairing {
+    changes: Vec<String>,
+    pods: Vec<PodNetwork>,
 }
 
 /// How it ended.
@@ -57,6 +68,8 @@ pub(super) enum Done {
     TearDown(EniNetwork, Result<(), KernelError>),
     Clear(u32, Result<(), KernelError>),
     ClearPod(Box<Gone>, Result<bool, KernelError>),
+    Disturbed(Result<Vec<String>, KernelError>),
+    Repaired(Vec<String>, Repaired),
 }
 
 /// What IMDS tells.
@@ -111,6 +124,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     let result = kernel.clear_pod(&gone.addresses(), &prefix).await;
                     Done::ClearPod(gone, result)
                 }
+                Job::Watch => Done::Disturbed(kernel.disturbed(&prefix).await),
+                Job::Repair(Repairing { changes, pods }) => Done::Repaired(changes, kernel.repair(&pods).await),
             }
         });
         self.jobs.insert(task.id(), job);
@@ -137,6 +152,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     }
                     Some(Job::Learn) => self.timers.learn.failed(now, pause, random),
                     Some(Job::Pods) => self.timers.pods.failed(now, pause, random),
+                    Some(Job::Watch | Job::Repair(_)) => self.timers.watch.failed(now, pause, random),
                     Some(Job::Node(_)) => self.timers.node.failed(now, pause, random),
                     Some(Job::SetUp(network) | Job::TearDown(network)) => {
                         if let Some(side) = self.enis.get_mut(&network.eni) {
@@ -209,6 +225,19 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(address = %gone.address, error = %ErrorChain(&error), "a pod's rules could not be removed");
                 self.parts.metrics.error("clear_pod");
                 self.pod_not_cleared(&gone);
+            }
+            Done::Disturbed(Ok(changes)) => {
+                let pods = self.pod_networks();
+                self.spawn(Job::Repair(Repairing { changes, pods }));
+            }
+            Done::Disturbed(Err(error)) => {
+                tracing::error!(error = %ErrorChain(&error), "the host's network cannot be watched");
+                self.parts.metrics.error("watch");
+                self.timers.watch.failed(now, REPAIR_GAP, &mut self.random);
+            }
+            Done::Repaired(changes, repaired) => {
+                self.repaired(&changes, repaired);
+                self.timers.watch.succeeded(now);
             }
             Done::Clear(table, Ok(())) => tracing::info!(table, "what an ENI had left behind is cleared"),
             Done::Clear(table, Err(error)) => {
@@ -346,6 +375,42 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
     }
 
+    /// The pods of the ledger, as the host's network should have them.
+    fn pod_networks(&self) -> Vec<PodNetwork> {
+        let ledger = self.state.ledger();
+        let now = self.parts.clock.now();
+        let pods = ledger.owners().filter_map(|(attachment, address)| {
+            let AddressState::Assigned { owner, since, .. } = ledger.address(address)? else { return None };
+            // What is being taken away is nobody's to mend.
+            (!self.clearing.contains_key(&address)).then_some(())?;
+            let companion = ledger.companion_of(address).map(IpAddr::V6);
+            Some(PodNetwork {
+                attachment: attachment.clone(),
+                dev: owner.host_ifname.clone(),
+                addresses: std::iter::once(address).chain(companion).collect(),
+                table: ledger.eni_of(address)?.table()?,
+                settled: now.since(*since) > ADD_TAKES,
+            })
+        });
+        pods.collect()
+    }
+
+    fn repaired(&self, changes: &[String], repaired: Repaired) {
+        let Repaired { made, failed } = repaired;
+        if !made.is_empty() {
+            let count = made.len();
+            tracing::warn!(?changes, count, "others have changed the node's network: it was mended");
+        }
+        for Repair { kind, op, reason } in made {
+            self.parts.metrics.repaired(kind);
+            tracing::warn!(op, reason, "mended");
+        }
+        for error in failed {
+            tracing::error!(error = %ErrorChain(&error), "what others have changed could not be mended");
+            self.parts.metrics.error("repair");
+        }
+    }
+
     /// What the node's network should be like, once that is known.
     pub(super) fn node_network(&self) -> Option<NodeNetwork> {
         let node = self.state.node()?;
@@ -413,7 +478,7 @@ fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
         mac: eni.mac,
         primary_ip: eni.primary_ip,
         subnet: subnet.trunc(),
-        ipv6: eni.ipv6.is_some(),
+        ipv6: eni.companion(eni.primary_ip.into()),
         table: eni.table()?,
         mtu,
     })

@@ -8,6 +8,7 @@ mod families;
 mod fleet;
 mod memory;
 mod modes;
+mod repair;
 mod requests;
 pub(crate) mod sim;
 mod storm;

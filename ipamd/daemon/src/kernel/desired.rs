@@ -86,10 +86,41 @@ pub fn rulesets(node: &NodeNetwork, primary: &IfName) -> Vec<(NftTableId, String
 /// The body of our table for IPv6: connections to NodePorts, as for IPv4. Nothing is translated, and pods that have their
 /// addresses of the primary ENI need no mark.
 fn ruleset_v6(node: &NodeNetwork, primary: &IfName) -> String {
-    if !restores_marks(node, Family::V6) {
+    if !node.config.families.has_v6() {
         return String::new();
     }
-    node_port(node, primary) + &chain("outbound", OUTBOUND, &[restore(node)])
+    let mut body = guard(node, Family::V6);
+    if restores_marks(node, Family::V6) {
+        body += &node_port(node, primary);
+        body += &chain("outbound", OUTBOUND, &[restore(node)]);
+    }
+    body
+}
+
+/// The instance metadata service (EC2 User Guide, "Access instance metadata").
+const METADATA: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(169, 254, 169, 254), Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
+
+/// What pods may not do whoever they are:
+///
+/// - `own-address`: send from an address that is not routed to the interface that they send by. It comes before connection
+///   tracking, so that forged packets leave nothing there. Neighbours speak from link-local addresses, and from `::` before they
+///   have one.
+/// - `metadata`, if it is wanted: reach the instance metadata service.
+fn guard(node: &NodeNetwork, family: Family) -> String {
+    let NetworkConfig { veth_prefix, block_metadata, .. } = &node.config;
+    let pods = format!("iifname \"{veth_prefix}*\"");
+    let (of, service) = match family {
+        Family::V4 => ("", format!("ip daddr {}", METADATA.0)),
+        Family::V6 => (" ip6 saddr != { ::, fe80::/10 }", format!("ip6 daddr {}", METADATA.1)),
+    };
+    let own = format!("{pods}{of} fib saddr . iif oif missing counter drop");
+    let mut body = chain("own-address", "type filter hook prerouting priority raw", &[own]);
+    if *block_metadata {
+        let refused = format!("{pods} {service} counter reject");
+        body += &chain("metadata", "type filter hook forward priority filter", &[refused]);
+    }
+    body
 }
 
 /// Marks connections that come in by the primary ENI to an address of the node.
@@ -112,6 +143,7 @@ const OUTBOUND: &str = "type filter hook prerouting priority dstnat + 10";
 
 /// The body of our table for IPv4.
 ///
+/// - `own-address` and `metadata`: what pods may not do.
 /// - `node-port`: connections that come in by the primary ENI to an address of the node are marked, so that the replies
 ///   of a pod on another ENI leave by the primary one.
 /// - `outbound`: connections that pods open to outside the VPC are marked too: only the primary ENI's address is
@@ -127,7 +159,7 @@ pub fn ruleset(node: &NodeNetwork, primary: &IfName) -> String {
         RandomizeSnat::None => "",
     };
     let untranslated = untranslated(node);
-    let mut body = String::new();
+    let mut body = if node.config.families.has_v4() { guard(node, Family::V4) } else { String::new() };
     if node.config.node_port_support && node.config.families.has_v4() {
         body += &node_port(node, primary);
     }
@@ -196,8 +228,14 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Result<Desired, InvalidSysctlKey> 
         Route::on_link(eni.table, host_prefix(router), dev.clone()),
         Route::default_via(eni.table, router, dev.clone()),
     ];
+    let mut addresses = vec![Address::new(dev.clone(), own).without_prefix_route()];
+    let mut rules = vec![Rule::from(RULE_FROM_ENI, host_prefix(eni.primary_ip.into()), eni.table)];
     let mut sysctls = Vec::new();
-    if eni.ipv6 {
+    if let Some(own) = eni.ipv6 {
+        // What is masqueraded on its way out by this ENI takes an address of it, and has to find one: any other address of the
+        // node is another ENI's, and the VPC drops what comes from that.
+        addresses.push(Address::new(dev.clone(), host_prefix(own.into())).without_prefix_route());
+        rules.push(Rule::from(RULE_FROM_ENI, host_prefix(own.into()), eni.table));
         // By an advertisement the kernel would have a second default route in the main table.
         sysctls.push(Sysctl::new(SysctlKey::of_interface(Family::V6, dev, "accept_ra")?, 0));
         // Until the link-local address counts as no duplicate, the router could not be asked for: a second or two in which
@@ -219,13 +257,15 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Result<Desired, InvalidSysctlKey> 
                     protocols: Some(BTreeSet::from([Protocol::KERNEL])),
                 },
             ]),
-            rules: BTreeSet::from([rule_scope(eni.table)]),
+            rules: Family::ALL.map(|family| rule_scope(family, eni.table)).into(),
+            // A permanent entry for the router would send pods' packets to whoever it names.
+            neighbours: BTreeSet::from([dev.clone()]),
             ..Scope::default()
         },
         links: vec![LinkSettings { dev: dev.clone(), up: Some(true), mtu: Some(eni.mtu) }],
-        addresses: vec![Address::new(dev.clone(), own).without_prefix_route()],
+        addresses,
         routes,
-        rules: vec![rule(eni)],
+        rules,
         sysctls,
         ..Desired::default()
     })
@@ -237,19 +277,15 @@ pub fn no_eni(table: u32) -> Desired {
     Desired {
         scope: Scope {
             routes: Family::ALL.map(|family| RouteScope::table(table, family)).into(),
-            rules: BTreeSet::from([rule_scope(table)]),
+            rules: Family::ALL.map(|family| rule_scope(family, table)).into(),
             ..Scope::default()
         },
         ..Desired::default()
     }
 }
 
-fn rule(eni: &EniNetwork) -> Rule {
-    Rule::from(RULE_FROM_ENI, host_prefix(eni.primary_ip.into()), eni.table)
-}
-
-const fn rule_scope(table: u32) -> RuleScope {
-    RuleScope { family: Family::V4, priority: RULE_FROM_ENI, table: Some(table) }
+const fn rule_scope(family: Family, table: u32) -> RuleScope {
+    RuleScope { family, priority: RULE_FROM_ENI, table: Some(table) }
 }
 
 #[cfg(test)]

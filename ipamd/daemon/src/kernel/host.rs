@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sluice_contract::id::{IfName, MacAddr};
@@ -13,16 +15,25 @@ use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::nft;
 use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{Family, LinkKind, NftRuleset, NftTableId, Observed, Rule, host_prefix};
-use sluice_hostnet::watch::WaitForLinkError;
+use sluice_hostnet::watch::{Event, NftEvent, NftWatch, WaitForLinkError, Watch, Watched};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-use super::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods, desired};
+use super::repair::{self, Ours, Part};
+use super::{EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired, desired};
+use crate::log::ErrorChain;
 
 /// How long an ENI's link is waited for. EC2 takes 2 to 6 seconds to plug one in, and now and then far longer.
 const LINK_SHOWS: Duration = Duration::from_secs(30);
 
 /// How long the primary ENI's link is waited for: the node has booted by it.
 const PRIMARY_SHOWS: Duration = Duration::from_secs(5);
+
+/// How long changes are gathered before they are told of: who changes one thing mostly changes several.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// Changes that are told of by name; the others are found all the same.
+const TOLD: usize = 16;
 
 /// What a pod's address is said to live on when its route is gone and its rule is not.
 const UNKNOWN_LINK: &str = "unknown";
@@ -33,6 +44,26 @@ pub struct HostKernel {
     host: Host,
     /// The tables that were wanted last, with the content that `nft` makes of them, which takes two runs of `nft` to learn.
     rulesets: Mutex<BTreeMap<NftTableId, NftRuleset>>,
+    /// What has been set up, by which a repair goes.
+    set_up: Mutex<SetUp>,
+    /// The same as it is compared with events.
+    ours: std::sync::Mutex<Ours>,
+    watches: Mutex<Option<Watches>>,
+    /// Whether what the VPC CNI has left in the packet filter is gone.
+    cleaned: AtomicBool,
+}
+
+/// What has been set up. Whoever holds it may change the network; so a repair never meets half of another change.
+#[derive(Debug, Default)]
+struct SetUp {
+    node: Option<NodeNetwork>,
+    enis: BTreeMap<u32, EniNetwork>,
+}
+
+#[derive(Debug)]
+struct Watches {
+    routing: Watch,
+    nft: NftWatch,
 }
 
 fn failed<E>(action: impl fmt::Display) -> impl FnOnce(E) -> KernelError
@@ -57,7 +88,14 @@ impl HostKernel {
     /// The namespace of `host`.
     #[must_use]
     pub fn over(host: Host) -> Self {
-        Self { host, rulesets: Mutex::default() }
+        Self {
+            host,
+            rulesets: Mutex::default(),
+            set_up: Mutex::default(),
+            ours: std::sync::Mutex::default(),
+            watches: Mutex::default(),
+            cleaned: AtomicBool::new(false),
+        }
     }
 
     async fn link(&self, mac: MacAddr, within: Duration) -> Result<IfName, KernelError> {
@@ -91,12 +129,128 @@ impl HostKernel {
         self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))
     }
 
-    async fn reconcile(&self, action: &str, desired: &Desired) -> Result<(), KernelError> {
+    async fn reconcile(&self, action: &str, desired: &Desired) -> Result<Vec<Planned>, KernelError> {
         let executed = self.host.reconcile(desired).await.map_err(failed(action))?;
-        for planned in executed.changed {
-            tracing::info!(op = %planned.op, reason = planned.reason, "the host's network was changed");
+        Ok(executed.changed)
+    }
+
+    fn ours(&self) -> MutexGuard<'_, Ours> {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node's part, by the primary ENI's link.
+    async fn node(&self, node: &NodeNetwork, primary: &IfName) -> Result<Vec<Planned>, KernelError> {
+        let mut wanted = desired::node(node, primary).map_err(failed("naming the sysctls"))?;
+        for (table, body) in desired::rulesets(node, primary) {
+            wanted.nft.push(self.ruleset(table, body).await?);
         }
-        Ok(())
+        self.ours().parts.insert(Part::Node, (node.primary_mac, wanted.clone()));
+        self.reconcile("setting up the node's network", &wanted).await
+    }
+
+    /// Takes away what the VPC CNI has left in the packet filter, once, now that ours is there. What it left does what ours does,
+    /// so that a failure holds nothing up.
+    async fn clean(&self) {
+        if self.cleaned.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.host.remove_vpc_cni().await {
+            Ok(removed) => {
+                self.cleaned.store(true, Ordering::Relaxed);
+                for rule in removed {
+                    tracing::info!(rule, "what the VPC CNI had left was removed");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "what the VPC CNI may have left was not removed");
+            }
+        }
+    }
+
+    /// An ENI's part, by its link.
+    async fn eni(&self, eni: &EniNetwork, dev: &IfName) -> Result<Vec<Planned>, KernelError> {
+        let wanted = desired::eni(eni, dev).map_err(failed("naming the sysctls"))?;
+        self.ours().parts.insert(Part::Eni(eni.table), (eni.mac, wanted.clone()));
+        self.reconcile(&format!("setting up {} as {dev}", eni.eni), &wanted).await
+    }
+
+    /// Watches from now on, and takes in which pods stand.
+    async fn watch(&self, veth_prefix: &str) -> Result<Watches, KernelError> {
+        let namespace = self.host.namespace();
+        let routing = Watch::open(namespace, Watched::ALL).await.map_err(failed("watching the host's network"))?;
+        let nft = NftWatch::open(namespace).map_err(failed("watching nftables"))?;
+        let seen = self.see_pods().await?;
+        let mut ours = self.ours();
+        ours.standing.clear();
+        for route in &seen.routes {
+            ours.stands(route, veth_prefix);
+        }
+        drop(ours);
+        Ok(Watches { routing, nft })
+    }
+
+    /// The next change of what is ours, in words; an error when the watch has ended.
+    async fn next_change(&self, watches: &mut Watches, veth_prefix: &str) -> Result<String, KernelError> {
+        let lost = || "more has changed than could be followed".to_owned();
+        loop {
+            let change = tokio::select! {
+                event = watches.routing.next() => {
+                    let closed = || std::io::Error::other("the netlink socket is closed");
+                    let event = event.ok_or_else(closed).map_err(failed("watching the host's network"))?;
+                    if event == Event::Lost { Some(lost()) } else { self.ours().touched(&event, veth_prefix) }
+                }
+                event = watches.nft.next() => match event.map_err(failed("watching nftables"))? {
+                    NftEvent::Lost => Some(lost()),
+                    NftEvent::Table(table) => {
+                        self.ours().owns_table(&table).then(|| format!("the nftables table {table} was changed"))
+                    }
+                },
+            };
+            if let Some(change) = change {
+                return Ok(change);
+            }
+        }
+    }
+
+    /// What stands in the place of each part, in order.
+    async fn repair_parts(&self, set_up: &SetUp) -> Result<Vec<Result<Vec<Planned>, KernelError>>, KernelError> {
+        let links = self.host.netlink().links().await.map_err(failed("reading the links"))?;
+        let named = |mac: MacAddr| {
+            let is_it = |kind: &LinkKind| matches!(kind, LinkKind::Physical | LinkKind::Veth);
+            links.iter().find(|link| link.mac == Some(mac) && is_it(&link.kind)).map(|link| link.name.clone())
+        };
+        let mut done = Vec::new();
+        // A link that is gone is EC2's matter; the ledger hears of it.
+        if let Some(node) = &set_up.node
+            && let Some(primary) = named(node.primary_mac)
+        {
+            done.push(self.node(node, &primary).await);
+        }
+        for eni in set_up.enis.values() {
+            if let Some(dev) = named(eni.mac) {
+                done.push(self.eni(eni, &dev).await);
+            }
+        }
+        Ok(done)
+    }
+
+    async fn repair_pods(&self, pods: &[PodNetwork]) -> Result<Vec<Planned>, KernelError> {
+        let view = View {
+            routes: Family::ALL.map(|family| (family, TABLE_MAIN)).into(),
+            rules: Family::ALL.into(),
+            neighbours: Family::ALL.into(),
+            ..View::default()
+        };
+        let seen = self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))?;
+        let ops = repair::pods(&seen, pods, &self.ours().standing);
+        let executed = self.host.execute(&ops).await.map_err(failed("mending the pods' routes and rules"))?;
+        Ok(executed.changed)
+    }
+}
+
+fn tell(changed: Vec<Planned>) {
+    for planned in changed {
+        tracing::info!(op = %planned.op, reason = planned.reason, "the host's network was changed");
     }
 }
 
@@ -107,21 +261,30 @@ impl Kernel for HostKernel {
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
         let primary = self.link(node.primary_mac, PRIMARY_SHOWS).await?;
-        let mut wanted = desired::node(node, &primary).map_err(failed("naming the sysctls"))?;
-        for (table, body) in desired::rulesets(node, &primary) {
-            wanted.nft.push(self.ruleset(table, body).await?);
-        }
-        self.reconcile("setting up the node's network", &wanted).await
+        let mut set_up = self.set_up.lock().await;
+        set_up.node = Some(node.clone());
+        tell(self.node(node, &primary).await?);
+        drop(set_up);
+        self.clean().await;
+        Ok(())
     }
 
     async fn set_up_eni(&self, eni: &EniNetwork) -> Result<(), KernelError> {
         let dev = self.link(eni.mac, LINK_SHOWS).await?;
-        let wanted = desired::eni(eni, &dev).map_err(failed("naming the sysctls"))?;
-        self.reconcile(&format!("setting up {} as {dev}", eni.eni), &wanted).await
+        let mut set_up = self.set_up.lock().await;
+        set_up.enis.insert(eni.table, eni.clone());
+        tell(self.eni(eni, &dev).await?);
+        drop(set_up);
+        Ok(())
     }
 
     async fn clear_table(&self, table: u32) -> Result<(), KernelError> {
-        self.reconcile(&format!("clearing table {table}"), &desired::no_eni(table)).await
+        let mut set_up = self.set_up.lock().await;
+        set_up.enis.remove(&table);
+        self.ours().parts.remove(&Part::Eni(table));
+        tell(self.reconcile(&format!("clearing table {table}"), &desired::no_eni(table)).await?);
+        drop(set_up);
+        Ok(())
     }
 
     async fn clear_pod(&self, addresses: &[IpAddr], veth_prefix: &str) -> Result<bool, KernelError> {
@@ -137,10 +300,46 @@ impl Kernel for HostKernel {
             .map(|rule| Planned::new(Op::DeleteRule(rule.clone()), "its pod is gone"))
             .collect();
         let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the rules of {addresses:?}")))?;
-        for planned in executed.changed {
-            tracing::info!(op = %planned.op, reason = planned.reason, "the host's network was changed");
-        }
+        tell(executed.changed);
         Ok(true)
+    }
+
+    async fn disturbed(&self, veth_prefix: &str) -> Result<Vec<String>, KernelError> {
+        let mut held = self.watches.lock().await;
+        // Put back at the end alone: a watch that fails, or is given up in the middle, begins anew.
+        let Some(mut watches) = held.take() else {
+            *held = Some(self.watch(veth_prefix).await?);
+            return Ok(Vec::new());
+        };
+        let mut changes = vec![self.next_change(&mut watches, veth_prefix).await?];
+        let end = Instant::now() + GATHER;
+        while let Ok(change) = tokio::time::timeout_at(end, self.next_change(&mut watches, veth_prefix)).await {
+            let change = change?;
+            if changes.len() < TOLD && !changes.contains(&change) {
+                changes.push(change);
+            }
+        }
+        *held = Some(watches);
+        Ok(changes)
+    }
+
+    async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
+        let set_up = self.set_up.lock().await;
+        let mut done = self.repair_parts(&set_up).await.unwrap_or_else(|error| vec![Err(error)]);
+        done.push(self.repair_pods(pods).await);
+        drop(set_up);
+        let mut repaired = Repaired::default();
+        for outcome in done {
+            match outcome {
+                Ok(changed) => repaired.made.extend(changed.into_iter().map(|Planned { op, reason }| Repair {
+                    kind: repair::kind(&op),
+                    op: op.to_string(),
+                    reason,
+                })),
+                Err(error) => repaired.failed.push(error),
+            }
+        }
+        repaired
     }
 }
 

@@ -91,7 +91,7 @@ async fn both_addresses_of_a_pod_are_of_one_eni() {
     assert!(enis.iter().all(|eni| eni.ipv6_prefixes.len() == 1));
     // The secondary ENIs were made with theirs.
     assert_eq!(calls(&world, "AssignIpv6Addresses"), 1);
-    assert!(world.host.state().enis.values().all(|eni| eni.ipv6));
+    assert!(world.host.state().enis.values().all(|eni| eni.ipv6.is_some()));
     node.kill().await;
     let node = world.start().await;
     let held = node.ask(Call::Add(add_request("p20")), Duration::from_secs(1)).await;

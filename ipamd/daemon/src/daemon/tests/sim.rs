@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cloud::Cloud;
-use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, Pods};
+use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
 
 /// When the next daemon dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -369,6 +369,8 @@ impl Cloud for SimCloud {
 pub(crate) struct SimHost {
     cloud: SimCloud,
     state: Arc<Mutex<HostState>>,
+    /// Somebody changes something.
+    pub(crate) disturbed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -387,11 +389,13 @@ pub(crate) struct HostState {
     pub(crate) enis: BTreeMap<EniId, EniNetwork>,
     /// How often something was changed.
     pub(crate) changes: u32,
+    /// When repairs were asked for, and of which pods.
+    pub(crate) repaired: Vec<(Instant, Vec<PodNetwork>)>,
 }
 
 impl SimHost {
     pub(crate) fn new(cloud: SimCloud) -> Self {
-        Self { cloud, state: Arc::default() }
+        Self { cloud, state: Arc::default(), disturbed: Arc::default() }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, HostState> {
@@ -463,5 +467,18 @@ impl Kernel for SimHost {
         }
         drop(state);
         Ok(is_clear)
+    }
+
+    async fn disturbed(&self, _veth_prefix: &str) -> Result<Vec<String>, KernelError> {
+        self.disturbed.notified().await;
+        Ok(vec!["a rule was deleted".to_owned()])
+    }
+
+    async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
+        let mut state = self.state();
+        state.repaired.push((Instant::now(), pods.to_vec()));
+        drop(state);
+        let rule = Repair { kind: "rule", op: "rule add".to_owned(), reason: "missing".to_owned() };
+        Repaired { made: vec![rule], failed: Vec::new() }
     }
 }

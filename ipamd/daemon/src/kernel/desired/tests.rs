@@ -21,7 +21,7 @@ fn golden_eni() -> EniNetwork {
         mac: "02:00:00:00:01:50".parse().unwrap(),
         primary_ip: "10.0.1.50".parse().unwrap(),
         subnet: "10.0.1.0/24".parse().unwrap(),
-        ipv6: false,
+        ipv6: None,
         table: 2,
         mtu: 9001,
     }
@@ -76,7 +76,11 @@ rule 32765: from 10.0.1.50/32 lookup 2"
 fn the_nftables_table_says_what_vpc_cnis_chains_say() {
     assert_eq!(
         ruleset(&golden_node(), &dev("eth0")),
-        "\tchain node-port {
+        "\tchain own-address {
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname \"eni*\" fib saddr . iif oif missing counter drop
+\t}
+\tchain node-port {
 \t\ttype filter hook prerouting priority mangle; policy accept;
 \t\tiifname \"eth0\" fib daddr . iif type local ct mark set ct mark or 0x80
 \t}
@@ -91,6 +95,17 @@ fn the_nftables_table_says_what_vpc_cnis_chains_say() {
 \t}
 "
     );
+}
+
+#[test]
+fn the_metadata_service_can_be_kept_from_pods() {
+    let mut node = golden_node();
+    node.config.families = Families::Dual;
+    node.config.block_metadata = true;
+    let bodies: Vec<_> = rulesets(&node, &dev("eth0")).into_iter().map(|(_, body)| body).collect();
+    for (body, address) in bodies.iter().zip(["ip daddr 169.254.169.254", "ip6 daddr fd00:ec2::254"]) {
+        assert!(body.contains(&format!("iifname \"eni*\" {address} counter reject")), "{body}");
+    }
 }
 
 #[test]
@@ -116,7 +131,8 @@ fn external_translation_leaves_only_what_node_ports_need() {
     assert!(text.contains("chain node-port") && text.contains("meta mark set"), "{text}");
     assert_eq!(super::node(&node, &dev("eth0")).unwrap().rules.len(), 1);
     node.config.node_port_support = false;
-    assert_eq!(ruleset(&node, &dev("eth0")), "");
+    let text = ruleset(&node, &dev("eth0"));
+    assert!(text.starts_with("\tchain own-address") && text.matches("chain").count() == 1, "{text}");
     assert_eq!(super::node(&node, &dev("eth0")).unwrap().rules, []);
 }
 
@@ -146,7 +162,9 @@ sysctl net/ipv6/conf/all/disable_ipv6 = 0
 sysctl net/ipv6/conf/eth0/accept_ra = 2
 sysctl net/ipv6/conf/all/forwarding = 1"
     );
-    assert_eq!(rulesets(&node, &dev("eth0")), [(table(Family::V4), String::new())]);
+    let [(v4, empty), (v6, own)] = &rulesets(&node, &dev("eth0"))[..] else { panic!("a table for each family") };
+    assert_eq!((v4, empty.as_str(), v6), (&table(Family::V4), "", &table(Family::V6)));
+    assert!(own.starts_with("\tchain own-address") && own.matches("chain").count() == 1, "{own}");
 }
 
 #[test]
@@ -161,7 +179,11 @@ fn a_dual_stack_node_marks_connections_to_node_ports_in_both_families() {
         v6,
         (
             table(Family::V6),
-            "\tchain node-port {
+            "\tchain own-address {
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname \"eni*\" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif missing counter drop
+\t}
+\tchain node-port {
 \t\ttype filter hook prerouting priority mangle; policy accept;
 \t\tiifname \"eth0\" fib daddr . iif type local ct mark set ct mark or 0x80
 \t}
@@ -177,16 +199,18 @@ fn a_dual_stack_node_marks_connections_to_node_ports_in_both_families() {
 
 #[test]
 fn a_secondary_eni_with_a_delegated_prefix_routes_ipv6_too() {
-    let network = EniNetwork { ipv6: true, ..golden_eni() };
+    let network = EniNetwork { ipv6: Some("3fff::a00:132".parse().unwrap()), ..golden_eni() };
     let desired = eni(&network, &dev("eth1")).unwrap();
     assert_eq!(
         text(&desired),
         "link eth1 up Some(true) mtu Some(9001)
 address 10.0.1.50/24 dev eth1 noprefixroute true
+address 3fff::a00:132/128 dev eth1 noprefixroute true
 route 10.0.1.1/32 dev eth1 table 2
 route default via 10.0.1.1 dev eth1 table 2
 route default via fe80:ec2::1 dev eth1 table 2
 rule 32765: from 10.0.1.50/32 lookup 2
+rule 32765: from 3fff::a00:132/128 lookup 2
 sysctl net/ipv6/conf/eth1/accept_ra = 0
 sysctl net/ipv6/conf/eth1/accept_dad = 0"
     );

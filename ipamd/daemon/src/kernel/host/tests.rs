@@ -67,7 +67,7 @@ fn eni_network() -> EniNetwork {
         mac: SECONDARY,
         primary_ip: Ipv4Addr::new(10, 0, 1, 50),
         subnet: "10.0.1.0/24".parse().unwrap(),
-        ipv6: false,
+        ipv6: None,
         table: 2,
         mtu: 9001,
     }
@@ -235,6 +235,105 @@ async fn pods_are_seen_by_their_routes_and_rules() {
     assert!(kernel.pods("eni").await.unwrap().dead.contains(&ip(22)));
     assert!(kernel.clear_pod(&[ip(22)], "eni").await.unwrap());
     assert_eq!(kernel.pods("eni").await.unwrap().view.pods.len(), 1);
+}
+
+/// What a repair came to, in words.
+fn made(repaired: &Repaired) -> Vec<String> {
+    assert!(repaired.failed.is_empty(), "{repaired:?}");
+    let mut made: Vec<_> = repaired.made.iter().map(|repair| repair.op.clone()).collect();
+    made.sort();
+    made
+}
+
+#[tokio::test]
+async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
+    let (host, vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    plug(&host, &vpc, "eth1", SECONDARY).await;
+    run(&vpc, "ip", "link set eth1-vpc up");
+    kernel.set_up_node(&node_network()).await.unwrap();
+    kernel.set_up_eni(&eni_network()).await.unwrap();
+    assert_eq!(kernel.disturbed("eni").await.unwrap(), [""; 0], "the first look is at once");
+
+    // A pod comes as the plugin makes it: its route last.
+    run(&namespace, "ip", "link add enia type veth peer name p0");
+    run(&namespace, "ip", "link set p0 up");
+    run(&namespace, "ip", "link set enia up");
+    let alias = ["link", "set", "enia", "alias", "sluice abc/eth0@sluice"];
+    namespace.run(|| std::process::Command::new("ip").args(alias).status()).unwrap().unwrap();
+    run(&namespace, "ip", "rule add priority 512 to 10.0.1.20/32 lookup main");
+    run(&namespace, "ip", "rule add priority 1536 from 10.0.1.20/32 lookup 2");
+    run(&namespace, "ip", "route add 10.0.1.20/32 dev enia scope link");
+    let pod = PodNetwork {
+        attachment: crate::testing::attachment("abc"),
+        dev: name("enia"),
+        addresses: vec![ip(20)],
+        table: 2,
+        settled: false,
+    };
+    // Somebody else's.
+    run(&namespace, "ip", "rule add priority 100 from 192.0.2.0/24 lookup 77");
+    run(&namespace, "ip", "route add 192.0.2.0/24 dev eth0 table 77");
+    run(&namespace, "nft", "add table ip other");
+    let theirs = |what: &str| (what.to_owned(), run(&namespace, "ip", what));
+    let others = ["route show table 77", "rule show priority 100"].map(theirs);
+
+    for change in [
+        "rule del priority 1024",
+        "rule del priority 512 to 10.0.1.20/32",
+        "rule del priority 1536 from 10.0.1.20/32",
+        "rule del priority 32765",
+        "route del default table 2",
+        "route del 10.0.1.20/32 dev enia",
+        "route add default via 10.0.1.9 dev eth1 table 2 metric 7 onlink",
+        "neigh replace 10.0.1.1 lladdr 02:00:00:00:00:99 dev eth1 nud permanent",
+    ] {
+        run(&namespace, "ip", change);
+    }
+    run(&namespace, "nft", "flush chain ip sluice outbound");
+    let changes = kernel.disturbed("eni").await.unwrap();
+    assert!(changes.iter().any(|change| change.contains("rule 1024")), "{changes:?}");
+    let repaired = kernel.repair(std::slice::from_ref(&pod)).await;
+    assert_eq!(
+        made(&repaired),
+        [
+            "neighbour del 10.0.1.1 dev eth1 lladdr 02:00:00:00:00:99",
+            "nft table ip sluice",
+            "route del default via 10.0.1.9 dev eth1 table 2",
+            "route replace 10.0.1.20/32 dev enia table 254",
+            "route replace default via 10.0.1.1 dev eth1 table 2",
+            "rule add 1024: from all fwmark 0x80/0x80 lookup 254",
+            "rule add 1536: from 10.0.1.20/32 lookup 2",
+            "rule add 32765: from 10.0.1.50/32 lookup 2",
+            "rule add 512: from all to 10.0.1.20/32 lookup 254",
+        ]
+    );
+    assert!(repaired.made.iter().any(|repair| (repair.kind, repair.reason.as_str()) == ("rule", "missing")));
+
+    // Links that were switched off or renamed, and the address with its routes.
+    for change in ["link set eth1 down", "link set eth1 name lan7", "addr flush dev lan7", "link set enia down"] {
+        run(&namespace, "ip", change);
+    }
+    kernel.disturbed("eni").await.unwrap();
+    let repaired = kernel.repair(std::slice::from_ref(&pod)).await;
+    let words = made(&repaired);
+    for word in ["link set lan7 up", "address add 10.0.1.50/24 dev lan7", "link set enia up"] {
+        assert!(words.contains(&word.to_owned()), "{word}: {words:?}");
+    }
+    assert_eq!(json(&namespace, "route show table 2").len(), 2);
+    assert_eq!(json(&namespace, "route show 10.0.1.20").len(), 1);
+    // Once more finds nothing; so does a pod's end: its interface goes first.
+    assert_eq!(made(&kernel.repair(std::slice::from_ref(&pod)).await), [""; 0]);
+    run(&namespace, "ip", "link del enia");
+    run(&namespace, "ip", "rule del priority 512 to 10.0.1.20/32");
+    run(&namespace, "ip", "rule del priority 1536 from 10.0.1.20/32");
+    run(&namespace, "ip", "rule del priority 1024");
+    let changes = kernel.disturbed("eni").await.unwrap();
+    assert!(!changes.iter().any(|change| change.contains("10.0.1.20")), "{changes:?}");
+    assert_eq!(made(&kernel.repair(&[pod]).await), ["rule add 1024: from all fwmark 0x80/0x80 lookup 254"]);
+    assert_eq!(["route show table 77", "rule show priority 100"].map(theirs), others);
+    assert!(run(&namespace, "nft", "list tables").contains("table ip other"));
 }
 
 #[tokio::test]

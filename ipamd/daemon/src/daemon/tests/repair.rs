@@ -1,0 +1,41 @@
+//! Others change the host's network.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_follows_each_change_at_most_twice_a_second_and_knows_the_pods() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let old = node.add("old").await.unwrap();
+    world.pod_runs("old", old.ip);
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    let young = node.add("young").await.unwrap();
+    world.pod_runs("young", young.ip);
+    let looked = world.host.state().repaired.len();
+    assert_eq!(looked, 0, "nothing has changed");
+
+    let begun = Instant::now();
+    for _ in 0..50 {
+        world.host.disturbed.notify_one();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let repaired = world.host.state().repaired.clone();
+    let (first, pods) = &repaired[0];
+    assert!(*first - begun <= Duration::from_millis(10), "the first one at once: {:?}", *first - begun);
+    assert!((9..=12).contains(&repaired.len()), "{repaired:?}");
+    assert!(repaired.is_sorted_by(|(one, _), (next, _)| *next - *one >= Duration::from_millis(500)));
+    let seen: Vec<_> = pods.iter().map(|pod| (pod.addresses.clone(), pod.table, pod.settled)).collect();
+    let mut expected = vec![(vec![old.ip], old.table, true), (vec![young.ip], young.table, false)];
+    expected.sort_by_key(|(ips, ..)| (ips[0] != pods[0].addresses[0], ips.clone()));
+    assert_eq!(seen, expected);
+    assert_eq!(pods.iter().map(|pod| &pod.dev).filter(|dev| **dev == host_ifname("old")).count(), 1);
+    world.pod_ends(old.ip);
+    world.pod_ends(young.ip);
+    node.del("old").await;
+    node.del("young").await;
+    world.host.disturbed.notify_one();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.host.state().repaired.last().unwrap().1, [], "the ledger has no pod any more");
+    world.agrees(&node).await;
+}
