@@ -96,10 +96,22 @@ impl Bed {
     /// # Errors
     /// [`BedError`]; what was made is taken away again.
     pub async fn up(scene: &str, settings: &[(&str, &str)]) -> Result<Self, BedError> {
+        Self::up_on(scene, |_| true, settings).await
+    }
+
+    /// The same, with the product on those machines alone that `is_node` names.
+    ///
+    /// # Errors
+    /// As [`Bed::up`].
+    pub async fn up_on(
+        scene: &str,
+        is_node: impl Fn(&str) -> bool,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, BedError> {
         let binaries = Binaries::beside_this_program()?;
         let world = World::up(&scene.parse::<Scene>()?).await?;
         let mut nodes = BTreeMap::new();
-        for (name, node) in world.nodes() {
+        for (name, node) in world.nodes().iter().filter(|(name, _)| is_node(name)) {
             let environment = [("MY_NODE_NAME", name.as_str())]
                 .iter()
                 .chain(settings)

@@ -4,8 +4,11 @@
 //! [`plan()`] is pure: which frontends there are, and who is behind each. [`nft::text`] and [`iptables::text`] write the rules
 //! out, with kube-proxy's names, hooks, priorities and mark; [`Proxy`] hands the text to the kernel in one transaction.
 //!
-//! Left out, because gates cannot see it: topology, `externalTrafficPolicy: Local`, health checks, load balancer source
-//! ranges, and the removal of conntrack entries of UDP flows whose backend is gone.
+//! With `externalTrafficPolicy: Local` what comes from outside goes to the node's own backends, with its source. As on EKS, where
+//! kube-proxy is not told which addresses are pods', a pod that dials a node port counts as somebody outside.
+//!
+//! Left out: topology, health checks, load balancer source ranges, and the removal of conntrack entries of UDP flows whose
+//! backend is gone.
 
 pub mod iptables;
 pub mod nft;
@@ -43,6 +46,8 @@ pub struct Front {
     pub affinity: Option<Duration>,
     /// Ready backends, in order.
     pub backends: Vec<SocketAddr>,
+    /// Those on this node, which alone serve what comes from outside (`externalTrafficPolicy: Local`).
+    pub local: Option<Vec<SocketAddr>>,
 }
 
 impl Front {
@@ -71,6 +76,10 @@ pub struct Extra {
     pub external: BTreeSet<IpAddr>,
     /// Services with `sessionAffinity: ClientIP`, and for how long.
     pub affinity: BTreeMap<ObjectKey, Duration>,
+    /// Services with `externalTrafficPolicy: Local`.
+    pub local: BTreeSet<ObjectKey>,
+    /// Addresses of the pods on this node.
+    pub here: BTreeSet<IpAddr>,
 }
 
 /// The fronts of a family, in order of their names.
@@ -101,6 +110,8 @@ fn front(cluster: &Cluster, family: Family, extra: &Extra, service: &Service, po
         let of = slice.ready.iter().filter(|address| Family::of(*address) == family);
         backends.extend(of.map(|address| SocketAddr::new(address, target.port)));
     }
+    let own = || backends.iter().filter(|at: &&SocketAddr| extra.here.contains(&at.ip())).copied().collect();
+    let local = extra.local.contains(&service.key).then(own);
     let with_port = |addresses: Vec<IpAddr>| addresses.into_iter().map(|at| SocketAddr::new(at, port.port)).collect();
     let protocol = port.protocol.to_string().to_ascii_lowercase();
     Some(Front {
@@ -111,6 +122,7 @@ fn front(cluster: &Cluster, family: Family, extra: &Extra, service: &Service, po
         node_port: port.node_port,
         affinity: extra.affinity.get(&service.key).copied(),
         backends: backends.into_iter().collect(),
+        local,
     })
 }
 

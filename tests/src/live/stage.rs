@@ -172,7 +172,7 @@ impl<'a> Stage<'a> {
     /// [`LiveError::Proxy`].
     pub async fn program(&self, world: &World, choice: Option<&Choice>) -> Result<(), LiveError> {
         let externals = self.fixture.services.values().flat_map(|service| service.external_addresses.iter().copied());
-        let extra = Arc::new(Extra { external: externals.collect(), affinity: BTreeMap::new() });
+        let extra = Arc::new(Extra { external: externals.collect(), ..Extra::default() });
         let mut cluster = world.cluster().clone();
         if let Some(Choice { service, backend }) = choice {
             let mine = |slice: &&EndpointSlice| {

@@ -70,6 +70,20 @@ struct Rules {
 }
 
 impl Rules {
+    /// What comes from outside.
+    fn outer(&mut self, front: &Front, external: &str, service: &str) -> std::fmt::Result {
+        let Some(local) = &front.local else {
+            return writeln!(self.nat, "-A {external} -j KUBE-MARK-MASQ\n-A {external} -j {service}");
+        };
+        writeln!(self.nat, "-A {external} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ")?;
+        writeln!(self.nat, "-A {external} -m addrtype --src-type LOCAL -j {service}")?;
+        for (index, backend) in local.iter().enumerate() {
+            let chain = endpoint(front, backend);
+            writeln!(self.nat, "-A {external}{} -j {chain}", chance(local.len() - index))?;
+        }
+        Ok(())
+    }
+
     fn front(&mut self, front: &Front, protocol: &str) -> std::fmt::Result {
         let bits = if self.family == Family::V4 { 32 } else { 128 };
         let matches =
@@ -91,7 +105,7 @@ impl Rules {
         }
         if !front.external.is_empty() || node_port.is_some() {
             self.chains.insert(external.clone());
-            writeln!(self.nat, "-A {external} -j KUBE-MARK-MASQ\n-A {external} -j {service}")?;
+            self.outer(front, &external, &service)?;
         }
         for at in &front.external {
             writeln!(self.nat, "-A KUBE-SERVICES {} -j {external}", matches(at))?;
@@ -99,9 +113,8 @@ impl Rules {
         if let Some(port) = node_port {
             writeln!(self.nat, "-A KUBE-NODEPORTS {port} -j {external}")?;
         }
-        let endpoint = |backend: &SocketAddr| format!("KUBE-SEP-{}", front.hash(Some(*backend)));
         if let Some(limit) = front.affinity {
-            for chain in front.backends.iter().map(endpoint) {
+            for chain in front.backends.iter().map(|backend| endpoint(front, backend)) {
                 let seconds = limit.as_secs();
                 writeln!(
                     self.nat,
@@ -110,13 +123,8 @@ impl Rules {
             }
         }
         for (index, backend) in front.backends.iter().enumerate() {
-            let (chain, left) = (endpoint(backend), front.backends.len() - index);
-            // The last one takes what is left.
-            let share = match left {
-                1 => String::new(),
-                left => format!(" -m statistic --mode random --probability {}", share(left)),
-            };
-            writeln!(self.nat, "-A {service}{share} -j {chain}")?;
+            let chain = endpoint(front, backend);
+            writeln!(self.nat, "-A {service}{} -j {chain}", chance(front.backends.len() - index))?;
             // A backend that dials itself must see another source than itself.
             writeln!(self.nat, "-A {chain} -s {}/{bits} -j KUBE-MARK-MASQ", backend.ip())?;
             let recent = front.affinity.map(|_| format!(" -m recent --name {chain} --set")).unwrap_or_default();
@@ -124,6 +132,18 @@ impl Rules {
             self.chains.insert(chain);
         }
         Ok(())
+    }
+}
+
+fn endpoint(front: &Front, backend: &SocketAddr) -> String {
+    format!("KUBE-SEP-{}", front.hash(Some(*backend)))
+}
+
+/// The match for the next of `left` backends; the last one takes what is left.
+fn chance(left: usize) -> String {
+    match left {
+        1 => String::new(),
+        left => format!(" -m statistic --mode random --probability {}", share(left)),
     }
 }
 

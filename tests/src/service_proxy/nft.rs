@@ -89,12 +89,7 @@ fn write(out: &mut String, family: Family, fronts: &[Front]) -> std::fmt::Result
             choices.map(|(index, backend)| format!("{index} : goto {}", endpoint(front, *backend))).collect();
         writeln!(out, "    numgen random mod {} vmap {{ {} }}\n  }}", front.backends.len(), choices.join(", "))?;
         if !front.external.is_empty() || front.node_port.is_some() {
-            writeln!(
-                out,
-                "  chain {} {{\n    jump mark-for-masquerade\n    goto {}\n  }}",
-                external(front),
-                service(front)
-            )?;
+            outer(out, front)?;
         }
     }
     write!(
@@ -136,6 +131,24 @@ fn write(out: &mut String, family: Family, fronts: &[Front]) -> std::fmt::Result
 }}
 "
     )
+}
+
+/// What comes from outside.
+fn outer(out: &mut String, front: &Front) -> std::fmt::Result {
+    let (name, service) = (external(front), service(front));
+    let Some(local) = &front.local else {
+        return writeln!(out, "  chain {name} {{\n    jump mark-for-masquerade\n    goto {service}\n  }}");
+    };
+    writeln!(out, "  chain {name} {{\n    fib saddr type local jump mark-for-masquerade")?;
+    writeln!(out, "    fib saddr type local goto {service}")?;
+    if !local.is_empty() {
+        let choices = local.iter().enumerate();
+        let choices: Vec<String> =
+            choices.map(|(index, backend)| format!("{index} : goto {}", endpoint(front, *backend))).collect();
+        writeln!(out, "    numgen random mod {} vmap {{ {} }}", local.len(), choices.join(", "))?;
+    }
+    // Nobody here: kube-proxy drops it, and the load balancer is told to ask another node.
+    writeln!(out, "  }}")
 }
 
 fn service(front: &Front) -> String {

@@ -107,6 +107,39 @@ impl Proxy {
         }
         Ok(())
     }
+
+    /// Takes all rules away again, the base chains' jumps too.
+    ///
+    /// # Errors
+    /// [`ProxyError`].
+    pub fn remove(self) -> Result<(), ProxyError> {
+        let commands = [Family::V4, Family::V6].into_iter().flat_map(|family| self.backend.removal(family));
+        commands.copied().try_for_each(|command| self.net.run(|| hand_over(command, ""))?)
+    }
+}
+
+impl Backend {
+    /// What takes away everything that rules of a family have made.
+    const fn removal(self, family: Family) -> &'static [&'static [&'static str]] {
+        match (self, family) {
+            (Self::Nftables, Family::V4) => &[&["nft", "delete table ip kube-proxy"]],
+            (Self::Nftables, Family::V6) => &[&["nft", "delete table ip6 kube-proxy"]],
+            (Self::IptablesNft, Family::V4) => &[&["nft", "delete table ip nat; delete table ip filter"]],
+            (Self::IptablesNft, Family::V6) => &[&["nft", "delete table ip6 nat; delete table ip6 filter"]],
+            (Self::IptablesLegacy, Family::V4) => &[
+                &["iptables-legacy", "-t", "nat", "-F"],
+                &["iptables-legacy", "-t", "nat", "-X"],
+                &["iptables-legacy", "-F"],
+                &["iptables-legacy", "-X"],
+            ],
+            (Self::IptablesLegacy, Family::V6) => &[
+                &["ip6tables-legacy", "-t", "nat", "-F"],
+                &["ip6tables-legacy", "-t", "nat", "-X"],
+                &["ip6tables-legacy", "-F"],
+                &["ip6tables-legacy", "-X"],
+            ],
+        }
+    }
 }
 
 /// Hands rules to nftables in the namespace of this thread.

@@ -41,7 +41,7 @@ fn cluster() -> (Cluster, Extra) {
     service("sticky", &["172.20.0.11"], None, &pods);
     service("empty", &["172.20.0.12"], None, &[]);
     let affinity = [(key("sticky"), Duration::from_secs(10_800))].into();
-    (cluster, Extra { external: ips(&["192.0.2.1"]).into_iter().collect(), affinity })
+    (cluster, Extra { external: ips(&["192.0.2.1"]).into_iter().collect(), affinity, ..Extra::default() })
 }
 
 fn fronts(family: Family) -> Vec<Front> {

@@ -93,11 +93,13 @@ instances:
 /// How long ipamd may take to be ready.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// More pods than the nine addresses of an m5.large's primary ENI.
-const PODS: usize = 11;
+/// More pods than the nine addresses of an m5.large's primary ENI; of all tests, as many as an m5.xlarge holds, nearly.
+fn size() -> (usize, &'static str) {
+    if std::env::var_os("SLUICE_TEST_ALL").is_some() { (50, "m5.xlarge") } else { (11, "m5.large") }
+}
 
 /// Everything that the node's kernel knows of pods, as text.
-async fn traces(node: &Node) -> String {
+pub(crate) async fn traces(node: &Node) -> String {
     let mut all = String::new();
     for arguments in [&["-o", "link"][..], &["rule"], &["route", "show", "table", "all"], &["neigh"]] {
         let run = move || std::process::Command::new("ip").args(arguments).output();
@@ -142,7 +144,8 @@ async fn p09_pods_that_containerd_starts_have_addresses_of_the_vpc() {
         return;
     }
     let binaries = Binaries::beside_this_program().unwrap();
-    let world = World::up(&SCENE.parse().unwrap()).await.unwrap();
+    let (pods, instance_type) = size();
+    let world = World::up(&SCENE.replace("m5.large", instance_type).parse().unwrap()).await.unwrap();
     let mut deployed = Vec::new();
     for name in ["node-a", "node-b"] {
         let node = world.node(name).unwrap();
@@ -155,7 +158,7 @@ async fn p09_pods_that_containerd_starts_have_addresses_of_the_vpc() {
         product.pool_until("the pool was not warm", LIMIT, warm).await.unwrap();
     }
     let mut all: Vec<Vec<Pod>> = Vec::new();
-    for ((_, _, containerd), (prefix, count)) in deployed.iter().zip([("a", PODS), ("b", 2)]) {
+    for ((_, _, containerd), (prefix, count)) in deployed.iter().zip([("a", pods), ("b", 2)]) {
         let mut pods = Vec::new();
         for i in 0..count {
             pods.push(containerd.run_pod("default", &format!("{prefix}-{i}")).await.unwrap());

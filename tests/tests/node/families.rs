@@ -1,9 +1,10 @@
 //! Pods of IPv6, and of both families: real packets between pods of two nodes.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use serde_json::Value;
-use sluice_tests::bed::{self, Bed, LOST, add_pods, ask, ip, run, scene_with_ipv6, serve};
+use sluice_tests::bed::{self, Bed, LIMIT, LOST, add_pods, ask, ip, run, scene_with_ipv6, serve};
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::{Deployment, Pod};
 use sluice_vpcsim::probe::{self, ECHO_PORT};
@@ -131,6 +132,8 @@ async fn pods_of_both_families_use_the_same_eni_in_both_and_a_missing_rule_break
         let rule = format!("1536 {address}>all {}", device + 1);
         assert!(pod_rules(node, family).await.contains(&rule), "{rule}");
     }
+    // It would mend it.
+    node.kill_ipamd().await;
     run(node, &["ip", "-6", "rule", "del", "priority", "1536", "from", &v6(victim).to_string()]).await.unwrap();
     let error = ask(node, victim, v6(other)).await.unwrap_err();
     assert!(matches!(error, bed::BedError::Unreachable { .. }), "{error}");
@@ -140,8 +143,14 @@ async fn pods_of_both_families_use_the_same_eni_in_both_and_a_missing_rule_break
         dropped.iter().any(|drop| drop.source == v6(victim) && drop.destination == v6(other)),
         "the fabric drops what comes from the wrong ENI: {dropped:?}"
     );
-    // CHECK of the chain sees it, and DEL takes both away.
+    // CHECK of the chain sees it, the next daemon puts it back, and DEL takes both away.
     assert!(node.runtime().check(node.node(), &victim.sandbox).await.is_err());
+    node.start_ipamd().await.unwrap();
+    node.ready(LIMIT).await.unwrap();
+    let begun = Instant::now();
+    while ask(node, victim, v6(other)).await.is_err() {
+        assert!(begun.elapsed() < LIMIT, "{}", node.log_tail(20));
+    }
     node.delete(&victim.sandbox).await.unwrap();
     for (family, address) in [("-4", IpAddr::from(victim.address)), ("-6", v6(victim))] {
         let left = pod_rules(node, family).await;

@@ -5,8 +5,8 @@
 //!
 //! | part | what it holds |
 //! |---|---|
-//! | [`packets`], [`families`], [`pool`], [`crash`], [`input`], [`reboot`] | ipamd and its plugin on nodes of a VPC in a box |
-//! | [`containerd`] | the same driven by a real runtime |
+//! | [`packets`], [`paths`], [`families`], [`pool`], [`crash`], [`input`], [`reboot`], [`repair`], [`upgrade`], [`scale`] | ipamd and its plugin on nodes of a VPC in a box |
+//! | [`containerd`], [`podman`] | the same driven by real runtimes |
 //! | [`gate`], [`l7`] | policy on nodes, with packets and with requests |
 //! | [`kube_source`], [`apiserver`] | policyd's Kubernetes source, and the fake API server that it is tested against |
 //! | [`burst`] | what the benchmarks measure with |
@@ -27,6 +27,11 @@ mod kube_source;
 mod l7;
 mod law;
 mod packets;
+mod paths;
+mod podman;
 mod pool;
 mod reboot;
+mod repair;
+mod scale;
 mod takeover;
+mod upgrade;

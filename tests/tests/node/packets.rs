@@ -1,12 +1,15 @@
 //! What packets meet on a node.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::Value;
-use sluice_tests::bed::{self, Bed, INTERNET, add_pods, ask, ip, run, scene, serve};
+use sluice_tests::bed::{self, Bed, INTERNET, LIMIT, add_pods, ask, ip, run, scene, scene_with_ipv6, serve};
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Deployment;
+use sluice_vpcsim::probe::ECHO_PORT;
+use tokio::net::{TcpStream, UdpSocket};
 
 /// Rules as `ip rule` prints them.
 async fn rules(node: &Deployment) -> Vec<String> {
@@ -172,6 +175,8 @@ async fn p01_pods_reach_each_other_and_the_internet_and_p03_a_missing_rule_break
     let [_, (name, victim), (_, other), _] = cast.as_slice() else { panic!("four pods") };
     let node = bed.node(name).unwrap();
     let address = victim.address.to_string();
+    // It would mend it.
+    node.kill_ipamd().await;
     run(node, &["ip", "rule", "del", "priority", "1536", "from", &address]).await.unwrap();
     let error = ask(node, victim, other.address).await.unwrap_err();
     assert!(matches!(error, bed::BedError::Unreachable { .. }), "{error}");
@@ -180,4 +185,54 @@ async fn p01_pods_reach_each_other_and_the_internet_and_p03_a_missing_rule_break
         dropped.iter().any(|drop| drop.source == victim.address && drop.destination == other.address),
         "the fabric drops what comes from the wrong ENI: {dropped:?}"
     );
+}
+
+/// Packets that a chain of our table of a family has dropped or refused.
+async fn refused(node: &Deployment, family: &str, chain: &str) -> u64 {
+    let listed = run(node, &["nft", "-j", "list", "chain", family, "sluice", chain]).await.unwrap();
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let rules = listed["nftables"].as_array().unwrap().iter().filter_map(|object| object["rule"]["expr"].as_array());
+    rules.flatten().filter_map(|part| part["counter"]["packets"].as_u64()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_send_as_themselves_alone_and_can_be_kept_from_the_metadata_service() {
+    if !privileged() {
+        return;
+    }
+    let settings = [("ENABLE_IPv6", "true"), ("SLUICE_BLOCK_POD_METADATA", "true")];
+    let bed = Bed::up(&scene_with_ipv6(0.1), &settings).await.unwrap();
+    bed.booted().await.unwrap();
+    let node = bed.node("node-a").unwrap();
+    let pods = add_pods(node, "default", "p", 2).await.unwrap();
+    serve(node, &pods[1]).await.unwrap();
+    let metadata = || async { TcpStream::connect((Ipv4Addr::new(169, 254, 169, 254), 80)).await.map(drop) };
+    let inside = node.node().pod(&pods[0].sandbox.netns).await.unwrap();
+    let error = inside.run(metadata).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "at once, so that clients go on");
+    node.node().run_async(metadata).await.unwrap().expect("the node itself reaches it");
+    assert!(refused(node, "ip", "metadata").await > 0);
+    assert_eq!(ask(node, &pods[0], pods[1].address).await.unwrap(), pods[0].address);
+
+    // Addresses that the pod has given itself.
+    let netns = format!("--net={}", pods[0].sandbox.netns.display());
+    for (family, chain, forged, to) in [
+        ("ip", "own-address", "10.0.1.222", IpAddr::V4(pods[1].address)),
+        ("ip6", "own-address", "3fff::bad", pods[1].ipv6.unwrap().into()),
+    ] {
+        let words = ["nsenter", &netns, "ip", "addr", "add", forged, "dev", "eth0"];
+        let nodad: &[&str] = if family == "ip6" { &["nodad"] } else { &[] };
+        run(node, &[&words[..], nodad].concat()).await.unwrap();
+        let before = refused(node, family, chain).await;
+        let from: IpAddr = forged.parse().unwrap();
+        let sent = inside.run(move || async move {
+            let socket = UdpSocket::bind((from, 0)).await?;
+            socket.send_to(b"?", (to, ECHO_PORT)).await
+        });
+        sent.await.unwrap().unwrap();
+        let begun = Instant::now();
+        while refused(node, family, chain).await == before {
+            assert!(begun.elapsed() < LIMIT, "{family}: what is forged passes");
+        }
+    }
 }
