@@ -72,7 +72,10 @@ pub(super) async fn everything(places: &Places, force: bool, say: &dyn Fn(&str))
     let other = conflist::has_other(&places.net_dir, &conflist)?;
     let host = Host::current()?;
     let links = host.netlink().links().await?;
-    let is_pod = |alias: &Option<String>| alias.as_deref().is_some_and(veth::is_ours);
+    // What `sluice handback` leaves behind: pods are the VPC CNI's then, whoever has made their links.
+    let state = places.run_dir.join("ipam.json");
+    let handed_back = state.with_extension("json.handed-back").exists() && !state.exists();
+    let is_pod = |alias: &Option<String>| !handed_back && alias.as_deref().is_some_and(veth::is_ours);
     let pods = links.iter().filter(|link| is_pod(&link.alias)).count();
     if pods > 0 && !force {
         if other && files::remove(&conflist)? {
