@@ -23,6 +23,10 @@ pub const TOMBSTONE_DIR: &str = "/run/sluice/tombstones";
 pub const IPAMD_READY: &str = "/run/sluice/ready";
 /// The socket on which policyd serves the chained plugin.
 pub const POLICYD_SOCKET: &str = "/run/sluice/policyd.sock";
+/// The socket on which policyd tells flows, by Hubble's protocol.
+pub const HUBBLE_SOCKET: &str = "/run/sluice/hubble.sock";
+/// TCP port on which it does, Hubble's.
+pub const HUBBLE_PORT: u16 = 4244;
 /// The socket on which policyd tells the proxy what its decisions mean.
 pub const PROXY_SOCKET: &str = "/run/sluice/policyd-proxy.sock";
 /// What policyd told the proxy last: a proxy that starts while policyd is away goes on with it.
@@ -50,6 +54,8 @@ pub const GATE_FILTER_PRIORITY: u16 = 1;
 pub const GATE_FILTER_HANDLE: u32 = 1;
 /// TCP port of policyd's Prometheus metrics, on all addresses.
 pub const POLICYD_METRICS_PORT: u16 = 9962;
+/// TCP port of policyd's introspection, on the loopback address only.
+pub const POLICYD_INTROSPECTION_PORT: u16 = 61680;
 /// The conflist that `sluice install` writes; runtimes load the first by name.
 pub const CONFLIST: &str = "/etc/cni/net.d/00-sluice.conflist";
 /// TCP port of ipamd's Prometheus metrics, on all addresses.

@@ -15,12 +15,16 @@
 //!   | --------------------------------------> |
 //!   |                             Known {..}  |   the gates know them
 //!   | <-------------------------------------- |
+//!   | Records {..}                            |   what became of requests
+//!   | --------------------------------------> |
 //! ```
 //!
 //! The stream lives as long as both sides do. Frames are those of [`rpc`](crate::rpc), with a limit of their own. A side that
 //! understands no version of the other's closes. Decisions are numbered as in the kernel's maps; a number never means
 //! something else while a gate may still use it. policyd tells a decision before the kernel takes it, and forgets it after the
 //! kernel has.
+
+pub mod record;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -30,7 +34,10 @@ use serde::{Deserialize, Serialize};
 use crate::rpc::{Hello, ProtocolRange};
 
 /// What this build speaks.
-pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, max: 1 };
+pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, max: 2 };
+
+/// From this version on a proxy tells [`FromProxy::Records`].
+pub const WITH_RECORDS: u32 = 2;
 
 /// The longest frame, in bytes of JSON. One object's application rules fit in it: the API server takes 3 MiB at most.
 pub const FRAME_LIMIT: usize = 16 << 20;
@@ -73,6 +80,8 @@ pub enum FromProxy {
     },
     /// Names have resolved to addresses that gates should know before the pods do.
     Resolved(Vec<Resolution>),
+    /// What became of requests. Only where both sides speak [`WITH_RECORDS`].
+    Records(record::Records),
 }
 
 /// A name has resolved to addresses.

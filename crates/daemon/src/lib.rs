@@ -16,5 +16,6 @@ pub mod http;
 pub mod lock;
 pub mod log;
 pub mod metrics;
+pub mod rotated;
 pub mod rpc;
 pub mod tombstones;

@@ -10,10 +10,8 @@ use sluice_contract::node;
 use sluice_daemon::environment::Reader;
 pub use sluice_daemon::environment::{ConfigFault, ConfigFaults, Variable};
 
+use crate::flows::Export;
 use crate::log::LogFormat;
-
-/// TCP port of policyd's introspection, on the loopback address only.
-pub const INTROSPECTION_PORT: u16 = 61680;
 
 const fn variable(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
     Variable { name, default, meaning }
@@ -21,10 +19,30 @@ const fn variable(name: &'static str, default: &'static str, meaning: &'static s
 
 /// Every variable that is read, by name.
 pub const VARIABLES: &[Variable] = &[
+    variable("DISABLE_HUBBLE", "false", "do not serve Hubble's protocol by TCP; the socket in SLUICE_RUN_DIR stays"),
     variable("DISABLE_INTROSPECTION", "false", "do not serve the introspection port"),
     variable("DISABLE_METRICS", "false", "do not serve the metrics port"),
     variable("MY_NODE_NAME", "the host's name", "the node's name in the cluster"),
     variable("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", "false", "CIDRs of cilium.io rules match managed pods and nodes too"),
+    variable("SLUICE_FLOWS", "16384", "flows that are kept to be looked at, 64 to 1000000"),
+    variable(
+        "SLUICE_FLOWS_FILE",
+        "none",
+        "append flows to this file, one JSON object a line, as hubble observe -o jsonpb prints them",
+    ),
+    variable(
+        "SLUICE_FLOWS_FILE_ALLOW",
+        "all flows",
+        "flows that are written: filters of Hubble, one JSON object a line, as sluice observe --print-raw-filters shows them",
+    ),
+    variable("SLUICE_FLOWS_FILE_DENY", "none", "flows that are not written"),
+    variable("SLUICE_FLOWS_FILE_FIELDS", "all", "fields that are written, such as time,verdict,source.pod_name"),
+    variable("SLUICE_FLOWS_FILE_MIB", "64", "size at which that file becomes FILE.1 and is begun anew, 1 to 10240"),
+    variable(
+        "SLUICE_HUBBLE_ADDRESS",
+        "127.0.0.1:4244",
+        "address of Hubble's observer; it has no TLS, so open it (0.0.0.0:4244, for Hubble Relay) only where pods cannot reach it",
+    ),
     variable("SLUICE_KEEP_ESTABLISHED", "false", "flows that were let pass and answered stay so when policy changes"),
     variable("SLUICE_LOG", "info", "log filter, e.g. info,sluice_policyd=debug"),
     variable("SLUICE_LOG_FORMAT", "text", "text, or json"),
@@ -50,6 +68,12 @@ pub struct Config {
     pub cilium_cidrs_match_managed: bool,
     /// `SLUICE_KEEP_ESTABLISHED`: flows that were let pass and answered stay so when policy changes.
     pub keep_established: bool,
+    /// `SLUICE_HUBBLE_ADDRESS`; none with `DISABLE_HUBBLE`.
+    pub hubble_address: Option<SocketAddr>,
+    /// `SLUICE_FLOWS`: how many are kept.
+    pub flows: usize,
+    /// `SLUICE_FLOWS_FILE` and what goes with it.
+    pub export: Option<Export>,
     /// `SLUICE_LOG`: a filter of `tracing-subscriber`.
     pub log_filter: String,
     /// `SLUICE_LOG_FORMAT`.
@@ -83,6 +107,12 @@ impl Config {
         self.run_dir.join("policyd-proxy.sock")
     }
 
+    /// The socket on which flows are told.
+    #[must_use]
+    pub fn hubble_socket(&self) -> PathBuf {
+        self.run_dir.join("hubble.sock")
+    }
+
     /// The directory of the state.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
@@ -108,6 +138,13 @@ impl Config {
             node: node_name(&mut from),
             cilium_cidrs_match_managed: from.boolean("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", false),
             keep_established: from.boolean("SLUICE_KEEP_ESTABLISHED", false),
+            hubble_address: {
+                let default = SocketAddr::from(([127, 0, 0, 1], node::HUBBLE_PORT));
+                let address = from.address("SLUICE_HUBBLE_ADDRESS", default);
+                (!from.boolean("DISABLE_HUBBLE", false)).then_some(address)
+            },
+            flows: usize::try_from(from.number("SLUICE_FLOWS", 16_384, 64..=1_000_000)).unwrap_or(64),
+            export: export(&mut from),
             log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| "info".to_owned()),
             log_format: from.log_format(),
             run_dir: from.path("SLUICE_RUN_DIR", None).unwrap_or_else(|| node::RUN_DIR.into()),
@@ -117,7 +154,7 @@ impl Config {
                 (!from.boolean("DISABLE_METRICS", false)).then_some(address)
             },
             introspection_address: {
-                let default = SocketAddr::from(([127, 0, 0, 1], INTROSPECTION_PORT));
+                let default = SocketAddr::from(([127, 0, 0, 1], node::POLICYD_INTROSPECTION_PORT));
                 let address = from.address("SLUICE_POLICY_INTROSPECTION_ADDRESS", default);
                 (!from.boolean("DISABLE_INTROSPECTION", false)).then_some(address)
             },
@@ -128,6 +165,23 @@ impl Config {
         };
         from.finish().map(|()| config)
     }
+}
+
+/// Where flows are written, if they are.
+fn export(from: &mut Reader<'_>) -> Option<Export> {
+    let parts = |text: Option<String>, between: char| -> Vec<String> {
+        let text = text.unwrap_or_default();
+        text.split(between).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    };
+    let limit = u64::from(from.number("SLUICE_FLOWS_FILE_MIB", 64, 1..=10_240)) << 20;
+    let allow = parts(from.text("SLUICE_FLOWS_FILE_ALLOW"), '\n');
+    let deny = parts(from.text("SLUICE_FLOWS_FILE_DENY"), '\n');
+    let fields = parts(from.text("SLUICE_FLOWS_FILE_FIELDS"), ',');
+    let export = Export { path: from.path("SLUICE_FLOWS_FILE", None)?, limit, allow, deny, fields };
+    for (variable, value, rule) in export.faults() {
+        from.fault(variable, &value, rule);
+    }
+    Some(export)
 }
 
 /// `MY_NODE_NAME`, else the host's name, as the kubelet does without `--hostname-override`.
@@ -158,9 +212,12 @@ mod tests {
         let config = load(&[("MY_NODE_NAME", "node-1")]).unwrap();
         assert_eq!(config.socket(), PathBuf::from(node::POLICYD_SOCKET));
         assert_eq!(config.directory(), PathBuf::from(node::POLICY_DIR));
+        assert_eq!(config.hubble_socket(), PathBuf::from(node::HUBBLE_SOCKET));
         let default = |name| VARIABLES.iter().find(|variable| variable.name == name).unwrap().default;
         assert_eq!(config.metrics_address.unwrap().to_string(), default("SLUICE_POLICY_METRICS_ADDRESS"));
         assert_eq!(config.introspection_address.unwrap().to_string(), default("SLUICE_POLICY_INTROSPECTION_ADDRESS"));
+        assert_eq!(config.hubble_address.unwrap().to_string(), default("SLUICE_HUBBLE_ADDRESS"));
+        assert_eq!(config.flows.to_string(), default("SLUICE_FLOWS"));
         assert_eq!(config.add_deadline.as_secs().to_string(), default("SLUICE_POLICY_ADD_DEADLINE"));
         assert!(VARIABLES.is_sorted_by_key(|variable| variable.name));
     }

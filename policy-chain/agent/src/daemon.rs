@@ -13,6 +13,7 @@
 
 mod add;
 mod adopt;
+mod flows;
 mod jobs;
 mod look;
 mod names;
@@ -44,6 +45,7 @@ use tokio::time::Instant;
 use crate::cluster::{Cluster, Notice, Place, Report, Told, Weight};
 use crate::config::Config;
 use crate::datapath::Datapath;
+use crate::flows::Flows;
 use crate::gates::{Gates, Trouble};
 use crate::inbox::{Answer, Input, Token};
 use crate::journal::{Entry, Journal};
@@ -54,6 +56,7 @@ use crate::proxy::Proxies;
 use crate::registry::{Binding, Registry};
 use crate::store;
 use crate::view::View;
+use flows::Watching;
 use jobs::Timers;
 use names::Names;
 use stand_ins::StandIns;
@@ -94,6 +97,7 @@ pub(crate) struct Parts<C, D> {
     pub(crate) journal: Journal,
     pub(crate) outbox: Outbox,
     pub(crate) proxies: Proxies,
+    pub(crate) flows: Flows,
     pub(crate) names: NameFiles,
     /// Where the numbers of identities are kept.
     pub(crate) checkpoint: PathBuf,
@@ -179,6 +183,7 @@ pub(crate) struct Daemon<C, D> {
     timers: Timers,
     names: Names,
     stand_ins: StandIns,
+    watching: Watching,
 }
 
 /// A waiting ADD.
@@ -200,6 +205,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let mut daemon = Self {
             names: Names::default(),
             stand_ins: StandIns::default(),
+            watching: Watching::default(),
             parts,
             engine: start.engine,
             knowledge: Knowledge::Nothing,
@@ -286,6 +292,16 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             Input::LinkGone(index) => self.link_gone(index),
             Input::Links(links) => self.links_are(links),
             Input::Resolved(resolutions, done) => self.resolved(resolutions, done),
+            Input::Requested(records) => self.requested(records),
+            Input::LookAtObjects(to) => {
+                let _objects = to.send(self.manifests());
+            }
+            Input::LookAtNodes(to) => {
+                let nodes = self.engine.cluster().nodes.values();
+                let nodes = nodes.map(|node| (node.name.to_string(), node.addresses.clone())).collect();
+                // Whoever asked may have gone; nothing is lost then.
+                let _nodes = to.send(nodes);
+            }
             Input::LookAtNames(to) => {
                 let _view = to.send(self.names_view());
             }
@@ -320,6 +336,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             return;
         }
         self.dirty = false;
+        self.watching.changed();
         self.keep_journal();
         self.keep_names();
         let begun = Instant::now();

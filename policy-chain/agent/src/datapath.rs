@@ -12,17 +12,17 @@ pub(crate) mod model;
 mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice_contract::id::IfName;
+use sluice_policy_bpf::events::Event;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::{Identity, Image};
-use sluice_policy_core::flow::Protocol;
 
 /// The host's side of one interface of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,38 +98,12 @@ pub struct Difference {
 }
 
 /// Something that a gate saw.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// Index of the host's interface.
-    pub index: u32,
-    /// The number of the decision; 0 where none was found.
-    pub decision: u32,
-    /// What happened to the packet, e.g. `drop`.
-    pub verdict: &'static str,
-    /// Why a packet was dropped that no decision was found for, e.g. `unknown_endpoint`; empty otherwise.
-    pub cause: &'static str,
-    /// The flow that the packet is of.
-    pub flow: SeenFlow,
-}
-
-/// A flow, as its pod sees it: `egress of 10.0.0.1:4242 with 10.0.0.2:80 TCP`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeenFlow {
-    /// `ingress` or `egress`.
-    pub direction: &'static str,
-    /// The pod's end.
-    pub own: SocketAddr,
-    /// The other end.
-    pub peer: SocketAddr,
-    /// Its protocol.
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for SeenFlow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { direction, own, peer, protocol } = self;
-        write!(f, "{direction} of {own} with {peer} {protocol}")
-    }
+    /// How long ago it was when it was read.
+    pub ago: Duration,
+    /// What it was.
+    pub event: Event,
 }
 
 /// What the maps have for a prefix.

@@ -1,5 +1,7 @@
 //! The two HTTP ports: metrics, and introspection on the loopback address.
 
+mod node;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use sluice_daemon::http::health::{self, Health};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
 
 use crate::config::{Config, VARIABLES};
+use crate::flows::{Flows, Node};
 use crate::inbox::Handle;
 use crate::metrics::Metrics;
 
@@ -22,6 +25,8 @@ pub(crate) struct Pages {
     pub(crate) handle: Handle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Arc<Config>,
+    pub(crate) flows: Flows,
+    pub(crate) flow_node: Node,
 }
 
 /// Serves both ports for as long as it is polled.
@@ -33,8 +38,11 @@ pub(crate) async fn serve_pages(pages: Pages) {
     };
     let metrics_page = Router::new().route("/metrics", get(metrics)).with_state(pages.clone()).merge(health(&pages));
     let introspection_pages = Router::new()
-        .route("/", get(index))
+        .route("/", get(node::root))
+        .route("/v1/flows", get(node::flows))
+        .route("/v1/node", get(node::node))
         .route("/v1/names", get(names))
+        .route("/v1/objects", get(objects))
         .route("/v1/policy", get(policy))
         .route("/v1/settings", get(settings))
         .with_state(pages.clone())
@@ -67,10 +75,6 @@ async fn metrics(State(pages): State<Pages>) -> Response {
     ([(header::CONTENT_TYPE, METRICS_CONTENT)], pages.metrics.encode()).into_response()
 }
 
-async fn index() -> Json<Value> {
-    Json(json!({"AvailableCommands": ["/v1/names", "/v1/policy", "/v1/settings"]}))
-}
-
 async fn policy(State(pages): State<Pages>) -> Response {
     match pages.handle.look().await {
         Some(view) => Json(view).into_response(),
@@ -81,6 +85,13 @@ async fn policy(State(pages): State<Pages>) -> Response {
 async fn names(State(pages): State<Pages>) -> Response {
     match pages.handle.look_at_names().await {
         Some(view) => Json(view).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response(),
+    }
+}
+
+async fn objects(State(pages): State<Pages>) -> Response {
+    match pages.handle.look_at_objects().await {
+        Some(objects) => Json(objects).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response(),
     }
 }

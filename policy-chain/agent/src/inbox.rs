@@ -1,11 +1,14 @@
 //! What reaches the daemon's loop from plugins and people, and the handle by which it is sent.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use sluice_contract::proxy::Resolution;
+use sluice_contract::proxy::record::Records;
 use sluice_contract::rpc::{PolicyCall, PolicyOutcome, Refusal};
 use sluice_daemon::rpc::{Incident, Service};
 use tokio::sync::{mpsc, oneshot};
@@ -48,7 +51,16 @@ pub(crate) enum Input {
     Resolved(Vec<Resolution>, oneshot::Sender<Known>),
     /// Somebody wants to look at the names.
     LookAtNames(oneshot::Sender<NamesView>),
+    /// What a proxy has done with requests.
+    Requested(Records),
+    /// Somebody wants all objects that are known, as manifests.
+    LookAtObjects(oneshot::Sender<Vec<Value>>),
+    /// Somebody wants to know the nodes of the cluster.
+    LookAtNodes(oneshot::Sender<Nodes>),
 }
+
+/// The nodes of the cluster by name, each with its addresses.
+pub(crate) type Nodes = BTreeMap<String, Vec<IpAddr>>;
 
 /// What became of resolutions, by their ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -114,6 +126,20 @@ impl Handle {
         let (sender, view) = oneshot::channel();
         self.send(Input::LookAtNames(sender)).await;
         tokio::time::timeout(Duration::from_secs(2), view).await.ok()?.ok()
+    }
+
+    /// All objects that are known, as manifests; none when the loop does not answer.
+    pub(crate) async fn look_at_objects(&self) -> Option<Vec<Value>> {
+        let (sender, objects) = oneshot::channel();
+        self.send(Input::LookAtObjects(sender)).await;
+        tokio::time::timeout(Duration::from_secs(5), objects).await.ok()?.ok()
+    }
+
+    /// Looks at the nodes of the cluster; none when the loop does not answer.
+    pub(crate) async fn look_at_nodes(&self) -> Option<Nodes> {
+        let (sender, nodes) = oneshot::channel();
+        self.send(Input::LookAtNodes(sender)).await;
+        tokio::time::timeout(Duration::from_secs(2), nodes).await.ok()?.ok()
     }
 
     /// Looks at the state; none when the loop does not answer.

@@ -38,6 +38,12 @@ pub(crate) struct Journal {
     at: SystemTime,
 }
 
+/// The manifest of an object, as [`sluice_policy_core::parse`] reads it; `own` is the object's own text, for a policy or a
+/// group.
+pub(crate) fn manifest(object: &Object, own: Option<&str>) -> Option<Value> {
+    encode::object(object, own)
+}
+
 /// One change.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Entry<'a> {

@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod config;
 mod daemon;
 pub mod datapath;
+mod flows;
 mod gates;
 mod http;
 mod inbox;
@@ -34,6 +35,7 @@ pub mod view;
 mod testing;
 
 pub use config::Config;
+pub use flows::Export;
 pub use run::{RunError, run};
 pub use sluice_daemon::log;
 pub use sluice_daemon::rpc::ListenError;

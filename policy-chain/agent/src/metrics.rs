@@ -13,6 +13,7 @@ use sluice_contract::rpc::RefusalCode;
 use sluice_daemon::metrics::{Count, Named, Seconds, seconds};
 use sluice_policy_bpf::layout::DropReason;
 
+use crate::flows::FlowMetrics;
 use crate::view::View;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,6 +96,8 @@ pub(crate) struct Metrics {
     proxies: Gauge,
     proxy_decisions: Gauge,
     proxy_lists: Gauge,
+    flows: Gauge,
+    of_flows: FlowMetrics,
 }
 
 impl Metrics {
@@ -140,6 +143,8 @@ impl Metrics {
             proxies: Gauge::default(),
             proxy_decisions: Gauge::default(),
             proxy_lists: Gauge::default(),
+            flows: Gauge::default(),
+            of_flows: FlowMetrics::default(),
         };
         metrics.register();
         metrics
@@ -227,6 +232,8 @@ impl Metrics {
         );
         add("sluice_policy_proxy_decisions", "Decisions that redirect to the proxy", &self.proxy_decisions);
         add("sluice_policy_proxy_lists", "Lists of application rules that the proxy is told", &self.proxy_lists);
+        add("sluice_policy_flows", "Flows that can be looked at", &self.flows);
+        self.of_flows.register(&mut add);
         let build: Family<Build, Gauge> = Family::default();
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
         add("sluice_policy_build_info", "The version of policyd", &build);
@@ -260,6 +267,7 @@ impl Metrics {
         self.pods.set(number(view.pods));
         self.faults.set(number(view.faults.len()));
         self.name_addresses.set(number(view.name_addresses));
+        self.flows.set(number(view.flows.kept));
         self.revision.set(i64::try_from(view.revision).unwrap_or(i64::MAX));
         self.proxies.set(number(view.proxy.connected));
         self.proxy_decisions.set(number(view.proxy.decisions));
@@ -276,6 +284,11 @@ impl Metrics {
             let family = if UNTOLD.contains(reason) { &self.untold } else { &self.drops };
             family.get_or_create(&Reason { reason }).set(packets);
         }
+    }
+
+    /// What flows are counted by.
+    pub(crate) fn of_flows(&self) -> FlowMetrics {
+        self.of_flows.clone()
     }
 
     pub(crate) fn add_begun(&self) {
@@ -363,7 +376,7 @@ impl Metrics {
 }
 
 /// A metric that can be registered by reference: all of them share what they hold when they are cloned.
-trait Registered {
+pub(crate) trait Registered {
     fn register(&self, named: &mut Named, name: &'static str, help: &'static str);
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::cluster::{Cluster, TOLD_LIMIT};
 use crate::config::Config;
 use crate::daemon::{Clock, Daemon, Parts, Start, interface};
 use crate::datapath::{Datapath, Found};
+use crate::flows::{Flows, Node, Observer, export, serve_port, serve_socket};
 use crate::gates::Gates;
 use crate::http::{Pages, serve_pages};
 use crate::inbox::{Handle, Plugins, SOFTWARE};
@@ -110,7 +112,17 @@ pub async fn run<C: Cluster, D: Datapath>(
             .await?;
     let (handle, inputs) = Handle::new();
     let (sender, told) = mpsc::channel(TOLD_LIMIT);
-    let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
+    let node = Node { name: config.node.clone(), run: RandomState::new().build_hasher().finish() };
+    let pages = Pages {
+        handle: handle.clone(),
+        metrics: Arc::clone(&metrics),
+        config: Arc::new(config.clone()),
+        flows: parts.flows.clone(),
+        flow_node: node.clone(),
+    };
+    let observer = Observer::new(parts.flows.clone(), node.clone(), handle.clone());
+    let to_file = config.export.clone();
+    let written = parts.flows.clone();
     let plugins = Plugins { handle: handle.clone(), metrics: Arc::clone(&metrics) };
     let server = Server::new(plugins, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
@@ -119,6 +131,20 @@ pub async fn run<C: Cluster, D: Datapath>(
     let pages = tokio::spawn(serve_pages(pages));
     let feeding =
         tokio::spawn(proxy::serve(proxy_listener, parts.proxies.feed(), handle.clone(), Arc::clone(&parts.metrics)));
+    let (hubble_socket, hubble_address) = (config.hubble_socket(), config.hubble_address);
+    let telling = tokio::spawn(async move {
+        let port = async {
+            if let Some(address) = hubble_address {
+                serve_port(address, observer.clone()).await;
+            }
+        };
+        let file = async {
+            if let Some(to_file) = to_file {
+                export(to_file, written, node).await;
+            }
+        };
+        tokio::join!(serve_socket(&hubble_socket, observer.clone()), port, file);
+    });
     let watching = tokio::spawn(links::watch(Namespace::current()?, handle));
     let sending = tokio::spawn(outbox::send(Arc::clone(&cluster), letters, metrics));
     let mut source = tokio::spawn(async move { cluster.run(sender).await });
@@ -141,7 +167,7 @@ pub async fn run<C: Cluster, D: Datapath>(
             tracing::error!(task = name, error = %ErrorChain(&error), "a task ended badly");
         }
     }
-    for task in [pages, watching, feeding, sending, source] {
+    for task in [pages, telling, watching, feeding, sending, source] {
         task.abort();
     }
     tracing::info!("policyd has ended");
@@ -174,7 +200,9 @@ pub(crate) async fn prepare<C: Cluster, D: Datapath>(
     let known = journal.read(JOURNAL_AGE, clock.now());
     tracing::info!(endpoints = bindings.len(), found = found.endpoints.len(), journal = known.is_some(), "starting");
     let proxies = Proxies::new(directory.join("proxy.json"), Arc::clone(&metrics));
+    let flows = Flows::new(config.flows, metrics.of_flows());
     let parts = Parts {
+        flows,
         tombstones: Tombstones::new(directory.join("tombstones")),
         ready_mark: directory.join("ready"),
         config,

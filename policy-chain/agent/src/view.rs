@@ -40,6 +40,21 @@ pub struct View {
     pub drops: BTreeMap<&'static str, u64>,
     /// Addresses of names that are known.
     pub name_addresses: usize,
+    /// Flows.
+    pub flows: FlowsView,
+}
+
+/// How many flows there are and were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct FlowsView {
+    /// Flows that can be looked at.
+    pub kept: usize,
+    /// Flows that are kept at most.
+    pub limit: usize,
+    /// Flows so far.
+    pub seen: u64,
+    /// Events that did not become flows.
+    pub lost: u64,
 }
 
 /// What is known of names.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sluice_contract::proxy::{
-    self as plain, FRAME_LIMIT, FromPolicyd, FromProxy, PROTOCOL, SNAPSHOT_LIMIT, Snapshot, Update, hello,
+    self as plain, FRAME_LIMIT, FromPolicyd, FromProxy, PROTOCOL, SNAPSHOT_LIMIT, Snapshot, Update, WITH_RECORDS, hello,
 };
 use sluice_contract::rpc::{FrameError, Hello};
 use sluice_daemon::frame;
@@ -21,17 +21,22 @@ use sluice_policy_core::l7::dns::NamePattern;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::SOFTWARE;
 use crate::names::{Ask, Class, Link, Wanted};
 use crate::policy::{Gates, Pushed, Unreadable};
+use crate::record::ring::Ring;
+use crate::record::told;
 
 /// Between two attempts to reach policyd.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// How long policyd has to greet.
 const GREETING: Duration = Duration::from_secs(5);
+
+/// How often policyd is told what became of requests: no more of them than one frame has.
+const RECORDS_EVERY: Duration = Duration::from_millis(100);
 
 /// Acknowledgements that may wait to be sent.
 const ACKS: usize = 64;
@@ -107,6 +112,8 @@ pub struct Policyd<G> {
     open: Box<dyn Fn() -> Result<G, Unreadable> + Send + Sync>,
     status: Arc<Status>,
     names: Link,
+    /// What policyd is told of requests, and the number of the last record that it was told.
+    records: Option<(Arc<Ring>, u64)>,
     /// Names that policyd was told of, until it says what has become of them.
     waiting: Waiting,
 }
@@ -129,7 +136,22 @@ impl<G: Gates> Policyd<G> {
         open: impl Fn() -> Result<G, Unreadable> + Send + Sync + 'static,
         names: Link,
     ) -> Self {
-        Self { socket, policy, open: Box::new(open), status: Arc::default(), names, waiting: Waiting::default() }
+        Self {
+            socket,
+            policy,
+            open: Box::new(open),
+            status: Arc::default(),
+            names,
+            records: None,
+            waiting: Waiting::default(),
+        }
+    }
+
+    /// Tells policyd what became of requests, too.
+    #[must_use]
+    pub fn with_records(mut self, ring: Arc<Ring>) -> Self {
+        self.records = Some((ring, 0));
+        self
     }
 
     /// Goes by what a snapshot says of names, until policyd says more.
@@ -151,12 +173,12 @@ impl<G: Gates> Policyd<G> {
         }
         loop {
             match self.connect().await {
-                Ok(stream) => {
+                Ok((stream, version)) => {
                     told = false;
                     self.status.connections.fetch_add(1, Ordering::Relaxed);
                     self.status.connected.store(true, Ordering::Relaxed);
                     tracing::info!("policyd is there");
-                    let ended = self.serve(stream).await;
+                    let ended = self.serve(stream, version).await;
                     self.status.connected.store(false, Ordering::Relaxed);
                     tracing::warn!(error = %ErrorChain(&ended), "policyd is away: what it told stays in force");
                 }
@@ -186,32 +208,32 @@ impl<G: Gates> Policyd<G> {
         (self.open)().map(|gates| self.policy.set_gates(Arc::new(gates)))
     }
 
-    async fn connect(&self) -> Result<UnixStream, Ended> {
+    /// The stream, and the newest version that both sides speak.
+    async fn connect(&self) -> Result<(UnixStream, u32), Ended> {
         let mut stream = UnixStream::connect(&self.socket).await.map_err(Ended::Away)?;
         let greet = async {
             frame::write(&mut stream, &hello(SOFTWARE), FRAME_LIMIT).await?;
             frame::read::<Hello>(&mut stream, FRAME_LIMIT).await
         };
         let theirs = timeout(GREETING, greet).await.map_err(|_late| Ended::Silent)??;
-        if theirs.protocol.common(PROTOCOL).is_none() {
-            return Err(Ended::Skew(theirs));
-        }
-        Ok(stream)
+        let Some(version) = theirs.protocol.common(PROTOCOL) else { return Err(Ended::Skew(theirs)) };
+        Ok((stream, version))
     }
 
     /// Serves a stream to its end.
-    async fn serve(&mut self, stream: UnixStream) -> Ended {
+    async fn serve(&mut self, stream: UnixStream, version: u32) -> Ended {
         // policyd has made its maps before it listened.
         if let Err(error) = self.open_gates() {
             tracing::error!(error = %ErrorChain(&error), "policyd is there, and its maps are not");
         }
         let (mut from, mut to) = stream.into_split();
         let (acks, acked) = mpsc::channel(ACKS);
-        let Self { policy, status, names: Link { asks, wanted }, waiting, .. } = self;
+        let Self { policy, status, names: Link { asks, wanted }, waiting, records, .. } = self;
+        let records = records.as_mut().filter(|_| version >= WITH_RECORDS);
         let told = Told { policy, status, wanted, waiting };
         let ended = tokio::select! {
             ended = told.listen(&mut from, acks) => ended,
-            ended = speak(&mut to, acked, asks, waiting) => ended,
+            ended = speak(&mut to, acked, asks, waiting, records) => ended,
         };
         ended.err().unwrap_or(Ended::Frame(FrameError::Closed))
     }
@@ -274,7 +296,10 @@ async fn speak(
     mut acked: mpsc::Receiver<u64>,
     asks: &mut mpsc::Receiver<Ask>,
     waiting: &Waiting,
+    mut records: Option<&mut (Arc<Ring>, u64)>,
 ) -> Result<(), Ended> {
+    let mut look = tokio::time::interval(RECORDS_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next = 0u64;
     let mut asked = Vec::new();
     let mut asking = true;
@@ -307,6 +332,17 @@ async fn speak(
                     waiting.pop_first();
                 }
                 FromProxy::Resolved(resolved)
+            }
+            _ = look.tick(), if records.is_some() => {
+                let new = records.as_mut().and_then(|(ring, last)| {
+                    let (told, newest) = told::since(ring, *last)?;
+                    *last = newest;
+                    Some(told)
+                });
+                match new {
+                    Some(told) => FromProxy::Records(told),
+                    None => continue,
+                }
             }
         };
         frame::write(to, &message, FRAME_LIMIT).await?;

@@ -3,6 +3,7 @@
 pub mod file;
 pub mod json;
 pub mod ring;
+pub(crate) mod told;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -94,7 +94,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         flows: Arc::default(),
         dns,
     });
-    let policyd = Policyd::new(config.socket(), Arc::clone(&policy), || reader::open(GATE_DIR.as_ref()), link);
+    let policyd = Policyd::new(config.socket(), Arc::clone(&policy), || reader::open(GATE_DIR.as_ref()), link)
+        .with_records(Arc::clone(&ring));
     policyd.begin_with(&snapshot.names);
     let metrics = Arc::new(Metrics::new(
         Arc::clone(&ring),

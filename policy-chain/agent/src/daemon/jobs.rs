@@ -6,14 +6,13 @@ use std::time::Duration;
 use sluice_contract::id::Attachment;
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::ObjectId;
-use sluice_policy_core::compile::image::DecisionId;
 use tokio::time::Instant;
 
 use super::timer::Timer;
 use super::{Daemon, Knowledge};
 use crate::cluster::{Cluster, Notice, Weight};
 use crate::daemon::pods::interface;
-use crate::datapath::{AttachError, Datapath, Interface, Seen};
+use crate::datapath::{AttachError, Datapath, Interface};
 use crate::outbox::Letter;
 use crate::registry::Binding;
 
@@ -36,7 +35,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(5);
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 
 /// How often what the gates saw is read.
-const SEEN_EVERY: Duration = Duration::from_millis(500);
+const SEEN_EVERY: Duration = Duration::from_millis(200);
 
 /// How often the journal's time is moved on while the source is alive.
 const TOUCH_EVERY: Duration = Duration::from_secs(15);
@@ -49,12 +48,6 @@ const TEND_EVERY: Duration = Duration::from_secs(10);
 
 /// After a change of the host's interfaces, how long further ones are waited for.
 const TEND_AFTER: Duration = Duration::from_millis(100);
-
-/// Packets that are logged of those that are read in one go.
-const SEEN_LOGGED: usize = 256;
-
-/// Times that the events of the gates are read in one go.
-const SEEN_ROUNDS: usize = 16;
 
 /// How often names that are past their time are looked for. All flows are read then.
 const NAMES_EVERY: Duration = Duration::from_secs(30);
@@ -238,38 +231,6 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if self.knowledge == Knowledge::All && self.unswept && !self.dirty {
             self.sweep();
         }
-    }
-
-    /// Logs what the gates saw with names and rules, as much of it as somebody can read.
-    fn read_seen(&mut self) {
-        let mut read = 0_usize;
-        for _ in 0..SEEN_ROUNDS {
-            let seen = self.parts.gates.seen();
-            if seen.is_empty() {
-                break;
-            }
-            if tracing::enabled!(tracing::Level::DEBUG) {
-                seen.iter().take(SEEN_LOGGED.saturating_sub(read)).for_each(|seen| self.log_seen(seen));
-            }
-            read += seen.len();
-        }
-        if let Some(more @ 1..) = read.checked_sub(SEEN_LOGGED) {
-            tracing::debug!(more, "further packets were judged");
-        }
-    }
-
-    fn log_seen(&self, seen: &Seen) {
-        let has = |binding: &&Binding| binding.interfaces().iter().any(|gate| gate.host_index == seen.index);
-        let pod = self.bindings.values().find(has).map(|binding| binding.key().to_string());
-        let judgement = self.engine.image().decisions.get(&DecisionId(seen.decision));
-        tracing::debug!(
-            pod = pod.as_deref().unwrap_or("?"),
-            flow = %seen.flow,
-            verdict = seen.verdict,
-            cause = seen.cause,
-            rule = judgement.map(|judgement| judgement.reason.to_string()).as_deref().unwrap_or(""),
-            "a packet was judged"
-        );
     }
 
     /// Something was taken from the hooks of an interface.

@@ -2,13 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use sluice_policy_core::cluster::ObjectId;
+use sluice_policy_core::cluster::{Object, ObjectId};
 use sluice_policy_core::compile::image::{DecisionId, PolicyId};
 
+use serde_json::Value;
+
+use super::pods::objects;
 use super::{Daemon, Knowledge};
 use crate::cluster::{Cluster, Place};
 use crate::datapath::Datapath;
-use crate::view::{CounterView, EndpointView, PolicyView, View};
+use crate::flows::Counts;
+use crate::journal::manifest;
+use crate::view::{CounterView, EndpointView, FlowsView, PolicyView, View};
+
+fn flows_view(counts: &Counts) -> FlowsView {
+    FlowsView { kept: counts.kept, limit: counts.limit, seen: counts.seen, lost: counts.lost }
+}
 
 impl<C: Cluster, D: Datapath> Daemon<C, D> {
     pub(super) fn view(&mut self) -> View {
@@ -55,7 +64,14 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             counters: counters.collect(),
             drops,
             name_addresses: self.names_known(),
+            flows: flows_view(&self.parts.flows.counts(self.parts.clock.now())),
         }
+    }
+
+    /// All objects, as manifests.
+    pub(super) fn manifests(&self) -> Vec<Value> {
+        let own = |object: &Object| self.texts.get(&object.id()).map(|(text, _)| &**text);
+        objects(self.engine.cluster()).filter_map(|object| manifest(&object, own(&object))).collect()
     }
 
     fn endpoints(&self) -> Vec<EndpointView> {

@@ -1,7 +1,7 @@
 //! The gates of this host's kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,21 +11,19 @@ use sluice_hostnet::conntrack::{self, ConntrackError, Flow};
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::state::LinkKind;
-use sluice_policy_bpf::events::{End, Event, Events};
+use sluice_policy_bpf::events::{Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime};
-use sluice_policy_bpf::layout::DropReason;
 use sluice_policy_bpf::links::{LinkError, Links, Promotions};
 use sluice_policy_bpf::local::{self, LocalError};
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::{Identity, Image};
-use sluice_policy_core::flow::Protocol;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::uplinks::Uplinks;
-use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, SeenFlow};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen};
 use crate::log::ErrorChain;
 
 /// How long after its maps were made a gate takes packets of flows that it does not know for the replies of such that were
@@ -431,7 +429,9 @@ impl Datapath for GateDatapath {
 
     fn seen(&mut self) -> Vec<Seen> {
         let Some(events) = &mut self.events else { return Vec::new() };
-        std::iter::from_fn(|| events.take()).take(EVENTS).map(|event| seen(&event)).collect()
+        let now = Ktime::now();
+        let seen = |event: Event| Seen { ago: Duration::from_nanos(now.0.saturating_sub(event.time.0)), event };
+        std::iter::from_fn(|| events.take()).take(EVENTS).map(seen).collect()
     }
 
     fn counters(&mut self) -> BTreeMap<u32, u64> {
@@ -445,8 +445,8 @@ impl Datapath for GateDatapath {
     }
 
     fn drops(&mut self) -> BTreeMap<&'static str, u64> {
-        let counters = self.gate.counters().unwrap_or_default();
-        counters.drops.into_iter().map(|(reason, counter)| (reason.as_str(), counter.packets)).collect()
+        let drops = self.gate.drops().unwrap_or_default();
+        drops.into_iter().map(|(reason, counter)| (reason.as_str(), counter.packets)).collect()
     }
 
     fn expire(&mut self) {
@@ -461,21 +461,5 @@ impl Datapath for GateDatapath {
             tracing::error!(error = %error, "the open flows could not be read");
             addresses.clone()
         })
-    }
-}
-
-fn seen(event: &Event) -> Seen {
-    let end = |end: &End| SocketAddr::new(end.address, end.port);
-    Seen {
-        index: event.interface,
-        decision: event.decision.map_or(0, |decision| decision.0),
-        verdict: event.verdict.map_or("none", |verdict| verdict.as_str()),
-        cause: if event.reason == DropReason::None { "" } else { event.reason.as_str() },
-        flow: SeenFlow {
-            direction: event.direction.as_str(),
-            own: end(&event.own),
-            peer: end(&event.peer),
-            protocol: Protocol(event.protocol),
-        },
     }
 }

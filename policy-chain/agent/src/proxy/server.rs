@@ -125,6 +125,7 @@ async fn listen(
     loop {
         match frame::read(from, FRAME_LIMIT).await? {
             FromProxy::Ack { version } => place.acknowledge(version),
+            FromProxy::Records(records) => handle.send(Input::Requested(records)).await,
             FromProxy::Resolved(resolutions) => {
                 // With no room left nothing more is read until some are answered.
                 let Ok(room) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };

@@ -26,15 +26,25 @@ impl Gate {
         for (id, values) in self.count_decisions()? {
             counters.decisions.insert(DecisionId(id), sum(&values));
         }
+        counters.drops = self.drops()?;
+        Ok(counters)
+    }
+
+    /// Reads what was dropped, by reason, alone: this costs little, whatever the number of decisions.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn drops(&self) -> Result<BTreeMap<DropReason, Counter>, ApplyError> {
+        let mut drops = BTreeMap::new();
         for reason in DropReason::ALL {
             let values = self.maps.drops.get(&u32::from(reason.number()), 0);
             let values = values.map_err(|error| maps::kernel("drops", "read", error))?;
             let total = sum(&values);
             if total != Counter::default() {
-                counters.drops.insert(*reason, total);
+                drops.insert(*reason, total);
             }
         }
-        Ok(counters)
+        Ok(drops)
     }
 
     pub(super) fn count_decisions(&self) -> Result<Vec<(u32, Vec<Counter>)>, ApplyError> {

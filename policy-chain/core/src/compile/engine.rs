@@ -154,6 +154,17 @@ impl Engine {
         &self.cluster
     }
 
+    /// The pod that has an address; of several that claim it, the one that the gates take it for.
+    #[must_use]
+    pub fn pod_at(&self, address: IpAddr) -> Option<&Arc<crate::cluster::Pod>> {
+        self.book.pod_at(address)
+    }
+
+    /// The nodes that have an address.
+    pub fn nodes_at(&self, address: IpAddr) -> impl Iterator<Item = &Text> {
+        self.book.nodes_at(address)
+    }
+
     /// May the first packet of a flow pass, as of the last commit?
     #[must_use]
     pub fn judge(&self, query: &Query) -> Judgement {

@@ -1,12 +1,11 @@
 //! Records in a file.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use sluice_daemon::rotated::RotatedFile;
 
 use super::json::lines;
 use super::ring::Ring;
@@ -20,9 +19,7 @@ const AT_ONCE: usize = 65_536;
 /// A file of records. When it has its size it becomes `FILE.1`, in the place of an older one, and is begun anew.
 #[derive(Debug)]
 pub struct RecordFile {
-    path: PathBuf,
-    limit: u64,
-    open: Option<(File, u64)>,
+    file: RotatedFile,
     /// The number of the last record that was written, or lost.
     last: u64,
     lost: Arc<AtomicU64>,
@@ -33,7 +30,7 @@ impl RecordFile {
     /// A file of at most `limit` bytes.
     #[must_use]
     pub fn new(path: PathBuf, limit: u64) -> Self {
-        Self { path, limit, open: None, last: 0, lost: Arc::default(), failed: false }
+        Self { file: RotatedFile::new(path, limit), last: 0, lost: Arc::default(), failed: false }
     }
 
     /// Counts records that are not in the file: they came too fast, or it could not be written.
@@ -57,46 +54,26 @@ impl RecordFile {
         let came = newest.saturating_sub(self.last);
         let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
         self.last = *newest;
-        let lost = match self.write(&lines(&records)) {
+        let lost = match self.file.write(&lines(&records)) {
             Ok(()) => {
                 self.failed = false;
                 came.saturating_sub(count)
             }
             Err(error) => {
-                self.open = None;
                 if !std::mem::replace(&mut self.failed, true) {
-                    tracing::error!(path = %self.path.display(), error = %error, "records could not be written");
+                    tracing::error!(path = %self.file.path().display(), error = %error, "records could not be written");
                 }
                 came
             }
         };
         self.lost.fetch_add(lost, Ordering::Relaxed);
     }
-
-    fn write(&mut self, text: &[u8]) -> io::Result<()> {
-        let more = u64::try_from(text.len()).unwrap_or(u64::MAX);
-        if self.open.as_ref().is_some_and(|(_, size)| size.saturating_add(more) > self.limit) {
-            self.open = None;
-            let mut before = self.path.clone().into_os_string();
-            before.push(".1");
-            fs::rename(&self.path, before)?;
-        }
-        let (file, size) = match &mut self.open {
-            Some(open) => open,
-            closed => {
-                let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?;
-                let size = file.metadata()?.len();
-                closed.insert((file, size))
-            }
-        };
-        file.write_all(text)?;
-        *size = size.saturating_add(more);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::record::Recorder;
     use crate::record::tests::request;

@@ -72,6 +72,16 @@ pub(super) struct Context<'a> {
 }
 
 impl Book {
+    /// The pod that has an address.
+    pub(super) fn pod_at(&self, address: IpAddr) -> Option<&Arc<Pod>> {
+        self.hosts.get(&address)?.pod.as_ref()
+    }
+
+    /// The nodes that have an address.
+    pub(super) fn nodes_at(&self, address: IpAddr) -> impl Iterator<Item = &Text> {
+        self.nodes.get(&address).into_iter().flatten()
+    }
+
     // Claims.
 
     pub(super) fn claim(&mut self, pod: &Arc<Pod>) {
