@@ -2,6 +2,7 @@
 
 mod act;
 mod cluster;
+mod flows;
 mod matrix;
 mod policy;
 mod report;
@@ -156,6 +157,8 @@ async fn play(
     show(tables::policies(&report.policies, out));
     report.requests = requests::play(&stage, cluster, progress).await?;
     show(tables::requests(&report.requests, out));
+    report.flows = flows::play(&stage, progress).await?;
+    show(tables::flows(&report.flows, out));
     let (burst, extra) = stage.burst(progress).await?;
     show(tables::burst(&burst, out));
     report.burst = Some(burst);
@@ -182,7 +185,7 @@ fn hints(world: &World, progress: &Progress) {
         progress.line(&format!("  {}:  {}", node.name(), node.enter_hint()));
     }
     progress.line(
-        "  there: ip rule; ip route show table 2; nft list ruleset; ip netns; curl 127.0.0.1:61679/v1/pool\n  \
+        "  there: sluice status; sluice observe -f; ip rule; ip route show table 2; nft list ruleset; ip netns; curl 127.0.0.1:61679/v1/pool\n  \
          ipamd's log is beside the node's directory:",
     );
     for node in world.nodes().values() {

@@ -1,6 +1,8 @@
-//! `sluice explain`: may one reach another, and which rules say so. By the compiler that the nodes use, on objects in files.
+//! `sluice explain`: may one reach another, and which rules say so. By the compiler that the nodes use, on objects in files,
+//! or on those that this node's policyd knows.
 
 mod directory;
+mod live;
 mod print;
 mod question;
 
@@ -22,9 +24,9 @@ use crate::paint::Paint;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// A folder of YAML and JSON files with the cluster's objects: Namespaces, Pods, Nodes, Services, EndpointSlices and
-    /// policies. Folders in it are read too.
+    /// policies. Folders in it are read too. Without it, what this node's policyd knows.
     #[arg(long, value_name = "DIR")]
-    cluster_dir: PathBuf,
+    cluster_dir: Option<PathBuf>,
     /// Who: `namespace/pod`, an IP address, or the name of a node.
     #[arg(long, value_name = "FROM")]
     from: String,
@@ -89,9 +91,23 @@ pub(crate) fn main(options: &Options) -> ExitCode {
 }
 
 fn answer(options: &Options) -> Result<Answer, String> {
-    let (objects, mut notes) = directory::read(&options.cluster_dir)?;
+    let mut notes = Vec::new();
+    let mut resolve = options.resolve.clone();
+    let objects = match &options.cluster_dir {
+        Some(folder) => {
+            let (objects, left_out) = directory::read(folder)?;
+            notes.extend(left_out);
+            objects
+        }
+        None => {
+            let live = live::read()?;
+            notes.extend(live.notes);
+            resolve.extend(live.resolve);
+            live.objects
+        }
+    };
     let mut world = World::new(&Fixture::default());
-    let question = question::Question::read(options, &objects)?;
+    let question = question::Question::read(options, &resolve, &objects)?;
     world.step(&question.step).map_err(|fault| fault.to_string())?;
     notes.extend(question.notes);
     notes.extend(world.issues().iter().map(|(object, issue)| format!("{object}: {issue}")));

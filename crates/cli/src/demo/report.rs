@@ -17,12 +17,27 @@ pub(crate) struct Report {
     pub policies: Vec<PolicyAct>,
     /// What policies for requests do to these.
     pub requests: Vec<RequestAct>,
+    /// What the nodes' agents saw of it.
+    pub flows: Vec<FlowAct>,
     /// The burst of pods.
     pub burst: Option<Burst>,
     /// What happened after the burst's pods were deleted.
     pub give_back: Option<GiveBack>,
     /// Seconds from start to end.
     pub seconds: f64,
+}
+
+/// A question to `sluice observe` on both nodes.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FlowAct {
+    /// Its options.
+    pub question: String,
+    /// The answers, each with its node.
+    pub lines: Vec<String>,
+    /// What one of them has to name.
+    pub wanted: String,
+    /// Whether one does.
+    pub named: bool,
 }
 
 /// A node.
@@ -245,7 +260,10 @@ impl Report {
             unserved.into_iter().chain(burst.errors.iter().cloned())
         });
         let deletes = self.give_back.iter().flat_map(|give_back| give_back.errors.iter().cloned());
-        let mut faults: Vec<String> = cells.chain(policies).chain(requests).chain(burst).chain(deletes).collect();
+        let flows = self.flows.iter().filter(|act| !act.named);
+        let flows = flows.map(|act| format!("sluice observe {}: no flow names {:?}", act.question, act.wanted));
+        let acts = policies.chain(requests).chain(flows);
+        let mut faults: Vec<String> = cells.chain(acts).chain(burst).chain(deletes).collect();
         if self.matrix.is_empty() {
             faults.push("the matrix is empty: nothing was probed".to_owned());
         }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Cell as TableCell, CellAlignment, Table, presets};
 
-use super::report::{Burst, Cell, GiveBack, NodeRow, PodRow, PolicyAct, Report, RequestAct, Sample};
+use super::report::{Burst, Cell, FlowAct, GiveBack, NodeRow, PodRow, PolicyAct, Report, RequestAct, Sample};
 use crate::paint::Paint;
 
 fn table(header: &[&str]) -> Table {
@@ -173,6 +173,20 @@ pub(crate) fn requests(acts: &[RequestAct], paint: Paint) -> String {
         // The colours go in after the table has its widths: escape sequences would count as characters.
         let body = indented(&table).replace('✓', &paint.good("✓")).replace('✗', &paint.bad("✗"));
         let _infallible = writeln!(text, " {}\n{body}", act.title);
+    }
+    text
+}
+
+/// What `sluice observe` said.
+pub(crate) fn flows(acts: &[FlowAct], paint: Paint) -> String {
+    let mut text =
+        format!("{}\n", paint.heading("Flows with the policy and rule that decided, by sluice observe on both nodes"));
+    for act in acts {
+        let sign = if act.named { paint.good("✓") } else { paint.bad("✗") };
+        let _infallible = writeln!(text, " {sign} sluice observe {}", act.question);
+        for line in &act.lines {
+            let _infallible = writeln!(text, "   {line}");
+        }
     }
     text
 }

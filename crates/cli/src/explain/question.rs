@@ -23,10 +23,10 @@ pub(super) struct Question {
 }
 
 impl Question {
-    pub(super) fn read(options: &Options, objects: &[Value]) -> Result<Self, String> {
+    pub(super) fn read(options: &Options, resolved: &[String], objects: &[Value]) -> Result<Self, String> {
         let (protocol, port) = port(&options.port)?;
         let mut resolve = BTreeMap::new();
-        for text in &options.resolve {
+        for text in resolved {
             let wrong = || format!("--resolve {text:?} is not of the form name=address");
             let (name, address) = text.split_once('=').ok_or_else(wrong)?;
             let address: IpAddr = address.parse().map_err(|_invalid| wrong())?;

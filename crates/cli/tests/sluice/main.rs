@@ -6,6 +6,7 @@ mod explain;
 mod handback;
 mod install;
 mod plan;
+mod see;
 mod vectors;
 
 use std::io::Write as _;

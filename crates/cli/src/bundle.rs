@@ -1,0 +1,254 @@
+//! `sluice bundle`: what is needed to find out what is wrong with a node, in one archive. Values that may be secret are left out.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::daemons::Daemon;
+use crate::doctor::{self, Facts};
+use crate::exit;
+use crate::paint::Paint;
+
+/// Bytes of a file or an output that is taken.
+const LIMIT: usize = 32 << 20;
+
+/// Flows that are taken.
+const FLOWS: &str = "4096";
+
+/// Files that are taken as they are: none of them has a secret.
+const FILES: [&str; 6] = [
+    "/run/sluice/ipam.json",
+    "/run/sluice/policy/checkpoint.json",
+    "/proc/sys/kernel/osrelease",
+    "/proc/net/softnet_stat",
+    "/proc/meminfo",
+    "/proc/loadavg",
+];
+
+/// What programs say of the host.
+const PROGRAMS: [(&str, &[&str]); 7] = [
+    ("ip-link", &["ip", "-d", "link"]),
+    ("ip-addr", &["ip", "addr"]),
+    ("ip-rule", &["ip", "rule"]),
+    ("ip-route", &["ip", "route", "show", "table", "all"]),
+    ("ip6-route", &["ip", "-6", "route", "show", "table", "all"]),
+    ("nft", &["nft", "list", "ruleset"]),
+    ("tc-filters", &["tc", "-s", "filter", "show"]),
+];
+
+/// Parts of names whose values are left out.
+const SECRET: [&str; 8] = ["secret", "token", "password", "passwd", "credential", "private", "accesskey", "access_key"];
+
+/// Options of `sluice bundle`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The archive; `-`: standard output.
+    #[arg(short, long, value_name = "FILE", default_value = "sluice-bundle.tar")]
+    output: PathBuf,
+}
+
+/// Writes it.
+pub(crate) fn main(options: &Options) -> ExitCode {
+    let told = |text: &str| {
+        // A closed standard error is no reason for another status.
+        let _closed = writeln!(io::stderr().lock(), "sluice bundle: {text}");
+    };
+    let files = gather();
+    let to: Box<dyn Write> = if options.output.as_os_str() == "-" {
+        Box::new(io::stdout().lock())
+    } else {
+        match File::create(&options.output) {
+            Ok(file) => Box::new(file),
+            Err(error) => {
+                told(&format!("{}: {error}", options.output.display()));
+                return ExitCode::from(exit::DATA);
+            }
+        }
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    match archive(to, &files, now) {
+        Ok(()) => {
+            told(&format!(
+                "{} files in {}; look through it before you give it to others",
+                files.len(),
+                options.output.display()
+            ));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            told(&format!("{}: {error}", options.output.display()));
+            ExitCode::from(exit::SOFTWARE)
+        }
+    }
+}
+
+/// All files, by name. What could not be had is there with the reason.
+fn gather() -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for daemon in Daemon::ALL {
+        for page in daemon.pages() {
+            let name = format!("{}{}.json", daemon.name(), page.replace("/v1/", "/"));
+            let content = match daemon.page(page) {
+                Ok(mut page) => {
+                    redact(&mut page);
+                    format!("{page:#}\n")
+                }
+                Err(why) => format!("{why}\n"),
+            };
+            files.push((name, content.into_bytes()));
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    if let Ok(runtime) = runtime {
+        let findings = doctor::findings(&runtime.block_on(Facts::gather()));
+        let text = doctor::text(&findings, true, Paint { colours: false });
+        files.push(("doctor.txt".to_owned(), text.into_bytes()));
+    }
+    for (name, command) in PROGRAMS {
+        files.push((format!("host/{name}.txt"), output(command)));
+    }
+    let flows = std::env::current_exe().ok().and_then(|path| path.into_os_string().into_string().ok());
+    if let Some(this) = flows {
+        files.push(("flows.jsonl".to_owned(), output(&[&this, "observe", "--last", FLOWS, "-o", "jsonpb"])));
+    }
+    for path in FILES {
+        let content = std::fs::read(path).unwrap_or_else(|error| format!("{error}\n").into_bytes());
+        files.push((format!("files{path}"), limited(content)));
+    }
+    for entry in std::fs::read_dir("/etc/cni/net.d").into_iter().flatten().flatten() {
+        let path = entry.path();
+        let content = std::fs::read(&path).unwrap_or_else(|error| format!("{error}\n").into_bytes());
+        let content = match serde_json::from_slice::<Value>(&content) {
+            Ok(mut value) => {
+                redact(&mut value);
+                format!("{value:#}\n").into_bytes()
+            }
+            // What cannot be read cannot be looked through for secrets.
+            Err(error) => format!("no JSON, and left out: {error}\n").into_bytes(),
+        };
+        files.push((format!("files{}", path.display()), limited(content)));
+    }
+    files
+}
+
+fn limited(mut content: Vec<u8>) -> Vec<u8> {
+    content.truncate(LIMIT);
+    content
+}
+
+/// What a program prints; what it complains of is behind it.
+fn output(command: &[&str]) -> Vec<u8> {
+    let Some((program, arguments)) = command.split_first() else { return Vec::new() };
+    match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
+        Ok(mut output) => {
+            output.stdout.truncate(LIMIT);
+            output.stdout.extend(output.stderr);
+            output.stdout
+        }
+        Err(error) => format!("{program}: {error}\n").into_bytes(),
+    }
+}
+
+/// Leaves values out whose names say that they are secret.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                let name = name.to_ascii_lowercase();
+                let secret = SECRET.iter().any(|part| name.contains(part));
+                if secret && (value.is_string() || value.is_number()) {
+                    *value = Value::from("left out");
+                } else {
+                    redact(value);
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(redact),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Writes a tar archive (POSIX.1-1988, ustar), in a directory of its own.
+fn archive(mut to: impl Write, files: &[(String, Vec<u8>)], now: u64) -> io::Result<()> {
+    let stamp = i64::try_from(now).ok().and_then(|now| Timestamp::from_second(now).ok()).unwrap_or_default();
+    let directory = format!("sluice-bundle-{}", stamp.strftime("%Y%m%dT%H%M%SZ"));
+    for (name, content) in files {
+        let name = format!("{directory}/{}", name.trim_start_matches('/'));
+        to.write_all(&header(&name, content.len(), now)?)?;
+        to.write_all(content)?;
+        let rest = (512 - content.len() % 512) % 512;
+        to.write_all(&vec![0; rest])?;
+    }
+    to.write_all(&[0; 1024])?;
+    to.flush()
+}
+
+fn header(name: &str, size: usize, now: u64) -> io::Result<[u8; 512]> {
+    // Longer names are split at a slash into prefix and name.
+    let at = if name.len() <= 100 {
+        None
+    } else {
+        Some(name.match_indices('/').map(|(at, _)| at).find(|at| name.len() - at - 1 <= 100 && *at <= 155).ok_or_else(
+            || io::Error::new(io::ErrorKind::InvalidInput, format!("{name}: the name is too long for the archive")),
+        )?)
+    };
+    let (prefix, name) = at.and_then(|at| Some((name.get(..at)?, name.get(at + 1..)?))).unwrap_or(("", name));
+    let mut header = [0; 512];
+    let mut put = |at: usize, text: &str| {
+        if let Some(field) = header.get_mut(at..at + text.len()) {
+            field.copy_from_slice(text.as_bytes());
+        }
+    };
+    put(0, name);
+    put(100, "0000600\0");
+    put(108, "0000000\0");
+    put(116, "0000000\0");
+    put(124, &format!("{size:011o}\0"));
+    put(136, &format!("{now:011o}\0"));
+    put(148, "        ");
+    put(156, "0");
+    put(257, "ustar\0");
+    put(263, "00");
+    put(345, prefix);
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    let sum = format!("{sum:06o}\0 ");
+    if let Some(field) = header.get_mut(148..156) {
+        field.copy_from_slice(sum.as_bytes());
+    }
+    Ok(header)
+}
+
+/// Where an archive is written in tests.
+#[cfg(test)]
+fn extracted(archive: &std::path::Path) -> std::process::Output {
+    Command::new("tar").arg("-xOf").arg(archive).output().unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_archive_is_read_by_tar_and_has_no_secret() {
+        let mut page =
+            json!({"AWS_SECRET_ACCESS_KEY": "hunter2", "node": {"token": 5, "name": "n"}, "list": [{"password": "x"}]});
+        redact(&mut page);
+        let expected = json!({"AWS_SECRET_ACCESS_KEY": "left out", "node": {"token": "left out", "name": "n"}, "list": [{"password": "left out"}]});
+        assert_eq!(page, expected);
+        let long = format!("{}/{}", "d".repeat(90), "f".repeat(60));
+        let files = [("a.txt".to_owned(), b"one\n".to_vec()), (long, vec![b'x'; 1000])];
+        let path = std::env::temp_dir().join(format!("sluice-bundle-{}.tar", std::process::id()));
+        archive(File::create(&path).unwrap(), &files, 1_700_000_000).unwrap();
+        let output = extracted(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stdout, [b"one\n".as_slice(), &[b'x'; 1000]].concat());
+    }
+}
