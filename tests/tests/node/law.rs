@@ -11,6 +11,8 @@ use serde_json::Value;
 const EDGES: &[(&str, &[&str])] = &[
     ("sluice-contract", &[]),
     ("sluice-fuzz", &[]),
+    // ADR 12: Hubble's protocol, for who serves it and who asks.
+    ("sluice-hubble", &[]),
     ("sluice-hostnet", &["sluice-contract"]),
     ("sluice-daemon", &["sluice-contract"]),
     ("sluice-cluster", &["sluice-daemon"]),
@@ -35,6 +37,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "sluice-contract",
             "sluice-daemon",
             "sluice-hostnet",
+            "sluice-hubble",
             "sluice-policy-core",
             "sluice-policy-bpf",
         ],
@@ -48,6 +51,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "sluice-contract",
             "sluice-hostnet",
+            "sluice-hubble",
             "sluice-policy-core",
             "sluice-vpcsim",
             // `sluice plan` reads settings as ipamd reads them, and runs its planner.
@@ -66,6 +70,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-ipamd-sim", &["aws-*", "kube", "aya"], "it runs in virtual time, without a cloud"),
     ("sluice-ipamd-daemon", &["aws-*", "kube", "aya"], "it runs in virtual time, over the seams"),
     ("sluice-hostnet", &["aws-*", "kube", "aya", "hyper"], "plugins are built on it"),
+    ("sluice-hubble", &["aws-*", "kube", "netlink-*", "rtnetlink", "aya"], "it is a protocol"),
     ("sluice-daemon", &["aws-*", "kube", "netlink-*", "rtnetlink", "aya"], "daemons are built on it"),
     (
         "sluice-cluster",

@@ -9,6 +9,7 @@
 //! | [`containerd`], [`podman`] | the same driven by real runtimes |
 //! | [`gate`], [`l7`] | policy on nodes, with packets and with requests |
 //! | [`kube_source`], [`apiserver`] | policyd's Kubernetes source, and the fake API server that it is tested against |
+//! | [`see`] | flows, `sluice status`, `observe`, `explain` and `doctor` on a node, and faults that were seeded |
 //! | [`burst`] | what the benchmarks measure with |
 //! | [`law`] | the dependency law |
 
@@ -33,5 +34,6 @@ mod pool;
 mod reboot;
 mod repair;
 mod scale;
+mod see;
 mod takeover;
 mod upgrade;

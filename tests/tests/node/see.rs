@@ -1,0 +1,364 @@
+//! What an operator sees of a node (issue G): flows by Hubble's protocol, also for a client that we did not write, and faults
+//! that were seeded, each named by `sluice doctor`, `sluice explain` or a flow.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+use std::process::Output;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluice_tests::bed::{LIMIT, scene};
+use sluice_tests::privileged::{may_run, privileged};
+use sluice_vpcsim::deployment::{Binaries, Deployment, GateBinaries, Pod};
+use sluice_vpcsim::policyd::Source;
+use sluice_vpcsim::probe::http::{self, HTTP_PORT};
+use sluice_vpcsim::probe::{self, ECHO_PORT};
+use sluice_vpcsim::scene::Scene;
+use sluice_vpcsim::world::World;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+/// How long what is seen may take to show.
+const SHOWN: Duration = Duration::from_secs(20);
+/// How long silence is listened to.
+const SILENCE: Duration = Duration::from_millis(400);
+/// A Hubble client by Python's gRPC, which knows the protocol from numbers alone.
+const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/see/client.py");
+
+/// A node with everything, and three pods.
+struct Ground {
+    // The order is that in which they go.
+    deployment: Arc<Deployment>,
+    directory: Directory,
+    pods: BTreeMap<&'static str, Pod>,
+    _world: World,
+}
+
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Policies: web may not reach db (no rule), and may ask api for GET /public.
+const POLICIES: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: api, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: api}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: web}}]
+    toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET, path: /public}]}}]
+"#;
+
+const PODS: [&str; 3] = ["web", "db", "api"];
+
+impl Ground {
+    async fn up() -> Self {
+        let world = World::up(&scene(0.05).parse::<Scene>().unwrap()).await.unwrap();
+        let directory = Directory(std::env::temp_dir().join(format!("sluice-see-{}", world.tag())));
+        fs::create_dir_all(&directory.0).unwrap();
+        let node = Arc::clone(world.node("node-a").unwrap());
+        let (binaries, gate) = (Binaries::beside_this_program().unwrap(), GateBinaries::beside_this_program().unwrap());
+        let mut ground_pods = BTreeMap::new();
+        write(&directory, &BTreeMap::new());
+        fs::write(directory.0.join("policies.yaml"), POLICIES).unwrap();
+        let source = Source::Directory(directory.0.clone());
+        let environment = BTreeMap::from([("WARM_IP_TARGET".to_owned(), "2".to_owned())]);
+        let deployment = Deployment::install_gated(node, &binaries, &gate, environment, source).await.unwrap();
+        let one = BTreeMap::from([("SLUICE_PROXY_WORKERS".to_owned(), "1".to_owned())]);
+        let deployment = Arc::new(deployment.with_proxy(Binaries::find("sluice-proxy").unwrap(), one));
+        deployment.start_ipamd().await.unwrap();
+        deployment.policyd().unwrap().start().await.unwrap();
+        deployment.proxy().unwrap().start().await.unwrap();
+        deployment.ready(LIMIT).await.unwrap();
+        deployment.policyd().unwrap().ready(LIMIT).await.unwrap();
+        deployment.proxy().unwrap().ready(LIMIT).await.unwrap();
+        for name in PODS {
+            ground_pods.insert(name, deployment.add("shop", name).await.unwrap());
+        }
+        let addresses = ground_pods.iter().map(|(name, pod)| (*name, pod.address)).collect();
+        write(&directory, &addresses);
+        let known = |view: &Value| {
+            view["endpoints"].as_array().is_some_and(|all| all.iter().all(|one| !one["revision"].is_null()))
+        };
+        deployment.policyd().unwrap().until("the pods' policies", LIMIT, known).await.unwrap();
+        Self { deployment, directory, pods: ground_pods, _world: world }
+    }
+
+    fn address(&self, pod: &str) -> Ipv4Addr {
+        self.pods[pod].address
+    }
+
+    /// Has a pod do something.
+    async fn at<T: Send + 'static, F>(&self, pod: &str, work: impl FnOnce() -> F + Send + 'static) -> T
+    where
+        F: Future<Output = T> + 'static,
+    {
+        let thread = self.deployment.node().pod(&self.pods[pod].sandbox.netns).await.unwrap();
+        thread.run(work).await.unwrap()
+    }
+
+    /// Runs a program on the node.
+    async fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+        self.deployment.node().spawn(command).await.unwrap().wait_with_output().await.unwrap()
+    }
+
+    /// What `sluice` prints on the node.
+    async fn sluice(&self, arguments: &[&str]) -> String {
+        let sluice = Binaries::find("sluice").unwrap();
+        let output = self.run(sluice.to_str().unwrap(), arguments).await;
+        assert!(
+            matches!(output.status.code(), Some(0 | 1)),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Flows, as JSON, once one of them is wanted.
+    async fn flow(&self, arguments: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + SHOWN;
+        loop {
+            let told = self.sluice(&[&["observe", "--all", "-o", "jsonpb"], arguments].concat()).await;
+            let flows = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let flows: Vec<Value> = flows.map(|response| response["flow"].clone()).collect();
+            if let Some(flow) = flows.iter().find(|flow| wanted(flow)) {
+                return flow.clone();
+            }
+            assert!(Instant::now() < end, "sluice observe {arguments:?} shows {flows:#?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until doctor has a finding of this check with these words in it, and a mend.
+    async fn finds(&self, check: &str, words: &str) {
+        let end = Instant::now() + SHOWN;
+        loop {
+            let findings: Value = serde_json::from_str(&self.sluice(&["doctor", "--json"]).await).unwrap();
+            let is_it = |finding: &&Value| {
+                finding["check"] == check && finding["mend"].is_string() && finding.to_string().contains(words)
+            };
+            if findings.as_array().unwrap().iter().any(|finding| is_it(&finding)) {
+                return;
+            }
+            assert!(Instant::now() < end, "no finding of {check} has {words:?}: {findings:#}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until doctor has nothing to say of a check.
+    async fn well(&self, check: &str) {
+        let end = Instant::now() + SHOWN;
+        loop {
+            let findings: Value = serde_json::from_str(&self.sluice(&["doctor", "--json"]).await).unwrap();
+            let of = findings.as_array().unwrap().iter().filter(|finding| finding["check"] == check);
+            if of.clone().all(|finding| finding["standing"] == "well") {
+                return;
+            }
+            assert!(Instant::now() < end, "{check} does not become well: {findings:#}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// A Prometheus that we did not write scrapes all three daemons, and loads the rules.
+async fn scraped(ground: &Ground) {
+    let directory = ground.directory.0.join("prometheus");
+    fs::create_dir_all(&directory).unwrap();
+    let targets = ["127.0.0.1:61678", "127.0.0.1:9962", "127.0.0.1:9963"];
+    let config = json!({
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [repository("deploy/monitoring/alerts.yaml")],
+        "scrape_configs": [{"job_name": "sluice", "static_configs": [{"targets": targets}]}],
+    });
+    let file = directory.join("prometheus.yml");
+    // JSON is YAML.
+    fs::write(&file, config.to_string()).unwrap();
+    let mut command = Command::new("/usr/bin/prometheus");
+    command.arg(format!("--config.file={}", file.display()));
+    command.arg(format!("--storage.tsdb.path={}", directory.join("data").display()));
+    command.args(["--web.listen-address=127.0.0.1:9090", "--log.level=error"]).kill_on_drop(true);
+    let mut prometheus = ground.deployment.node().spawn(command).await.unwrap();
+    let ask = async |path: &str| {
+        let output = ground.run("/usr/bin/curl", &["-s", &format!("http://127.0.0.1:9090{path}")]).await;
+        serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default()
+    };
+    let end = Instant::now() + SHOWN;
+    loop {
+        let active = ask("/api/v1/targets?state=active").await;
+        let up = active["data"]["activeTargets"]
+            .as_array()
+            .map_or(0, |targets| targets.iter().filter(|target| target["health"] == "up").count());
+        let rules = ask("/api/v1/rules").await.to_string();
+        let drops = ask("/api/v1/query?query=sum(hubble_drop_total)").await;
+        let dropped = drops["data"]["result"][0]["value"][1].as_str().is_some_and(|count| count != "0");
+        if up == targets.len() && dropped && rules.contains("SluiceProxyGone") && !rules.contains("\"health\":\"err\"")
+        {
+            break;
+        }
+        assert!(Instant::now() < end, "{active:#}\n{rules}\n{drops}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    prometheus.kill().await.unwrap();
+}
+
+fn repository(path: &str) -> String {
+    format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Alerts and dashboards ask for metrics that there are, and promtool finds no fault with the rules.
+#[test]
+fn p61_alerts_and_dashboards_are_about_metrics_that_there_are() {
+    let documented: String = ["metrics", "policyd-metrics", "proxy-metrics"]
+        .map(|page| fs::read_to_string(repository(&format!("docs/{page}.md"))).unwrap())
+        .concat();
+    for file in ["deploy/monitoring/alerts.yaml", "deploy/dashboards/sluice.json"] {
+        let text = fs::read_to_string(repository(file)).unwrap();
+        let words = text.split(|character: char| !character.is_ascii_alphanumeric() && character != '_');
+        let is_metric = |word: &&str| ["sluice_", "awscni_", "hubble_"].iter().any(|prefix| word.starts_with(prefix));
+        let metrics: Vec<&str> = words.filter(is_metric).collect();
+        assert!(metrics.len() > 10, "{file} is about {metrics:?}");
+        for metric in metrics {
+            let name = metric.strip_suffix("_bucket").unwrap_or(metric);
+            assert!(documented.contains(&format!("`{name}`")), "{file} asks for {metric}, which no page of docs/ has");
+        }
+    }
+    let dashboard: Value =
+        serde_json::from_str(&fs::read_to_string(repository("deploy/dashboards/sluice.json")).unwrap()).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    let has = std::process::Command::new("/usr/bin/promtool").arg("--version").output();
+    if !may_run(has.map(drop)) {
+        return;
+    }
+    for arguments in [["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]] {
+        let mut promtool = std::process::Command::new("/usr/bin/promtool");
+        let output = promtool.args(arguments).current_dir(repository("deploy/monitoring")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn write(directory: &Directory, addresses: &BTreeMap<&str, Ipv4Addr>) {
+    let mut items = vec![
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}),
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "10.0.1.4"}]}}),
+    ];
+    items.extend(PODS.iter().map(|name| {
+        let ips: Vec<Value> = addresses.get(name).iter().map(|address| json!({"ip": address})).collect();
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+            "spec": {"nodeName": "node-a", "containers": []}, "status": {"phase": "Running", "podIPs": ips}})
+    }));
+    let text = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    let hidden = directory.0.join("cluster.json.new");
+    fs::write(&hidden, text).unwrap();
+    fs::rename(hidden, directory.0.join("cluster.json")).unwrap();
+}
+
+/// SPECIFICATION P-60.
+#[tokio::test(flavor = "multi_thread")]
+async fn p60_what_happens_on_a_node_is_seen_and_what_is_wrong_is_named() {
+    if !privileged() {
+        return;
+    }
+    let ground = Ground::up().await;
+    let (web, db, api) = (ground.address("web"), ground.address("db"), ground.address("api"));
+    let status = ground.sluice(&["status"]).await;
+    assert!(status.contains("ipamd      ready, m5.large") && status.contains("endpoints  3:"), "{status}");
+
+    // A wrong policy: the flow names it, and so does explain.
+    let to_db = SocketAddrV4::new(db, ECHO_PORT);
+    let denied = ground.at("web", move || async move { probe::tcp(None, to_db, SILENCE).await.is_err() }).await;
+    assert!(denied, "db answers web");
+    let dropped = ground.flow(&["--verdict", "DROPPED", "--to-pod", "shop/db"], |_| true).await;
+    assert_eq!(dropped["source"]["pod_name"], "web");
+    assert_eq!(dropped["IP"]["source"], web.to_string());
+    assert_eq!(dropped["drop_reason_desc"], "POLICY_DENIED");
+    assert_eq!(dropped["ingress_denied_by"][0]["name"], "db", "{dropped:#}");
+    let port = format!("{ECHO_PORT}");
+    let explained = ground.sluice(&["explain", "--from", "shop/web", "--to", "shop/db", "--port", &port]).await;
+    assert!(explained.contains("deny") && explained.contains("NetworkPolicy shop/db"), "{explained}");
+
+    // Requests, with their rule.
+    let at = SocketAddrV4::new(api, HTTP_PORT);
+    ground.at("api", move || http::serve_in_background(at)).await.unwrap();
+    for (path, code) in [("/public", 200), ("/admin", 403)] {
+        let answer = ground.at("web", move || async move { http::get(at, "GET", path, SHOWN).await }).await.unwrap();
+        assert_eq!(answer.status, code, "{path}");
+    }
+    let passed = ground.flow(&["--type", "l7", "--http-path", "^/public$"], |_| true).await;
+    assert_eq!((&passed["verdict"], &passed["l7"]["http"]["code"]), (&json!("FORWARDED"), &json!(200)), "{passed:#}");
+    assert_eq!(passed["ingress_allowed_by"][0]["name"], "api", "{passed:#}");
+    let refused = ground.flow(&["--http-status", "403"], |_| true).await;
+    assert_eq!(
+        (&refused["verdict"], &refused["source"]["pod_name"]),
+        (&json!("DROPPED"), &json!("web")),
+        "{refused:#}"
+    );
+
+    // A client that we did not write, on the socket and on the port.
+    for server in ["unix:/run/sluice/hubble.sock", "127.0.0.1:4244"] {
+        let output = ground.run("/usr/bin/python3", &[CLIENT, server]).await;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{server}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains("all fields are where Hubble has them"), "{said}");
+    }
+    scraped(&ground).await;
+
+    // A missing route.
+    ground.well("routes").await;
+    let prefix = format!("{web}/32");
+    let route = async || String::from_utf8(ground.run("/sbin/ip", &["route", "show", &prefix]).await.stdout).unwrap();
+    let was = route().await;
+    assert!(ground.run("/sbin/ip", &["route", "del", &prefix]).await.status.success(), "{was}");
+    let end = Instant::now() + SHOWN;
+    // It is named for as long as it is away: who repairs the host may have put it back before doctor looked.
+    while !ground.sluice(&["doctor"]).await.contains(&format!("shop/web: no route {web}")) && route().await.is_empty() {
+        assert!(Instant::now() < end, "doctor does not see that the route of web is gone");
+    }
+    let words: Vec<&str> = was.split_whitespace().collect();
+    ground.run("/sbin/ip", &[&["route", "replace"], words.as_slice()].concat()).await;
+    ground.well("routes").await;
+    // A foreign rule.
+    ground.run("/sbin/ip", &["rule", "add", "from", "10.0.0.0/8", "lookup", "100", "priority", "100"]).await;
+    ground.finds("rules", "100: from 10.0.0.0/8").await;
+    ground.run("/sbin/ip", &["rule", "del", "priority", "100"]).await;
+    ground.well("rules").await;
+    // A stale conflist.
+    let stale = r#"{"name": "a", "plugins": [{"type": "aws-cni"}]}"#;
+    ground.deployment.node().write("/etc/cni/net.d/00-a.conflist", stale).await.unwrap();
+    ground.finds("conflist", "00-a.conflist").await;
+    ground.run("/bin/rm", &["/etc/cni/net.d/00-a.conflist"]).await;
+    ground.well("conflist").await;
+    // A policy that means nothing.
+    let broken = POLICIES.replace("method: GET", "method: '('");
+    fs::write(ground.directory.0.join("policies.yaml"), broken).unwrap();
+    ground.finds("policies", "CiliumNetworkPolicy shop/api").await;
+    fs::write(ground.directory.0.join("policies.yaml"), POLICIES).unwrap();
+    ground.well("policies").await;
+    // A dead proxy: doctor and the flow say so.
+    ground.deployment.proxy().unwrap().kill().await;
+    ground.finds("proxy", "no sluice-proxy runs").await;
+    let gone = ground.at("web", move || async move { http::get(at, "GET", "/public", SILENCE).await.is_err() }).await;
+    assert!(gone, "a request passes without a proxy");
+    ground
+        .flow(&["--verdict", "DROPPED", "--to-port", "80"], |flow| flow["Summary"].to_string().contains("sluice-proxy"))
+        .await;
+    // Daemons that are gone.
+    ground.deployment.policyd().unwrap().kill().await;
+    ground.finds("policyd", "does not answer").await;
+}
