@@ -6,11 +6,14 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use http::Uri;
 use sluice_ipamd_daemon::cluster::Nowhere;
 use sluice_ipamd_daemon::cluster::directory::Directory;
 use sluice_ipamd_daemon::cluster::objects::Naming;
@@ -19,6 +22,7 @@ use sluice_ipamd_daemon::kernel::host::HostKernel;
 use sluice_ipamd_daemon::log::{self, ErrorChain};
 use sluice_ipamd_daemon::{Config, run};
 use sluice_ipamd_ec2::{Ec2Cloud, Settings};
+use sluice_ipamd_kube::{Kubernetes, Settings as KubeSettings};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -26,7 +30,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// variables: those of the AWS VPC CNI, and SLUICE_* (docs/configuration.md).
 #[derive(Debug, Parser)]
 #[command(name = "sluice-ipamd", version)]
-struct Arguments {}
+struct Arguments {
+    /// Read the cluster's objects from the YAML and JSON files of this directory, and not from the Kubernetes API; goes
+    /// before SLUICE_CLUSTER_DIR.
+    #[arg(long, value_name = "DIR")]
+    cluster_dir: Option<PathBuf>,
+}
 
 /// Exit status for a configuration that cannot be used.
 const BAD_CONFIGURATION: u8 = 64;
@@ -39,11 +48,12 @@ const BLOCKING: usize = 8;
 const IDLE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let Arguments {} = Arguments::parse();
-    let config = match Config::from_environment() {
+    let Arguments { cluster_dir } = Arguments::parse();
+    let mut config = match Config::from_environment() {
         Ok(config) => config,
         Err(faults) => return refuse(&faults, BAD_CONFIGURATION),
     };
+    config.cluster_dir = cluster_dir.or(config.cluster_dir);
     let settings = match Settings::from_environment(config.call_timeout) {
         Ok(settings) => settings,
         Err(fault) => return refuse(&fault, BAD_CONFIGURATION),
@@ -84,9 +94,10 @@ async fn serve(config: Config, cloud: Ec2Cloud) -> ExitCode {
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "sluice-ipamd");
     let stop = stopped(terminate, interrupt);
-    let ended = match cluster(&config) {
-        Some(cluster) => Box::pin(run(config, cloud, kernel, cluster, stop)).await,
-        None => Box::pin(run(config, cloud, kernel, Nowhere, stop)).await,
+    let ended = match source(&config).await {
+        Source::Nowhere => Box::pin(run(config, cloud, kernel, Nowhere, stop)).await,
+        Source::Directory(cluster) => Box::pin(run(config, cloud, kernel, cluster, stop)).await,
+        Source::Kubernetes(cluster) => Box::pin(run(config, cloud, kernel, *cluster, stop)).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -97,11 +108,43 @@ async fn serve(config: Config, cloud: Ec2Cloud) -> ExitCode {
     }
 }
 
-/// Where the node's objects are read, if any are needed.
-fn cluster(config: &Config) -> Option<Directory> {
+/// Where the cluster's objects are read.
+enum Source {
+    Nowhere,
+    Directory(Directory),
+    Kubernetes(Box<Kubernetes>),
+}
+
+/// The source that the settings name. Without an API server there is none: pods are given addresses all the same.
+async fn source(config: &Config) -> Source {
     let naming = config.pool.custom_networking.clone();
     let naming = naming.map(|EniConfigNaming { annotation, label }| Naming { annotation, label });
-    Some(Directory::new(config.cluster_dir.clone()?, config.node_name.clone()?, naming))
+    let Some(node) = config.node_name.clone() else { return Source::Nowhere };
+    if let Some(directory) = config.cluster_dir.clone() {
+        return Source::Directory(Directory::new(directory, node, naming));
+    }
+    let endpoint = match config.cluster_endpoint.as_deref().map(str::parse::<Uri>).transpose() {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            tracing::error!(%error, "CLUSTER_ENDPOINT is no URL; ipamd goes on without the cluster");
+            return Source::Nowhere;
+        }
+    };
+    let settings = KubeSettings::new(node, config.namespace.clone(), naming, seed());
+    match Kubernetes::connect(settings, endpoint.as_ref()).await {
+        Ok(kubernetes) => Source::Kubernetes(Box::new(kubernetes)),
+        Err(error) => {
+            tracing::warn!(error = %ErrorChain(&error), "ipamd goes on without the cluster");
+            Source::Nowhere
+        }
+    }
+}
+
+/// A number that no other process has: the standard library seeds its hash maps from the kernel's random numbers.
+fn seed() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
 }
 
 /// Resolves at the first signal to end.

@@ -17,6 +17,7 @@ mod fixture;
 #[cfg(test)]
 mod fuzz;
 pub mod ipv6;
+pub mod leak;
 pub mod ledger;
 pub mod limits;
 pub mod op;

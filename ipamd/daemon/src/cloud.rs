@@ -3,7 +3,7 @@
 //! Two implementations exist: `sluice-ipamd-ec2` on aws-sdk-ec2, and vpcsim's model in virtual time. They carry out;
 //! rate limits, retries and decisions belong to the executor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -31,6 +31,16 @@ pub trait Cloud: Send + Sync + 'static {
     /// DescribeNetworkInterfaces of all that are attached to `instance`, and of all that carry the tag
     /// `node.k8s.amazonaws.com/instance_id` with its id: what this node owns, attached or not.
     fn owned_enis(&self, instance: &InstanceId) -> impl Future<Output = Result<Vec<Ec2Eni>, CloudError>> + Send;
+
+    /// DescribeNetworkInterfaces of all that carry the tag `cluster.k8s.amazonaws.com/name` with this name and are attached to
+    /// nothing (`status` `available`): of all nodes, those that are gone too.
+    fn unattached_enis(&self, cluster: &str) -> impl Future<Output = Result<Vec<Ec2Eni>, CloudError>> + Send;
+
+    /// DescribeInstances: which of these EC2 has and has not terminated.
+    fn living(
+        &self,
+        instances: &BTreeSet<InstanceId>,
+    ) -> impl Future<Output = Result<BTreeSet<InstanceId>, CloudError>> + Send;
 
     /// DescribeSubnets of a VPC and availability zone.
     fn subnets(

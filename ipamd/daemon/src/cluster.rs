@@ -1,19 +1,29 @@
-//! The `Cluster` seam: what ipamd learns of Kubernetes.
+//! The `Cluster` seam: what ipamd learns of Kubernetes, and what it says there.
 //!
-//! A source tells; it decides nothing, and the daemon's loop takes in what it tells as it takes in everything else. Two
-//! implementations exist: [`directory::Directory`], a directory of YAML files, and [`Nowhere`], for nodes that need nothing
-//! of a cluster.
+//! A source tells; it decides nothing, and the daemon's loop takes in what it tells as it takes in everything else. What the
+//! loop reports goes the other way. Neither waits for the other. The implementations are the Kubernetes API (the package
+//! `sluice-ipamd-kube`), [`directory::Directory`], a directory of YAML files, and [`Nowhere`], for nodes that need nothing of a
+//! cluster.
 
 pub mod directory;
+pub mod meaning;
 pub mod objects;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
+use prometheus_client::registry::Registry;
+use sluice_contract::id::PodRef;
 use sluice_ipamd_core::cloud::EniConfig;
 use tokio::sync::mpsc;
 
+use crate::config::overrides::Overrides;
+
 /// What may wait between a source and the loop.
 pub const TOLD_LIMIT: usize = 64;
+
+/// Reports that may wait for the source; what is too much is counted and not made.
+pub const REPORT_LIMIT: usize = 256;
 
 /// What a source tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +32,72 @@ pub enum Told {
     Schedulable(bool),
     /// This node's ENIConfig is another than before, or there is none.
     EniConfig(Option<EniConfig>),
+    /// The pods that are bound to this node, want an address of their own and have no sandbox yet: all of them each time.
+    PodsBound(BTreeSet<PodRef>),
+    /// The settings that the cluster has for this node, all of them each time; or what is wrong with them.
+    Overrides(Result<Overrides, Vec<String>>),
+    /// Whether this node is the one of the cluster that does what one has to do.
+    Elected(bool),
+}
+
+/// What an operator should see beside the objects of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// Something has happened: an Event.
+    Notice(Notice),
+    /// Whether pods can have addresses on this node is other than before: a condition.
+    Condition(Condition),
+}
+
+/// Something that has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// What it is about.
+    pub about: About,
+    /// How much it matters.
+    pub weight: Weight,
+    /// `reason` of the Event: one word in CamelCase, constant.
+    pub reason: &'static str,
+    /// What happened and what to do.
+    pub message: String,
+}
+
+/// An object of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// This node.
+    Node,
+    /// A pod.
+    Pod(PodRef),
+}
+
+/// How much something matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// For the record.
+    Normal,
+    /// Somebody has to do something.
+    Warning,
+}
+
+/// Whether pods can have addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// They can.
+    pub holds: bool,
+    /// Why, or why not: one word in CamelCase.
+    pub reason: &'static str,
+    /// The same in words, with what to do.
+    pub message: String,
 }
 
 /// A source.
 pub trait Cluster: Send + Sync + 'static {
-    /// Tells what there is and what changes, until nobody listens.
-    fn watch(&self, told: mpsc::Sender<Told>) -> impl Future<Output = ()> + Send;
+    /// Tells what there is and what changes, and passes on what is reported, until nobody listens.
+    fn watch(&self, told: mpsc::Sender<Told>, reports: mpsc::Receiver<Report>) -> impl Future<Output = ()> + Send;
+
+    /// Registers the metrics of its own.
+    fn register(&self, _registry: &mut Registry) {}
 }
 
 /// No cluster: nothing is ever told.
@@ -35,7 +105,9 @@ pub trait Cluster: Send + Sync + 'static {
 pub struct Nowhere;
 
 impl Cluster for Nowhere {
-    async fn watch(&self, told: mpsc::Sender<Told>) {
-        told.closed().await;
+    async fn watch(&self, told: mpsc::Sender<Told>, mut reports: mpsc::Receiver<Report>) {
+        // The log has them.
+        let pass_over = async { while reports.recv().await.is_some() {} };
+        tokio::join!(told.closed(), pass_over);
     }
 }

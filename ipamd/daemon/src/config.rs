@@ -5,6 +5,7 @@
 //! is a fault here: a pool that is sized by a typing error is found when it is too late.
 
 mod fault;
+pub mod overrides;
 mod variables;
 
 use std::collections::BTreeMap;
@@ -177,8 +178,19 @@ pub struct Config {
     pub cluster_dir: Option<PathBuf>,
     /// `SLUICE_EC2_RATE`: calls a second of each changing EC2 action when EC2 does not throttle.
     pub ec2_rate: u32,
+    /// `DISABLE_LEAKED_ENI_CLEANUP` is not set: the elected node deletes ENIs that nodes which are gone have left behind.
+    pub leaked_eni_cleanup: bool,
     /// Variables that are set and not yet in effect, for the log at start.
     pub without_effect: Vec<&'static str>,
+    /// `SLUICE_NAMESPACE`: where the cluster's ConfigMap and Lease are.
+    pub namespace: String,
+    /// `CLUSTER_ENDPOINT`: URL of the API server.
+    pub cluster_endpoint: Option<String>,
+    /// The environment, as far as it sets variables.
+    #[serde(skip)]
+    environment: BTreeMap<String, String>,
+    /// What the cluster has set in place of it.
+    overrides: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -198,6 +210,12 @@ impl Config {
     #[must_use]
     pub fn ready_mark(&self) -> PathBuf {
         self.run_dir.join("ready")
+    }
+
+    /// The settings that the cluster had for this node when it last said so.
+    #[must_use]
+    pub fn kept_overrides(&self) -> PathBuf {
+        self.run_dir.join("overrides.json")
     }
 
     /// The directory of tombstones.
@@ -281,7 +299,15 @@ impl Config {
                 .unwrap_or_else(|| AWS_NODE_CHECKPOINT.into()),
             cluster_dir: from.path("SLUICE_CLUSTER_DIR", None),
             ec2_rate: from.number("SLUICE_EC2_RATE", 5, 1..=100),
+            leaked_eni_cleanup: !from.boolean("DISABLE_LEAKED_ENI_CLEANUP", false),
             without_effect: Vec::new(),
+            namespace: from.text("SLUICE_NAMESPACE").unwrap_or_else(|| "kube-system".to_owned()),
+            cluster_endpoint: from.text("CLUSTER_ENDPOINT"),
+            environment: {
+                let set = |name: &str| Some((name.to_owned(), source(name)?));
+                VARIABLES.iter().filter_map(|variable| set(variable.name)).collect()
+            },
+            overrides: BTreeMap::new(),
         };
         if config.pool.custom_networking.is_some() {
             const RULE: &str = "custom networking needs";

@@ -12,7 +12,10 @@
 
 mod gone;
 mod jobs;
+mod leaks;
+mod reports;
 mod requests;
+mod settings;
 mod timer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_contract::id::{Attachment, EniId};
+use sluice_contract::id::{Attachment, EniId, PodRef};
 use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
 use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::check::check;
@@ -40,7 +43,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
-use crate::cluster::Told;
+use crate::cluster::{Report, Told};
 use crate::config::Config;
 use crate::executor::{Executor, Random};
 use crate::inbox::{Answer, Input, stopping};
@@ -50,6 +53,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::view::{self, View};
 use jobs::{Done, Job};
+use reports::Reports;
 use timer::Timer;
 
 /// Inputs that are taken into one batch at most, so that none waits for long.
@@ -81,6 +85,7 @@ pub(crate) struct Parts<C, K> {
     pub(crate) executor: Arc<Executor<C>>,
     pub(crate) kernel: Arc<K>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) store: Store,
     pub(crate) tombstones: Tombstones<DelRequest>,
     pub(crate) seed: u64,
@@ -127,6 +132,9 @@ pub(crate) struct Daemon<C, K> {
     orphans: BTreeMap<IpAddr, Owner>,
     enis: BTreeMap<EniId, jobs::EniSide>,
     timers: Timers,
+    /// The search for ENIs that are left behind, where it is this node's.
+    searching: Option<leaks::Searching>,
+    reports: Reports,
 }
 
 #[derive(Debug)]
@@ -147,6 +155,7 @@ struct Waiting {
     since: Instant,
     /// Whether it has been counted as one that found no free address.
     counted: bool,
+    pod: PodRef,
 }
 
 /// A reply that goes out when the checkpoint is written.
@@ -208,6 +217,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             orphans: start.orphans,
             enis: BTreeMap::new(),
             timers,
+            searching: None,
+            reports: Reports::new(parts.reports.clone()),
             parts,
         }
     }
@@ -287,6 +298,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Input::Told(Told::Schedulable(schedulable)) => {
                 self.apply(Event::Schedulable(schedulable));
             }
+            Input::Told(Told::PodsBound(pods)) => {
+                self.apply(Event::PodsBound(pods));
+            }
+            Input::Told(Told::Overrides(overrides)) => self.overridden(overrides),
+            Input::Told(Told::Elected(elected)) => self.elected(elected),
             Input::Look(to) => {
                 // Whoever asked may have gone; nothing is lost then.
                 let _view = to.send(self.view());
@@ -315,6 +331,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.due_jobs();
         let serving = self.serve_waiting();
         let launch = self.begin_planned();
+        self.report_pool();
         let kept = self.keep(&launch);
         self.send_replies(kept);
         if kept {
@@ -342,6 +359,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let now = self.parts.clock.now();
         self.plan = plan(&self.state, &self.targets, self.demand(), now);
         let mut serving = serve(&self.state, &self.queue, &self.plan, now);
+        // Those for whom there is no hope are about to leave.
+        self.report_pool();
         for grant in std::mem::take(&mut serving.grants) {
             let attachment = grant.owner.attachment.clone();
             if !grant.held && !self.apply(Event::Assign(grant.address, Arc::clone(&grant.owner))) {
@@ -446,7 +465,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let node = node.wake().filter(|_| self.node_network().is_some());
         let store = store.wake().filter(|_| self.dirty);
         let enis = self.enis.values().filter_map(|eni| eni.timer.wake());
+        let search = self.searching.as_ref().and_then(|searching| searching.timer.wake());
         timers
+            .chain(search)
+            .chain(self.reports.wake())
             .chain(node)
             .chain(store)
             .chain(enis)
@@ -474,6 +496,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         if !self.stopping && self.timers.watch.begin(now) {
             self.spawn(Job::Watch);
+        }
+        if !self.stopping {
+            self.search(now);
         }
     }
 

@@ -143,6 +143,10 @@ pub struct Metrics {
     tombstones: Count,
     undelivered: Count,
     repairs: Family<Kind, Count>,
+    elected: Gauge,
+    leaked: Gauge,
+    leaks_deleted: Count,
+    reports_dropped: Count,
     gauges: BTreeMap<&'static str, Gauge>,
     eni_assigned: Family<EniLabel, Gauge>,
     subnet_free: Family<SubnetLabel, Gauge>,
@@ -203,6 +207,10 @@ impl Metrics {
             tombstones: Count::default(),
             undelivered: Count::default(),
             repairs: Family::default(),
+            elected: Gauge::default(),
+            leaked: Gauge::default(),
+            leaks_deleted: Count::default(),
+            reports_dropped: Count::default(),
             gauges,
             eni_assigned: Family::default(),
             subnet_free: Family::default(),
@@ -250,6 +258,17 @@ impl Metrics {
         registry.register("sluice_ipamd_undelivered_replies_total", help, self.undelivered.clone());
         let help = "Changes that put right what others had changed of the node's network, by kind";
         registry.register("sluice_ipamd_repairs_total", help, self.repairs.clone());
+        let help = "Events and conditions for the cluster that were not taken: too many wait";
+        registry.register("sluice_ipamd_reports_dropped_total", help, self.reports_dropped.clone());
+        registry.register(
+            "sluice_ipamd_elected",
+            "Whether this node does what one of the cluster does",
+            self.elected.clone(),
+        );
+        let help = "ENIs of the cluster that are attached to nothing and whose instance is gone";
+        registry.register("sluice_ipamd_left_enis", help, self.leaked.clone());
+        let help = "ENIs that nodes which are gone had left behind and that were deleted";
+        registry.register("sluice_ipamd_left_enis_deleted_total", help, self.leaks_deleted.clone());
         let help = "Free addresses of a subnet when EC2 was last asked";
         registry.register("sluice_subnet_free_addresses", help, self.subnet_free.clone());
     }
@@ -379,6 +398,30 @@ impl Metrics {
 
     pub(crate) fn repaired(&self, kind: &'static str) {
         self.repairs.get_or_create(&Kind { kind }).add();
+    }
+
+    /// Where a cluster's source registers its own.
+    pub(crate) const fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    pub(crate) fn report_dropped(&self) {
+        self.reports_dropped.add();
+    }
+
+    pub(crate) fn elected(&self, elected: bool) {
+        self.elected.set(elected.into());
+        if !elected {
+            self.leaked.set(0);
+        }
+    }
+
+    pub(crate) fn leaks_seen(&self, alone: usize) {
+        self.leaked.set(alone.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn leak_deleted(&self) {
+        self.leaks_deleted.add();
     }
 
     pub(crate) fn undelivered(&self) {

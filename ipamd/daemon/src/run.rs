@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
-use crate::cluster::{Cluster, TOLD_LIMIT};
+use crate::cluster::{Cluster, REPORT_LIMIT, Report, TOLD_LIMIT};
 use crate::config::Config;
 use crate::daemon::{Daemon, Parts, Start};
 use crate::executor::{Backoff, Executor, Random};
@@ -65,6 +65,7 @@ pub async fn run<C: Cloud, K: Kernel>(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), RunError> {
     let clock = Clock::system();
+    let config = config.restored();
     for variable in &config.without_effect {
         tracing::warn!(variable, "this setting is known and has no effect yet");
     }
@@ -91,15 +92,18 @@ pub async fn run<C: Cloud, K: Kernel>(
     // Plugins that connect from here on wait in the socket's queue.
     let seed = random_seed();
     let (handle, inputs) = Handle::new();
-    let metrics = Arc::new(Metrics::new());
+    let mut metrics = Metrics::new();
+    cluster.register(metrics.registry());
+    let metrics = Arc::new(metrics);
+    let (reports, reported) = mpsc::channel(REPORT_LIMIT);
     let (parts, begin) = tokio::select! {
-        begun = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), seed) => begun,
+        begun = start(config.clone(), clock, cloud, kernel, Arc::clone(&metrics), reports, seed) => begun,
         () = &mut shutdown => {
             ended(Instant::now());
             return Ok(());
         }
     };
-    let cluster = tokio::spawn(hear(cluster, handle.clone()));
+    let cluster = tokio::spawn(hear(cluster, handle.clone(), reported));
     let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
     let server = Server::new(Plugins { handle, metrics }, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
@@ -145,6 +149,7 @@ pub(crate) async fn start<C: Cloud, K: Kernel>(
     cloud: C,
     kernel: K,
     metrics: Arc<Metrics>,
+    reports: mpsc::Sender<Report>,
     seed: u64,
 ) -> (Parts<C, K>, Start) {
     let mut random = Random::new(seed);
@@ -162,6 +167,7 @@ pub(crate) async fn start<C: Cloud, K: Kernel>(
         executor: Arc::new(executor),
         kernel: Arc::new(kernel),
         metrics,
+        reports,
         store,
         tombstones,
         seed: random.next(),
@@ -247,15 +253,15 @@ fn orphans(pods: Pods) -> BTreeMap<IpAddr, Owner> {
         .collect()
 }
 
-/// Hands on what the cluster's source tells.
-async fn hear(cluster: impl Cluster, handle: Handle) {
+/// Hands on what the cluster's source tells, and to it what is reported.
+async fn hear(cluster: impl Cluster, handle: Handle, reports: mpsc::Receiver<Report>) {
     let (told, mut heard) = mpsc::channel(TOLD_LIMIT);
     let hand_on = async {
         while let Some(told) = heard.recv().await {
             handle.send(Input::Told(told)).await;
         }
     };
-    tokio::join!(cluster.watch(told), hand_on);
+    tokio::join!(cluster.watch(told, reports), hand_on);
 }
 
 async fn serve_pages(config: Config, pages: Pages) {

@@ -12,8 +12,8 @@ use aws_sdk_ec2::config::retry::RetryConfig;
 use aws_sdk_ec2::config::timeout::TimeoutConfig;
 use aws_sdk_ec2::config::{AppName, BehaviorVersion, IdentityCache, Region};
 use aws_sdk_ec2::types::{
-    ConnectionTrackingSpecificationRequest, Filter, InstanceType, NetworkInterfaceAttachmentChanges, ResourceType, Tag,
-    TagSpecification,
+    ConnectionTrackingSpecificationRequest, Filter, InstanceStateName, InstanceType, NetworkInterfaceAttachmentChanges,
+    ResourceType, Tag, TagSpecification,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use moka::future::Cache;
@@ -33,6 +33,8 @@ use crate::imds::Imds;
 
 /// The tag that names the instance which an ENI was made for.
 const OWNER_TAG: &str = "node.k8s.amazonaws.com/instance_id";
+/// The tag that names the cluster.
+const CLUSTER_TAG: &str = "cluster.k8s.amazonaws.com/name";
 /// What the SDK puts into `User-Agent` behind its own name.
 const APP: &str = "sluice-ipamd";
 /// How long a connection to EC2 may take.
@@ -139,16 +141,20 @@ impl Ec2Cloud {
         }
     }
 
-    /// All ENIs that one filter lets through, page after page.
+    /// All ENIs that one filter lets through.
     async fn enis_by(&self, name: &str, values: Vec<String>) -> Result<Vec<Ec2Eni>, CloudError> {
+        self.enis_that(vec![Filter::builder().name(name).set_values(Some(values)).build()]).await
+    }
+
+    /// All ENIs that every filter lets through, page after page.
+    async fn enis_that(&self, filters: Vec<Filter>) -> Result<Vec<Ec2Eni>, CloudError> {
         const API: Api = Api::DescribeNetworkInterfaces;
         let client = self.client(API).await?;
-        let filter = Filter::builder().name(name).set_values(Some(values)).build();
         let mut enis = Vec::new();
         let mut next: Option<String> = None;
         for _ in 0..MOST_PAGES {
-            let request =
-                client.describe_network_interfaces().filters(filter.clone()).max_results(PAGE).set_next_token(next);
+            let request = client.describe_network_interfaces().set_filters(Some(filters.clone()));
+            let request = request.max_results(PAGE).set_next_token(next);
             let page = Box::pin(request.send()).await.map_err(|error| of_ec2(API, Asked::Other, &error))?;
             for eni in page.network_interfaces() {
                 enis.push(decode::eni(API, eni)?);
@@ -329,6 +335,34 @@ impl Cloud for Ec2Cloud {
         // The second answer is the newer one.
         let owned = attached.into_iter().chain(tagged).map(|eni| (eni.eni.clone(), eni));
         Ok(owned.collect::<BTreeMap<_, _>>().into_values().collect())
+    }
+
+    async fn unattached_enis(&self, cluster: &str) -> Result<Vec<Ec2Eni>, CloudError> {
+        self.enis_that(vec![filter("status", "available"), filter(&format!("tag:{CLUSTER_TAG}"), cluster)]).await
+    }
+
+    async fn living(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, CloudError> {
+        const API: Api = Api::DescribeInstances;
+        let client = self.client(API).await?;
+        let asked: Vec<String> = instances.iter().map(ToString::to_string).collect();
+        let mut living = BTreeSet::new();
+        for ids in asked.chunks(MOST_IDS) {
+            // By a filter: an id that EC2 has forgotten would make the whole call fail.
+            let filter = Filter::builder().name("instance-id").set_values(Some(ids.to_vec())).build();
+            let request = client.describe_instances().filters(filter);
+            let answer = Box::pin(request.send()).await.map_err(|error| of_ec2(API, Asked::Other, &error))?;
+            if answer.next_token().is_some_and(|token| !token.is_empty()) {
+                // What a further page holds would be taken for gone.
+                return Err(too_many_pages(API));
+            }
+            for instance in answer.reservations().iter().flat_map(|reservation| reservation.instances()) {
+                let state = instance.state().and_then(|state| state.name());
+                if state != Some(&InstanceStateName::Terminated) {
+                    living.extend(instance.instance_id().and_then(|id| InstanceId::new(id).ok()));
+                }
+            }
+        }
+        Ok(living)
     }
 
     async fn subnets(&self, vpc: &VpcId, availability_zone: &str) -> Result<Vec<Ec2Subnet>, CloudError> {

@@ -3,7 +3,7 @@
 
 mod chaos;
 mod failing;
-mod observer;
+pub(crate) mod observer;
 mod rights;
 mod telling;
 mod writing;

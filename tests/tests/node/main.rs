@@ -8,7 +8,7 @@
 //! | [`packets`], [`paths`], [`families`], [`pool`], [`crash`], [`input`], [`reboot`], [`repair`], [`upgrade`], [`scale`] | ipamd and its plugin on nodes of a VPC in a box |
 //! | [`containerd`], [`podman`] | the same driven by real runtimes |
 //! | [`gate`], [`l7`] | policy on nodes, with packets and with requests |
-//! | [`kube_source`], [`apiserver`] | policyd's Kubernetes source, and the fake API server that it is tested against |
+//! | [`kube_source`], [`ipamd_kube`], [`apiserver`] | policyd's and ipamd's Kubernetes sources, and the fake API server that they are tested against |
 //! | [`see`] | flows, `sluice status`, `observe`, `explain` and `doctor` on a node, and faults that were seeded |
 //! | [`burst`] | what the benchmarks measure with |
 //! | [`law`] | the dependency law |
@@ -24,6 +24,7 @@ mod families;
 mod gate;
 mod input;
 mod install;
+mod ipamd_kube;
 mod kube_source;
 mod l7;
 mod law;

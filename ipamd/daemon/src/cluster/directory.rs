@@ -8,11 +8,11 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sluice_ipamd_core::cloud::EniConfig;
 use tokio::sync::mpsc;
 
-use super::objects::{Naming, NoEniConfig, Object, Unreadable, eni_config, is_schedulable, read};
-use super::{Cluster, Told};
+use super::meaning::Meaning;
+use super::objects::{Naming, Object, Sort, Unreadable, read};
+use super::{Cluster, Condition, Notice, Report, Told};
 use crate::log::ErrorChain;
 
 /// How often the files are read.
@@ -59,9 +59,27 @@ impl Directory {
 }
 
 impl Cluster for Directory {
-    async fn watch(&self, told: mpsc::Sender<Told>) {
-        let mut last: Option<Result<EniConfig, NoEniConfig>> = None;
-        let mut schedulable = true;
+    /// Nobody is elected: others may read the same files.
+    async fn watch(&self, told: mpsc::Sender<Told>, mut reports: mpsc::Receiver<Report>) {
+        let show = async {
+            while let Some(report) = reports.recv().await {
+                match report {
+                    Report::Notice(Notice { about, reason, message, .. }) => {
+                        tracing::info!(?about, reason, message, "event");
+                    }
+                    Report::Condition(Condition { holds, reason, message }) => {
+                        tracing::info!(holds, reason, message, "condition of the node");
+                    }
+                }
+            }
+        };
+        tokio::join!(self.tell(told), show);
+    }
+}
+
+impl Directory {
+    async fn tell(&self, told: mpsc::Sender<Told>) {
+        let mut before = Meaning::default();
         let mut trouble = String::new();
         loop {
             let path = self.path.clone();
@@ -69,28 +87,13 @@ impl Cluster for Directory {
             match read {
                 Ok(Ok(objects)) => {
                     trouble.clear();
-                    let now_schedulable = is_schedulable(&objects, &self.node);
-                    if std::mem::replace(&mut schedulable, now_schedulable) != now_schedulable {
-                        tracing::info!(schedulable, "whether pods are scheduled to the node has changed");
-                        if told.send(Told::Schedulable(schedulable)).await.is_err() {
+                    let meaning = Meaning::of(&objects, &Sort::ALL.into(), &self.node, self.naming.as_ref());
+                    for news in meaning.news(&before) {
+                        if told.send(news).await.is_err() {
                             return;
                         }
                     }
-                    let found = self.naming.as_ref().map(|naming| eni_config(&objects, &self.node, naming));
-                    if let Some(found) = found
-                        && last.as_ref() != Some(&found)
-                    {
-                        match &found {
-                            Ok(config) => {
-                                tracing::info!(name = config.name, subnet = %config.subnet, "the node's ENIConfig")
-                            }
-                            Err(error) => tracing::warn!(error = %error, "the node has no ENIConfig"),
-                        }
-                        if told.send(Told::EniConfig(found.as_ref().ok().cloned())).await.is_err() {
-                            return;
-                        }
-                        last = Some(found);
-                    }
+                    before = meaning;
                 }
                 Ok(Err(error)) => {
                     let words = ErrorChain(&error).to_string();
@@ -144,7 +147,10 @@ fn objects(directory: &Path) -> Result<Vec<Object>, ReadError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::config::overrides::Overrides;
     use crate::testing::TestDir;
 
     const NODE: &str = "kind: Node\nmetadata: {name: n1, labels: {zone: a}}\nspec: {providerID: 'aws:///x'}\n";
@@ -161,8 +167,12 @@ mod tests {
         let (told, mut heard) = mpsc::channel(super::super::TOLD_LIMIT);
         write("node.yaml", NODE);
         let directory = Directory::new(dir.path().to_owned(), "n1".into(), Some(naming));
-        let source = tokio::spawn(async move { directory.watch(told).await });
+        let (reports, reported) = mpsc::channel(1);
+        let source = tokio::spawn(async move { directory.watch(told, reported).await });
+        assert_eq!(heard.recv().await, Some(Told::Schedulable(true)));
         assert_eq!(heard.recv().await, Some(Told::EniConfig(None)));
+        assert_eq!(heard.recv().await, Some(Told::PodsBound(BTreeSet::new())));
+        assert_eq!(heard.recv().await, Some(Told::Overrides(Ok(Overrides::default()))));
         write("configs.yaml", &config(1));
         write("readme.txt", "not: [yaml");
         let subnet = |told: Option<Told>| match told {
@@ -181,6 +191,7 @@ mod tests {
         write("node.yaml", &NODE.replace("spec: {", "spec: {unschedulable: true, "));
         assert_eq!(heard.recv().await, Some(Told::Schedulable(false)));
         drop(heard);
+        drop(reports);
         source.await.unwrap();
     }
 }

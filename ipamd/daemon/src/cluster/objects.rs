@@ -1,8 +1,10 @@
 //! The Kubernetes objects that ipamd reads, and what they mean: pure.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use sluice_contract::id::{SecurityGroupId, SubnetId};
 use sluice_ipamd_core::cloud::EniConfig;
 
@@ -18,17 +20,87 @@ const MOST_NODES: usize = 200_000;
 /// How deep a text may be nested.
 const MOST_DEPTH: usize = 64;
 
-/// A Node or an ENIConfig, as far as it is read.
+/// The annotation by which a pod of the API is that of a static pod: the UID that this has on its node.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+/// The ConfigMap that sets ipamd's variables on groups of nodes.
+pub const OVERRIDES_NAME: &str = "sluice-ipamd";
+
+/// The kinds that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sort {
+    /// `Node`.
+    Node,
+    /// `Pod`.
+    Pod,
+    /// `ConfigMap`.
+    ConfigMap,
+    /// `ENIConfig`.
+    EniConfig,
+}
+
+impl Sort {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Node, Self::Pod, Self::ConfigMap, Self::EniConfig];
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn of(kind: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|sort| sort.name() == kind)
+    }
+
+    /// Its name (`kind`).
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::ConfigMap => "ConfigMap",
+            Self::EniConfig => "ENIConfig",
+        }
+    }
+}
+
+impl fmt::Display for Sort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An object, as far as it is read.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Object {
-    /// `kind`.
+    /// `kind`; the API's lists leave it out.
+    #[serde(default)]
     pub kind: String,
     /// `metadata`.
     #[serde(default)]
     pub metadata: Metadata,
-    /// `spec` of an ENIConfig or a Node.
+    /// `spec` of an ENIConfig, a Node or a Pod.
     #[serde(default)]
     pub spec: Spec,
+    /// `status` of a Pod.
+    #[serde(default)]
+    pub status: Status,
+    /// `data` of a ConfigMap.
+    #[serde(default)]
+    pub data: BTreeMap<String, String>,
+}
+
+impl Object {
+    /// Reads an object of a kind.
+    ///
+    /// # Errors
+    /// A field is of another type.
+    pub fn read(sort: Sort, value: serde_json::Value) -> Result<Self, serde_json::Error> {
+        let read: Self = serde_json::from_value(value)?;
+        Ok(Self { kind: sort.name().to_owned(), ..read })
+    }
+
+    /// Of which kind it is.
+    #[must_use]
+    pub fn sort(&self) -> Option<Sort> {
+        Sort::of(&self.kind)
+    }
 }
 
 /// `metadata`.
@@ -37,6 +109,15 @@ pub struct Metadata {
     /// `name`.
     #[serde(default)]
     pub name: String,
+    /// `namespace`.
+    #[serde(default)]
+    pub namespace: String,
+    /// `uid`.
+    #[serde(default)]
+    pub uid: String,
+    /// `deletionTimestamp`: it is about to go.
+    #[serde(default, rename = "deletionTimestamp")]
+    pub deletion_timestamp: Option<String>,
     /// `labels`.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -45,7 +126,18 @@ pub struct Metadata {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// `spec` of an ENIConfig (`crd.k8s.amazonaws.com/v1alpha1`), or of a Node.
+/// `status` of a Pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Status {
+    /// `phase`.
+    #[serde(default)]
+    pub phase: String,
+    /// `podIP`.
+    #[serde(default, rename = "podIP")]
+    pub pod_ip: String,
+}
+
+/// `spec` of an ENIConfig (`crd.k8s.amazonaws.com/v1alpha1`), of a Node, or of a Pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Spec {
     /// `unschedulable` of a Node.
@@ -57,6 +149,12 @@ pub struct Spec {
     /// `securityGroups`.
     #[serde(default, rename = "securityGroups")]
     pub security_groups: Vec<String>,
+    /// `nodeName` of a Pod.
+    #[serde(default, rename = "nodeName")]
+    pub node_name: String,
+    /// `hostNetwork` of a Pod.
+    #[serde(default, rename = "hostNetwork")]
+    pub host_network: bool,
 }
 
 /// Why a text cannot be read.
@@ -77,12 +175,8 @@ pub enum Unreadable {
     },
 }
 
-/// The Nodes and ENIConfigs of a text of YAML or JSON: one document or more, each an object or a `List`. Objects of other
-/// kinds are passed over, so that a directory can be shared with whoever reads those.
-///
-/// # Errors
-/// [`Unreadable`]; nothing of the text is used then.
-pub fn read(text: &str) -> Result<Vec<Object>, Unreadable> {
+/// The documents of a text of YAML or JSON, with bounds on their size and depth.
+fn documents<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, Unreadable> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: MOST_DEPTH,
@@ -92,8 +186,29 @@ pub fn read(text: &str) -> Result<Vec<Object>, Unreadable> {
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_NODES },
         with_snippet: false,
     };
-    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| Unreadable::Yaml(error.to_string().chars().take(200).collect()))?;
+    serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| Unreadable::Yaml(error.to_string().chars().take(200).collect()))
+}
+
+/// The one document of a text of YAML or JSON.
+///
+/// # Errors
+/// [`Unreadable`]: it is none, or another than is wanted.
+pub(super) fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Unreadable> {
+    let mut all = documents(text)?;
+    match (all.pop(), all.is_empty()) {
+        (Some(one), true) => Ok(one),
+        _ => Err(Unreadable::Yaml("it must be one document".to_owned())),
+    }
+}
+
+/// The objects of a text of YAML or JSON that are of the kinds of [`Sort`]: one document or more, each an object or a `List`. Objects of other
+/// kinds are passed over, so that a directory can be shared with whoever reads those.
+///
+/// # Errors
+/// [`Unreadable`]; nothing of the text is used then.
+pub fn read(text: &str) -> Result<Vec<Object>, Unreadable> {
+    let documents: Vec<serde_json::Value> = documents(text)?;
     let mut objects = Vec::new();
     for document in documents {
         let items = match document.get("items").and_then(serde_json::Value::as_array) {
@@ -105,11 +220,9 @@ pub fn read(text: &str) -> Result<Vec<Object>, Unreadable> {
                 value.and_then(serde_json::Value::as_str).unwrap_or_default().chars().take(80).collect()
             };
             let kind = word(item.get("kind"));
-            if !matches!(kind.as_str(), "Node" | "ENIConfig") {
-                continue;
-            }
+            let Some(sort) = Sort::of(&kind) else { continue };
             let name = word(item.pointer("/metadata/name"));
-            let object = serde_json::from_value(item).map_err(|error| {
+            let object = Object::read(sort, item).map_err(|error| {
                 let reason = error.to_string().chars().take(200).collect();
                 Unreadable::Object { kind, name, reason }
             })?;

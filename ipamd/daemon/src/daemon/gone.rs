@@ -107,8 +107,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// The tombstone stays, and with it the attachment's hold on the address: the next pass tries again.
     pub(super) fn pod_not_cleared(&mut self, gone: &Gone) {
         for asking in self.clearing.remove(&gone.address).unwrap_or_default() {
-            let (token, since) = (asking.token, asking.since);
-            self.waiting.insert(token, Waiting { answer: asking.answer, since, counted: false });
+            let (token, since, pod) = (asking.token, asking.since, asking.request.pod);
+            self.waiting.insert(token, Waiting { answer: asking.answer, since, counted: false, pod });
             let refusal = Refusal::new(
                 RefusalCode::NotReady,
                 format!(

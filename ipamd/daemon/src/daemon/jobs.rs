@@ -18,6 +18,7 @@ use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use super::gone::Gone;
+use super::leaks::{self, Look};
 use super::{Daemon, LOOK_EVERY, OpResult, REPAIR_GAP, Timer, lost};
 use crate::cloud::Cloud;
 use crate::config::Config;
@@ -48,6 +49,10 @@ pub(super) enum Job {
     Watch,
     /// Put right what others have changed.
     Repair(Repairing),
+    /// Which ENIs of this cluster are attached to nothing?
+    Leaks(String),
+    /// Delete an ENI of this cluster that has leaked.
+    Reap(EniId, String),
 }
 
 /// A repair: what is known to have changed, and the pods as the ledger has them.
@@ -70,6 +75,8 @@ pub(super) enum Done {
     ClearPod(Box<Gone>, Result<bool, KernelError>),
     Disturbed(Result<Vec<String>, KernelError>),
     Repaired(Vec<String>, Repaired),
+    Leaks(Result<Look, Failure>),
+    Reap(EniId, Result<bool, Failure>),
 }
 
 /// What IMDS tells.
@@ -126,6 +133,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 }
                 Job::Watch => Done::Disturbed(kernel.disturbed(&prefix).await),
                 Job::Repair(Repairing { changes, pods }) => Done::Repaired(changes, kernel.repair(&pods).await),
+                Job::Leaks(cluster) => Done::Leaks(leaks::look(&executor, &cluster).await),
+                Job::Reap(eni, cluster) => {
+                    let result = leaks::reap(&executor, &eni, &cluster).await;
+                    Done::Reap(eni, result)
+                }
             }
         });
         self.jobs.insert(task.id(), job);
@@ -144,7 +156,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 let now = Instant::now();
                 let (random, pause) = (&mut self.random, Duration::from_secs(1));
                 match self.jobs.remove(&error.id()) {
-                    None | Some(Job::Clear(_)) => {}
+                    None | Some(Job::Clear(_) | Job::Reap(..)) => {}
+                    Some(Job::Leaks(_)) => {
+                        if let Some(searching) = &mut self.searching {
+                            searching.timer.failed(now, leaks::AGAIN, random);
+                        }
+                    }
                     Some(Job::ClearPod(gone)) => self.pod_not_cleared(&gone),
                     Some(Job::Op(op)) => {
                         let failure = lost(&op);
@@ -208,6 +225,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::error!(error = %ErrorChain(&error), "the kernel's pods could not be read");
                 self.timers.pods.failed(now, Duration::ZERO, &mut self.random);
             }
+            Done::Leaks(looked) => self.looked(looked),
+            Done::Reap(eni, reaped) => self.reaped(&eni, &reaped),
             Done::Node(network, Ok(())) => {
                 self.timers.node.succeeded(now);
                 self.node_done = Some(*network);

@@ -85,7 +85,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         let Asking { token, request, since, deadline, answer } = asking;
         let AddRequest { attachment, pod, netns, host_ifname } = request;
-        self.waiting.insert(token, Waiting { answer, since, counted: false });
+        self.waiting.insert(token, Waiting { answer, since, counted: false, pod: pod.clone() });
         if self.stopping {
             return self.refuse_add(token, stopping());
         }
@@ -128,7 +128,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let addresses = self.pod_addresses(address);
         let mtu = self.parts.config.network.pod_mtu;
         for token in tokens {
-            let Some(Waiting { answer, since, counted }) = self.waiting.remove(token) else { continue };
+            let Some(Waiting { answer, since, counted, .. }) = self.waiting.remove(token) else { continue };
             if counted {
                 self.parts.metrics.add_waited(since.elapsed());
             }
@@ -142,9 +142,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// Refuses a waiting ADD.
     pub(super) fn refuse_add(&mut self, token: Token, refusal: Refusal) {
-        let Some(Waiting { answer, since, .. }) = self.waiting.remove(&token) else { return };
+        let Some(Waiting { answer, since, pod, .. }) = self.waiting.remove(&token) else { return };
         tracing::warn!(code = %refusal.code, reason = %refusal.message, "an ADD was refused");
         self.parts.metrics.refused(refusal.code);
+        self.report_refusal(pod, &refusal);
         self.outbox.push(Reply { to: answer, answer: refusal.into(), token, kind: ReplyKind::Other, since });
     }
 

@@ -2,6 +2,7 @@
 //! and the host compared.
 
 mod burst;
+mod cluster;
 mod crash;
 mod custom;
 mod families;
@@ -30,12 +31,13 @@ use sluice_ipamd_core::ipv6::pooled;
 use sluice_ipamd_core::ledger::Stage;
 use sluice_ipamd_core::time::Timestamp;
 use sluice_vpcsim::model::Settings;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Daemon;
 use crate::clock::Clock;
+use crate::cluster::{REPORT_LIMIT, Report};
 use crate::config::Config;
 use crate::inbox::Handle;
 use crate::metrics::Metrics;
@@ -52,6 +54,7 @@ struct World {
     host: SimHost,
     environment: BTreeMap<String, String>,
     starts: u64,
+    reports: Option<mpsc::Receiver<Report>>,
 }
 
 /// The daemon's loop until it has waited so often; then all of it is gone at once, the calls that it has under way too.
@@ -97,7 +100,7 @@ impl World {
     fn of(cloud: SimCloud) -> Self {
         let host = SimHost::new(cloud.clone());
         let clock = Clock::starting_at(Timestamp::from_millis(1_767_225_600_000));
-        Self { dir: TestDir::new(), clock, cloud, host, environment: BTreeMap::new(), starts: 0 }
+        Self { dir: TestDir::new(), clock, cloud, host, environment: BTreeMap::new(), starts: 0, reports: None }
     }
 
     fn set(&mut self, name: &str, value: &str) {
@@ -111,6 +114,13 @@ impl World {
             name => self.environment.get(name).cloned(),
         })
         .unwrap()
+        .restored()
+    }
+
+    /// What has been reported since this was last asked.
+    fn reported(&mut self) -> Vec<Report> {
+        let reports = self.reports.as_mut().unwrap();
+        std::iter::from_fn(|| reports.try_recv().ok()).collect()
     }
 
     async fn start(&mut self) -> Node {
@@ -122,8 +132,11 @@ impl World {
         self.starts += 1;
         let (handle, inputs) = Handle::new();
         let metrics = Arc::new(Metrics::new());
+        let (reports, reported) = mpsc::channel(REPORT_LIMIT);
+        self.reports = Some(reported);
         let (parts, begin) =
-            start(self.config(), self.clock, self.cloud.clone(), self.host.clone(), metrics, self.starts).await;
+            start(self.config(), self.clock, self.cloud.clone(), self.host.clone(), metrics, reports, self.starts)
+                .await;
         let (stop, stops) = oneshot::channel();
         let died = Arc::new(Notify::new());
         let run = Daemon::new(parts, begin).run(inputs, async {

@@ -9,7 +9,7 @@ use sluice_ipamd_daemon::cloud::Cloud;
 use sluice_vpcsim::ec2::Ec2;
 use sluice_vpcsim::imds::Imds;
 use sluice_vpcsim::live::LiveModel;
-use sluice_vpcsim::model::api::CreateSubnet;
+use sluice_vpcsim::model::api::{CreateSubnet, TerminateInstances};
 use sluice_vpcsim::model::{self, Fault, FaultEffect, Model, SceneInstance};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -148,4 +148,29 @@ async fn faults_are_what_they_are_on_aws() {
     let calls =
         account.live.with(|model, _| model.log().records().filter(|call| call.action == "DescribeSubnets").count());
     assert_eq!(calls, 3);
+}
+
+#[tokio::test]
+async fn what_is_left_behind_is_found_by_the_cluster_s_tag_and_its_instance_s_end() {
+    const CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
+    let account = Account::open().await;
+    let cloud = &account.cloud;
+    let made = async |token: &str, cluster: &str| {
+        let mut request = account.request(&account.subnet, AddressCount::Secondary(0), token);
+        request.tags.insert(CLUSTER.to_owned(), cluster.to_owned());
+        cloud.create_eni(&request).await.unwrap().eni
+    };
+    let (loose, used) = (made("token-1", "prod").await, made("token-2", "prod").await);
+    made("token-3", "other").await;
+    cloud.attach_eni(&used, &account.instance, 0, 1).await.unwrap();
+    let found = cloud.unattached_enis("prod").await.unwrap();
+    assert_eq!(found.iter().map(|eni| &eni.eni).collect::<Vec<_>>(), [&loose]);
+    assert_eq!(found[0].tags[OWNER], account.instance.to_string());
+
+    let unknown: InstanceId = "i-0123456789abcdef0".parse().unwrap();
+    let asked = BTreeSet::from([account.instance.clone(), unknown]);
+    assert_eq!(cloud.living(&asked).await.unwrap(), BTreeSet::from([account.instance.clone()]));
+    let end = TerminateInstances { instances: vec![account.instance.clone()] };
+    account.live.call("tests", end).await.result.unwrap();
+    assert_eq!(cloud.living(&asked).await.unwrap(), BTreeSet::new());
 }

@@ -15,7 +15,7 @@ use sluice_ipamd_core::cloud::{
 use sluice_ipamd_core::op::{Op, Outcome};
 use sluice_ipamd_core::recover::KernelView;
 use sluice_ipamd_sim::translate;
-use sluice_vpcsim::model::api::{CreateSubnet, Describe, DetachNetworkInterface};
+use sluice_vpcsim::model::api::{CreateSubnet, Describe, DetachNetworkInterface, Filter};
 use sluice_vpcsim::model::state::{self, Eni};
 use sluice_vpcsim::model::{CallFailure, Model, Reply, Request, SceneInstance, Settings};
 use tokio::sync::Notify;
@@ -108,6 +108,11 @@ impl SimCloud {
 
     pub(crate) fn model(&self) -> MutexGuard<'_, Model> {
         lock(&self.0.model)
+    }
+
+    /// The node's instance.
+    pub(crate) fn instance(&self) -> InstanceId {
+        self.0.instance.clone()
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -238,6 +243,10 @@ impl SimCloud {
     }
 }
 
+fn filter(name: &str, values: impl IntoIterator<Item = impl ToString>) -> Filter {
+    Filter { name: name.into(), values: values.into_iter().map(|value| value.to_string()).collect() }
+}
+
 impl Cloud for SimCloud {
     async fn identity(&self) -> Result<InstanceIdentity, CloudError> {
         let state = self.imds()?;
@@ -278,6 +287,29 @@ impl Cloud for SimCloud {
         match self.carry_out(Op::Survey { instance: instance.clone() }).await? {
             Outcome::Surveyed(enis) => Ok(enis),
             other => panic!("{other:?}"),
+        }
+    }
+
+    async fn unattached_enis(&self, cluster: &str) -> Result<Vec<Ec2Eni>, CloudError> {
+        let filters = vec![filter("status", ["available"]), filter("tag:cluster.k8s.amazonaws.com/name", [cluster])];
+        let describe: Describe<EniId> = Describe { filters, ..Describe::default() };
+        match self.call(Api::DescribeNetworkInterfaces, describe).await? {
+            Reply::NetworkInterfaces(listed) => Ok(listed.items.iter().map(translate::ec2_eni).collect()),
+            other => panic!("DescribeNetworkInterfaces answered {other:?}"),
+        }
+    }
+
+    async fn living(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, CloudError> {
+        let filters = vec![filter("instance-id", instances)];
+        let describe: Describe<InstanceId> = Describe { filters, ..Describe::default() };
+        match self.call(Api::DescribeInstances, describe).await? {
+            Reply::Instances(listed) => {
+                let now = self.now();
+                let living =
+                    listed.items.iter().filter(|found| found.instance.terminated_at.is_none_or(|end| end > now));
+                Ok(living.map(|found| found.instance.id.clone()).collect())
+            }
+            other => panic!("DescribeInstances answered {other:?}"),
         }
     }
 

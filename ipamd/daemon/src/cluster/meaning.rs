@@ -1,0 +1,223 @@
+//! What the objects of a cluster mean for this node, and what of that is news: pure, for every source.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use sluice_contract::id::PodRef;
+use sluice_ipamd_core::cloud::EniConfig;
+
+use super::Told;
+use super::objects::{
+    MIRROR_ANNOTATION, Naming, NoEniConfig, OVERRIDES_NAME, Object, Sort, eni_config, is_schedulable,
+};
+use crate::config::overrides::Overrides;
+
+/// What is known; none: not all of the objects that say so are known yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meaning {
+    schedulable: Option<bool>,
+    eni_config: Option<Result<EniConfig, NoEniConfig>>,
+    bound: Option<BTreeSet<PodRef>>,
+    overrides: Option<Result<Overrides, Vec<String>>>,
+}
+
+impl Meaning {
+    /// What these objects mean for a node, as far as all objects of their sort are known (`complete`). How the node names its
+    /// ENIConfig is said where it has one.
+    #[must_use]
+    pub fn of(objects: &[Object], complete: &BTreeSet<Sort>, node: &str, naming: Option<&Naming>) -> Self {
+        let known = |sorts: &[Sort]| sorts.iter().all(|sort| complete.contains(sort));
+        Self {
+            schedulable: known(&[Sort::Node]).then(|| is_schedulable(objects, node)),
+            eni_config: naming
+                .filter(|_| known(&[Sort::Node, Sort::EniConfig]))
+                .map(|naming| eni_config(objects, node, naming)),
+            bound: known(&[Sort::Pod]).then(|| pods_bound(objects, node)),
+            overrides: known(&[Sort::Node, Sort::ConfigMap]).then(|| overrides(objects, node)),
+        }
+    }
+
+    /// What is to be told that was not before.
+    #[must_use]
+    pub fn news(&self, before: &Self) -> Vec<Told> {
+        let mut news = Vec::new();
+        if let Some(schedulable) = self.schedulable
+            && before.schedulable != self.schedulable
+        {
+            tracing::info!(schedulable, "whether pods are scheduled to the node");
+            news.push(Told::Schedulable(schedulable));
+        }
+        if let Some(found) = &self.eni_config
+            && before.eni_config != self.eni_config
+        {
+            match found {
+                Ok(config) => tracing::info!(name = config.name, subnet = %config.subnet, "the node's ENIConfig"),
+                Err(error) => tracing::warn!(error = %error, "the node has no ENIConfig"),
+            }
+            news.push(Told::EniConfig(found.as_ref().ok().cloned()));
+        }
+        if let Some(bound) = &self.bound
+            && before.bound != self.bound
+        {
+            news.push(Told::PodsBound(bound.clone()));
+        }
+        if let Some(overrides) = &self.overrides
+            && before.overrides != self.overrides
+        {
+            news.push(Told::Overrides(overrides.clone()));
+        }
+        news
+    }
+}
+
+/// The pods of a node that want an address of their own and have no sandbox yet, by the UID that their sandbox will have.
+fn pods_bound(objects: &[Object], node: &str) -> BTreeSet<PodRef> {
+    let bound = objects.iter().filter(|object| {
+        let (spec, status) = (&object.spec, &object.status);
+        let begins = matches!(status.phase.as_str(), "" | "Pending") && status.pod_ip.is_empty();
+        object.sort() == Some(Sort::Pod)
+            && spec.node_name == node
+            && !spec.host_network
+            && begins
+            && object.metadata.deletion_timestamp.is_none()
+    });
+    bound
+        .map(|pod| {
+            let metadata = &pod.metadata;
+            // The API's pod for a static one has another UID than the kubelet gives its sandbox.
+            let uid = metadata.annotations.get(MIRROR_ANNOTATION).unwrap_or(&metadata.uid);
+            let uid = Some(uid.clone()).filter(|uid| !uid.is_empty());
+            PodRef { namespace: metadata.namespace.clone(), name: metadata.name.clone(), uid }
+        })
+        .collect()
+}
+
+/// A group of nodes, and what is set on them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Group {
+    /// Labels that its nodes have; none: all nodes.
+    #[serde(default)]
+    node_selector: BTreeMap<String, String>,
+    /// Variables, as in ipamd's environment.
+    #[serde(default)]
+    env: BTreeMap<String, Scalar>,
+}
+
+/// A value, with or without quotes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Text(String),
+    Number(i64),
+    Switch(bool),
+}
+
+impl Scalar {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Number(number) => number.to_string(),
+            Self::Switch(on) => on.to_string(),
+        }
+    }
+}
+
+/// What the ConfigMap sets on a node: of all groups that select it, in the order of their names, the later ones first in
+/// line. Every fault is told, and with one nothing of it is used.
+fn overrides(objects: &[Object], node: &str) -> Result<Overrides, Vec<String>> {
+    let named = |sort: Sort, name: &str| {
+        objects.iter().find(|object| object.sort() == Some(sort) && object.metadata.name == name)
+    };
+    let Some(map) = named(Sort::ConfigMap, OVERRIDES_NAME) else { return Ok(Overrides::default()) };
+    let labels = named(Sort::Node, node).map(|node| &node.metadata.labels);
+    let (mut set, mut faults) = (BTreeMap::new(), Vec::new());
+    for (name, text) in &map.data {
+        match super::objects::yaml::<Group>(text) {
+            Ok(Group { node_selector, env }) => {
+                let selects = node_selector
+                    .iter()
+                    .all(|(label, value)| labels.and_then(|labels| labels.get(label)) == Some(value));
+                if selects {
+                    set.extend(env.into_iter().map(|(variable, value)| (variable, value.into_text())));
+                }
+            }
+            Err(error) => faults.push(format!("{name}: {error}")),
+        }
+    }
+    if faults.is_empty() { Ok(Overrides(set)) } else { Err(faults) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::objects::read;
+
+    const ALL: [Sort; 4] = [Sort::Node, Sort::Pod, Sort::ConfigMap, Sort::EniConfig];
+
+    fn meaning(text: &str) -> Meaning {
+        Meaning::of(&read(text).unwrap(), &ALL.into(), "n1", None)
+    }
+
+    #[test]
+    fn pods_that_are_bound_here_and_have_no_sandbox_are_demand() {
+        let pod = |name: &str, spec: &str, rest: &str| {
+            format!("{{kind: Pod, metadata: {{name: {name}, namespace: ns, uid: u-{name}{rest}}}, spec: {{{spec}}}}}")
+        };
+        let here = "nodeName: n1";
+        let text = [
+            pod("plain", here, ""),
+            pod("static", here, ", annotations: {kubernetes.io/config.mirror: hash}"),
+            pod("elsewhere", "nodeName: n2", ""),
+            pod("unbound", "", ""),
+            pod("host", "nodeName: n1, hostNetwork: true", ""),
+            pod("leaving", here, ", deletionTimestamp: '2026-01-01T00:00:00Z'"),
+            pod("pending", here, "").replace("}}", "}, status: {phase: Pending}}"),
+            pod("running", here, "").replace("}}", "}, status: {phase: Running, podIP: 10.0.0.1}}"),
+            pod("done", here, "").replace("}}", "}, status: {phase: Succeeded}}"),
+        ]
+        .join("\n---\n");
+        let bound = meaning(&text).bound.unwrap();
+        let shown: Vec<String> = bound.iter().map(|pod| format!("{} {:?}", pod.name, pod.uid.as_deref())).collect();
+        assert_eq!(shown, ["pending Some(\"u-pending\")", "plain Some(\"u-plain\")", "static Some(\"hash\")"]);
+    }
+
+    const MAP: &str = "
+kind: ConfigMap
+metadata: {name: sluice-ipamd, namespace: kube-system}
+data:
+  10-all: '{env: {WARM_IP_TARGET: 5, MINIMUM_IP_TARGET: \"10\"}}'
+  20-big: '{nodeSelector: {size: big}, env: {WARM_IP_TARGET: 50, ENABLE_PREFIX_DELEGATION: true}}'
+---
+kind: Node
+metadata: {name: n1, labels: {size: SIZE}}
+";
+
+    #[test]
+    fn the_groups_that_select_a_node_are_laid_over_each_other() {
+        let set = |size: &str| meaning(&MAP.replace("SIZE", size)).overrides.unwrap().unwrap().0;
+        let text = |set: BTreeMap<String, String>| format!("{set:?}");
+        assert_eq!(text(set("small")), r#"{"MINIMUM_IP_TARGET": "10", "WARM_IP_TARGET": "5"}"#);
+        let big = r#"{"ENABLE_PREFIX_DELEGATION": "true", "MINIMUM_IP_TARGET": "10", "WARM_IP_TARGET": "50"}"#;
+        assert_eq!(text(set("big")), big);
+        assert_eq!(meaning("{kind: Node, metadata: {name: n1}}").overrides, Some(Ok(Overrides::default())));
+    }
+
+    #[test]
+    fn every_group_that_cannot_be_read_is_told() {
+        let text = "{kind: ConfigMap, metadata: {name: sluice-ipamd}, data: {a: '{envs: {}}', b: '[', c: '{env: {X: [1]}}', d: '{}'}}";
+        let faults = meaning(text).overrides.unwrap().unwrap_err();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[0].starts_with("a: ") && faults[0].contains("envs"), "{faults:?}");
+    }
+
+    #[test]
+    fn nothing_is_told_of_what_is_not_known_whole_and_nothing_twice() {
+        let objects = read("{kind: Pod, metadata: {name: a, namespace: ns}, spec: {nodeName: n1}}").unwrap();
+        let early = Meaning::of(&objects, &BTreeSet::from([Sort::Node]), "n1", None);
+        assert_eq!(early.news(&Meaning::default()), [Told::Schedulable(true)]);
+        let later = Meaning::of(&objects, &BTreeSet::from([Sort::Node, Sort::Pod]), "n1", None);
+        assert!(matches!(later.news(&early).as_slice(), [Told::PodsBound(bound)] if bound.len() == 1));
+        assert!(later.news(&later).is_empty());
+    }
+}

@@ -1,0 +1,145 @@
+//! What is told to the cluster: Events about what was refused and what stands in the way, and whether pods can have
+//! addresses here.
+
+use std::time::Duration;
+
+use sluice_contract::id::PodRef;
+use sluice_contract::rpc::{Refusal, RefusalCode};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Daemon;
+use crate::cloud::Cloud;
+use crate::cluster::{About, Condition, Notice, Report, Weight};
+use crate::kernel::Kernel;
+
+/// For how long something that may pass by itself has to stand in the pool's way before people are told.
+pub(super) const LASTING: Duration = Duration::from_secs(60);
+
+/// What has been told.
+#[derive(Debug)]
+pub(super) struct Reports {
+    to: mpsc::Sender<Report>,
+    trouble: Option<Trouble>,
+    condition: Option<Condition>,
+}
+
+/// What stands in the pool's way.
+#[derive(Debug, Clone, Copy)]
+struct Trouble {
+    code: RefusalCode,
+    since: Instant,
+    /// Whether people were told.
+    told: bool,
+    /// Since when it was not seen any more: a call that is tried again is not yet one that went well.
+    gone: Option<Instant>,
+}
+
+impl Reports {
+    pub(super) const fn new(to: mpsc::Sender<Report>) -> Self {
+        Self { to, trouble: None, condition: None }
+    }
+
+    /// When there is something to tell, if nothing changes.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        let Trouble { since, told, gone, .. } = self.trouble?;
+        let from = if told { gone } else { Some(since) };
+        from.map(|from| from + LASTING)
+    }
+}
+
+impl<C: Cloud, K: Kernel> Daemon<C, K> {
+    pub(super) fn report(&self, report: Report) {
+        if self.reports.to.try_send(report).is_err() {
+            self.parts.metrics.report_dropped();
+        }
+    }
+
+    pub(super) fn notice(&self, about: About, weight: Weight, reason: &'static str, message: String) {
+        self.report(Report::Notice(Notice { about, weight, reason, message }));
+    }
+
+    /// Tells of a refused ADD beside its pod.
+    pub(super) fn report_refusal(&self, pod: PodRef, refusal: &Refusal) {
+        // What the runtime asked for itself is no news, nor that a daemon stops.
+        if self.stopping || refusal.code == RefusalCode::Cancelled {
+            return;
+        }
+        let message = match &refusal.hint {
+            Some(hint) => format!("{}; {hint}", refusal.message),
+            None => refusal.message.clone(),
+        };
+        self.notice(About::Pod(pod), Weight::Warning, reason(refusal.code), message);
+    }
+
+    /// Tells what keeps the pool from growing, for some time or for good, and whether pods can have addresses.
+    pub(super) fn report_pool(&mut self) {
+        let now = Instant::now();
+        let hopeless = self.plan.hopeless.as_ref().map(|hopeless| &hopeless.cause);
+        let Some(cause) = hopeless.or(self.plan.held_up.as_ref()) else { return self.report_no_trouble(now) };
+        let code = cause.code();
+        let before = self.reports.trouble.filter(|before| before.code == code);
+        let trouble = before.unwrap_or(Trouble { code, since: now, told: false, gone: None });
+        let tells = hopeless.is_some() || now.saturating_duration_since(trouble.since) >= LASTING;
+        let words = format!("{cause}; {}", cause.hint());
+        self.reports.trouble = Some(Trouble { told: trouble.told || tells, gone: None, ..trouble });
+        if tells && !trouble.told {
+            let message = format!("the pool does not grow: {words}");
+            self.notice(About::Node, Weight::Warning, reason(code), message);
+        }
+        if tells || trouble.told {
+            let holds = self.state.ledger().tally(self.parts.clock.now()).free > 0;
+            let reason = if holds { "Available" } else { reason(code) };
+            self.report_condition(Condition { holds, reason, message: words });
+        }
+    }
+
+    fn report_no_trouble(&mut self, now: Instant) {
+        if let Some(trouble) = &mut self.reports.trouble
+            && trouble.told
+        {
+            let gone = *trouble.gone.get_or_insert(now);
+            if now.saturating_duration_since(gone) < LASTING {
+                return;
+            }
+            let message = "nothing stands in the pool's way any more".to_owned();
+            self.notice(About::Node, Weight::Normal, "PoolGrows", message);
+        }
+        self.reports.trouble = None;
+        if self.state.node().is_some() {
+            let message = "pods can have addresses".to_owned();
+            self.report_condition(Condition { holds: true, reason: "Available", message });
+        }
+    }
+
+    fn report_condition(&mut self, condition: Condition) {
+        let said = self.reports.condition.as_ref();
+        // Its words may hold what changes with each look; what counts is whether it holds, and why.
+        if said.is_none_or(|said| (said.holds, said.reason) != (condition.holds, condition.reason)) {
+            self.reports.condition = Some(condition.clone());
+            self.report(Report::Condition(condition));
+        }
+    }
+}
+
+/// The reason of an Event or a condition.
+const fn reason(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::PoolGrowing => "PoolGrowing",
+        RefusalCode::SubnetExhausted => "SubnetExhausted",
+        RefusalCode::EniLimit => "EniLimitReached",
+        RefusalCode::Throttled => "Ec2Throttled",
+        // VPC CNI's word.
+        RefusalCode::IamDenied => "MissingIAMPermissions",
+        RefusalCode::Ec2Unavailable => "Ec2Unavailable",
+        RefusalCode::QueueFull => "TooManyPodsWait",
+        RefusalCode::Storage => "StateNotWritable",
+        RefusalCode::NotReady => "IpamdNotReady",
+        RefusalCode::Cancelled
+        | RefusalCode::UnknownAttachment
+        | RefusalCode::PolicyNotReady
+        | RefusalCode::VersionSkew
+        | RefusalCode::BadRequest
+        | RefusalCode::Other => "AddressRefused",
+    }
+}

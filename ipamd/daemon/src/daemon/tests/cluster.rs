@@ -1,0 +1,201 @@
+//! What the cluster tells, and what it is told.
+
+use sluice_contract::id::{EniId, InstanceId};
+use sluice_ipamd_core::state::tag;
+use sluice_vpcsim::model::api::{AttachNetworkInterface, CreateNetworkInterface, TerminateInstances};
+use sluice_vpcsim::model::{Reply, Request};
+
+use super::*;
+use crate::cluster::{About, Condition, Notice, Report, Told};
+use crate::config::overrides::Overrides;
+use crate::inbox::Input;
+
+fn minutes(count: u64) -> Duration {
+    Duration::from_secs(count * 60)
+}
+
+impl Node {
+    async fn tell(&self, told: Told) {
+        self.handle.send(Input::Told(told)).await;
+    }
+}
+
+fn pod(number: u32) -> PodRef {
+    PodRef { namespace: "default".into(), name: format!("c{number}"), uid: None }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_are_bound_have_addresses_before_they_ask() {
+    let mut world = World::new("m5.large");
+    world.set("WARM_IP_TARGET", "1");
+    let node = world.settled().await;
+    assert_eq!(node.view().await.pool.free, 1);
+    let before = world.cloud.counts();
+    node.tell(Told::PodsBound((0..12).map(pod).collect())).await;
+    node.wait("addresses for all", |view| view.is_settled() && view.pool.free >= 12).await;
+    // Then none of them waits.
+    for number in 0..12 {
+        let begun = Instant::now();
+        node.add(&format!("c{number}")).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(100));
+    }
+    let calls = |counts: &BTreeMap<String, u64>, api: &str| counts.get(api).copied().unwrap_or_default();
+    let after = world.cloud.counts();
+    let assigns = calls(&after, "AssignPrivateIpAddresses") - calls(&before, "AssignPrivateIpAddresses");
+    assert!(assigns <= 3, "{assigns} calls");
+    // They are gone before they had a sandbox: what was meant for them is given back.
+    node.tell(Told::PodsBound((12..20).map(pod).collect())).await;
+    node.wait("room for eight more", |view| view.pool.free >= 8).await;
+    node.tell(Told::PodsBound(BTreeSet::new())).await;
+    node.wait("one spare address", |view| view.is_settled() && view.pool.free == 1).await;
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_of_the_cluster_change_the_pool_at_once_and_wrong_ones_change_nothing() {
+    let mut world = World::new("m5.large");
+    world.set("WARM_IP_TARGET", "2");
+    let node = world.settled().await;
+    let set = |pairs: &[(&str, &str)]| {
+        let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Told::Overrides(Ok(Overrides(pairs.collect())))
+    };
+    node.tell(set(&[("WARM_IP_TARGET", "6")])).await;
+    node.wait("six free", |view| view.is_settled() && view.pool.free == 6).await;
+    node.tell(set(&[("WARM_IP_TARGET", "many"), ("IP_COOLDOWN_PERIOD", "5")])).await;
+    node.tell(Told::Overrides(Err(vec!["all: it is no YAML".into()]))).await;
+    node.tell(set(&[("WARM_IP_TARGET", "6"), ("AWS_VPC_ENI_MTU", "1500")])).await;
+    let view = node.wait("six free", |view| view.is_settled()).await;
+    assert_eq!(view.pool.free, 6);
+    let told = world.reported().into_iter().filter_map(|report| match report {
+        Report::Notice(Notice { about: About::Node, reason, message, .. }) => Some((reason, message)),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    let reasons: Vec<_> = told.iter().map(|(reason, _)| *reason).collect();
+    assert_eq!(reasons, ["SettingsChanged", "SettingsRejected", "SettingsRejected", "SettingsNeedRestart"]);
+    assert!(told[1].1.contains("WARM_IP_TARGET=\"many\"") && told[2].1.contains("no YAML"), "{told:?}");
+    assert!(told[3].1.contains("AWS_VPC_ENI_MTU"), "{told:?}");
+    // The next start needs no API server to have them.
+    node.kill().await;
+    let node = world.settled().await;
+    assert_eq!(node.view().await.pool.free, 6);
+    node.tell(set(&[])).await;
+    node.wait("two free", |view| view.is_settled() && view.pool.free == 2).await;
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_in_the_way_is_told_beside_the_node_and_its_pods() {
+    // A /28 has 11 addresses: one is the node's own, nine are pods', and an ENI with the last one would hold none.
+    let mut world = World::with(Settings::aws(), "m5.large", "10.0.1.0/28");
+    world.set("WARM_IP_TARGET", "1");
+    let node = world.settled().await;
+    assert!(matches!(world.reported().as_slice(), [Report::Condition(Condition { holds: true, .. })]));
+    for number in 0..9 {
+        node.add(&format!("c{number}")).await.unwrap();
+    }
+    let refused = node.add_within("late", Duration::from_secs(30)).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::SubnetExhausted);
+    let node_view = node.view().await;
+    assert_eq!(node_view.pool.free, 0);
+    let reported = world.reported();
+    let condition = reported.iter().rev().find_map(|report| match report {
+        Report::Condition(condition) => Some(condition.clone()),
+        Report::Notice(_) => None,
+    });
+    let condition = condition.unwrap();
+    assert_eq!((condition.holds, condition.reason), (false, "SubnetExhausted"));
+    assert!(condition.message.contains("has no free address left; free addresses in the subnet"), "{condition:?}");
+    let about = |wanted: &About| {
+        reported.iter().any(|report| {
+            matches!(report, Report::Notice(Notice { about, reason: "SubnetExhausted", .. }) if about == wanted)
+        })
+    };
+    let late = PodRef { namespace: "default".into(), name: "late".into(), uid: None };
+    assert!(about(&About::Node) && about(&About::Pod(late)), "{reported:#?}");
+    // Pods go, and it holds again.
+    for number in 0..3 {
+        node.del(&format!("c{number}")).await;
+    }
+    node.wait("free addresses", |view| view.pool.free > 0).await;
+    tokio::time::sleep(minutes(10)).await;
+    let last = world.reported().into_iter().rev().find_map(|report| match report {
+        Report::Condition(condition) => Some(condition.holds),
+        Report::Notice(_) => None,
+    });
+    assert_eq!(last, Some(true));
+    node.stop().await;
+}
+
+/// Makes an ENI as the ipamd of an instance does, and returns it.
+fn left_by(world: &World, instance: &InstanceId, cluster: &str, number: u8) -> EniId {
+    let now = world.cloud.now();
+    let subnet = world.cloud.owned().0[0].subnet.clone();
+    let mut create = CreateNetworkInterface::new(subnet);
+    create.client_token = Some(format!("left-{number}"));
+    create.tags = [
+        (tag::INSTANCE, instance.to_string()),
+        (tag::CLUSTER, cluster.to_owned()),
+        (tag::CREATED_AT, world.clock.now().to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    match world.cloud.model().call_from("another node", Request::from(create), now).result {
+        Ok(Reply::NetworkInterface(eni)) => eni.id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_elected_node_deletes_what_nodes_that_are_gone_have_left_and_nothing_else() {
+    let mut clouds = SimCloud::fleet(Settings::aws(), 3, "m5.large", "10.0.1.0/24");
+    let (gone, lives) = (clouds[1].instance(), clouds[2].instance());
+    let mut world = World::of(clouds.remove(0));
+    world.set("CLUSTER_NAME", "prod");
+    let node = world.settled().await;
+    let leaked = left_by(&world, &gone, "prod", 1);
+    let kept = [left_by(&world, &lives, "prod", 2), left_by(&world, &gone, "other", 3)];
+    let there = |world: &World, eni: &EniId| world.cloud.model().state().enis.contains_key(eni);
+    let end = Request::from(TerminateInstances { instances: vec![gone] });
+    world.cloud.model().call_from("somebody", end, world.cloud.now()).result.unwrap();
+
+    // Nobody is elected: nobody asks.
+    tokio::time::sleep(minutes(60)).await;
+    assert!(there(&world, &leaked));
+    let asked = |world: &World| world.cloud.counts().get("DescribeInstances").copied().unwrap_or_default();
+    assert_eq!(asked(&world), 0);
+    node.tell(Told::Elected(true)).await;
+    tokio::time::sleep(minutes(14)).await;
+    assert!(there(&world, &leaked), "it was seen alone for less than 15 minutes");
+    tokio::time::sleep(minutes(10)).await;
+    assert!(!there(&world, &leaked));
+    tokio::time::sleep(minutes(120)).await;
+    assert!(kept.iter().all(|eni| there(&world, eni)));
+    let looks = asked(&world);
+    assert!((12..=16).contains(&looks), "{looks} looks in 144 minutes");
+    node.tell(Told::Elected(false)).await;
+    tokio::time::sleep(minutes(60)).await;
+    assert_eq!(asked(&world), looks);
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_eni_that_another_instance_uses_by_then_stays() {
+    let mut clouds = SimCloud::fleet(Settings::aws(), 3, "m5.large", "10.0.1.0/24");
+    let (gone, other) = (clouds[1].instance(), clouds[2].instance());
+    let mut world = World::of(clouds.remove(0));
+    world.set("CLUSTER_NAME", "prod");
+    let node = world.settled().await;
+    let eni = left_by(&world, &gone, "prod", 1);
+    let end = Request::from(TerminateInstances { instances: vec![gone] });
+    world.cloud.model().call_from("somebody", end, world.cloud.now()).result.unwrap();
+    node.tell(Told::Elected(true)).await;
+    // By the second look, and before it has been alone for long enough.
+    tokio::time::sleep(minutes(12)).await;
+    let attach = AttachNetworkInterface { eni: eni.clone(), instance: other, card: 0, device: 1 };
+    world.cloud.model().call_from("somebody", Request::from(attach), world.cloud.now()).result.unwrap();
+    tokio::time::sleep(minutes(120)).await;
+    assert!(world.cloud.model().state().enis.contains_key(&eni));
+    node.stop().await;
+}

@@ -1,0 +1,95 @@
+//! The kinds that ipamd reads, and which of their objects.
+
+use sluice_cluster::{Keep, Kind, Scope, Watched};
+use sluice_ipamd_daemon::cluster::objects::{MIRROR_ANNOTATION, OVERRIDES_NAME, Sort};
+
+/// What is read of an object's metadata. Its annotations are few on nodes and unbounded on pods.
+const METADATA: Keep = Keep::Fields(&[
+    ("name", Keep::All),
+    ("namespace", Keep::All),
+    ("uid", Keep::All),
+    ("labels", Keep::All),
+    ("annotations", Keep::All),
+    ("resourceVersion", Keep::All),
+]);
+
+const POD_METADATA: Keep = Keep::Fields(&[
+    ("name", Keep::All),
+    ("namespace", Keep::All),
+    ("uid", Keep::All),
+    ("annotations", Keep::Fields(&[(MIRROR_ANNOTATION, Keep::All)])),
+    ("deletionTimestamp", Keep::All),
+    ("resourceVersion", Keep::All),
+]);
+
+const CORE: Kind = Kind {
+    group: "",
+    versions: &["v1"],
+    kind: "",
+    plural: "",
+    namespaced: true,
+    required: true,
+    fresh: false,
+    keep: Keep::All,
+};
+
+static NODE: Kind = Kind {
+    kind: "Node",
+    plural: "nodes",
+    namespaced: false,
+    keep: Keep::Fields(&[("metadata", METADATA), ("spec", Keep::Fields(&[("unschedulable", Keep::All)]))]),
+    ..CORE
+};
+
+static POD: Kind = Kind {
+    kind: "Pod",
+    plural: "pods",
+    keep: Keep::Fields(&[
+        ("metadata", POD_METADATA),
+        ("spec", Keep::Fields(&[("nodeName", Keep::All), ("hostNetwork", Keep::All)])),
+        ("status", Keep::Fields(&[("phase", Keep::All), ("podIP", Keep::All)])),
+    ]),
+    ..CORE
+};
+
+static CONFIG_MAP: Kind = Kind {
+    kind: "ConfigMap",
+    plural: "configmaps",
+    fresh: true,
+    keep: Keep::Fields(&[("metadata", METADATA), ("data", Keep::All)]),
+    ..CORE
+};
+
+static ENI_CONFIG: Kind = Kind {
+    group: "crd.k8s.amazonaws.com",
+    versions: &["v1alpha1"],
+    kind: "ENIConfig",
+    plural: "eniconfigs",
+    namespaced: false,
+    required: false,
+    fresh: true,
+    keep: Keep::Fields(&[("metadata", METADATA), ("spec", Keep::All)]),
+};
+
+/// What is read: of nodes this one, of pods its own, of ConfigMaps ours; and ENIConfigs, where they say where ENIs are made.
+pub(crate) fn watched(node: &str, namespace: &str, eni_configs: bool) -> Vec<(Sort, Watched)> {
+    let named = |name: &str| Some(format!("metadata.name={name}"));
+    let mut watched = vec![
+        (Sort::Node, Watched { kind: &NODE, scope: Scope { namespace: None, fields: named(node) } }),
+        (
+            Sort::Pod,
+            Watched { kind: &POD, scope: Scope { namespace: None, fields: Some(format!("spec.nodeName={node}")) } },
+        ),
+        (
+            Sort::ConfigMap,
+            Watched {
+                kind: &CONFIG_MAP,
+                scope: Scope { namespace: Some(namespace.to_owned()), fields: named(OVERRIDES_NAME) },
+            },
+        ),
+    ];
+    if eni_configs {
+        watched.push((Sort::EniConfig, Watched { kind: &ENI_CONFIG, scope: Scope::default() }));
+    }
+    watched
+}

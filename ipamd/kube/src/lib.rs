@@ -1,0 +1,224 @@
+//! The Kubernetes API as ipamd's cluster: a source of the `Cluster` seam, and the way back.
+//!
+//! It reads little: this node's object, its own pods, one ConfigMap and, with custom networking, ENIConfigs. What the objects
+//! mean is the seam's to say, as for those of a directory. Of a kind nothing is told before all of it is known, and one that
+//! cannot be read holds up no other. ipamd itself waits for none of this.
+//!
+//! It writes Events, a condition on the node's object, and the Lease by which one node of the cluster is elected.
+#![forbid(unsafe_code)]
+
+mod condition;
+mod kinds;
+mod metrics;
+mod store;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use prometheus_client::registry::Registry;
+use sluice_cluster::{
+    Api, ConnectError, Events, Lease, Options, Outgoing, Reporter, Session, Timing, Watched, connect,
+};
+use sluice_ipamd_daemon::cluster::meaning::Meaning;
+use sluice_ipamd_daemon::cluster::objects::{Naming, Sort};
+use sluice_ipamd_daemon::cluster::{About, Cluster, Condition, Notice, Report, TOLD_LIMIT, Told, Weight};
+use tokio::sync::{Mutex, mpsc, watch};
+
+use self::store::{Heard, Store};
+pub use metrics::Metrics;
+
+/// In whose name Events are made.
+const REPORTER: Reporter = Reporter { controller: "sluice.dev/ipamd", action: "AssignAddress" };
+
+/// The Lease of the one node that does what one has to do.
+const LEASE: &str = "sluice-ipamd";
+
+/// How long the Lease lasts, and how often its holder writes it. Nothing that the holder does is urgent, and a thousand nodes
+/// look at it.
+const LEASE_LASTS: Duration = Duration::from_secs(180);
+const LEASE_RENEWED: Duration = Duration::from_secs(45);
+
+/// What the source has to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The node's name (`MY_NODE_NAME`).
+    pub node: String,
+    /// The namespace of the ConfigMap and the Lease (`SLUICE_NAMESPACE`).
+    pub namespace: String,
+    /// How the node names its ENIConfig; none without custom networking.
+    pub naming: Option<Naming>,
+    /// A number that no other process has.
+    pub seed: u64,
+    /// Pauses and deadlines.
+    pub timing: Timing,
+    /// How long the Lease lasts and how often it is renewed.
+    pub lease: (Duration, Duration),
+}
+
+impl Settings {
+    /// Settings with the usual pauses.
+    #[must_use]
+    pub fn new(node: String, namespace: String, naming: Option<Naming>, seed: u64) -> Self {
+        let lease = (LEASE_LASTS, LEASE_RENEWED);
+        Self { node, namespace, naming, seed, timing: Timing::default(), lease }
+    }
+}
+
+/// The source.
+#[derive(Debug)]
+pub struct Kubernetes {
+    api: Api,
+    settings: Settings,
+    metrics: Metrics,
+}
+
+impl Kubernetes {
+    /// The API server that KUBECONFIG or the pod's service account names, at the URL `endpoint` if there is one
+    /// (`CLUSTER_ENDPOINT`). Nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// There is none, or its configuration cannot be used.
+    pub async fn connect(settings: Settings, endpoint: Option<&http::Uri>) -> Result<Self, ConnectError> {
+        Ok(Self::new(connect(endpoint).await?, settings))
+    }
+
+    /// The API server of a client, which should not retry by itself.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings) -> Self {
+        let api = Api { client, patience: settings.timing.patience };
+        Self { api, settings, metrics: Metrics::default() }
+    }
+
+    fn options(&self) -> Options {
+        let Settings { node, seed, timing, .. } = &self.settings;
+        Options { node: node.clone(), seed: *seed, timing: timing.clone() }
+    }
+}
+
+impl Cluster for Kubernetes {
+    async fn watch(&self, told: mpsc::Sender<Told>, reports: mpsc::Receiver<Report>) {
+        let closed = told.clone();
+        let work = async { tokio::join!(self.read(told.clone()), self.write(reports), self.stand(told.clone())) };
+        tokio::select! {
+            _ = work => {}
+            () = closed.closed() => {}
+        }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+}
+
+impl Kubernetes {
+    /// Reads, and tells what it means.
+    async fn read(&self, told: mpsc::Sender<Told>) {
+        let Settings { node, namespace, naming, .. } = &self.settings;
+        let (sorts, watched): (Vec<Sort>, Vec<Watched>) =
+            kinds::watched(node, namespace, naming.is_some()).into_iter().unzip();
+        let (heard, mut hears) = mpsc::channel(TOLD_LIMIT);
+        let session = Session::new(self.api.clone(), self.options(), self.metrics.api.clone(), watched, heard);
+        let session = Arc::new(session);
+        let stores: Vec<Arc<Mutex<Store>>> =
+            sorts.into_iter().map(|sort| Arc::new(Mutex::new(Store::new(sort)))).collect();
+        let _tasks = session.start(&stores).await;
+        let mut complete: BTreeSet<Sort> = BTreeSet::new();
+        let mut before = Meaning::default();
+        while let Some(first) = hears.recv().await {
+            // What came at once is looked at once.
+            let mut changed = false;
+            let mut next = Some(first);
+            while let Some(heard) = next {
+                match heard {
+                    Heard::Complete(sort) => changed |= complete.insert(sort),
+                    Heard::Changed(_) => changed = true,
+                    Heard::Synced | Heard::Stale => {}
+                }
+                next = hears.try_recv().ok();
+            }
+            if !changed {
+                continue;
+            }
+            let mut objects = Vec::new();
+            for store in &stores {
+                let store = store.lock().await;
+                objects.extend(store.objects().filter(|_| complete.contains(&store.sort)).cloned());
+            }
+            let meaning = Meaning::of(&objects, &complete, node, naming.as_ref());
+            for news in meaning.news(&before) {
+                if told.send(news).await.is_err() {
+                    return;
+                }
+            }
+            before = meaning;
+        }
+    }
+
+    /// Passes on what is reported.
+    async fn write(&self, mut reports: mpsc::Receiver<Report>) {
+        let events = Events::new(REPORTER);
+        let (wanted, wants) = watch::channel::<Option<Condition>>(None);
+        let options = self.options();
+        let take = async {
+            while let Some(report) = reports.recv().await {
+                match report {
+                    Report::Notice(notice) => events.put(self.outgoing(notice), &self.metrics.api),
+                    Report::Condition(condition) => {
+                        wanted.send_replace(Some(condition));
+                    }
+                }
+            }
+        };
+        let send = events.send(&self.api, &options, &self.metrics.api);
+        tokio::join!(take, send, condition::keep(&self.api, &options, &self.metrics, wants));
+    }
+
+    fn outgoing(&self, notice: Notice) -> Outgoing {
+        let (kind, namespace, object, uid) = match notice.about {
+            // The kubelet's own Events name the node as their uid too.
+            About::Node => ("Node", String::new(), self.settings.node.clone(), self.settings.node.clone()),
+            About::Pod(pod) => ("Pod", pod.namespace, pod.name, pod.uid.unwrap_or_default()),
+        };
+        Outgoing {
+            version: "v1".to_owned(),
+            kind,
+            namespace,
+            object,
+            uid,
+            weight: match notice.weight {
+                Weight::Normal => sluice_cluster::Weight::Normal,
+                Weight::Warning => sluice_cluster::Weight::Warning,
+            },
+            reason: notice.reason,
+            note: notice.message,
+            name: None,
+        }
+    }
+
+    /// Stands for the Lease, and tells whether it is held.
+    async fn stand(&self, told: mpsc::Sender<Told>) {
+        let Settings { node, namespace, seed, lease: (lasts, renew), .. } = &self.settings;
+        let lease = Lease {
+            namespace: namespace.clone(),
+            name: LEASE.to_owned(),
+            identity: format!("{node}_{seed:016x}"),
+            lasts: *lasts,
+            renew: *renew,
+        };
+        let (holds, mut held) = watch::channel(false);
+        let tell = async {
+            while held.changed().await.is_ok() {
+                let now = *held.borrow_and_update();
+                if told.send(Told::Elected(now)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = lease.stand(&self.api, *seed, &holds) => {}
+            () = tell => {}
+        }
+    }
+}
