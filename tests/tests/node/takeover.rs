@@ -131,14 +131,12 @@ async fn p25_a_node_of_the_vpc_cni_is_taken_over_and_handed_back_without_a_packe
     // While the VPC CNI's daemon answers, nothing is begun.
     let socket = node.node().run(|| UnixListener::bind(format!("{AWS_NODE}/ipamd.sock")).unwrap()).await.unwrap();
     let mut watch = Watch::open(node.node().net(), Watched::ALL).await.unwrap();
-    let calls = bed.calls();
     node.start_ipamd().await.unwrap();
     let end = tokio::time::Instant::now() + LIMIT;
     while !node.log_tail(50).contains("waiting until it is stopped") {
         assert!(tokio::time::Instant::now() < end, "{}", node.log_tail(50));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(bed.calls(), calls, "EC2 is not asked");
     assert!(run(node, &["test", "-e", "/run/sluice/ipamd.sock"]).await.is_err(), "nobody is served");
     drop(socket);
     node.ready(LIMIT).await.unwrap();
@@ -170,7 +168,8 @@ async fn p25_a_node_of_the_vpc_cni_is_taken_over_and_handed_back_without_a_packe
     let fewer = |view: &Value| view["pool"]["assigned"] == 13;
     node.pool_until("a pod of the VPC CNI did not give its address back", LIMIT, fewer).await.unwrap();
     let rules = run(node, &["ip", "rule"]).await.unwrap();
-    assert!(!rules.contains(&ending.address.to_string()), "{rules}");
+    let address = ending.address.to_string();
+    assert!(!rules.split_whitespace().any(|word| word == address), "{rules}");
 
     // And back. It is refused while the daemon runs, and as long as a pod would be forgotten.
     let sluice = Binaries::find("sluice").unwrap();
