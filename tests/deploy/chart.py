@@ -278,3 +278,19 @@ def manifests_are_the_chart_rendered():
 def the_conformance_job_is_what_kubernetes_takes():
     for found in yaml.safe_load_all((ROOT / "deploy/conformance.yaml").read_text()):
         validate(found)
+
+
+@check
+def ipamds_roles_are_what_its_page_lists():
+    # That the page lists what ipamd asks, another test holds (tests/tests/node/ipamd_kube.rs).
+    page = (ROOT / "docs/ipamd-kubernetes.md").read_text()
+    listed = yaml.safe_load(re.search(r"^## Rights\n.*?```yaml\n(.*?)```", page, re.M | re.S)[1])
+    roles = {found["kind"]: found["rules"] for found in rendered("defaults") if found["metadata"]["name"] == "sluice-ipamd" and "rules" in found}
+
+    def rights(rules):
+        return {
+            (group, resource, verb, tuple(rule.get("resourceNames", [])))
+            for rule in rules for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
+        }
+
+    assert rights(roles["ClusterRole"]) == rights(listed["clusterRole"]) and rights(roles["Role"]) == rights(listed["role"]), "rbac.yaml and docs/ipamd-kubernetes.md differ"
