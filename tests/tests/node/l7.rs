@@ -9,3 +9,4 @@ mod matrix;
 mod names;
 mod restart;
 mod speak;
+mod visible;

@@ -175,6 +175,13 @@ async fn no_request_fails_when_the_agent_dies_and_when_the_proxy_is_replaced() {
         agent.kill().await;
     }
     load.goes_on(500).await;
+    // A name that nobody has asked for before can be reached all the same.
+    let (client, site) = (ground.places.of("client-primary"), at(SITE[0].parse().unwrap(), PLAIN));
+    let reach = move || async move { Speaks::Http1.ask(site, true, Common::new()).await };
+    assert!(timeout(DROP, client.run(reach)).await.is_err(), "it is not known yet");
+    let resolve = || dns::ask(at(RESOLVER.parse().unwrap(), 53), "site.example", A, LIMIT);
+    assert_eq!(client.run(resolve).await.unwrap().unwrap(), [site.ip()]);
+    assert!(matches!(client.run(reach).await.unwrap(), Ok(Said::Served(_))));
     for agent in ground.stage.agents.values() {
         must(agent.start().await);
     }
