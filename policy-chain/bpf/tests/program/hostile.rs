@@ -203,6 +203,10 @@ fn hostile_frames_fare_as_in_the_model() {
                     *reasons.entry(events.last().unwrap().reason).or_default() += 1;
                 }
             }
+            if model.replaced {
+                // What is remembered of packets holds for a second at most, but so long also after their flow.
+                compiled.kernel.forget_recent();
+            }
             if found == Action::Pass && known.len() < 12 {
                 known.push(whole);
             }

@@ -271,12 +271,14 @@ pub(crate) struct Model<'a> {
     pub(crate) image: &'a Image,
     pub(crate) pod: PodKey,
     flows: BTreeMap<Key, Flow>,
+    /// The last frame took the place of a flow that was there.
+    pub(crate) replaced: bool,
     fragments: BTreeMap<FragmentKey, Seen>,
 }
 
 impl<'a> Model<'a> {
     pub(crate) fn new(image: &'a Image, pod: PodKey) -> Self {
-        Self { image, pod, flows: BTreeMap::new(), fragments: BTreeMap::new() }
+        Self { image, pod, flows: BTreeMap::new(), replaced: false, fragments: BTreeMap::new() }
     }
 
     fn is_own(&self, address: IpAddr) -> bool {
@@ -290,6 +292,7 @@ impl<'a> Model<'a> {
     /// What becomes of a frame, and what is remembered.
     pub(crate) fn gate(&mut self, hook: Hook, frame: &[u8], from: u32) -> Action {
         let towards = if hook == Hook::FromPod { Direction::Egress } else { Direction::Ingress };
+        self.replaced = false;
         if self.passes(towards, frame, from) == Some(true) { Action::Pass } else { Action::Drop }
     }
 
@@ -350,8 +353,8 @@ impl<'a> Model<'a> {
         let tcp = seen.protocol == Protocol::TCP;
         if passes && !answers && !(tcp && seen.flags & 4 != 0) {
             let finished = tcp && seen.flags & 1 != 0;
-            self.flows
-                .insert(key, Flow { direction: towards, origin: origin?, answered: false, finished, reset: false });
+            let flow = Flow { direction: towards, origin: origin?, answered: false, finished, reset: false };
+            self.replaced = self.flows.insert(key, flow).is_some();
         }
         Some(passes)
     }
