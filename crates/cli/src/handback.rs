@@ -104,7 +104,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
             let verb = if options.dry_run { "would be" } else { "are" };
             let file = options.to.display();
             // A closed output is no reason for another status.
-            let _closed = writeln!(out, "{} pods {verb} the AWS VPC CNI's: {file}", handback.pods);
+            let _closed = writeln!(out, "pods that {verb} the AWS VPC CNI's: {} ({file})", handback.pods);
             for left in &handback.left {
                 let _closed = writeln!(out, "not told: {left}");
             }
@@ -160,8 +160,11 @@ fn prepare(options: &Options, now: Timestamp) -> Result<Handback, HandbackError>
             if card == 0 { options.to.clone() } else { options.to.with_file_name(format!("ipam-nic-{card}.json")) };
         (path, document)
     });
-    let pods = state.ledger().owners().count();
-    Ok(Handback { files: files.collect(), pods: pods.saturating_sub(left.len()), left })
+    let states = state.ledger().enis().flat_map(|eni| eni.blocks.values()).flat_map(|block| block.addresses.values());
+    let is_told =
+        |state: &&AddressState| matches!(state, AddressState::Assigned { owner, .. } if !owner.pod.name.is_empty());
+    let pods = states.filter(is_told).count();
+    Ok(Handback { files: files.collect(), pods, left })
 }
 
 /// Addresses in use that the VPC CNI would not know of, and why.

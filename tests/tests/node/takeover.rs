@@ -186,7 +186,7 @@ async fn p25_a_node_of_the_vpc_cni_is_taken_over_and_handed_back_without_a_packe
     node.pool_until("a quarantine did not end", LIMIT + LIMIT, known_all).await.unwrap();
     node.kill_ipamd().await;
     let said = run(node, &[sluice, "handback"]).await.unwrap();
-    assert!(said.starts_with("13 pods are the AWS VPC CNI's: /var/run/aws-node/ipam.json"), "{said}");
+    assert!(said.starts_with("pods that are the AWS VPC CNI's: 13 (/var/run/aws-node/ipam.json)"), "{said}");
     let written = run(node, &["cat", "/var/run/aws-node/ipam.json"]).await.unwrap();
     let written: Value = serde_json::from_str(&written).unwrap();
     assert_eq!(written["version"], "vpc-cni-ipam/1");
