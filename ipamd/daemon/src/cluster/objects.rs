@@ -365,7 +365,7 @@ mod tests {
     fn lists_are_read_and_objects_of_others_are_passed_over() {
         let text = r#"{"kind": "List", "items": [
             {"kind": "Node", "metadata": {"name": "n1"}, "spec": {"unschedulable": true}},
-            {"kind": "Pod", "spec": {"subnet": ["of another type"]}}]}"#;
+            {"kind": "Service", "spec": {"subnet": ["of another type"]}}]}"#;
         let objects = read(text).unwrap();
         assert_eq!((objects.len(), is_schedulable(&objects, "n1")), (1, false));
         let error = read("{kind: ENIConfig, metadata: {name: a}, spec: {subnet: [1]}}").unwrap_err().to_string();
