@@ -104,6 +104,7 @@ mod tests {
             tags: tags.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
             interface_type: InterfaceType::Interface,
             description: String::new(),
+            connection_tracking: None,
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use sluice_hostnet::netns::NamespaceThread;
 use sluice_ipamd_core::ipv6::companion;
 use sluice_policy_core::cluster::{
-    Cluster, Endpoint, EndpointSlice, Event, Labels, NamedPort, Object, ObjectKey, Service, ServicePort,
+    Cluster, EndpointSlice, Event, Labels, NamedPort, Object, ObjectKey, Service, ServicePort,
 };
 use sluice_policy_core::flow::Protocol;
 use sluice_policy_core::vector::schema::Family;
@@ -160,7 +160,7 @@ impl Ground {
                     service: Some(Arc::clone(&key.name)),
                     key: key.clone(),
                     ports: vec![NamedPort { name: "http".into(), protocol: Protocol::TCP, port: ECHO_PORT }].into(),
-                    endpoints: vec![Endpoint { addresses: addresses.to_vec().into(), ready: true }],
+                    ready: addresses.iter().copied().collect(),
                 })));
                 if local {
                     extra.local.insert(key);
