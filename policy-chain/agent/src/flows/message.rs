@@ -137,13 +137,14 @@ struct Ends {
 
 fn ends(packet: &Packet) -> Ends {
     let event = &packet.event;
-    match (event.direction, event.other) {
+    // Of what was judged in place of the peer only the address may be known.
+    let whole = |other: End| if other.port == 0 { End { port: event.peer.port, ..other } } else { other };
+    match (event.direction, event.other.map(whole)) {
         (FlowDirection::Ingress, None) => Ends { source: event.peer, destination: event.own, translated: None },
-        // Who it was before the host translated its address; only the address is known.
-        (FlowDirection::Ingress, Some(other)) => {
-            let port = if other.port == 0 { event.peer.port } else { other.port };
-            let source = End { address: other.address, port };
-            Ends { source, destination: event.own, translated: Some(event.peer.address.to_canonical()) }
+        // Who it was before the host translated its address.
+        (FlowDirection::Ingress, Some(source)) => {
+            let translated = Some(event.peer.address.to_canonical()).filter(|_| source != event.peer);
+            Ends { source, destination: event.own, translated }
         }
         (FlowDirection::Egress, None) => Ends { source: event.own, destination: event.peer, translated: None },
         (FlowDirection::Egress, Some(backend)) => Ends { source: event.own, destination: backend, translated: None },

@@ -164,6 +164,11 @@ fn ends_are_who_they_are_behind_services_and_translation() {
     assert_eq!(flow_.destination_service.unwrap().name, "db");
     let Some(layer4::Protocol::Tcp(tcp)) = flow_.l4.unwrap().protocol else { panic!("it is TCP") };
     assert_eq!(tcp.destination_port, 8080);
+    // Judged by the peer's own address: the port is the peer's.
+    let same = Event { other: Some(end("10.0.1.9", 0)), ..dropped().event };
+    let flow_ = flow(Packet { event: same, ..dropped() });
+    let Some(layer4::Protocol::Tcp(tcp)) = flow_.l4.unwrap().protocol else { panic!("it is TCP") };
+    assert_eq!(tcp.destination_port, 5432);
     // To the pod, from somebody whose address was translated to the node's.
     let translated = Event {
         kind: EventKind::Flow,
