@@ -179,6 +179,11 @@ impl Arrivals {
         self.far.seen(far, ONE, now);
     }
 
+    /// What is kept over a restart: not which refills are under way, whose end nobody would tell.
+    pub(crate) fn kept(&self) -> Self {
+        Self { begun: BTreeMap::new(), ..self.clone() }
+    }
+
     /// A refill has begun on an ENI, or an ENI is being made since `since`.
     pub(crate) fn begun(&mut self, eni: &EniId, since: Timestamp) {
         if self.begun.len() < MEASURED {

@@ -168,7 +168,7 @@ impl Checkpoint {
             found_cool_until: state.found_cool_until,
             resurvey_at: state.resurvey_at,
             hearsay_until: state.hearsay_until,
-            arrivals: state.arrivals.clone(),
+            arrivals: state.arrivals.kept(),
         }
     }
 

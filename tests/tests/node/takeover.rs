@@ -19,12 +19,15 @@ const AWS_RULES: &str = "table ip aws-cni {
     chain nat-prerouting { type nat hook prerouting priority -90; policy accept;
         fib daddr type local return
         iifname \"eni*\" ip daddr != 10.0.0.0/16 ct mark set ct mark | 0x80
-        iifname \"eni*\" ct mark & 0x80 == 0x80 meta mark set ct mark & 0x80 }
+        iifname \"eni*\" ct mark & 0x80 == 0x80 meta mark set ct mark & 0x80
+    }
     chain restore { type filter hook prerouting priority -150; policy accept;
-        iifname \"eni*\" ct mark & 0x80 == 0x80 meta mark set 0x80 }
-    chain snat { type nat hook postrouting priority 100; policy accept;
+        iifname \"eni*\" ct mark & 0x80 == 0x80 meta mark set 0x80
+    }
+    chain nat-postrouting { type nat hook postrouting priority 100; policy accept;
         ip daddr 10.0.0.0/16 return
-        oifname != \"vlan*\" fib daddr type != local snat to NODE }
+        oifname != \"vlan*\" fib daddr type != local snat to NODE
+    }
 }";
 
 /// Makes of a node that Sluice has served one that the VPC CNI has: the same links, addresses, routes, rules and ENIs (P-02),
