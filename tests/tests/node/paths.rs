@@ -15,7 +15,7 @@ use sluice_policy_core::cluster::{
 };
 use sluice_policy_core::flow::Protocol;
 use sluice_policy_core::vector::schema::Family;
-use sluice_tests::bed::{Bed, LOST, add_pods, scene_with_ipv6, serve};
+use sluice_tests::bed::{Bed, LIMIT, add_pods, scene_with_ipv6, serve};
 use sluice_tests::live::eni::{self, Eni};
 use sluice_tests::privileged::privileged;
 use sluice_tests::service_proxy::{Backend, Extra, Proxy};
@@ -195,15 +195,15 @@ impl Ground {
         let to = self.target(cell);
         let asked = match (cell.client, cell.way) {
             (Some(eni), _) => {
-                self.callers[&eni].run(move || probe::seen_by(to, LOST)).await.map_err(|e| e.to_string())?
+                self.callers[&eni].run(move || probe::seen_by(to, LIMIT)).await.map_err(|e| e.to_string())?
             }
             (None, Way::PodIp) => {
                 let peer = self.bed.world.node("peer").unwrap();
-                peer.run_async(move || probe::seen_by(to, LOST)).await.map_err(|e| e.to_string())?
+                peer.run_async(move || probe::seen_by(to, LIMIT)).await.map_err(|e| e.to_string())?
             }
             (None, _) => {
                 let internet = self.bed.world.internet().await;
-                internet.run(move || probe::seen_by(to, LOST)).await.map_err(|e| e.to_string())?
+                internet.run(move || probe::seen_by(to, LIMIT)).await.map_err(|e| e.to_string())?
             }
         };
         asked.map_err(|error| format!("{to}: {error}"))
