@@ -46,7 +46,7 @@ async fn as_aws_node_leaves_it(bed: &Bed, name: &str, pods: &[&Pod]) {
         &[
             "sh",
             "-c",
-            "for link in $(ls /sys/class/net); do case $link in eni*) ip link set $link alias '';; esac; done",
+            "for link in $(ip -br link | cut -d@ -f1); do case $link in eni*) ip link set $link alias '';; esac; done",
         ],
     )
     .await
