@@ -331,7 +331,7 @@ fn s05_random_lives_end_in_agreement() {
         Some((one, "")) => one.parse().unwrap()..one.parse::<u64>().unwrap() + 1,
         Some((first, end)) => first.parse().unwrap()..end.parse().unwrap(),
         None if std::env::var_os("SLUICE_TEST_ALL").is_some() => 0..10_000,
-        None => 0..500,
+        None => 0..1000,
     };
     let begun = std::time::Instant::now();
     live_all(seeds.clone());
