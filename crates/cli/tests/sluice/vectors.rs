@@ -89,7 +89,7 @@ fn what_cannot_be_read_is_65_and_what_cannot_be_meant_64() {
 fn a_vector_that_cannot_be_run_fails_and_is_told() {
     for (part, instead, path) in [
         ("verdict: allow", "verdict: allow, prot: TCP", "vectors[0].steps[0].expect[0].prot"),
-        ("to: a/y", "to: a/none", "vectors[0].steps[0].expect[0].to"),
+        ("to: a/y", "to: a/none", "vectors[1].steps[0].expect[0].to"),
     ] {
         let faulty = GOOD.replacen(part, instead, 1);
         let output = sluice(&["policy", "test", "--json", "-"], &faulty);

@@ -10,7 +10,7 @@ use super::super::schema::{
     ServiceSpec, TargetPort,
 };
 use super::{choice, elements, entries, for_readers, optional};
-use crate::cluster::{Labels, ObjectKey, PodKey};
+use crate::cluster::{Labels, ObjectKey, PodKey, Visible};
 use crate::flow::Protocol;
 use crate::l7::dns::Name;
 use crate::model::{Text, Usable};
@@ -90,11 +90,13 @@ fn pod(cursor: &Cursor<'_>, report: &mut Report) -> Usable<PodSpec> {
         ports.push(container_port(&port, report)?);
     }
     let host_network = flag(&mut fields, "hostNetwork", false, report)?;
-    let mut visible = Vec::new();
+    let mut visible: Vec<Visible> = Vec::new();
     for element in elements(fields.take("visibility"), report)? {
         let read = crate::parse::visibility::read(element.text(report)?);
         visible.push(read.map_err(|why| report.refused(&element.path, format!("{}: {why}", element.shown())))?);
     }
+    // In the order in which an annotation is read.
+    visible.sort_by_key(|seen| (seen.direction, seen.protocol, seen.port));
     let phases = [("Pending", false), ("Running", false), ("Succeeded", true), ("Failed", true), ("Unknown", false)];
     let pod = PodSpec {
         labels: optional_labels(&mut fields, report)?,
