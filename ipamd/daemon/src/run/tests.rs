@@ -102,8 +102,9 @@ impl Running {
 }
 
 fn exchange(mut socket: UnixStream, hello: &Hello, call: &Call) -> Option<Reply> {
-    write_frame(&mut socket, hello).ok()?;
-    write_frame(&mut socket, &Request { deadline_ms: 10_000, call: call.clone() }).ok()?;
+    // The daemon may refuse, and close, after the greeting.
+    let _sent = write_frame(&mut socket, hello)
+        .and_then(|()| write_frame(&mut socket, &Request { deadline_ms: 10_000, call: call.clone() }));
     read_frame::<Hello>(&mut socket).ok()?;
     read_frame::<Reply>(&mut socket).ok()
 }
