@@ -281,14 +281,9 @@ pub fn is_schedulable<'o>(objects: impl IntoIterator<Item = &'o Object>, node: &
 ///
 /// # Errors
 /// [`NoEniConfig`] says what is missing or wrong.
-pub fn eni_config<'o>(
-    objects: impl IntoIterator<Item = &'o Object> + Clone,
-    node: &str,
-    naming: &Naming,
-) -> Result<EniConfig, NoEniConfig> {
-    let find = |kind: &str, name: &str| {
-        objects.clone().into_iter().find(|object| object.kind == kind && object.metadata.name == name)
-    };
+pub fn eni_config(objects: &[Object], node: &str, naming: &Naming) -> Result<EniConfig, NoEniConfig> {
+    let find =
+        |kind: &str, name: &str| objects.iter().find(|object| object.kind == kind && object.metadata.name == name);
     let found = find("Node", node).ok_or_else(|| NoEniConfig::NoNode(node.to_owned()))?;
     let Metadata { labels, annotations, .. } = &found.metadata;
     let names = [labels.get(EXTERNAL_LABEL), annotations.get(&naming.annotation), labels.get(&naming.label)];

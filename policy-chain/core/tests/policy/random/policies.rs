@@ -467,7 +467,7 @@ fn cilium_peers(random: &mut Random, direction: Direction, id: &PolicyRef, deny:
         7 if deny && !egress => CiliumPeers::Entities(vec![Entity::Host, entity(random)]),
         7 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random, id))),
         12 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random, id))),
-        8 => CiliumPeers::Groups(random.list(1, 2, |random| aws_group(SECURITY_GROUPS[random.below(2)]))),
+        8 => CiliumPeers::Groups(random.list(1, 2, |random| aws_group(SECURITY_GROUPS[usize::from(random.one_in(4))]))),
         9 => CiliumPeers::Nodes(random.list(1, 2, node_selector)),
         10 | 11 if egress && !deny => CiliumPeers::Names(random.list(1, 2, name_pattern)),
         _ => CiliumPeers::Endpoints(random.list(1, 2, |random| cilium_endpoint(random, id))),
