@@ -121,7 +121,7 @@ enum InstallError {
     Here(&'static str, #[source] io::Error),
     /// Something could not be taken away.
     #[error(transparent)]
-    Remove(#[from] remove::RemoveError),
+    Remove(#[from] Box<remove::RemoveError>),
 }
 
 /// Installs.
@@ -143,7 +143,7 @@ pub(crate) fn uninstall(options: &UninstallOptions) -> ExitCode {
         if options.stay {
             return stopped().await;
         }
-        Ok(remove::everything(&options.places, options.force, &say).await?)
+        Ok(remove::everything(&options.places, options.force, &say).await.map_err(Box::new)?)
     }))
 }
 

@@ -23,6 +23,9 @@ use crate::kube_source::observer::{eventually, timing};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Variables with their values, or what is wrong with them.
+type Variables = Result<Vec<(String, String)>, Vec<String>>;
+
 /// A source on a node, and what is true by what it has told.
 struct Seen {
     told: mpsc::Receiver<Told>,
@@ -32,7 +35,7 @@ struct Seen {
     schedulable: Option<bool>,
     /// The subnet of the ENIConfig.
     subnet: Option<Option<String>>,
-    overrides: Option<Result<Vec<(String, String)>, Vec<String>>>,
+    overrides: Option<Variables>,
     elected: bool,
 }
 

@@ -278,6 +278,7 @@ fn versions(path: &Path) -> Option<Value> {
     serde_json::from_slice(&answer).ok()
 }
 
+#[expect(clippy::disallowed_methods, reason = "a pause between two looks at a process that may end")]
 fn wait(child: &mut Child) -> bool {
     let end = Instant::now() + PATIENCE;
     loop {
