@@ -356,7 +356,9 @@ async fn p60_what_happens_on_a_node_is_seen_and_what_is_wrong_is_named() {
     let gone = ground.at("web", move || async move { http::get(at, "GET", "/public", SILENCE).await.is_err() }).await;
     assert!(gone, "a request passes without a proxy");
     ground
-        .flow(&["--verdict", "DROPPED", "--to-port", "8081"], |flow| flow["Summary"].to_string().contains("sluice-proxy"))
+        .flow(&["--verdict", "DROPPED", "--to-port", "8081"], |flow| {
+            flow["Summary"].to_string().contains("sluice-proxy")
+        })
         .await;
     // Daemons that are gone.
     ground.deployment.policyd().unwrap().kill().await;

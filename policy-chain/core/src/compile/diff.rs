@@ -193,7 +193,8 @@ pub(super) fn remove_content(before: &Before, new: &Image, list: &mut Vec<Operat
 }
 
 /// Long prefixes are written before short ones and removed after them: what a prefix held back from the one around it
-/// never shows the other's new identity.
+/// never shows the other's new identity. In the same way frontends that are new come before all addresses, and those that go
+/// after them: the port of a node that is new is never judged as the node.
 fn move_addresses(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     let mut set: Vec<(IpNet, Identity)> = Vec::new();
     let mut removed: Vec<IpNet> = Vec::new();
@@ -206,6 +207,11 @@ fn move_addresses(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     }
     set.sort_by_key(|(prefix, _)| (std::cmp::Reverse(prefix.prefix_len()), *prefix));
     removed.sort_by_key(|prefix| (prefix.prefix_len(), *prefix));
+    for (key, old) in &before.frontends {
+        if let (None, Some(identity)) = (old, new.frontends.get(key)) {
+            list.push(Operation::SetFrontend(*key, *identity));
+        }
+    }
     for (prefix, old) in &before.names {
         match new.names.get(prefix) {
             Some(identity) if *old != Some(identity) => list.push(Operation::SetName(*prefix, identity)),
@@ -221,7 +227,9 @@ fn move_addresses(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     }
     for (key, old) in &before.frontends {
         match new.frontends.get(key) {
-            Some(identity) if *old != Some(*identity) => list.push(Operation::SetFrontend(*key, *identity)),
+            Some(identity) if old.is_some_and(|old| old != *identity) => {
+                list.push(Operation::SetFrontend(*key, *identity));
+            }
             None if old.is_some() => list.push(Operation::RemoveFrontend(*key)),
             _ => {}
         }

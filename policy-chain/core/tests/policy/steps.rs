@@ -70,7 +70,8 @@ fn walk(old: &Image, update: &Update, new: &Image, queries: &[Query], what: &dyn
 #[test]
 fn no_step_of_an_update_lets_pass_what_neither_end_lets_pass() {
     let (mut steps, mut staged) = (0, 0);
-    for seed in 0..2 * cases() {
+    // The last one has a node that comes with Services at its ports.
+    for seed in (0..2 * cases()).chain([2634]) {
         let (mut engine, mut random, targets) = engine_of(seed);
         // One event at a time, then several in one commit.
         for round in 0..10 {
