@@ -145,7 +145,11 @@ fn literal_head(expression: &str) -> String {
             // It may be absent.
             Some('*' | '?' | '{') => return head,
             Some('+') => {
-                head.push(literal);
+                // Nor is it there for sure where what repeats it is repeated itself, as in `b+{0,2}`.
+                characters.next();
+                if !matches!(characters.peek(), Some('*' | '+' | '?' | '{')) {
+                    head.push(literal);
+                }
                 return head;
             }
             _ => head.push(literal),

@@ -28,6 +28,19 @@ fn with_request<T>(target: &str, host: &str, then: impl FnOnce(&Request<'_>) -> 
     then(&Request::new(raw).unwrap())
 }
 
+/// `b+{0,2}` is there so often or not at all.
+#[test]
+fn what_is_repeated_and_repeated_again_may_be_absent() {
+    for path in ["/b+{0,2}", "/b+*", "/b+?*"] {
+        let rule = HttpRule::new(HttpRuleSpec { path: Some(path.to_owned()), ..HttpRuleSpec::default() }).unwrap();
+        let index = Index::new([&rule].into_iter());
+        with_request("/", "a", |request| {
+            assert_ne!(rule.matches(request), Outcome::No, "{path}");
+            assert_eq!(index.candidates(request), [0], "{path}");
+        });
+    }
+}
+
 #[test]
 fn only_rules_that_may_match_are_asked() {
     let mut rules: Vec<HttpRule> =
