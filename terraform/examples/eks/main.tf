@@ -83,6 +83,8 @@ module "cluster" {
   eni_tags            = module.iam.eni_tags
   instance_tags       = module.iam.instance_tags
   ipamd_role_arn      = module.iam.ipamd_role_arn
+  # What default_tags do not reach: instances, their volumes and ENIs.
+  tags = { "sluice-test" = var.name }
 }
 
 output "vpc_id" {

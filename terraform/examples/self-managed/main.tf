@@ -122,6 +122,8 @@ module "control_plane" {
   instance_profile  = module.iam.node.instance_profile
   eni_tags          = module.iam.eni_tags
   instance_tags     = module.iam.instance_tags
+  # What default_tags do not reach: instances, their volumes and ENIs.
+  tags = { "sluice-test" = var.name }
 
   depends_on = [aws_iam_role_policy.join]
 }
@@ -138,6 +140,8 @@ module "workers" {
   instance_profile  = module.iam.node.instance_profile
   eni_tags          = module.iam.eni_tags
   instance_tags     = module.iam.instance_tags
+  # What default_tags do not reach: instances, their volumes and ENIs.
+  tags = { "sluice-test" = var.name }
 
   depends_on = [aws_iam_role_policy.join]
 }

@@ -105,7 +105,6 @@ resource "aws_eks_cluster" "this" {
   version  = var.kubernetes_version
   # No VPC CNI, no kube-proxy, no CoreDNS: the last two are add-ons below.
   bootstrap_self_managed_addons = false
-  enabled_cluster_log_types     = ["api", "audit"]
   tags                          = var.tags
 
   access_config {
@@ -150,6 +149,11 @@ resource "aws_launch_template" "node" {
   tag_specifications {
     resource_type = "instance"
     tags          = merge(var.tags, var.instance_tags, { Name = "${var.name}-node" })
+  }
+
+  tag_specifications {
+    resource_type = "volume"
+    tags          = var.tags
   }
 
   tag_specifications {

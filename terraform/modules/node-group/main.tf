@@ -49,7 +49,7 @@ variable "pod_cidr" {
 }
 
 variable "ami" {
-  description = "An image of Debian 12 or Ubuntu 24.04; Debian's newest when null."
+  description = "An image of Debian 12; the newest when null."
   type        = string
   default     = null
 }
@@ -161,6 +161,11 @@ resource "aws_launch_template" "this" {
   tag_specifications {
     resource_type = "instance"
     tags          = merge(var.tags, var.instance_tags, { Name = var.name })
+  }
+
+  tag_specifications {
+    resource_type = "volume"
+    tags          = var.tags
   }
 
   tag_specifications {
