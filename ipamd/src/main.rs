@@ -93,6 +93,8 @@ async fn serve(config: Config, cloud: Ec2Cloud) -> ExitCode {
         Err(error) => return refuse(&format_args!("netlink cannot be used: {}", ErrorChain(&error)), 1),
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "sluice-ipamd");
+    // What the cluster has set says how it is read, too.
+    let config = config.restored();
     let stop = stopped(terminate, interrupt);
     let ended = match source(&config).await {
         Source::Nowhere => Box::pin(run(config, cloud, kernel, Nowhere, stop)).await,

@@ -307,8 +307,8 @@ fn body(run: &Sender<'_>, event: &Outgoing, namespace: &str, name: &str, at: &st
     })
 }
 
-/// The time as Events have it, with microseconds.
-fn time() -> String {
+/// The time as Events and Leases have it, with microseconds.
+pub(crate) fn time() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 

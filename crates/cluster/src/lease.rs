@@ -11,10 +11,11 @@ use http::Method;
 use serde_json::{Value, json};
 use sluice_daemon::log::ErrorChain;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::backoff::{Backoff, Dice, hash};
 use crate::call::{Api, CallError, JSON};
+use crate::event;
 use crate::kind::escaped;
 
 /// A Lease, and who wants to hold it.
@@ -47,15 +48,16 @@ impl Lease {
         let mut backoff = Backoff::new(self.renew / 10, self.renew, dice.clone());
         let mut election = Election::new(self);
         loop {
-            let looked = self.look(api).await;
-            let now = Instant::now();
-            let tried = match looked {
-                Ok(found) => match election.saw(found.as_ref(), now) {
+            let attempt = async {
+                let found = self.look(api).await?;
+                let now = Instant::now();
+                match election.saw(found.as_ref(), now) {
                     Step::Wait => Ok(()),
                     Step::Write { lease, method } => self.write(api, method, &lease, &mut election, now).await,
-                },
-                Err(error) => Err(error),
+                }
             };
+            // One that took longer could outlast what is held.
+            let tried = timeout(self.renew, attempt).await.unwrap_or(Err(CallError::Slow(self.renew)));
             let pause = match tried {
                 Ok(()) => {
                     backoff.reset();
@@ -75,18 +77,6 @@ impl Lease {
                 set(holds, false, &self.name);
             }
             sleep_until(next).await;
-        }
-    }
-
-    /// Gives it up, so that another may have it at once.
-    pub async fn release(&self, api: &Api) {
-        let Ok(Some(found)) = self.look(api).await else { return };
-        if holder(&found) != self.identity {
-            return;
-        }
-        let given = body(self, &found, "", 1);
-        if let Err(error) = api.write(Method::PUT, &self.path(), JSON, &given).await {
-            tracing::debug!(error = %ErrorChain(&error), lease = self.name, "the Lease was not given up");
         }
     }
 
@@ -135,9 +125,9 @@ fn holder(lease: &Value) -> &str {
     lease.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The Lease as `holder` writes it over what it read.
-fn body(lease: &Lease, read: &Value, holder_now: &str, transitions_more: u64) -> Value {
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+/// The Lease as it is written over what was read.
+fn body(lease: &Lease, read: &Value, transitions_more: u64) -> Value {
+    let now = event::time();
     let text = |path: &str| read.pointer(path).and_then(Value::as_str);
     let transitions = read.pointer("/spec/leaseTransitions").and_then(Value::as_u64).unwrap_or_default();
     let acquired =
@@ -150,8 +140,8 @@ fn body(lease: &Lease, read: &Value, holder_now: &str, transitions_more: u64) ->
     json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata,
         "spec": {
-            "holderIdentity": holder_now,
-            "leaseDurationSeconds": if holder_now.is_empty() { 1 } else { lease.lasts.as_secs().max(1) },
+            "holderIdentity": lease.identity,
+            "leaseDurationSeconds": lease.lasts.as_secs().max(1),
             "acquireTime": acquired, "renewTime": now, "leaseTransitions": transitions + transitions_more,
         },
     })
@@ -186,16 +176,10 @@ impl<'a> Election<'a> {
         let Some(found) = found else {
             self.seen = None;
             self.written = None;
-            return Step::Write {
-                method: Method::POST,
-                lease: body(self.lease, &Value::Null, &self.lease.identity, 0),
-            };
+            return Step::Write { method: Method::POST, lease: body(self.lease, &Value::Null, 0) };
         };
         let ours = holder(found) == self.lease.identity;
-        let take = |transitions| Step::Write {
-            method: Method::PUT,
-            lease: body(self.lease, found, &self.lease.identity, transitions),
-        };
+        let take = |transitions| Step::Write { method: Method::PUT, lease: body(self.lease, found, transitions) };
         if ours {
             return take(0);
         }

@@ -267,7 +267,8 @@ impl<T: Tell> Session<T> {
             let answer = asked.unwrap_or(Err(CallError::Slow(patience)));
             let number = self.kinds.len() + PULSE;
             match answer {
-                Ok(_) => {
+                // It is there, even if it says no; who may read what is for the kinds to find out.
+                Ok(_) | Err(CallError::Refused { code: ..=428, .. }) => {
                     self.heard();
                     backoff.reset();
                     if self.away.swap(false, Ordering::Relaxed) {
@@ -277,8 +278,6 @@ impl<T: Tell> Session<T> {
                         return;
                     }
                 }
-                // It is there; who may read what is for the kinds to find out.
-                Err(CallError::Refused { code, .. }) if code < 429 => self.heard(),
                 Err(error) => {
                     if !self.down(number, "asking whether the API server is there", &error).await {
                         return;

@@ -257,7 +257,9 @@ pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) ->
         plan.ops.retain(|planned| planned.op.is_question() && !imds_only);
         let tally = state.ledger().tally(now);
         let beyond = demand.waiting.saturating_sub(tally.free + tally.cooling + tally.pending);
-        plan.hopeless = (beyond > 0).then_some(Hopeless { cause: Cause::NotProvisioning, beyond });
+        // Before EC2 has told what there is, nobody knows that it is not enough.
+        let known = state.node().is_some() && steps::is_surveyed(state, now);
+        plan.hopeless = (beyond > 0 && known).then_some(Hopeless { cause: Cause::NotProvisioning, beyond });
     }
     plan
 }

@@ -65,7 +65,6 @@ pub async fn run<C: Cloud, K: Kernel>(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), RunError> {
     let clock = Clock::system();
-    let config = config.restored();
     for variable in &config.without_effect {
         tracing::warn!(variable, "this setting is known and has no effect yet");
     }

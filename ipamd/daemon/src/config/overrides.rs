@@ -128,7 +128,9 @@ impl Config {
     /// What the environment says, below these overrides.
     fn layered(&self, overrides: &BTreeMap<String, String>) -> Result<Self, ConfigFaults> {
         let read = Self::load(&|name| overrides.get(name).or_else(|| self.environment.get(name)).cloned())?;
-        Ok(Self { environment: self.environment.clone(), overrides: overrides.clone(), ..read })
+        // An argument may have said where the cluster is, and no override can.
+        let cluster_dir = self.cluster_dir.clone();
+        Ok(Self { environment: self.environment.clone(), overrides: overrides.clone(), cluster_dir, ..read })
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sluice_contract::id::PodRef;
 use sluice_contract::rpc::{Refusal, RefusalCode};
+use sluice_ipamd_core::plan::Cause;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -49,14 +50,17 @@ impl Reports {
 }
 
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
-    pub(super) fn report(&self, report: Report) {
-        if self.reports.to.try_send(report).is_err() {
+    /// Whether it will be told: what finds no room is dropped, and counted.
+    fn report(&self, report: Report) -> bool {
+        let told = self.reports.to.try_send(report).is_ok();
+        if !told {
             self.parts.metrics.report_dropped();
         }
+        told
     }
 
     pub(super) fn notice(&self, about: About, weight: Weight, reason: &'static str, message: String) {
-        self.report(Report::Notice(Notice { about, weight, reason, message }));
+        let _told = self.report(Report::Notice(Notice { about, weight, reason, message }));
     }
 
     /// Tells of a refused ADD beside its pod.
@@ -76,7 +80,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(super) fn report_pool(&mut self) {
         let now = Instant::now();
         let hopeless = self.plan.hopeless.as_ref().map(|hopeless| &hopeless.cause);
-        let Some(cause) = hopeless.or(self.plan.held_up.as_ref()) else { return self.report_no_trouble(now) };
+        // A node that has all that it may have is in no trouble before a pod goes without.
+        let held_up = self.plan.held_up.as_ref().filter(|cause| !matches!(cause, Cause::EniLimit { .. }));
+        let Some(cause) = hopeless.or(held_up) else { return self.report_no_trouble(now) };
         let code = cause.code();
         let before = self.reports.trouble.filter(|before| before.code == code);
         let trouble = before.unwrap_or(Trouble { code, since: now, told: false, gone: None });
@@ -116,8 +122,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let said = self.reports.condition.as_ref();
         // Its words may hold what changes with each look; what counts is whether it holds, and why.
         if said.is_none_or(|said| (said.holds, said.reason) != (condition.holds, condition.reason)) {
-            self.reports.condition = Some(condition.clone());
-            self.report(Report::Condition(condition));
+            if self.report(Report::Condition(condition.clone())) {
+                self.reports.condition = Some(condition);
+            }
         }
     }
 }
