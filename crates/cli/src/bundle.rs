@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::SystemTime;
@@ -38,8 +39,12 @@ const PROGRAMS: [(&str, &[&str]); 7] = [
     ("ip-route", &["ip", "route", "show", "table", "all"]),
     ("ip6-route", &["ip", "-6", "route", "show", "table", "all"]),
     ("nft", &["nft", "list", "ruleset"]),
-    ("tc-filters", &["tc", "-s", "filter", "show"]),
+    ("tc-filters", &["sh", "-c", TC_FILTERS]),
 ];
+
+/// `tc` shows the filters of one link and hook at a time.
+const TC_FILTERS: &str = "for link in /sys/class/net/*; do for hook in ingress egress; do echo \"${link##*/} $hook:\"; \
+                          tc -s filter show dev \"${link##*/}\" $hook; done; done";
 
 /// Parts of names whose values are left out.
 const SECRET: [&str; 8] = ["secret", "token", "password", "passwd", "credential", "private", "accesskey", "access_key"];
@@ -62,7 +67,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     let to: Box<dyn Write> = if options.output.as_os_str() == "-" {
         Box::new(io::stdout().lock())
     } else {
-        match File::create(&options.output) {
+        match File::options().write(true).create(true).truncate(true).mode(0o600).open(&options.output) {
             Ok(file) => Box::new(file),
             Err(error) => {
                 told(&format!("{}: {error}", options.output.display()));
@@ -85,6 +90,25 @@ pub(crate) fn main(options: &Options) -> ExitCode {
             ExitCode::from(exit::SOFTWARE)
         }
     }
+}
+
+/// Flows without the queries of their URLs: these may have secrets.
+fn without_queries(flows: &[u8]) -> Vec<u8> {
+    let line = |line: &str| {
+        let Ok(mut flow) = serde_json::from_str::<Value>(line) else { return format!("{line}\n") };
+        if flow.pointer("/flow/l7/http").is_some() {
+            for place in ["/flow/l7/http/url", "/flow/Summary"] {
+                if let Some(Value::String(text)) = flow.pointer_mut(place)
+                    && let Some((before, query)) = text.split_once('?')
+                {
+                    let rest = query.find(' ').and_then(|at| query.get(at..)).unwrap_or_default();
+                    *text = format!("{before}?...{rest}");
+                }
+            }
+        }
+        format!("{flow}\n")
+    };
+    String::from_utf8_lossy(flows).lines().map(line).collect::<String>().into_bytes()
 }
 
 /// All files, by name. What could not be had is there with the reason.
@@ -114,7 +138,10 @@ fn gather() -> Vec<(String, Vec<u8>)> {
     }
     let flows = std::env::current_exe().ok().and_then(|path| path.into_os_string().into_string().ok());
     if let Some(this) = flows {
-        files.push(("flows.jsonl".to_owned(), output(&[&this, "observe", "--last", FLOWS, "-o", "jsonpb"])));
+        files.push((
+            "flows.jsonl".to_owned(),
+            without_queries(&output(&[&this, "observe", "--last", FLOWS, "-o", "jsonpb"])),
+        ));
     }
     for path in FILES {
         let content = std::fs::read(path).unwrap_or_else(|error| format!("{error}\n").into_bytes());
@@ -234,6 +261,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn flows_have_no_queries() {
+        let flow =
+            |url: &str, summary: &str| json!({"flow": {"l7": {"http": {"url": url}}, "Summary": summary}}).to_string();
+        let text =
+            format!("{}\nno JSON\n", flow("http://a/cb?access_token=x", "HTTP/1.1 GET http://a/cb?access_token=x 200"));
+        let expected = format!("{}\nno JSON\n", flow("http://a/cb?...", "HTTP/1.1 GET http://a/cb?... 200"));
+        assert_eq!(String::from_utf8(without_queries(text.as_bytes())).unwrap(), expected);
+    }
 
     #[test]
     fn an_archive_is_read_by_tar_and_has_no_secret() {

@@ -20,7 +20,10 @@ use endpoint::{Side, sides};
 const MOST: usize = 4096;
 
 /// Bytes that a compiled expression may take.
-const EXPRESSION: usize = 1 << 20;
+const EXPRESSION: usize = 1 << 18;
+
+/// Expressions of all filters of a request together, patterns with `*` among them.
+const EXPRESSIONS: usize = 32;
 
 /// Why a filter cannot be used. Nothing is told then: a filter that is passed over would tell too much.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +47,9 @@ pub enum FilterError {
     /// There is too much of it.
     #[error("the filters have more than {MOST} elements")]
     TooMany,
+    /// Too much of it has to be compiled.
+    #[error("the filters have more than {EXPRESSIONS} expressions, names and nodes")]
+    TooManyExpressions,
 }
 
 fn wrong(field: &'static str, value: &str, rule: impl Into<String>) -> FilterError {
@@ -75,6 +81,9 @@ impl Filters {
         let elements: usize = allow.iter().chain(deny).map(elements).sum();
         if elements + allow.len() + deny.len() > MOST {
             return Err(FilterError::TooMany);
+        }
+        if allow.iter().chain(deny).map(compiled).sum::<usize>() > EXPRESSIONS {
+            return Err(FilterError::TooManyExpressions);
         }
         let all = |filters: &[FlowFilter]| filters.iter().map(tests_of).collect::<Result<Vec<_>, _>>();
         Ok(Self { allow: all(allow)?, deny: all(deny)? })
@@ -200,9 +209,16 @@ fn requests(filter: &FlowFilter, tests: &mut Vec<Test>) -> Result<(), FilterErro
     Ok(())
 }
 
+/// How much of a filter is compiled.
+fn compiled(filter: &FlowFilter) -> usize {
+    let FlowFilter { source_fqdn, destination_fqdn, node_name, dns_query, http_path, http_url, .. } = filter;
+    [source_fqdn, destination_fqdn, node_name, dns_query, http_path, http_url].into_iter().map(Vec::len).sum()
+}
+
 fn expression(field: &'static str, text: &str) -> Result<Regex, FilterError> {
     RegexBuilder::new(text)
         .size_limit(EXPRESSION)
+        .dfa_size_limit(EXPRESSION)
         .build()
         .map_err(|error| wrong(field, text, format!("is no regular expression: {error}")))
 }

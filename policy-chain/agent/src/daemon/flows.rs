@@ -109,7 +109,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Events that the kernel lost since it was asked last.
     fn lost_in_kernel(&mut self) -> u64 {
         let drops = self.parts.gates.drops();
-        let lost = drops.get(DropReason::EventLost.as_str()).copied().unwrap_or_default();
+        // Where it cannot be read, nothing is known to be new.
+        let lost = drops.get(DropReason::EventLost.as_str()).copied().or(self.watching.lost).unwrap_or_default();
         // What was lost before this process began is nobody's news.
         lost.saturating_sub(self.watching.lost.replace(lost).unwrap_or(lost))
     }

@@ -79,6 +79,8 @@ pub(super) struct Writer {
     node: Node,
     last: u64,
     failed: bool,
+    /// Flows that could not be written, and are not told of yet.
+    lost: u64,
 }
 
 impl Writer {
@@ -92,7 +94,7 @@ impl Writer {
         let mask = (!fields.is_empty()).then(|| Mask::new(fields.iter().map(String::as_str))).transpose();
         match (filters, mask) {
             (Ok(filters), Ok(mask)) => {
-                Some(Self { file: RotatedFile::new(path, limit), filters, mask, node, last: 0, failed: false })
+                Some(Self { file: RotatedFile::new(path, limit), filters, mask, node, last: 0, failed: false, lost: 0 })
             }
             (filters, mask) => {
                 tracing::error!(filters = ?filters.err(), mask = ?mask.err(), "flows are not written to a file");
@@ -106,7 +108,9 @@ impl Writer {
         loop {
             let (records, gone) = flows.after(self.last, AT_ONCE);
             let Some(newest) = records.last() else { return };
-            let mut text = String::new();
+            // Half a line may have been left by what failed.
+            let mut text = String::from(if self.failed { "\n" } else { "" });
+            let missed = gone.saturating_add(self.lost);
             let mut add = |response: &GetFlowsResponse| match json::line(response) {
                 Ok(line) => {
                     text.push_str(&line);
@@ -114,8 +118,8 @@ impl Writer {
                 }
                 Err(error) => tracing::error!(error = %error, "a flow has no JSON"),
             };
-            if gone > 0 {
-                add(&self.node.missed(gone, newest.time));
+            if missed > 0 {
+                add(&self.node.missed(missed, newest.time));
             }
             for record in &records {
                 let mut response = self.node.response(record);
@@ -133,7 +137,10 @@ impl Writer {
                 add(&response);
             }
             self.last = newest.number;
-            match self.file.write(text.as_bytes()) {
+            let written = self.file.write(text.as_bytes());
+            let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
+            self.lost = if written.is_err() { missed.saturating_add(count) } else { 0 };
+            match written {
                 Ok(()) => self.failed = false,
                 Err(error) if !std::mem::replace(&mut self.failed, true) => {
                     tracing::error!(path = %self.file.path().display(), error = %error, "flows could not be written");

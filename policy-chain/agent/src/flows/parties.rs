@@ -142,10 +142,9 @@ impl Parties {
 
     /// The pod behind a gate, whatever address it sends from.
     pub(crate) fn gated(&mut self, key: &PodKey, address: IpAddr, engine: &Engine, pods: &Pods<'_>) -> Arc<Party> {
-        if let Some(party) = self.known.get(&address)
-            && party.pod.as_ref() == Some(key)
-        {
-            return Arc::clone(party);
+        if engine.pod_at(address).is_some_and(|pod| pod.key == *key) {
+            // It is a pod's, so it does not matter which node is the own one.
+            return self.at(address, engine, "", pods);
         }
         match engine.cluster().pods.get(key) {
             Some(pod) => Arc::new(Self::pod(pod, engine, address, pods)),
