@@ -139,6 +139,8 @@ GLOBAL int judge(const struct endpoint *endpoint, const struct question *questio
 	    *(const volatile __u64 *)&endpoint->revision != scene->revision) {
 		scene->audit = 0;
 		answer(scene, VERDICT_DENY, BASIS_BROKEN);
+		/* No endpoint's: what is remembered of this answer is judged again with the next packet. */
+		scene->revision = 0;
 	}
 	return 0;
 }
