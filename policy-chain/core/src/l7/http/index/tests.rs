@@ -33,7 +33,7 @@ fn with_request<T>(target: &str, host: &str, then: impl FnOnce(&Request<'_>) -> 
 fn what_is_repeated_and_repeated_again_may_be_absent() {
     for path in ["/b+{0,2}", "/b+*", "/b+?*"] {
         let rule = HttpRule::new(HttpRuleSpec { path: Some(path.to_owned()), ..HttpRuleSpec::default() }).unwrap();
-        let index = Index::new([&rule].into_iter());
+        let index = Index::new([&rule]);
         with_request("/", "a", |request| {
             assert_ne!(rule.matches(request), Outcome::No, "{path}");
             assert_eq!(index.candidates(request), [0], "{path}");
