@@ -66,6 +66,33 @@ POD_MONITOR = {
 }
 
 
+# The part of its PrometheusRule that is used.
+PROMETHEUS_RULE = {
+    "type": "object",
+    "required": ["groups"],
+    "additionalProperties": False,
+    "properties": {"groups": {"type": "array", "minItems": 1, "items": {
+        "type": "object",
+        "required": ["name", "rules"],
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string"},
+            "rules": {"type": "array", "minItems": 1, "items": {
+                "type": "object",
+                "required": ["alert", "expr"],
+                "additionalProperties": False,
+                "properties": {
+                    **dict.fromkeys(["alert", "expr", "for"], {"type": "string"}),
+                    **dict.fromkeys(["labels", "annotations"], {"type": "object", "additionalProperties": {"type": "string"}}),
+                },
+            }},
+        },
+    }}},
+}
+# Kinds of others' operators, by what of them is used.
+OPERATORS = {"PodMonitor": POD_MONITOR, "PrometheusRule": PROMETHEUS_RULE}
+
+
 def closed(schema):
     """A schema that refuses what it does not name, where it does not say that it keeps everything."""
     if "properties" not in schema:
@@ -83,8 +110,8 @@ def validate(found):
         schema["properties"]["metadata"] = {"type": "object"}
         jsonschema.validate(found, schema)
         return
-    if found["kind"] == "PodMonitor":
-        jsonschema.validate(found["spec"], POD_MONITOR)
+    if found["kind"] in OPERATORS:
+        jsonschema.validate(found["spec"], OPERATORS[found["kind"]])
         return
     for kubernetes in KUBERNETES:
         kubernetes_validate.validate(found, kubernetes, strict=True)
@@ -124,6 +151,14 @@ def every_combination_of_values_is_what_kubernetes_takes():
                 validate(found)
             except (kubernetes_validate.ValidationError, jsonschema.ValidationError) as error:
                 raise AssertionError(f"{name}: {found['kind']} {found['metadata']['name']}: {error}") from error
+
+
+@check
+def alerts_and_dashboards_are_those_that_are_tested():
+    objects = {found["kind"]: found for found in rendered("alerts for the Prometheus Operator, dashboards for Grafana") if found["kind"] in ("PrometheusRule", "ConfigMap")}
+    assert objects["PrometheusRule"]["spec"] == yaml.safe_load((ROOT / "deploy/monitoring/alerts.yaml").read_text())
+    dashboards = {path.name: json.loads(path.read_text()) for path in (ROOT / "deploy/dashboards").glob("*.json")}
+    assert {name: json.loads(text) for name, text in objects["ConfigMap"]["data"].items()} == dashboards
 
 
 @check
