@@ -18,7 +18,7 @@ use crate::netlink::{LinkError, Names, Netlink, NetlinkError, OpenError};
 use crate::netns::{Namespace, NamespaceError, NamespaceThread, ThreadError, ThreadSpec};
 use crate::nft::{self, NftError};
 use crate::plan::plan;
-use crate::state::Observed;
+use crate::state::{NftRuleset, NftTableId, Observed};
 use crate::sysctl::{self, SysctlError};
 
 pub use execute::{ExecuteError, Executed, OpError};
@@ -179,6 +179,17 @@ impl Host {
     pub async fn reconcile(&self, desired: &Desired) -> Result<Executed, ReconcileError> {
         let observed = self.observe(&desired.view()).await.map_err(ReconcileError::Observe)?;
         self.execute(&plan(&observed, desired)).await.map_err(ReconcileError::Execute)
+    }
+
+    /// A table that should be there: `body` is what stands between the braces of `table FAMILY NAME { ... }`. Loads it as a
+    /// dormant draft ([`nft::draft`]) to learn its content, and finds mistakes on the way; three runs of `nft`, so keep the
+    /// result, and let no two callers learn the same table at once.
+    ///
+    /// # Errors
+    /// [`NftError::Refused`] for a body that `nft` or the kernel does not take; [`NftError::Missing`]; others.
+    pub async fn ruleset(&self, id: NftTableId, body: impl Into<String>) -> Result<NftRuleset, NftError> {
+        let body = body.into();
+        self.within(|| nft::learn(id, body)).await
     }
 
     /// Runs a future in the namespace: here, if the calling thread is in it, else on a thread that is. Processes

@@ -1,8 +1,9 @@
 //! nftables tables through the `nft` program: one transaction a table, compared by content.
 //!
 //! What `nft` lists is not what it was given: it writes the same thing in another way. So the content of a table that
-//! should be there is learned by loading it once into an empty namespace ([`ruleset`]); then the two lists are equal
-//! exactly when the tables are.
+//! should be there is learned by loading it once as a draft, a dormant table of another name, on which no packet comes
+//! ([`Host::ruleset`](crate::host::Host::ruleset)); then the two lists are equal exactly when the tables are. An empty
+//! namespace would do as well, but needs `CAP_SYS_ADMIN`, which nothing else asks of who sets up a network.
 //!
 //! nft 1.0.6 wants a newline or `;` behind the closing brace of every chain and set.
 
@@ -14,7 +15,7 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::netns::{Enter, NamespaceError, NamespaceThread, ThreadError, ThreadSpec};
+use crate::netns::{NamespaceError, ThreadError};
 use crate::state::{NftContent, NftRuleset, NftTable, NftTableId};
 
 /// `nft` takes milliseconds; the kernel's lock for nftables may be held by a large transaction of somebody else.
@@ -45,33 +46,32 @@ pub enum NftError {
     /// What it listed is not what its manual promises.
     #[error("cannot read what nft lists")]
     List(#[source] serde_json::Error),
-    /// The empty namespace for learning a table's content could not be made.
-    #[error("cannot make an empty namespace to load a table into")]
+    /// The namespace in which it is to run cannot be entered.
+    #[error("cannot enter the namespace to run nft in")]
     Namespace(#[source] NamespaceError),
     /// The thread in the namespace is gone.
     #[error("cannot run nft in the namespace")]
     Thread(#[source] ThreadError),
 }
 
-/// A table that should be there: `body` is what stands between the braces of `table FAMILY NAME { ... }`. Loads it
-/// into an empty namespace to learn its content, and finds mistakes on the way; two runs of `nft`, so keep the result.
-///
-/// # Errors
-/// [`NftError::Refused`] for a body that `nft` or the kernel does not take; [`NftError::Missing`]; others.
-pub async fn ruleset(id: NftTableId, body: impl Into<String>) -> Result<NftRuleset, NftError> {
-    let body = body.into();
-    let spec = ThreadSpec { name: "nft".into(), net: Enter::New, ..ThreadSpec::default() };
-    let empty = NamespaceThread::spawn(spec).map_err(NftError::Namespace)?;
-    let script = replace_script(&id, &body);
-    let table = id.clone();
-    let listed = empty
-        .run(|| async move {
-            apply(&table, script).await?;
-            list(&table).await
-        })
-        .await
-        .map_err(NftError::Thread)??;
-    let content = listed.map_or_else(|| NftContent(String::new()), |table| table.content);
+/// Where the content of `id` is learned. It is there for as long as that takes; what a killed process has left of it has no
+/// effect, and is replaced the next time.
+#[must_use]
+pub fn draft(id: &NftTableId) -> NftTableId {
+    NftTableId::new(id.family, format!("{}-draft", id.name))
+}
+
+/// [`Host::ruleset`](crate::host::Host::ruleset), in the caller's namespace.
+pub(crate) async fn learn(id: NftTableId, body: String) -> Result<NftRuleset, NftError> {
+    let draft = draft(&id);
+    apply(&id, replace_script(&draft, &format!("flags dormant\n{body}"))).await?;
+    let listed = run(&["-j", "list", "table", draft.family.as_str(), &draft.name], String::new()).await;
+    apply(&id, delete_script(&draft)).await?;
+    let listed = listed?;
+    if !listed.status.success() {
+        return Err(refused(&id, &listed.stderr));
+    }
+    let content = content(&listed.stdout, Some((&draft, &id))).map_err(NftError::List)?;
     Ok(NftRuleset { id, body, content })
 }
 
@@ -85,7 +85,7 @@ pub(crate) async fn apply(table: &NftTableId, script: String) -> Result<(), NftE
 pub(crate) async fn list(table: &NftTableId) -> Result<Option<NftTable>, NftError> {
     let output = run(&["-j", "list", "table", table.family.as_str(), &table.name], String::new()).await?;
     if output.status.success() {
-        let content = content(&output.stdout).map_err(NftError::List)?;
+        let content = content(&output.stdout, None).map_err(NftError::List)?;
         return Ok(Some(NftTable { id: table.clone(), content }));
     }
     if is_absent(&output.stderr) { Ok(None) } else { Err(refused(table, &output.stderr)) }
@@ -148,14 +148,33 @@ fn refused(table: &NftTableId, stderr: &[u8]) -> NftError {
     NftError::Refused { table: table.clone(), message }
 }
 
-/// What `nft -j list table` says, less what changes by itself, and sets in one order.
-fn content(json: &[u8]) -> Result<NftContent, serde_json::Error> {
+/// What `nft -j list table` says, less what changes by itself, and sets in one order; of a draft, what it says of the table
+/// that it is made for.
+fn content(json: &[u8], drafted: Option<(&NftTableId, &NftTableId)>) -> Result<NftContent, serde_json::Error> {
     let mut value: Value = serde_json::from_slice(json)?;
     if let Some(objects) = value.get_mut("nftables").and_then(Value::as_array_mut) {
         objects.retain(|object| object.get("metainfo").is_none());
+        if let Some((draft, id)) = drafted {
+            objects.iter_mut().for_each(|object| rename(object, draft, id));
+        }
     }
     normalise(&mut value);
     Ok(NftContent(value.to_string()))
+}
+
+/// An object of the draft becomes one of the table: the table itself, or what says in which one it is.
+fn rename(object: &mut Value, draft: &NftTableId, id: &NftTableId) {
+    for (kind, fields) in object.as_object_mut().into_iter().flatten() {
+        let Some(fields) = fields.as_object_mut() else { continue };
+        let field = if kind == "table" { "name" } else { "table" };
+        if let Some(name) = fields.get_mut(field).filter(|name| **name == *draft.name) {
+            *name = id.name.clone().into();
+        }
+        if kind == "table" {
+            // Not every nft says that it is dormant.
+            fields.remove("flags");
+        }
+    }
 }
 
 fn normalise(value: &mut Value) {
@@ -189,10 +208,27 @@ mod tests {
             {"rule": {"handle": 3, "expr": [{"counter": {"packets": 5, "bytes": 9}}, {"set": ["b", "a"]}]}}]}"#;
         let two = br#"{"nftables": [{"table": {"family": "ip", "name": "t", "handle": 9}},
             {"rule": {"handle": 4, "expr": [{"counter": {"packets": 0, "bytes": 0}}, {"set": ["a", "b"]}]}}]}"#;
-        assert_eq!(content(one).unwrap(), content(two).unwrap());
+        assert_eq!(content(one, None).unwrap(), content(two, None).unwrap());
         let three = br#"{"nftables": [{"table": {"family": "ip", "name": "t", "handle": 9}},
             {"rule": {"handle": 4, "expr": [{"set": ["a", "b"]}, {"counter": {"packets": 0, "bytes": 0}}]}}]}"#;
-        assert_ne!(content(one).unwrap(), content(three).unwrap());
-        assert!(content(b"no").is_err());
+        assert_ne!(content(one, None).unwrap(), content(three, None).unwrap());
+        assert!(content(b"no", None).is_err());
+    }
+
+    #[test]
+    fn a_draft_says_what_its_table_is_to_be() {
+        let of = |name: &str, flags: &str| {
+            format!(
+                r#"{{"nftables": [{{"table": {{"family": "ip", "name": "{name}"{flags}, "handle": 1}}}},
+                {{"chain": {{"family": "ip", "table": "{name}", "name": "t-draft", "handle": 1}}}},
+                {{"rule": {{"family": "ip", "table": "{name}", "chain": "t-draft", "expr": [{{"accept": null}}]}}}}]}}"#
+            )
+        };
+        let id = NftTableId::new(crate::state::NftFamily::Ip, "t");
+        let draft = draft(&id);
+        let wanted = content(of("t", "").as_bytes(), None).unwrap();
+        for flags in ["", r#", "flags": "dormant""#, r#", "flags": ["dormant"]"#] {
+            assert_eq!(content(of("t-draft", flags).as_bytes(), Some((&draft, &id))).unwrap(), wanted, "{flags}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use sluice_hostnet::desired::{Desired, RouteScope, RuleScope, View};
 use sluice_hostnet::host::{Host, ObserveError, ReconcileError};
 use sluice_hostnet::netlink::{LinkError, OpenError};
 use sluice_hostnet::netns::{Namespace, NamespaceError};
+use sluice_hostnet::nft::draft;
 use sluice_hostnet::state::{Family, LinkKind, NftFamily, NftTableId, Rule};
 use sluice_hostnet::tc::{Hook, Slot, TcError};
 
@@ -148,7 +149,8 @@ fn has_vpc_cni(net_dir: &Path) -> bool {
 async fn network(host: &Host, handed_over: bool, say: &dyn Fn(&str)) -> Result<(), RemoveError> {
     let mut gone = Desired::default();
     for family in [NftFamily::Ip, NftFamily::Ip6] {
-        gone.scope.nft.insert(NftTableId::new(family, "sluice"));
+        let table = NftTableId::new(family, "sluice");
+        gone.scope.nft.extend([draft(&table), table]);
     }
     if !handed_over {
         let view = View { rules: Family::ALL.into_iter().collect(), ..View::default() };

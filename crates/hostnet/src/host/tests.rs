@@ -327,7 +327,7 @@ async fn the_futures_can_be_spawned() {
     spawnable(&host.reconcile(&desired));
     spawnable(&host.execute(&[]));
     spawnable(&host.wait_for_link(ENI_MAC, std::time::Duration::ZERO));
-    spawnable(&nft::ruleset(NftTableId::new(NftFamily::Ip, "t"), ""));
+    spawnable(&host.ruleset(NftTableId::new(NftFamily::Ip, "t"), ""));
 }
 
 #[tokio::test]
@@ -351,7 +351,7 @@ async fn a_table_of_nftables_is_compared_by_content() {
           ip daddr @vpc return
           oifname \"eth0\" fib daddr type != local counter snat to 10.0.1.10 fully-random
         }";
-    let desired = Desired { nft: vec![nft::ruleset(id.clone(), body).await.unwrap()], ..Desired::default() };
+    let desired = Desired { nft: vec![host.ruleset(id.clone(), body).await.unwrap()], ..Desired::default() };
     let executed = host.reconcile(&desired).await.unwrap();
     assert_eq!(executed.changed.len(), 1);
     let listed = command("nft", "list ruleset", host.namespace());
@@ -364,7 +364,7 @@ async fn a_table_of_nftables_is_compared_by_content() {
     assert_eq!(host.reconcile(&desired).await.unwrap(), Executed::default());
 
     // A failure later in the plan puts the table back as it was.
-    let other = nft::ruleset(id.clone(), "chain other { }\n").await.unwrap();
+    let other = host.ruleset(id.clone(), "chain other { }\n").await.unwrap();
     let set = Planned::new(Op::SetNft { ruleset: other, before: None }, "test");
     let fails = Planned::new(Op::AddAddress(Address::new(name("nolink"), net("10.0.0.1/32"))), "test");
     let error = host.execute(&[set, fails]).await.unwrap_err();
@@ -375,7 +375,7 @@ async fn a_table_of_nftables_is_compared_by_content() {
     host.reconcile(&gone).await.unwrap();
     assert_eq!(command("nft", "list ruleset", host.namespace()), "");
 
-    let error = nft::ruleset(id, "chain x { nonsense }\n").await.unwrap_err();
+    let error = host.ruleset(id, "chain x { nonsense }\n").await.unwrap_err();
     assert!(matches!(&error, NftError::Refused { message, .. } if message.contains("nonsense")), "{error:?}");
 }
 
@@ -389,7 +389,7 @@ fn a_missing_nft_is_named() {
             // Seen by this thread and its children only.
             mount(Some("none"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         }
-        nft::ruleset(NftTableId::new(NftFamily::Ip, "t"), "").await.unwrap_err().to_string()
+        Host::current().unwrap().ruleset(NftTableId::new(NftFamily::Ip, "t"), "").await.unwrap_err().to_string()
     });
     assert_eq!(error.unwrap(), "the program nft is not there: install nftables");
 }

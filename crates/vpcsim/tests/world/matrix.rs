@@ -16,7 +16,6 @@ use sluice_hostnet::desired::{Desired, LinkSettings};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::VethSpec;
 use sluice_hostnet::netns::NamespaceThread;
-use sluice_hostnet::nft;
 use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{
     Address, Family, Mark, Neighbour, NftFamily, NftTableId, Route, Rule, Sysctl, SysctlKey, host_prefix,
@@ -128,7 +127,7 @@ async fn set_up_node(host: &Host, eth1: &IfName, primaries: [Ipv4Addr; 2]) {
             Rule::from(RULE_FROM_ENI, net(primaries[1]), table),
         ],
         sysctls: vec![Sysctl::new(SysctlKey::of_interface(Family::V4, &dev("eth0"), "rp_filter").unwrap(), 2)],
-        nft: vec![nft::ruleset(NftTableId::new(NftFamily::Ip, "by-hand"), nat(vpc, primaries[0])).await.unwrap()],
+        nft: vec![host.ruleset(NftTableId::new(NftFamily::Ip, "by-hand"), nat(vpc, primaries[0])).await.unwrap()],
         ..Desired::default()
     };
     host.reconcile(&desired).await.unwrap();

@@ -12,7 +12,6 @@ use sluice_contract::node::{RULE_FROM_ENI, RULE_FROM_POD, RULE_TO_POD, TABLE_MAI
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
-use sluice_hostnet::nft;
 use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{Family, LinkKind, NftRuleset, NftTableId, Observed, Rule, host_prefix};
 use sluice_hostnet::watch::{Event, NftEvent, NftWatch, WaitForLinkError, Watch, Watched};
@@ -112,7 +111,8 @@ impl HostKernel {
         match last.get(&table) {
             Some(known) if known.body == body => Ok(known.clone()),
             _ => {
-                let learnt = nft::ruleset(table.clone(), body).await.map_err(failed("loading the nftables table"))?;
+                let learnt =
+                    self.host.ruleset(table.clone(), body).await.map_err(failed("loading the nftables table"))?;
                 last.insert(table, learnt.clone());
                 Ok(learnt)
             }
