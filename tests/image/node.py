@@ -114,6 +114,15 @@ def engine(pod, container, more_env=(), more_args=(), more_mounts=()):
     return [*words, "--entrypoint", command[0], "localhost/" + container["image"], *command[1:]]
 
 
+def no_errors(*names):
+    """A daemon that is denied something says so, and may go on without it."""
+    for name in names:
+        said = run(*PODMAN, "logs", name)
+        errors = [line for line in (said.stdout + said.stderr).splitlines() if " ERROR " in line]
+        assert not errors, f"{name}:\n" + "\n".join(errors)
+    passed("none of the daemons was denied anything")
+
+
 def start(pod, name, **more):
     container = next(one for one in pod["containers"] if one["name"] == name)
     words = engine(pod, container, **more)
@@ -201,6 +210,7 @@ def main():
         eventually("the next proxy serves", lambda: ask("client", address, "/public") == "404")
         assert on_node("stat", "--format", "%i", "/run/sluice/netns/ingress").stdout == inode
         passed("it has the namespaces of the one before")
+        no_errors("ipamd", "policyd", "proxy")
     finally:
         server.kill()
         server.wait()

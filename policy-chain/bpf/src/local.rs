@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapError, MapFd, MapInfo};
+use aya::maps::{MapData, MapError};
 use aya_obj::btf::{Btf, BtfError, BtfRelocationError};
 use aya_obj::relocation::EbpfRelocationError;
 use aya_obj::{Object, ParseError};
@@ -138,15 +138,14 @@ fn load(root: &Path) -> Result<OwnedFd, LocalError> {
     let types = Btf::from_sys_fs().map_err(|error| LocalError::Types(Box::new(error)))?;
     object.relocate_btf(&types).map_err(|error| LocalError::Fit(Box::new(error)))?;
     let maps = std::mem::take(&mut object.maps);
-    let mut descriptors: Vec<(&'static str, MapFd)> = Vec::new();
+    let mut opened: Vec<(&'static str, MapData)> = Vec::new();
     for map in layout::MAPS.iter().map(|map| map.name).filter(|map| maps.contains_key(*map)) {
-        let opened = MapInfo::from_pin(root.join(map)).and_then(|info| info.fd());
-        descriptors.push((map, opened.map_err(|source| LocalError::Map { map, source })?));
+        // By its pin: to open a map by its number takes CAP_SYS_ADMIN.
+        opened.push((map, MapData::from_pin(root.join(map)).map_err(|source| LocalError::Map { map, source })?));
     }
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
-    let joined = descriptors
-        .iter()
-        .filter_map(|(name, descriptor)| maps.get(*name).map(|map| (*name, descriptor.as_fd().as_raw_fd(), map)));
+    let joined =
+        opened.iter().filter_map(|(name, data)| maps.get(*name).map(|map| (*name, data.fd().as_fd().as_raw_fd(), map)));
     object.relocate_maps(joined, &text).map_err(|error| LocalError::Join(Box::new(error)))?;
     object.relocate_calls(&text).map_err(|error| LocalError::Join(Box::new(error)))?;
     let program = object.programs.get(NAME).ok_or(LocalError::Missing)?;
