@@ -37,7 +37,9 @@ use sluice_daemon::log::ErrorChain;
 use sluice_daemon::tombstones::Tombstones;
 use sluice_policy_core::cluster::{Object, ObjectId, Pod, PodKey};
 use sluice_policy_core::compile::diff::Operation;
-use sluice_policy_core::compile::engine::{Engine, Notice as EngineNotice};
+use sluice_policy_core::compile::engine::{Engine, MAX_CONDITIONS, Notice as EngineNotice};
+use sluice_policy_core::flow::Direction;
+use sluice_policy_core::model::PolicyRef;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -65,6 +67,9 @@ pub(crate) use pods::interface;
 
 /// Inputs of each kind that are taken into one batch at most, so that none waits for long.
 const BATCH: usize = 512;
+
+/// Policies that an Event names.
+const NAMED: usize = 3;
 
 /// A clock that shows wall-clock time and moves with tokio's, so that virtual time moves both.
 #[derive(Debug, Clone, Copy)]
@@ -348,6 +353,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                     tracing::warn!(count, "addresses of names were forgotten: there are too many");
                     self.parts.metrics.error("names");
                 }
+                EngineNotice::TooLarge { direction, policies, pods } => {
+                    self.report_too_large(direction, &policies, pods);
+                }
             }
         }
         self.names_committed();
@@ -474,6 +482,27 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 let notice = Notice { about, uid, weight: Weight::Warning, reason, message };
                 self.parts.outbox.put(Letter::Notice(notice));
             }
+        }
+    }
+
+    fn report_too_large(&self, direction: Direction, policies: &[PolicyRef], pods: Vec<PodKey>) {
+        let mut names: Vec<String> = policies.iter().take(NAMED).map(ToString::to_string).collect();
+        if let Some(more) = policies.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            names.push(format!("{more} more"));
+        }
+        let names = names.join(", ");
+        tracing::error!(%direction, policies = names, pods = pods.len(), "policies are too large together to be in force");
+        self.parts.metrics.error("too-large");
+        for pod in pods {
+            let uid = self.engine.cluster().pods.get(&pod).map(|pod| pod.uid.clone());
+            let message = format!(
+                "no {direction} passes, because the pod's policies of this direction are too large together ({names}): their \
+                 rules name more than {MAX_CONDITIONS} ports for all peers that they tell apart; fewer peers in rules with \
+                 many ports, or ranges of ports, make them fit"
+            );
+            let about = Some(ObjectId::Pod(pod));
+            let notice = Notice { about, uid, weight: Weight::Warning, reason: "PolicyTooLarge", message };
+            self.parts.outbox.put(Letter::Notice(notice));
         }
     }
 

@@ -231,6 +231,9 @@ pub enum Reason {
     OwnAddress,
     /// The address is a Service's: its backends decide (DESIGN 6.8).
     Service,
+    /// The policies that select the pod say more, all together, than can be put in force: nothing passes
+    /// ([`crate::compile::MAX_CONDITIONS`]).
+    TooLarge,
     /// The pod is not known.
     Unknown,
 }
@@ -244,6 +247,7 @@ impl fmt::Display for Reason {
             Self::OwnNode => f.write_str("the pod's own node may always reach it"),
             Self::OwnAddress => f.write_str("a pod may always reach itself"),
             Self::Service => f.write_str("the Service's backends decide"),
+            Self::TooLarge => f.write_str("the pod's policies are too large to be in force, so nothing passes"),
             Self::Unknown => f.write_str("the pod is not known"),
         }
     }

@@ -250,7 +250,12 @@ fn policies(packet: &Packet) -> Deciding {
             Some((&rule.policy, format!("{RULE}{at}")))
         }
         Reason::Isolated(policy) => Some((policy, ISOLATES.to_owned())),
-        Reason::NoPolicy | Reason::OwnNode | Reason::OwnAddress | Reason::Service | Reason::Unknown => None,
+        Reason::NoPolicy
+        | Reason::OwnNode
+        | Reason::OwnAddress
+        | Reason::Service
+        | Reason::TooLarge
+        | Reason::Unknown => None,
     };
     let policies = policy.map(|(policy, label)| Policy {
         name: policy.name.to_string(),

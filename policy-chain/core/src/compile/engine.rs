@@ -16,6 +16,7 @@ mod atoms;
 mod book;
 mod checkpoint;
 mod fronts;
+mod moved;
 mod named;
 mod numbers;
 
@@ -42,11 +43,11 @@ use self::store::Store;
 use self::subjects::Subject;
 use super::diff::Operation;
 use super::identity::{Classes, Key, Kind, Moves, NONE, once};
-use super::image::{Image, RowId};
+use super::image::Image;
 use super::predicate::Predicate;
 use super::view::matches;
 use crate::cluster::{Applied, Cluster, EndpointSlice, Event, Labels, ObjectId, ObjectKey, PodKey};
-use crate::flow::{Judgement, Query};
+use crate::flow::{Direction, Judgement, Query};
 use crate::l7::dns::Name;
 use crate::model::cilium::ServiceSelector;
 use crate::model::{PolicyRef, Text};
@@ -55,6 +56,7 @@ use crate::settings::Settings;
 
 pub use self::checkpoint::{Checkpoint, CheckpointFrontend, CheckpointIdentity, Floor};
 pub use self::named::NameClass;
+pub use self::programs::MAX_CONDITIONS;
 
 /// Compiles what it is told into an image, for one node.
 #[derive(Debug)]
@@ -113,6 +115,16 @@ pub enum Notice {
     /// Addresses of names were forgotten because there were too many, so many since the last commit. What rules allow
     /// these names does not allow the addresses.
     NamesForgotten(u64),
+    /// What all policies of a direction say together is too large ([`MAX_CONDITIONS`]): nothing passes these pods' gates, by
+    /// [`crate::flow::Reason::TooLarge`].
+    TooLarge {
+        /// The direction.
+        direction: Direction,
+        /// The policies, sorted.
+        policies: Vec<PolicyRef>,
+        /// The pods of the node that they select, sorted.
+        pods: Vec<PodKey>,
+    },
 }
 
 impl Engine {
@@ -308,7 +320,7 @@ impl Engine {
         let atoms = &self.atoms;
         self.classes.number_all(&mut |key| restored.identity(key, atoms));
         // Tables.
-        self.programs.fill(&self.split(&moves), &self.classes, &self.atoms, &mut self.store);
+        let mut closed = self.fill_programs(&moves);
         let api_server = self.own_api_server();
         self.programs.set_host_rows(api_server == self.host_api_server, api_server, &mut self.store);
         self.host_api_server = api_server;
@@ -321,6 +333,7 @@ impl Engine {
             moved.extend(egress.map(|(index, _)| index));
         }
         self.note_moves(&moves, &mut moved);
+        moved.extend(&closed);
         // Gates.
         for front in refreshed.iter().filter_map(|index| self.fronts.get(index)) {
             for (address, _) in front.backends.iter() {
@@ -334,12 +347,27 @@ impl Engine {
         self.set_gates(&changed, &moved, &mut gates);
         let mut operations = self.store.staged(&mut self.classes.numbers, &mut self.programs.numbers);
         // What is old.
-        self.retire(&released, &gates, &mut moves);
+        closed.append(&mut self.retire(&released, &gates, &mut moves));
         operations.append(&mut self.store.operations());
         self.settle();
         let forgotten = overflowed.saturating_sub(std::mem::replace(&mut self.names_told, overflowed));
-        let notices = if forgotten > 0 { vec![Notice::NamesForgotten(forgotten)] } else { Vec::new() };
+        let mut notices = if forgotten > 0 { vec![Notice::NamesForgotten(forgotten)] } else { Vec::new() };
+        notices.extend(closed.iter().filter_map(|program| self.too_large(*program)));
         Update { operations, notices }
+    }
+
+    /// Gives the programs that are too large from now on.
+    fn fill_programs(&mut self, moves: &Moves) -> BTreeSet<u32> {
+        let new = self.split(moves);
+        let front = |index: u32| self.fronts.get(index).map(|front| front.identity);
+        self.programs.fill(&new, &self.classes, &self.atoms, &front, &mut self.store)
+    }
+
+    fn too_large(&self, program: u32) -> Option<Notice> {
+        let instance = self.programs.get(program)?;
+        let runs = |subject: &Subject| subject.sides.iter().any(|side| side.program == Some(program));
+        let pods = self.subjects.iter().filter(|(_, subject)| runs(subject)).map(|(pod, _)| pod.clone()).collect();
+        Some(Notice::TooLarge { direction: instance.program.direction(), policies: instance.policies(), pods })
     }
 
     /// Services, their backends and their frontends.
@@ -550,61 +578,15 @@ impl Engine {
         }
     }
 
-    /// In which programs an address that had an identity has another row now.
-    fn note_moves(&self, moves: &Moves, moved: &mut BTreeSet<u32>) {
-        let now = |entry: &u32| self.classes.get(*entry).map(|entry| entry.class);
-        let mut pairs: BTreeSet<(u32, u32)> = moves
-            .entries
-            .iter()
-            .filter(|(_, before)| *before != NONE)
-            .filter_map(|(entry, before)| Some((*before, now(entry)?)))
-            .collect();
-        let lost = moves.lost.iter().filter(|(_, before)| *before != NONE);
-        pairs.extend(lost.filter_map(|(address, before)| Some((*before, self.book.class(*address, &self.classes)?))));
-        pairs.retain(|(before, now)| before != now && !self.is_name_ended(*before, *now));
-        for (before, now) in pairs {
-            moved.extend(self.that_tell(before, now).filter(|(_, old, new)| old != new).map(|(index, ..)| index));
-        }
-        // Somebody new at an address moves nothing, but for what the address could do as one of its prefix and cannot any more.
-        let taken = moves.taken.iter().filter(|(_, before)| *before != NONE);
-        let taken: BTreeSet<(u32, u32)> =
-            taken.filter_map(|(address, before)| Some((*before, self.book.class(*address, &self.classes)?))).collect();
-        for (before, now) in taken {
-            let told = self.that_tell(before, now);
-            moved.extend(told.filter(|(_, old, new)| self.store.tightens(*old, *new)).map(|(index, ..)| index));
-        }
-    }
-
-    /// The programs that may tell one class from another, with the rows that they have for the two.
-    fn that_tell(&self, one: u32, other: u32) -> impl Iterator<Item = (u32, RowId, RowId)> {
-        let key = |class: u32| self.classes.class(class).map_or(&[][..], |class| &class.key);
-        let (mine, others) = (key(one), key(other));
-        let only_mine = mine.iter().filter(|atom| others.binary_search(atom).is_err());
-        let only_others = others.iter().filter(|atom| mine.binary_search(atom).is_err());
-        let asking = self.programs.that_ask_for(only_mine.chain(only_others));
-        asking.into_iter().filter_map(move |index| {
-            let program = self.programs.get(index)?;
-            Some((index, program.row_at(one), program.row_at(other)))
-        })
-    }
-
-    /// Whether all that an address lost is names that it was known by. Flows that were opened by such a name go on (NPEP-133:
-    /// "existing connections stay"), so no gate looks at its flows again for that.
-    fn is_name_ended(&self, before: u32, now: u32) -> bool {
-        let (Some(before), Some(now)) = (self.classes.class(before), self.classes.class(now)) else { return false };
-        let is_name = |atom: &u32| matches!(self.atoms.predicate(*atom), Some(Predicate::Name(_)));
-        now.key.iter().all(|atom| before.key.contains(atom))
-            && before.key.iter().all(|atom| is_name(atom) || now.key.contains(atom))
-    }
-
     /// Whether the own node is an API server.
     fn own_api_server(&self) -> bool {
         let node = self.settings.node.as_ref().and_then(|name| self.cluster.nodes.get(name));
         node.is_some_and(|node| node.addresses.iter().any(|address| self.book.api_servers.contains(address)))
     }
 
-    /// Drops what nobody needs any more.
-    fn retire(&mut self, released: &[u32], gates: &[(u32, programs::Overrides)], moves: &mut Moves) {
+    /// Drops what nobody needs any more. Gives the programs that are too large from now on: peers that were told apart by
+    /// what is gone may be new to them.
+    fn retire(&mut self, released: &[u32], gates: &[(u32, programs::Overrides)], moves: &mut Moves) -> BTreeSet<u32> {
         let front = |index: u32| self.fronts.get(index).map(|front| front.identity);
         for (program, overrides) in gates {
             self.programs.release_variant(*program, overrides, &self.classes, &front, &mut self.store);
@@ -615,17 +597,19 @@ impl Engine {
         moves.taken.clear();
         moves.born.clear();
         let gone = self.programs.retire(&mut self.atoms, &mut self.store);
-        if !gone.atoms.is_empty() || !gone.port_names.is_empty() {
-            self.put_out_of_force(&gone, moves);
-        }
+        let closed = match gone.atoms.is_empty() && gone.port_names.is_empty() {
+            true => BTreeSet::new(),
+            false => self.put_out_of_force(&gone, moves),
+        };
         let swept = self.classes.sweep(&moves.dead);
         self.programs.forget_classes(&swept, &mut self.store);
         self.fronts.settle(&mut self.store);
         self.programs.settle(&mut self.store);
         self.store.sweep();
+        closed
     }
 
-    fn put_out_of_force(&mut self, gone: &Gone, moves: &mut Moves) {
+    fn put_out_of_force(&mut self, gone: &Gone, moves: &mut Moves) -> BTreeSet<u32> {
         for atom in &gone.atoms {
             let Some(predicate) = self.atoms.predicate(*atom) else { continue };
             self.book.set_pods(*atom, predicate, &self.namespaces, false, &self.classes);
@@ -658,10 +642,11 @@ impl Engine {
         self.classify(&Born::default(), moves);
         let (restored, atoms) = (&mut self.restored, &self.atoms);
         self.classes.number_all(&mut |key| restored.identity(key, atoms));
-        self.programs.fill(&self.split(moves), &self.classes, &self.atoms, &mut self.store);
+        let closed = self.fill_programs(moves);
         self.write_addresses(moves);
         let refreshed = self.fronts.refresh(&self.book, &self.classes);
         self.fronts.fill(&refreshed.shaped, &mut self.programs, &mut self.store);
+        closed
     }
 
     fn settle(&mut self) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::fold;
-use super::lower::{Entry, Isolation, Lowered, Lowering, Section};
+use super::lower::{Entry, Isolation, Lowered, Lowering, Part, Section};
 use super::predicate::Predicate;
 use super::row::Row;
 pub use super::select::{Selected, selects};
@@ -186,6 +186,18 @@ impl Program {
     #[must_use]
     pub fn map_row<D: Clone>(&self, key: &RowKey, decision: impl FnMut(Judgement) -> D) -> Row<D> {
         fold::row(self, key, decision)
+    }
+
+    /// How many conditions on ports the row of this key is made of: its cost, in time and in entries.
+    pub(super) fn weight(&self, key: &RowKey) -> usize {
+        let entries = key.entries.iter().filter_map(|&index| self.lowered.entries.get(index as usize));
+        let part = |part: &Part| 1 + part.ports.ranges.len() + part.ports.named.len().min(key.named_ports.len());
+        entries.flat_map(|entry| &entry.parts).map(part).sum()
+    }
+
+    /// Whether nothing but dry runs is said: what cannot be put in force then restricts nothing.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.lowered.enforced == Isolation::default() && self.lowered.entries.iter().all(|entry| entry.audit)
     }
 
     /// What the row of a peer depends on that no predicate holds for and that has no named ports: only the rules for

@@ -315,6 +315,7 @@ pub fn is_named(reason: &Reason, name: &str) -> bool {
         Reason::OwnNode => name == "own node",
         Reason::OwnAddress => name == "own address",
         Reason::Service => name == "service",
+        Reason::TooLarge => name == "too large",
         Reason::Unknown => name == "unknown",
     }
 }

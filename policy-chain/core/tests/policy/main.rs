@@ -9,6 +9,7 @@
 //! | [`identities`] | examples of which identity an address has, and when open flows are judged again |
 //! | [`memory`] | what a cluster's objects take |
 //! | [`steps`] | each step of an update is safe; numbers outlive a restart |
+//! | [`too_large`] | what is too large to be in force lets nothing pass |
 //! | [`vectors`] | the vectors of tests/scenarios/policy |
 //!
 //! `cargo test -p sluice-policy-core --test policy agree::` runs one of them.
@@ -24,6 +25,7 @@ mod identities;
 mod memory;
 mod random;
 mod steps;
+mod too_large;
 mod vectors;
 mod world;
 

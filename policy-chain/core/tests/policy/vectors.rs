@@ -102,7 +102,7 @@ fn explained(cluster: &Cluster, settings: &Settings, query: &Query) -> Judgement
     let audited = cluster.pods.get(&query.subject).is_some_and(|pod| pod.audit);
     let by_policy = match judgement.reason {
         Reason::Rule(_) | Reason::Isolated(_) | Reason::NoPolicy => true,
-        Reason::OwnNode | Reason::OwnAddress | Reason::Service | Reason::Unknown => false,
+        Reason::OwnNode | Reason::OwnAddress | Reason::Service | Reason::TooLarge | Reason::Unknown => false,
     };
     let service = cluster.services.values().any(|service| service.addresses.contains(&query.peer))
         || cluster.nodes.values().any(|node| node.addresses.contains(&query.peer) && query.port >= 30_000);

@@ -1,7 +1,11 @@
 //! Programs in use, and their tables in the image.
 
+mod size;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+pub use self::size::MAX_CONDITIONS;
+use self::size::Size;
 use super::atoms::{Atom, Atoms, plain};
 use super::book::counted;
 use super::numbers::Numbers;
@@ -12,7 +16,7 @@ use crate::compile::image::{Identity, PolicyId, RowEntries, RowId};
 use crate::compile::predicate::Kind;
 use crate::compile::program::{PeerFacts, Program, RowKey, Selected, networks};
 use crate::flow::{Direction, Origin};
-use crate::model::Text;
+use crate::model::{PolicyRef, Text};
 use crate::pack::pack_map;
 use crate::settings::Settings;
 
@@ -67,6 +71,9 @@ pub(super) struct Instance {
     pub(super) listed: BTreeMap<u32, RowId>,
     pub(super) variants: BTreeMap<Overrides, Variant>,
     cache: HashMap<RowKey, RowId>,
+    /// What the rows of this commit were made of, of [`MAX_CONDITIONS`].
+    spent: usize,
+    size: Size,
 }
 
 #[derive(Debug)]
@@ -213,6 +220,7 @@ impl Programs {
             }
         }
         let default_key = program.default_key(Origin::Forwarded);
+        let spent = program.weight(&default_key);
         let default_row = row_of(&program, &default_key, store);
         let mut sorted: Box<[(Atom, u32)]> = predicates.iter().copied().zip(0..).collect();
         sorted.sort_unstable();
@@ -231,6 +239,8 @@ impl Programs {
             listed: BTreeMap::new(),
             variants: BTreeMap::new(),
             cache: HashMap::new(),
+            spent,
+            size: if spent > MAX_CONDITIONS { Size::Exceeded } else { Size::Fits },
         };
         let index = self.free.pop().unwrap_or_else(|| {
             self.list.push(None);
@@ -279,8 +289,28 @@ impl Programs {
     }
 
     /// Fills the tables of new programs, and adds new classes to the others', each with the class that it was split from if
-    /// there is one.
-    pub(super) fn fill(&mut self, new: &[(u32, Option<u32>)], classes: &Classes, atoms: &Atoms, store: &mut Store) {
+    /// there is one. Gives the programs that are too large to be in force, from now on.
+    pub(super) fn fill(
+        &mut self,
+        new: &[(u32, Option<u32>)],
+        classes: &Classes,
+        atoms: &Atoms,
+        front: &dyn Fn(u32) -> Option<Identity>,
+        store: &mut Store,
+    ) -> BTreeSet<u32> {
+        self.add_classes(new, classes, atoms, store);
+        let mut closed = BTreeSet::new();
+        for (index, instance) in self.iter_mut().filter(|(_, instance)| instance.size == Size::Exceeded) {
+            instance.close(classes, front, store);
+            closed.insert(index);
+        }
+        if !closed.is_empty() {
+            store.sweep_unseen();
+        }
+        closed
+    }
+
+    fn add_classes(&mut self, new: &[(u32, Option<u32>)], classes: &Classes, atoms: &Atoms, store: &mut Store) {
         let born: BTreeSet<u32> = std::mem::take(&mut self.born).into_iter().collect();
         for (class, parent) in new {
             let Some(key) = classes.class(*class).map(|class| &class.key) else { continue };
@@ -471,6 +501,7 @@ impl Programs {
             for (_, row) in instance.cache.drain() {
                 store.release(row);
             }
+            instance.spent = 0;
         }
         self.numbers.settle();
     }
@@ -484,6 +515,9 @@ fn row_of(program: &Program, key: &RowKey, store: &mut Store) -> RowId {
 impl Instance {
     /// Adds a class that is new, or to a table that is. `parent` is in the table already, if it is not as any other.
     fn add(&mut self, index: u32, parent: Option<u32>, classes: &Classes, atoms: &Atoms, store: &mut Store) {
+        if self.size != Size::Fits {
+            return;
+        }
         let Some(class) = classes.class(index) else { return };
         let asks = !self.program.named_ports().is_empty();
         let holding = self.holding(&class.key);
@@ -532,6 +566,11 @@ impl Instance {
         if let Some(row) = self.cache.get(&key) {
             return (*row != self.default_row).then_some(*row);
         }
+        self.spent += self.program.weight(&key);
+        if self.spent > MAX_CONDITIONS {
+            self.size = Size::Exceeded;
+            return None;
+        }
         let row = row_of(&self.program, &key, store);
         self.cache.insert(key, row);
         (row != self.default_row).then_some(row)
@@ -544,6 +583,14 @@ impl Instance {
         let Some(row) = known else { return row_of(&self.program, &key, store) };
         store.refer(row);
         row
+    }
+
+    /// The policies that it puts in force, sorted.
+    pub(super) fn policies(&self) -> Vec<PolicyRef> {
+        let mut policies: Vec<PolicyRef> = self.selected.iter().map(|one| one.policy.id().clone()).collect();
+        policies.sort();
+        policies.dedup();
+        policies
     }
 
     /// The row of a class, which may be the default one.

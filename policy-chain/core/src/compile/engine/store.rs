@@ -184,7 +184,27 @@ impl Store {
 
     /// Removes rows and decisions that nobody refers to.
     pub(super) fn sweep(&mut self) {
-        for id in std::mem::take(&mut self.unused_rows) {
+        let unused = std::mem::take(&mut self.unused_rows);
+        self.remove_rows(unused);
+        for id in std::mem::take(&mut self.unused_decisions) {
+            let Some(counted) = self.counted_decisions.remove(&id) else { continue };
+            self.decisions.remove(&counted.value);
+            let before = self.image.decisions.remove(&id);
+            self.before.decisions.entry(id).or_insert(before);
+            self.decision_numbers.give_back(id.0);
+        }
+    }
+
+    /// Removes the rows that nobody refers to and that the kernel has not seen.
+    pub(super) fn sweep_unseen(&mut self) {
+        let unseen = |id: &RowId| matches!(self.before.rows.get(id), Some(None));
+        let (unseen, unused) = std::mem::take(&mut self.unused_rows).into_iter().partition(unseen);
+        self.unused_rows = unused;
+        self.remove_rows(unseen);
+    }
+
+    fn remove_rows(&mut self, rows: BTreeSet<RowId>) {
+        for id in rows {
             let Some(counted) = self.counted_rows.remove(&id) else { continue };
             self.rows.remove(&counted.value);
             let before = self.image.rows.remove(&id);
@@ -199,13 +219,6 @@ impl Store {
                     }
                 }
             }
-        }
-        for id in std::mem::take(&mut self.unused_decisions) {
-            let Some(counted) = self.counted_decisions.remove(&id) else { continue };
-            self.decisions.remove(&counted.value);
-            let before = self.image.decisions.remove(&id);
-            self.before.decisions.entry(id).or_insert(before);
-            self.decision_numbers.give_back(id.0);
         }
     }
 

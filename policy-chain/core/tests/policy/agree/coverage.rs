@@ -249,6 +249,7 @@ impl Coverage {
             Reason::OwnNode => "own node",
             Reason::OwnAddress => "own address",
             Reason::Service => "service",
+            Reason::TooLarge => "too large",
             Reason::Unknown => "unknown",
         };
         self.add(format!("{prefix}{verdict}: {reason}"));

@@ -85,6 +85,33 @@ fn shapes(bytes: usize, mut visit: impl FnMut(&str, Value)) {
             json!({"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "NotIn", "values": each(10).map(|number| format!("v{number}")).collect::<Vec<_>>()}]}}]}),
         ]),
     );
+    // What grows with the product of its two halves.
+    let odd = |size: usize| each(size).map(|number| json!({"port": 1 + 2 * number % 65_000})).collect::<Vec<_>>();
+    visit(
+        "ports from anyone, and blocks with a port each",
+        network(
+            std::iter::once(json!({"ports": odd(30)}))
+                .chain(each(180).map(|number| {
+                    json!({"from": [{"ipBlock": {"cidr": address(number)}}], "ports": [{"port": 2 + 2 * number % 65_000}]})
+                }))
+                .collect(),
+        ),
+    );
+    visit(
+        "ports of all but one each",
+        network(each(220).map(|number| {
+            let selector = json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": [format!("v{number}")]}]});
+            json!({"from": [{"podSelector": selector}], "ports": [{"port": 1 + 2 * number % 65_000}]})
+        }).collect()),
+    );
+    visit(
+        "blocks with as many ports each as a rule has",
+        cilium(each(1_800).map(|number| {
+            let ports: Vec<Value> =
+                (0..40).map(|port| json!({"port": (1 + 2 * (number * 40 + port) % 65_000).to_string(), "protocol": "TCP"})).collect();
+            json!({"fromCIDR": [address(number), "0.0.0.0/0"], "toPorts": [{"ports": ports}]})
+        }).collect()),
+    );
     visit("empty rules", network(each(3).map(|_| json!({})).collect()));
     visit("faults", network(each(9).map(|_| json!({"a": 1})).collect()));
     visit("blocks of cilium.io", cilium(vec![json!({"fromCIDR": each(16).map(address).collect::<Vec<_>>()})]));

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sluice_policy_core::cluster::{Cluster, Event, Object, PodKey};
 use sluice_policy_core::compile::engine::Engine;
 use sluice_policy_core::compile::image::Image;
-use sluice_policy_core::flow::{Direction, Origin, Protocol, Query};
+use sluice_policy_core::flow::{Direction, Origin, Protocol, Query, Reason, Verdict};
 use sluice_policy_core::l7::dns::Name;
 use sluice_policy_core::manifest;
 use sluice_policy_core::oracle;
@@ -147,6 +147,12 @@ impl Target {
         for _ in 0..16 {
             let query = query(random, &subjects, &proxied);
             let expected = oracle::judge(&cluster, &self.settings, &query);
+            // What is too large to be in force the oracle does not know.
+            let found = engine.judge(&query);
+            if found.reason == Reason::TooLarge {
+                assert_eq!((image.judge(&query), found.verdict.clone()), (found, Verdict::Deny), "{query:?}");
+                continue;
+            }
             assert_eq!(engine.judge(&query), expected, "compiled, and the oracle, on {query:?}");
             assert_eq!(image.judge(&query), expected, "by operations, and the oracle, on {query:?}");
             counts.verdicts[match expected.verdict.as_str() {
