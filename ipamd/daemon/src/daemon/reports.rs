@@ -121,10 +121,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     fn report_condition(&mut self, condition: Condition) {
         let said = self.reports.condition.as_ref();
         // Its words may hold what changes with each look; what counts is whether it holds, and why.
-        if said.is_none_or(|said| (said.holds, said.reason) != (condition.holds, condition.reason)) {
-            if self.report(Report::Condition(condition.clone())) {
-                self.reports.condition = Some(condition);
-            }
+        if said.is_none_or(|said| (said.holds, said.reason) != (condition.holds, condition.reason))
+            && self.report(Report::Condition(condition.clone()))
+        {
+            self.reports.condition = Some(condition);
         }
     }
 }
