@@ -1,7 +1,7 @@
 //! Configuration: the node's name by VPC CNI's variable, and `SLUICE_*` for what is ours. This is the only place that
 //! knows their names. Every fault is collected, and all are reported at once.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "SLUICE_HUBBLE_ADDRESS",
         "127.0.0.1:4244",
-        "address of Hubble's observer; it has no TLS, so open it (0.0.0.0:4244, for Hubble Relay) only where pods cannot reach it",
+        "address of Hubble's observer; it has no TLS, so open it ([::]:4244, for Hubble Relay) only where pods cannot reach it",
     ),
     variable("SLUICE_KEEP_ESTABLISHED", "false", "flows that were let pass and answered stay so when policy changes"),
     variable("SLUICE_LOG", "info", "log filter, e.g. info,sluice_policyd=debug"),
@@ -49,7 +49,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("SLUICE_POLICY_ADD_DEADLINE", "10", "seconds that an ADD waits for its pod's policy, 1 to 220"),
     variable("SLUICE_POLICY_INTROSPECTION_ADDRESS", "127.0.0.1:61680", "introspection address"),
     variable("SLUICE_POLICY_MAX_WAITING", "1024", "ADDs that may wait at once, 1 to 10000"),
-    variable("SLUICE_POLICY_METRICS_ADDRESS", "0.0.0.0:9962", "metrics address"),
+    variable("SLUICE_POLICY_METRICS_ADDRESS", "[::]:9962", "metrics address; [::] is every address of both families"),
     variable(
         "SLUICE_POLICY_NAME_MIN_TTL",
         "60",
@@ -149,7 +149,7 @@ impl Config {
             log_format: from.log_format(),
             run_dir: from.path("SLUICE_RUN_DIR", None).unwrap_or_else(|| node::RUN_DIR.into()),
             metrics_address: {
-                let default = SocketAddr::from(([0, 0, 0, 0], node::POLICYD_METRICS_PORT));
+                let default = SocketAddr::from((Ipv6Addr::UNSPECIFIED, node::POLICYD_METRICS_PORT));
                 let address = from.address("SLUICE_POLICY_METRICS_ADDRESS", default);
                 (!from.boolean("DISABLE_METRICS", false)).then_some(address)
             },

@@ -1,6 +1,6 @@
 //! The configuration: environment variables, all read here, all faults told at once.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub const VARIABLES: &[Variable] = &[
     ),
     variable("SLUICE_PROXY_DRAIN", "600", "seconds that connections have to end once the process is to, 0 to 86400"),
     variable("SLUICE_PROXY_INTROSPECTION_ADDRESS", "127.0.0.1:61682", "introspection address"),
-    variable("SLUICE_PROXY_METRICS_ADDRESS", "0.0.0.0:9963", "metrics address"),
+    variable("SLUICE_PROXY_METRICS_ADDRESS", "[::]:9963", "metrics address; [::] is every address of both families"),
     variable("SLUICE_PROXY_MTU", "9001", "MTU of the links to the host, not less than the pods', 1280 to 65535"),
     variable("SLUICE_PROXY_POD_CONNECTIONS", "20000", "connections of one pod at once, 1 to 1000000"),
     variable("SLUICE_PROXY_RECORDS", "8192", "records that are kept to be looked at, 16 to 1000000"),
@@ -127,7 +127,7 @@ impl Config {
             log_format: from.log_format(),
             run_dir: from.path("SLUICE_RUN_DIR", None).unwrap_or_else(|| node::RUN_DIR.into()),
             metrics_address: {
-                let default = SocketAddr::from(([0, 0, 0, 0], node::PROXY_METRICS_PORT));
+                let default = SocketAddr::from((Ipv6Addr::UNSPECIFIED, node::PROXY_METRICS_PORT));
                 let address = from.address("SLUICE_PROXY_METRICS_ADDRESS", default);
                 (!from.boolean("DISABLE_METRICS", false)).then_some(address)
             },

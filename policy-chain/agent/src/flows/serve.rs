@@ -9,12 +9,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
+use sluice_daemon::http;
 use sluice_daemon::log::ErrorChain;
 use sluice_daemon::rpc::listen;
 use sluice_hubble::observer::observer_server::ObserverServer;
 use sluice_hubble::peer::peer_server::PeerServer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router};
@@ -47,7 +48,7 @@ fn router(observer: &Observer) -> Router {
 
 /// Serves at a TCP port for as long as it is polled. A busy port is tried again.
 pub(crate) async fn serve_port(address: SocketAddr, observer: Observer) {
-    let bind = || TcpListener::bind(address);
+    let bind = || http::listen(address);
     serve(&address.to_string(), &observer, bind, |listener| async move {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         (accepted, listener)
