@@ -16,6 +16,7 @@ pub mod cloud;
 mod fixture;
 #[cfg(test)]
 mod fuzz;
+pub mod garbage;
 pub mod ipv6;
 pub mod leak;
 pub mod ledger;

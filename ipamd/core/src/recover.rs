@@ -39,14 +39,18 @@ impl KernelView {
     /// The view with one address for each pod, which is what the ledger has: where pods have both families, their IPv6
     /// address stands for the IPv4 address that it belongs to. So an address counts as alive until both are gone.
     fn by_anchor(&self, state: &State) -> Self {
-        let anchored = |address: &IpAddr| match address {
-            IpAddr::V6(v6) if state.families() == Families::Dual => {
-                let nets = state.ledger().enis().filter_map(|eni| eni.ipv6);
-                nets.filter_map(|ipv6| anchor(ipv6.net, *v6)).next().map_or(*address, IpAddr::V4)
-            }
-            _ => *address,
-        };
-        Self { pods: self.pods.iter().map(|(address, dev)| (anchored(address), dev.clone())).collect() }
+        Self { pods: self.pods.iter().map(|(address, dev)| (anchored(state, *address), dev.clone())).collect() }
+    }
+}
+
+/// The address by which the ledger has a pod's address.
+pub(crate) fn anchored(state: &State, address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) if state.families() == Families::Dual => {
+            let nets = state.ledger().enis().filter_map(|eni| eni.ipv6);
+            nets.filter_map(|ipv6| anchor(ipv6.net, v6)).next().map_or(address, IpAddr::V4)
+        }
+        _ => address,
     }
 }
 
