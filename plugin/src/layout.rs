@@ -73,6 +73,8 @@ pub(crate) struct Layout {
     pub(crate) mtu: u32,
     /// The addresses.
     pub(crate) addresses: Vec<PodAddress>,
+    /// The address by which the pod leaves in the family that it has none of those in.
+    pub(crate) egress: Option<IpAddr>,
     /// Limits of its traffic.
     pub(crate) bandwidth: Bandwidth,
 }
@@ -96,9 +98,10 @@ impl Layout {
             if address.interface != 0 {
                 return Err(LayoutError::SecondInterface { ip: address.ip, interface: address.interface });
             }
-            if address.ip.is_ipv6() && mtu < MTU_MIN_V6 {
-                return Err(LayoutError::Mtu { ip: address.ip, mtu });
-            }
+        }
+        let all = reply.addresses.iter().map(|address| address.ip).chain(reply.egress);
+        if let Some(ip) = all.filter(IpAddr::is_ipv6).find(|_| mtu < MTU_MIN_V6) {
+            return Err(LayoutError::Mtu { ip, mtu });
         }
         Ok(Self {
             host_mac: veth::mac(End::Host, &attachment),
@@ -107,6 +110,7 @@ impl Layout {
             host,
             mtu,
             addresses: reply.addresses,
+            egress: reply.egress,
             bandwidth: Bandwidth::default(),
         })
     }
@@ -125,11 +129,12 @@ impl Layout {
 
     /// Whether the pod has an IPv6 address.
     pub(crate) fn has_v6(&self) -> bool {
-        self.addresses.iter().any(|address| address.ip.is_ipv6())
+        self.all().any(|ip| ip.is_ipv6())
     }
 
-    fn families(&self) -> BTreeSet<Family> {
-        self.addresses.iter().map(|address| Family::of(address.ip)).collect()
+    /// Every address that the pod's interface has.
+    pub(crate) fn all(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().map(|address| address.ip).chain(self.egress)
     }
 
     /// What the pod's namespace must have (reference: the VPC CNI's driver, in its order).
@@ -139,10 +144,8 @@ impl Layout {
             links: vec![LinkSettings { dev: dev.clone(), up: Some(true), mtu: Some(self.mtu) }],
             ..Desired::default()
         };
-        for address in &self.addresses {
-            desired.addresses.push(Address::new(dev.clone(), host_prefix(address.ip)));
-        }
-        for family in self.families() {
+        desired.addresses.extend(self.all().map(|ip| Address::new(dev.clone(), host_prefix(ip))));
+        for family in families(self.all()) {
             let gateway = gateway(family);
             desired.routes.push(Route::on_link(TABLE_MAIN, host_prefix(gateway), dev.clone()));
             desired.routes.push(Route::default_via(TABLE_MAIN, gateway, dev.clone()));
@@ -171,11 +174,11 @@ impl Layout {
 
     /// What lets the host reach the pod; last of all.
     pub(crate) fn host_routes(&self) -> Desired {
-        let route = |address: &PodAddress| Route::on_link(TABLE_MAIN, host_prefix(address.ip), self.host.clone());
-        Desired { routes: self.addresses.iter().map(route).collect(), ..Desired::default() }
+        let route = |ip| Route::on_link(TABLE_MAIN, host_prefix(ip), self.host.clone());
+        Desired { routes: self.all().map(route).collect(), ..Desired::default() }
     }
 
-    /// What the runtime is told.
+    /// What the runtime is told: nothing of the address for egress alone, at which nobody else reaches the pod.
     pub(crate) fn result(&self, netns: &Path) -> AddResult {
         let mtu = Some(self.mtu);
         let host = Interface { mtu, ..Interface::new(self.host.as_str(), self.host_mac) };
@@ -196,11 +199,15 @@ impl Layout {
         AddResult {
             interfaces: vec![host, pod],
             ips: self.addresses.iter().map(ip).collect(),
-            routes: self.families().into_iter().map(route).collect(),
+            routes: families(self.addresses.iter().map(|address| address.ip)).into_iter().map(route).collect(),
             dns: Dns::default(),
             extra: attachment.map(|attachment| (ATTACHMENT_KEY.to_owned(), attachment)).into_iter().collect(),
         }
     }
+}
+
+fn families(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<Family> {
+    addresses.map(Family::of).collect()
 }
 
 /// The rules of addresses: to each of them by the main table, and from it by its ENI's, unless that is main.

@@ -2,6 +2,7 @@
 //!
 //! They are those of the AWS VPC CNI, so that a node can be taken over from it and handed back with its pods running.
 
+pub mod egress;
 pub mod veth;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -9,13 +9,15 @@ pub mod overrides;
 mod variables;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde::Serialize;
 use sluice_contract::node;
+use sluice_contract::node::egress::egress_of;
+use sluice_hostnet::state::Family;
 use sluice_ipamd_core::arrivals::Band;
 use sluice_ipamd_core::cloud::InstanceLimits;
 use sluice_ipamd_core::ipv6::Families;
@@ -118,6 +120,9 @@ pub struct EniConfigNaming {
 pub struct NetworkConfig {
     /// `ENABLE_IPv4` and `ENABLE_IPv6`: which addresses pods have. Both together are dual-stack, which VPC CNI has not.
     pub families: Families,
+    /// `ENABLE_V4_EGRESS` and `ENABLE_V6_EGRESS`: the family that pods have for egress alone, by the node's address. None where
+    /// they have addresses of the VPC in both.
+    pub egress: Option<Family>,
     /// `AWS_VPC_ENI_MTU`, in bytes.
     pub eni_mtu: u32,
     /// `POD_MTU`, in bytes.
@@ -132,6 +137,8 @@ pub struct NetworkConfig {
     pub node_port_support: bool,
     /// `AWS_VPC_K8S_CNI_EXTERNALSNAT`: something outside the node translates what leaves the VPC.
     pub external_snat: bool,
+    /// `SLUICE_SNAT_BY_ENI`: what leaves the VPC leaves by its pod's ENI, and with that one's address.
+    pub snat_by_eni: bool,
     /// `AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS`: what goes there is not translated either.
     pub exclude_snat: Vec<Ipv4Net>,
     /// `AWS_EXTERNAL_SERVICE_CIDRS`: what goes there leaves by the primary ENI.
@@ -140,6 +147,24 @@ pub struct NetworkConfig {
     pub disable_tcp_early_demux: bool,
     /// `SLUICE_BLOCK_POD_METADATA`: pods do not reach the instance metadata service, which would give them the node's role.
     pub block_metadata: bool,
+}
+
+impl NetworkConfig {
+    /// Whether packets of pods are of a family, be it their own or for egress alone.
+    #[must_use]
+    pub fn carries(&self, family: Family) -> bool {
+        let own = match family {
+            Family::V4 => self.families.has_v4(),
+            Family::V6 => self.families.has_v6(),
+        };
+        own || self.egress == Some(family)
+    }
+
+    /// The address by which the pod with `address` leaves in the family that it has no address of the VPC in.
+    #[must_use]
+    pub fn egress_of(&self, address: IpAddr) -> Option<IpAddr> {
+        egress_of(address).filter(|egress| self.egress == Some(Family::of(*egress)))
+    }
 }
 
 /// Everything that ipamd is told from outside.
@@ -279,7 +304,7 @@ impl Config {
             log_format: from.choice("SLUICE_LOG_FORMAT", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
             run_dir: from.path("SLUICE_RUN_DIR", None).unwrap_or_else(|| node::RUN_DIR.into()),
             metrics_address: {
-                let default = SocketAddr::from(([0, 0, 0, 0], node::IPAMD_METRICS_PORT));
+                let default = SocketAddr::from((Ipv6Addr::UNSPECIFIED, node::IPAMD_METRICS_PORT));
                 let address = from.address("SLUICE_METRICS_ADDRESS", default);
                 (!from.boolean("DISABLE_METRICS", false)).then_some(address)
             },
@@ -355,11 +380,18 @@ impl Config {
 
     fn network(from: &mut Reader<'_>) -> NetworkConfig {
         let families = from.families("ENABLE_IPv4", "ENABLE_IPv6");
+        let egress = [from.boolean("ENABLE_V4_EGRESS", true), from.boolean("ENABLE_V6_EGRESS", false)];
+        let egress = match (families, egress) {
+            (Families::V6, [true, _]) => Some(Family::V4),
+            (Families::V4, [_, true]) => Some(Family::V6),
+            _ => None,
+        };
         // RFC 791, and RFC 8200, section 5.
-        let smallest = if families.has_v6() { 1280 } else { 576 };
+        let smallest = if families.has_v6() || egress == Some(Family::V6) { 1280 } else { 576 };
         let eni_mtu = from.number("AWS_VPC_ENI_MTU", node::MTU, smallest..=9001);
         NetworkConfig {
             families,
+            egress,
             eni_mtu,
             pod_mtu: from.number("POD_MTU", eni_mtu, smallest..=9001),
             connmark: from.mark("AWS_VPC_K8S_CNI_CONNMARK", node::CONNMARK),
@@ -374,6 +406,7 @@ impl Config {
             ),
             node_port_support: from.boolean("AWS_VPC_CNI_NODE_PORT_SUPPORT", true),
             external_snat: from.boolean("AWS_VPC_K8S_CNI_EXTERNALSNAT", false),
+            snat_by_eni: from.boolean("SLUICE_SNAT_BY_ENI", false),
             exclude_snat: from.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
             external_services: from.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
             disable_tcp_early_demux: from.boolean("DISABLE_TCP_EARLY_DEMUX", false),

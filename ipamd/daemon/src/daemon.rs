@@ -31,6 +31,7 @@ use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind};
+use sluice_ipamd_core::garbage::Garbage;
 use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
@@ -124,6 +125,10 @@ pub(crate) struct Daemon<C, K> {
     /// Addresses whose pods' remains are being taken from the kernel, with the ADDs that wait for that. None of them can be
     /// given before it has ended.
     clearing: BTreeMap<IpAddr, Vec<requests::Asking>>,
+    /// Before then the host's network is not repaired again.
+    next_repair: Instant,
+    /// What looks like left behind by pods that are gone.
+    garbage: Garbage,
     outbox: Vec<Reply>,
     tasks: JoinSet<Done>,
     jobs: HashMap<tokio::task::Id, Job>,
@@ -210,6 +215,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             dirty: true,
             spent: Vec::new(),
             clearing: BTreeMap::new(),
+            next_repair: now,
+            garbage: Garbage::default(),
             outbox: Vec::new(),
             tasks: JoinSet::new(),
             jobs: HashMap::new(),
@@ -495,7 +502,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.spawn(Job::Pods);
         }
         if !self.stopping && self.timers.watch.begin(now) {
-            self.spawn(Job::Watch);
+            self.spawn(Job::Watch(self.next_repair));
         }
         if !self.stopping {
             self.search(now);

@@ -14,7 +14,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::Ipv4Net;
 use serde::Serialize;
 use sluice_contract::id::{Attachment, EniId, IfName, MacAddr};
+use sluice_ipamd_core::garbage::Look;
 use sluice_ipamd_core::recover::KernelView;
+use tokio::time::Instant;
 
 /// What the node's own part of the network depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,6 +27,8 @@ pub struct NodeNetwork {
     pub primary_ip: Ipv4Addr,
     /// Destinations within these keep pods' addresses as source.
     pub vpc_cidrs: Vec<Ipv4Net>,
+    /// And within these: networks that the VPC's route tables lead to, as by a peering or a transit gateway.
+    pub routed_cidrs: Vec<Ipv4Net>,
     /// The settings.
     pub config: crate::config::NetworkConfig,
 }
@@ -59,6 +63,21 @@ pub struct Pods {
     pub dead: BTreeSet<IpAddr>,
     /// Route tables of secondary ENIs that are gone: their rule is there, and its address is on no link.
     pub leftovers: BTreeSet<u32>,
+    /// The interfaces that are marked as an attachment's.
+    pub marked: BTreeMap<IfName, Attachment>,
+}
+
+impl Pods {
+    /// The same as a look for what pods that are gone have left.
+    #[must_use]
+    pub fn look(&self) -> Look {
+        let routed = self.view.pods.iter().filter(|(address, _)| !self.dead.contains(address));
+        Look {
+            routed: routed.map(|(address, dev)| (*address, dev.clone())).collect(),
+            dead: self.dead.clone(),
+            marked: self.marked.clone(),
+        }
+    }
 }
 
 /// A pod that the ledger knows.
@@ -70,10 +89,21 @@ pub struct PodNetwork {
     pub dev: IfName,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// The address that it has for egress alone.
+    pub egress: Option<IpAddr>,
     /// The route table of what it sends.
     pub table: u32,
     /// Whether its ADD ended long ago. Until then it is left alone unless it has been seen whole.
     pub settled: bool,
+}
+
+/// What others have changed.
+#[derive(Debug, Clone)]
+pub struct Disturbance {
+    /// In words; not more than can be read.
+    pub changes: Vec<String>,
+    /// When the first of it was heard of.
+    pub since: Instant,
 }
 
 /// A change that was made to put right what others had changed.
@@ -138,9 +168,27 @@ pub trait Kernel: Send + Sync + 'static {
         veth_prefix: &str,
     ) -> impl Future<Output = Result<bool, KernelError>> + Send;
 
+    /// Takes away the route to an address by a pod's interface that has it no longer, if the interface is still marked as the
+    /// attachment's.
+    fn clear_route(
+        &self,
+        address: IpAddr,
+        dev: &IfName,
+        attachment: &Attachment,
+    ) -> impl Future<Output = Result<(), KernelError>> + Send;
+
+    /// Takes away a pod's interface, if it is still marked as the attachment's and no address is routed by it.
+    fn clear_link(&self, dev: &IfName, attachment: &Attachment)
+    -> impl Future<Output = Result<(), KernelError>> + Send;
+
     /// Waits until somebody else has changed what [`Kernel::set_up_node`] and [`Kernel::set_up_eni`] have made, or a pod's part,
-    /// and answers what. The first call answers at once, so that what has changed before is found.
-    fn disturbed(&self, veth_prefix: &str) -> impl Future<Output = Result<Vec<String>, KernelError>> + Send;
+    /// and answers what, `not_before` a time: what is heard until then is gathered. The first call answers without a change, so that
+    /// what has changed before is found.
+    fn disturbed(
+        &self,
+        veth_prefix: &str,
+        not_before: Instant,
+    ) -> impl Future<Output = Result<Disturbance, KernelError>> + Send;
 
     /// Puts right what others have changed of what has been set up, and of the pods that stand.
     fn repair(&self, pods: &[PodNetwork]) -> impl Future<Output = Repaired> + Send;

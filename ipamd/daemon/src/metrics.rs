@@ -18,6 +18,9 @@ use sluice_daemon::metrics::{Count, Named, Rate, Seconds, seconds};
 use sluice_ipamd_core::cloud::{Api, CloudError};
 
 /// `fn`, VPC CNI's word for a call or a part of the daemon.
+/// Seconds to a repair; the last one is what is promised.
+const REPAIR_BUCKETS: [f64; 5] = [0.15, 0.3, 0.6, 1.0, 2.0];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Function {
     r#fn: String,
@@ -143,6 +146,8 @@ pub struct Metrics {
     tombstones: Count,
     undelivered: Count,
     repairs: Family<Kind, Count>,
+    repair_seconds: Histogram,
+    litter: Family<Kind, Count>,
     elected: Gauge,
     leaked: Gauge,
     leaks_deleted: Count,
@@ -207,6 +212,8 @@ impl Metrics {
             tombstones: Count::default(),
             undelivered: Count::default(),
             repairs: Family::default(),
+            repair_seconds: Histogram::new(REPAIR_BUCKETS),
+            litter: Family::default(),
             elected: Gauge::default(),
             leaked: Gauge::default(),
             leaks_deleted: Count::default(),
@@ -258,6 +265,10 @@ impl Metrics {
         registry.register("sluice_ipamd_undelivered_replies_total", help, self.undelivered.clone());
         let help = "Changes that put right what others had changed of the node's network, by kind";
         registry.register("sluice_ipamd_repairs_total", help, self.repairs.clone());
+        let help = "Time from when others' change of the node's network was heard of until it was mended, in seconds";
+        registry.register("sluice_ipamd_repair_seconds", help, self.repair_seconds.clone());
+        let help = "Times that something was removed which a pod that is gone had left in the kernel, by kind";
+        registry.register("sluice_ipamd_litter_total", help, self.litter.clone());
         let help = "Events and conditions for the cluster that were not taken: too many wait";
         registry.register("sluice_ipamd_reports_dropped_total", help, self.reports_dropped.clone());
         registry.register(
@@ -398,6 +409,14 @@ impl Metrics {
 
     pub(crate) fn repaired(&self, kind: &'static str) {
         self.repairs.get_or_create(&Kind { kind }).add();
+    }
+
+    pub(crate) fn mended(&self, took: Duration) {
+        self.repair_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn littered(&self, kind: &'static str) {
+        self.litter.get_or_create(&Kind { kind }).add();
     }
 
     /// Where a cluster's source registers its own.

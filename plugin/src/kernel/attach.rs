@@ -304,7 +304,7 @@ async fn converge(
     let mut ops = plan(&observed, &before);
     ops.extend(plan(&observed, &last));
     // Whatever else is routed here was the attachment's before ipamd gave it other addresses.
-    let wanted = |ip: &IpAddr| layout.addresses.iter().any(|address| address.ip == *ip);
+    let wanted = |ip: &IpAddr| layout.all().any(|own| own == *ip);
     let old = routed(&observed).filter(|(ip, dev)| **dev == layout.host && !wanted(ip)).map(|(ip, _)| ip).collect();
     let gone = rules_of(&observed, &old).into_iter().map(Op::DeleteRule);
     ops.extend(gone.map(|op| Planned::new(op, "the attachment has other addresses now")));

@@ -17,12 +17,16 @@ fn address(ip: &str, table: u32) -> PodAddress {
 }
 
 fn layout_of(addresses: Vec<PodAddress>, mtu: Option<u32>) -> Result<Layout, LayoutError> {
+    layout_with(AddReply { addresses, mtu: 9001, egress: None }, mtu)
+}
+
+fn layout_with(reply: AddReply, mtu: Option<u32>) -> Result<Layout, LayoutError> {
     let attachment = Attachment {
         container: ContainerId::new("abc").unwrap(),
         ifname: IfName::new("eth0").unwrap(),
         network: NetworkName::new("sluice").unwrap(),
     };
-    Layout::new(attachment, IfName::new("enib5faff8a083").unwrap(), mtu, AddReply { addresses, mtu: 9001 })
+    Layout::new(attachment, IfName::new("enib5faff8a083").unwrap(), mtu, reply)
 }
 
 fn ops(layout: &Layout, name: &IfName, desired: &[Desired]) -> Vec<String> {
@@ -88,6 +92,33 @@ fn both_families_are_laid_out_and_the_result_says_so() {
     assert_eq!(result["ips"][1]["version"], "6");
     assert_eq!(result["ips"][1]["gateway"], "fe80::1");
     assert_eq!(result["routes"][1]["dst"], "::/0");
+}
+
+#[test]
+fn an_address_for_egress_alone_is_the_pods_and_nobody_is_told() {
+    let egress = Some("169.254.176.7".parse().unwrap());
+    let reply = AddReply { addresses: vec![address("2001:db8::7", TABLE_MAIN)], mtu: 9001, egress };
+    let layout = layout_with(reply, None).unwrap();
+    let mac = layout.host_mac;
+    let pod = ops(&layout, &layout.attachment.ifname, &[layout.pod()]);
+    for op in [
+        "address add 169.254.176.7/32 dev eth0",
+        &format!("neighbour replace 169.254.1.1 dev eth0 lladdr {mac}"),
+        "route replace default via 169.254.1.1 dev eth0 table 254",
+        "route replace default via fe80::1 dev eth0 table 254",
+    ] {
+        assert!(pod.iter().any(|made| made == op), "{op}: {pod:#?}");
+    }
+    let host = ops(&layout, &layout.host, &[layout.host(), layout.host_routes()]);
+    assert!(host.iter().any(|op| op == "route replace 169.254.176.7/32 dev enib5faff8a083 table 254"), "{host:#?}");
+    assert_eq!(layout.host().rules.len(), 1, "the main table has all of it");
+    let result = layout.result(Path::new("/run/netns/x")).to_value(SpecVersion::V1_0_0);
+    assert_eq!((result["ips"].as_array().unwrap().len(), result["routes"].as_array().unwrap().len()), (1, 1));
+    // The other way round IPv6 wants its MTU.
+    let egress = Some("fd00::ac:a00:13c".parse().unwrap());
+    let reply = AddReply { addresses: vec![address("10.0.1.60", 2)], mtu: 9001, egress };
+    assert!(layout_with(reply.clone(), None).unwrap().has_v6());
+    assert!(matches!(layout_with(reply, Some(1000)), Err(LayoutError::Mtu { mtu: 1000, .. })));
 }
 
 #[test]

@@ -171,12 +171,16 @@ fn answer(state: &mut State, call: Call) -> Reply {
                 };
                 state.assigned.insert(add.attachment.clone(), addresses);
             }
-            Reply::Done(Outcome::Add(AddReply { addresses: state.assigned[&add.attachment].clone(), mtu: 9001 }))
+            Reply::Done(Outcome::Add(AddReply {
+                addresses: state.assigned[&add.attachment].clone(),
+                mtu: 9001,
+                egress: None,
+            }))
         }
         Call::Check(check) => {
             state.log.push(format!("check {}", check.attachment.container));
             match state.assigned.get(&check.attachment) {
-                Some(held) => Reply::Done(Outcome::Add(AddReply { addresses: held.clone(), mtu: 9001 })),
+                Some(held) => Reply::Done(Outcome::Add(AddReply { addresses: held.clone(), mtu: 9001, egress: None })),
                 None => refuse(RefusalCode::UnknownAttachment, "the attachment has no address here"),
             }
         }

@@ -4,13 +4,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use serde_json::Value;
-use sluice_tests::bed::{self, Bed, LIMIT, LOST, add_pods, ask, ip, run, scene_with_ipv6, serve};
+use sluice_contract::node::egress::egress_of;
+use sluice_tests::bed::{self, Bed, INTERNET, LIMIT, LOST, add_pods, ask, ip, run, scene_with_ipv6, serve};
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::{Deployment, Pod};
 use sluice_vpcsim::probe::{self, ECHO_PORT};
+use tokio::net::TcpStream;
 
 const V6: &[(&str, &str)] = &[("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
 const DUAL: &[(&str, &str)] = &[("ENABLE_IPv6", "true")];
+/// The host on the Internet by IPv6.
+const INTERNET_V6: &str = "2001:db8:51::10";
 
 fn v6(pod: &Pod) -> IpAddr {
     pod.ipv6.expect("an IPv6 address").into()
@@ -75,6 +79,12 @@ async fn pods_of_ipv6_alone_reach_each_other_and_their_node_reaches_them() {
         }
     }
     assert_eq!(bed.world.dropped().await.unwrap(), []);
+    // Who scrapes comes by IPv6 too.
+    let scraped = bed.world.instance("node-a").unwrap();
+    let own = bed.world.look(|model, _| model.state().attached(scraped)[0].ipv6.first().copied().unwrap());
+    let metrics = SocketAddr::new(own.into(), 61678);
+    let other = bed.node("node-b").unwrap();
+    other.node().run_async(move || TcpStream::connect(metrics)).await.unwrap().unwrap();
     let calls = bed.calls();
     assert_eq!(
         (calls.get("AssignIpv6Addresses"), calls.get("AssignPrivateIpAddresses")),
@@ -155,5 +165,85 @@ async fn pods_of_both_families_use_the_same_eni_in_both_and_a_missing_rule_break
     for (family, address) in [("-4", IpAddr::from(victim.address)), ("-6", v6(victim))] {
         let left = pod_rules(node, family).await;
         assert!(!left.iter().any(|rule| rule.contains(&address.to_string())), "{left:?}");
+    }
+}
+
+/// A VPC whose nodes reach the Internet in both families.
+fn scene_with_internet() -> String {
+    scene_with_ipv6(0.1)
+        .replace("0.0.0.0/0: internet-gateway", "0.0.0.0/0: internet-gateway, \"::/0\": internet-gateway")
+        .replace("[198.51.100.10]", &format!("[198.51.100.10, \"{INTERNET_V6}\"]"))
+}
+
+/// The address that a pod has for egress alone, by its host's route.
+async fn egress_route(node: &Deployment, of: IpAddr) -> Vec<Value> {
+    let family = if of.is_ipv6() { "-6" } else { "-4" };
+    ip(node, None, &[family, "route", "show", &of.to_string()]).await.unwrap().as_array().unwrap().clone()
+}
+
+/// Issue F: the other family of the Internet, by the node's address.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_one_family_leave_in_the_other_as_their_node_and_nobody_reaches_them_there() {
+    if !privileged() {
+        return;
+    }
+    let v6_internet: IpAddr = INTERNET_V6.parse().unwrap();
+    for (settings, leaves) in [(V6, "-4"), (&[("ENABLE_V6_EGRESS", "true"), ("MAX_ENI", "2")][..], "-6")] {
+        let bed = Bed::up(&scene_with_internet(), settings).await.unwrap();
+        bed.booted().await.unwrap();
+        let (node, other) = (bed.node("node-a").unwrap(), bed.node("node-b").unwrap());
+        // Of IPv4 the last one is on a secondary ENI, and leaves by the primary one all the same.
+        let count = if leaves == "-6" { 10 } else { 2 };
+        let pods = add_pods(node, "default", "p", count).await.unwrap();
+        let cast = [&pods[0], &pods[count - 1]];
+        let own = |pod: &Pod| pod.ipv6.map_or(IpAddr::V4(pod.address), IpAddr::V6);
+        let egress = |pod: &Pod| egress_of(own(pod)).unwrap();
+        if leaves == "-6" {
+            assert_eq!(bed.device_of(own(cast[1])), Some(1));
+        }
+        let eni = |name: &str| {
+            let id = bed.world.instance(name).unwrap();
+            bed.world.look(|model, _| {
+                let eni = model.state().attached(id).into_iter().next().unwrap();
+                (IpAddr::V4(eni.primary), eni.ipv6.first().copied().map(IpAddr::V6).unwrap())
+            })
+        };
+        let (_, public) = bed.addresses_of("node-a").unwrap();
+        let (mine, theirs) = (eni("node-a"), eni("node-b"));
+        let (internet, seen, neighbour, as_node) = match leaves {
+            "-4" => (IpAddr::V4(INTERNET), IpAddr::V4(public), theirs.0, mine.0),
+            _ => (v6_internet, mine.1, theirs.1, mine.1),
+        };
+        let echo = SocketAddr::new(neighbour, ECHO_PORT);
+        other.node().run_async(move || probe::serve_in_background(echo)).await.unwrap().unwrap();
+        for pod in cast {
+            assert_eq!(ask(node, pod, internet).await.unwrap(), seen, "{settings:?}");
+            assert_eq!(ask(node, pod, neighbour).await.unwrap(), as_node, "within the VPC too");
+            assert_eq!(egress_route(node, egress(pod)).await.len(), 1);
+            assert!(!pod.result.to_string().contains(&egress(pod).to_string()), "{}", pod.result);
+            node.runtime().check(node.node(), &pod.sandbox).await.unwrap();
+        }
+        // A server of the one pod at that address is for nobody: not for a pod of the same node.
+        let target = SocketAddr::new(egress(cast[1]), ECHO_PORT);
+        let inside = node.node().pod(&cast[1].sandbox.netns).await.unwrap();
+        inside.run(move || probe::serve_in_background(target)).await.unwrap().unwrap();
+        let error = ask(node, cast[0], egress(cast[1])).await.unwrap_err().to_string();
+        assert!(error.contains("refused"), "{error}");
+        assert_eq!(bed.world.dropped().await.unwrap(), []);
+
+        // It is mended as the rest of the pod is, outlives a restart of the daemon, and goes with its pod.
+        let address = egress(cast[0]).to_string();
+        run(node, &["ip", leaves, "route", "del", &address]).await.unwrap();
+        let begun = Instant::now();
+        while egress_route(node, egress(cast[0])).await.is_empty() {
+            assert!(begun.elapsed() < LIMIT, "{}", node.log_tail(20));
+        }
+        node.kill_ipamd().await;
+        assert_eq!(ask(node, cast[0], internet).await.unwrap(), seen);
+        node.start_ipamd().await.unwrap();
+        node.ready(LIMIT).await.unwrap();
+        assert_eq!(ask(node, cast[0], internet).await.unwrap(), seen);
+        node.delete(&cast[0].sandbox).await.unwrap();
+        assert_eq!(egress_route(node, egress(cast[0])).await, [] as [Value; 0]);
     }
 }

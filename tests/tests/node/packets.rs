@@ -8,7 +8,7 @@ use serde_json::Value;
 use sluice_tests::bed::{self, Bed, INTERNET, LIMIT, add_pods, ask, ip, run, scene, scene_with_ipv6, serve};
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Deployment;
-use sluice_vpcsim::probe::ECHO_PORT;
+use sluice_vpcsim::probe::{self, ECHO_PORT};
 use tokio::net::{TcpStream, UdpSocket};
 
 /// Rules as `ip rule` prints them.
@@ -235,4 +235,37 @@ async fn pods_send_as_themselves_alone_and_can_be_kept_from_the_metadata_service
             assert!(begun.elapsed() < LIMIT, "{family}: what is forged passes");
         }
     }
+}
+
+/// Issue F: as many addresses to translate to as there are ENIs.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_leaves_the_vpc_can_leave_by_its_pods_eni_with_the_address_of_that() {
+    if !privileged() {
+        return;
+    }
+    let peered =
+        scene(0.1).replace("0.0.0.0/0: internet-gateway", "0.0.0.0/0: internet-gateway, 10.9.0.0/16: peering/pair");
+    let peered = peered.replace(
+        "instances:\n",
+        "  shared:\n    cidrs: [10.9.0.0/16]\n    subnets: {only: {cidr: 10.9.1.0/24, routes: {10.0.0.0/16: peering/pair}}}\n\
+         peerings: {pair: [main, shared]}\ninstances:\n  peer: {type: t3.micro, subnet: shared/only}\n",
+    );
+    let settings = [("SLUICE_SNAT_BY_ENI", "true"), ("MAX_ENI", "2")];
+    let bed = Bed::up_on(&peered, |name| name == "node-a", &settings).await.unwrap();
+    let node = bed.node("node-a").unwrap();
+    let address_of = |machine: &str, device: usize| {
+        let id = bed.world.instance(machine).unwrap();
+        bed.world.look(|model, _| model.state().attached(id)[device].primary)
+    };
+    let peer = address_of("peer", 0);
+    let machine = bed.world.node("peer").unwrap();
+    let to = std::net::SocketAddr::new(peer.into(), ECHO_PORT);
+    machine.run_async(move || probe::serve_in_background(to)).await.unwrap().unwrap();
+    let pods = add_pods(node, "default", "p", 10).await.unwrap();
+    for (pod, device) in [(&pods[0], 0), (&pods[9], 1)] {
+        assert_eq!(bed.device_of(pod.address), Some(device));
+        let own = address_of("node-a", usize::try_from(device).unwrap());
+        assert_eq!(ask(node, pod, peer).await.unwrap(), own, "from the ENI of device {device}");
+    }
+    assert_eq!(bed.world.dropped().await.unwrap(), []);
 }

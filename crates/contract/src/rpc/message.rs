@@ -144,6 +144,10 @@ pub struct AddReply {
     pub addresses: Vec<PodAddress>,
     /// MTU of the pod's interface in bytes (`POD_MTU`); a plugin's own configuration overrides it.
     pub mtu: u32,
+    /// The address by which the pod leaves in the family that it has no address of the VPC in ([`crate::node::egress`]). Nobody
+    /// outside the node knows it, so that the runtime is not told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<IpAddr>,
 }
 
 /// The answer to [`Call::Del`].

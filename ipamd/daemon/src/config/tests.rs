@@ -33,6 +33,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
         config.network,
         NetworkConfig {
             families: Families::V4,
+            egress: None,
             eni_mtu: 9001,
             pod_mtu: 9001,
             connmark: 0x80,
@@ -40,6 +41,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             randomize_snat: RandomizeSnat::Prng,
             node_port_support: true,
             external_snat: false,
+            snat_by_eni: false,
             exclude_snat: Vec::new(),
             external_services: Vec::new(),
             disable_tcp_early_demux: false,

@@ -92,8 +92,8 @@ pub const VARIABLES: &[Variable] = &[
     later("ENABLE_POD_ENI", "false", "security groups for pods"),
     daemon("ENABLE_PREFIX_DELEGATION", "false", "assign /28 prefixes instead of single addresses"),
     daemon("ENABLE_SUBNET_DISCOVERY", "true", "make ENIs in subnets tagged kubernetes.io/role/cni too"),
-    never("ENABLE_V4_EGRESS", "true", "concerns IPv6 clusters"),
-    later("ENABLE_V6_EGRESS", "false", "IPv6 egress in IPv4 clusters"),
+    network("ENABLE_V4_EGRESS", "true", "pods of IPv6 alone reach IPv4 by the node's address"),
+    network("ENABLE_V6_EGRESS", "false", "pods of IPv4 alone reach IPv6 by the node's address"),
     daemon(
         "ENI_CONFIG_ANNOTATION_DEF",
         "k8s.amazonaws.com/eniConfig",
@@ -122,9 +122,14 @@ pub const VARIABLES: &[Variable] = &[
     daemon("SLUICE_LOG_FORMAT", "text", "text or json"),
     daemon("SLUICE_MAX_PODS", "0", "most pods of the node; 0 derives it from the instance type"),
     daemon("SLUICE_MAX_WAITING", "1024", "ADDs that may wait at once, 1 to 10000"),
-    daemon("SLUICE_METRICS_ADDRESS", "0.0.0.0:61678", "where metrics are served"),
+    daemon("SLUICE_METRICS_ADDRESS", "[::]:61678", "where metrics are served; [::] is every address of both families"),
     daemon("SLUICE_NAMESPACE", "kube-system", "namespace of the cluster's ConfigMap and Lease sluice-ipamd"),
     daemon("SLUICE_RUN_DIR", "/run/sluice", "directory of socket, checkpoint and tombstones"),
+    network(
+        "SLUICE_SNAT_BY_ENI",
+        "false",
+        "what leaves the VPC leaves by its pod's ENI and with that one's address: as many as there are ENIs",
+    ),
     daemon("SLUICE_STOP_GRACE", "5", "seconds that a stop waits for calls under way, 0 to 60"),
     daemon(
         "SLUICE_WARM_MODE",

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sluice_contract::id::Attachment;
 use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
-use sluice_ipamd_core::ledger::AddressState;
-use sluice_ipamd_core::recover::ADD_TAKES;
+use sluice_ipamd_core::garbage::{Litter, Look};
 
 use super::jobs::Job;
 use super::{Daemon, LOOK_EVERY, Waiting};
@@ -21,7 +21,7 @@ pub(super) struct Gone {
     pub(super) address: IpAddr,
     /// The IPv6 address that the pod had beside it.
     pub(super) companion: Option<IpAddr>,
-    /// The tombstone that tells of it; none for an address in quarantine, which no attachment has.
+    /// The tombstone that tells of it; none for litter.
     pub(super) tombstone: Option<(PathBuf, DelRequest)>,
 }
 
@@ -72,33 +72,42 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.spawn(Job::ClearPod(Box::new(gone)));
     }
 
-    /// Removes the rules of addresses that nobody has and that no interface carries. A rule that is younger may be that of
-    /// an ADD which is under way, of an attachment that was forgotten with the checkpoint.
-    pub(super) fn clear_dead(&mut self, dead: &BTreeSet<IpAddr>) {
+    /// Removes what pods that are gone have left in the kernel ([`sluice_ipamd_core::garbage`]).
+    pub(super) fn clear_litter(&mut self, look: &Look) {
         if self.stopping {
             return;
         }
-        let now = self.parts.clock.now();
-        let old = |address: &IpAddr| match self.state.ledger().address(*address) {
-            Some(AddressState::Quarantined { since }) => now.since(*since) > ADD_TAKES,
-            _ => false,
-        };
-        let due: Vec<IpAddr> = dead.iter().copied().filter(old).collect();
-        for address in due {
-            let companion = self.state.ledger().eni_of(address).and_then(|eni| eni.companion(address));
-            self.clear_pod(Gone { address, companion: companion.map(IpAddr::V6), tombstone: None });
+        let known: BTreeSet<&Attachment> = self.orphans.values().map(|owner| &owner.attachment).collect();
+        let busy = |attachment: &Attachment| known.contains(attachment) || self.queue.waits(attachment);
+        let litter = self.garbage.look(look, &self.state, busy, self.parts.clock.now());
+        for one in litter {
+            tracing::warn!(litter = ?one, "a pod that is gone has left something: it is removed");
+            self.parts.metrics.littered(one.kind());
+            match one {
+                Litter::Rules(address, all) => {
+                    let companion = all.into_iter().find(|other| *other != address);
+                    self.clear_pod(Gone { address, companion, tombstone: None });
+                }
+                Litter::Route(address, dev) => {
+                    if let Some(attachment) = look.marked.get(&dev).cloned() {
+                        self.spawn(Job::ClearRoute(address, dev, attachment));
+                    }
+                }
+                Litter::Link(dev, attachment) => self.spawn(Job::ClearLink(dev, attachment)),
+            }
         }
     }
 
     /// Nothing of the pod is left, or (`is_clear` false) an interface still carries its address.
     pub(super) fn pod_cleared(&mut self, gone: Gone, is_clear: bool) {
         let waiting = self.clearing.remove(&gone.address).unwrap_or_default();
-        let Some((path, request)) = gone.tombstone else { return };
-        let cooldown = self.cooldown_after(&request);
-        // Until the next look at the kernel, which puts an address that lives into quarantine.
-        let cooldown = if is_clear { cooldown } else { cooldown.max(LOOK_EVERY * 2) };
-        self.release(&request.attachment, cooldown);
-        self.drained(path, &request);
+        if let Some((path, request)) = gone.tombstone {
+            let cooldown = self.cooldown_after(&request);
+            // Until the next look at the kernel, which puts an address that lives into quarantine.
+            let cooldown = if is_clear { cooldown } else { cooldown.max(LOOK_EVERY * 2) };
+            self.release(&request.attachment, cooldown);
+            self.drained(path, &request);
+        }
         for asking in waiting {
             self.add(asking);
         }

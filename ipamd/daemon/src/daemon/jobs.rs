@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use sluice_contract::id::{EniId, SecurityGroupId};
+use sluice_contract::id::{Attachment, EniId, IfName, SecurityGroupId};
 use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits};
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::{largest, limits};
@@ -23,7 +23,7 @@ use super::{Daemon, LOOK_EVERY, OpResult, REPAIR_GAP, Timer, lost};
 use crate::cloud::Cloud;
 use crate::config::Config;
 use crate::executor::Executor;
-use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
+use crate::kernel::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
 use crate::log::ErrorChain;
 
 /// A piece of work.
@@ -45,8 +45,12 @@ pub(super) enum Job {
     Clear(u32),
     /// Take away what a pod that is gone has left behind.
     ClearPod(Box<Gone>),
-    /// Wait until others change what is ours.
-    Watch,
+    /// Take away the route to an address by the interface of a pod that has another one.
+    ClearRoute(IpAddr, IfName, Attachment),
+    /// Take away the interface of a pod that is gone.
+    ClearLink(IfName, Attachment),
+    /// Wait until others change what is ours, and until a time.
+    Watch(Instant),
     /// Put right what others have changed.
     Repair(Repairing),
     /// Which ENIs of this cluster are attached to nothing?
@@ -58,7 +62,7 @@ pub(super) enum Job {
 /// A repair: what is known to have changed, and the pods as the ledger has them.
 #[derive(Debug, Clone)]
 pub(super) struct Repairing {
-    changes: Vec<String>,
+    disturbance: Disturbance,
     pods: Vec<PodNetwork>,
 }
 
@@ -73,8 +77,9 @@ pub(super) enum Done {
     TearDown(EniNetwork, Result<(), KernelError>),
     Clear(u32, Result<(), KernelError>),
     ClearPod(Box<Gone>, Result<bool, KernelError>),
-    Disturbed(Result<Vec<String>, KernelError>),
-    Repaired(Vec<String>, Repaired),
+    Swept(Result<(), KernelError>),
+    Disturbed(Result<Disturbance, KernelError>),
+    Repaired(Disturbance, Repaired),
     Leaks(Result<Look, Failure>),
     Reap(EniId, Result<bool, Failure>),
 }
@@ -131,8 +136,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     let result = kernel.clear_pod(&gone.addresses(), &prefix).await;
                     Done::ClearPod(gone, result)
                 }
-                Job::Watch => Done::Disturbed(kernel.disturbed(&prefix).await),
-                Job::Repair(Repairing { changes, pods }) => Done::Repaired(changes, kernel.repair(&pods).await),
+                Job::ClearRoute(address, dev, attachment) => {
+                    Done::Swept(kernel.clear_route(address, &dev, &attachment).await)
+                }
+                Job::ClearLink(dev, attachment) => Done::Swept(kernel.clear_link(&dev, &attachment).await),
+                Job::Watch(not_before) => Done::Disturbed(kernel.disturbed(&prefix, not_before).await),
+                Job::Repair(Repairing { disturbance, pods }) => Done::Repaired(disturbance, kernel.repair(&pods).await),
                 Job::Leaks(cluster) => Done::Leaks(leaks::look(&executor, &cluster).await),
                 Job::Reap(eni, cluster) => {
                     let result = leaks::reap(&executor, &eni, &cluster).await;
@@ -156,7 +165,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 let now = Instant::now();
                 let (random, pause) = (&mut self.random, Duration::from_secs(1));
                 match self.jobs.remove(&error.id()) {
-                    None | Some(Job::Clear(_) | Job::Reap(..)) => {}
+                    None | Some(Job::Clear(_) | Job::ClearRoute(..) | Job::ClearLink(..) | Job::Reap(..)) => {}
                     Some(Job::Leaks(_)) => {
                         if let Some(searching) = &mut self.searching {
                             searching.timer.failed(now, leaks::AGAIN, random);
@@ -169,7 +178,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     }
                     Some(Job::Learn) => self.timers.learn.failed(now, pause, random),
                     Some(Job::Pods) => self.timers.pods.failed(now, pause, random),
-                    Some(Job::Watch | Job::Repair(_)) => self.timers.watch.failed(now, pause, random),
+                    Some(Job::Watch(_) | Job::Repair(_)) => self.timers.watch.failed(now, pause, random),
                     Some(Job::Node(_)) => self.timers.node.failed(now, pause, random),
                     Some(Job::SetUp(network) | Job::TearDown(network)) => {
                         if let Some(side) = self.enis.get_mut(&network.eni) {
@@ -205,21 +214,21 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 // It may show half of what is being taken away.
                 self.timers.pods.failed(now, Duration::ZERO, &mut self.random);
             }
-            Done::Pods(Ok(Pods { view, leftovers, dead, .. })) => {
+            Done::Pods(Ok(pods)) => {
                 self.timers.pods.succeeded(now);
                 self.parts.metrics.reconcile("kernel");
                 let cooldown = self.parts.config.pool.cooldown;
-                let findings = reconcile(&mut self.state, &view, cooldown, self.parts.clock.now());
+                let findings = reconcile(&mut self.state, &pods.view, cooldown, self.parts.clock.now());
                 self.dirty = true;
                 for finding in findings {
                     tracing::warn!(finding = %finding, "the kernel differs from the ledger");
                 }
                 // Setting up an ENI clears its table anyway.
                 let in_use: BTreeSet<u32> = self.enis.values().map(|side| side.network.table).collect();
-                for table in leftovers.difference(&in_use) {
+                for table in pods.leftovers.difference(&in_use) {
                     self.spawn(Job::Clear(*table));
                 }
-                self.clear_dead(&dead);
+                self.clear_litter(&pods.look());
             }
             Done::Pods(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the kernel's pods could not be read");
@@ -245,18 +254,27 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.parts.metrics.error("clear_pod");
                 self.pod_not_cleared(&gone);
             }
-            Done::Disturbed(Ok(changes)) => {
+            Done::Swept(Ok(())) => {}
+            Done::Swept(Err(error)) => {
+                // The next look finds it again.
+                tracing::warn!(error = %ErrorChain(&error), "what a pod has left could not be removed");
+                self.parts.metrics.error("clear_litter");
+            }
+            Done::Disturbed(Ok(disturbance)) => {
                 let pods = self.pod_networks();
-                self.spawn(Job::Repair(Repairing { changes, pods }));
+                self.spawn(Job::Repair(Repairing { disturbance, pods }));
             }
             Done::Disturbed(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the host's network cannot be watched");
                 self.parts.metrics.error("watch");
                 self.timers.watch.failed(now, REPAIR_GAP, &mut self.random);
             }
-            Done::Repaired(changes, repaired) => {
-                self.repaired(&changes, repaired);
+            Done::Repaired(disturbance, repaired) => {
+                self.repaired(&disturbance, repaired);
+                // Heard of at once, and mended when its time has come.
                 self.timers.watch.succeeded(now);
+                self.timers.watch.hurry(now);
+                self.next_repair = now + REPAIR_GAP;
             }
             Done::Clear(table, Ok(())) => tracing::info!(table, "what an ENI had left behind is cleared"),
             Done::Clear(table, Err(error)) => {
@@ -407,6 +425,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 attachment: attachment.clone(),
                 dev: owner.host_ifname.clone(),
                 addresses: std::iter::once(address).chain(companion).collect(),
+                egress: self.parts.config.network.egress_of(address),
                 table: ledger.eni_of(address)?.table()?,
                 settled: now.since(*since) > ADD_TAKES,
             })
@@ -414,11 +433,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         pods.collect()
     }
 
-    fn repaired(&self, changes: &[String], repaired: Repaired) {
+    fn repaired(&self, disturbance: &Disturbance, repaired: Repaired) {
+        let Disturbance { changes, since } = disturbance;
         let Repaired { made, failed } = repaired;
         if !made.is_empty() {
-            let count = made.len();
-            tracing::warn!(?changes, count, "others have changed the node's network: it was mended");
+            let (count, took) = (made.len(), since.elapsed());
+            self.parts.metrics.mended(took);
+            tracing::warn!(?changes, count, ?took, "others have changed the node's network: it was mended");
         }
         for Repair { kind, op, reason } in made {
             self.parts.metrics.repaired(kind);
@@ -438,6 +459,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             primary_mac: primary.mac,
             primary_ip: primary.primary_ip,
             vpc_cidrs: node.vpc_cidrs.clone(),
+            routed_cidrs: Vec::new(),
             config: self.parts.config.network.clone(),
         })
     }

@@ -126,13 +126,14 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             None => self.granted_by.remove(attachment),
         };
         let addresses = self.pod_addresses(address);
-        let mtu = self.parts.config.network.pod_mtu;
+        let network = &self.parts.config.network;
+        let (mtu, egress) = (network.pod_mtu, network.egress_of(address));
         for token in tokens {
             let Some(Waiting { answer, since, counted, .. }) = self.waiting.remove(token) else { continue };
             if counted {
                 self.parts.metrics.add_waited(since.elapsed());
             }
-            let outcome = Outcome::Add(AddReply { addresses: addresses.clone(), mtu });
+            let outcome = Outcome::Add(AddReply { addresses: addresses.clone(), mtu, egress });
             let granted = only.map(|_| attachment.clone());
             let reply = Answer { reply: WireReply::Done(outcome), granted };
             self.outbox.push(Reply { to: answer, answer: reply, token: *token, kind: ReplyKind::Add, since });
@@ -173,8 +174,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     fn check_attachment(&self, request: &CheckRequest) -> Result<Outcome, Refusal> {
         let address = self.state.ledger().address_of(&request.attachment);
-        match address.map(|address| self.pod_addresses(address)).filter(|addresses| !addresses.is_empty()) {
-            Some(addresses) => Ok(Outcome::Add(AddReply { addresses, mtu: self.parts.config.network.pod_mtu })),
+        let held = address.map(|address| (self.pod_addresses(address), address));
+        match held.filter(|(addresses, _)| !addresses.is_empty()) {
+            Some((addresses, address)) => {
+                let network = &self.parts.config.network;
+                let egress = network.egress_of(address);
+                Ok(Outcome::Add(AddReply { addresses, mtu: network.pod_mtu, egress }))
+            }
             None => Err(Refusal::new(
                 RefusalCode::UnknownAttachment,
                 format!("attachment {} has no address on this node", request.attachment),

@@ -234,7 +234,7 @@ impl Node {
 
     async fn add_within(&self, container: &str, deadline: Duration) -> Result<PodAddress, Refusal> {
         match self.ask(Call::Add(add_request(container)), deadline).await {
-            Reply::Done(Outcome::Add(AddReply { mut addresses, mtu })) => {
+            Reply::Done(Outcome::Add(AddReply { mut addresses, mtu, .. })) => {
                 assert!((1..=2).contains(&addresses.len()) && mtu == 9001, "{addresses:?}");
                 Ok(addresses.remove(0))
             }

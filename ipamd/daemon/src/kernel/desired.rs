@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::IfName;
+use sluice_contract::node::egress::{EGRESS_V4, EGRESS_V4_VPC_CNI, EGRESS_V6};
 use sluice_contract::node::{RULE_EXTERNAL_SERVICE, RULE_FROM_ENI, RULE_PRIMARY_ENI_MARK, TABLE_MAIN};
 use sluice_hostnet::desired::{Desired, Devices, LinkSettings, RouteScope, RuleScope, Scope};
 use sluice_hostnet::state::{
@@ -48,7 +49,7 @@ pub fn node(node: &NodeNetwork, primary: &IfName) -> Result<Desired, InvalidSysc
         Sysctl::new(SysctlKey::of_interface(Family::V4, primary, "rp_filter")?, 2),
         Sysctl::new(SysctlKey::new("net/ipv4/tcp_early_demux")?, early_demux),
     ];
-    if node.config.families.has_v6() {
+    if node.config.carries(Family::V6) {
         sysctls.push(Sysctl::new(SysctlKey::new("net/ipv6/conf/all/disable_ipv6")?, 0));
         // Before forwarding, which makes the kernel drop the default route that it has from an advertisement unless
         // advertisements are heard by routers too.
@@ -83,10 +84,10 @@ pub fn rulesets(node: &NodeNetwork, primary: &IfName) -> Vec<(NftTableId, String
     wanted.map(|(family, body)| (table(family), body)).collect()
 }
 
-/// The body of our table for IPv6: connections to NodePorts, as for IPv4. Nothing is translated, and pods that have their
-/// addresses of the primary ENI need no mark.
+/// The body of our table for IPv6: connections to NodePorts, as for IPv4. Nothing is translated but what pods of IPv4 alone
+/// send, and pods that have their addresses of the primary ENI need no mark.
 fn ruleset_v6(node: &NodeNetwork, primary: &IfName) -> String {
-    if !node.config.families.has_v6() {
+    if !node.config.carries(Family::V6) {
         return String::new();
     }
     let mut body = guard(node, Family::V6);
@@ -94,7 +95,30 @@ fn ruleset_v6(node: &NodeNetwork, primary: &IfName) -> String {
         body += &node_port(node, primary);
         body += &chain("outbound", OUTBOUND, &[restore(node)]);
     }
+    if node.config.egress == Some(Family::V6) {
+        // The node's address is whichever the primary ENI has.
+        body += &egress(&format!("ip6 daddr {EGRESS_V6}"));
+        let ports = ports(node);
+        let leaves = format!("ip6 saddr {EGRESS_V6} ip6 daddr != ff00::/8 masquerade{ports}");
+        body += &chain("leave-node", LEAVE, &[leaves]);
+    }
     body
+}
+
+/// Addresses for egress alone are of no use to anybody but their pods: nobody opens a connection to one, be it a pod of the same
+/// node.
+fn egress(to: &str) -> String {
+    let refused = format!("{to} ct state new counter reject");
+    chain("egress-only", "type filter hook forward priority filter", &[refused])
+}
+
+/// How the source ports of translated connections are picked, as nft says it behind an address.
+const fn ports(node: &NodeNetwork) -> &'static str {
+    match node.config.randomize_snat {
+        RandomizeSnat::Prng => " fully-random",
+        RandomizeSnat::Hashrandom => " random",
+        RandomizeSnat::None => "",
+    }
 }
 
 /// The instance metadata service (EC2 User Guide, "Access instance metadata").
@@ -138,6 +162,9 @@ fn restore(node: &NodeNetwork) -> String {
     )
 }
 
+/// Where sources are translated.
+const LEAVE: &str = "type nat hook postrouting priority srcnat";
+
 /// Where the chain `outbound` is hooked.
 const OUTBOUND: &str = "type filter hook prerouting priority dstnat + 10";
 
@@ -149,23 +176,23 @@ const OUTBOUND: &str = "type filter hook prerouting priority dstnat + 10";
 /// - `outbound`: connections that pods open to outside the VPC are marked too: only the primary ENI's address is
 ///   translated on its way out. It comes after destination translation (-100), whoever does it, and looks at where the
 ///   packet really goes. A chain of type `nat` would not do: it is passed over when an earlier one has translated.
-/// - `leave-vpc`: what leaves the VPC gets the node's address.
+/// - `leave-vpc`: what leaves the VPC gets the node's address; with `SLUICE_SNAT_BY_ENI` that of the ENI by which it leaves, which
+///   then is its pod's, because it is not marked.
+/// - `leave-node`, where pods have IPv6 alone: what they send by IPv4 gets the node's address wherever it goes, and
+///   `egress-only`: nobody else reaches their addresses of that family.
 #[must_use]
 pub fn ruleset(node: &NodeNetwork, primary: &IfName) -> String {
-    let NetworkConfig { connmark, veth_prefix, randomize_snat, .. } = &node.config;
-    let ports = match randomize_snat {
-        RandomizeSnat::Prng => " fully-random",
-        RandomizeSnat::Hashrandom => " random",
-        RandomizeSnat::None => "",
-    };
+    let NetworkConfig { connmark, veth_prefix, .. } = &node.config;
+    let (ip, ports) = (node.primary_ip, ports(node));
     let untranslated = untranslated(node);
-    let mut body = if node.config.families.has_v4() { guard(node, Family::V4) } else { String::new() };
+    let mut body = if node.config.carries(Family::V4) { guard(node, Family::V4) } else { String::new() };
     if node.config.node_port_support && node.config.families.has_v4() {
         body += &node_port(node, primary);
     }
     if restores_marks(node, Family::V4) {
         let pods = format!("iifname \"{veth_prefix}*\"");
-        let leaves = untranslated.as_ref().map(|cidrs| {
+        let marked = untranslated.as_ref().filter(|_| !node.config.snat_by_eni);
+        let leaves = marked.map(|cidrs| {
             format!(
                 "{pods} ct state new ip daddr != {cidrs} fib daddr type != local ct mark set ct mark or {connmark:#x}"
             )
@@ -174,9 +201,23 @@ pub fn ruleset(node: &NodeNetwork, primary: &IfName) -> String {
         body += &chain("outbound", OUTBOUND, &rules);
     }
     if let Some(cidrs) = untranslated {
-        let ip = node.primary_ip;
-        let snat = format!("oifname != \"vlan*\" ip daddr != {cidrs} fib daddr type != local snat to {ip}{ports}");
-        body += &chain("leave-vpc", "type nat hook postrouting priority srcnat", &[snat]);
+        let leaving = format!("ip daddr != {cidrs} fib daddr type != local");
+        let rules = if node.config.snat_by_eni {
+            // A secondary ENI's link has its own address and no other of IPv4.
+            vec![
+                format!("oifname \"{primary}\" {leaving} snat to {ip}{ports}"),
+                format!("oifname != \"vlan*\" oifname != \"{primary}\" {leaving} masquerade{ports}"),
+            ]
+        } else {
+            vec![format!("oifname != \"vlan*\" {leaving} snat to {ip}{ports}")]
+        };
+        body += &chain("leave-vpc", LEAVE, &rules);
+    }
+    if node.config.egress == Some(Family::V4) {
+        // VPC CNI refuses the same for the pods that it has made; they may be here still.
+        body += &egress(&format!("ip daddr {{ {EGRESS_V4_VPC_CNI}, {EGRESS_V4} }}"));
+        let leaves = format!("ip saddr {EGRESS_V4} ip daddr != 224.0.0.0/4 snat to {ip}{ports}");
+        body += &chain("leave-node", LEAVE, &[leaves]);
     }
     body
 }
@@ -198,7 +239,8 @@ const fn restores_marks(node: &NodeNetwork, family: Family) -> bool {
 /// Where packets keep their source, as an nft set: sorted, without what lies inside others, never empty, which nft would
 /// refuse. None when they keep it everywhere.
 fn untranslated(node: &NodeNetwork) -> Option<String> {
-    let mut cidrs: Vec<Ipv4Net> = node.vpc_cidrs.iter().chain(&node.config.exclude_snat).copied().collect();
+    let networks = [&node.vpc_cidrs, &node.routed_cidrs, &node.config.exclude_snat];
+    let mut cidrs: Vec<Ipv4Net> = networks.into_iter().flatten().copied().collect();
     if node.config.external_snat || !node.config.families.has_v4() || cidrs.iter().any(|cidr| cidr.prefix_len() == 0) {
         return None;
     }

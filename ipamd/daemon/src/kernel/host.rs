@@ -7,19 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sluice_contract::id::{IfName, MacAddr};
+use sluice_contract::id::{Attachment, IfName, MacAddr};
+use sluice_contract::node::egress::is_egress;
 use sluice_contract::node::{RULE_FROM_ENI, RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::plan::{Op, Planned};
-use sluice_hostnet::state::{Family, LinkKind, NftRuleset, NftTableId, Observed, Rule, host_prefix};
+use sluice_hostnet::state::{Family, LinkKind, NftRuleset, NftTableId, Observed, Protocol, Route, Rule, host_prefix};
 use sluice_hostnet::watch::{Event, NftEvent, NftWatch, WaitForLinkError, Watch, Watched};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::repair::{self, Ours, Part};
-use super::{EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired, desired};
+use super::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired, desired};
 use crate::log::ErrorChain;
 
 /// How long an ENI's link is waited for. EC2 takes 2 to 6 seconds to plug one in, and now and then far longer.
@@ -304,15 +305,46 @@ impl Kernel for HostKernel {
         Ok(true)
     }
 
-    async fn disturbed(&self, veth_prefix: &str) -> Result<Vec<String>, KernelError> {
+    async fn clear_route(&self, address: IpAddr, dev: &IfName, attachment: &Attachment) -> Result<(), KernelError> {
+        let seen = self.see_pods().await?;
+        if marked(&seen).get(dev) != Some(attachment) {
+            return Ok(());
+        }
+        let net = host_prefix(address);
+        let its =
+            |route: &&Route| route.table == TABLE_MAIN && route.destination == net && route.dev.as_ref() == Some(dev);
+        let reason = "the pod has another address";
+        let ops: Vec<_> =
+            seen.routes.iter().filter(its).map(|route| Planned::new(Op::DeleteRoute(route.clone()), reason)).collect();
+        // Who watches must not take it for somebody's mistake.
+        self.ours().standing.retain(|standing, by| *standing != address || by != dev);
+        let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the route to {address}")))?;
+        tell(executed.changed);
+        Ok(())
+    }
+
+    async fn clear_link(&self, dev: &IfName, attachment: &Attachment) -> Result<(), KernelError> {
+        let seen = self.see_pods().await?;
+        let routed = seen.routes.iter().any(|route| {
+            route.dev.as_ref() == Some(dev) && route.table == TABLE_MAIN && route.protocol != Protocol::KERNEL
+        });
+        let link = seen.link(dev).filter(|_| marked(&seen).get(dev) == Some(attachment) && !routed);
+        let Some(link) = link else { return Ok(()) };
+        self.host.netlink().delete_link(link.index).await.map_err(failed(format!("removing {dev}")))?;
+        tracing::info!(link = %dev, attachment = %attachment, "the interface of a pod that is gone was removed");
+        Ok(())
+    }
+
+    async fn disturbed(&self, veth_prefix: &str, not_before: Instant) -> Result<Disturbance, KernelError> {
         let mut held = self.watches.lock().await;
         // Put back at the end alone: a watch that fails, or is given up in the middle, begins anew.
         let Some(mut watches) = held.take() else {
             *held = Some(self.watch(veth_prefix).await?);
-            return Ok(Vec::new());
+            return Ok(Disturbance { changes: Vec::new(), since: Instant::now() });
         };
         let mut changes = vec![self.next_change(&mut watches, veth_prefix).await?];
-        let end = Instant::now() + GATHER;
+        let since = Instant::now();
+        let end = not_before.max(since + GATHER);
         while let Ok(change) = tokio::time::timeout_at(end, self.next_change(&mut watches, veth_prefix)).await {
             let change = change?;
             if changes.len() < TOLD && !changes.contains(&change) {
@@ -320,7 +352,7 @@ impl Kernel for HostKernel {
             }
         }
         *held = Some(watches);
-        Ok(changes)
+        Ok(Disturbance { changes, since })
     }
 
     async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
@@ -343,6 +375,12 @@ impl Kernel for HostKernel {
     }
 }
 
+/// The interfaces of pods, by their marks.
+fn marked(seen: &Observed) -> BTreeMap<&IfName, Attachment> {
+    let veths = seen.links.iter().filter(|link| link.kind == LinkKind::Veth);
+    veths.filter_map(|link| Some((&link.name, veth::attachment(link.alias.as_deref()?)?))).collect()
+}
+
 /// Which pod's rule it is: to its address, or from its address to an ENI's table.
 fn rule_of_pod(rule: &Rule) -> Option<IpAddr> {
     let net = match (rule.priority, rule.from, rule.to) {
@@ -354,10 +392,11 @@ fn rule_of_pod(rule: &Rule) -> Option<IpAddr> {
 }
 
 /// The pods' addresses: host routes by pods' interfaces, and pods' rules. Both are counted, so that an address counts as
-/// dead only when all of its pod is gone.
+/// dead only when all of its pod is gone. Addresses for egress alone follow from them and are in no ledger.
 fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     let mut found = Pods::default();
     let unknown = IfName::new(UNKNOWN_LINK).ok();
+    found.marked = marked(seen).into_iter().map(|(dev, attachment)| (dev.clone(), attachment)).collect();
     for address in seen.rules.iter().filter_map(rule_of_pod) {
         if let Some(dev) = &unknown {
             found.view.pods.insert(address, dev.clone());
@@ -373,14 +412,13 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     for route in seen.routes.iter().filter(|route| route.gateway.is_none() && route.table == TABLE_MAIN) {
         let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
         let address = route.destination.addr();
-        if let (true, Some(dev)) = (whole, &route.dev)
+        if let (true, Some(dev)) = (whole && !is_egress(address), &route.dev)
             && dev.as_str().starts_with(veth_prefix)
             && let Some(link) = seen.links.iter().find(|link| link.name == *dev && link.kind == LinkKind::Veth)
         {
             found.view.pods.insert(address, dev.clone());
             found.dead.remove(&address);
-            let attachment = link.alias.as_deref().and_then(veth::attachment);
-            found.attachments.extend(attachment.map(|attachment| (address, attachment)));
+            found.attachments.extend(found.marked.get(&link.name).map(|attachment| (address, attachment.clone())));
         }
     }
     found

@@ -161,9 +161,10 @@ pub(super) fn pods(seen: &Observed, pods: &[PodNetwork], standing: &BTreeMap<IpA
         }
         desired.links.push(LinkSettings { dev: pod.dev.clone(), up: Some(true), mtu: None });
         desired.scope.neighbours.insert(pod.dev.clone());
+        let to = |ip: &IpAddr| Route::on_link(TABLE_MAIN, host_prefix(*ip), pod.dev.clone());
+        desired.routes.extend(pod.addresses.iter().chain(&pod.egress).map(to));
         for ip in &pod.addresses {
             let net = host_prefix(*ip);
-            desired.routes.push(Route::on_link(TABLE_MAIN, net, pod.dev.clone()));
             desired.rules.push(Rule::to(RULE_TO_POD, net, TABLE_MAIN));
             if pod.table != TABLE_MAIN {
                 desired.rules.push(Rule::from(RULE_FROM_POD, net, pod.table));

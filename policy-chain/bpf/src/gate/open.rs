@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use aya::maps::MapError;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use sluice_contract::node::GATE_DIR;
+use sluice_contract::node::egress::is_egress;
 use sluice_policy_core::compile::image::PolicyId;
 
 use super::maps::{Maps, Strange};
@@ -280,6 +282,11 @@ fn endpoint(entry: &layout::Endpoint) -> FoundEndpoint {
         locked: entry.flags & ENDPOINT_LOCKDOWN != 0,
         audit: entry.flags & ENDPOINT_AUDIT != 0,
         revision: entry.revision,
-        addresses: entry.addresses.iter().filter(|own| !own.address.is_none()).map(|own| own.address.into()).collect(),
+        addresses: own_addresses(entry).filter(|address| !is_egress(*address)).collect(),
     }
+}
+
+/// The addresses of an entry.
+pub(super) fn own_addresses(entry: &layout::Endpoint) -> impl Iterator<Item = IpAddr> {
+    entry.addresses.iter().filter(|own| !own.address.is_none()).map(|own| own.address.into())
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use sluice_contract::node::egress::egress_of;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::image::{Endpoint, RowId};
 
 use super::maps::removed;
+use super::open::own_addresses;
 use super::{ApplyError, Gate, Interface};
 use crate::layout::{
     self, Address, ENDPOINT_ANY_SOURCE, ENDPOINT_AUDIT, ENDPOINT_BRIDGE, ENDPOINT_LOCKDOWN, OwnAddress,
@@ -46,7 +48,8 @@ impl Pod {
     }
 
     /// The addresses that the entry of an interface must have, the compiler's with their rows and the interface's own, and
-    /// those of the other interfaces, by which the pod may answer, as far as there is room. How many it must have.
+    /// as far as there is room those of the other interfaces, by which the pod may answer, and those for egress alone. How many it
+    /// must have.
     fn addresses(&self, interface: &Interface) -> (Vec<OwnAddress>, usize) {
         let row = |row: Option<RowId>| row.map_or(0, |row| row.0);
         let known = self.endpoint.iter().flat_map(|endpoint| &endpoint.addresses).map(|own| OwnAddress {
@@ -65,6 +68,9 @@ impl Pod {
         let own = interface.addresses.iter().map(&mut add).last();
         for address in self.interfaces.values().flat_map(|interface| &interface.addresses) {
             add(address);
+        }
+        for address in self.interfaces.values().filter_map(egress) {
+            add(&address);
         }
         let needed = own.unwrap_or(addresses.len().min(ADDRESSES));
         (addresses, needed)
@@ -95,6 +101,13 @@ impl Pod {
         }
         entry
     }
+}
+
+/// The address that a pod of one family may have for egress in the other, of which the runtime is not told. Where it has none, the
+/// host drops what is sent in that name.
+fn egress(interface: &Interface) -> Option<IpAddr> {
+    let (first, others) = interface.addresses.split_first()?;
+    egress_of(*first).filter(|_| others.iter().all(|other| other.is_ipv4() == first.is_ipv4()))
 }
 
 impl Gate {
@@ -228,7 +241,7 @@ impl Gate {
     /// The addresses behind an interface, as its entry has them.
     pub(super) fn own_addresses(&self, index: u32) -> Vec<IpAddr> {
         let entry = self.maps.endpoints.get(&index, 0).unwrap_or_default();
-        entry.addresses.iter().filter(|own| !own.address.is_none()).map(|own| own.address.into()).collect()
+        own_addresses(&entry).collect()
     }
 
     pub(super) fn set_endpoint(&mut self, pod: &PodKey, endpoint: &Arc<Endpoint>) -> Result<(), ApplyError> {
@@ -293,7 +306,7 @@ impl Gate {
 
     /// Makes known whose addresses are behind an interface, and that a bridge is none.
     fn put_owner(&mut self, interface: &Interface) -> Result<(), ApplyError> {
-        for address in &interface.addresses {
+        for address in interface.addresses.iter().copied().chain(egress(interface)) {
             let written = self.maps.owners.insert(Address::from(address.to_canonical()), interface.index, 0);
             written.map_err(|error| self.maps.failed("owners", error))?;
         }
@@ -314,7 +327,11 @@ impl Gate {
                 self.pods.remove(&key);
             }
         }
-        for address in interface.iter().flat_map(|interface| &interface.addresses) {
+        let addresses = |interface: Interface| {
+            let egress = egress(&interface);
+            interface.addresses.into_iter().chain(egress)
+        };
+        for address in interface.into_iter().flat_map(addresses) {
             let address = Address::from(address.to_canonical());
             if self.maps.owners.get(&address, 0).is_ok_and(|owner| owner == index) {
                 removed("owners", self.maps.owners.remove(&address))?;

@@ -197,6 +197,25 @@ async fn rules_that_no_pod_has_are_removed_and_their_address_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_pod_without_a_del_has_left_goes_and_its_address_comes_back() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let (a, b) = (node.add("a").await.unwrap(), node.add("b").await.unwrap());
+    for (container, pod) in [("a", &a), ("b", &b)] {
+        world.pod_runs(container, pod.ip);
+        world.host.state().rules.insert(pod.ip);
+    }
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(world.host.state().rules.len(), 2, "what lives stays");
+    // The interface goes with the sandbox; the DEL has gone with the runtime.
+    world.pod_ends(a.ip);
+    let view = node.wait("the address back", |view| view.pool.assigned == 1 && view.is_settled()).await;
+    assert_eq!((view.pool.violations, view.pool.quarantined), (0, 0));
+    assert_eq!(world.host.state().rules, [b.ip].into());
+    world.agrees(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_recorded_is_refused_and_taken_back() {
     let mut world = World::new("m5.large");
     let node = world.settled().await;

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cloud::Cloud;
-use crate::kernel::{EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
+use crate::kernel::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
 
 /// When the next daemon dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -451,7 +451,7 @@ impl Kernel for SimHost {
         let dead: BTreeSet<IpAddr> = rules.into_iter().filter(|address| !pods.contains_key(address)).collect();
         pods.extend(dead.iter().map(|address| (*address, IfName::new("unknown").unwrap())));
         let leftovers = enis.values().filter(|eni| !self.has_link(&eni.eni)).map(|eni| eni.table).collect();
-        Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers })
+        Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers, marked: BTreeMap::new() })
     }
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
@@ -501,9 +501,21 @@ impl Kernel for SimHost {
         Ok(is_clear)
     }
 
-    async fn disturbed(&self, _veth_prefix: &str) -> Result<Vec<String>, KernelError> {
+    async fn clear_route(&self, address: IpAddr, dev: &IfName, _attachment: &Attachment) -> Result<(), KernelError> {
+        self.state().pods.retain(|routed, by| *routed != address || by != dev);
+        Ok(())
+    }
+
+    async fn clear_link(&self, dev: &IfName, _attachment: &Attachment) -> Result<(), KernelError> {
+        self.state().pods.retain(|_, by| by != dev);
+        Ok(())
+    }
+
+    async fn disturbed(&self, _veth_prefix: &str, not_before: Instant) -> Result<Disturbance, KernelError> {
         self.disturbed.notified().await;
-        Ok(vec!["a rule was deleted".to_owned()])
+        let since = Instant::now();
+        tokio::time::sleep_until(not_before).await;
+        Ok(Disturbance { changes: vec!["a rule was deleted".to_owned()], since })
     }
 
     async fn repair(&self, pods: &[PodNetwork]) -> Repaired {

@@ -11,6 +11,7 @@ fn golden_node() -> NodeNetwork {
         primary_mac: "02:00:00:00:01:10".parse().unwrap(),
         primary_ip: "10.0.1.10".parse().unwrap(),
         vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        routed_cidrs: Vec::new(),
         config: Config::load(&|_| None).unwrap().network,
     }
 }
@@ -123,6 +124,24 @@ fn settings_change_the_table() {
 }
 
 #[test]
+fn each_eni_can_translate_to_its_own_address() {
+    let mut node = golden_node();
+    node.config.snat_by_eni = true;
+    let text = ruleset(&node, &dev("eth0"));
+    assert!(!text.contains("ct state new"), "nothing is sent by the primary ENI for that: {text}");
+    assert!(text.contains("meta mark set"), "answers of node ports are: {text}");
+    assert!(
+        text.ends_with(
+            "\t\toifname \"eth0\" ip daddr != { 10.0.0.0/16 } fib daddr type != local snat to 10.0.1.10 fully-random
+\t\toifname != \"vlan*\" oifname != \"eth0\" ip daddr != { 10.0.0.0/16 } fib daddr type != local masquerade fully-random
+\t}
+"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
 fn external_translation_leaves_only_what_node_ports_need() {
     let mut node = golden_node();
     node.config.external_snat = true;
@@ -144,6 +163,8 @@ fn exclusions_and_external_services_are_vpc_cnis() {
     assert!(ruleset(&node, &dev("eth0")).contains("{ 10.0.0.0/16, 192.168.0.0/16 }"));
     let rules: Vec<_> = super::node(&node, &dev("eth0")).unwrap().rules.iter().map(ToString::to_string).collect();
     assert_eq!(rules, ["1024: from all fwmark 0x80/0x80 lookup 254", "1535: from all to 172.20.0.0/16 lookup 254"]);
+    node.routed_cidrs = vec!["10.9.0.0/16".parse().unwrap(), "10.0.4.0/24".parse().unwrap()];
+    assert!(ruleset(&node, &dev("eth0")).contains("{ 10.0.0.0/16, 10.9.0.0/16, 192.168.0.0/16 }"));
     node.config.exclude_snat = vec!["0.0.0.0/0".parse().unwrap()];
     assert!(!ruleset(&node, &dev("eth0")).contains("snat"), "everything is excluded");
 }
@@ -165,6 +186,52 @@ sysctl net/ipv6/conf/all/forwarding = 1"
     let [(v4, empty), (v6, own)] = &rulesets(&node, &dev("eth0"))[..] else { panic!("a table for each family") };
     assert_eq!((v4, empty.as_str(), v6), (&table(Family::V4), "", &table(Family::V6)));
     assert!(own.starts_with("\tchain own-address") && own.matches("chain").count() == 1, "{own}");
+}
+
+#[test]
+fn pods_of_one_family_leave_in_the_other_by_the_nodes_address() {
+    let mut node = golden_node();
+    node.config.families = Families::V6;
+    node.config.egress = Some(Family::V4);
+    assert_eq!(
+        ruleset(&node, &dev("eth0")),
+        "\tchain own-address {
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname \"eni*\" fib saddr . iif oif missing counter drop
+\t}
+\tchain egress-only {
+\t\ttype filter hook forward priority filter; policy accept;
+\t\tip daddr { 169.254.172.0/22, 169.254.176.0/22 } ct state new counter reject
+\t}
+\tchain leave-node {
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\tip saddr 169.254.176.0/22 ip daddr != 224.0.0.0/4 snat to 10.0.1.10 fully-random
+\t}
+"
+    );
+    node.config.families = Families::V4;
+    node.config.egress = Some(Family::V6);
+    node.config.randomize_snat = RandomizeSnat::None;
+    let [(_, v4), (_, v6)] = &rulesets(&node, &dev("eth0"))[..] else { panic!("a table for each family") };
+    assert!(v4.contains("leave-vpc") && !v4.contains("leave-node"), "{v4}");
+    assert_eq!(
+        v6,
+        "\tchain own-address {
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname \"eni*\" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif missing counter drop
+\t}
+\tchain egress-only {
+\t\ttype filter hook forward priority filter; policy accept;
+\t\tip6 daddr fd00::ac:0:0/96 ct state new counter reject
+\t}
+\tchain leave-node {
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\tip6 saddr fd00::ac:0:0/96 ip6 daddr != ff00::/8 masquerade
+\t}
+"
+    );
+    let sysctls = super::node(&node, &dev("eth0")).unwrap().sysctls;
+    assert!(sysctls.iter().any(|sysctl| sysctl.key.to_string() == "net/ipv6/conf/all/forwarding"), "{sysctls:?}");
 }
 
 #[test]

@@ -1,13 +1,21 @@
 //! The golden node in a real network namespace, read back through `ip` and `nft` (root).
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use serde_json::Value;
-use sluice_contract::id::EniId;
+use sluice_contract::id::{AttachmentId, EniId, InstanceId, PodRef, SubnetId, VpcId};
 use sluice_hostnet::netlink::VethSpec;
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::state::{Address, Route, Rule, host_prefix};
 use sluice_hostnet::watch::{Watch, Watched};
+use sluice_ipamd_core::cloud::{Ec2Attachment, Ec2Eni, InstanceIdentity, InstanceLimits, InterfaceType};
+use sluice_ipamd_core::garbage::{Garbage, Litter};
+use sluice_ipamd_core::ipv6::Families;
+use sluice_ipamd_core::ledger::Owner;
+use sluice_ipamd_core::state::{Event, Node, State};
+use sluice_ipamd_core::time::Timestamp;
 
 use super::*;
 use crate::config::Config;
@@ -57,6 +65,7 @@ fn node_network() -> NodeNetwork {
         primary_mac: PRIMARY,
         primary_ip: Ipv4Addr::new(10, 0, 1, 10),
         vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        routed_cidrs: Vec::new(),
         config: Config::load(&|_| None).unwrap().network,
     }
 }
@@ -237,6 +246,145 @@ async fn pods_are_seen_by_their_routes_and_rules() {
     assert_eq!(kernel.pods("eni").await.unwrap().view.pods.len(), 1);
 }
 
+/// A pod as the plugin makes it, as far as the host goes: its interface with its mark, and its route.
+fn pod(namespace: &Namespace, container: &str, last: Option<u8>) {
+    let dev = format!("eni{container}");
+    run(namespace, "ip", &format!("link add {dev} type veth peer name p-{container}"));
+    run(namespace, "ip", &format!("link set {dev} up"));
+    let alias = ["link", "set", &dev, "alias", &format!("sluice {container}/eth0@sluice")];
+    namespace.run(|| std::process::Command::new("ip").args(alias).status()).unwrap().unwrap();
+    if let Some(last) = last {
+        run(namespace, "ip", &format!("rule add priority 512 to 10.0.1.{last}/32 lookup main"));
+        run(namespace, "ip", &format!("rule add priority 1536 from 10.0.1.{last}/32 lookup 2"));
+        run(namespace, "ip", &format!("route add 10.0.1.{last}/32 dev {dev} scope link"));
+    }
+}
+
+/// A node whose ledger has given 10.0.1.20 to `abc`.
+fn ledger() -> State {
+    let eni = Ec2Eni {
+        eni: EniId::new("eni-00000000000000010").unwrap(),
+        mac: PRIMARY,
+        attachment: Some(Ec2Attachment {
+            attachment: AttachmentId::new("eni-attach-00000010").unwrap(),
+            instance: Some(InstanceId::new("i-00000010").unwrap()),
+            device: 0,
+            card: 0,
+            delete_on_termination: true,
+        }),
+        subnet: SubnetId::new("subnet-00000010").unwrap(),
+        primary_ip: Ipv4Addr::new(10, 0, 1, 10),
+        secondary_ips: [Ipv4Addr::new(10, 0, 1, 20)].into(),
+        prefixes: BTreeSet::new(),
+        ipv6_prefixes: BTreeSet::new(),
+        security_groups: Vec::new(),
+        tags: BTreeMap::new(),
+        interface_type: InterfaceType::Interface,
+        description: String::new(),
+        connection_tracking: None,
+    };
+    let identity = InstanceIdentity {
+        instance: InstanceId::new("i-00000010").unwrap(),
+        instance_type: "m5.large".to_owned(),
+        availability_zone: "xx-1a".to_owned(),
+        region: "xx-1".to_owned(),
+        primary_mac: PRIMARY,
+        vpc: VpcId::new("vpc-00000010").unwrap(),
+    };
+    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true };
+    let node = Node {
+        identity,
+        limits,
+        vpc_cidrs: node_network().vpc_cidrs,
+        security_groups: Vec::new(),
+        tags: BTreeMap::new(),
+        manage_untagged_enis: true,
+        families: Families::V4,
+        custom_networking: false,
+        subnet_discovery: true,
+        imds_only: false,
+    };
+    let owner = Owner {
+        attachment: crate::testing::attachment("abc"),
+        pod: PodRef::default(),
+        host_ifname: name("eniabc"),
+        netns: String::new(),
+    };
+    let mut state = State::new(1);
+    let now = Timestamp::from_millis(0);
+    let primary = eni.eni.clone();
+    for event in [
+        Event::NodeKnown(node),
+        Event::Surveyed(vec![eni]),
+        Event::EniReady(primary),
+        Event::Assign(ip(20), Arc::new(owner)),
+    ] {
+        state.apply(event, now).unwrap();
+    }
+    state
+}
+
+#[tokio::test]
+async fn of_what_is_there_only_what_pods_have_left_goes() {
+    let (host, vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    plug(&host, &vpc, "eth1", SECONDARY).await;
+    run(&vpc, "ip", "link set eth1-vpc up");
+    kernel.set_up_node(&node_network()).await.unwrap();
+    kernel.set_up_eni(&eni_network()).await.unwrap();
+    pod(&namespace, "abc", Some(20));
+    // Others': rules and routes of the same form that are not about the VPC, and an interface that carries an address.
+    run(&namespace, "ip", "rule add priority 512 to 192.0.2.7/32 lookup main");
+    run(&namespace, "ip", "rule add priority 1536 from 192.0.2.7/32 lookup 77");
+    run(&namespace, "ip", "rule add priority 100 to 10.0.1.33/32 lookup 77");
+    run(&namespace, "ip", "route add 192.0.2.8/32 dev eniabc scope link");
+    run(&namespace, "ip", "route add 10.0.1.34/32 dev eth0 scope link");
+    run(&namespace, "ip", "link add vethother type veth peer name p-other");
+    run(&namespace, "nft", "add table ip other");
+    pod(&namespace, "unknown", Some(35));
+    let picture = || {
+        let parts = ["rule", "-4 route show table all", "-br link"].map(|what| run(&namespace, "ip", what));
+        [parts.concat(), run(&namespace, "nft", "list tables")].concat()
+    };
+    let before = picture();
+
+    // Litter of each kind. Of nftables there is none: no pod has an element there.
+    run(&namespace, "ip", "rule add priority 512 to 10.0.1.31/32 lookup main");
+    run(&namespace, "ip", "rule add priority 1536 from 10.0.1.31/32 lookup 2");
+    run(&namespace, "ip", "rule add priority 1536 from 10.0.1.32/32 lookup 9");
+    run(&namespace, "ip", "route add 10.0.1.36/32 dev eniabc scope link");
+    pod(&namespace, "left", None);
+
+    let (state, mut garbage) = (ledger(), Garbage::default());
+    let at = |seconds| Timestamp::from_millis(0) + Duration::from_secs(seconds);
+    assert_eq!(garbage.look(&kernel.pods("eni").await.unwrap().look(), &state, |_| false, at(0)), []);
+    let look = kernel.pods("eni").await.unwrap().look();
+    let litter = garbage.look(&look, &state, |_| false, at(121));
+    assert_eq!(litter.iter().map(Litter::kind).collect::<Vec<_>>(), ["rule", "rule", "route", "link"], "{litter:?}");
+    for one in litter {
+        match one {
+            Litter::Rules(address, _) => assert!(kernel.clear_pod(&[address], "eni").await.unwrap()),
+            Litter::Route(address, dev) => kernel.clear_route(address, &dev, &look.marked[&dev]).await.unwrap(),
+            Litter::Link(dev, attachment) => kernel.clear_link(&dev, &attachment).await.unwrap(),
+        }
+    }
+    assert_eq!(picture(), before);
+    let look = kernel.pods("eni").await.unwrap().look();
+    assert_eq!(garbage.look(&look, &state, |_| false, at(300)), []);
+    // What has changed since it was looked at stays: another's interface, and one that carries an address by now.
+    let other = crate::testing::attachment("other");
+    kernel.clear_route(ip(20), &name("eniabc"), &other).await.unwrap();
+    kernel.clear_link(&name("eniabc"), &other).await.unwrap();
+    kernel.clear_link(&name("eniabc"), &look.marked[&name("eniabc")]).await.unwrap();
+    assert_eq!(picture(), before);
+}
+
+/// What others have changed.
+async fn heard(kernel: &HostKernel) -> Vec<String> {
+    kernel.disturbed("eni", Instant::now()).await.unwrap().changes
+}
+
 /// What a repair came to, in words.
 fn made(repaired: &Repaired) -> Vec<String> {
     assert!(repaired.failed.is_empty(), "{repaired:?}");
@@ -254,7 +402,7 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
     run(&vpc, "ip", "link set eth1-vpc up");
     kernel.set_up_node(&node_network()).await.unwrap();
     kernel.set_up_eni(&eni_network()).await.unwrap();
-    assert_eq!(kernel.disturbed("eni").await.unwrap(), [""; 0], "the first look is at once");
+    assert_eq!(heard(&kernel).await, [""; 0], "the first look is at once");
 
     // A pod comes as the plugin makes it: its route last.
     run(&namespace, "ip", "link add enia type veth peer name p0");
@@ -269,6 +417,7 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
         attachment: crate::testing::attachment("abc"),
         dev: name("enia"),
         addresses: vec![ip(20)],
+        egress: None,
         table: 2,
         settled: false,
     };
@@ -292,7 +441,7 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
         run(&namespace, "ip", change);
     }
     run(&namespace, "nft", "flush chain ip sluice outbound");
-    let changes = kernel.disturbed("eni").await.unwrap();
+    let changes = heard(&kernel).await;
     assert!(changes.iter().any(|change| change.contains("rule 1024")), "{changes:?}");
     let repaired = kernel.repair(std::slice::from_ref(&pod)).await;
     assert_eq!(
@@ -315,7 +464,7 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
     for change in ["link set eth1 down", "link set eth1 name lan7", "addr flush dev lan7", "link set enia down"] {
         run(&namespace, "ip", change);
     }
-    kernel.disturbed("eni").await.unwrap();
+    heard(&kernel).await;
     let repaired = kernel.repair(std::slice::from_ref(&pod)).await;
     let words = made(&repaired);
     for word in ["link set lan7 up", "address add 10.0.1.50/24 dev lan7", "link set enia up"] {
@@ -329,7 +478,7 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
     run(&namespace, "ip", "rule del priority 512 to 10.0.1.20/32");
     run(&namespace, "ip", "rule del priority 1536 from 10.0.1.20/32");
     run(&namespace, "ip", "rule del priority 1024");
-    let changes = kernel.disturbed("eni").await.unwrap();
+    let changes = heard(&kernel).await;
     assert!(!changes.iter().any(|change| change.contains("10.0.1.20")), "{changes:?}");
     assert_eq!(made(&kernel.repair(&[pod]).await), ["rule add 1024: from all fwmark 0x80/0x80 lookup 254"]);
     assert_eq!(["route show table 77", "rule show priority 100"].map(theirs), others);

@@ -44,6 +44,7 @@ fn ours() -> Ours {
         primary_mac: PRIMARY,
         primary_ip: Ipv4Addr::new(10, 0, 1, 10),
         vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+        routed_cidrs: Vec::new(),
         config: Config::load(&|_| None).unwrap().network,
     };
     let eni = EniNetwork {
@@ -143,7 +144,14 @@ fn a_pod_ends_with_its_interface() {
 }
 
 fn pod(settled: bool) -> PodNetwork {
-    PodNetwork { attachment: attachment("a"), dev: name("enia"), addresses: vec![pod_ip(20)], table: 2, settled }
+    PodNetwork {
+        attachment: attachment("a"),
+        dev: name("enia"),
+        addresses: vec![pod_ip(20)],
+        egress: None,
+        table: 2,
+        settled,
+    }
 }
 
 fn words(seen: &Observed, pod: PodNetwork, standing: &BTreeMap<IpAddr, IfName>) -> Vec<String> {

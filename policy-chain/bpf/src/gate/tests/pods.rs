@@ -183,6 +183,33 @@ fn more_addresses_than_there_is_room_for_close_the_gate() {
     });
 }
 
+/// A pod of one family may have an address for egress in the other, of which nobody tells: its gate knows it.
+#[test]
+fn a_pod_of_one_family_leaves_in_the_other_by_its_gate() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let own = |gate: &Gate, index: u32| -> Vec<String> {
+            let entry = entries(gate)[&index];
+            let held = entry.addresses.iter().filter(|own| !own.address.is_none());
+            held.map(|own| IpAddr::from(own.address).to_string()).collect()
+        };
+        set(&mut gate, "db", endpoint("2001:db8:1::7", 3, 1));
+        gate.bind(&key("db"), interface(7, &["2001:db8:1::7"])).unwrap();
+        assert_eq!(own(&gate, 7), ["2001:db8:1::7", "169.254.176.7"]);
+        let owner = |gate: &Gate| gate.maps.owners.get(&IpAddr::from([169, 254, 176, 7]).into(), 0).ok();
+        assert_eq!(owner(&gate), Some(7));
+        set(&mut gate, "api", endpoint("10.0.0.2", 4, 1));
+        gate.bind(&key("api"), interface(8, &["10.0.0.2", "2001:db8:1::8"])).unwrap();
+        assert_eq!(own(&gate, 8), ["10.0.0.2", "2001:db8:1::8"], "it has both");
+        drop(gate);
+        let (mut gate, found) = open();
+        assert_eq!(found.endpoints[&7].addresses, ["2001:db8:1::7".parse::<IpAddr>().unwrap()]);
+        gate.bind(&key("db"), interface(7, &["2001:db8:1::7"])).unwrap();
+        gate.unbind(7).unwrap();
+        assert_eq!(owner(&gate), None);
+    });
+}
+
 #[test]
 fn every_pod_is_known_by_its_addresses() {
     on_a_node(|| async {
