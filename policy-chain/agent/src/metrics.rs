@@ -230,7 +230,11 @@ impl Metrics {
             "From telling a decision to the proxies having it in force",
             &self.proxy_seconds,
         );
-        add("sluice_policy_proxy_decisions", "Decisions that redirect to the proxy", &self.proxy_decisions);
+        add(
+            "sluice_policy_proxy_decisions",
+            "Decisions that redirect to the proxy, dry runs included",
+            &self.proxy_decisions,
+        );
         add("sluice_policy_proxy_lists", "Lists of application rules that the proxy is told", &self.proxy_lists);
         add("sluice_policy_flows", "Flows that can be looked at", &self.flows);
         self.of_flows.register(&mut add);

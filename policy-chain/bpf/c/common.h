@@ -106,7 +106,8 @@ struct scene {
 	__u8 basis;
 	/* The endpoint is a dry run. */
 	__u8 audit;
-	__u8 unused[1];
+	/* Policies that are dry runs would send to the proxy what passes without them. */
+	__u8 seen;
 };
 
 static __always_inline bool same_address(const struct address *a, const struct address *b)

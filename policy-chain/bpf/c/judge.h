@@ -55,6 +55,7 @@ static __always_inline void answer(struct scene *scene, __u32 verdict, __u32 bas
 	scene->verdict = verdict;
 	scene->basis = basis;
 	scene->decision = 0;
+	scene->seen = 0;
 }
 
 static __always_inline void decide(struct scene *scene, __u32 row, const struct question *question)
@@ -78,6 +79,8 @@ static __always_inline void decide(struct scene *scene, __u32 row, const struct 
 	scene->decision = decision;
 	scene->basis = BASIS_DECISION;
 	scene->verdict = scene->audit ? found->full : found->verdict;
+	scene->seen = found->full == VERDICT_REDIRECT &&
+		      (scene->verdict == VERDICT_ALLOW || scene->verdict == VERDICT_DEFER);
 }
 
 static __always_inline void ask(const struct endpoint *endpoint, const struct question *question, struct scene *scene)

@@ -86,7 +86,7 @@ GLOBAL int open_flow(const struct endpoint *endpoint, struct scene *scene, __u32
 	const struct packet *packet;
 	struct connection connection = {};
 	__u32 verdict;
-	bool answers = false;
+	bool answers = false, seen;
 
 	if (!endpoint || !scene)
 		return SHOT;
@@ -102,11 +102,15 @@ GLOBAL int open_flow(const struct endpoint *endpoint, struct scene *scene, __u32
 	if (!state)
 		ask_about(endpoint, scene, &scene->other);
 	verdict = enforced(scene);
-	if (scene->verdict == VERDICT_REDIRECT &&
+	/* The proxy can take a flow from its first packet on only; what is under way is not reset for a dry run. */
+	seen = scene->seen && !state && (packet->protocol != PROTOCOL_TCP || is_opening(packet));
+	if ((scene->verdict == VERDICT_REDIRECT || seen) &&
 	    has_listener(scene->direction, packet->protocol, scene->ether_type)) {
 		/* A dry run too, as long as there is somebody to tell what would become of its requests. */
 		verdict = VERDICT_REDIRECT;
 		state |= CONNECTION_PROXIED;
+		if (seen)
+			state |= CONNECTION_SEEN;
 	} else if (!passes(verdict)) {
 		return dropped(scene, reason_of(scene));
 	}
@@ -145,7 +149,8 @@ static __always_inline bool is_stranded(const struct endpoint *endpoint, const s
 {
 	const struct packet *packet = &scene->packet;
 
-	return connection->state & CONNECTION_PROXIED && endpoint->flags & ENDPOINT_AUDIT &&
+	return connection->state & CONNECTION_PROXIED &&
+	       (endpoint->flags & ENDPOINT_AUDIT || connection->state & CONNECTION_SEEN) &&
 	       connection->direction == scene->towards && (packet->protocol == PROTOCOL_UDP || is_opening(packet)) &&
 	       !has_listener(connection->direction, packet->protocol, scene->ether_type);
 }

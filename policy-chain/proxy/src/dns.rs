@@ -33,7 +33,7 @@ use self::wire::{Answer, Query, rcode};
 use crate::flow::Flow;
 use crate::names::Names;
 use crate::policy::{Policy, Rules};
-use crate::record::{Kind, Record, Recorder};
+use crate::record::{ADDRESSES, Kind, Record, Recorder};
 
 /// How a query is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -262,7 +262,8 @@ enum Judged {
 }
 
 fn kind(name: &str, qtype: u16, rcode: Option<u16>, addresses: &[IpAddr]) -> Kind {
-    Kind::Dns { name: name.into(), qtype, rcode, addresses: addresses.into() }
+    let addresses = addresses.get(..ADDRESSES).unwrap_or(addresses).into();
+    Kind::Dns { name: name.into(), qtype, rcode, addresses }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod relay;
 pub mod run;
 mod session;
 pub mod tls;
+mod wake;
 pub mod worker;
 
 #[cfg(test)]

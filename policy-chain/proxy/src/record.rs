@@ -5,6 +5,8 @@ pub mod json;
 pub mod ring;
 pub(crate) mod told;
 
+use std::borrow::Cow;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -47,17 +49,73 @@ pub struct Record {
     pub bytes: (u64, u64),
 }
 
+/// Octets of a text that a record has at most: what a client chooses fills no memory.
+pub const MOST: usize = 2048;
+
+/// Addresses of an answer that a record has at most.
+pub const ADDRESSES: usize = 64;
+
+/// What a record has of a text: all of it, or its beginning with an ellipsis.
+#[must_use]
+pub fn short(text: &str) -> Cow<'_, str> {
+    const CUT: char = '\u{2026}';
+    if text.len() <= MOST {
+        return text.into();
+    }
+    format!("{}{CUT}", text.split_at(text.floor_char_boundary(MOST - CUT.len_utf8())).0).into()
+}
+
+/// What was asked for, each text as [`short`] has it.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// One after the other: records come by the ten thousand, and each piece of memory costs.
+    text: Box<str>,
+    method: usize,
+    path: usize,
+}
+
+impl Asked {
+    /// A method, a path with its query, and a host.
+    #[must_use]
+    pub fn new(method: &str, path: &str, host: &str) -> Self {
+        let [method, path, host] = [method, path, host].map(short);
+        let mut text = String::with_capacity(method.len() + path.len() + host.len());
+        text.extend([&*method, &*path, &*host]);
+        Self { text: text.into(), method: method.len(), path: path.len() }
+    }
+
+    /// Method.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        self.text.get(..self.method).unwrap_or_default()
+    }
+
+    /// Path and query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.text.get(self.method..self.method + self.path).unwrap_or_default()
+    }
+
+    /// Host.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.text.get(self.method + self.path..).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} of {}", self.method(), self.path(), self.host())
+    }
+}
+
 /// What a record is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// An HTTP request, in its canonical form.
     Http {
-        /// Method.
-        method: Box<str>,
-        /// Path and query.
-        path: Box<str>,
-        /// Host.
-        host: Box<str>,
+        /// Method, path and host.
+        asked: Asked,
         /// Status of the response, the server's or the proxy's own; none if there was none.
         status: Option<u16>,
         /// Version by which the request came.
@@ -73,7 +131,7 @@ pub enum Kind {
         qtype: u16,
         /// Response code, the server's or the proxy's own; none if there was no answer.
         rcode: Option<u16>,
-        /// Addresses in the answer.
+        /// Addresses in the answer, [`ADDRESSES`] at most.
         addresses: Box<[IpAddr]>,
     },
     /// A TLS connection.
@@ -99,9 +157,7 @@ pub(crate) mod tests {
             pod: Some(PodKey { namespace: "shop".into(), name: "web".into() }),
             time: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             kind: Kind::Http {
-                method: "GET".into(),
-                path: path.into(),
-                host: "shop".into(),
+                asked: Asked::new("GET", path, "shop"),
                 status: Some(if passes { 200 } else { 403 }),
                 version: Version::Http11,
                 mismatched: Box::default(),
@@ -113,6 +169,19 @@ pub(crate) mod tests {
             latency: Duration::from_micros(250),
             bytes: (0, 5),
         }
+    }
+
+    #[test]
+    fn what_a_client_chooses_is_cut() {
+        let whole = "p".repeat(MOST);
+        let asked = Asked::new("GET", &whole, "");
+        assert_eq!((asked.method(), asked.path(), asked.host()), ("GET", &*whole, ""));
+        let asked = Asked::new(&"m".repeat(70_000), &"\u{e9}".repeat(35_000), "shop");
+        for text in [asked.method(), asked.path()] {
+            assert!((MOST - 4..=MOST).contains(&text.len()) && text.ends_with('\u{2026}'), "{}", text.len());
+        }
+        assert_eq!(asked.host(), "shop");
+        assert!(Asked::default().method().is_empty());
     }
 
     #[test]

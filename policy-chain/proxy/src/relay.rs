@@ -33,6 +33,7 @@ use crate::engine::{count, reset};
 use crate::policy::{Policy, Rules};
 use crate::record::{Kind, Recorder};
 use crate::session::{Session, Since};
+use crate::wake::Flagged;
 
 /// Octets that one step of a bulk transfer moves at most.
 pub(crate) const STEP: usize = 1 << 20;
@@ -124,10 +125,16 @@ pub(crate) async fn run<P: Policy, R: Recorder, C: Connect>(
         }));
         let mut timer = Timer::default();
         loop {
-            let stale = tokio::select! {
-                biased;
-                ended = timer.guard(&moved.progress, both.as_mut()) => Some(ended),
-                () = session.changed() => None,
+            let stale = {
+                let mut work = pin!(timer.guard(&moved.progress, both.as_mut()));
+                let changed = pin!(session.changed());
+                let mut changed = Flagged::new(changed);
+                poll_fn(|cx| match work.as_mut().poll(cx) {
+                    Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                    Poll::Pending if changed.poll(cx, session.is_stale()) => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                })
+                .await
             };
             match stale {
                 Some(Ok(ended)) => break ended.is_ok(),

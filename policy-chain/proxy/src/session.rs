@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::connections::Place;
 use crate::engine::{Engine, count};
 use crate::flow::{Flow, Protocol};
 use crate::policy::{Policy, Refused, Rules, Ruling};
-use crate::record::{Kind, Record, Recorder};
+use crate::record::{Asked, Kind, Record, Recorder, short};
 
 /// One connection's flow, and its rules as they are now.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(crate) struct Session<'e, P, R, C> {
     pub(crate) engine: &'e Engine<P, R, C>,
     pub(crate) flow: Flow,
     rules: Arc<Rules>,
+    /// The pod of the rules, in the thread's own words.
+    pod: PodKey,
     version: u64,
     backend: Option<SocketAddr>,
     began: Instant,
@@ -36,7 +39,26 @@ pub(crate) struct Session<'e, P, R, C> {
 const TEXTS: usize = 1_024;
 
 /// By its address: what all threads share, and the thread's own copy.
-type Copies = HashMap<usize, (Arc<str>, Arc<str>)>;
+type Copies = HashMap<usize, (Arc<str>, Arc<str>), BuildHasherDefault<ByAddress>>;
+
+/// A hash of addresses, which nobody chooses.
+#[derive(Debug, Default)]
+struct ByAddress(u64);
+
+impl Hasher for ByAddress {
+    fn write(&mut self, octets: &[u8]) {
+        octets.iter().for_each(|octet| self.write_usize(usize::from(*octet)));
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        // The golden ratio spreads numbers to the upper bits, of which tables take theirs too.
+        self.0 = (self.0.rotate_left(32) ^ number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.rotate_left(32)
+    }
+}
 
 thread_local! {
     static COPIES: RefCell<Copies> = RefCell::default();
@@ -55,6 +77,12 @@ fn own(shared: &Arc<str>) -> Arc<str> {
     })
 }
 
+/// The pod of rules, as [`own`] has its texts.
+fn own_pod(rules: &Rules) -> PodKey {
+    let PodKey { namespace, name } = &rules.pod;
+    PodKey { namespace: own(namespace), name: own(name) }
+}
+
 /// Why there is no connection to the server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoUpstream {
@@ -71,7 +99,15 @@ pub(crate) enum NoUpstream {
 
 impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
     pub(crate) fn new(engine: &'e Engine<P, R, C>, flow: Flow, rules: Arc<Rules>, version: u64, place: Place) -> Self {
-        Self { engine, flow, rules, version, backend: None, began: Instant::now(), time: SystemTime::now(), place }
+        let pod = own_pod(&rules);
+        Self { engine, flow, rules, pod, version, backend: None, began: Instant::now(), time: SystemTime::now(), place }
+    }
+
+    /// From now on these rules hold.
+    fn take(&mut self, rules: Arc<Rules>) {
+        self.rules = rules;
+        self.pod = own_pod(&self.rules);
+        self.place.update(&self.rules, self.backend);
     }
 
     /// The rules that were in force when they were last asked for.
@@ -92,10 +128,8 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
         while self.is_stale() {
             self.version = self.engine.policy.version();
             let to = self.backend.unwrap_or(self.flow.server);
-            self.rules = self.engine.policy.settled(&self.flow, Protocol::TCP, to).await.inspect_err(|_refused| {
-                count(&self.engine.counters.connections_refused);
-            })?;
-            self.place.update(&self.rules, self.backend);
+            let rules = self.engine.policy.settled(&self.flow, Protocol::TCP, to).await;
+            self.take(rules.inspect_err(|_refused| count(&self.engine.counters.connections_refused))?);
         }
         Ok(())
     }
@@ -125,15 +159,9 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
         if upstream.backend != self.flow.server || self.is_stale() {
             self.version = self.engine.policy.version();
             let rules = self.engine.policy.settled(&self.flow, Protocol::TCP, upstream.backend).await;
-            self.rules = rules.inspect_err(|_refused| count(&self.engine.counters.connections_refused))?;
-            self.place.update(&self.rules, self.backend);
+            self.take(rules.inspect_err(|_refused| count(&self.engine.counters.connections_refused))?);
         }
         Ok(upstream.stream)
-    }
-
-    fn pod(&self) -> PodKey {
-        let PodKey { namespace, name } = &self.rules.pod;
-        PodKey { namespace: own(namespace), name: own(name) }
     }
 
     /// The record of something that begins now, or began with the connection.
@@ -142,15 +170,20 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
             Since::Now => (Instant::now(), SystemTime::now()),
             Since::Start => (self.began, self.time),
         };
+        let rule = ruling.rule.map(own);
+        let reason = match (&rule, ruling.rule) {
+            (Some(own), Some(rule)) if Arc::ptr_eq(rule, ruling.reason) => Arc::clone(own),
+            _ => own(ruling.reason),
+        };
         let record = Record {
             flow: self.flow,
             backend: self.backend,
-            pod: Some(self.pod()),
+            pod: Some(self.pod.clone()),
             time,
             kind,
             passes: ruling.passes,
-            rule: ruling.rule.map(own),
-            reason: own(ruling.reason),
+            rule,
+            reason,
             would_pass: ruling.would_pass,
             latency: Duration::ZERO,
             bytes: (0, 0),
@@ -168,7 +201,7 @@ impl<'e, P: Policy, R: Recorder, C: Connect> Session<'e, P, R, C> {
             kind,
             passes: false,
             rule: None,
-            reason: reason.into(),
+            reason: short(reason).into(),
             would_pass: None,
             latency: self.began.elapsed(),
             bytes: (0, 0),
@@ -236,12 +269,5 @@ impl Pending {
 
 /// What a record says of a request that could not be read.
 pub(crate) fn unreadable(version: Version, status: u16) -> Kind {
-    Kind::Http {
-        method: Box::default(),
-        path: Box::default(),
-        host: Box::default(),
-        status: Some(status),
-        version,
-        mismatched: Box::default(),
-    }
+    Kind::Http { asked: Asked::default(), status: Some(status), version, mismatched: Box::default() }
 }

@@ -16,6 +16,12 @@ const MAX_NAMED: usize = 1 << 20;
 /// Decisions that are remembered for [`LINGER`]; the oldest are forgotten before their time if there are more.
 const MAX_LEAVING: usize = 65_536;
 
+/// Whether flows come to the proxy by a decision: in force, or as a dry run.
+fn is_for_proxy(judgement: &Judgement) -> bool {
+    let redirects = |judgement: &Judgement| matches!(judgement.verdict, Verdict::Redirect(_));
+    redirects(judgement) || judgement.audit.as_deref().is_some_and(redirects)
+}
+
 /// What has numbers.
 #[derive(Debug, Default)]
 pub(super) struct Book {
@@ -48,7 +54,7 @@ impl Book {
         let mut update = Update::default();
         for operation in operations {
             if let Operation::SetDecision(id, judgement) = operation
-                && matches!(judgement.verdict, Verdict::Redirect(_))
+                && is_for_proxy(judgement)
             {
                 // One that is on its way out, or is told again.
                 self.leaving.retain(|(_, leaving)| *leaving != id.0);
@@ -120,7 +126,7 @@ impl Book {
         for operation in operations {
             let gone = match operation {
                 Operation::RemoveDecision(id) => id.0,
-                Operation::SetDecision(id, judgement) if !matches!(judgement.verdict, Verdict::Redirect(_)) => id.0,
+                Operation::SetDecision(id, judgement) if !is_for_proxy(judgement) => id.0,
                 _ => continue,
             };
             if self.decisions.contains_key(&gone) {

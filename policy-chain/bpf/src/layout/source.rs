@@ -39,6 +39,8 @@ constants! {
     CONNECTION_PROXIED: u32 = 32;
     /// Connection: the first packet that was seen of it opens none (TCP), so the other side may have opened it.
     CONNECTION_MIDSTREAM: u32 = 64;
+    /// Connection: it goes by way of the proxy for dry runs of policies only, and would pass without it.
+    CONNECTION_SEEN: u32 = 128;
 
     /// The mark of a packet on its way from a proxy's interface to a pod's, where it is taken off before anything else sees
     /// it. No pod can set it: what crosses namespaces loses its mark.

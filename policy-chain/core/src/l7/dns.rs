@@ -114,6 +114,8 @@ pub struct NamePattern {
     /// Lower case, no final dot, runs of stars made one star. `**` is every name; `**.` before the rest is one or more
     /// labels; every other star stands for characters of its label.
     normal: Text,
+    /// Where what is after the last star begins.
+    end: usize,
     shape: Shape,
 }
 
@@ -228,7 +230,8 @@ impl NamePattern {
     fn build(written: &str, normal: String, shape: Shape) -> Self {
         let normal: Text = normal.into();
         let written = if written == &*normal { Text::clone(&normal) } else { written.into() };
-        Self { written, normal, shape }
+        let end = normal.rfind('*').map_or(0, |star| star + 1);
+        Self { written, normal, end, shape }
     }
 
     /// The name, if the pattern means only one.
@@ -242,8 +245,7 @@ impl NamePattern {
     pub fn matches(&self, name: &Name) -> bool {
         if matches!(self.shape, Shape::Labels | Shape::Subdomains) {
             // Most names end otherwise, which is quickly seen.
-            let end = self.normal.rsplit('*').next().unwrap_or_default();
-            if !name.0.ends_with(end) {
+            if !name.0.ends_with(self.normal.get(self.end..).unwrap_or_default()) {
                 return false;
             }
         }

@@ -126,6 +126,11 @@ fn empty_header() -> libc::mmsghdr {
 /// # Errors
 /// The first was not taken.
 pub(super) fn send(socket: &UdpSocket, datagrams: &[(&[u8], Option<SocketAddr>)]) -> io::Result<usize> {
+    match datagrams {
+        [(bytes, None)] => return socket.send(bytes).map(|_octets| 1),
+        [(bytes, Some(to))] => return socket.send_to(bytes, to).map(|_octets| 1),
+        _ => {}
+    }
     let mut addresses: Vec<([u8; SOCKADDR], usize)> =
         datagrams.iter().map(|(_, to)| to.map_or(([0; SOCKADDR], 0), written_address)).collect();
     let mut parts: Vec<libc::iovec> = datagrams
@@ -253,8 +258,9 @@ impl Poll {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// The tokens of sockets that can be read, without waiting; none: there are none.
-    pub(super) fn ready(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
+    /// The tokens of sockets that can be read, without waiting; none: there are none. Whether to look once more when these have
+    /// been read: there may be others; or one has an error, which recvmmsg(2) tells only after the datagrams before it.
+    pub(super) fn ready(&self, tokens: &mut Vec<u64>) -> io::Result<bool> {
         const ROOM: libc::c_int = 256;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; ROOM as usize];
         // SAFETY: the kernel writes as many events as there is room for, and the room outlives the call.
@@ -262,7 +268,7 @@ impl Poll {
         let count = usize::try_from(count).map_err(|_negative| io::Error::last_os_error())?;
         tokens.clear();
         tokens.extend(events.iter().take(count).map(|event| event.u64));
-        Ok(())
+        Ok(count >= events.len() || events.iter().take(count).any(|event| event.events & libc::EPOLLERR as u32 != 0))
     }
 }
 

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -142,62 +141,47 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
         let mut tokens = Vec::new();
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Whether sockets may have something of which nobody is told again.
+        let mut rest = false;
         loop {
             tokio::select! {
-                guard = self.poll.readable() => {
-                    drop(guard?);
-                    self.ready(&mut tokens)?;
-                }
+                guard = self.poll.readable(), if !rest => guard?.clear_ready(),
+                // Others of this thread have had their turn.
+                () = yield_now(), if rest => {}
                 Some(aside) = self.aside.next(), if !self.aside.is_empty() => {
-                    tokens.clear();
                     self.stood_aside(aside);
+                    continue;
                 }
                 _ = sweep.tick() => {
-                    tokens.clear();
                     self.sweep();
+                    continue;
                 }
             }
-            let mut rounds = 0;
-            while !tokens.is_empty() {
+            for _round in 0..ROUNDS {
+                rest = self.poll.get_ref().ready(&mut tokens)?;
                 for token in &tokens {
-                    match token.checked_sub(LISTENER) {
+                    rest |= match token.checked_sub(LISTENER) {
                         Some(listener) => {
                             self.queries(usize::try_from(listener).unwrap_or(0), &mut queries.borrow_mut())
                         }
                         None => self.answers(*token, &mut answers.borrow_mut()),
-                    }
+                    };
                 }
-                rounds += 1;
-                if rounds >= ROUNDS {
-                    // Others of this thread have their turn. What is left is told again.
-                    yield_now().await;
+                if !rest {
                     break;
                 }
-                self.ready(&mut tokens)?;
             }
         }
     }
 
-    /// The sockets that can be read; where there are none, they are waited for the next time.
-    fn ready(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
-        let looked = self.poll.try_io(Interest::READABLE, |poll| {
-            poll.ready(tokens)?;
-            if tokens.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
-        match looked {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokens.clear();
-                Ok(())
-            }
-            looked => looked,
-        }
-    }
-
-    /// Reads queries, and sends what follows from them.
-    fn queries(&mut self, listener: usize, buffers: &mut Buffers) {
-        let Some(socket) = self.listeners.get(listener) else { return };
-        // An error of a listener is one of a datagram that was sent before: nothing to be done.
-        let Ok(count) = buffers.receive(socket) else { return };
+    /// Reads queries, and sends what follows from them. Whether there may be more.
+    fn queries(&mut self, listener: usize, buffers: &mut Buffers) -> bool {
+        let Some(socket) = self.listeners.get(listener) else { return false };
+        let count = match buffers.receive(socket) {
+            Ok(count) => count,
+            // An error of a listener is one of a datagram that was sent before: nothing to be done.
+            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+        };
         let mut outgoing = Outgoing::default();
         for index in 0..count {
             let Some(datagram) = buffers.get(index) else {
@@ -225,6 +209,7 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
                 group.iter().map(|(_, client, message)| (message.as_slice(), Some(*client))).collect();
             self.reply(*server, &messages);
         }
+        count >= BATCH
     }
 
     /// Judges a query. The session by which it is to be forwarded, if it is.
@@ -443,19 +428,23 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
         }
     }
 
-    /// Reads what has come for a session, and sends it on.
-    fn answers(&mut self, token: u64, buffers: &mut Buffers) {
+    /// Reads what has come for a session, and sends it on. Whether there may be more.
+    fn answers(&mut self, token: u64, buffers: &mut Buffers) -> bool {
         let [high @ .., _, _, _, _] = token.to_be_bytes();
         let place = usize::try_from(token & u64::from(u32::MAX)).unwrap_or(usize::MAX);
         let generation = u32::from_be_bytes(high);
-        let Some(Some(session)) = self.sessions.get_mut(place) else { return };
+        let Some(Some(session)) = self.sessions.get_mut(place) else { return false };
         if session.generation != generation {
-            return;
+            return false;
         }
         let count = match buffers.receive(&session.socket) {
             Ok(count) => count,
-            Err(error) if is_unreachable(&error) => return self.unreachable(place),
-            Err(_) => return,
+            Err(error) => {
+                if is_unreachable(&error) {
+                    self.unreachable(place);
+                }
+                return error.kind() != io::ErrorKind::WouldBlock;
+            }
         };
         let flow = session.flow;
         session.used = Instant::now();
@@ -469,6 +458,7 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
         if !passing.is_empty() {
             self.reply(flow.server, &passing);
         }
+        count >= BATCH
     }
 
     /// Whether a message that came from a server goes to its client now.

@@ -24,6 +24,7 @@ use crate::policy::Policy;
 use crate::record::{Kind, Recorder};
 use crate::relay::{self, Buffer, Ends, Progress, Stalled, Text, Timer, write_two};
 use crate::session::{NoUpstream, Pending, Session, Since};
+use crate::wake::Flagged;
 
 /// Most empty lines before a request that are passed over (RFC 9112, 2.2).
 const EMPTY_LINES: usize = 2;
@@ -63,9 +64,12 @@ pub(super) async fn serve<P: Policy, R: Recorder, C: Connect>(
     from_server: Buffer,
 ) {
     let mut timer = Timer::default();
+    let connections = &session.engine.connections;
+    let ending = pin!(connections.until_end());
+    let mut ending = Flagged::new(ending);
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
-        None => before_upstream(&mut session, &mut client, &mut from_client, &mut timer).await,
+        None => before_upstream(&mut session, &mut client, &mut from_client, &mut timer, &mut ending).await,
     };
     let mut upstream = match upstream {
         Ok(upstream) => upstream,
@@ -83,7 +87,7 @@ pub(super) async fn serve<P: Policy, R: Recorder, C: Connect>(
             from_server,
             client_ended: false,
         };
-        let next = requests(&mut session, &mut link, &mut timer).await;
+        let next = requests(&mut session, &mut link, &mut timer, &mut ending).await;
         (next, link.from_client, link.from_server)
     };
     drop(timer);
@@ -138,10 +142,11 @@ async fn before_upstream<P: Policy, R: Recorder, C: Connect>(
     client: &mut TcpStream,
     from_client: &mut Buffer,
     timer: &mut Timer,
+    ending: &mut Flagged<'_, impl Future<Output = ()>>,
 ) -> Result<TcpStream, Next> {
     let (mut read, mut write) = client.split();
     loop {
-        let (end, lines) = match next_head(session, &mut read, from_client, None, timer).await {
+        let (end, lines) = match next_head(session, &mut read, from_client, None, (timer, ending)).await {
             Head::Whole(end, lines) => (end, lines),
             Head::Other(next) => return Err(next),
         };
@@ -183,6 +188,7 @@ async fn requests<P: Policy, R: Recorder, C: Connect>(
     session: &mut Session<'_, P, R, C>,
     link: &mut Link<'_>,
     timer: &mut Timer,
+    ending: &mut Flagged<'_, impl Future<Output = ()>>,
 ) -> Next {
     let mut first = true;
     loop {
@@ -195,7 +201,8 @@ async fn requests<P: Policy, R: Recorder, C: Connect>(
             return Next::Close;
         }
         let server = Some((&mut link.upstream_read, &mut link.from_server));
-        let (end, lines) = match next_head(session, &mut link.client_read, &mut link.from_client, server, timer).await {
+        let client = (&mut link.client_read, &mut link.from_client);
+        let (end, lines) = match next_head(session, client.0, client.1, server, (timer, ending)).await {
             Head::Whole(end, lines) => (end, lines),
             Head::Other(next) => return next,
         };
@@ -375,13 +382,12 @@ async fn next_head<P: Policy, R: Recorder, C: Connect>(
     read: &mut ReadHalf<'_>,
     from_client: &mut Buffer,
     mut server: Option<(&mut ReadHalf<'_>, &mut Buffer)>,
-    timer: &mut Timer,
+    (timer, ending): (&mut Timer, &mut Flagged<'_, impl Future<Output = ()>>),
 ) -> Head {
     let (limits, counters) = (&session.engine.limits, &session.engine.counters);
     let progress = Progress::within(if from_client.is_empty() { limits.idle } else { limits.head_time });
     let mut scan = Scan::default();
     let mut empty_lines = 0;
-    let mut ending = pin!(session.engine.connections.until_end());
     let mut leaves = false;
     let work = poll_fn(|cx| {
         loop {
@@ -421,7 +427,7 @@ async fn next_head<P: Policy, R: Recorder, C: Connect>(
         {
             return Poll::Ready(Head::Other(if read.is_ok() { Next::Close } else { Next::Reset }));
         }
-        if !leaves && from_client.is_empty() && ending.as_mut().poll(cx).is_ready() {
+        if !leaves && from_client.is_empty() && ending.poll(cx, session.engine.connections.ending()) {
             leaves = true;
             progress.expect(limits.leave);
         }

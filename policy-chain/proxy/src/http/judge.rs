@@ -9,7 +9,7 @@ use super::message::{RequestPlan, plan_request, put_request};
 use crate::connect::Connect;
 use crate::engine::count;
 use crate::policy::{Policy, Rules};
-use crate::record::{Kind, Recorder};
+use crate::record::{Asked, Kind, Recorder};
 use crate::session::{Pending, Session, Since, unreadable};
 
 /// What becomes of a request.
@@ -83,9 +83,11 @@ pub(super) fn judge<P: Policy, R: Recorder, C: Connect>(
 /// What a record says of a request.
 pub(super) fn kind<'r>(request: &Request<'_>, version: Version, mismatched: impl Iterator<Item = &'r str>) -> Kind {
     Kind::Http {
-        method: request.method().into(),
-        path: request.path().unwrap_or_default().into(),
-        host: request.authority().unwrap_or_default().into(),
+        asked: Asked::new(
+            request.method(),
+            request.path().unwrap_or_default(),
+            request.authority().unwrap_or_default(),
+        ),
         status: None,
         version,
         mismatched: mismatched.map(Box::from).collect(),

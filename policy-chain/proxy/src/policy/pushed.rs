@@ -155,7 +155,12 @@ impl<G: Gates> Pushed<G> {
             }
             (Verdict::Redirect, None) => Err(Refused::NoFlow),
             // What is deferred is judged by its backend: by the gate there, if the proxy does not know it.
-            (Verdict::Allow | Verdict::Defer, decision) => Ok(passes(pod.clone(), decision)),
+            (Verdict::Allow | Verdict::Defer, decision) => {
+                // It comes here so that the dry runs' rules see it; the number's meaning of before may be another.
+                let rules = decision.and_then(|decision| state.table.rules(pod, decision));
+                let seen = rules.filter(|rules| rules.lists.is_empty() && rules.otherwise.passes);
+                Ok(seen.unwrap_or_else(|| passes(pod.clone(), decision)))
+            }
             (Verdict::Deny, decision) if entry.audit => Ok(passes(pod.clone(), decision)),
             (Verdict::Deny, decision) => Err(Refused::Denied(match decision {
                 Some(decision) => format!("the gate's decision {decision} denies it").into(),

@@ -8,13 +8,19 @@ use super::*;
 use crate::flow::{Direction, Flow, Protocol};
 use crate::policy::{Entry, Judged, Policy, Refused};
 
-/// A kernel in which every flow goes by one decision.
+/// A kernel in which every flow goes by one decision, with this verdict.
 #[derive(Debug)]
-struct Kernel(u32);
+struct Kernel(u32, Verdict);
+
+impl Kernel {
+    const fn redirects(decision: u32) -> Self {
+        Self(decision, Verdict::Redirect)
+    }
+}
 
 impl Gates for Kernel {
     fn flow(&self, _: &Flow, _: Protocol) -> Result<Option<Entry>, Unreadable> {
-        let judged = Judged { verdict: Verdict::Redirect, decision: Some(self.0) };
+        let judged = Judged { verdict: self.1, decision: Some(self.0) };
         Ok(Some(Entry { endpoint: 1, audit: false, locked: false, judged }))
     }
 
@@ -110,7 +116,7 @@ async fn acknowledged(stream: &mut UnixStream) -> u64 {
 fn what_is_not_known_is_refused() {
     let policy = Pushed::<Kernel>::new(&Snapshot::default());
     assert_eq!(ask(&policy), Err(Refused::NoMaps));
-    policy.set_gates(Arc::new(Kernel(7)));
+    policy.set_gates(Arc::new(Kernel::redirects(7)));
     assert_eq!(ask(&policy), Err(Refused::NoPod(1)));
     policy.apply(&Update { decisions: [(7, None)].into(), ..update(1) });
     assert_eq!(ask(&policy), Err(Refused::NoDecision(7)));
@@ -123,7 +129,7 @@ fn what_is_not_known_is_refused() {
 #[test]
 fn a_decision_with_rules_that_cannot_be_used_is_refused_and_counted() {
     let policy = Pushed::<Kernel>::new(&Snapshot::default());
-    policy.set_gates(Arc::new(Kernel(7)));
+    policy.set_gates(Arc::new(Kernel::redirects(7)));
     policy.apply(&Update { lists: [(4, Some(list("(")))].into(), ..update(1) });
     assert_eq!((ask(&policy), policy.faults()), (Err(Refused::NoDecision(7)), 2));
 }
@@ -131,7 +137,7 @@ fn a_decision_with_rules_that_cannot_be_used_is_refused_and_counted() {
 #[test]
 fn a_services_flow_is_judged_by_its_backend() {
     let policy = Pushed::<Kernel>::new(&Snapshot::default());
-    policy.set_gates(Arc::new(Kernel(7)));
+    policy.set_gates(Arc::new(Kernel::redirects(7)));
     policy.apply(&update(1));
     assert!(matches!(to(&policy, 1), Err(Refused::Denied(_))));
     assert_eq!(to(&policy, 2), Ok(true));
@@ -142,7 +148,7 @@ fn a_services_flow_is_judged_by_its_backend() {
 #[test]
 fn a_dry_run_of_a_policy_is_told_beside() {
     let policy = Pushed::<Kernel>::new(&Snapshot::default());
-    policy.set_gates(Arc::new(Kernel(7)));
+    policy.set_gates(Arc::new(Kernel::redirects(7)));
     let audit = PlainVerdict { see: Some(plain::Protocol::Tls), ..decision(&[]).verdict };
     let decision = Decision { audit: Some(audit), ..decision(&[4]) };
     policy.apply(&Update { decisions: [(7, Some(decision))].into(), ..update(1) });
@@ -151,12 +157,32 @@ fn a_dry_run_of_a_policy_is_told_beside() {
     assert_eq!(rules.judge_unread().would_pass, Some(false));
 }
 
+/// DESIGN 6.12: what passes without the dry runs comes here so that their rules see it, and passes.
+#[test]
+fn what_only_a_dry_run_has_rules_for_passes_and_is_looked_at() {
+    for verdict in [Verdict::Allow, Verdict::Defer] {
+        let policy = Pushed::<Kernel>::new(&Snapshot::default());
+        policy.set_gates(Arc::new(Kernel(7, verdict)));
+        policy.apply(&update(1));
+        // What the number meant before: the gate says that it passes.
+        let rules = ask(&policy).unwrap();
+        assert!(rules.otherwise.passes && rules.lists.is_empty());
+        let passes = PlainVerdict { passes: true, ..decision(&[]).verdict };
+        let decision = Decision { verdict: passes, audit: Some(decision(&[4]).verdict) };
+        policy.apply(&Update { decisions: [(7, Some(decision))].into(), ..update(2) });
+        let rules = ask(&policy).unwrap();
+        let unread = rules.judge_unread();
+        assert_eq!((rules.looks, unread.passes), (crate::policy::Looks::Http, true));
+        assert_eq!(unread.would_pass, Some(false));
+    }
+}
+
 #[tokio::test]
 async fn an_update_in_parts_is_in_force_when_it_is_acknowledged_and_stays_when_policyd_goes() {
     let socket = Socket::new("parts");
     let listener = socket.listen();
     let policy = Arc::new(Pushed::new(&Snapshot::default()));
-    let policyd = Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel(7)), link());
+    let policyd = Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel::redirects(7)), link());
     let status = policyd.status();
     let following = tokio::spawn(policyd.follow());
     let mut stream = accept(&listener).await;
@@ -189,7 +215,7 @@ async fn one_that_speaks_another_version_is_left() {
     let listener = socket.listen();
     let policy = Arc::new(Pushed::new(&Snapshot::default()));
     let following =
-        tokio::spawn(Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel(7)), link()).follow());
+        tokio::spawn(Policyd::new(socket.0.clone(), Arc::clone(&policy), || Ok(Kernel::redirects(7)), link()).follow());
     let (mut stream, _) = listener.accept().await.unwrap();
     let _theirs: Hello = frame::read(&mut stream, FRAME_LIMIT).await.unwrap();
     let other = sluice_contract::rpc::ProtocolRange { min: 900, max: 901 };
@@ -209,7 +235,7 @@ fn a_snapshot_is_read_and_a_broken_one_is_none() {
     std::fs::write(&path, serde_json::to_vec(&whole).unwrap()).unwrap();
     assert_eq!(snapshot(&path), whole);
     let policy = Pushed::new(&snapshot(&path));
-    policy.set_gates(Arc::new(Kernel(7)));
+    policy.set_gates(Arc::new(Kernel::redirects(7)));
     assert!(ask(&policy).is_ok());
     std::fs::write(&path, b"{").unwrap();
     assert_eq!(snapshot(&path), Snapshot::default());

@@ -72,10 +72,10 @@ impl<'r> From<&'r Numbered> for Line<'r> {
     fn from((number, record): &'r Numbered) -> Self {
         let Record { flow, backend, pod, time, kind, passes, rule, reason, would_pass, latency, bytes } = &**record;
         let kind = match kind {
-            Kind::Http { method, path, host, status, version, mismatched } => KindLine::Http {
-                method,
-                path,
-                host,
+            Kind::Http { asked, status, version, mismatched } => KindLine::Http {
+                method: asked.method(),
+                path: asked.path(),
+                host: asked.host(),
                 status: *status,
                 version: match version {
                     Version::Http10 => "1.0",

@@ -20,21 +20,14 @@ pub(crate) fn since(ring: &Ring, after: u64) -> Option<(Records, u64)> {
     Some((Records { lost, records: new.iter().map(|(_, record)| of(record)).collect() }, *last))
 }
 
-/// Characters of a text that are told. What a client chooses fills neither a frame nor policyd's memory.
-const TEXT: usize = 2048;
-
-fn short(text: &str) -> String {
-    text.chars().take(TEXT).collect()
-}
-
 fn of(record: &Record) -> Told {
     let Record { flow, backend, pod, time, kind, passes, rule, reason, would_pass, latency, bytes: _ } = record;
     let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let told = match kind {
-        Kind::Http { method, path, host, status, version, .. } => ToldKind::Http {
-            method: short(method),
-            path: short(path),
-            host: short(host),
+        Kind::Http { asked, status, version, .. } => ToldKind::Http {
+            method: asked.method().to_owned(),
+            path: asked.path().to_owned(),
+            host: asked.host().to_owned(),
             status: *status,
             version: match version {
                 Version::Http10 => "HTTP/1.0",
@@ -46,7 +39,7 @@ fn of(record: &Record) -> Told {
         Kind::Dns { name, qtype, rcode, addresses } => {
             ToldKind::Dns { name: name.to_string(), qtype: *qtype, rcode: *rcode, addresses: addresses.to_vec() }
         }
-        Kind::Tls { server_name } => ToldKind::Tls { server_name: server_name.as_deref().map(short) },
+        Kind::Tls { server_name } => ToldKind::Tls { server_name: server_name.as_deref().map(str::to_owned) },
         Kind::Connection => ToldKind::Connection,
     };
     Told {
@@ -61,7 +54,7 @@ fn of(record: &Record) -> Told {
         kind: told,
         passes: *passes,
         rule: rule.as_deref().map(str::to_owned),
-        reason: short(reason),
+        reason: reason.to_string(),
         would_pass: *would_pass,
         latency_us: micros(*latency),
     }
@@ -72,15 +65,6 @@ mod tests {
     use super::*;
     use crate::record::Recorder as _;
     use crate::record::tests::request;
-
-    #[test]
-    fn what_a_client_chooses_is_cut() {
-        let ring = Ring::new(1, 1);
-        ring.record(request(&format!("/{}", "é".repeat(40_000)), true));
-        let (told, _) = since(&ring, 0).unwrap();
-        let [Told { kind: ToldKind::Http { path, .. }, .. }] = &told.records[..] else { panic!("{told:?}") };
-        assert_eq!(path.chars().count(), TEXT);
-    }
 
     #[test]
     fn the_newest_are_told_and_the_others_are_counted() {

@@ -351,7 +351,9 @@ pub(crate) fn requests(records: &[Record]) -> Vec<(u16, String, bool)> {
     records
         .iter()
         .filter_map(|record| match &record.kind {
-            Kind::Http { path, status, .. } => Some((status.unwrap_or_default(), path.to_string(), record.passes)),
+            Kind::Http { asked, status, .. } => {
+                Some((status.unwrap_or_default(), asked.path().to_owned(), record.passes))
+            }
             _ => None,
         })
         .collect()

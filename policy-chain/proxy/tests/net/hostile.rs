@@ -8,7 +8,7 @@ use sluice_policy_bpf::layout::{DropReason, MARK_FROM_PROXY};
 use sluice_proxy::connect::Connect as _;
 use sluice_proxy::flow::{Direction, Flow};
 use sluice_proxy::net::Upstreams;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::world::*;
 
@@ -99,6 +99,55 @@ fn a_dry_run_goes_by_way_of_the_proxy_and_passes_without_it() {
         assert!(proxy.is_quiet(), "what would be dropped is not for the proxy");
         proxy.kill();
         a.ask_within("10.0.2.9:8080", Duration::from_secs(2)).await.expect("it is gone");
+        assert_eq!(world.drops(DropReason::NoProxy), 0);
+        remove_places().await;
+    });
+}
+
+/// The same of a policy: what passes without it goes by way of the proxy from its first packet on, straight and by a Service,
+/// in both directions; what is under way is left alone.
+#[test]
+fn a_dry_run_of_a_policy_goes_by_way_of_the_proxy_and_passes_without_it() {
+    on_a_node(|| async {
+        let mut world = World::new().await;
+        for address in ["10.0.2.9:8080", "10.0.2.9:9999"] {
+            world.vpc.serve(address).await;
+        }
+        world.party("c").serve("10.0.0.103:8080").await;
+        let (a, c) = (world.party("a").clone(), world.party("c").clone());
+        let before = a.run(|| async { TcpStream::connect("10.0.2.9:8080").await.unwrap().into_std().unwrap() }).await;
+        let dry =
+            |policy: String| policy.replace("namespace: x}", "namespace: x, annotations: {sluice.dev/audit: 'true'}}");
+        world.tell(&format!(
+            "{}---\n{}---\n{}",
+            dry(policy("a", "a", &[Direction::Egress])),
+            dry(policy("c", "c", &[Direction::Ingress])),
+            service("s", 81, "10.0.2.9", 8080),
+        ));
+        for to in ["10.0.2.9:8080", "10.0.2.9:9999", "10.96.0.1:81"] {
+            a.ask(to).await.unwrap_or_else(|error| panic!("{to}, there is no proxy: {error}"));
+        }
+        let mut proxy = Proxy::start().await;
+        for (to, backend) in [("10.0.2.9:8080", "10.0.2.9:8080"), ("10.96.0.1:81", "10.0.2.9:8080")] {
+            a.ask(to).await.unwrap_or_else(|error| panic!("{to}: {error}"));
+            let seen = proxy.next().await;
+            assert_eq!((seen.flow.direction, seen.backend), (Direction::Egress, backend.parse().unwrap()));
+        }
+        // Both gates have a dry run that would redirect it.
+        a.ask("10.0.0.103:8080").await.unwrap();
+        let both = [proxy.next().await, proxy.next().await].map(|seen| seen.flow.direction);
+        assert!(both.contains(&Direction::Egress) && both.contains(&Direction::Ingress), "{both:?}");
+        a.ask("10.0.2.9:9999").await.unwrap();
+        let under_way = a.run(move || async move {
+            let mut stream = TcpStream::from_std(before).unwrap();
+            hello(&mut stream).await?;
+            echo(&mut stream).await
+        });
+        under_way.await.expect("it was open before");
+        assert!(proxy.is_quiet(), "what would be dropped, or was under way, is not for the proxy");
+        proxy.kill();
+        a.ask_within("10.0.2.9:8080", Duration::from_secs(2)).await.expect("it is gone");
+        c.ask_within("10.0.2.9:8080", Duration::from_secs(2)).await.expect("nobody asks for it");
         assert_eq!(world.drops(DropReason::NoProxy), 0);
         remove_places().await;
     });

@@ -45,8 +45,9 @@ impl Proxy {
         }
         assert_eq!(self.told, node.feed().look(Snapshot::clone), "changes lead to what there is");
         for decision in self.told.decisions.values() {
-            let lists = &decision.verdict.lists;
-            assert!(lists.iter().all(|list| self.told.lists.contains_key(list)), "no decision names what is not told");
+            let audit = decision.audit.iter().flat_map(|audit| &audit.lists);
+            let mut lists = decision.verdict.lists.iter().chain(audit);
+            assert!(lists.all(|list| self.told.lists.contains_key(list)), "no decision names what is not told");
         }
     }
 
@@ -110,6 +111,27 @@ async fn a_decision_is_told_before_the_kernel_gets_it_and_forgotten_after() {
     assert!(proxy.told.decisions.is_empty() && proxy.told.lists.is_empty(), "{:?}", proxy.told);
     let view = node.view().await.proxy;
     assert_eq!((view.connected, view.decisions, view.endpoints), (1, 0, 1));
+}
+
+/// DESIGN 6.12: what only a dry run would send to the proxy goes there to be seen, so that the proxy has to know its rules.
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_is_told_too() {
+    let node = node().await;
+    let mut proxy = Proxy::join(&node);
+    proxy.take_in(&node);
+    let dry =
+        |method| http("h", "a", 8080, method).replace("name: h,", "name: h, annotations: {sluice.dev/audit: 'true'},");
+    node.source.set(&dry("GET"));
+    node.wait(2_000).await;
+    proxy.take_in(&node);
+    assert_eq!(proxy.methods(), ["GET"]);
+    let decisions: Vec<_> = proxy.told.decisions.values().collect();
+    assert!(decisions.iter().any(|decision| decision.verdict.passes), "{decisions:?}");
+    for decision in decisions {
+        let audit = decision.audit.as_ref().map(|audit| audit.lists.len());
+        assert_eq!((decision.verdict.lists.len(), audit), (0, Some(1)), "{decision:?}");
+    }
+    assert!(node.passes(7, FRIEND, 8080));
 }
 
 #[tokio::test(start_paused = true)]
