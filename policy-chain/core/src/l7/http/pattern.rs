@@ -25,6 +25,15 @@ impl Default for Budget {
     }
 }
 
+/// Whether capitals and small letters are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Case {
+    /// They are.
+    Exact,
+    /// They are one. Texts to be matched are in small letters already: hosts are (RFC 3986, 6.2.2.1).
+    Ignored,
+}
+
 /// An expression that a whole text has to match. Takes time linear in the text's length.
 #[derive(Debug, Clone)]
 pub(super) enum Pattern {
@@ -38,23 +47,30 @@ pub(super) enum Pattern {
 
 impl Pattern {
     /// Compiles it, within what is left.
-    pub(super) fn within(expression: &str, budget: &mut Budget) -> Result<Self, String> {
+    pub(super) fn within(expression: &str, case: Case, budget: &mut Budget) -> Result<Self, String> {
         if expression.len() > MAX_LENGTH {
             return Err(format!("longer than {MAX_LENGTH} characters"));
         }
         if let Some(simple) = Self::simple(expression) {
-            return Ok(simple);
+            return Ok(match case {
+                Case::Exact => simple,
+                Case::Ignored => simple.in_small_letters(),
+            });
         }
         for size in SIZES {
             if size > budget.0 {
                 return Err(format!("the expressions of this object need more than {MAX_PROGRAMS} bytes; split it"));
             }
             // Once alone, so that no parenthesis of it can close ours.
-            let alone = compile(expression, size).map(|_| ());
-            match alone.and_then(|()| compile(&format!(r"\A(?:{expression})\z"), size)) {
+            let alone = compile(expression, case, size).map(|_| ());
+            match alone.and_then(|()| compile(&format!(r"\A(?:{expression})\z"), case, size)) {
                 Ok(regex) => {
                     budget.0 -= size;
-                    return Ok(Self::Regex { regex, head: literal_head(expression).into() });
+                    let mut head = literal_head(expression);
+                    if case == Case::Ignored {
+                        head.make_ascii_lowercase();
+                    }
+                    return Ok(Self::Regex { regex, head: head.into() });
                 }
                 Err(regex::Error::CompiledTooBig(_)) => {}
                 Err(error) => {
@@ -83,6 +99,19 @@ impl Pattern {
                 rest.ends_with(&**tail)
             }
             Self::Regex { regex, .. } => regex.is_match(text.as_bytes()),
+        }
+    }
+
+    fn in_small_letters(self) -> Self {
+        let all = |texts: Box<[Box<str>]>| texts.iter().map(|text| text.to_ascii_lowercase().into()).collect();
+        match self {
+            Self::Texts(texts) => Self::Texts(all(texts)),
+            Self::Glob { head, middle, tail } => Self::Glob {
+                head: head.to_ascii_lowercase().into(),
+                middle: all(middle),
+                tail: tail.to_ascii_lowercase().into(),
+            },
+            regex @ Self::Regex { .. } => regex,
         }
     }
 
@@ -182,9 +211,15 @@ fn alternates(expression: &str) -> bool {
 
 /// What is matched is ASCII, so classes of ASCII mean the same as Unicode's, and are far smaller; but `\pL` exists in the
 /// latter only.
-pub(super) fn compile(expression: &str, size: usize) -> Result<Regex, regex::Error> {
-    let build =
-        |unicode| RegexBuilder::new(expression).unicode(unicode).size_limit(size).dfa_size_limit(MAX_PROGRAM).build();
+pub(super) fn compile(expression: &str, case: Case, size: usize) -> Result<Regex, regex::Error> {
+    let build = |unicode| {
+        RegexBuilder::new(expression)
+            .case_insensitive(case == Case::Ignored)
+            .unicode(unicode)
+            .size_limit(size)
+            .dfa_size_limit(MAX_PROGRAM)
+            .build()
+    };
     build(false).or_else(|error| match error {
         regex::Error::CompiledTooBig(_) => Err(error),
         _ => build(true),

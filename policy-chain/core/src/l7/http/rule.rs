@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::index::Key;
-use super::pattern::{Budget, Pattern};
+use super::pattern::{Budget, Case, Pattern};
 use super::request::{Request, is_token};
 
 /// Most headers and header matches of a rule together.
@@ -19,7 +19,7 @@ pub struct HttpRuleSpec {
     pub path: Option<String>,
     /// Regular expression for the whole method.
     pub method: Option<String>,
-    /// Regular expression for the whole host, its port included where the client gave one.
+    /// Regular expression for the whole host, its port included where the client gave one. Capitals are small letters.
     pub host: Option<String>,
     /// `Name` for presence, `Name: value` (or `Name value`) for exactly this value.
     pub headers: Vec<String>,
@@ -158,15 +158,15 @@ impl HttpRule {
     /// As [`Self::new`]; or the budget is used up.
     pub fn within(spec: HttpRuleSpec, budget: &mut Budget) -> Result<Self, InvalidHttpRule> {
         let wrong = |field: String, reason: String| Err(InvalidHttpRule { field, reason });
-        let mut pattern = |field: &str, value: &Option<String>| match value.as_deref() {
+        let mut pattern = |field: &str, value: &Option<String>, case| match value.as_deref() {
             None | Some("") => Ok(None),
-            Some(expression) => Pattern::within(expression, budget)
+            Some(expression) => Pattern::within(expression, case, budget)
                 .map(Some)
                 .map_err(|reason| InvalidHttpRule { field: field.to_owned(), reason }),
         };
-        let path = pattern("path", &spec.path)?;
-        let method = pattern("method", &spec.method)?;
-        let host = pattern("host", &spec.host)?;
+        let path = pattern("path", &spec.path, Case::Exact)?;
+        let method = pattern("method", &spec.method, Case::Exact)?;
+        let host = pattern("host", &spec.host, Case::Ignored)?;
         if spec.headers.len() + spec.header_matches.len() > MAX_HEADERS {
             return wrong("headers".into(), format!("more than {MAX_HEADERS} headers and headerMatches in one rule"));
         }

@@ -1,21 +1,23 @@
 use proptest::prelude::*;
 
-use super::{Budget, MAX_PROGRAM, MAX_PROGRAMS, Pattern, SIZES, compile};
+use super::{Budget, Case, MAX_PROGRAM, MAX_PROGRAMS, Pattern, SIZES, compile};
 
 fn compiled(expression: &str) -> Result<Pattern, String> {
-    Pattern::within(expression, &mut Budget::default())
+    Pattern::within(expression, Case::Exact, &mut Budget::default())
 }
 
 #[test]
 fn the_expressions_of_an_object_have_a_budget() {
     let mut budget = Budget::default();
-    let fits = (0..10_000).take_while(|number| Pattern::within(&format!("[a-z]{number}"), &mut budget).is_ok()).count();
+    let fits = (0..10_000)
+        .take_while(|number| Pattern::within(&format!("[a-z]{number}"), Case::Exact, &mut budget).is_ok())
+        .count();
     assert_eq!(fits, MAX_PROGRAMS / SIZES[0]);
-    assert!(Pattern::within("[a-z]", &mut budget).unwrap_err().contains("split"));
-    assert!(Pattern::within("/texts/.*", &mut budget).is_ok(), "a text needs no program");
+    assert!(Pattern::within("[a-z]", Case::Exact, &mut budget).unwrap_err().contains("split"));
+    assert!(Pattern::within("/texts/.*", Case::Exact, &mut budget).is_ok(), "a text needs no program");
     // What is too large is not tried for ever.
     let mut budget = Budget::default();
-    let reasons = (0..10_000).map(|_| Pattern::within("((a{99}){99}){99}", &mut budget).unwrap_err());
+    let reasons = (0..10_000).map(|_| Pattern::within("((a{99}){99}){99}", Case::Exact, &mut budget).unwrap_err());
     assert_eq!(reasons.filter(|reason| reason.contains("its program")).count(), MAX_PROGRAMS / MAX_PROGRAM);
 }
 
@@ -112,7 +114,7 @@ proptest! {
     #[test]
     fn what_needs_no_automaton_means_the_same(expression in expressions(), texts in prop::collection::vec("[ab/.*#-]{0,6}", 8)) {
         if let Some(simple) = Pattern::simple(&expression) {
-            let regex = compile(&format!(r"\A(?:{expression})\z"), MAX_PROGRAM);
+            let regex = compile(&format!(r"\A(?:{expression})\z"), Case::Exact, MAX_PROGRAM);
             prop_assert!(regex.is_ok(), "{} is no expression", expression);
             let regex = regex.unwrap();
             for text in texts.iter().chain([&expression, &expression.replace(".*", "ab"), &expression.replace('\\', "")]) {

@@ -63,6 +63,16 @@ fn a_path_has_its_query_and_a_host_its_port() {
     assert!(passes(&host, "GET a.example/", &[]));
     assert!(passes(&host, "GET abexample/", &[]), "a dot is any character");
     assert!(!passes(&host, "GET a.example:80/", &[]));
+    // Hosts have no capitals, whoever writes some: the client, or the rule's author.
+    for written in
+        ["API.Example.com", r"API\.example\.com", "A.*ple.COM", "(API|www)[.]Example.com", "(?:A)pi.example.com"]
+    {
+        let host = rule(&HttpRuleSpec { host: Some(written.into()), ..HttpRuleSpec::default() });
+        for asked in ["api.example.com", "API.EXAMPLE.COM"] {
+            assert!(passes(&host, &format!("GET {asked}/"), &[]), "{written} {asked}");
+        }
+        assert!(!passes(&host, "GET api.example.org/", &[]), "{written}");
+    }
     assert!(!passes(&host, "GET xa.example/", &[]));
 }
 
