@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use self::known::Known;
 use self::rules::{Effect, Rules};
-use crate::flow::RuleRef;
+use crate::flow::{Direction, RuleRef};
 use crate::manifest::ManifestError;
 use crate::model::Policy;
 use crate::parse::cursor::shown;
@@ -244,6 +244,8 @@ impl<'a> Set<'a, '_> {
         let mut budget = Budget(MAX_COMPARED);
         let covered = cover::covered(rules, &mut budget);
         let dead: BTreeSet<usize> = covered.iter().map(|one| one.rule).collect();
+        let alive = rules.all.iter().enumerate().filter(|(index, _)| !dead.contains(index));
+        let alive: BTreeSet<ListOf> = alive.map(|(_, rule)| list_of(rule)).collect();
         for one in &covered {
             let Some((item, rule, by)) = self.pair(one) else { continue };
             let deny = matches!(by.effect, Effect::Deny);
@@ -255,11 +257,13 @@ impl<'a> Set<'a, '_> {
                 _ if deny => format!("it allows nothing: {other} denies all of it, and a deny wins over every allow"),
                 _ => format!("it adds nothing: {other} allows all of it"),
             };
-            let hint = match &rule.effect {
-                Effect::Ordered { .. } => "remove it, put it first, or make the other one narrower",
-                _ if deny => "remove it, or make the deny narrower",
-                _ => "remove it, or make the other one narrower",
+            let removal = removal(item, rule, alive.contains(&list_of(rule)));
+            let or = match &rule.effect {
+                Effect::Ordered { .. } => "put it first, or make the other one narrower",
+                _ if deny => "or make the deny narrower",
+                _ => "or make the other one narrower",
             };
+            let hint = format!("{removal}, {or}");
             self.findings.of(item, Id::ShadowedRule, &place::rule(&rule.rule), message, hint);
         }
         for (one, port) in cover::toothless(rules, &mut budget) {
@@ -317,6 +321,34 @@ impl<'a> Set<'a, '_> {
     fn named(rule: &rules::Rule, beside: &rules::Rule) -> String {
         let path = place::rule(&rule.rule);
         if rule.policy == beside.policy { path } else { format!("{path} of {}", rule.rule.policy) }
+    }
+}
+
+/// The rules of a policy, or of an element of `specs`, for a direction.
+type ListOf = (usize, u16, Direction);
+
+fn list_of(rule: &rules::Rule) -> ListOf {
+    (rule.policy, rule.rule.spec, rule.rule.direction)
+}
+
+/// How a rule that does nothing is taken out so that nothing changes. A list of rules isolates pods by being there: where no
+/// other rule of it is left (`alive`), that has to be said in another way.
+fn removal(item: &Item<'_>, rule: &rules::Rule, alive: bool) -> &'static str {
+    match item.policy.as_ref() {
+        _ if alive => "remove it",
+        // They isolate nobody.
+        Policy::Cluster(_) => "remove it",
+        Policy::Network(_) => {
+            let types = place::value_at(&item.document.value, "spec.policyTypes").and_then(Value::as_array);
+            // Without types a policy is for ingress, and for egress if it has rules for it (Network Policies).
+            match (types.is_some_and(|types| !types.is_empty()), rule.rule.direction) {
+                (true, _) | (false, Direction::Ingress) => "remove it",
+                (false, Direction::Egress) => {
+                    "write policyTypes: [Ingress, Egress] and remove it (without any egress rule, only policyTypes isolates)"
+                }
+            }
+        }
+        Policy::Cilium(_) => "write {} in its place (which allows nothing, and keeps the default deny of the list)",
     }
 }
 

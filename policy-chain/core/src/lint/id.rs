@@ -88,6 +88,8 @@ ids! {
     RuleNotInForce = "rule-not-in-force", Warning;
     /// A selector that asks for what cannot be.
     ContradictorySelector = "contradictory-selector", Warning;
+    /// A peer that is held to pods, or to the policy's namespace, by nothing.
+    WideSelector = "wide-selector", Warning;
     /// A policy that selects no pod.
     SelectsNoPod = "selects-no-pod", Warning;
     /// A rule that matches nothing.
@@ -108,7 +110,7 @@ ids! {
     ToothlessApplicationRule = "toothless-application-rule", Warning;
     /// A policy that only denies, and denies everything else too.
     DenyOnly = "deny-only", Warning;
-    /// toFQDNs for names that nothing learns.
+    /// toFQDNs for names that the DNS rules refuse.
     NamesNeverLearned = "names-never-learned", Warning;
     /// Egress rules without a way to DNS.
     NoDns = "no-dns", Warning;

@@ -422,10 +422,9 @@ impl Of<'_, '_> {
     fn service(&mut self, path: &str, wanted: &ServiceSelector) {
         let services = &self.known.cluster.services;
         let of = |wanted: Option<&Text>, namespace: &Text| wanted.is_none_or(|wanted| wanted == namespace);
-        let own = self.item.policy.id().namespace.as_ref();
         let (namespace, some, shown) = match wanted {
             ServiceSelector::Named { namespace, name } => {
-                let namespace = namespace.as_ref().or(own);
+                let namespace = namespace.as_ref();
                 let some = services.keys().any(|key| key.name == *name && of(namespace, &key.namespace));
                 (namespace, some, format!("there is no Service {name}"))
             }

@@ -3,13 +3,13 @@
 use ipnet::IpNet;
 
 use super::values::Labelled;
-use crate::compile::view::CiliumView;
+use crate::compile::view::{CiliumView, POD_NAMESPACE};
 use crate::l7::dns::NamePattern;
 use crate::model::Text;
 use crate::model::cilium::{CidrBlock, CiliumPeers, Entity, ServiceSelector};
 use crate::model::cluster_network_policy::ClusterPeer;
 use crate::model::network_policy::{NetworkPeer, NetworkPeers};
-use crate::model::selector::CiliumSelector;
+use crate::model::selector::{CiliumSelector, LabelSource, Operator, Requirement};
 
 /// Addresses that are no pod's, by what they are and whether they are the API server's: a bit each.
 pub(super) type Kinds = u8;
@@ -260,6 +260,24 @@ pub(super) fn selected_kinds(selector: &CiliumSelector) -> Kinds {
         }
     }
     kinds
+}
+
+/// Whether a selector of Cilium selects what is no pod only because that lacks a label.
+pub(super) fn takes_outsiders(selector: &CiliumSelector) -> bool {
+    selected_kinds(selector) != 0 && selector.requirements.iter().all(|one| is_of_lack(&one.requirement))
+}
+
+/// Whether a selector of Cilium for pods is held to no namespace because it asks for the lack of a `reserved:` label.
+pub(super) fn takes_all_namespaces(selector: &CiliumSelector) -> bool {
+    let (reserved, others): (Vec<_>, Vec<_>) =
+        selector.requirements.iter().partition(|one| one.source == LabelSource::Reserved);
+    !reserved.is_empty()
+        && reserved.iter().all(|one| is_of_lack(&one.requirement))
+        && !others.iter().any(|one| *one.requirement.key == *POD_NAMESPACE)
+}
+
+const fn is_of_lack(requirement: &Requirement) -> bool {
+    matches!(requirement.operator, Operator::NotIn | Operator::DoesNotExist)
 }
 
 /// The pods and the kinds of other addresses that an entity means.

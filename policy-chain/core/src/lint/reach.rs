@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cover::is_every;
 use super::peers::Part;
+use super::ports::PortSet;
 use super::rules::{Effect, Isolation, Rule};
 use super::values::Labelled;
 use super::{Id, Item, Set, place};
@@ -147,11 +148,8 @@ fn may_hold_dns(rule: &Rule) -> bool {
         Effect::Ordered { .. } | Effect::Deny => &[],
     }
     .iter();
-    let any = |ports: &super::ports::PortSet| {
-        ports.has_names() || ports.has_port(Protocol::UDP, DNS_PORT) || ports.has_port(Protocol::TCP, DNS_PORT)
-    };
     let on_port =
-        any(&rule.ports) || proxied.any(|one| any(&one.ports) || matches!(one.application, Application::Dns(_)));
+        is_dns(&rule.ports) || proxied.any(|one| is_dns(&one.ports) || matches!(one.application, Application::Dns(_)));
     on_port && rule.peers.parts.iter().any(may_be_server)
 }
 
@@ -169,48 +167,39 @@ fn may_be_server(part: &Part) -> bool {
     }
 }
 
-/// Names that no DNS rule lets pods ask for through the proxy.
+/// Names that pods cannot ask for: all their DNS has rules, and no rule has the name. Where DNS passes without rules it is
+/// looked at too, because a rule names peers, and every name is learned.
 fn never_learned(set: &mut Set<'_, '_>, item: &Item<'_>, rule: &Rule, pairs: &mut super::Budget) {
     if !matches!(item.policy.as_ref(), Policy::Cilium(_)) || !rule.usable || rule.is_empty() {
         return;
     }
-    let names: Vec<&NamePattern> = rule
-        .peers
-        .parts
-        .iter()
-        .filter_map(|part| if let Part::Name(name) = part { Some(name) } else { None })
-        .collect();
-    if names.is_empty() {
+    let names = rule.peers.parts.iter().filter_map(|part| if let Part::Name(name) = part { Some(name) } else { None });
+    let names: Vec<&NamePattern> = names.collect();
+    if names.is_empty() || !is_isolated(set, rule, pairs) {
         return;
     }
     let Some(rules) = rules_for(&set.rules.all, Direction::Egress, &rule.subject, pairs) else { return };
-    let mut asked: Vec<&NamePattern> = Vec::new();
-    for one in rules {
-        if let Effect::Allow(proxied) = &one.effect {
-            for one in proxied {
-                if let Application::Dns(names) = &one.application {
-                    asked.extend(names.iter());
-                }
-            }
-        }
+    if rules.iter().any(|rule| may_pass_dns(rule)) {
+        return;
+    }
+    let proxied =
+        rules.iter().filter_map(|rule| if let Effect::Allow(proxied) = &rule.effect { Some(proxied) } else { None });
+    let lists = proxied
+        .flatten()
+        .filter_map(|one| if let Application::Dns(names) = &one.application { Some(names) } else { None });
+    let asked: Vec<&NamePattern> = lists.flat_map(|names| names.iter()).collect();
+    // No way to DNS at all is another finding.
+    if asked.is_empty() || asked.iter().any(|asked| is_every(asked)) {
+        return;
     }
     let path = format!("{}.toFQDNs", place::rule(&rule.rule));
-    if asked.is_empty() {
-        let message = "no policy here has DNS rules for these pods: names are learned from answers that pass the DNS proxy, \
-                       so no address will ever match";
-        let hint = "allow egress to the cluster's DNS, port 53, with rules: {dns: [{matchPattern: \"*\"}]}";
-        set.findings.of(item, Id::NamesNeverLearned, &path, message, hint);
-        return;
-    }
-    if asked.iter().any(|asked| is_every(asked)) {
-        return;
-    }
     for (index, name) in names.iter().enumerate() {
         // Whether two patterns have a name in common is not told.
         let Some(exact) = name.exact() else { continue };
         if !asked.iter().any(|asked| asked.matches(&exact)) {
-            let message =
-                format!("no DNS rule for these pods lets them ask for {name}: its addresses are never learned");
+            let message = format!(
+                "no DNS rule for these pods lets them ask for {name}: its addresses are known only if another pod of the node asks"
+            );
             set.findings.of(
                 item,
                 Id::NamesNeverLearned,
@@ -220,4 +209,28 @@ fn never_learned(set: &mut Set<'_, '_>, item: &Item<'_>, rule: &Rule, pairs: &mu
             );
         }
     }
+}
+
+/// Whether all pods of a rule are surely under default deny for what they send.
+fn is_isolated(set: &Set<'_, '_>, rule: &Rule, pairs: &mut super::Budget) -> bool {
+    set.rules.isolations.iter().filter(|one| one.direction == Direction::Egress).any(|one| {
+        let in_force = set.items.get(one.policy).is_some_and(|item| !item.policy.audit());
+        pairs.take() && in_force && rule.subject.within(&one.subject)
+    })
+}
+
+/// Whether a rule may let DNS pass that no DNS rule is for.
+fn may_pass_dns(rule: &Rule) -> bool {
+    let lets = match &rule.effect {
+        Effect::Allow(_) => true,
+        Effect::Ordered { action, .. } => *action == Action::Accept,
+        Effect::Deny => false,
+    };
+    // Whom a name resolves to is known only after it was asked for.
+    lets && is_dns(&rule.ports)
+        && rule.peers.parts.iter().any(|part| !matches!(part, Part::Name(_)) && !part.is_empty())
+}
+
+fn is_dns(ports: &PortSet) -> bool {
+    ports.has_names() || ports.has_port(Protocol::UDP, DNS_PORT) || ports.has_port(Protocol::TCP, DNS_PORT)
 }

@@ -1,8 +1,9 @@
 //! What can be said of a policy by itself.
 
-use super::peers::excepts_all;
+use super::peers::{excepts_all, takes_all_namespaces, takes_outsiders};
 use super::values::contradiction;
 use super::{Findings, Id, Item, place};
+use crate::compile::view::POD_NAMESPACE;
 use crate::flow::{Direction, RuleRef};
 use crate::model::cilium::{CidrBlock, CidrRule, CiliumPeers, CiliumPolicy, CiliumRule, Entity};
 use crate::model::cluster_network_policy::{ClusterPeer, ClusterSubject};
@@ -61,6 +62,33 @@ impl Of<'_, '_> {
     fn endpoints(&mut self, path: &str, selector: &CiliumSelector) {
         let wanted = selector.requirements.iter().map(|one| (&one.source, &one.requirement));
         self.contradiction(path, contradiction(wanted));
+    }
+
+    /// A peer that may be meant for pods, and holds for others.
+    fn wide(&mut self, path: &str, selector: &CiliumSelector) {
+        let outsiders = takes_outsiders(selector);
+        let namespace = self.item.policy.id().namespace.clone();
+        let namespaces = namespace.filter(|_| takes_all_namespaces(selector));
+        let message = match (&namespaces, outsiders) {
+            (None, false) => return,
+            (None, true) => "it holds for the world and for nodes too: they have no such label",
+            (Some(_), false) => {
+                "a reserved: label takes it out of the policy's namespace: it holds for pods of all namespaces"
+            }
+            (Some(_), true) => {
+                "a reserved: label takes it out of the policy's namespace: it holds for pods of all namespaces, and for the \
+                 world and nodes too, which have no such label"
+            }
+        };
+        let hint = match namespaces {
+            Some(own) => {
+                format!("to mean pods of one namespace only, add matchLabels: {{\"k8s:{POD_NAMESPACE}\": {own}}}")
+            }
+            None => {
+                format!("to mean pods only, add matchExpressions: [{{key: \"k8s:{POD_NAMESPACE}\", operator: Exists}}]")
+            }
+        };
+        self.tell(Id::WideSelector, path, message, &hint);
     }
 
     fn contradiction(&mut self, path: &str, key: Option<String>) {
@@ -204,7 +232,9 @@ impl Of<'_, '_> {
             }
             CiliumPeers::Endpoints(selectors) => {
                 for (index, selector) in selectors.iter().enumerate() {
-                    self.endpoints(&format!("{path}[{index}]"), selector);
+                    let path = format!("{path}[{index}]");
+                    self.endpoints(&path, selector);
+                    self.wide(&path, selector);
                 }
             }
             CiliumPeers::Nodes(selectors) => {

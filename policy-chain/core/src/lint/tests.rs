@@ -243,6 +243,39 @@ specs:
     );
 }
 
+/// What is left of a list by removing a rule may isolate nobody any more, or everybody.
+#[test]
+fn how_a_rule_is_taken_out_is_told() {
+    let deny = "---
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: no-mail}
+spec: {endpointSelector: {}, enableDefaultDeny: {egress: false, ingress: false}, egressDeny: [{toEntities: [all]}], ingressDeny: [{fromEntities: [all]}]}
+";
+    let np = |spec: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: n}}\nspec: {{podSelector: {{}}, {spec}}}\n"
+        )
+    };
+    let cnp = |spec: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p, namespace: n}}\nspec: {{endpointSelector: {{}}, {spec}}}\n"
+        )
+    };
+    let remove = "remove it, or make the deny narrower";
+    for (policy, hint) in [
+        (np("egress: [{ports: [{port: 25}]}]"), "write policyTypes: [Ingress, Egress] and remove it"),
+        (np("policyTypes: [Egress], egress: [{ports: [{port: 25}]}]"), remove),
+        (np("ingress: [{ports: [{port: 25}]}]"), remove),
+        (cnp("egress: [{toEntities: [world]}]"), "write {} in its place"),
+        (cnp("egress: [{toEntities: [world]}], egressDeny: [{toEntities: [cluster]}]"), remove),
+    ] {
+        let found = checked(&[policy.as_str(), deny].concat()).findings;
+        let shadowed: Vec<&Finding> = found.iter().filter(|one| one.id == Id::ShadowedRule).collect();
+        assert!(matches!(shadowed[..], [one] if one.hint.starts_with(hint)), "{policy}{shadowed:#?}");
+    }
+}
+
 #[test]
 fn there_is_an_end_to_comparing() {
     let rules: Vec<Value> = (0..3_000).map(|port| json!({"ports": [{"port": 1 + 2 * port}]})).collect();

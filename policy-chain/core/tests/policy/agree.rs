@@ -4,6 +4,7 @@
 //! flows; `SLUICE_TEST_SEED` judges those of one seed.
 
 mod coverage;
+mod found;
 mod shadow;
 mod shrink;
 

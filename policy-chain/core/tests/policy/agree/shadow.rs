@@ -1,17 +1,20 @@
-//! Rules that the lint calls shadowed can be left out: no verdict changes.
+//! Rules that the lint calls shadowed can be taken out as its hint says: no verdict changes. Policies are as their authors
+//! write them, so that what a field says by being there, or by its default, counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use sluice_policy_core::cluster::{Event, Object, ObjectId};
-use sluice_policy_core::flow::{Direction, Judgement, Outcome, Reason, RuleRef, Verdict};
-use sluice_policy_core::lint;
-use sluice_policy_core::model::{Policy, PolicyRef};
+use sluice_policy_core::flow::{Judgement, Outcome, Reason, Verdict};
+use sluice_policy_core::lint::{self, Document, Finding, Id, Role};
+use sluice_policy_core::model::Policy;
+use sluice_policy_core::parse;
 
 use super::shrink::Case;
 use super::{Compiled, cluster_of};
 use crate::random::flows::Targets;
-use crate::random::{Random, objects};
+use crate::random::{Random, objects, render};
 
 /// Flows that are judged for each cluster with shadowed rules.
 const FLOWS: usize = 150;
@@ -25,43 +28,33 @@ fn worlds() -> u64 {
     }
 }
 
-/// The policy without these rules. What its lists say by being there, default deny, stays.
-fn without(policy: &Policy, rules: &[&RuleRef]) -> Policy {
-    let mut policy = policy.clone();
-    let listed = |direction, spec, deny, index: usize| {
-        let wanted = |rule: &&&RuleRef| (rule.direction, rule.spec, rule.deny) == (direction, spec, deny);
-        rules.iter().filter(wanted).any(|rule| usize::from(rule.index) == index)
-    };
-    fn keep<T>(list: &mut Vec<T>, listed: impl Fn(usize) -> bool) {
-        let mut index = 0;
-        list.retain(|_| {
-            index += 1;
-            !listed(index - 1)
-        });
+/// Does to a policy what the hints of findings say.
+fn follow(policy: &mut Value, findings: &[&Finding]) {
+    let mut removed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for finding in findings {
+        let (list, index) = finding.path.rsplit_once('[').unwrap();
+        let pointer = format!("/{}", list.replace(['.', '['], "/").replace(']', ""));
+        let index: usize = index.trim_end_matches(']').parse().unwrap();
+        if finding.hint.starts_with("write {} in its place") {
+            *policy.pointer_mut(&pointer).and_then(|list| list.get_mut(index)).unwrap() = json!({});
+            continue;
+        }
+        if finding.hint.starts_with("write policyTypes: [Ingress, Egress] and remove it") {
+            policy["spec"]["policyTypes"] = json!(["Ingress", "Egress"]);
+        } else {
+            assert!(finding.hint.starts_with("remove it"), "{finding:#?}");
+        }
+        removed.entry(pointer).or_default().push(index);
     }
-    match &mut policy {
-        Policy::Network(policy) => {
-            for (direction, list) in
-                [(Direction::Ingress, &mut policy.ingress), (Direction::Egress, &mut policy.egress)]
-            {
-                if let Some(list) = list {
-                    keep(list, |index| listed(direction, 0, false, index));
-                }
-            }
-        }
-        Policy::Cluster(policy) => {
-            keep(&mut policy.ingress, |index| listed(Direction::Ingress, 0, false, index));
-            keep(&mut policy.egress, |index| listed(Direction::Egress, 0, false, index));
-        }
-        Policy::Cilium(policy) => {
-            for rule in &mut policy.rules {
-                let spec = rule.number;
-                keep(&mut rule.ingress, |index| listed(Direction::Ingress, spec, false, index));
-                keep(&mut rule.egress, |index| listed(Direction::Egress, spec, false, index));
-            }
-        }
+    for (pointer, mut indexes) in removed {
+        indexes.sort_unstable();
+        let list = policy.pointer_mut(&pointer).and_then(Value::as_array_mut).unwrap();
+        indexes.into_iter().rev().for_each(|index| drop(list.remove(index)));
     }
-    policy
+}
+
+fn object_of(written: &Value) -> Object {
+    parse::object(written).object.unwrap_or_else(|| panic!("{written:#}"))
 }
 
 /// A judgement without the names of rules, which move when one is left out.
@@ -91,26 +84,45 @@ fn verdicts(judgement: &Judgement) -> (String, String) {
 #[test]
 fn a_rule_called_shadowed_can_be_left_out() {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let mut hints: BTreeMap<String, usize> = BTreeMap::new();
     for seed in 0..worlds() {
         let mut random = Random::new(seed ^ 0x5ad0_0000_0000_0000);
         let settings = objects::settings(&mut random);
-        let events = objects::world(&mut random);
-        let cluster = cluster_of(&events);
-        let policies: Vec<Arc<Policy>> = cluster.policies.values().cloned().collect();
-        let shadowed = lint::shadowed(&policies);
-        if shadowed.is_empty() {
+        let mut events = objects::world(&mut random);
+        // The policies as somebody could have written them; those that nobody could are not there.
+        let mut documents = Vec::new();
+        for policy in cluster_of(&events).policies.values() {
+            let event = match render::policy(policy, &mut random) {
+                None => Event::Delete(ObjectId::Policy(policy.id().clone())),
+                Some(value) => {
+                    let event = Event::Upsert(object_of(&value));
+                    let line = documents.len();
+                    documents.push(Document { file: String::new(), line, value, role: Role::Checked });
+                    event
+                }
+            };
+            events.push(event);
+        }
+        let findings = lint::check(&documents).findings;
+        let mut of: BTreeMap<usize, Vec<&Finding>> = BTreeMap::new();
+        for finding in findings.iter().filter(|one| one.id == Id::ShadowedRule) {
+            of.entry(finding.line).or_default().push(finding);
+            *hints.entry(finding.hint.clone()).or_default() += 1;
+        }
+        if of.is_empty() {
             continue;
         }
-        let mut of: BTreeMap<PolicyRef, Vec<&RuleRef>> = BTreeMap::new();
-        for (rule, by) in &shadowed {
-            of.entry(rule.policy.clone()).or_default().push(rule);
+        let cluster = cluster_of(&events);
+        let policies: Vec<Arc<Policy>> = cluster.policies.values().cloned().collect();
+        for (rule, by) in lint::shadowed(&policies) {
             let kind = format!("{:?} by {:?}{}", rule.policy.kind, by.policy.kind, if by.deny { " deny" } else { "" });
             *kinds.entry(kind).or_default() += 1;
         }
         let mut less = events.clone();
-        for (policy, rules) in &of {
-            less.push(Event::Delete(ObjectId::Policy(policy.clone())));
-            less.push(Event::Upsert(Object::Policy(without(&cluster.policies[policy], rules))));
+        for (document, findings) in &of {
+            let mut policy = documents[*document].value.clone();
+            follow(&mut policy, findings);
+            less.push(Event::Upsert(object_of(&policy)));
         }
         let targets = Targets::of(&cluster, &settings);
         let query = targets.flow(&mut random);
@@ -120,6 +132,7 @@ fn a_rule_called_shadowed_can_be_left_out() {
         for _ in 0..FLOWS {
             let query = targets.flow(&mut random);
             let (before, after) = (before.engine.judge(&query), after.engine.judge(&query));
+            let shadowed: Vec<&&Finding> = of.values().flatten().collect();
             assert_eq!(
                 verdicts(&before),
                 verdicts(&after),
@@ -127,6 +140,10 @@ fn a_rule_called_shadowed_can_be_left_out() {
             );
         }
     }
-    println!("{kinds:#?}");
+    println!("{kinds:#?}\n{hints:#?}");
     assert!(kinds.len() >= 6 && kinds.values().sum::<usize>() >= 100, "{kinds:#?}");
+    for way in ["remove it", "write {}", "write policyTypes"] {
+        let times: usize = hints.iter().filter(|(hint, _)| hint.starts_with(way)).map(|(_, times)| times).sum();
+        assert!(times >= 3, "{way}: {hints:#?}");
+    }
 }

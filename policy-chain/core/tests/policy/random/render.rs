@@ -22,7 +22,7 @@ pub(crate) fn policy(policy: &Policy, random: &mut Random) -> Option<Value> {
                 PolicyKind::NetworkPolicy => "networking.k8s.io/v1",
                 _ => "networking.k8s.aws/v1alpha1",
             };
-            (version, vec![("spec", network_spec(one))])
+            (version, vec![("spec", network_spec(one, random))])
         }
         Policy::Cluster(one) => (Dialect::of(one.id.kind).version, vec![("spec", cluster_spec(one)?)]),
         Policy::Cilium(one) => ("cilium.io/v2", cilium::specs(one, random)),
@@ -43,7 +43,7 @@ pub(crate) fn policy(policy: &Policy, random: &mut Random) -> Option<Value> {
     Some(object)
 }
 
-fn network_spec(policy: &NetworkPolicy) -> Value {
+fn network_spec(policy: &NetworkPolicy, random: &mut Random) -> Value {
     let mut types = Vec::new();
     let mut spec = Map::new();
     spec.insert("podSelector".to_owned(), selector(&policy.pods));
@@ -55,7 +55,11 @@ fn network_spec(policy: &NetworkPolicy) -> Value {
             spec.insert(field.to_owned(), rules.iter().map(|rule| network_rule(rule, peers)).collect());
         }
     }
-    spec.insert("policyTypes".to_owned(), json!(types));
+    // What is so without saying is not always said.
+    let implied = if policy.egress.as_ref().is_some_and(|rules| !rules.is_empty()) { 2 } else { 1 };
+    if types != ["Ingress", "Egress"][..implied] || random.one_in(2) {
+        spec.insert("policyTypes".to_owned(), json!(types));
+    }
     Value::Object(spec)
 }
 
