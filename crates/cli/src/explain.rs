@@ -17,6 +17,7 @@ use sluice_policy_core::vector::probe::{Fate, Leg, Probe, enforced, fate, record
 use sluice_policy_core::vector::schema::{Expected, Fixture, Mode, Row};
 use sluice_policy_core::vector::world::World;
 
+use crate::config::Meaning;
 use crate::exit;
 use crate::paint::Paint;
 
@@ -51,6 +52,8 @@ pub(crate) struct Options {
     /// A name that has resolved: `example.com=203.0.113.7`. May be given more than once.
     #[arg(long, value_name = "NAME=ADDRESS")]
     resolve: Vec<String>,
+    #[command(flatten)]
+    meaning: Meaning,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -93,17 +96,17 @@ pub(crate) fn main(options: &Options) -> ExitCode {
 fn answer(options: &Options) -> Result<Answer, String> {
     let mut notes = Vec::new();
     let mut resolve = options.resolve.clone();
-    let objects = match &options.cluster_dir {
+    let (objects, settings) = match &options.cluster_dir {
         Some(folder) => {
             let (objects, left_out) = directory::read(folder)?;
             notes.extend(left_out);
-            objects
+            (objects, options.meaning.settings()?)
         }
         None => {
             let live = live::read()?;
             notes.extend(live.notes);
             resolve.extend(live.resolve);
-            live.objects
+            (live.objects, options.meaning.settings_beside(live.cidrs_match_managed))
         }
     };
     let mut world = World::new(&Fixture::default());
@@ -114,7 +117,7 @@ fn answer(options: &Options) -> Result<Answer, String> {
     let events = world.take_events();
     let mut row = question.row;
     let judge = |node: Option<&_>, query: &_| {
-        let mut engine = Engine::new(Settings { node: node.cloned(), ..Settings::default() });
+        let mut engine = Engine::new(Settings { node: node.cloned(), ..settings.clone() });
         for event in &events {
             engine.apply(event.clone());
         }
@@ -140,7 +143,7 @@ fn answer(options: &Options) -> Result<Answer, String> {
         let record = fate(&legs, row.request.as_ref(), recorded);
         let recorded = Some(record.verdict).filter(|verdict| *verdict != decided.verdict);
         let matched = |leg: Leg| {
-            let settings = Settings { node: leg.node.clone(), ..Settings::default() };
+            let settings = Settings { node: leg.node.clone(), ..settings.clone() };
             // A Service's address is judged by its backends: the rules are told there.
             let rules = if leg.frontend { Vec::new() } else { matching(world.cluster(), &settings, &leg.query) };
             (leg, rules)

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bundle;
+mod config;
 mod daemons;
 mod demo;
 mod doctor;

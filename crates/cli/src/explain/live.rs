@@ -8,6 +8,8 @@ use crate::daemons::{Daemon, is, list, text};
 pub(super) struct Live {
     /// All objects, as manifests.
     pub(super) objects: Vec<Value>,
+    /// Whether its setting is that CIDRs of cilium.io rules match managed pods and nodes too.
+    pub(super) cidrs_match_managed: bool,
     /// Names with their addresses, `name=address`.
     pub(super) resolve: Vec<String>,
     /// What somebody should know who reads the answer.
@@ -21,6 +23,7 @@ pub(super) fn read() -> Result<Live, String> {
         Daemon::Policyd.page(page).map_err(|why| format!("policyd cannot be asked: {why}; {hint}"))
     };
     let (policy, objects, names) = (ask("/v1/policy")?, ask("/v1/objects")?, ask("/v1/names")?);
+    let settings = ask("/v1/settings")?;
     let mut notes = Vec::new();
     let stale = text(&policy, "/stale");
     if !stale.is_empty() {
@@ -35,5 +38,6 @@ pub(super) fn read() -> Result<Live, String> {
     });
     let resolve = known.collect();
     let Value::Array(objects) = objects else { return Err("policyd's list of objects is none".to_owned()) };
-    Ok(Live { objects, resolve, notes })
+    let cidrs_match_managed = is(&settings, "/effective/cilium_cidrs_match_managed");
+    Ok(Live { objects, cidrs_match_managed, resolve, notes })
 }

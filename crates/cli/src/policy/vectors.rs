@@ -15,7 +15,8 @@ use sluice_policy_core::vector::schema::Suite;
 use sluice_policy_core::{manifest, oracle};
 
 use super::Common;
-use crate::exit::{DATA, FAILED};
+use crate::config::Meaning;
+use crate::exit::{DATA, FAILED, USAGE};
 use crate::files;
 use crate::paint::Paint;
 
@@ -27,6 +28,8 @@ pub(crate) struct Options {
     /// Ask the reference evaluator beside the compiler. Where they differ, the probe fails.
     #[arg(long)]
     oracle: bool,
+    #[command(flatten)]
+    meaning: Meaning,
 }
 
 /// What came of one file.
@@ -46,13 +49,20 @@ trait Printer {
 
 /// Runs all files.
 pub(crate) fn main(options: &Options) -> ExitCode {
+    let settings = match options.meaning.settings() {
+        Ok(settings) => settings,
+        Err(fault) => {
+            complain(&fault);
+            return ExitCode::from(USAGE);
+        }
+    };
     let out = io::stdout();
     let paint = Paint { colours: out.is_terminal() };
     let mut out = io::BufWriter::new(out.lock());
     let printed = if options.common.json {
-        all(options, &mut lines::Lines { out: &mut out })
+        all(options, &settings, &mut lines::Lines { out: &mut out })
     } else {
-        all(options, &mut report::Report { out: &mut out, paint })
+        all(options, &settings, &mut report::Report { out: &mut out, paint })
     };
     match printed {
         Ok(code) => code,
@@ -70,7 +80,7 @@ fn complain(text: &str) {
     let _closed = writeln!(io::stderr().lock(), "sluice: {text}");
 }
 
-fn all(options: &Options, printer: &mut dyn Printer) -> io::Result<ExitCode> {
+fn all(options: &Options, settings: &Settings, printer: &mut dyn Printer) -> io::Result<ExitCode> {
     let mut counts = Counts::default();
     let mut unreadable = false;
     let mut files = 0;
@@ -81,7 +91,7 @@ fn all(options: &Options, printer: &mut dyn Printer) -> io::Result<ExitCode> {
         };
         for (path, found) in found {
             files += 1;
-            match found.and_then(|()| one(&path, options.oracle)) {
+            match found.and_then(|()| one(&path, options.oracle, settings)) {
                 Ok(file) => {
                     counts += file.outcome.counts;
                     printer.file(&file)?;
@@ -102,11 +112,11 @@ fn all(options: &Options, printer: &mut dyn Printer) -> io::Result<ExitCode> {
     }))
 }
 
-fn one(path: &Path, oracle: bool) -> Result<File<'_>, String> {
+fn one<'a>(path: &'a Path, oracle: bool, settings: &Settings) -> Result<File<'a>, String> {
     let begun = Instant::now();
     let suite = read(path)?;
-    let compiled = || Box::new(Compiled::new(Settings::default())) as Box<dyn Judge>;
-    let by_oracle = || Box::new(Afresh::new(Settings::default(), oracle::judge)) as Box<dyn Judge>;
+    let compiled = || Box::new(Compiled::new(settings.clone())) as Box<dyn Judge>;
+    let by_oracle = || Box::new(Afresh::new(settings.clone(), oracle::judge)) as Box<dyn Judge>;
     let judges = Judges { judge: &compiled, beside: if oracle { Some(&by_oracle) } else { None } };
     let outcome = run(&suite, judges);
     let vectors = suite.vectors.len() + suite.faulty.len();

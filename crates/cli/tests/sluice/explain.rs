@@ -4,7 +4,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::{complaints, directory, sluice, text};
+use crate::{complaints, directory, sluice, sluice_with, text};
 
 const CLUSTER: &str = r#"
 apiVersion: v1
@@ -120,6 +120,55 @@ fn services_nodes_addresses_and_names_may_be_asked_about() {
     ] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
+}
+
+const HOST: &str = r#"
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: d, namespace: shop, annotations: {sluice.dev/audit: "true"}}
+spec: {endpointSelector: {}, enableDefaultDeny: {ingress: false}, ingressDeny: [{fromEntities: [host]}]}
+"#;
+
+/// A dry run's deny of the host is told as one, and hides none that is in force.
+#[test]
+fn denies_of_the_host_are_all_told() {
+    let asked = ["--from", "n1", "--to", "shop/api", "--port", "22/TCP"];
+    let explain = |name: &str, policies: &str| {
+        let folder =
+            directory(&format!("explain-{name}"), &[("cluster.yaml", CLUSTER), ("policies/all.yml", policies)]);
+        sluice(&[&["explain", "--cluster-dir", folder.to_str().unwrap()], &asked[..]].concat(), "")
+    };
+    let told = text(&explain("host-dry", HOST));
+    let line = told.lines().find(|line| line.contains("CiliumNetworkPolicy shop/d")).unwrap_or_default();
+    assert!(told.contains("allow") && line.contains("dry run"), "{told}");
+    let both = [HOST, &HOST.replace("name: d,", "name: e,").replace("annotations", "labels")].join("---\n");
+    let told = text(&explain("host-both", &both));
+    let line = told.lines().find(|line| line.contains("CiliumNetworkPolicy shop/e")).unwrap_or_default();
+    assert!(line.contains("deny") && !line.contains("dry run"), "{told}");
+}
+
+/// policyd's setting that CIDRs of cilium.io rules match pods too counts here as well.
+#[test]
+fn cidrs_match_pods_where_that_is_said() {
+    let policies = "
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p, namespace: shop}
+spec: {endpointSelector: {matchLabels: {app: api}}, ingress: [{fromCIDR: [10.0.0.0/24]}]}
+";
+    let folder = directory("explain-cidrs", &[("cluster.yaml", CLUSTER), ("policies/all.yml", policies)]);
+    let asked = ["--from", "shop/web", "--to", "shop/api", "--port", "80", "--json"];
+    let asked = [&["explain", "--cluster-dir", folder.to_str().unwrap()], &asked[..]].concat();
+    let variable = |value| [("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", value)];
+    assert_eq!(crate::json(&sluice(&asked, ""))["verdict"], "deny");
+    let output = sluice_with(&variable("true"), &asked, "");
+    assert_eq!(crate::json(&output)["verdict"], "allow");
+    assert!(text(&output).contains("CiliumNetworkPolicy shop/p, ingress[0]"), "{}", text(&output));
+    let option = [&asked[..], &["--cilium-cidrs-match-managed=true"]].concat();
+    assert_eq!(crate::json(&sluice(&option, ""))["verdict"], "allow");
+    let output = sluice_with(&variable("perhaps"), &asked, "");
+    assert_eq!(output.status.code(), Some(65));
+    assert!(complaints(&output).contains("it must be true or false"), "{}", complaints(&output));
 }
 
 #[test]

@@ -17,8 +17,14 @@ use serde_json::Value;
 
 /// Runs it with a text on standard input.
 fn sluice(arguments: &[&str], input: &str) -> Output {
+    sluice_with(&[], arguments, input)
+}
+
+/// The same with variables in its environment.
+fn sluice_with(variables: &[(&str, &str)], arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(arguments)
+        .envs(variables.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -5,7 +5,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::{complaints, directory, sluice, text};
+use crate::{complaints, directory, sluice, sluice_with, text};
 
 const GOOD: &str = "
 schemaVersion: 1
@@ -100,6 +100,38 @@ fn a_vector_that_cannot_be_run_fails_and_is_told() {
         let told = text(&sluice(&["policy", "test", "-"], &faulty));
         assert!(told.contains("cannot be run as it is written") && told.contains(path), "{told}");
     }
+}
+
+/// Probes of a vector that cannot be run count as failed, and are no failures that were not kept.
+#[test]
+fn what_could_not_be_run_is_not_told_as_not_kept() {
+    let bad = GOOD.replacen("verdict: allow", "verdict: deny", 1).replace("to: a/y,", "to: a/none,");
+    let told = text(&sluice(&["policy", "test", "-"], &bad));
+    assert!(told.contains("cannot be run as it is written") && told.contains("expected deny, got allow"), "{told}");
+    assert!(!told.contains("not kept"), "{told}");
+}
+
+/// policyd's setting is one of these too: a CIDR of a cilium.io rule and a pod.
+#[test]
+fn cidrs_match_pods_where_that_is_said() {
+    let vectors = GOOD.replace(
+        "  - expect: [{from: [a/x, a/y]",
+        "  - apply:
+    - apiVersion: cilium.io/v2
+      kind: CiliumNetworkPolicy
+      metadata: {name: p, namespace: a}
+      spec: {endpointSelector: {}, ingress: [{fromCIDR: [10.0.0.0/24]}]}
+    expect: [{from: [a/x, a/y]",
+    );
+    let status = |arguments: &[&str], variable: &str| {
+        let arguments = [&["policy", "test", "--oracle"], arguments, &["-"]].concat();
+        sluice_with(&[("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", variable)], &arguments, &vectors).status.code()
+    };
+    assert_eq!(status(&[], ""), Some(1));
+    assert_eq!(status(&[], "true"), Some(0));
+    assert_eq!(status(&["--cilium-cidrs-match-managed"], ""), Some(0));
+    assert_eq!(status(&["--cilium-cidrs-match-managed=false"], "true"), Some(1));
+    assert_eq!(status(&[], "perhaps"), Some(64));
 }
 
 #[test]

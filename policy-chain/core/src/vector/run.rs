@@ -69,6 +69,8 @@ pub struct Outcome {
     pub by_mode: BTreeMap<Mode, Counts>,
     /// What is not as expected, in the order of the file.
     pub failures: Vec<Failure>,
+    /// Failures beyond [`MAX_FAILURES`].
+    pub not_kept: usize,
     /// Vectors that were run and not judged.
     pub undefined: Vec<Undefined>,
     /// Vectors that could not be run, or not to their end; their other probes count as failed, and at least one.
@@ -417,6 +419,7 @@ impl<'a> Run<'a> {
             outcome.issues.insert(Text::clone(&self.vector.id), issues.collect());
         }
         let room = MAX_FAILURES.saturating_sub(outcome.failures.len());
+        outcome.not_kept += counts.failed.saturating_sub(self.failures.len().min(room));
         outcome.failures.extend(self.failures.into_iter().take(room));
     }
 }

@@ -110,9 +110,8 @@ impl Report<'_> {
             }
         }
         if !outcome.failures.is_empty() {
-            let left = outcome.counts.failed.saturating_sub(outcome.failures.len());
-            if left > 0 {
-                writeln!(self.out, "\n  and {} more failures that were not kept", grouped(left))?;
+            if outcome.not_kept > 0 {
+                writeln!(self.out, "\n  and {} more failures that were not kept", grouped(outcome.not_kept))?;
             }
             writeln!(self.out)?;
         }
