@@ -189,6 +189,43 @@ fn pointers_that_do_not_go_back_lead_nowhere() {
     }
 }
 
+/// GHSA-9m5p-c77c-f9j7: an answer that a server had made for it ended the agent. Each way in which an answer can be wrong at
+/// one place: cut, with another octet anywhere, with counts of records that are not there.
+#[test]
+fn cve_2025_23028_no_answer_of_a_server_ends_the_process() {
+    let whole = Build::new(1, RESPONSE, [1, 4, 1, 1])
+        .question("www.example.com", 1)
+        .record(&POINTER, 5, 60, &name("b.example.net"))
+        .record(&name("b.example.net"), 1, 60, &[192, 0, 2, 1])
+        .record(&name("b.example.net"), 28, 60, &[0xfd; 16])
+        .record(&POINTER, 65, 60, &[0, 1, 0])
+        .record(&[0], 2, 60, &POINTER)
+        .opt(512, 0)
+        .done();
+    assert_eq!(addresses(&whole).unwrap().addresses.len(), 2);
+    let read = |message: &[u8]| {
+        if let Some(found) = addresses(message) {
+            assert!(found.addresses.len() <= 2, "{message:?}");
+        }
+        let _ = Query::read(message);
+        let _ = bare_refusal(message, rcode::REFUSED);
+    };
+    (0..whole.len()).for_each(|length| read(&whole[..length]));
+    for at in 0..whole.len() {
+        for octet in 0..=u8::MAX {
+            let mut message = whole.clone();
+            message[at] = octet;
+            read(&message);
+        }
+    }
+    for counts in
+        [[0xffff; 4], [1, 0xffff, 0, 0], [1, 0, 0xffff, 0], [1, 0, 0, 0xffff], [0, 1, 0, 0], [0xffff, 0, 0, 0]]
+    {
+        read(&Build::new(1, RESPONSE, counts).raw(&whole[HEADER..]).done());
+        read(&Build::new(1, RESPONSE, counts).done());
+    }
+}
+
 #[test]
 fn questions_are_compared_without_case_and_types_with_it() {
     let question = |of: &str, qtype| query(1, of, qtype).split_off(HEADER);
