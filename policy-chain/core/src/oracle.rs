@@ -187,7 +187,7 @@ impl<'a> Scene<'a> {
     fn own_node_to_pod(&self, peer: IpAddr, protocol: Protocol, port: u16) -> Answer {
         let peer = Peer::own_node(self, peer);
         let flow = Flow { direction: Direction::Ingress, origin: Origin::OwnNode, peer, protocol, port };
-        match tiers::denial_of_host(self, &flow) {
+        match tiers::denials_of_host(self, &flow).into_keys().next() {
             Some(rule) => Answer::new(Verdict::Deny, Reason::Rule(rule)),
             None => Answer::new(Verdict::Allow, Reason::OwnNode),
         }

@@ -430,9 +430,10 @@ impl Engine {
         let Some(Predicate::Services(selector)) = self.atoms.predicate(atom) else { return BTreeSet::new() };
         match selector {
             ServiceSelector::Named { namespace, name } => {
-                let Some(namespace) = namespace.clone() else { return BTreeSet::new() };
-                let key = ObjectKey { namespace, name: Text::clone(name) };
-                if self.cluster.services.contains_key(&key) { self.backends_of(&key) } else { BTreeSet::new() }
+                let meant = self.cluster.services.keys().filter(|key| {
+                    key.name == *name && namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace)
+                });
+                meant.flat_map(|key| self.backends_of(key)).collect()
             }
             ServiceSelector::Labels { namespace, selector } => {
                 let meant = self.cluster.services.values().filter(|service| {

@@ -300,10 +300,7 @@ impl<'a> Lowering<'a> {
                 self.cilium_allow(policy, &rule, allow);
             }
             for (index, deny) in denies.iter().enumerate() {
-                let usable = deny
-                    .as_ref()
-                    .ok()
-                    .map(|CiliumDeny { peers, ports }| (self.cilium_peers(peers, policy.id.namespace.as_ref()), ports));
+                let usable = deny.as_ref().ok().map(|CiliumDeny { peers, ports }| (self.cilium_peers(peers), ports));
                 // A deny that cannot be used, or of peers that are not all known, denies everything.
                 let (peers, ports) = usable.filter(|(peers, _)| !peers.others).unwrap_or((Peers::ANYONE, &Ports::Any));
                 let draft = Draft {
@@ -325,7 +322,7 @@ impl<'a> Lowering<'a> {
 
     /// An element may have some ports with and some without application rules.
     fn cilium_allow(&mut self, policy: &CiliumPolicy, rule: &RuleRef, allow: &CiliumAllow) {
-        let peers = self.cilium_peers(&allow.peers, policy.id.namespace.as_ref());
+        let peers = self.cilium_peers(&allow.peers);
         let plain = allow.ports.iter().filter(|ports| ports.application == Application::None);
         let plain = DraftPart::plain(PortSet::new(plain.map(|ports| &ports.ports), self.own));
         let mut proxied = Vec::new();

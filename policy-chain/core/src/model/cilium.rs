@@ -185,9 +185,9 @@ pub enum Entity {
 /// An element of `toServices`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServiceSelector {
-    /// `k8sService`: one Service.
+    /// `k8sService`: one Service, or those of this name.
     Named {
-        /// Namespace; the policy's own if it was not given.
+        /// Namespace; any if it was not given (Cilium, `serviceRefMatches`).
         namespace: Option<Text>,
         /// Name.
         name: Text,

@@ -16,6 +16,9 @@ pub(super) enum Kind<'a> {
     OwnNode,
     /// Another known node's: Cilium's `remote-node`.
     RemoteNode,
+    /// The own node's, of a packet that the node only forwarded, so that nobody knows who sent it: Cilium's `world`, and in no
+    /// block of its rules, for those are about who sent it.
+    Masqueraded,
     /// Nobody's in the cluster, as far as policies know: Cilium's `world`.
     Other,
 }
@@ -58,7 +61,7 @@ impl<'a> Peer<'a> {
             // "A forwarded packet whose source was SNATed to the node's address is not the node: world" (DESIGN 6.3;
             // Cilium #23603), nor is it whatever else the node's address may be.
             if direction == Direction::Ingress {
-                return Self::new(scene, address, Kind::Other, false);
+                return Self::new(scene, address, Kind::Masqueraded, false);
             }
             return Self::new(scene, address, Kind::OwnNode, api_server);
         }

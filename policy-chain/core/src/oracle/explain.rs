@@ -1,7 +1,7 @@
 //! All that policies have about a flow, not only what decides: for people who ask why.
 
 use super::labels::selects;
-use super::tiers::{denial_of_host, denials, is_selected, rule_ref};
+use super::tiers::{denials, denials_of_host, is_selected, rule_ref};
 use super::{Flow, Peer, Scene, address, gate, peers, ports};
 use crate::cluster::Cluster;
 use crate::flow::{Direction, Origin, Query, RuleRef};
@@ -88,11 +88,10 @@ pub fn matching(cluster: &Cluster, settings: &Settings, query: &Query) -> Vec<Ma
     let Query { direction, origin, protocol, port, .. } = *query;
     let flow = Flow { direction, origin, peer, protocol, port };
     if own_node {
-        // Only a deny that names the host is asked about (DESIGN 6.3).
-        let denial = denial_of_host(&scene, &flow);
-        return denial
-            .map(|rule| normal(Effect::Deny, &rule.policy.clone(), Some(rule), None, false))
-            .into_iter()
+        // Only denies that name the host are asked about (DESIGN 6.3).
+        let denials = denials_of_host(&scene, &flow).into_iter();
+        return denials
+            .map(|(rule, dry_run)| normal(Effect::Deny, &rule.policy.clone(), Some(rule), None, dry_run))
             .collect();
     }
     let mut found = Vec::new();
@@ -195,7 +194,7 @@ fn of_cilium(policy: &CiliumPolicy, scene: &Scene<'_>, flow: &Flow<'_>, found: &
             let unusable = match deny {
                 Ok(deny) => match peers::unusable_group(&deny.peers, scene) {
                     Some(unusable) => Some(unusable.clone()),
-                    None if !peers::of_cilium(&deny.peers, id, scene, &flow.peer)
+                    None if !peers::of_cilium(&deny.peers, scene, &flow.peer)
                         || !ports::hold(&deny.ports, scene, flow) =>
                     {
                         continue;
@@ -209,7 +208,7 @@ fn of_cilium(policy: &CiliumPolicy, scene: &Scene<'_>, flow: &Flow<'_>, found: &
         }
         for (index, allow) in allows.iter().enumerate() {
             let Ok(allow) = allow else { continue };
-            if !peers::of_cilium(&allow.peers, id, scene, &flow.peer) {
+            if !peers::of_cilium(&allow.peers, scene, &flow.peer) {
                 continue;
             }
             let mut effects = [false; 2];

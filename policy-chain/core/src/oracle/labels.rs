@@ -56,7 +56,7 @@ impl CiliumLabels {
             Kind::Pod(pod) => return Self::of_pod(cluster, pod),
             Kind::OwnNode => labels.reserved.extend(["host"]),
             Kind::RemoteNode => labels.reserved.extend(["remote-node"]),
-            Kind::Other => {
+            Kind::Masqueraded | Kind::Other => {
                 let family = if address.is_ipv4() { "world-ipv4" } else { "world-ipv6" };
                 labels.reserved.extend(["world", family]);
             }

@@ -60,46 +60,54 @@ pub(super) fn is_subject(subject: &ClusterSubject, scene: &Scene<'_>, pod: &Pod)
 }
 
 /// The peers of an element of a cilium.io rule.
-pub(super) fn of_cilium(peers: &CiliumPeers, policy: &PolicyRef, scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
+pub(super) fn of_cilium(peers: &CiliumPeers, scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
     match peers {
         CiliumPeers::Any => true,
         CiliumPeers::Nothing => false,
         CiliumPeers::Endpoints(selectors) => selectors.iter().any(|selector| peer.labels.selected_by(selector)),
         CiliumPeers::Cidrs(rules) => rules.iter().any(|rule| cidr_rule(rule, scene, peer)),
         CiliumPeers::Entities(entities) => entities.iter().any(|entity| is_entity(*entity, peer)),
-        CiliumPeers::Services(selectors) => {
-            selectors.iter().any(|selector| backs_service(selector, policy, scene, peer))
-        }
+        CiliumPeers::Services(selectors) => selectors.iter().any(|selector| backs_service(selector, scene, peer)),
         // A group that is not there is nobody, never anyone (CVE-2025-64715).
         CiliumPeers::Groups(names) => {
-            may_match_cidr(scene, peer) && names.iter().any(|name| in_group(scene.cluster.cidr_groups.get(name), peer))
+            names.iter().any(|name| in_group(scene.cluster.cidr_groups.get(name), &[], scene, peer))
         }
         CiliumPeers::Nodes(selectors) => selectors.iter().any(|selector| node_of(selector, scene, peer)),
         CiliumPeers::Names(names) => resolved(names, scene, peer),
     }
 }
 
-/// "CIDR rules do not apply to traffic where both sides of the connection are managed by Cilium", nor to nodes; unless a
-/// setting says so (`policy-cidr-match-mode`; DESIGN 6.2).
-fn may_match_cidr(scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
-    scene.settings.cilium_cidrs_match_managed || matches!(peer.kind, Kind::Other)
+/// A block of a cilium.io rule. "CIDR rules do not apply to traffic where both sides of the connection are managed by
+/// Cilium", nor to nodes; unless a setting says so (`policy-cidr-match-mode`; DESIGN 6.2). All of a family is `world`, whoever
+/// that is (Cilium, `pkg/policy/api/cidr.go`).
+fn in_cilium_block(cidr: &IpNet, except: &[IpNet], scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
+    let is_asked = match peer.kind {
+        Kind::Other => true,
+        Kind::Masqueraded => is_world(cidr, except) || scene.settings.cilium_cidrs_match_managed,
+        Kind::Pod(_) | Kind::OwnNode | Kind::RemoteNode => scene.settings.cilium_cidrs_match_managed,
+    };
+    is_asked && in_block(cidr, except, peer)
+}
+
+fn is_world(cidr: &IpNet, except: &[IpNet]) -> bool {
+    cidr.prefix_len() == 0 && !except.iter().any(|except| cidr.contains(except))
 }
 
 fn cidr_rule(rule: &CidrRule, scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
     let groups = &scene.cluster.cidr_groups;
-    let inside = match &rule.block {
-        CidrBlock::Cidr(cidr) => cidr.contains(&peer.address),
-        CidrBlock::Group(name) => in_group(groups.get(name), peer),
-        CidrBlock::Groups(selector) => {
-            groups.values().any(|group| selects(selector, &group.labels) && in_group(Some(group), peer))
-        }
-    };
-    may_match_cidr(scene, peer) && inside && !rule.except.iter().any(|except| except.contains(&peer.address))
+    match &rule.block {
+        CidrBlock::Cidr(cidr) => in_cilium_block(cidr, &rule.except, scene, peer),
+        CidrBlock::Group(name) => in_group(groups.get(name), &rule.except, scene, peer),
+        CidrBlock::Groups(selector) => groups
+            .values()
+            .any(|group| selects(selector, &group.labels) && in_group(Some(group), &rule.except, scene, peer)),
+    }
 }
 
 /// A group that cannot be used grants nothing; for a deny see [`unusable_group`].
-fn in_group(group: Option<&CidrGroup>, peer: &Peer<'_>) -> bool {
-    group.is_some_and(|group| group.cidrs.iter().flatten().any(|cidr| cidr.contains(&peer.address)))
+fn in_group(group: Option<&CidrGroup>, except: &[IpNet], scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
+    let mut cidrs = group.into_iter().flat_map(|group| group.cidrs.iter().flatten());
+    cidrs.any(|cidr| in_cilium_block(cidr, except, scene, peer))
 }
 
 /// Why a CiliumCIDRGroup that the element uses cannot be used, if one cannot: "a deny that cannot be used denies all of its
@@ -128,7 +136,7 @@ fn in_block(cidr: &IpNet, except: &[IpNet], peer: &Peer<'_>) -> bool {
 
 /// Cilium, `pkg/policy/api/entity.go` (reference 2.4). What Sluice has nothing of matches nothing.
 const fn is_entity(entity: Entity, peer: &Peer<'_>) -> bool {
-    let world = matches!(peer.kind, Kind::Other);
+    let world = matches!(peer.kind, Kind::Masqueraded | Kind::Other);
     match entity {
         Entity::All => true,
         Entity::World => world,
@@ -143,11 +151,11 @@ const fn is_entity(entity: Entity, peer: &Peer<'_>) -> bool {
 }
 
 /// `toServices`: the ready endpoints of the Services, whoever they are. A Service that is not there has none.
-fn backs_service(selector: &ServiceSelector, policy: &PolicyRef, scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
+fn backs_service(selector: &ServiceSelector, scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
     let is_meant = |service: &Service| match selector {
         ServiceSelector::Named { namespace, name } => {
-            let namespace = namespace.as_ref().or(policy.namespace.as_ref());
-            namespace == Some(&service.key.namespace) && *name == service.key.name
+            let there = namespace.as_ref().is_none_or(|namespace| *namespace == service.key.namespace);
+            there && *name == service.key.name
         }
         ServiceSelector::Labels { namespace, selector } => {
             let there = namespace.as_ref().is_none_or(|namespace| *namespace == service.key.namespace);
@@ -179,7 +187,7 @@ fn resolved(names: &[NamePattern], scene: &Scene<'_>, peer: &Peer<'_>) -> bool {
 const fn pod_of<'a>(peer: &Peer<'a>) -> Option<&'a Pod> {
     match peer.kind {
         Kind::Pod(pod) => Some(pod),
-        Kind::OwnNode | Kind::RemoteNode | Kind::Other => None,
+        Kind::OwnNode | Kind::RemoteNode | Kind::Masqueraded | Kind::Other => None,
     }
 }
 

@@ -34,7 +34,7 @@ fn named_ports<'a>(scene: &Scene<'a>, flow: &Flow<'a>) -> &'a [NamedPort] {
     match (flow.direction, flow.peer.kind) {
         (Direction::Ingress, _) => &scene.subject.template.ports,
         (Direction::Egress, Kind::Pod(pod)) => &pod.template.ports,
-        (Direction::Egress, Kind::OwnNode | Kind::RemoteNode | Kind::Other) => &[],
+        (Direction::Egress, Kind::OwnNode | Kind::RemoteNode | Kind::Masqueraded | Kind::Other) => &[],
     }
 }
 

@@ -233,7 +233,7 @@ impl Found {
         for (index, deny) in denials(rule, flow.direction).iter().enumerate() {
             let denies = deny.as_ref().map_or(true, |deny| {
                 peers::unusable_group(&deny.peers, scene).is_some()
-                    || peers::of_cilium(&deny.peers, id, scene, &flow.peer) && ports::hold(&deny.ports, scene, flow)
+                    || peers::of_cilium(&deny.peers, scene, &flow.peer) && ports::hold(&deny.ports, scene, flow)
             });
             if denies {
                 self.denied.insert(rule_ref(id, flow.direction, rule.number, true, index));
@@ -261,7 +261,7 @@ impl Found {
         // An allow that cannot be used grants nothing (DESIGN 6).
         for (index, allow) in allows.iter().enumerate().filter_map(|(index, allow)| Some((index, allow.as_ref().ok()?)))
         {
-            if !peers::of_cilium(&allow.peers, id, scene, &flow.peer) {
+            if !peers::of_cilium(&allow.peers, scene, &flow.peer) {
                 continue;
             }
             let elements = (0..).zip(&allow.ports);
@@ -279,9 +279,9 @@ impl Found {
     }
 }
 
-/// The rule of cilium.io that denies the own node by name, if there is one (DESIGN 6.3).
-pub(super) fn denial_of_host(scene: &Scene<'_>, flow: &Flow<'_>) -> Option<RuleRef> {
-    let mut denied = BTreeSet::new();
+/// The rules of cilium.io that deny the own node by name (DESIGN 6.3), each with whether its policy is a dry run.
+pub(super) fn denials_of_host(scene: &Scene<'_>, flow: &Flow<'_>) -> BTreeMap<RuleRef, bool> {
+    let mut denied = BTreeMap::new();
     for policy in scene.policies() {
         let Policy::Cilium(policy) = policy else { continue };
         for rule in policy.rules.iter().filter(|rule| is_selected(rule, scene)) {
@@ -289,12 +289,12 @@ pub(super) fn denial_of_host(scene: &Scene<'_>, flow: &Flow<'_>) -> Option<RuleR
                 if deny.as_ref().is_ok_and(|deny| {
                     peers::names_host(&deny.peers, &flow.peer) && ports::hold(&deny.ports, scene, flow)
                 }) {
-                    denied.insert(rule_ref(&policy.id, Direction::Ingress, rule.number, true, index));
+                    denied.insert(rule_ref(&policy.id, Direction::Ingress, rule.number, true, index), policy.audit);
                 }
             }
         }
     }
-    denied.pop_first()
+    denied
 }
 
 pub(super) fn denials(rule: &CiliumRule, direction: Direction) -> &[Usable<CiliumDeny>] {

@@ -206,8 +206,7 @@ fn allow(
     let peers = faults.keep(peers::read(&mut fields, Peers { direction, namespace, deny: false }, report));
     let ports = faults.keep(ports::allowed(&mut fields, direction, report));
     if let Some(authentication) = fields.take("authentication") {
-        let message = "mutual authentication is not supported; remove the field to allow without it";
-        faults.keep::<()>(Err(report.unusable(&authentication.path, message)));
+        faults.keep(no_authentication(&authentication, report));
     }
     faults.keep(fields.finish(report));
     match (peers.flatten(), ports.flatten()) {
@@ -240,6 +239,17 @@ fn deny(
         (None, Some(ports)) => faults.or(CiliumDeny { peers: CiliumPeers::Any, ports }),
         (Some(peers), ports) => faults.or(CiliumDeny { peers, ports: ports.unwrap_or(Ports::Any) }),
     }
+}
+
+/// `authentication` of an allow: only that none is asked for can be used.
+fn no_authentication(cursor: &Cursor<'_>, report: &mut Report) -> Usable<()> {
+    let mut fields = cursor.fields(report)?;
+    let mode = fields.required(report, "mode")?;
+    if mode.text(report)? != "disabled" {
+        let message = "mutual authentication is not supported; remove the field to allow without it";
+        return Err(report.unusable(&mode.path, message));
+    }
+    fields.finish(report)
 }
 
 /// Reads a list of rules. What is no list, or too long a one, is one rule that cannot be used.

@@ -416,7 +416,12 @@ impl Book {
             about_kind(key, &Kind::OwnNode, v4, api_server, &labels, atoms);
             let mut forwarded = Vec::new();
             about_kind(&mut forwarded, &Kind::Other, v4, false, &[], atoms);
-            forwarded.extend(blocks);
+            // Who sent it is not known, and a block of cilium.io is about that; but all of a family is `world` too.
+            let of_world = |atom: &&Atom| {
+                matches!(atoms.predicate(**atom), Some(Predicate::Block { cidr, except, managed })
+                    if *managed || (cidr.prefix_len() == 0 && except.is_empty()))
+            };
+            forwarded.extend(blocks.iter().filter(of_world));
             key.extend(forwarded.iter().map(|atom| atom | FORWARDED));
             key.push(OWN_NODE);
         } else {

@@ -6,7 +6,7 @@ use super::{Lowering, usable};
 use crate::compile::predicate::{Namespaces, Predicate};
 use crate::compile::program::Networks;
 use crate::model::Text;
-use crate::model::cilium::{CidrBlock, CiliumPeers, Entity, ServiceSelector};
+use crate::model::cilium::{CidrBlock, CiliumPeers, Entity};
 use crate::model::cluster_network_policy::{ClusterPeer, ClusterSubject};
 use crate::model::network_policy::{NetworkPeer, NetworkPeers};
 use crate::model::selector::LabelSelector;
@@ -30,8 +30,8 @@ impl Peers {
 }
 
 impl Lowering<'_> {
-    /// The peers of an element of a cilium.io policy, which `namespace` has.
-    pub(super) fn cilium_peers(&mut self, peers: &CiliumPeers, namespace: Option<&Text>) -> Peers {
+    /// The peers of an element of a cilium.io policy.
+    pub(super) fn cilium_peers(&mut self, peers: &CiliumPeers) -> Peers {
         let predicates = match peers {
             CiliumPeers::Any => return Peers::ANYONE,
             CiliumPeers::Nothing => Vec::new(),
@@ -62,11 +62,7 @@ impl Lowering<'_> {
                 let anyone = entities.contains(&Entity::All);
                 return Peers { anyone, ..Peers::of(named.collect()) };
             }
-            CiliumPeers::Services(services) => services
-                .iter()
-                .filter_map(|service| with_namespace(service, namespace))
-                .map(Predicate::Services)
-                .collect(),
+            CiliumPeers::Services(services) => services.iter().cloned().map(Predicate::Services).collect(),
             CiliumPeers::Nodes(selectors) => selectors.iter().cloned().map(Predicate::Nodes).collect(),
             CiliumPeers::Names(patterns) => patterns.iter().cloned().map(Predicate::Name).collect(),
         };
@@ -160,15 +156,5 @@ const fn exists(entity: Entity) -> bool {
         | Entity::Host
         | Entity::RemoteNode
         | Entity::KubeApiserver => true,
-    }
-}
-
-/// `k8sService` without a namespace means the policy's own. None: there is none to mean.
-fn with_namespace(service: &ServiceSelector, own: Option<&Text>) -> Option<ServiceSelector> {
-    match service {
-        ServiceSelector::Named { namespace: None, name } => {
-            own.map(|own| ServiceSelector::Named { namespace: Some(Text::clone(own)), name: Text::clone(name) })
-        }
-        given => Some(given.clone()),
     }
 }

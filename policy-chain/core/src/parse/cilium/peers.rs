@@ -111,9 +111,7 @@ impl Kind {
             })?),
             Self::CidrSet => CiliumPeers::Cidrs(each(elements, report, cidr::rule)?),
             Self::Entities => CiliumPeers::Entities(each(elements, report, entity)?),
-            Self::Services => {
-                CiliumPeers::Services(each(elements, report, |cursor, report| service(cursor, namespace, report))?)
-            }
+            Self::Services => CiliumPeers::Services(each(elements, report, service)?),
             Self::Groups => CiliumPeers::Groups(each(elements, report, groups::read)?),
             Self::Nodes => CiliumPeers::Nodes(each(elements, report, selector::plain)?),
             Self::Names => CiliumPeers::Names(each(elements, report, application::name)?),
@@ -142,11 +140,11 @@ fn entity(cursor: &Cursor<'_>, report: &mut Report) -> Usable<Entity> {
 }
 
 /// An element of `toServices`.
-fn service(cursor: &Cursor<'_>, own: Option<&Text>, report: &mut Report) -> Usable<ServiceSelector> {
+fn service(cursor: &Cursor<'_>, report: &mut Report) -> Usable<ServiceSelector> {
     let mut fields = cursor.fields(report)?;
     let (named, labelled) = (fields.take("k8sService"), fields.take("k8sServiceSelector"));
     let service = match (named, labelled) {
-        (Some(named), None) => named_service(&named, own, report),
+        (Some(named), None) => named_service(&named, report),
         (None, Some(labelled)) => labelled_services(&labelled, report),
         _ => Err(report.unusable(&cursor.path, "must have exactly one of k8sService and k8sServiceSelector")),
     };
@@ -154,17 +152,15 @@ fn service(cursor: &Cursor<'_>, own: Option<&Text>, report: &mut Report) -> Usab
     service
 }
 
-fn named_service(cursor: &Cursor<'_>, own: Option<&Text>, report: &mut Report) -> Usable<ServiceSelector> {
+fn named_service(cursor: &Cursor<'_>, report: &mut Report) -> Usable<ServiceSelector> {
     let mut fields = cursor.fields(report)?;
     let name = fields.required(report, "serviceName").and_then(|field| label(&field, report));
-    let path = fields.path_of("namespace");
-    let namespace = match (fields.take("namespace"), own) {
-        (Some(field), _) if field.value != "" => label(&field, report),
-        (_, Some(own)) => Ok(Text::clone(own)),
-        (_, None) => Err(report.unusable(&path, "is missing; a cluster-wide policy has no namespace of its own")),
+    let namespace = match fields.take("namespace") {
+        Some(field) if field.value != "" => label(&field, report).map(Some),
+        _ => Ok(None),
     };
     fields.finish(report)?;
-    Ok(ServiceSelector::Named { name: name?, namespace: Some(namespace?) })
+    Ok(ServiceSelector::Named { name: name?, namespace: namespace? })
 }
 
 fn labelled_services(cursor: &Cursor<'_>, report: &mut Report) -> Usable<ServiceSelector> {

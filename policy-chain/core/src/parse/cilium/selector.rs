@@ -35,7 +35,7 @@ impl Written {
 /// for (CVE-2023-41333); in a cluster-wide one endpoints that have a namespace.
 pub(super) fn subject(cursor: &Cursor<'_>, namespace: Option<&Text>, report: &mut Report) -> Usable<CiliumSelector> {
     let mut written = read(cursor, report)?;
-    let Some(namespace) = namespace else { return Ok(clusterwide(written)) };
+    let Some(namespace) = namespace else { return Ok(of_peers(written, None)) };
     let own = namespace_requirement(Operator::In, vec![Text::clone(namespace)]);
     written.retain(|one| {
         if !one.is_system(|key| key == NAMESPACE) {
@@ -53,14 +53,9 @@ pub(super) fn subject(cursor: &Cursor<'_>, namespace: Option<&Text>, report: &mu
     Ok(selector(written, Some(own)))
 }
 
-/// An element of `fromEndpoints` or `toEndpoints`. Without a word on namespaces or `reserved:` labels it is for the
-/// policy's namespace, or in a cluster-wide policy for endpoints that have one: neither `{}` nor "not of this namespace"
-/// ever means the world or a host.
+/// An element of `fromEndpoints` or `toEndpoints`.
 pub(super) fn peer(cursor: &Cursor<'_>, namespace: Option<&Text>, report: &mut Report) -> Usable<CiliumSelector> {
-    let written = read(cursor, report)?;
-    let Some(namespace) = namespace.filter(|_| !names_namespaces(&written)) else { return Ok(clusterwide(written)) };
-    let own = namespace_requirement(Operator::In, vec![Text::clone(namespace)]);
-    Ok(selector(written, Some(own)))
+    Ok(of_peers(read(cursor, report)?, namespace))
 }
 
 /// A selector of objects that have Kubernetes labels only: nodes, Services, CiliumCIDRGroups.
@@ -87,21 +82,22 @@ pub(super) fn nobody() -> CiliumSelector {
     CiliumSelector { requirements: vec![CiliumRequirement { source: LabelSource::Other("none".into()), requirement }] }
 }
 
-/// Endpoints that have a namespace, unless the selector asks for such, or for a `reserved:` label.
-fn clusterwide(written: Vec<Written>) -> CiliumSelector {
-    let has_one = written.iter().any(|one| {
-        one.source == LabelSource::Reserved
-            || (matches!(one.requirement.operator, Operator::In | Operator::Exists) && names_namespace(one))
-    });
-    selector(written, (!has_one).then(|| namespace_requirement(Operator::Exists, Vec::new())))
-}
-
-fn names_namespaces(written: &[Written]) -> bool {
-    written.iter().any(|one| one.source == LabelSource::Reserved || names_namespace(one))
-}
-
-fn names_namespace(one: &Written) -> bool {
-    one.is_system(|key| key == NAMESPACE || key.starts_with(NAMESPACE_LABELS))
+/// Without a word on the namespace or on `reserved:` labels a selector is for the policy's namespace, or in a cluster-wide policy
+/// for endpoints that have one, so that `{}` never means the world or a host. With one it is what it says and nothing is added
+/// (Cilium, `getEndpointSelector`): "not of this namespace" holds for the world and for nodes too, which have none. A deny
+/// needs that, and an allow is no other selector. Labels of the namespace count in a namespaced policy only, as there.
+fn of_peers(written: Vec<Written>, namespace: Option<&Text>) -> CiliumSelector {
+    let says = |test: fn(&Written) -> bool| written.iter().any(test);
+    let added = if says(|one| one.source == LabelSource::Reserved || one.is_system(|key| key == NAMESPACE)) {
+        None
+    } else {
+        match namespace {
+            None => Some(namespace_requirement(Operator::Exists, Vec::new())),
+            Some(_) if says(|one| one.is_system(|key| key.starts_with(NAMESPACE_LABELS))) => None,
+            Some(own) => Some(namespace_requirement(Operator::In, vec![Text::clone(own)])),
+        }
+    };
+    selector(written, added)
 }
 
 fn namespace_requirement(operator: Operator, values: Vec<Text>) -> CiliumRequirement {

@@ -124,6 +124,24 @@ fn cve_2023_41333_no_reserved_label_lets_a_policy_out_of_its_namespace() {
     );
 }
 
+/// The same of peers: a `reserved:` key takes them out of the policy's namespace (reference 2.3), and what lacks the label is
+/// everyone else, the world and nodes among them. It is so for denies as for allows, and `sluice policy check` tells it.
+#[test]
+fn cve_2023_41333_a_peer_without_a_reserved_label_is_everyone_without_it() {
+    let everyone = "shop/api-0|other/web-0|203.0.113.1|10.9.0.2|2001:db8::1";
+    for policy in [cnp, ccnp] {
+        let peer = "fromEndpoints: [{matchExpressions: [{key: 'reserved:init', operator: DoesNotExist}]}]";
+        World::new(&policy("p", &format!("endpointSelector: {{}}, ingress: [{{{peer}}}]")))
+            .holds(&format!("shop/web-0 < {everyone} TCP/80 allow"));
+        let deny = format!("endpointSelector: {{}}, enableDefaultDeny: {{ingress: false}}, ingressDeny: [{{{peer}}}]");
+        World::new(&policy("p", &deny)).holds(&format!("shop/web-0 < {everyone} TCP/80 deny"));
+        // Without a source it asks for a label of the pod as well, and the policy's namespace is added.
+        let peer = "fromEndpoints: [{matchExpressions: [{key: init, operator: DoesNotExist}]}]";
+        World::new(&policy("p", &format!("endpointSelector: {{}}, ingress: [{{{peer}}}]")))
+            .holds("shop/web-0 < shop/api-0 TCP/80 allow\nshop/web-0 < 203.0.113.1|10.9.0.2 TCP/80 deny");
+    }
+}
+
 /// HTTP rules were in force now and then. What an image says does not depend on how it came to be: here in which order the
 /// objects came, and with which others between commits.
 #[test]

@@ -45,6 +45,106 @@ fn cilium_empty_list_of_rules() {
         .holds(&format!("shop/web-0 < shop/api-0 TCP/80 {ISOLATED}\nshop/web-0 > shop/api-0 TCP/80 allow"));
 }
 
+/// "Not of this namespace" and "of none": what has no namespace, the world and nodes, is meant (Network Policies: both
+/// operators hold for what lacks the key), of a deny above all; nothing is added to a peer that names the key (reference 2.3).
+#[test]
+fn cilium_peers_by_the_namespace_that_they_are_not_of() {
+    type Write = fn(&str, &str) -> String;
+    let outside = "203.0.113.1|10.9.0.2|2001:db8::1";
+    let not_shop = "{key: 'k8s:io.kubernetes.pod.namespace', operator: NotIn, values: [shop]}";
+    let none = "{key: io.kubernetes.pod.namespace, operator: DoesNotExist}";
+    let not_blue = "{key: 'k8s:io.cilium.k8s.namespace.labels.team', operator: NotIn, values: [blue]}";
+    // Of shop, of other, outside.
+    let cases: [(Write, &str, [bool; 3]); 6] = [
+        (cnp, not_shop, [false, true, true]),
+        (cnp, none, [false, false, true]),
+        (cnp, not_blue, [false, true, true]),
+        (ccnp, not_shop, [false, true, true]),
+        (ccnp, none, [false, false, true]),
+        // Cilium adds "has a namespace" in a cluster-wide policy that names labels of namespaces only.
+        (ccnp, not_blue, [false, true, false]),
+    ];
+    for (policy, peer, [shop, other, world]) in cases {
+        let peers = format!("fromEndpoints: [{{matchExpressions: [{peer}]}}]");
+        let lines = |meant: &str, others: &str| {
+            let say = |is_meant| if is_meant { meant } else { others };
+            format!(
+                "shop/web-0 < shop/api-0 TCP/80 {}\nshop/web-0 < other/web-0 TCP/80 {}\nshop/web-0 < {outside} TCP/80 {}",
+                say(shop),
+                say(other),
+                say(world)
+            )
+        };
+        World::new(&policy("p", &format!("endpointSelector: {{}}, ingress: [{{{peers}}}]")))
+            .holds(&lines("allow", "deny"));
+        let deny = format!("endpointSelector: {{}}, enableDefaultDeny: {{ingress: false}}, ingressDeny: [{{{peers}}}]");
+        let world = World::new(&policy("p", &deny));
+        world.holds(&lines("deny", "allow"));
+        // Its own node is let in all the same: it is not named (DESIGN 6.3).
+        world.holds("shop/web-0 <node 10.9.0.1 TCP/80 allow by the pod's own node may always reach it");
+    }
+    // A label of the pod alone: of the policy's namespace, or of any.
+    let peers = "fromEndpoints: [{matchExpressions: [{key: app, operator: NotIn, values: [api]}]}]";
+    let cases: [(Write, &str); 2] = [(cnp, "deny"), (ccnp, "allow")];
+    for (policy, other) in cases {
+        World::new(&policy("p", &format!("endpointSelector: {{}}, ingress: [{{{peers}}}]"))).holds(&format!(
+            "shop/web-0 < shop/web-1 TCP/80 allow\nshop/web-0 < other/web-0 TCP/80 {other}\nshop/web-0 < {outside} TCP/80 deny"
+        ));
+    }
+}
+
+/// A packet that the own node forwarded, with its address: nobody knows who sent it. It is of the world, and in no block of a
+/// cilium.io rule but all of its family, which is another word for the world (DESIGN 6.3; reference 2.4).
+#[test]
+fn cilium_blocks_and_what_the_own_node_masqueraded() {
+    let rules = |direction: &str, peers: &str| {
+        let more = if direction == "ingress" { "" } else { "enableDefaultDeny: {ingress: false}, " };
+        cnp("p", &format!("endpointSelector: {{}}, {more}{direction}: [{{{peers}}}]"))
+    };
+    for (peers, is_meant) in [
+        ("fromCIDR: [10.9.0.0/16]", false),
+        ("fromCIDR: [10.9.0.1/32, 10.0.0.0/8]", false),
+        ("fromCIDRSet: [{cidr: 0.0.0.0/0, except: [192.0.2.0/24]}]", false),
+        ("fromCIDR: ['::/0']", false),
+        ("fromCIDR: [0.0.0.0/0]", true),
+        ("fromEntities: [world]", true),
+        ("fromEntities: [host]", false),
+        ("fromNodes: [{}]", false),
+    ] {
+        let say = |yes: &str, no: &str| format!("shop/web-0 < 10.9.0.1 TCP/80 {}", if is_meant { yes } else { no });
+        World::new(&rules("ingress", peers)).holds(&say("allow", "deny"));
+        World::new(&rules("ingressDeny", peers)).holds(&say("deny", "allow"));
+    }
+    // A packet of the node itself is let in, and one to it is to the node.
+    World::new(&rules("ingress", "fromCIDR: [10.9.0.0/16]"))
+        .holds("shop/web-0 <node 10.9.0.1 TCP/80 allow by the pod's own node may always reach it");
+    let settings = Settings { cilium_cidrs_match_managed: true, ..Settings::default() };
+    World::with(&settings, &rules("ingress", "fromCIDR: [10.9.0.0/16]"), &[])
+        .holds("shop/web-0 < 10.9.0.1 TCP/80 allow");
+    // Blocks of NetworkPolicy and ClusterNetworkPolicy are about addresses, whoever has them (DESIGN 6.2).
+    World::new(&np("p", "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.9.0.0/16}}]}]"))
+        .holds("shop/web-0 < 10.9.0.1 TCP/80 allow by NetworkPolicy shop/p, ingress[0]");
+}
+
+/// A Service without a namespace is one of any namespace, as in Cilium, in cluster-wide policies too.
+#[test]
+fn cilium_services_of_any_namespace() {
+    for (service, allowed, denied) in
+        [("serviceName: api", "allow", "deny"), ("serviceName: api, namespace: other", "deny", "allow")]
+    {
+        World::new(&ccnp(
+            "p",
+            &format!("endpointSelector: {{}}, egress: [{{toServices: [{{k8sService: {{{service}}}}}]}}]"),
+        ))
+        .holds(&format!("shop/web-0 > shop/api-0 TCP/1 {allowed}\nshop/web-0 > shop/web-1|203.0.113.1 TCP/1 deny"));
+        let deny = format!(
+            "endpointSelector: {{}}, enableDefaultDeny: {{egress: false}}, egressDeny: [{{toServices: [{{k8sService: {{{service}}}}}]}}]"
+        );
+        World::new(&ccnp("p", &deny))
+            .holds(&format!("shop/web-0 > shop/api-0 TCP/1 {denied}\nshop/web-0 > shop/web-1|203.0.113.1 TCP/1 allow"));
+    }
+}
+
 /// An address block: of NetworkPolicy and of cluster policies it matches pods, of cilium.io it does not (DESIGN 6.2).
 #[test]
 fn ip_blocks_and_pods() {

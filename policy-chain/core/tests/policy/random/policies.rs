@@ -175,20 +175,15 @@ pub(crate) fn with_namespace(
         source: LabelSource::Kubernetes,
         requirement: Requirement { key: text(NAMESPACE_LABEL), operator, values },
     };
-    let reserved = requirements.iter().any(|one| one.source == LabelSource::Reserved);
+    let is_name = |one: &CiliumRequirement| is_system(one) && &*one.requirement.key == NAMESPACE_LABEL;
+    let says = requirements.iter().any(|one| one.source == LabelSource::Reserved || is_name(one));
     match &id.namespace {
-        Some(own) if subject || (!reserved && !requirements.iter().any(names_namespace)) => {
-            requirements.retain(|one| !(is_system(one) && &*one.requirement.key == NAMESPACE_LABEL));
+        Some(own) if subject || (!says && !requirements.iter().any(names_namespace)) => {
+            requirements.retain(|one| !is_name(one));
             requirements.push(added(Operator::In, vec![Text::clone(own)]));
         }
-        _ => {
-            let asks = |one: &CiliumRequirement| {
-                names_namespace(one) && matches!(one.requirement.operator, Operator::In | Operator::Exists)
-            };
-            if !reserved && !requirements.iter().any(asks) {
-                requirements.push(added(Operator::Exists, Vec::new()));
-            }
-        }
+        None if !says => requirements.push(added(Operator::Exists, Vec::new())),
+        _ => {}
     }
     requirements.sort();
     requirements.dedup();
@@ -465,8 +460,8 @@ fn cilium_peers(random: &mut Random, direction: Direction, id: &PolicyRef, deny:
         2 | 3 => CiliumPeers::Cidrs(random.list(1, 2, cidr_rule)),
         4..=6 => CiliumPeers::Entities(random.list(1, 2, entity)),
         7 if deny && !egress => CiliumPeers::Entities(vec![Entity::Host, entity(random)]),
-        7 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random, id))),
-        12 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random, id))),
+        7 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random))),
+        12 if egress => CiliumPeers::Services(random.list(1, 2, |random| service_selector(random))),
         8 => CiliumPeers::Groups(random.list(1, 2, |random| aws_group(SECURITY_GROUPS[usize::from(random.one_in(4))]))),
         9 => CiliumPeers::Nodes(random.list(1, 2, node_selector)),
         10 | 11 if egress && !deny => CiliumPeers::Names(random.list(1, 2, name_pattern)),
@@ -520,11 +515,9 @@ fn entity(random: &mut Random) -> Entity {
     ])
 }
 
-fn service_selector(random: &mut Random, id: &PolicyRef) -> ServiceSelector {
+fn service_selector(random: &mut Random) -> ServiceSelector {
     let namespace = random.maybe(3, |random| one_of(random, &NAMESPACES));
     if random.one_in(2) {
-        // Without a namespace it is the policy's; a cluster-wide policy has none, and has to name one.
-        let namespace = namespace.or_else(|| id.namespace.clone()).or_else(|| Some(text("a")));
         return ServiceSelector::Named { namespace, name: one_of(random, &["s0", "s1", "s2", "kubernetes"]) };
     }
     ServiceSelector::Labels { namespace, selector: pod_selector(random) }

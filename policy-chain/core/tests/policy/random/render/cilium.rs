@@ -166,8 +166,8 @@ impl Of<'_> {
         match service {
             ServiceSelector::Named { namespace, name } => {
                 let mut fields = json!({"serviceName": &**name});
-                if *namespace != self.id.namespace || self.random.one_in(2) {
-                    fields["namespace"] = json!(namespace.as_deref());
+                if let Some(namespace) = namespace {
+                    fields["namespace"] = json!(&**namespace);
                 }
                 json!({ "k8sService": fields })
             }
