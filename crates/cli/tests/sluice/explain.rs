@@ -138,12 +138,16 @@ fn denies_of_the_host_are_all_told() {
             directory(&format!("explain-{name}"), &[("cluster.yaml", CLUSTER), ("policies/all.yml", policies)]);
         sluice(&[&["explain", "--cluster-dir", folder.to_str().unwrap()], &asked[..]].concat(), "")
     };
+    let rule_of = |told: &str, policy: &str| {
+        let mut lines = told.lines().map(str::trim_start);
+        lines.find(|line| line.starts_with("Normal") && line.contains(policy)).unwrap_or_default().to_owned()
+    };
     let told = text(&explain("host-dry", HOST));
-    let line = told.lines().find(|line| line.contains("CiliumNetworkPolicy shop/d")).unwrap_or_default();
+    let line = rule_of(&told, "shop/d");
     assert!(told.contains("allow") && line.contains("dry run"), "{told}");
     let both = [HOST, &HOST.replace("name: d,", "name: e,").replace("annotations", "labels")].join("---\n");
     let told = text(&explain("host-both", &both));
-    let line = told.lines().find(|line| line.contains("CiliumNetworkPolicy shop/e")).unwrap_or_default();
+    let line = rule_of(&told, "shop/e");
     assert!(line.contains("deny") && !line.contains("dry run"), "{told}");
 }
 
