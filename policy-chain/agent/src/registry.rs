@@ -37,6 +37,11 @@ impl Binding {
         key_of(&self.add)
     }
 
+    /// Whether it is a sandbox of the pod.
+    pub(crate) fn is_for(&self, pod: &PodKey) -> bool {
+        self.add.pod.namespace == *pod.namespace && self.add.pod.name == *pod.name
+    }
+
     pub(crate) fn interfaces(&self) -> &[GateInterface] {
         &self.add.interfaces
     }

@@ -136,12 +136,12 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if let Some(before) = self.bindings.get(&attachment).cloned() {
             let kept = |index: u32| binding.interfaces().iter().any(|interface| interface.host_index == index);
             for interface in before.interfaces() {
-                if before.key() != key || !kept(interface.host_index) {
+                if !before.is_for(&key) || !kept(interface.host_index) {
                     self.unbind(interface.host_index);
                 }
             }
             self.bindings.remove(&attachment);
-            if before.key() != key {
+            if !before.is_for(&key) {
                 self.put_pod(&before.key());
             }
         }

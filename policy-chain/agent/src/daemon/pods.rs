@@ -186,7 +186,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// The sandbox of a pod that counts: the youngest that is the pod's.
     fn sandbox(&self, key: &PodKey) -> Option<&ContainerId> {
-        let of_pod = self.bindings.values().filter(|binding| binding.key() == *key);
+        let of_pod = self.bindings.values().filter(|binding| binding.is_for(key));
         let live = of_pod.filter(|binding| !self.superseded.contains(&binding.add.attachment));
         live.max_by_key(|binding| binding.number).map(|binding| &binding.add.attachment.container)
     }
@@ -201,10 +201,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             let of_sandbox = self
                 .bindings
                 .values()
-                .filter(|binding| binding.add.attachment.container == *container && binding.key() == *key);
+                .filter(|binding| binding.add.attachment.container == *container && binding.is_for(key));
             of_sandbox.flat_map(Binding::interfaces).flat_map(|interface| interface.addresses.iter().copied()).collect()
         });
-        if !self.bindings.values().any(|binding| binding.key() == *key) {
+        if !self.bindings.values().any(|binding| binding.is_for(key)) {
             self.told.remove(key);
         }
         let base = told.or_else(|| {
@@ -230,7 +230,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let of_pod: Vec<(Attachment, bool)> = self
             .bindings
             .values()
-            .filter(|binding| binding.key() == *key)
+            .filter(|binding| binding.is_for(key))
             .map(|binding| (binding.add.attachment.clone(), is_of(binding, uid)))
             .collect();
         for (attachment, is_of_pod) in of_pod {
