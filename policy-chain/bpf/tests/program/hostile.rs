@@ -21,7 +21,6 @@ const FRAMES: u64 = 250;
 fn frames() -> u64 {
     match std::env::var_os("SLUICE_TEST_ALL") {
         Some(_) => 1_000_000,
-        None if cfg!(debug_assertions) => 50_000,
         None => 100_000,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
@@ -117,6 +118,46 @@ impl Kernel {
             other => panic!("the program returned {other}"),
         };
         (action, result.duration)
+    }
+
+    /// Puts a frame through a program so many times, while these entries are written again and again, each with a further
+    /// revision, as when policy changes. How many were.
+    pub(crate) fn repeat_while_written(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        from: u32,
+        times: u32,
+        entries: &[(u32, Endpoint)],
+    ) -> usize {
+        let Self { programs, endpoints, .. } = self;
+        let program = &programs.iter().find(|(of, _)| *of == hook).unwrap().1;
+        let context = context(from);
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                let options = TestRunOptions {
+                    data_in: Some(frame),
+                    ctx_in: Some(&context),
+                    repeat: times,
+                    ..TestRunOptions::default()
+                };
+                let result = program.test_run(options);
+                ended.store(true, Ordering::Relaxed);
+                result
+            });
+            let mut written = 0;
+            let mut entries = entries.to_vec();
+            while !ended.load(Ordering::Relaxed) {
+                for (interface, endpoint) in &mut entries {
+                    endpoint.revision += 1;
+                    endpoints.insert(*interface, *endpoint, 0).unwrap();
+                    written += 1;
+                }
+            }
+            running.join().unwrap().unwrap();
+            written
+        })
     }
 
     /// Settings, with the offset that this kernel tells.

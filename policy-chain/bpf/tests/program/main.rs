@@ -8,6 +8,7 @@
 //! | [`edges`] | fragments, options, ICMP errors, neighbour discovery, forged sources, flags of endpoints |
 //! | [`hostile`] | frames that are built wrong and damaged fare as in [`model`], a gate that was written apart |
 //! | [`live`] | translated packets between namespaces, of which connection tracking knows more |
+//! | [`replaced`] | endpoints that are written anew while packets are judged |
 //! | [`flows`] | answers, ends, changes of policy, ports used again, adoption |
 #![cfg(test)]
 
@@ -26,6 +27,7 @@ mod pod;
 #[expect(dead_code, reason = "the generator of policy-core's tests, of which these use a part")]
 mod random;
 mod recent;
+mod replaced;
 mod storm;
 
 use kernel::{Action, Kernel, UPLINK, may_run};
