@@ -23,16 +23,14 @@ GLOBAL int port_of(struct __sk_buff *skb, const struct packet *packet)
 	return owner ? *owner : 0;
 }
 
-/* The pod behind an interface: its endpoint, or of a bridge the owner of the packet's source. */
+/* The pod behind an interface: its endpoint, or of a bridge the owner of the packet's source, whose `index` it becomes. */
 static __always_inline struct endpoint *behind(struct __sk_buff *skb, struct endpoint *found,
-					       const struct packet *packet)
+					       const struct packet *packet, __u32 *index)
 {
-	__u32 index;
-
 	if (!(found->flags & ENDPOINT_BRIDGE))
 		return found;
-	index = port_of(skb, packet);
-	return bpf_map_lookup_elem(&endpoints, &index);
+	*index = port_of(skb, packet);
+	return bpf_map_lookup_elem(&endpoints, index);
 }
 
 /* The endpoint that a forwarded packet comes from; null: it is not a pod of this node. */
@@ -44,7 +42,7 @@ static __always_inline struct endpoint *sender(struct __sk_buff *skb, const stru
 	if (index == 0)
 		return NULL;
 	found = bpf_map_lookup_elem(&endpoints, &index);
-	return found ? behind(skb, found, packet) : NULL;
+	return found ? behind(skb, found, packet, &index) : NULL;
 }
 
 static __always_inline bool has_ports(__u8 protocol)
@@ -56,6 +54,7 @@ static __always_inline bool has_ports(__u8 protocol)
 static __always_inline void forget(struct scene *scene, __u32 endpoint)
 {
 	scene->endpoint = endpoint;
+	scene->holder = scene->interface;
 	scene->direction = scene->towards;
 	scene->origin = ORIGIN_FORWARDED;
 	scene->decision = 0;
@@ -241,9 +240,12 @@ GLOBAL int judge_sender(struct __sk_buff *skb, const struct endpoint *endpoint, 
 	/* All pods behind a bridge come by the same interface. */
 	if (found->flags & ENDPOINT_BRIDGE)
 		scene->generation = BRIEF;
-	from = behind(skb, found, &scene->packet);
-	if (!from || !from->egress)
+	from = behind(skb, found, &scene->packet, &index);
+	if (!from)
 		return DROP_NONE;
+	if (!from->egress)
+		return is_still(from, index) ? DROP_NONE : DROP_BROKEN;
+	scene->holder = index;
 	reason = second(skb, from, scene);
 	if (!reason) {
 		forget(scene, endpoint->id);

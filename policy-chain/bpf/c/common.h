@@ -90,6 +90,8 @@ struct scene {
 	__u32 decision;
 	/* Index of the interface. */
 	__u32 interface;
+	/* Under which index the endpoint that is asked stands in `endpoints`. */
+	__u32 holder;
 	/* Of which what was found out is true; BRIEF: of this packet alone. */
 	__u32 generation;
 	/* Of the frame, in bytes. */
@@ -138,6 +140,13 @@ static __always_inline void set_ipv4(struct address *a, __u32 address)
 static __always_inline bool is_link_local(const struct address *a)
 {
 	return (a->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* Whether the entry of an index is still this one. Where an entry is replaced, the kernel may give its memory to another one at
+ * once: what was read of it before is true if it is. */
+static __always_inline bool is_still(const struct endpoint *endpoint, __u32 index)
+{
+	return bpf_map_lookup_elem(&endpoints, &index) == endpoint;
 }
 
 /* Whether an address is one of the pod's. */

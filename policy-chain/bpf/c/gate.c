@@ -39,6 +39,7 @@ GLOBAL int look(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 ho
 	scene.ether_type = bpf_ntohs(skb->protocol);
 	scene.now = bpf_ktime_get_coarse_ns();
 	scene.interface = skb->ifindex;
+	scene.holder = skb->ifindex;
 	scene.length = skb->len;
 	if (!endpoint)
 		return dropped(&scene, DROP_UNKNOWN_ENDPOINT);
@@ -133,7 +134,9 @@ int uplink(struct __sk_buff *skb)
 	if (index == 0 || like_recent(skb, HOOK_UPLINK, generation) == RECENT)
 		return PASS;
 	found = bpf_map_lookup_elem(&endpoints, &index);
-	if (!found || (found->egress == 0 && !(found->flags & ENDPOINT_BRIDGE)))
+	if (!found)
+		return PASS;
+	if (found->egress == 0 && !(found->flags & ENDPOINT_BRIDGE) && is_still(found, index))
 		return PASS;
 	scene.hook = HOOK_UPLINK;
 	/* All pods behind a bridge come by the same interface. */
@@ -156,9 +159,15 @@ int uplink(struct __sk_buff *skb)
 		if (reason)
 			return dropped(&scene, reason);
 	}
-	from = behind(skb, found, &scene.packet);
-	if (!from || !from->egress)
+	from = behind(skb, found, &scene.packet, &index);
+	if (!from)
 		return PASS;
+	if (!from->egress) {
+		if (is_still(from, index))
+			return PASS;
+		return dropped(&scene, DROP_BROKEN);
+	}
+	scene.holder = index;
 	reason = second(skb, from, &scene);
 	if (reason)
 		return dropped(&scene, reason);

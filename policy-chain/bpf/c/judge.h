@@ -50,15 +50,16 @@ static __always_inline __u32 row_of(__u32 policy, __u32 identity, __u32 otherwis
 	return row ? *row : 0;
 }
 
-static __always_inline void answer(struct scene *scene, __u32 verdict, __u32 basis)
+static __always_inline int answer(struct scene *scene, __u32 verdict, __u32 basis)
 {
 	scene->verdict = verdict;
 	scene->basis = basis;
 	scene->decision = 0;
 	scene->seen = 0;
+	return 0;
 }
 
-static __always_inline void decide(struct scene *scene, __u32 row, const struct question *question)
+static __always_inline int decide(struct scene *scene, __u32 row, const struct question *question)
 {
 	struct row_prefix key = {
 		.bits = 56,
@@ -71,24 +72,29 @@ static __always_inline void decide(struct scene *scene, __u32 row, const struct 
 	answer(scene, VERDICT_DENY, BASIS_BROKEN);
 	number = bpf_map_lookup_elem(&rows, &key);
 	if (!number)
-		return;
+		return 0;
 	decision = *number;
 	found = bpf_map_lookup_elem(&decisions, &decision);
 	if (!found)
-		return;
+		return 0;
 	scene->decision = decision;
 	scene->basis = BASIS_DECISION;
 	scene->verdict = scene->audit ? found->full : found->verdict;
 	scene->seen = found->full == VERDICT_REDIRECT &&
 		      (scene->verdict == VERDICT_ALLOW || scene->verdict == VERDICT_DEFER);
+	return 0;
 }
 
-static __always_inline void ask(const struct endpoint *endpoint, const struct question *question, struct scene *scene)
+GLOBAL int ask(const struct endpoint *endpoint, const struct question *question, struct scene *scene)
 {
-	bool ingress = question->direction == DIRECTION_INGRESS;
-	bool own_node = ingress && question->origin == ORIGIN_OWN_NODE;
-	__u32 policy = ingress ? endpoint->ingress : endpoint->egress;
-	__u32 identity = 0, row;
+	bool ingress, own_node;
+	__u32 policy, identity = 0, row;
+
+	if (!endpoint || !question || !scene)
+		return 0;
+	ingress = question->direction == DIRECTION_INGRESS;
+	own_node = ingress && question->origin == ORIGIN_OWN_NODE;
+	policy = ingress ? endpoint->ingress : endpoint->egress;
 
 	if (!no_address(&question->peer)) {
 		for (__u32 i = 0; i < ENDPOINT_ADDRESSES; i++) {
@@ -126,24 +132,36 @@ static __always_inline void ask(const struct endpoint *endpoint, const struct qu
 		row = row_of(policy, identity_of(&question->peer), IDENTITY_ANY);
 	if (row == 0)
 		return answer(scene, VERDICT_DENY, BASIS_BROKEN);
-	decide(scene, row, question);
+	return decide(scene, row, question);
 }
+
+/* How often an endpoint is asked that is written anew meanwhile. */
+#define JUDGE_TRIES 2
 
 /* Whether the first packet of a flow passes: verdict, basis and decision go to the scene. */
 GLOBAL int judge(const struct endpoint *endpoint, const struct question *question, struct scene *scene)
 {
+	const struct endpoint *now;
+
 	if (!endpoint || !question || !scene)
 		return 0;
-	scene->revision = *(const volatile __u64 *)&endpoint->revision;
-	scene->audit = endpoint->flags & ENDPOINT_AUDIT ? 1 : 0;
-	ask(endpoint, question, scene);
-	/* Where an entry is replaced, the kernel may give its memory to another one at once: what was read may be of both. */
-	if (*(const volatile __u32 *)&endpoint->id != scene->endpoint ||
-	    *(const volatile __u64 *)&endpoint->revision != scene->revision) {
-		scene->audit = 0;
-		answer(scene, VERDICT_DENY, BASIS_BROKEN);
-		/* No endpoint's: what is remembered of this answer is judged again with the next packet. */
-		scene->revision = 0;
+	for (__u32 i = 0; i < JUDGE_TRIES; i++) {
+		scene->revision = *(const volatile __u64 *)&endpoint->revision;
+		scene->audit = endpoint->flags & ENDPOINT_AUDIT ? 1 : 0;
+		ask(endpoint, question, scene);
+		/* Where an entry is replaced, the kernel may give its memory to another one at once: what was read, also before
+		 * this was called, may be that one's. */
+		now = bpf_map_lookup_elem(&endpoints, &scene->holder);
+		if (!now)
+			break;
+		if (now == endpoint && *(const volatile __u32 *)&now->id == scene->endpoint &&
+		    *(const volatile __u64 *)&now->revision == scene->revision)
+			return 0;
+		endpoint = now;
 	}
+	scene->audit = 0;
+	answer(scene, VERDICT_DENY, BASIS_BROKEN);
+	/* No endpoint's: what is remembered of this answer is judged again with the next packet. */
+	scene->revision = 0;
 	return 0;
 }

@@ -30,10 +30,10 @@ struct bpf_nf_ctx {
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* The pod's endpoint; null: the packet came from no pod. */
-static __always_inline const struct endpoint *pod_of(__u32 index, const struct address *source)
+/* The pod's endpoint, whose `index` it becomes; null: the packet came from no pod. */
+static __always_inline const struct endpoint *pod_of(__u32 *index, const struct address *source)
 {
-	struct endpoint *found = bpf_map_lookup_elem(&endpoints, &index);
+	struct endpoint *found = bpf_map_lookup_elem(&endpoints, index);
 	__u32 *owner;
 
 	if (!found || !(found->flags & ENDPOINT_BRIDGE))
@@ -41,8 +41,8 @@ static __always_inline const struct endpoint *pod_of(__u32 index, const struct a
 	owner = bpf_map_lookup_elem(&owners, source);
 	if (!owner)
 		return NULL;
-	index = *owner;
-	return bpf_map_lookup_elem(&endpoints, &index);
+	*index = *owner;
+	return bpf_map_lookup_elem(&endpoints, index);
 }
 
 /* What the packet was when the pod sent it, and who takes it. False: it is not the first half of a tracked flow. */
@@ -87,12 +87,15 @@ int local_input(struct bpf_nf_ctx *ctx)
 		return ACCEPT_PACKET;
 	if (!flow_of(skb, &scene) || !has_ports(scene.key.protocol))
 		return ACCEPT_PACKET;
-	from = pod_of(index, &scene.key.own);
-	if (!from || !from->egress)
+	scene.interface = index;
+	from = pod_of(&index, &scene.key.own);
+	if (!from)
 		return ACCEPT_PACKET;
+	if (!from->egress)
+		return is_still(from, index) ? ACCEPT_PACKET : DROP_PACKET;
 	bpf_core_read(&scene.length, sizeof(scene.length), &skb->len);
 	scene.now = bpf_ktime_get_ns();
-	scene.interface = index;
+	scene.holder = index;
 	scene.hook = HOOK_LOCAL_INPUT;
 	scene.towards = DIRECTION_EGRESS;
 	scene.direction = DIRECTION_EGRESS;

@@ -51,6 +51,7 @@ GLOBAL int of_pod(struct __sk_buff *skb, struct scene *scene, __u32 towards)
 	if (!endpoint)
 		return NOT_OF_POD;
 	scene->endpoint = endpoint->id;
+	scene->holder = index;
 	scene->towards = towards;
 	if (packet->part == PART_LATER && later_fragment(packet, endpoint->id, towards))
 		return NOT_OF_POD;

@@ -409,6 +409,17 @@ fn a_translated_source_that_is_now_anothers_is_judged() {
         let peer = arrives(&client, PATIENCE).unwrap();
         assert_eq!(peer.port(), FROM);
         assert_ne!(peer.ip(), family.own);
+        // That it passed is not remembered: the next one like it, which may be another's, is looked at, and makes its flow anew.
+        for _ in 0..3 {
+            let connections = &mut host.pod.kernel.connections;
+            for key in connections.keys().map(Result::unwrap).collect::<Vec<ConnectionKey>>() {
+                connections.remove(&key).unwrap();
+            }
+            assert_eq!(arrives(&client, PATIENCE), Some(peer));
+            let mut flows = host.pod.kernel.connections.iter().map(Result::unwrap);
+            let into = FlowDirection::Ingress.number();
+            assert!(flows.any(|(key, flow)| key.endpoint == SERVER_ID && flow.direction == into));
+        }
         forget_connections(&host.host);
         host.pod.kernel.events();
         assert_eq!(arrives(&world, SILENCE), None);

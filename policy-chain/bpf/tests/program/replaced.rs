@@ -7,8 +7,8 @@ use crate::frame::{Packet, RST};
 use crate::kernel::{FREE_INTERFACE, INTERFACE, UPLINK, may_run};
 use crate::pod::{CLIENT, DENY, NONE, PORT, Pod, families};
 
-/// Packets. Of so many, one to thirty passed before whose the memory is was looked at.
-const PACKETS: u32 = 1_000_000;
+/// Packets. Of so many, some ten passed before a judgement was checked at all, and one in three runs before it was checked whole.
+const PACKETS: u32 = 400_000;
 
 #[test]
 fn no_packet_passes_by_the_policy_of_another_endpoint() {
@@ -20,8 +20,12 @@ fn no_packet_passes_by_the_policy_of_another_endpoint() {
     pod.policy(DENY, DENY);
     let free = Endpoint { id: pod.endpoint.id + 1, revision: 1 << 40, ingress: NONE, egress: NONE, ..pod.endpoint };
     let entries = [(INTERFACE, pod.endpoint), (FREE_INTERFACE, free)];
+    // A lookup beside a write may miss the entry, and a check of the source may see another's addresses: both drop.
     let drops = |pod: &Pod| {
-        [DropReason::Policy, DropReason::Broken].map(|reason| pod.kernel.dropped(reason)).iter().sum::<u64>()
+        [DropReason::Policy, DropReason::Broken, DropReason::UnknownEndpoint, DropReason::Spoofed]
+            .map(|reason| pod.kernel.dropped(reason))
+            .iter()
+            .sum::<u64>()
     };
     // No flow of a reset is written down: each of them is judged.
     let reset = |from, to| Packet::tcp(from, to, RST).frame();
