@@ -1,7 +1,9 @@
 //! A pod that sends what it must not.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket};
 use sluice_hostnet::netns::Namespace;
@@ -15,14 +17,27 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
 const PORT: u16 = 4000;
+/// How long an address may be in use.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn net(stage: &Stage<'_>, pod: &str) -> Namespace {
     let key = PodKey { namespace: "x".into(), name: pod.into() };
     stage.town.pod(&key).unwrap().net.clone()
 }
 
+/// A socket at an address. One of before may still be there for a moment, in a child of this process that is about to be another
+/// program.
 fn bound(net: &Namespace, at: SocketAddrV4) -> UdpSocket {
-    let socket = net.run(|| UdpSocket::bind(at).unwrap()).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let bind = || loop {
+        match UdpSocket::bind(at) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            bound => return bound.unwrap(),
+        }
+    };
+    let socket = net.run(bind).unwrap();
     socket.set_nonblocking(true).unwrap();
     socket
 }
