@@ -32,8 +32,8 @@ const POOL: u64 = 200;
 const ALONE: f64 = 10.0;
 /// The most that the 99th percentile of 50 at once may take, in milliseconds.
 const CROWDED: f64 = 250.0;
-/// The most of the peer's 99th percentile that it may be.
-const PART: f64 = 1.0 / 3.0;
+/// The most of the peer's 99th percentile that it may be (ADR 13).
+const PART: f64 = 1.0 / 2.0;
 /// The most CPU that an ADD may take, as a part of the peer's: 5 ms where the peer takes 8 ms (ADR 0003).
 const CPU_PART: f64 = 5.0 / 8.0;
 
