@@ -148,6 +148,9 @@ pub(crate) struct Daemon<C, D> {
     unheard: BTreeSet<ObjectId>,
     /// Whether the maps may hold what no image of this process has.
     unswept: bool,
+    /// Whether pods' hooks have this process' programs. Where the maps are empty, as those of another layout are, the programs of
+    /// before judge on until what these need is in the maps.
+    took_over: bool,
     /// The greatest number of an identity that the gates of before know; none once they have been written anew.
     known_identities: Option<u32>,
     /// Whether anything was applied to the engine since its last commit.
@@ -217,6 +220,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             stale: None,
             unheard: BTreeSet::new(),
             unswept: true,
+            took_over: start.known_identities > 0,
             known_identities: Some(start.known_identities),
             dirty: true,
             changed: BTreeSet::new(),
@@ -369,6 +373,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             self.parts.metrics.committed(compiled, begun.elapsed(), update.operations.len());
             self.revision += 1;
             self.report_troubles(troubles);
+        }
+        if !self.took_over {
+            self.take_over().await;
         }
         if self.knowledge == Knowledge::All && self.unswept {
             self.sweep();

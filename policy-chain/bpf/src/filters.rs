@@ -12,7 +12,7 @@ use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::tc::{self, Existing, Filter, Hook, Slot, TcError};
 
 use crate::programs::{Program, Programs};
-use crate::sys;
+use crate::{cilium, sys};
 
 /// Why programs could not be attached or looked at.
 #[derive(Debug, thiserror::Error)]
@@ -106,14 +106,15 @@ impl Filters {
     }
 
     /// Puts the program that drops everything on the hooks that have nothing yet, neither filter nor link: what to do where
-    /// the primary plugin has not done it, before anything else.
+    /// the primary plugin has not done it, before anything else. A link is a gate's, ours or one of another layout, or another
+    /// agent's, and its pod has been talking.
     ///
     /// # Errors
     /// [`FilterError`].
     pub async fn attach_drop(&self, index: u32) -> Result<(), FilterError> {
         let mut wanted = Vec::new();
-        for (hook, program) in Program::POD {
-            if !self.is_linked(index, hook, program)? {
+        for (hook, _) in Program::POD {
+            if linked(index, hook)?.is_empty() {
                 wanted.push((hook, Program::Drop));
             }
         }
@@ -138,6 +139,22 @@ impl Filters {
     /// [`FilterError`].
     pub async fn attach_uplink(&self, index: u32) -> Result<(), FilterError> {
         self.put(index, &Program::UPLINK, Existing::Replace).await
+    }
+
+    /// Takes away filters that Cilium has left at both hooks of an interface that is no pod's; says how many.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn remove_cilium(&self, index: u32) -> Result<usize, FilterError> {
+        let mut removed = 0;
+        for hook in Hook::ALL {
+            let found = self.netlink.filters(index, hook).await.map_err(|source| failed(index, source))?;
+            for filter in found.iter().filter(|filter| filter.name.as_deref().is_some_and(is_ciliums)) {
+                let gone = self.netlink.remove_filter(index, hook, filter.slot).await;
+                removed += usize::from(gone.map_err(|source| failed(index, source))?);
+            }
+        }
+        Ok(removed)
     }
 
     /// Takes it away again.
@@ -262,12 +279,20 @@ impl Filters {
     }
 
     fn is_linked(&self, index: u32, hook: Hook, program: Program) -> Result<bool, FilterError> {
-        let attached = sys::tcx_programs(index, hook).map_err(|source| match source.raw_os_error() {
-            Some(libc::ENODEV) => FilterError::Gone { index },
-            _ => FilterError::Links { index, source },
-        })?;
-        Ok(attached.contains(&self.programs.id(program)))
+        Ok(linked(index, hook)?.contains(&self.programs.id(program)))
     }
+}
+
+/// The programs that links have attached to a hook.
+fn linked(index: u32, hook: Hook) -> Result<Vec<u32>, FilterError> {
+    sys::tcx_programs(index, hook).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENODEV) => FilterError::Gone { index },
+        _ => FilterError::Links { index, source },
+    })
+}
+
+fn is_ciliums(name: &str) -> bool {
+    name.starts_with(cilium::FILTERS)
 }
 
 fn failed(index: u32, source: TcError) -> FilterError {

@@ -3,12 +3,12 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_type, bpf_prog_type};
 use sluice_hostnet::tc::Hook;
 
 /// Room for what the kernel keeps between two batches: a bucket's number (hash maps), or a key (tries).
@@ -125,6 +125,27 @@ pub(crate) fn tcx_query(index: u32, hook: Hook) -> io::Result<Vec<u32>> {
     let count = unsafe { query.__bindgen_anon_2.prog_cnt };
     ids.truncate(usize::try_from(count).unwrap_or_default());
     Ok(ids)
+}
+
+/// The interface to which the pinned link at `path` attaches; none where that is gone, or where it is another kind of link.
+pub(crate) fn tcx_link_interface(path: &Path) -> io::Result<Option<u32>> {
+    /// `struct bpf_link_info` up to the interface of a tcx link: type, id, program, padding, interface.
+    const WORDS: usize = 5;
+    const INTERFACE: usize = 4;
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all bytes 0 are a value of this union of integers.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    attributes.__bindgen_anon_4.pathname = name.as_ptr() as u64;
+    let link = bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attributes)?;
+    let mut info = [0_u32; WORDS];
+    // SAFETY: as above.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    attributes.info.bpf_fd = number(link.as_fd());
+    attributes.info.info_len = u32::try_from(size_of_val(&info)).unwrap_or_default();
+    attributes.info.info = info.as_mut_ptr() as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let is_tcx = info[0] == bpf_link_type::BPF_LINK_TYPE_TCX as u32;
+    Ok(Some(info[INTERFACE]).filter(|interface| is_tcx && *interface != 0))
 }
 
 /// The family of addresses that a hook is for.

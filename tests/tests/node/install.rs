@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_contract::node::CONFLIST;
+use sluice_contract::node::{CONFLIST, GATE_DIR};
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::{Binaries, Deployment, GateBinaries, Pod};
 use sluice_vpcsim::node::{Node, Program};
@@ -34,6 +35,8 @@ const CLUSTER: &str = "
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: server, namespace: default}, spec: {nodeName: node}}
 ---
+{apiVersion: v1, kind: Pod, metadata: {name: passing, namespace: default}, spec: {nodeName: node}}
+---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: within, namespace: default}
@@ -46,6 +49,13 @@ const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "before", "plugins": [{"ty
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+const PLUGINS: [&str; 2] = ["sluice-eni", "sluice-policy"];
+const DAEMONS: [&str; 2] = ["sluice-ipamd", "sluice-policyd"];
+
+/// Two layouts of pinned maps: this build's, and one that it does not know.
+const LAYOUT: &str = GATE_DIR;
+const OTHER_LAYOUT: &str = "/sys/fs/bpf/sluice/4000000000";
+
 /// A directory of a test, gone with it.
 struct Directory(PathBuf);
 
@@ -57,16 +67,37 @@ impl Directory {
         Self(path)
     }
 
-    /// Plugins of another build: the same, with a byte behind them that nobody reads.
-    fn newer(&self) -> PathBuf {
-        let directory = self.0.join("newer");
+    /// The binaries of another version: those in the directory that `SLUICE_OLD_BINARIES` names, else the ones of this build, the
+    /// plugins with a byte behind them that nobody reads.
+    fn other(&self) -> PathBuf {
+        if let Some(old) = std::env::var_os("SLUICE_OLD_BINARIES") {
+            return old.into();
+        }
+        let directory = self.0.join("other");
         std::fs::create_dir_all(&directory).unwrap();
-        for name in ["sluice-eni", "sluice-policy"] {
+        for name in PLUGINS {
             let mut content = std::fs::read(Binaries::find(name).unwrap()).unwrap();
             content.push(b'\n');
             std::fs::write(directory.join(name), content).unwrap();
         }
+        for name in DAEMONS {
+            symlink(Binaries::find(name).unwrap(), directory.join(name)).unwrap();
+        }
         directory
+    }
+
+    /// Where a daemon is started from.
+    fn daemon(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// From now on daemons are started as `from` has them.
+    fn switch(&self, from: &Path) {
+        for name in DAEMONS {
+            let link = self.0.join("next");
+            symlink(from.join(name), &link).unwrap();
+            std::fs::rename(link, self.daemon(name)).unwrap();
+        }
     }
 }
 
@@ -77,7 +108,7 @@ impl Drop for Directory {
 }
 
 /// Runs `sluice` on the node: whether it succeeded, and all that it said.
-async fn sluice(node: &Node, words: &[&str]) -> (bool, String) {
+pub(super) async fn sluice(node: &Node, words: &[&str]) -> (bool, String) {
     let mut command = Command::new(Binaries::find("sluice").unwrap());
     command.args(words).stdin(std::process::Stdio::null());
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
@@ -86,12 +117,12 @@ async fn sluice(node: &Node, words: &[&str]) -> (bool, String) {
     (output.status.success(), text.concat())
 }
 
-async fn exists(node: &Node, path: impl AsRef<Path>) -> bool {
+pub(super) async fn exists(node: &Node, path: impl AsRef<Path>) -> bool {
     let path = path.as_ref().to_owned();
     node.run(move || std::fs::symlink_metadata(path).is_ok()).await.unwrap()
 }
 
-async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
+pub(super) async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
     let end = Instant::now() + LIMIT;
     while !holds().await {
         assert!(Instant::now() < end, "{what}: not within {LIMIT:?}");
@@ -100,7 +131,7 @@ async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
 }
 
 /// One flow of numbered datagrams, each of which is answered, until it is told to end. How many went out, and how many came back.
-async fn flow(to: SocketAddrV4, end: Arc<AtomicBool>, came: Arc<AtomicU64>) -> (u64, u64) {
+pub(super) async fn flow(to: SocketAddrV4, end: Arc<AtomicBool>, came: Arc<AtomicU64>) -> (u64, u64) {
     let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
     socket.connect(to).await.unwrap();
     let (mut sent, mut text) = (0_u64, [0; 128]);
@@ -117,7 +148,7 @@ async fn flow(to: SocketAddrV4, end: Arc<AtomicBool>, came: Arc<AtomicU64>) -> (
     (sent, came.load(Ordering::Relaxed))
 }
 
-async fn add(node: &Arc<Node>, runtime: &Runtime, name: &str) -> Pod {
+pub(super) async fn add(node: &Arc<Node>, runtime: &Runtime, name: &str) -> Pod {
     let sandbox = node.sandbox("default", name).await.unwrap();
     let begun = std::time::Instant::now();
     let result = runtime.add(node, &sandbox).await.unwrap();
@@ -131,8 +162,14 @@ async fn p40_a_node_is_installed_upgraded_and_left_without_a_lost_packet_or_anyt
         return;
     }
     let directory = Directory::new();
-    let (binaries, gate) = (Binaries::beside_this_program().unwrap(), GateBinaries::beside_this_program().unwrap());
-    let from = binaries.eni.parent().unwrap().display().to_string();
+    let built = Binaries::beside_this_program().unwrap();
+    let (ours, other) = (built.eni.parent().unwrap().to_owned(), directory.other());
+    let binaries = Binaries { ipamd: directory.daemon("sluice-ipamd"), ..built };
+    let policy = GateBinaries::beside_this_program().unwrap().policy;
+    let gate = GateBinaries { policyd: directory.daemon("sluice-policyd"), policy };
+    // The node begins with the other version.
+    directory.switch(&other);
+    let from = other.display().to_string();
     let world = World::up(&SCENE.parse().unwrap()).await.unwrap();
     let node = Arc::clone(world.node("node").unwrap());
     node.write(BEFORE, LIST).await.unwrap();
@@ -184,19 +221,32 @@ async fn p40_a_node_is_installed_upgraded_and_left_without_a_lost_packet_or_anyt
         eventually(what, async || came.load(Ordering::Relaxed) > before + 20).await;
     };
     moves("traffic before").await;
-    // Up to another build, and back: plugins, then each daemon.
-    for from in [directory.newer().display().to_string(), from.clone()] {
-        let (ok, said) = sluice(&node, &["install", "plugins", "--from", &from]).await;
+    let passes = async |with: &str| {
+        let pod = add(&node, &runtime, "passing").await;
+        moves(with).await;
+        runtime.del(&node, &pod.sandbox).await.unwrap();
+        node.remove_sandbox(&pod.sandbox).await.unwrap();
+    };
+    // Up to this version, back to the other one, and up again: plugins, then each daemon. Last, the maps are of another layout.
+    for (from, across_layouts) in [(&ours, false), (&other, false), (&ours, true)] {
+        let text = from.display().to_string();
+        let (ok, said) = sluice(&node, &["install", "plugins", "--from", &text]).await;
         assert!(ok && said.contains("sluice-eni is in place"), "{said}");
+        passes("next plugins, last daemons").await;
+        directory.switch(from);
         daemons.kill_ipamd().await;
         daemons.policyd().unwrap().stop().await;
         moves("traffic without daemons").await;
+        if across_layouts {
+            node.run(|| std::fs::rename(LAYOUT, OTHER_LAYOUT).unwrap()).await.unwrap();
+        }
         daemons.start_ipamd().await.unwrap();
         daemons.policyd().unwrap().start().await.unwrap();
         daemons.ready(LIMIT).await.unwrap();
         daemons.policyd().unwrap().ready(LIMIT).await.unwrap();
-        moves("traffic with the next ones").await;
+        passes("the next ones").await;
     }
+    assert!(!exists(&node, OTHER_LAYOUT).await, "{}", node.log_tail("policyd", 40));
 
     // Somebody takes the list away; and somebody adds a plugin, which stays.
     node.run(|| std::fs::remove_file(CONFLIST).unwrap()).await.unwrap();

@@ -157,6 +157,21 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
     }
 
+    /// Puts this process' programs in the place of those of before, now that the maps have what they judge by.
+    pub(super) async fn take_over(&mut self) {
+        self.took_over = true;
+        let bindings: Vec<Binding> = self.bindings.values().cloned().collect();
+        for gate in bindings.iter().flat_map(Binding::interfaces) {
+            let interface = interface(gate);
+            // What cannot be looked at now is looked at again with the next check.
+            let is_whole = self.parts.gates.check(&interface).await.is_ok_and(|differences| differences.is_empty());
+            if !is_whole && let Err(error) = self.parts.gates.attach(&interface).await {
+                tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "a gate of before stays for now");
+                self.parts.metrics.error("repair");
+            }
+        }
+    }
+
     async fn repair_one(&mut self, binding: &Binding, interface: &Interface) {
         let pod = binding.key();
         let differences = match self.parts.gates.check(interface).await {
@@ -170,6 +185,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
         };
         if differences.is_empty() {
+            return;
+        }
+        let is_gate = differences.iter().all(|one| one.older);
+        if !self.took_over && (is_gate || self.knowledge != Knowledge::Nothing) {
             return;
         }
         let attached = self.parts.gates.attach(interface).await;

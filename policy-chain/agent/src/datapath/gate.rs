@@ -413,6 +413,15 @@ impl Datapath for GateDatapath {
     }
 
     async fn tend(&mut self) -> usize {
+        match self.gate.remove_cilium_links() {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => {
+                tracing::info!(removed = removed.len(), "programs that Cilium had left at interfaces are gone")
+            }
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "programs that Cilium has left may keep packets from the gates");
+            }
+        }
         let pods: BTreeSet<u32> = self.gate.interfaces().map(|(index, _)| index).collect();
         self.uplinks.tend(&self.filters, &pods).await
     }
@@ -424,6 +433,14 @@ impl Datapath for GateDatapath {
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
         let swept = self.gate.sweep(image).map_err(failed)?;
         tracing::info!(removed = ?swept.removed, locked = ?swept.locked, "the pinned maps were swept");
+        // Every pod that was found has its gate by now, so nothing stands open when theirs go.
+        match self.gate.remove_other_layouts() {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(removed = ?removed, "what another layout had pinned is gone"),
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "what another layout has pinned stays: its programs may still judge");
+            }
+        }
         Ok(())
     }
 

@@ -43,10 +43,12 @@ impl Uplinks {
 
     /// Puts the program on every uplink that lacks it; says how many had lost it. `pods` are no uplinks.
     pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>) -> usize {
-        let uplinks = match self.observe().await {
+        let (uplinks, has_ciliums) = match self.observe().await {
             Ok(observed) => {
                 self.own = observed.addresses.iter().map(|address| address.net.addr()).collect();
-                uplinks(&observed, pods)
+                // Where Cilium has made pods' interfaces, it serves them, and needs what it has at uplinks.
+                let has_ciliums = observed.links.iter().any(|link| link.name.as_str().starts_with("lxc"));
+                (uplinks(&observed, pods), has_ciliums)
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.unseen, true) {
@@ -64,6 +66,9 @@ impl Uplinks {
                 Ok(put) => {
                     self.complained.remove(&index);
                     let is_new = self.judged.insert(index);
+                    if is_new && !has_ciliums {
+                        without_cilium(filters, index, &name).await;
+                    }
                     if put && is_new {
                         tracing::info!(interface = %name, "Services are judged on this uplink");
                     } else if put {
@@ -84,6 +89,17 @@ impl Uplinks {
 
     async fn observe(&self) -> Result<Observed, ObserveError> {
         self.host.observe(&View { addresses: BTreeSet::from(Family::ALL), ..View::default() }).await
+    }
+}
+
+/// Takes away what Cilium has left there. It holds nothing up: the uplink's own program has been put first.
+async fn without_cilium(filters: &Filters, index: u32, name: &IfName) {
+    match filters.remove_cilium(index).await {
+        Ok(0) | Err(FilterError::Gone { .. }) => {}
+        Ok(removed) => tracing::info!(interface = %name, removed, "filters that Cilium had left are gone"),
+        Err(error) => {
+            tracing::warn!(interface = %name, error = %ErrorChain(&error), "filters that Cilium has left stay");
+        }
     }
 }
 

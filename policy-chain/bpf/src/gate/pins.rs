@@ -45,6 +45,28 @@ impl Pins {
         }
     }
 
+    /// Takes away what other layouts have pinned beside this one, and with it what their links hold at interfaces and hooks. One
+    /// that a process holds stays.
+    pub(super) fn remove_other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for entry in self.root.parent().map(std::fs::read_dir).into_iter().flatten().flatten() {
+            let path = entry?.path();
+            let is_layout = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()).is_some();
+            if !is_layout || path == self.root {
+                continue;
+            }
+            let Ok(_lock) = Flock::lock(File::open(&path)?, FlockArg::LockExclusiveNonblock) else { continue };
+            std::fs::remove_dir_all(&path)?;
+            removed.push(path);
+        }
+        Ok(removed)
+    }
+
+    /// The directory of the layout.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.root.join(name)

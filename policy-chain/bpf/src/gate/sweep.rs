@@ -1,12 +1,15 @@
 //! What a restart leaves behind: entries that no image has any more.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use sluice_policy_core::compile::image::{DecisionId, Identity, Image, PolicyId, RowId};
 
 use super::maps::{removed, row_key, trie_key};
 use super::{ApplyError, Gate, keys};
+use crate::cilium;
 use crate::layout::{
     Address, AddressPrefix, Counter, Decision, ENDPOINT_BRIDGE, ENDPOINT_LOCKDOWN, Endpoint, Frontend, Peer, RowPrefix,
 };
@@ -21,6 +24,25 @@ pub struct Swept {
 }
 
 impl Gate {
+    /// Takes away what other layouts of the maps have pinned: after an upgrade or a rollback across layouts, when every pod has
+    /// its gate here. Answers what is gone.
+    ///
+    /// # Errors
+    /// Those of the file system; what was not removed is removed by the next call.
+    pub fn remove_other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+        self.pins.remove_other_layouts()
+    }
+
+    /// Takes away Cilium's links at the interfaces that are bound here, which would keep packets from the gate's filters; where it
+    /// has no others, those of devices too. Answers what is gone.
+    ///
+    /// # Errors
+    /// Those of the file system; what was not removed is removed by the next call.
+    pub fn remove_cilium_links(&self) -> io::Result<Vec<PathBuf>> {
+        let bpffs = self.pins.root().ancestors().nth(2).unwrap_or_else(|| Path::new("/"));
+        cilium::remove_links(bpffs, |index| self.bound.contains_key(&index))
+    }
+
     /// Removes everything that the maps hold and `image` does not: after a restart, when the first whole image has been
     /// applied. Entries of interfaces stay (a link that still exists must not be without one), but those that are of no pod
     /// of the image drop everything. What is in `names` and not in the image is removed as well.
