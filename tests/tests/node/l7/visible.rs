@@ -1,5 +1,5 @@
-//! What an annotation has seen of pods' traffic on real nodes, and that it limits nothing (SPECIFICATION L-25); and how long what is
-//! only relayed lasts when the proxy is replaced.
+//! What an annotation has seen of pods' traffic on real nodes, and that it limits nothing (SPECIFICATION L-25); that dry runs of
+//! policies are told and limit nothing either (L-05); and how long what is only relayed lasts when the proxy is replaced.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::dns::{self, A, Entry, Zone};
-use super::ground::{Ground, READY, RESOLVER, SITE, at, must, suite_seen};
+use super::ground::{Ground, READY, RESOLVER, SITE, at, must, policy, ports, suite_seen};
 use super::speak::{Common, LIMIT, Said, Speaks};
 
 /// The port of a server that sends back what it gets, and is no HTTP server.
@@ -61,6 +61,14 @@ fn seen(record: &Value, node: &str) -> Seen {
     (node.to_owned(), text("direction"), text("pod"), what, text("verdict"))
 }
 
+/// What a client asks of a server passes, and the server sees the client's address; the flag: whether rules have it.
+async fn passes(ground: &Ground, common: &Common, client: &str, server: &str, (speaks, allowed): (Speaks, bool)) {
+    let (to, common) = (at(ground.address(server, Family::V4), speaks.port()), common.clone());
+    let said = ground.places.of(client).run(move || speaks.ask(to, allowed, common)).await.unwrap();
+    let own = ground.address(client, Family::V4);
+    assert!(matches!(said, Ok(Said::Served(from)) if from == own), "{client} to {server} {speaks:?}: {said:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_to_be_seen_is_on_record_and_passes() {
     if !privileged() {
@@ -69,7 +77,12 @@ async fn what_is_to_be_seen_is_on_record_and_passes() {
     let [http, tls, plain] = [Speaks::Http1, Speaks::Tls, Speaks::Http2].map(Speaks::port);
     let out = format!("egress/{http}/TCP/HTTP, egress/{tls}/TCP/TLS, egress/53/UDP/DNS");
     let into = format!("ingress/{http}/TCP/HTTP, ingress/{ECHO}/TCP/HTTP");
-    let suite = suite_seen("  - {}\n", &[("client-primary", &out), ("far-second", &into)]);
+    let dry =
+        |policy: String| policy.replace("namespace: x}", "namespace: x, annotations: {sluice.dev/audit: 'true'}}");
+    let egress = dry(policy("egress", "client", &format!("egress: [{{toEntities: [cluster], {}}}]", ports())));
+    let ingress = dry(policy("ingress", "server", &format!("ingress: [{{fromEntities: [all], {}}}]", ports())));
+    let steps = format!("  - {{}}\n  - apply: [{egress}, {ingress}]\n");
+    let suite = suite_seen(&steps, &[("client-primary", &out), ("far-second", &into)]);
     let mut ground = Ground::new(suite, &[("SLUICE_PROXY_DRAIN", "1")]).await;
     let common = Common::new();
     for server in ["near-primary", "far-second"] {
@@ -89,18 +102,12 @@ async fn what_is_to_be_seen_is_on_record_and_passes() {
         let mut act = ground.begin().await;
         must(act.advance(&suite.vectors[0].steps[0]).await);
     }
-    // No policy selects any of them. Whatever is asked for passes, and the server sees the client's address.
-    let ask = async |client: &str, server: &str, speaks: Speaks, public: bool| {
-        let (to, common) = (at(ground.address(server, Family::V4), speaks.port()), common.clone());
-        let said = ground.places.of(client).run(move || speaks.ask(to, public, common)).await.unwrap();
-        let own = ground.address(client, Family::V4);
-        assert!(matches!(said, Ok(Said::Served(from)) if from == own), "{client} to {server} {speaks:?}: {said:?}");
-    };
+    // No policy selects any of them, and whatever is asked for passes.
     for server in ["near-primary", "far-second"] {
-        ask("client-primary", server, Speaks::Http1, true).await;
-        ask("client-second", server, Speaks::Http1, true).await;
-        ask("client-primary", server, Speaks::Tls, true).await;
-        ask("client-primary", server, Speaks::Http2, true).await;
+        passes(&ground, &common, "client-primary", server, (Speaks::Http1, true)).await;
+        passes(&ground, &common, "client-second", server, (Speaks::Http1, true)).await;
+        passes(&ground, &common, "client-primary", server, (Speaks::Tls, true)).await;
+        passes(&ground, &common, "client-primary", server, (Speaks::Http2, true)).await;
     }
     let resolve = move || dns::ask(resolver, "site.example", A, LIMIT);
     let client = ground.places.of("client-primary");
@@ -137,6 +144,37 @@ async fn what_is_to_be_seen_is_on_record_and_passes() {
             break;
         }
         assert!(tokio::time::Instant::now() < end, "{http_requests} requests on record; {found:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // Dry runs: the second client's requests pass, also those that no rule has, and both sides tell what would become of them.
+    {
+        let mut act = ground.begin().await;
+        for step in &suite.vectors[0].steps {
+            must(act.advance(step).await);
+        }
+    }
+    for asked in [(Speaks::Http1, true), (Speaks::Http1, false), (Speaks::Tls, true), (Speaks::Tls, false)] {
+        passes(&ground, &common, "client-second", "near-primary", asked).await;
+    }
+    let of = |direction: &str, kind: &str, dry: &str| [direction, kind, "passed", dry].map(str::to_owned);
+    let mut wanted = BTreeSet::new();
+    for direction in ["egress", "ingress"] {
+        for kind in ["http", "tls"] {
+            wanted.extend(["passed", "refused"].map(|dry| of(direction, kind, dry)));
+        }
+    }
+    let end = tokio::time::Instant::now() + READY;
+    loop {
+        let records = must(ground.proxies["n1"].records().await);
+        let dry = records.iter().filter(|record| record.get("dry_run").is_some());
+        let text = |record: &Value, key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let told = |record| ["direction", "kind", "verdict", "dry_run"].map(|key| text(record, key));
+        let found: BTreeSet<[String; 4]> = dry.map(told).collect();
+        if found == wanted {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "{found:#?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
