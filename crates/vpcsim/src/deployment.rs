@@ -220,6 +220,12 @@ impl Deployment {
         Self { proxy: Some(Proxy::new(Arc::clone(&self.node), binary, environment)), ..self }
     }
 
+    /// policyd, where there is one, gets variables of its configuration. To be called before it is started.
+    #[must_use]
+    pub fn with_policyd_environment(self, environment: BTreeMap<String, String>) -> Self {
+        Self { policyd: self.policyd.map(|policyd| policyd.with_environment(environment)), ..self }
+    }
+
     /// The proxy, where there is one.
     #[must_use]
     pub const fn proxy(&self) -> Option<&Proxy> {
@@ -397,6 +403,22 @@ fn address_of<A: FromStr>(result: &Value) -> Option<A> {
 
 /// A page of a daemon of the node, from the loopback address.
 pub(crate) async fn page(node: &Node, program: &'static str, port: u16, path: &str) -> Result<Value, DeploymentError> {
+    let text = text(node, program, port, path).await?;
+    serde_json::from_slice(&text).map_err(|error| DeploymentError::Page {
+        program,
+        node: node.name().to_owned(),
+        page: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// What a daemon answers at a path of one of its ports.
+pub(crate) async fn text(
+    node: &Node,
+    program: &'static str,
+    port: u16,
+    path: &str,
+) -> Result<Vec<u8>, DeploymentError> {
     let asked = path.to_owned();
     let answer = node.run_async(move || async move {
         match tokio::time::timeout(PAGE, get(port, &asked)).await {
@@ -406,8 +428,7 @@ pub(crate) async fn page(node: &Node, program: &'static str, port: u16, path: &s
     });
     let failed =
         |reason: String| DeploymentError::Page { program, node: node.name().to_owned(), page: path.to_owned(), reason };
-    let text = answer.await?.map_err(failed)?;
-    serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
+    answer.await?.map_err(failed)
 }
 
 async fn get(port: u16, path: &str) -> Result<Vec<u8>, String> {

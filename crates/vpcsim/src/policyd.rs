@@ -9,11 +9,12 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sluice_contract::node::POLICYD_METRICS_PORT;
 use tokio::process::Child;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::deployment::{DeploymentError, LOOK, page};
+use crate::deployment::{DeploymentError, LOOK, page, text};
 use crate::node::{Node, Program};
 
 /// The port, on the loopback address, that shows what is in force.
@@ -65,6 +66,13 @@ impl Policyd {
             }
         };
         Self { node, binary, args, env, process: Mutex::default() }
+    }
+
+    /// Sets variables of its configuration, before it is started.
+    #[must_use]
+    pub fn with_environment(mut self, environment: BTreeMap<String, String>) -> Self {
+        self.env.extend(environment);
+        self
     }
 
     /// The node.
@@ -121,6 +129,15 @@ impl Policyd {
     /// [`DeploymentError::Page`].
     pub async fn page(&self, path: &str) -> Result<Value, DeploymentError> {
         page(&self.node, "sluice-policyd", PORT, path).await
+    }
+
+    /// Its metrics, as Prometheus reads them.
+    ///
+    /// # Errors
+    /// [`DeploymentError::Page`].
+    pub async fn metrics(&self) -> Result<String, DeploymentError> {
+        let text = text(&self.node, "sluice-policyd", POLICYD_METRICS_PORT, "/metrics").await?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Waits until what it says of itself is as `wanted`, and returns that.

@@ -12,8 +12,8 @@ pub mod objects;
 use std::collections::BTreeSet;
 use std::future::Future;
 
-use prometheus_client::registry::Registry;
 use sluice_contract::id::PodRef;
+use sluice_daemon::metrics::Named;
 use sluice_ipamd_core::cloud::EniConfig;
 use tokio::sync::mpsc;
 
@@ -97,7 +97,7 @@ pub trait Cluster: Send + Sync + 'static {
     fn watch(&self, told: mpsc::Sender<Told>, reports: mpsc::Receiver<Report>) -> impl Future<Output = ()> + Send;
 
     /// Registers the metrics of its own.
-    fn register(&self, _registry: &mut Registry) {}
+    fn register(&self, _registry: &mut Named) {}
 }
 
 /// No cluster: nothing is ever told.

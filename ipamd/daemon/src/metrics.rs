@@ -11,65 +11,64 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 use serde::Serialize;
 use sluice_contract::rpc::RefusalCode;
 use sluice_daemon::metrics::{Count, Named, Rate, Seconds, seconds};
 use sluice_ipamd_core::cloud::{Api, CloudError};
 
-/// `fn`, VPC CNI's word for a call or a part of the daemon.
 /// Seconds to a repair; the last one is what is promised.
 const REPAIR_BUCKETS: [f64; 5] = [0.15, 0.3, 0.6, 1.0, 2.0];
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+/// `fn`, VPC CNI's word for a call or a part of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Function {
     r#fn: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Code {
     code: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct ApiLabel {
     api: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Latency {
     api: String,
     error: String,
     status: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct ApiError {
     api: String,
     error: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct EniLabel {
     eni: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct SubnetLabel {
     subnet: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Build {
     version: &'static str,
 }
@@ -123,8 +122,7 @@ pub struct PoolGauges {
 /// What the daemon counts.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
-    names: BTreeMap<&'static str, &'static str>,
+    registry: Named,
     calls: Mutex<BTreeMap<String, CallCount>>,
     errors: Family<Function, Count>,
     add_requests: Count,
@@ -184,12 +182,11 @@ impl Metrics {
         let mut gauges = BTreeMap::new();
         for (name, help, _) in GAUGES {
             let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
+            registry.register(*name, help, gauge.clone());
             gauges.insert(*name, gauge);
         }
         let metrics = Self {
-            registry: Registry::default(),
-            names: BTreeMap::new(),
+            registry: Named::default(),
             calls: Mutex::default(),
             errors: Family::default(),
             add_requests: Count::default(),
@@ -223,29 +220,36 @@ impl Metrics {
             subnet_free: Family::default(),
         };
         metrics.register(&mut registry);
-        let Named { registry, names } = registry;
-        Self { registry, names, ..metrics }
+        Self { registry, ..metrics }
     }
 
     fn register(&self, registry: &mut Named) {
         let build: Family<Build, Gauge> = Family::default();
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
-        registry.register("awscni_build_info", "Version of the daemon", build);
-        registry.register("awscni_ipamd_error_count", "Errors by part of the daemon", self.errors.clone());
+        registry.register_family("awscni_build_info", "Version of the daemon", build);
+        registry.register_family("awscni_ipamd_error_count", "Errors by part of the daemon", self.errors.clone());
         registry.register("awscni_add_ip_req_count", "ADD requests", self.add_requests.clone());
-        registry.register("awscni_del_ip_req_count", "DEL requests", self.del_requests.clone());
+        registry.register_family("awscni_del_ip_req_count", "DEL requests", self.del_requests.clone());
         let help = "ADD requests that found no free address and had to wait";
         registry.register("awscni_no_available_ip_addresses", help, self.no_address.clone());
-        registry.register("awscni_reconcile_count", "Comparisons with kernel, IMDS and EC2", self.reconciles.clone());
+        registry.register_family(
+            "awscni_reconcile_count",
+            "Comparisons with kernel, IMDS and EC2",
+            self.reconciles.clone(),
+        );
         let help = "Time of calls of EC2 and IMDS in milliseconds";
-        registry.register("awscni_aws_api_latency_ms", help, self.api_latency.clone());
+        registry.register_family("awscni_aws_api_latency_ms", help, self.api_latency.clone());
         let help = "Calls of EC2 and IMDS that failed";
-        registry.register("awscni_aws_api_error_count", help, self.api_errors.clone());
-        registry.register("awscni_ec2api_req_count", "Calls of EC2", self.ec2_requests.clone());
-        registry.register("awscni_ec2api_error_count", "Calls of EC2 that failed", self.ec2_errors.clone());
-        registry.register("awscni_assigned_ip_per_eni", "Addresses that pods hold, by ENI", self.eni_assigned.clone());
+        registry.register_family("awscni_aws_api_error_count", help, self.api_errors.clone());
+        registry.register_family("awscni_ec2api_req_count", "Calls of EC2", self.ec2_requests.clone());
+        registry.register_family("awscni_ec2api_error_count", "Calls of EC2 that failed", self.ec2_errors.clone());
+        registry.register_family(
+            "awscni_assigned_ip_per_eni",
+            "Addresses that pods hold, by ENI",
+            self.eni_assigned.clone(),
+        );
         let help = "Calls a second that the daemon allows itself";
-        registry.register("sluice_ipamd_api_rate", help, self.rates.clone());
+        registry.register_family("sluice_ipamd_api_rate", help, self.rates.clone());
         let help = "Time from an ADD request to its reply in seconds";
         registry.register("sluice_ipamd_add_duration_seconds", help, self.add_seconds.clone());
         let help = "Time from a DEL request to its reply in seconds";
@@ -256,19 +260,19 @@ impl Metrics {
         registry.register("sluice_ipamd_checkpoint_duration_seconds", help, self.checkpoint_seconds.clone());
         let help = "Checkpoints that could not be written";
         registry.register("sluice_ipamd_checkpoint_failures_total", help, self.checkpoint_failures.clone());
-        registry.register("sluice_ipamd_refusals_total", "Requests that were refused", self.refusals.clone());
+        registry.register_family("sluice_ipamd_refusals_total", "Requests that were refused", self.refusals.clone());
         let help = "Connections that were closed without a request being heard";
-        registry.register("sluice_ipamd_rejected_connections_total", help, self.rejected.clone());
+        registry.register_family("sluice_ipamd_rejected_connections_total", help, self.rejected.clone());
         let help = "DELs that the plugin left behind as tombstones";
         registry.register("sluice_ipamd_tombstones_total", help, self.tombstones.clone());
         let help = "Replies that could not be written";
         registry.register("sluice_ipamd_undelivered_replies_total", help, self.undelivered.clone());
         let help = "Changes that put right what others had changed of the node's network, by kind";
-        registry.register("sluice_ipamd_repairs_total", help, self.repairs.clone());
+        registry.register_family("sluice_ipamd_repairs_total", help, self.repairs.clone());
         let help = "Time from when others' change of the node's network was heard of until it was mended, in seconds";
         registry.register("sluice_ipamd_repair_seconds", help, self.repair_seconds.clone());
         let help = "Times that something was removed which a pod that is gone had left in the kernel, by kind";
-        registry.register("sluice_ipamd_litter_total", help, self.litter.clone());
+        registry.register_family("sluice_ipamd_litter_total", help, self.litter.clone());
         let help = "Events and conditions for the cluster that were not taken: too many wait";
         registry.register("sluice_ipamd_reports_dropped_total", help, self.reports_dropped.clone());
         registry.register(
@@ -281,24 +285,13 @@ impl Metrics {
         let help = "ENIs that nodes which are gone had left behind and that were deleted";
         registry.register("sluice_ipamd_left_enis_deleted_total", help, self.leaks_deleted.clone());
         let help = "Free addresses of a subnet when EC2 was last asked";
-        registry.register("sluice_subnet_free_addresses", help, self.subnet_free.clone());
-    }
-
-    /// Every metric's name and meaning.
-    #[must_use]
-    pub const fn names(&self) -> &BTreeMap<&'static str, &'static str> {
-        &self.names
+        registry.register_family("sluice_subnet_free_addresses", help, self.subnet_free.clone());
     }
 
     /// The text that Prometheus reads.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string fails only when a metric's own encoder does, and none of ours can.
-        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
-            tracing::error!("the metrics could not be written");
-        }
-        text
+        self.registry.encode()
     }
 
     /// Calls of each API since the start.
@@ -420,7 +413,7 @@ impl Metrics {
     }
 
     /// Where a cluster's source registers its own.
-    pub(crate) const fn registry(&mut self) -> &mut Registry {
+    pub(crate) const fn registry(&mut self) -> &mut Named {
         &mut self.registry
     }
 
@@ -499,11 +492,10 @@ mod tests {
     fn the_documentation_is_the_registry() {
         let mut text = String::from(
             "# Metrics of ipamd\n\nServed on port 61678 under /metrics, Prometheus text format. `awscni_*` are the AWS VPC \
-             CNI's names; `sluice_*` are ours.\nThis page is made from the registry.\n\n| metric | meaning |\n|---|---|\n",
+             CNI's names; `sluice_*` are ours.\nThis page is made from the registry. Those that the API server's source adds: \
+             [ipamd-kubernetes.md](ipamd-kubernetes.md). The others:\n[policyd's](policyd-metrics.md), [the proxy's](proxy-metrics.md).\n\n",
         );
-        for (name, help) in Metrics::new().names() {
-            text.push_str(&format!("| `{name}` | {help} |\n"));
-        }
+        text.push_str(&Metrics::new().registry.table());
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
         if std::env::var_os("UPDATE_GOLDENS").is_some() {
             std::fs::write(&path, &text).unwrap();

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use prometheus_client::registry::Registry;
 use sluice_cluster::{
     Api, ConnectError, Events, Lease, Options, Outgoing, Reporter, Session, Timing, Watched, connect,
 };
+use sluice_daemon::metrics::Named;
 use sluice_ipamd_daemon::cluster::meaning::Meaning;
 use sluice_ipamd_daemon::cluster::objects::{Naming, Sort};
 use sluice_ipamd_daemon::cluster::{About, Cluster, Condition, Notice, Report, TOLD_LIMIT, Told, Weight};
@@ -107,7 +107,7 @@ impl Cluster for Kubernetes {
         }
     }
 
-    fn register(&self, registry: &mut Registry) {
+    fn register(&self, registry: &mut Named) {
         self.metrics.register(registry);
     }
 }

@@ -1,7 +1,7 @@
 //! What the source counts.
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::Registry;
+use sluice_daemon::metrics::Named;
 
 /// What the names of all of them begin with.
 const PREFIX: &str = "sluice_ipamd_kube";
@@ -27,21 +27,13 @@ impl Metrics {
     }
 
     /// Registers all of them.
-    pub fn register(&self, registry: &mut Registry) {
+    pub fn register(&self, registry: &mut Named) {
         for (name, help, counter) in self.counters() {
-            registry.register(format!("{PREFIX}_{name}"), help, counter.clone());
+            registry.register_counter(format!("{PREFIX}_{name}"), help, counter.clone());
         }
         for (name, help, gauge) in self.api.gauges() {
             registry.register(format!("{PREFIX}_{name}"), help, gauge.clone());
         }
-    }
-
-    /// Name and meaning of all of them.
-    #[must_use]
-    pub fn named(&self) -> Vec<(String, &'static str)> {
-        let gauges = self.api.gauges().into_iter().map(|(name, help, _)| (name, help));
-        let all = self.counters().map(|(name, help, _)| (name, help)).chain(gauges);
-        all.map(|(name, help)| (format!("{PREFIX}_{name}"), help)).collect()
     }
 }
 
@@ -49,11 +41,21 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    /// A table of docs/ipamd-kubernetes.md is made from the registry. With `UPDATE_GOLDENS` set in the environment it is
+    /// written anew.
     #[test]
-    fn the_page_names_all_of_them() {
-        let page = include_str!("../../../docs/ipamd-kubernetes.md");
-        for (name, help) in Metrics::default().named() {
-            assert!(page.contains(&format!("| `{name}` | {help} |")), "| `{name}` | {help} |");
+    fn the_documentation_is_the_registry() {
+        let mut named = Named::default();
+        Metrics::default().register(&mut named);
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/ipamd-kubernetes.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = page.split_once("| metric |").unwrap();
+        let after = rest.split_once("\n\n").map_or(String::new(), |(_, after)| format!("\n{after}"));
+        let text = format!("{before}{}{after}", named.table());
+        if std::env::var_os("UPDATE_GOLDENS").is_some() {
+            std::fs::write(&path, &text).unwrap();
         }
+        let written = std::fs::read_to_string(path).unwrap();
+        assert!(written == text, "set UPDATE_GOLDENS to write docs/ipamd-kubernetes.md anew");
     }
 }

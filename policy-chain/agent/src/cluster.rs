@@ -12,8 +12,8 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use prometheus_client::registry::Registry;
 pub use sluice_cluster::Weight;
+use sluice_daemon::metrics::Named;
 use sluice_policy_core::cluster::{Event, ObjectId, PodKey, Uid};
 use sluice_policy_core::model::PolicyRef;
 use sluice_policy_core::parse::Issue;
@@ -165,5 +165,5 @@ pub trait Cluster: Send + Sync + 'static {
     fn emit(&self, notice: &Notice) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
     /// Registers the metrics of its own.
-    fn register(&self, _registry: &mut Registry) {}
+    fn register(&self, _registry: &mut Named) {}
 }

@@ -1,14 +1,15 @@
 //! The registry of policyd's metrics. Counters count where things happen; gauges are set from the state when somebody asks.
 
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use sluice_contract::rpc::RefusalCode;
 use sluice_daemon::metrics::{Count, Named, Seconds, seconds};
 use sluice_policy_bpf::layout::DropReason;
@@ -16,33 +17,33 @@ use sluice_policy_bpf::layout::DropReason;
 use crate::flows::FlowMetrics;
 use crate::view::View;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Code {
     code: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Part {
     part: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Map {
     map: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Rule {
     verdict: &'static str,
     rule: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Build {
     version: &'static str,
 }
@@ -244,18 +245,13 @@ impl Metrics {
     }
 
     /// Has others register theirs.
-    pub(crate) fn register_more(&self, register: impl FnOnce(&mut Registry)) {
-        register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner).registry);
+    pub(crate) fn register_more(&self, register: impl FnOnce(&mut Named)) {
+        register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// All metrics as text.
     pub(crate) fn encode(&self) -> String {
-        let named = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut text = String::new();
-        if let Err(error) = encode(&mut text, &named.registry) {
-            tracing::error!(error = %error, "metrics could not be written");
-        }
-        text
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).encode()
     }
 
     /// Sets the gauges.
@@ -384,9 +380,33 @@ pub(crate) trait Registered {
     fn register(&self, named: &mut Named, name: &'static str, help: &'static str);
 }
 
-impl<M: prometheus_client::registry::Metric + Clone> Registered for M {
+impl Registered for Count {
     fn register(&self, named: &mut Named, name: &'static str, help: &'static str) {
         named.register(name, help, self.clone());
+    }
+}
+
+impl Registered for Gauge {
+    fn register(&self, named: &mut Named, name: &'static str, help: &'static str) {
+        named.register(name, help, self.clone());
+    }
+}
+
+impl Registered for Seconds {
+    fn register(&self, named: &mut Named, name: &'static str, help: &'static str) {
+        named.register(name, help, self.clone());
+    }
+}
+
+impl<S, M, C> Registered for Family<S, M, C>
+where
+    S: EncodeLabelSet + Default + Clone + Hash + Eq + Debug + Send + Sync + 'static,
+    M: EncodeMetric + TypedMetric + Debug + Send + Sync + 'static,
+    C: MetricConstructor<M> + Clone + Send + Sync + 'static,
+    Self: Debug,
+{
+    fn register(&self, named: &mut Named, name: &'static str, help: &'static str) {
+        named.register_family(name, help, self.clone());
     }
 }
 
@@ -399,23 +419,51 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "the test's own switch")]
     fn the_page_of_metrics_is_up_to_date() {
         let metrics = Metrics::new();
-        let named = metrics.registry.lock().unwrap();
-        let mut text = String::from(
-            "# Metrics of policyd\n\nServed on port 9962 under /metrics, Prometheus text format. This page is made from the registry.\n\n\
-             | metric | meaning |\n|---|---|\n",
+        metrics.register_more(|named| crate::cluster::kube::Metrics::default().register(named));
+        let text = format!(
+            "# Metrics of policyd\n\nServed on port 9962 under /metrics, Prometheus text format. This page is made from the registry.\n\
+             `sluice_policy_kube_*` are there where the cluster is an API server.\n\n{}",
+            metrics.registry.lock().unwrap().table()
         );
-        let of_the_api = crate::cluster::kube::Metrics::default().named();
-        let mut all: Vec<(&str, &str)> = named.names.iter().map(|(name, help)| (&**name, &**help)).collect();
-        all.extend(of_the_api.iter().map(|(name, help)| (&**name, *help)));
-        all.sort_unstable();
-        for (name, help) in all {
-            text.push_str(&format!("| `{name}` | {help} |\n"));
-        }
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/policyd-metrics.md");
         if std::env::var("UPDATE_GOLDENS").is_ok() {
             std::fs::write(&path, &text).unwrap();
         }
         let written = std::fs::read_to_string(path).unwrap_or_default();
         assert!(written == text, "set UPDATE_GOLDENS to write docs/policyd-metrics.md anew");
+    }
+
+    /// However many pods there were, and whatever they asked for: there are no more series than kinds of things.
+    #[test]
+    fn a_thousand_pods_make_no_series() {
+        let metrics = Metrics::new();
+        let series = |metrics: &Metrics| metrics.encode().lines().filter(|line| !line.starts_with('#')).count();
+        let mut most = 0;
+        for round in 0..3_u32 {
+            for pod in 0..1_000_u32 {
+                churned(&metrics, round * 1_000 + pod);
+            }
+            let now = series(&metrics);
+            assert!(round == 0 || now == most, "{now} series after {most}, with pods that were not there before");
+            most = now;
+        }
+        assert!(most < MAX_RULES + 1_000, "{most} series");
+    }
+
+    /// What a pod leaves behind in the metrics: flows of all kinds, requests and questions of its own, and a rule for it.
+    fn churned(metrics: &Metrics, pod: u32) {
+        let flows = metrics.of_flows();
+        for record in crate::flows::samples(pod) {
+            flows.count(&record);
+        }
+        let counters = (pod..pod + 1_500).map(|pod| crate::view::CounterView {
+            rule: format!("NetworkPolicy ns/pod-{pod}, ingress[0]"),
+            verdict: "allow",
+            packets: 1,
+        });
+        // The view is what costs; once in a while is enough.
+        if pod % 500 == 499 {
+            metrics.set(&View { counters: counters.collect(), ..View::default() });
+        }
     }
 }

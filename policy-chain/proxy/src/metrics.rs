@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use sluice_daemon::metrics::{TABLE, row};
 use sluice_policy_bpf::reader::Reader;
 
 use crate::policy::Pushed;
@@ -131,7 +132,7 @@ impl Metrics {
     pub fn encode(&self) -> String {
         let mut text = String::new();
         for (name, (help, grows, value)) in self.each() {
-            let kind = if grows { "counter" } else { "gauge" };
+            let kind = kind(grows);
             // Writing to a string does not fail.
             let _written = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         }
@@ -141,8 +142,15 @@ impl Metrics {
     /// The table of docs/proxy-metrics.md.
     #[must_use]
     pub fn table(&self) -> String {
-        self.each().iter().map(|(name, (help, ..))| format!("| `{name}` | {help} |\n")).collect()
+        let rows = self.each();
+        let rows = rows.iter().map(|(name, (help, grows, _))| row(name, kind(*grows), &[], help));
+        format!("{TABLE}{}", rows.collect::<String>())
     }
+}
+
+/// Prometheus' type of what only grows, or of what does not.
+const fn kind(grows: bool) -> &'static str {
+    if grows { "counter" } else { "gauge" }
 }
 
 #[cfg(test)]
@@ -165,7 +173,7 @@ mod tests {
         );
         let mut text = String::from(
             "# Metrics of the proxy\n\nServed on port 9963 under /metrics, Prometheus text format. This page is made from what \
-             is served.\n\n| metric | meaning |\n|---|---|\n",
+             is served.\n\n",
         );
         text.push_str(&metrics.table());
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/proxy-metrics.md");

@@ -18,9 +18,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ::kube::Client;
-use prometheus_client::registry::Registry;
 use sluice_cluster::{Api, CallError, Events, Outgoing, Reporter, Scope, Session, Tell, Watched, connect};
 pub use sluice_cluster::{ConnectError, Options, Timing};
+use sluice_daemon::metrics::Named;
 use sluice_policy_core::cluster::{ObjectId, PodKey, Uid};
 use tokio::sync::{Mutex, mpsc};
 
@@ -184,7 +184,7 @@ impl Cluster for Kube {
         Err(failed(CallError::Odd("too many policies wait for their status"), action))
     }
 
-    fn register(&self, registry: &mut Registry) {
+    fn register(&self, registry: &mut Named) {
         self.metrics.register(registry);
     }
 

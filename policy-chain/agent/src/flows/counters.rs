@@ -1,5 +1,6 @@
 //! Flows as Hubble's metrics. Every label has a fixed set of values: what is not in it is `other`.
 
+use axum::http::StatusCode;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use sluice_contract::proxy::record::Kind;
@@ -11,50 +12,50 @@ use super::message::{drop_reason, qtype_name};
 use super::record::{LostAt, Packet, Record, Requested, What};
 use crate::metrics::Registered;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Processed {
     protocol: &'static str,
     r#type: &'static str,
     verdict: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Dropped {
     protocol: &'static str,
     reason: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Judged {
     action: &'static str,
     direction: &'static str,
     r#match: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Flag {
     flag: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct HttpLabels {
     method: &'static str,
     protocol: &'static str,
     status: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Method {
     method: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct DnsLabels {
     qtypes: String,
     rcode: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Source {
     source: &'static str,
 }
@@ -174,8 +175,9 @@ impl FlowMetrics {
             Kind::Http { method, status, version, .. } => {
                 let method = known_method(method);
                 let status = match status {
-                    Some(status @ 100..=599) => status.to_string(),
-                    _ => "none".to_owned(),
+                    Some(status) if is_registered(*status) => status.to_string(),
+                    Some(_) => "other".to_owned(),
+                    None => "none".to_owned(),
                 };
                 let protocol = match version.as_str() {
                     "HTTP/1.0" => "HTTP/1.0",
@@ -208,6 +210,11 @@ impl FlowMetrics {
         };
         self.processed.get_or_create(&Processed { protocol, r#type: "L7", verdict }).add();
     }
+}
+
+/// Whether it is a code that IANA's registry of status codes has: servers may send others.
+fn is_registered(status: u16) -> bool {
+    StatusCode::from_u16(status).is_ok_and(|status| status.canonical_reason().is_some())
 }
 
 fn known_method(method: &str) -> &'static str {

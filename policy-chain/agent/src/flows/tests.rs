@@ -90,6 +90,48 @@ fn node() -> Node {
     Node { name: NODE.into(), run: 0x0123_4567_89ab_cdef }
 }
 
+/// Records of a pod like no other: its own name, addresses, ports, protocols and rule, and requests with methods, paths, codes
+/// and questions that nobody else has.
+pub(crate) fn samples(pod: u32) -> Vec<Record> {
+    let own =
+        End { address: std::net::Ipv4Addr::from(0x0a00_0000 + pod).into(), port: u16::try_from(pod % 60_000).unwrap() };
+    let kinds = [EventKind::Flow, EventKind::Drop, EventKind::Changed, EventKind::Backend, EventKind::Closed];
+    let verdicts = [None, Some(Verdict::Allow), Some(Verdict::Deny), Some(Verdict::Redirect), Some(Verdict::Defer)];
+    let policy = PolicyRef {
+        kind: PolicyKind::NetworkPolicy,
+        namespace: Some("shop".into()),
+        name: format!("pod-{pod}").as_str().into(),
+    };
+    let packets = kinds.into_iter().zip(verdicts).map(|(kind, verdict)| {
+        let event = Event {
+            kind,
+            verdict,
+            own,
+            protocol: u8::try_from(pod % 256).unwrap(),
+            flags: u8::try_from(pod % 256).unwrap(),
+            endpoint: Some(pod),
+            ..dropped().event
+        };
+        let reason = Reason::Isolated(policy.clone());
+        let judgement = Some(Arc::new(Judgement { verdict: Judged::Deny, reason, audit: None }));
+        What::Packet(Box::new(Packet { event, judgement, own: party("shop", &format!("pod-{pod}"), pod), ..dropped() }))
+    });
+    let number = u16::try_from(pod % 65_536).unwrap();
+    let http = Kind::Http {
+        method: format!("METHOD{pod}"),
+        path: format!("/{pod}"),
+        host: format!("pod-{pod}"),
+        status: Some(number),
+        version: format!("HTTP/{pod}"),
+    };
+    let dns = Kind::Dns { name: format!("pod-{pod}."), qtype: number, rcode: Some(number), addresses: Vec::new() };
+    let tls = Kind::Tls { server_name: Some(format!("pod-{pod}")) };
+    let requests = [http, dns, tls, Kind::Connection]
+        .into_iter()
+        .map(|kind| What::Request(Box::new(requested(kind, pod.is_multiple_of(2)))));
+    packets.chain(requests).map(record).collect()
+}
+
 #[test]
 fn a_dropped_packet_names_both_ends_the_policy_and_the_rule() {
     let expected = serde_json::json!({
@@ -264,7 +306,7 @@ fn peers_that_come_go_and_move_are_told() {
     let old = peers(&[("a", "10.0.0.1:4244"), ("b", "10.0.0.2:4244")]);
     let new = peers(&[("b", "10.0.0.3:4244"), ("c", "10.0.0.4:4244")]);
     let told: Vec<(String, i32)> =
-        observer::changes(&old, &new).into_iter().map(|change| (change.name, change.r#type)).collect();
+        observer::changes(&old, &new, false).into_iter().map(|change| (change.name, change.r#type)).collect();
     assert_eq!(told, [("a".to_owned(), 2), ("b".to_owned(), 3), ("c".to_owned(), 1)]);
 }
 
@@ -282,7 +324,7 @@ mod served {
     fn observer(flows: &Flows) -> Observer {
         // What is asked of the loop is not asked here.
         let (handle, _inputs) = Handle::new();
-        Observer::new(flows.clone(), node(), handle)
+        Observer::new(flows.clone(), node(), handle, false)
     }
 
     fn at(second: u64, port: u16) -> Record {

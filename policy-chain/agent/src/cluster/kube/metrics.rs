@@ -1,7 +1,7 @@
 //! What the source counts.
 
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::Registry;
+use sluice_daemon::metrics::Named;
 
 /// What the names of all of them begin with.
 const PREFIX: &str = "sluice_policy_kube";
@@ -34,20 +34,12 @@ impl Metrics {
     }
 
     /// Registers all of them.
-    pub fn register(&self, registry: &mut Registry) {
+    pub fn register(&self, registry: &mut Named) {
         for (name, help, counter) in self.counters() {
-            registry.register(format!("{PREFIX}_{name}"), help, counter.clone());
+            registry.register_counter(format!("{PREFIX}_{name}"), help, counter.clone());
         }
         for (name, help, gauge) in self.api.gauges() {
             registry.register(format!("{PREFIX}_{name}"), help, gauge.clone());
         }
-    }
-
-    /// Name and meaning of all of them.
-    #[cfg(test)]
-    pub(crate) fn named(&self) -> Vec<(String, &'static str)> {
-        let gauges = self.api.gauges().into_iter().map(|(name, help, _)| (name, help));
-        let all = self.counters().map(|(name, help, _)| (name, help)).chain(gauges);
-        all.map(|(name, help)| (format!("{PREFIX}_{name}"), help)).collect()
     }
 }
