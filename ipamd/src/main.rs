@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use http::Uri;
+use sluice_contract::node::LOG_SOCKETS;
 use sluice_ipamd_daemon::cluster::Nowhere;
 use sluice_ipamd_daemon::cluster::directory::Directory;
 use sluice_ipamd_daemon::cluster::objects::Naming;
@@ -93,6 +94,8 @@ async fn serve(config: Config, cloud: Ec2Cloud) -> ExitCode {
         Err(error) => return refuse(&format_args!("netlink cannot be used: {}", ErrorChain(&error)), 1),
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "sluice-ipamd");
+    let levels = config.run_dir.join(LOG_SOCKETS[0]);
+    let _ends_with_the_runtime = tokio::spawn(async move { log::levels::serve(&levels).await });
     // What the cluster has set says how it is read, too.
     let config = config.restored();
     let stop = stopped(terminate, interrupt);

@@ -4,8 +4,11 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde_json::Value;
-use sluice_contract::node::{IPAMD_INTROSPECTION_PORT, POLICYD_INTROSPECTION_PORT, PROXY_INTROSPECTION_PORT};
+use sluice_contract::node::{
+    IPAMD_INTROSPECTION_PORT, LOG_SOCKETS, POLICYD_INTROSPECTION_PORT, PROXY_INTROSPECTION_PORT,
+};
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -14,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const LIMIT: u64 = 64 << 20;
 
 /// A daemon of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Daemon {
     Ipamd,
     Policyd,
@@ -40,6 +43,16 @@ impl Daemon {
             Self::Ipamd => &["/v1/pool", "/v1/calls", "/v1/ipamd-env-settings", "/v1/networkutils-env-settings"],
             Self::Policyd => &["/v1/policy", "/v1/names", "/v1/settings"],
             Self::Proxy => &["/v1/policy", "/v1/connections", "/v1/settings"],
+        }
+    }
+
+    /// The name of its socket for what it logs, below the directory of the runtime state.
+    pub(crate) const fn log_socket(self) -> &'static str {
+        let [ipamd, policyd, proxy] = LOG_SOCKETS;
+        match self {
+            Self::Ipamd => ipamd,
+            Self::Policyd => policyd,
+            Self::Proxy => proxy,
         }
     }
 

@@ -11,6 +11,8 @@ mod explain;
 mod files;
 mod handback;
 mod install;
+mod kubectl;
+mod log;
 mod observe;
 mod paint;
 mod plan;
@@ -46,9 +48,11 @@ enum Command {
     Install(install::Options),
     /// Give this node back to the AWS VPC CNI: write the file in which it finds its pods.
     Handback(handback::Options),
+    /// Say what the daemons of this node log, or have them log more or less until they end.
+    Log(log::Options),
     /// Write the manual, a page for each command.
     Man(shell::Man),
-    /// Show flows of this node, with names, verdict, and the policy and rule that decided.
+    /// Show flows of this node, or of a cluster, with names, verdict, and the policy and rule that decided.
     Observe(Box<observe::Options>),
     /// Say what a node's address pool will hold with given settings, before anybody runs them.
     Plan(plan::Options),
@@ -57,7 +61,7 @@ enum Command {
     Policy(policy::Command),
     /// Take Sluice off this node.
     Uninstall(install::UninstallOptions),
-    /// Say how this node is: what is wrong first, then daemons, pool, ENIs, subnets, endpoints, policy and flows.
+    /// Say how this node is, or each of a cluster: what is wrong first, then daemons, pool, ENIs, subnets, endpoints, policy and flows.
     Status(status::Options),
 }
 
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Command::Explain(options) => explain::main(&options),
         Command::Install(options) => install::install(&options),
         Command::Handback(options) => handback::main(&options),
+        Command::Log(options) => log::main(&options),
         Command::Man(options) => shell::man(&options, Arguments::command()),
         Command::Observe(options) => observe::main(&options, &denied),
         Command::Plan(options) => plan::main(&options),

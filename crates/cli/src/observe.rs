@@ -2,6 +2,7 @@
 
 mod ask;
 mod filters;
+mod nodes;
 mod print;
 mod time;
 
@@ -18,8 +19,9 @@ use sluice_hubble::observer::get_flows_response::ResponseTypes;
 use sluice_hubble::observer::{GetFlowsRequest, GetFlowsResponse};
 
 use self::filters::{Filters, Lists};
-use self::print::{Format, Printer, Style};
+use self::print::{Format, Printer, Style, goes_on};
 use crate::exit;
+use crate::kubectl::Reach;
 use crate::paint::Paint;
 
 pub(crate) use self::filters::split_not;
@@ -34,7 +36,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SERVER", default_value = concat!("unix:", "/run/sluice/hubble.sock"))]
     server: String,
     /// Show flows of this file, one a line as `-o jsonpb` prints them, and ask nobody; `-`: standard input.
-    #[arg(long, value_name = "FILE", conflicts_with = "follow")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["follow", "cluster", "on"])]
     input_file: Option<String>,
     /// Go on with flows as they come.
     #[arg(short, long, conflicts_with = "first")]
@@ -54,6 +56,8 @@ pub(crate) struct Options {
     /// Show flows until then.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     filters: Filters,
     #[command(flatten)]
@@ -114,17 +118,19 @@ pub(crate) fn main(options: &Options, denied: &[Vec<OsString>]) -> ExitCode {
         When::Always => true,
         When::Never => false,
     };
+    let far = options.reach.is_far();
     let style = Style {
         format: options.output,
         paint: Paint { colours },
         time: options.time_format,
         numeric: options.numeric,
-        node: options.print_node_name,
+        node: options.print_node_name || far,
         policies: options.print_policy_names,
         follow: options.follow,
     };
     let shown = match &options.input_file {
         Some(path) => read_file(path, &request, style),
+        None if far => nodes::ask(options, &request, style),
         None => ask::ask(&options.server, request, style),
     };
     match shown {
@@ -231,7 +237,9 @@ fn read_file(path: &str, request: &GetFlowsRequest, style: Style) -> Result<(), 
         }
         let is_flow = matches!(response.response_types, Some(ResponseTypes::Flow(_)));
         if number == 0 {
-            printer.show(&response).map_err(|error| error.to_string())?;
+            if !goes_on(printer.show(&response))? {
+                return Ok(());
+            }
             continue;
         }
         // What was lost is told beside all flows, not beside so many.
@@ -248,7 +256,9 @@ fn read_file(path: &str, request: &GetFlowsRequest, style: Style) -> Result<(), 
         }
     }
     for response in &kept {
-        printer.show(response).map_err(|error| error.to_string())?;
+        if !goes_on(printer.show(response))? {
+            return Ok(());
+        }
     }
-    printer.end().map_err(|error| error.to_string())
+    goes_on(printer.end()).map(drop)
 }

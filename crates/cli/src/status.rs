@@ -1,5 +1,7 @@
 //! `sluice status`: one look at a node, what is wrong first.
 
+mod nodes;
+
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use crate::daemons::{Node, is, list, number, text};
 use crate::doctor::{self, Facts, Finding, Standing};
 use crate::exit;
+use crate::kubectl::Reach;
 use crate::paint::Paint;
 
 /// Options of `sluice status`.
@@ -18,6 +21,8 @@ pub(crate) struct Options {
     /// How it is shown.
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Output,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,6 +35,9 @@ enum Output {
 
 /// Looks. The status is 1 if something is broken.
 pub(crate) fn main(options: &Options) -> ExitCode {
+    if options.reach.is_far() {
+        return nodes::main(options);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let facts = match runtime {
         Ok(runtime) => runtime.block_on(Facts::gather()),

@@ -244,10 +244,10 @@ impl<T: Tell> Session<T> {
         let turn = fresh.down(number, why.clone());
         self.metrics.failing.set(fresh.failing().try_into().unwrap_or(i64::MAX));
         if let Some(Turn::Stale { why: told }) = turn {
-            tracing::warn!(why, "what is known of the cluster may be out of date");
+            tracing::warn!(reason = why, "what is known of the cluster may be out of date");
             return self.told.send(T::stale(told)).await.is_ok();
         }
-        tracing::debug!(why, "failed again");
+        tracing::debug!(reason = why, "failed again");
         true
     }
 

@@ -15,6 +15,8 @@ use crate::id::{IfName, PodRef};
 pub const RUN_DIR: &str = "/run/sluice";
 /// The socket on which ipamd serves the primary plugin.
 pub const IPAMD_SOCKET: &str = "/run/sluice/ipamd.sock";
+/// The sockets in [`RUN_DIR`] at which root asks and sets what a daemon logs.
+pub const LOG_SOCKETS: [&str; 3] = ["ipamd-log.sock", "policyd-log.sock", "proxy-log.sock"];
 /// The ledger's checkpoint.
 pub const IPAMD_CHECKPOINT: &str = "/run/sluice/ipam.json";
 /// Where the plugin leaves a DEL that ipamd could not be told of: one file an attachment.

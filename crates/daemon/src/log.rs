@@ -1,5 +1,7 @@
 //! Logs: to the standard error, as text for people or as one JSON object a line; and errors in them.
 
+pub mod levels;
+
 use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal as _};
@@ -40,7 +42,7 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter is not one.
-    #[error("SLUICE_LOG={filter:?} is no log filter; an example: info,hyper=debug")]
+    #[error("{filter:?} is no log filter (SLUICE_LOG); examples: debug, info,sluice_policyd=debug")]
     Filter {
         /// What was given.
         filter: String,
@@ -53,19 +55,31 @@ pub enum LogError {
     Init(#[source] TryInitError),
 }
 
-/// Sets up logs for the whole process.
+/// Sets up logs for the whole process. What they say can be changed while it runs ([`levels::serve`]).
 ///
 /// # Errors
 /// [`LogError`].
 pub fn start(filter: &str, format: LogFormat) -> Result<(), LogError> {
-    let parsed = EnvFilter::try_new(directives(filter))
-        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr);
-    let started = match format {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).finish().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+    let builder = tracing_subscriber::fmt().with_env_filter(parse(filter)?).with_writer(io::stderr);
+    let (started, set): (_, levels::Set) = match format {
+        LogFormat::Text => {
+            let builder = builder.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.finish().try_init(), Box::new(move |filter: EnvFilter| handle.reload(filter)))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.finish().try_init(), Box::new(move |filter: EnvFilter| handle.reload(filter)))
+        }
     };
-    started.map_err(LogError::Init)
+    started.map_err(LogError::Init)?;
+    levels::keep(filter, set);
+    Ok(())
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(directives(filter)).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
 }
 
 /// A bare level is meant for Sluice; what it is built on only says what is wrong. Not the Kubernetes client: it has an error
@@ -91,6 +105,6 @@ mod tests {
     #[test]
     fn a_filter_that_is_none_is_refused_with_its_words() {
         let error = start("sluice=loud", LogFormat::Text).unwrap_err();
-        assert!(error.to_string().starts_with("SLUICE_LOG=\"sluice=loud\" is no log filter"), "{error}");
+        assert!(error.to_string().starts_with("\"sluice=loud\" is no log filter (SLUICE_LOG)"), "{error}");
     }
 }

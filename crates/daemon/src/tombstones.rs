@@ -97,7 +97,7 @@ fn read_one<D: DeserializeOwned>(path: &Path) -> Option<D> {
         },
         Err(error) => error.to_string(),
     };
-    tracing::error!(path = %path.display(), why, "a tombstone cannot be read and is put aside");
+    tracing::error!(path = %path.display(), reason = why, "a tombstone cannot be read and is put aside");
     if let Err(error) = fs::rename(path, path.with_extension("json.bad")) {
         tracing::error!(path = %path.display(), error = %error, "a tombstone could not be put aside");
     }

@@ -97,7 +97,7 @@ impl AwsNode {
             }
         }
         if !owners.is_empty() || left > 0 {
-            tracing::info!(pods = owners.len(), gone = left, file = %self.file.display(), "the AWS VPC CNI's pods");
+            tracing::info!(pods = owners.len(), gone = left, path = %self.file.display(), "the AWS VPC CNI's pods");
         }
         owners
     }

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use sluice_contract::node::LOG_SOCKETS;
 use sluice_daemon::log::{self, ErrorChain};
 use sluice_proxy::config::Config;
 use sluice_proxy::net::place;
@@ -70,6 +71,8 @@ async fn serve(config: Config) -> ExitCode {
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "sluice-proxy");
+    let levels = config.run_dir.join(LOG_SOCKETS[2]);
+    let _ends_with_the_runtime = tokio::spawn(async move { log::levels::serve(&levels).await });
     match Box::pin(run(config, stopped(terminate, interrupt))).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

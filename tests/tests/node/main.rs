@@ -11,7 +11,7 @@
 //! | [`kube_source`], [`ipamd_kube`], [`apiserver`] | policyd's and ipamd's Kubernetes sources, and the fake API server that they are tested against |
 //! | [`see`] | flows, `sluice status`, `observe`, `explain` and `doctor` on a node, and faults that were seeded |
 //! | [`burst`] | what the benchmarks measure with |
-//! | [`law`] | the dependency law |
+//! | [`law`], [`logs`] | the dependency law; names of fields in logs |
 
 #![cfg(test)]
 
@@ -28,6 +28,7 @@ mod ipamd_kube;
 mod kube_source;
 mod l7;
 mod law;
+mod logs;
 mod packets;
 mod paths;
 mod podman;

@@ -1,6 +1,5 @@
 //! A node's observer is asked.
 
-use std::io;
 use std::time::Duration;
 
 use sluice_hubble::observer::GetFlowsRequest;
@@ -8,7 +7,7 @@ use sluice_hubble::observer::observer_client::ObserverClient;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use super::print::{Printer, Style};
+use super::print::{Printer, Style, goes_on};
 
 /// How long a server may take to be reached.
 const REACH: Duration = Duration::from_secs(5);
@@ -44,15 +43,10 @@ pub(super) fn ask(server: &str, request: GetFlowsRequest, style: Style) -> Resul
         let mut flows = client.get_flows(request).await.map_err(told)?.into_inner();
         let mut printer = Printer::new(style);
         while let Some(response) = flows.message().await.map_err(told)? {
-            match printer.show(&response) {
-                // Whoever read has seen enough.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                shown => shown.map_err(|error| error.to_string())?,
+            if !goes_on(printer.show(&response))? {
+                return Ok(());
             }
         }
-        match printer.end() {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
-            _ => Ok(()),
-        }
+        goes_on(printer.end()).map(drop)
     })
 }

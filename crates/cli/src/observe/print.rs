@@ -49,6 +49,15 @@ const WIDTHS: [usize; 5] = [20, 28, 28, 26, 10];
 
 const TITLES: [&str; 6] = ["TIMESTAMP", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY"];
 
+/// Whether somebody still reads what is shown: whoever has closed has seen enough.
+pub(super) fn goes_on(shown: io::Result<()>) -> Result<bool, String> {
+    match shown {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(format!("the standard output cannot be written: {error}")),
+    }
+}
+
 /// Shows flows on the standard output.
 pub(super) struct Printer {
     style: Style,
