@@ -4,6 +4,7 @@
 pub mod add_latency;
 pub mod burst;
 pub mod dns;
+pub mod flows;
 pub mod http;
 mod machine;
 pub mod packet;
@@ -19,6 +20,7 @@ pub mod stats;
 pub mod test_run;
 pub mod town_node;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -120,7 +122,7 @@ pub struct Benchmark {
 }
 
 /// Every benchmark.
-pub const ALL: [Benchmark; 16] = [
+pub const ALL: [Benchmark; 17] = [
     Benchmark {
         id: add_latency::ID,
         name: "add_latency",
@@ -181,6 +183,7 @@ pub const ALL: [Benchmark; 16] = [
     Benchmark { id: reaction::ID, name: "reaction", about: reaction::ABOUT, run: |say| Box::pin(reaction::run(say)) },
     Benchmark { id: packet::ID, name: "packet", about: packet::ABOUT, run: |say| Box::pin(packet::run(say)) },
     Benchmark { id: http::ID, name: "http", about: http::ABOUT, run: |say| Box::pin(http::run(say)) },
+    Benchmark { id: flows::ID, name: "flows", about: flows::ABOUT, run: |say| Box::pin(flows::run(say)) },
     Benchmark { id: dns::ID, name: "dns", about: dns::ABOUT, run: |say| Box::pin(dns::run(say)) },
 ];
 
@@ -220,11 +223,22 @@ async fn install_gated(
     settings: &[(&str, &str)],
     cluster: &str,
 ) -> Result<Deployment, DeploymentError> {
+    gated_with(node, settings, cluster, BTreeMap::new()).await
+}
+
+/// The same; `policyd` are variables of policyd's configuration.
+async fn gated_with(
+    node: &Arc<Node>,
+    settings: &[(&str, &str)],
+    cluster: &str,
+    policyd: BTreeMap<String, String>,
+) -> Result<Deployment, DeploymentError> {
     let environment = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let gate = GateBinaries { policyd: Binaries::find("sluice-policyd")?, policy: plugin("sluice-policy")? };
     node.write(Path::new(CLUSTER_DIR).join("all.yaml"), cluster).await?;
     let source = Source::Directory(CLUSTER_DIR.into());
     let product = Deployment::install_gated(Arc::clone(node), &binaries()?, &gate, environment, source).await?;
+    let product = product.with_policyd_environment(policyd);
     product.start_ipamd().await?;
     if let Some(policyd) = product.policyd() {
         policyd.start().await?;

@@ -10,3 +10,4 @@ pub mod live;
 pub mod privileged;
 pub mod prober;
 pub mod service_proxy;
+pub mod storm;

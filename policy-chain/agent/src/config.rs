@@ -10,7 +10,7 @@ use sluice_contract::node;
 use sluice_daemon::environment::Reader;
 pub use sluice_daemon::environment::{ConfigFault, ConfigFaults, Variable};
 
-use crate::flows::Export;
+use crate::flows::{Export, TlsFiles};
 use crate::log::LogFormat;
 
 const fn variable(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
@@ -24,7 +24,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("DISABLE_METRICS", "false", "do not serve the metrics port"),
     variable("MY_NODE_NAME", "the host's name", "the node's name in the cluster"),
     variable("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", "false", "CIDRs of cilium.io rules match managed pods and nodes too"),
-    variable("SLUICE_FLOWS", "16384", "flows that are kept to be looked at, 64 to 1000000"),
+    variable(
+        "SLUICE_FLOWS",
+        "16384",
+        "flows that are kept to be looked at, 1 to 1000000; 0: none, and gates do not tell what they see",
+    ),
     variable(
         "SLUICE_FLOWS_FILE",
         "none",
@@ -41,8 +45,19 @@ pub const VARIABLES: &[Variable] = &[
     variable(
         "SLUICE_HUBBLE_ADDRESS",
         "127.0.0.1:4244",
-        "address of Hubble's observer; it has no TLS, so open it ([::]:4244, for Hubble Relay) only where pods cannot reach it",
+        "address of Hubble's observer; open it ([::]:4244, for Hubble Relay) with TLS, or where pods cannot reach it",
     ),
+    variable(
+        "SLUICE_HUBBLE_TLS_CERT",
+        "none",
+        "file of the certificate with which that address is served by TLS 1.3 (PEM); read again when it changes",
+    ),
+    variable(
+        "SLUICE_HUBBLE_TLS_CLIENT_CA",
+        "none",
+        "file of the authorities whose clients may come; without it, all may",
+    ),
+    variable("SLUICE_HUBBLE_TLS_KEY", "none", "file of the certificate's key"),
     variable("SLUICE_KEEP_ESTABLISHED", "false", "flows that were let pass and answered stay so when policy changes"),
     variable("SLUICE_LOG", "info", "log filter, e.g. info,sluice_policyd=debug"),
     variable("SLUICE_LOG_FORMAT", "text", "text, or json"),
@@ -70,7 +85,9 @@ pub struct Config {
     pub keep_established: bool,
     /// `SLUICE_HUBBLE_ADDRESS`; none with `DISABLE_HUBBLE`.
     pub hubble_address: Option<SocketAddr>,
-    /// `SLUICE_FLOWS`: how many are kept.
+    /// `SLUICE_HUBBLE_TLS_*`: with it that address is served by TLS.
+    pub hubble_tls: Option<TlsFiles>,
+    /// `SLUICE_FLOWS`: how many are kept; with 0 nothing is written down, and there are no metrics of flows.
     pub flows: usize,
     /// `SLUICE_FLOWS_FILE` and what goes with it.
     pub export: Option<Export>,
@@ -143,7 +160,8 @@ impl Config {
                 let address = from.address("SLUICE_HUBBLE_ADDRESS", default);
                 (!from.boolean("DISABLE_HUBBLE", false)).then_some(address)
             },
-            flows: usize::try_from(from.number("SLUICE_FLOWS", 16_384, 64..=1_000_000)).unwrap_or(64),
+            hubble_tls: tls(&mut from),
+            flows: usize::try_from(from.number("SLUICE_FLOWS", 16_384, 0..=1_000_000)).unwrap_or_default(),
             export: export(&mut from),
             log_filter: from.text("SLUICE_LOG").unwrap_or_else(|| "info".to_owned()),
             log_format: from.log_format(),
@@ -164,6 +182,31 @@ impl Config {
             publish_pod_ips: from.boolean("SLUICE_PUBLISH_POD_IPS", true),
         };
         from.finish().map(|()| config)
+    }
+}
+
+/// The files of TLS: certificate and key, or neither.
+fn tls(from: &mut Reader<'_>) -> Option<TlsFiles> {
+    const CERT: &str = "SLUICE_HUBBLE_TLS_CERT";
+    const KEY: &str = "SLUICE_HUBBLE_TLS_KEY";
+    const CLIENT_CA: &str = "SLUICE_HUBBLE_TLS_CLIENT_CA";
+    let (certificate, key, client_ca) = (from.path(CERT, None), from.path(KEY, None), from.path(CLIENT_CA, None));
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_ca }),
+        (Some(_), None) => {
+            from.fault(KEY, "", "a certificate needs its key");
+            None
+        }
+        (None, Some(_)) => {
+            from.fault(CERT, "", "a key needs its certificate");
+            None
+        }
+        (None, None) => {
+            if client_ca.is_some() {
+                from.fault(CERT, "", "without a certificate there is no TLS, and nobody asks clients for theirs");
+            }
+            None
+        }
     }
 }
 

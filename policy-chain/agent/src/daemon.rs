@@ -15,6 +15,7 @@ mod add;
 mod adopt;
 mod flows;
 mod jobs;
+mod lasting;
 mod look;
 mod names;
 mod pods;
@@ -60,6 +61,7 @@ use crate::store;
 use crate::view::View;
 use flows::Watching;
 use jobs::Timers;
+use lasting::Lasting;
 use names::Names;
 use stand_ins::StandIns;
 
@@ -192,6 +194,7 @@ pub(crate) struct Daemon<C, D> {
     names: Names,
     stand_ins: StandIns,
     watching: Watching,
+    lasting: Lasting,
 }
 
 /// A waiting ADD.
@@ -214,6 +217,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             names: Names::default(),
             stand_ins: StandIns::default(),
             watching: Watching::default(),
+            lasting: Lasting::default(),
             parts,
             engine: start.engine,
             knowledge: Knowledge::Nothing,

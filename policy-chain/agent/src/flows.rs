@@ -17,9 +17,13 @@ mod observer;
 mod parties;
 mod record;
 mod serve;
+mod tls;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use self::tests::samples;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +39,8 @@ pub(crate) use self::observer::Observer;
 pub(crate) use self::parties::{Gated, Parties, Pods};
 pub(crate) use self::record::{LostAt, Packet, Record, Requested, What};
 pub(crate) use self::serve::{serve_port, serve_socket};
+pub(crate) use self::tls::Tls;
+pub use self::tls::TlsFiles;
 
 /// Seconds over which the rate of flows is told.
 const RATE_OVER: u64 = 60;
@@ -76,7 +82,7 @@ pub(crate) struct Counts {
 }
 
 impl Flows {
-    /// None yet; `limit` are kept.
+    /// None yet; `limit` are kept, and with 0 none are written down.
     pub(crate) fn new(limit: usize, metrics: FlowMetrics) -> Self {
         Self { ring: Arc::default(), last: watch::Sender::new(0), limit, metrics }
     }
@@ -85,8 +91,16 @@ impl Flows {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether flows are written down at all.
+    pub(crate) const fn wanted(&self) -> bool {
+        self.limit > 0
+    }
+
     /// Writes records down, in this order; their numbers are given here.
     pub(crate) fn add(&self, records: impl IntoIterator<Item = Record>) {
+        if !self.wanted() {
+            return;
+        }
         let mut ring = self.ring();
         let before = ring.last;
         for mut record in records {

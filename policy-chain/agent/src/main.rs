@@ -13,9 +13,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use sluice_contract::node::LOG_SOCKETS;
 use sluice_policyd::cluster::directory::Directory;
 use sluice_policyd::cluster::kube::{Kube, Options, Timing};
-use sluice_policyd::datapath::gate::GateDatapath;
+use sluice_policyd::datapath::gate::{Behaviour, GateDatapath};
 use sluice_policyd::log::{self, ErrorChain};
 use sluice_policyd::{Config, run};
 use tokio::runtime::{Builder, Runtime};
@@ -74,9 +75,11 @@ async fn serve(config: Config, arguments: Arguments) -> ExitCode {
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node, "sluice-policyd");
+    let levels = config.run_dir.join(LOG_SOCKETS[1]);
+    let _ends_with_the_runtime = tokio::spawn(async move { log::levels::serve(&levels).await });
     let stop = stopped(terminate, interrupt);
-    let keep_established = config.keep_established;
-    let open = || GateDatapath::open(keep_established);
+    let behaviour = Behaviour { keep_established: config.keep_established, tell_events: config.flows > 0 };
+    let open = || GateDatapath::open(behaviour);
     let ended = match arguments.cluster_dir {
         Some(directory) => Box::pin(run(config, Directory::new(directory), open, stop)).await,
         None => {

@@ -84,7 +84,7 @@ impl Registry {
                 }
                 Ok(None) => {}
                 Err(why) => {
-                    tracing::error!(path = %path.display(), why, "an endpoint's file cannot be read and is put aside");
+                    tracing::error!(path = %path.display(), reason = why, "an endpoint's file cannot be read and is put aside");
                     if let Err(error) = fs::rename(&path, path.with_extension("json.bad")) {
                         tracing::error!(path = %path.display(), error = %error, "it could not be put aside");
                     }

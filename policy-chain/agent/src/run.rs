@@ -23,7 +23,7 @@ use crate::cluster::{Cluster, TOLD_LIMIT};
 use crate::config::Config;
 use crate::daemon::{Clock, Daemon, Parts, Start, interface};
 use crate::datapath::{Datapath, Found};
-use crate::flows::{Flows, Node, Observer, export, serve_port, serve_socket};
+use crate::flows::{Flows, Node, Observer, Tls, export, serve_port, serve_socket};
 use crate::gates::Gates;
 use crate::http::{Pages, serve_pages};
 use crate::inbox::{Handle, Plugins, SOFTWARE};
@@ -120,7 +120,8 @@ pub async fn run<C: Cluster, D: Datapath>(
         flows: parts.flows.clone(),
         flow_node: node.clone(),
     };
-    let observer = Observer::new(parts.flows.clone(), node.clone(), handle.clone());
+    let tls = config.hubble_tls.clone().map(Tls::new);
+    let observer = Observer::new(parts.flows.clone(), node.clone(), handle.clone(), tls.is_some());
     let to_file = config.export.clone();
     let written = parts.flows.clone();
     let plugins = Plugins { handle: handle.clone(), metrics: Arc::clone(&metrics) };
@@ -135,7 +136,7 @@ pub async fn run<C: Cluster, D: Datapath>(
     let telling = tokio::spawn(async move {
         let port = async {
             if let Some(address) = hubble_address {
-                serve_port(address, observer.clone()).await;
+                serve_port(address, tls, observer.clone()).await;
             }
         };
         let file = async {

@@ -217,14 +217,6 @@ static __always_inline __u32 reason_of(const struct scene *scene)
 	return scene->basis == BASIS_BROKEN ? DROP_BROKEN : DROP_POLICY;
 }
 
-static __always_inline __u32 setting_flags(void)
-{
-	__u32 zero = 0;
-	struct settings *found = bpf_map_lookup_elem(&settings, &zero);
-
-	return found ? found->flags : 0;
-}
-
 static __always_inline __u64 adopted_until(void)
 {
 	__u32 zero = 0;

@@ -32,6 +32,14 @@ static __always_inline void count_decision(__u32 decision, __u32 length)
 	}
 }
 
+static __always_inline __u32 setting_flags(void)
+{
+	__u32 zero = 0;
+	struct settings *found = bpf_map_lookup_elem(&settings, &zero);
+
+	return found ? found->flags : 0;
+}
+
 /* Of the drops that come while a quarter of the ring is full, one of so many is told; of those beyond half of it, none: what
  * else happens finds room whatever is dropped, and a flood of drops costs little more than to count it. */
 #define DROPS_SAMPLED 64
@@ -46,7 +54,7 @@ GLOBAL int report(const struct scene *scene, __u32 kind, __u32 reason)
 	__u64 ring = bpf_ringbuf_query(&events, BPF_RB_RING_SIZE);
 	struct event *event = NULL;
 
-	if (!scene)
+	if (!scene || setting_flags() & SETTING_NO_EVENTS)
 		return 0;
 	if (kind != EVENT_DROP || size <= ring / 4 ||
 	    (size <= ring / 2 && bpf_get_prandom_u32() % DROPS_SAMPLED == 0))

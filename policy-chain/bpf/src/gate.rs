@@ -285,6 +285,15 @@ impl Gate {
         self.end_change()
     }
 
+    /// The programs tell what they see, or are silent: then nothing is written into the ring, and nothing counts as lost.
+    ///
+    /// # Errors
+    /// [`ApplyError::Kernel`].
+    pub fn tell_events(&mut self, tell: bool) -> Result<(), ApplyError> {
+        self.flag(layout::SETTING_NO_EVENTS, !tell);
+        self.end_change()
+    }
+
     fn flag(&mut self, flag: u32, set: bool) {
         self.settings.flags = if set { self.settings.flags | flag } else { self.settings.flags & !flag };
     }

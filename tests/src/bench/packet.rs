@@ -7,7 +7,7 @@
 //! compared within one.
 
 mod arm;
-mod traffic;
+pub(crate) mod traffic;
 
 use super::report::{Part, Report};
 use super::stats::median;

@@ -1,17 +1,23 @@
 //! What an operator sees of a node (issue G): flows by Hubble's protocol, also for a client that we did not write, and faults
 //! that were seeded, each named by `sluice doctor`, `sluice explain` or a flow.
 
+mod faults;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sluice_policy_bpf::gate::{Gate, GateConfig};
 use sluice_tests::bed::{LIMIT, scene};
+use sluice_tests::bench::rss::anonymous;
 use sluice_tests::privileged::{may_run, privileged};
+use sluice_tests::storm::{Storm, Told};
 use sluice_vpcsim::deployment::{Binaries, Deployment, GateBinaries, Pod};
 use sluice_vpcsim::policyd::Source;
 use sluice_vpcsim::probe::http::{self, HTTP_PORT};
@@ -23,6 +29,9 @@ use tokio::time::Instant;
 
 /// How long what is seen may take to show.
 const SHOWN: Duration = Duration::from_secs(20);
+/// Packets of a storm, and the MiB that policyd may need for what it keeps of them.
+const STORM: u64 = 200_000;
+const STORM_MEMORY: f64 = 48.0;
 /// How long silence is listened to.
 const SILENCE: Duration = Duration::from_millis(400);
 /// A Hubble client by Python's gRPC, which knows the protocol from numbers alone.
@@ -63,9 +72,16 @@ spec:
 "#;
 
 const PODS: [&str; 3] = ["web", "db", "api"];
+/// Two that come later.
+const LATE: [&str; 2] = ["late", "later"];
 
 impl Ground {
     async fn up() -> Self {
+        Self::up_with(POLICIES, BTreeMap::new(), false).await
+    }
+
+    /// With these policies, with maps of the gates that hold so many entries, and with flows by TLS, whose files a test makes.
+    async fn up_with(policies: &str, limits: BTreeMap<&'static str, u32>, tls: bool) -> Self {
         let world = World::up(&scene(0.05).parse::<Scene>().unwrap()).await.unwrap();
         let directory = Directory(std::env::temp_dir().join(format!("sluice-see-{}", world.tag())));
         fs::create_dir_all(&directory.0).unwrap();
@@ -73,10 +89,20 @@ impl Ground {
         let (binaries, gate) = (Binaries::beside_this_program().unwrap(), GateBinaries::beside_this_program().unwrap());
         let mut ground_pods = BTreeMap::new();
         write(&directory, &BTreeMap::new());
-        fs::write(directory.0.join("policies.yaml"), POLICIES).unwrap();
+        fs::write(directory.0.join("policies.yaml"), policies).unwrap();
+        if !limits.is_empty() {
+            // policyd takes over what is there.
+            let config = GateConfig { limits, ..GateConfig::default() };
+            let make = move || Gate::open(&config).map(drop).map_err(|error| error.to_string());
+            node.run(make).await.unwrap().unwrap();
+        }
         let source = Source::Directory(directory.0.clone());
         let environment = BTreeMap::from([("WARM_IP_TARGET".to_owned(), "2".to_owned())]);
         let deployment = Deployment::install_gated(node, &binaries, &gate, environment, source).await.unwrap();
+        let file = |name: &str| directory.0.join("tls").join(name).display().to_string();
+        let files = [("CERT", "server.crt"), ("KEY", "server.key"), ("CLIENT_CA", "ca.crt")];
+        let files = files.map(|(variable, name)| (format!("SLUICE_HUBBLE_TLS_{variable}"), file(name)));
+        let deployment = deployment.with_policyd_environment(files.into_iter().filter(|_| tls).collect());
         let one = BTreeMap::from([("SLUICE_PROXY_WORKERS".to_owned(), "1".to_owned())]);
         let deployment = Arc::new(deployment.with_proxy(Binaries::find("sluice-proxy").unwrap(), one));
         deployment.start_ipamd().await.unwrap();
@@ -195,7 +221,7 @@ async fn scraped(ground: &Ground) {
     command.args(["--web.listen-address=127.0.0.1:9090", "--log.level=error"]).kill_on_drop(true);
     let mut prometheus = ground.deployment.node().spawn(command).await.unwrap();
     let ask = async |path: &str| {
-        let output = ground.run("/usr/bin/curl", &["-s", &format!("http://127.0.0.1:9090{path}")]).await;
+        let output = ground.run("/usr/bin/curl", &["-gs", &format!("http://127.0.0.1:9090{path}")]).await;
         serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default()
     };
     let end = Instant::now() + SHOWN;
@@ -214,7 +240,69 @@ async fn scraped(ground: &Ground) {
         assert!(Instant::now() < end, "{active:#}\n{rules}\n{drops}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    // Every metric that is documented, with its type and its meaning; and every sample has the labels that are documented.
+    let told = ask("/api/v1/targets/metadata").await;
+    let told: BTreeMap<(&str, &str), (&str, &str)> = told["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|metric| {
+            let text = |key: &str| metric[key].as_str().unwrap();
+            let target = metric["target"]["instance"].as_str().unwrap();
+            ((target, text("metric")), (text("type"), text("help").trim_end_matches('.')))
+        })
+        .collect();
+    for (target, page) in targets.iter().zip(["metrics", "policyd-metrics", "proxy-metrics"]) {
+        let documented = documented(page);
+        assert!(documented.len() > 30, "{page} documents {} metrics", documented.len());
+        // Of these, those that are there where the cluster is an API server.
+        let here = |name: &&String| !name.starts_with("sluice_policy_kube_");
+        for (name, metric) in documented.iter().filter(|(name, _)| here(name)) {
+            let found = told.get(&(target, name.as_str()));
+            let help = metric.help.trim_end_matches('.');
+            assert_eq!(found, Some(&(metric.kind.as_str(), help)), "{name} at {target}");
+        }
+        let series = ask(&format!("/api/v1/series?match[]={{instance=%22{target}%22}}")).await;
+        for series in series["data"].as_array().unwrap() {
+            let name = series["__name__"].as_str().unwrap();
+            let ends = ["", "_bucket", "_sum", "_count"].into_iter().filter_map(|end| name.strip_suffix(end));
+            // `up` and what a scrape took are Prometheus' own.
+            let Some(metric) = ends.filter_map(|name| documented.get(name)).next() else {
+                let own = name == "up" || name.starts_with("scrape_");
+                assert!(own, "{target} has {name}, of which {page} says nothing");
+                continue;
+            };
+            let labels = series.as_object().unwrap().keys().map(String::as_str);
+            let mut labels: Vec<&str> =
+                labels.filter(|label| !["__name__", "instance", "job", "le"].contains(label)).collect();
+            labels.sort_unstable();
+            let mut expected: Vec<&str> = metric.labels.iter().map(String::as_str).collect();
+            expected.sort_unstable();
+            assert_eq!(labels, expected, "{name} at {target}");
+        }
+    }
     prometheus.kill().await.unwrap();
+}
+
+/// A row of a page of metrics.
+struct Documented {
+    kind: String,
+    labels: Vec<String>,
+    help: String,
+}
+
+/// The metrics of a page of docs/, by name.
+fn documented(page: &str) -> BTreeMap<String, Documented> {
+    let text = fs::read_to_string(repository(&format!("docs/{page}.md"))).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, kind, labels, help] = cells[..] else { panic!("{page}: {line}") };
+        let labels = labels.split(',').map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned).collect();
+        let metric = Documented { kind: kind.to_owned(), labels, help: help.to_owned() };
+        (name.trim_matches('`').to_owned(), metric)
+    };
+    rows.map(row).collect()
 }
 
 fn repository(path: &str) -> String {
@@ -224,9 +312,8 @@ fn repository(path: &str) -> String {
 /// Alerts and dashboards ask for metrics that there are, and promtool finds no fault with the rules.
 #[test]
 fn p61_alerts_and_dashboards_are_about_metrics_that_there_are() {
-    let documented: String = ["metrics", "policyd-metrics", "proxy-metrics"]
-        .map(|page| fs::read_to_string(repository(&format!("docs/{page}.md"))).unwrap())
-        .concat();
+    let documented: BTreeMap<String, Documented> =
+        ["metrics", "policyd-metrics", "proxy-metrics"].into_iter().flat_map(documented).collect();
     for file in ["deploy/monitoring/alerts.yaml", "deploy/dashboards/sluice.json"] {
         let text = fs::read_to_string(repository(file)).unwrap();
         let words = text.split(|character: char| !character.is_ascii_alphanumeric() && character != '_');
@@ -235,7 +322,7 @@ fn p61_alerts_and_dashboards_are_about_metrics_that_there_are() {
         assert!(metrics.len() > 10, "{file} is about {metrics:?}");
         for metric in metrics {
             let name = metric.strip_suffix("_bucket").unwrap_or(metric);
-            assert!(documented.contains(&format!("`{name}`")), "{file} asks for {metric}, which no page of docs/ has");
+            assert!(documented.contains_key(name), "{file} asks for {metric}, which no page of docs/ has");
         }
     }
     let dashboard: Value =
@@ -258,7 +345,7 @@ fn write(directory: &Directory, addresses: &BTreeMap<&str, Ipv4Addr>) {
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
             "status": {"addresses": [{"type": "InternalIP", "address": "10.0.1.4"}]}}),
     ];
-    items.extend(PODS.iter().map(|name| {
+    items.extend(PODS.iter().chain(&LATE).map(|name| {
         let ips: Vec<Value> = addresses.get(name).iter().map(|address| json!({"ip": address})).collect();
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
             "spec": {"nodeName": "node-a", "containers": []}, "status": {"phase": "Running", "podIPs": ips}})
@@ -267,6 +354,69 @@ fn write(directory: &Directory, addresses: &BTreeMap<&str, Ipv4Addr>) {
     let hidden = directory.0.join("cluster.json.new");
     fs::write(&hidden, text).unwrap();
     fs::rename(hidden, directory.0.join("cluster.json")).unwrap();
+}
+
+/// A cluster is asked by kubectl, which is a script here: of its two nodes one is this, and the other's pod is gone.
+async fn from_afar(ground: &Ground, port: &str) {
+    let pod = |name: &str, node: &str| json!({"metadata": {"name": name}, "spec": {"nodeName": node}, "status": {"phase": "Running"}});
+    let pods = json!({"items": [pod("sluice-a", "node-a"), pod("gone", "node-b")]});
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in\n*' get pods --selector app.kubernetes.io/name=sluice,app.kubernetes.io/component=node '*)\n\
+         echo '{pods}' ;;\n*' exec sluice-a --container policyd -- /usr/local/bin/sluice '*)\n\
+         while [ \"$1\" != -- ]; do shift; done; shift 2; exec {} \"$@\" ;;\n\
+         *) echo 'Error from server (NotFound): pods \"gone\" not found' >&2; exit 1 ;;\nesac\n",
+        Binaries::find("sluice").unwrap().display(),
+    );
+    let kubectl = ground.directory.0.join("kubectl");
+    fs::write(&kubectl, script).unwrap();
+    fs::set_permissions(&kubectl, fs::Permissions::from_mode(0o755)).unwrap();
+    let kubectl = ["--kubectl", kubectl.to_str().unwrap()];
+    let status = ground.sluice(&[&["status", "--cluster"], kubectl.as_slice()].concat()).await;
+    assert!(status.contains("it cannot be asked: Error from server (NotFound)"), "{status}");
+    let line = status.lines().find(|line| line.starts_with("node-a ")).unwrap_or_else(|| panic!("{status}"));
+    assert!(line.contains(" 3 of "), "{status}");
+    let asked = ["observe", "--cluster", "--verdict", "DROPPED", "--to-port", port, "-o", "jsonpb"];
+    let flows = ground.sluice(&[asked.as_slice(), &kubectl].concat()).await;
+    let flow: Value = serde_json::from_str(flows.lines().next().unwrap_or_default()).unwrap();
+    assert_eq!(
+        (&flow["node_name"], &flow["flow"]["destination"]["pod_name"]),
+        (&json!("node-a"), &json!("db")),
+        "{flows}"
+    );
+    let of_one = ground.sluice(&[&["status", "--on", "node-a"], kubectl.as_slice()].concat()).await;
+    assert!(!of_one.contains("node-b"), "{of_one}");
+}
+
+/// SPECIFICATION P-62: every packet of a storm that is dropped is told, or counted as lost; policyd stays small, and does
+/// what else it has to do.
+async fn drops_by_the_hundred_thousand(ground: &Ground) {
+    let policyd = ground.deployment.policyd().unwrap();
+    let told = async || Told::of(&policyd.page("/v1/policy").await.unwrap());
+    let memory = async || anonymous(policyd.pid().await.unwrap()).unwrap();
+    let (before, small) = (told().await, memory().await);
+    let to = (ground.address("db"), ECHO_PORT).into();
+    let storm = ground.at("web", move || async move { Storm::begin(1, to) }).await.unwrap();
+    let end = Instant::now() + LIMIT;
+    while told().await.since(before).dropped < STORM {
+        assert!(Instant::now() < end, "{:?} after a minute of sending", told().await.since(before));
+    }
+    let late = ground.deployment.add("shop", LATE[0]).await.unwrap();
+    assert!(storm.end() >= STORM);
+    let end = Instant::now() + SHOWN;
+    let all = loop {
+        let since = told().await.since(before);
+        if since.is_all() {
+            break since;
+        }
+        assert!(Instant::now() < end, "drops of which nobody tells: {since:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(all.lost > 0, "{all:?}");
+    let grown = memory().await - small;
+    assert!(grown < STORM_MEMORY, "policyd has grown by {grown} MiB");
+    let said = ground.sluice(&["observe", "--last", "4000", "-o", "jsonpb"]).await;
+    assert!(said.contains("lost_events"), "what was lost is told where it is missing");
+    ground.deployment.delete(&late.sandbox).await.unwrap();
 }
 
 /// SPECIFICATION P-60.
@@ -318,6 +468,8 @@ async fn p60_what_happens_on_a_node_is_seen_and_what_is_wrong_is_named() {
         assert!(said.contains("all fields are where Hubble has them"), "{said}");
     }
     scraped(&ground).await;
+    from_afar(&ground, &port).await;
+    drops_by_the_hundred_thousand(&ground).await;
 
     // A missing route.
     ground.well("routes").await;
@@ -360,7 +512,45 @@ async fn p60_what_happens_on_a_node_is_seen_and_what_is_wrong_is_named() {
             flow["Summary"].to_string().contains("sluice-proxy")
         })
         .await;
+    // What is logged changes while a daemon runs, and goes back.
+    let lines = ground.sluice(&["log"]).await;
+    assert!(lines.starts_with("sluice-ipamd    info\nsluice-policyd  info\nsluice-proxy    /run/"), "{lines}");
+    let lines = ground.sluice(&["log", "policyd", "debug"]).await;
+    assert_eq!(lines, "sluice-policyd  debug (it was started with info)\n");
+    let logged = async || ground.deployment.node().log_tail("policyd", 100_000).matches(" DEBUG ").count();
+    ground.at("web", move || async move { probe::tcp(None, to_db, SILENCE).await.is_err() }).await;
+    let end = Instant::now() + SHOWN;
+    while logged().await == 0 {
+        assert!(Instant::now() < end, "policyd logs nothing at the level debug");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ground.sluice(&["log", "policyd", "--reset"]).await, "sluice-policyd  info\n");
     // Daemons that are gone.
     ground.deployment.policyd().unwrap().kill().await;
     ground.finds("policyd", "does not answer").await;
+}
+
+/// SPECIFICATION P-63: the node's page in a browser, in both themes, at three widths, by keyboard alone. Screenshots are kept in
+/// `SLUICE_SCREENSHOTS`, where that is set.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "./test browser installs Chromium, and runs it"]
+#[expect(clippy::disallowed_methods, reason = "where a person wants to look at the screenshots")]
+async fn p63_the_page_of_a_node_is_seen_and_used_in_a_browser() {
+    if !privileged() {
+        return;
+    }
+    let ground = Ground::up().await;
+    let (to_db, at) =
+        (SocketAddrV4::new(ground.address("db"), ECHO_PORT), SocketAddrV4::new(ground.address("api"), HTTP_PORT));
+    assert!(ground.at("web", move || async move { probe::tcp(None, to_db, SILENCE).await.is_err() }).await);
+    ground.at("api", move || http::serve_in_background(at)).await.unwrap();
+    for path in ["/public", "/admin"] {
+        ground.at("web", move || async move { http::get(at, "GET", path, SHOWN).await }).await.unwrap();
+    }
+    let shots = std::env::var("SLUICE_SCREENSHOTS").map_or_else(|_| ground.directory.0.join("page"), PathBuf::from);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/see/browser.py");
+    let needles = ["shop/web", "in force", "DROPPED", "NetworkPolicy shop/db isolates the pod", "GET", "all is well"];
+    let arguments = [&[script, "http://127.0.0.1:61680/", shots.to_str().unwrap()], needles.as_slice()].concat();
+    let output = ground.run("/usr/bin/python3", &arguments).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -267,7 +267,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     pub(super) fn refuse(&mut self, token: Token, refusal: Refusal) {
         let Some(waiting) = self.waiting.remove(&token) else { return };
-        tracing::warn!(pod = %waiting.request.pod, code = %refusal.code, why = refusal.message, "an ADD was refused");
+        tracing::warn!(pod = %waiting.request.pod, code = %refusal.code, reason = refusal.message, "an ADD was refused");
         self.parts.metrics.refused(refusal.code);
         self.parts.metrics.add_ended(waiting.since.elapsed());
         // Whoever asked may have gone.

@@ -42,6 +42,9 @@ impl Watching {
 impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Writes down what the gates saw.
     pub(super) fn read_seen(&mut self) {
+        if !self.parts.flows.wanted() {
+            return;
+        }
         let mut seen = Vec::new();
         let mut unread = 0_u64;
         for _ in 0..ROUNDS {
@@ -83,6 +86,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// Writes down what a proxy did.
     pub(super) fn requested(&mut self, Records { lost, records }: Records) {
+        if !self.parts.flows.wanted() {
+            return;
+        }
         let now = self.parts.clock.now();
         let mut written = Vec::with_capacity(records.len() + 1);
         if lost > 0 {

@@ -108,6 +108,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             self.find_ungated().await;
         }
         if self.timers.check.is_due(now) {
+            self.tell_what_lasts();
             self.repair(|_| true).await;
         }
         if self.timers.mend.is_due(now) && !self.suspects.is_empty() {

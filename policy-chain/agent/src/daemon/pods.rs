@@ -101,7 +101,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
             Told::Synced => self.synced(),
             Told::Stale { why } => {
-                tracing::warn!(why, "the cluster does not answer; what is known may be old");
+                tracing::warn!(reason = why, "the cluster does not answer; what is known may be old");
                 self.stale = Some(why);
             }
         }

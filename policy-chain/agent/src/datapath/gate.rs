@@ -74,17 +74,25 @@ enum Tracking {
     Known,
 }
 
+/// How gates are to behave, whatever policy says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behaviour {
+    /// Established flows are kept when policy changes, or judged anew.
+    pub keep_established: bool,
+    /// What the gates see is told ([`Datapath::seen`]), or they are silent.
+    pub tell_events: bool,
+}
+
 impl GateDatapath {
-    /// Loads the programs, or takes over what is pinned. In the host's network namespace, inside a tokio runtime. Established
-    /// flows are kept when policy changes, or judged anew.
+    /// Loads the programs, or takes over what is pinned. In the host's network namespace, inside a tokio runtime.
     ///
     /// # Errors
     /// There is no file system for pins, the kernel refuses a program, or another process holds the gates.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn open(keep_established: bool) -> Result<(Self, Found), Failure> {
-        Self::open_with(&GateConfig::default(), keep_established)
+    pub fn open(behaviour: Behaviour) -> Result<(Self, Found), Failure> {
+        Self::open_with(&GateConfig::default(), behaviour)
     }
 
     /// The same, with its pins elsewhere or of another size.
@@ -94,13 +102,14 @@ impl GateDatapath {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn open_with(config: &GateConfig, keep_established: bool) -> Result<(Self, Found), Failure> {
+    pub fn open_with(config: &GateConfig, behaviour: Behaviour) -> Result<(Self, Found), Failure> {
         let (mut gate, found) = Gate::open(config)?;
         let conntrack = find_conntrack(&mut gate, Tracking::NotAsked);
         if found.made.contains(&"connections") {
             gate.adopt_until(Ktime::now().plus(ADOPTION))?;
         }
-        gate.keep_established(keep_established)?;
+        gate.keep_established(behaviour.keep_established)?;
+        gate.tell_events(behaviour.tell_events)?;
         gate.judged_at_local_input(judge_local_input(config))?;
         let links = match Links::supported().then(|| Links::open(&config.root)) {
             None => None,

@@ -15,16 +15,17 @@ use sluice_hubble::observer::observer_server::Observer as Service;
 use sluice_hubble::observer::{
     GetAgentEventsRequest, GetAgentEventsResponse, GetDebugEventsRequest, GetDebugEventsResponse, GetFlowsRequest,
     GetFlowsResponse, GetNamespacesRequest, GetNamespacesResponse, GetNodesRequest, GetNodesResponse, Namespace,
-    Node as NodeMessage, ServerStatusRequest, ServerStatusResponse,
+    Node as NodeMessage, ServerStatusRequest, ServerStatusResponse, Tls as NodeTls,
 };
 use sluice_hubble::peer::peer_server::Peer;
-use sluice_hubble::peer::{ChangeNotification, ChangeNotificationType, NotifyRequest};
+use sluice_hubble::peer::{ChangeNotification, ChangeNotificationType, NotifyRequest, Tls as PeerTls};
 use sluice_hubble::relay::NodeState;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::record::{Record, What};
+use super::tls::server_name;
 use super::{Flows, Node};
 use crate::inbox::Handle;
 
@@ -51,16 +52,18 @@ pub(crate) struct Observer {
     handle: Handle,
     begun: Instant,
     streams: Arc<Semaphore>,
+    /// Whether the port has TLS, so that the peers' do.
+    tls: bool,
 }
 
 /// What a stream carries.
 type Answers<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Observer {
-    /// Services over these flows.
-    pub(crate) fn new(flows: Flows, node: Node, handle: Handle) -> Self {
+    /// Services over these flows. With `tls`, peers are told of with the names of their certificates.
+    pub(crate) fn new(flows: Flows, node: Node, handle: Handle, tls: bool) -> Self {
         let streams = Arc::new(Semaphore::new(STREAMS));
-        Self { flows, node: Arc::new(node), handle, begun: Instant::now(), streams }
+        Self { flows, node: Arc::new(node), handle, begun: Instant::now(), streams, tls }
     }
 
     fn uptime(&self) -> u64 {
@@ -258,7 +261,7 @@ impl Service for Observer {
             version: version(),
             address: address.unwrap_or_default(),
             state: NodeState::NodeConnected.into(),
-            tls: None,
+            tls: self.tls.then(|| NodeTls { enabled: true, server_name: server_name(&self.node.name) }),
             uptime_ns: self.uptime(),
             num_flows: count(counts.kept),
             max_flows: count(counts.limit),
@@ -333,7 +336,7 @@ impl Peer for Observer {
             while !to.is_closed() {
                 // A loop that does not answer now does so the next time.
                 if let Ok(peers) = observer.peers().await {
-                    for change in changes(&told, &peers) {
+                    for change in changes(&told, &peers, observer.tls) {
                         if to.send(Ok(change)).await.is_err() {
                             return;
                         }
@@ -354,12 +357,14 @@ impl Peer for Observer {
 pub(super) fn changes(
     old: &BTreeMap<String, SocketAddr>,
     new: &BTreeMap<String, SocketAddr>,
+    tls: bool,
 ) -> Vec<ChangeNotification> {
     let change = |name: &String, address: &SocketAddr, what: ChangeNotificationType| ChangeNotification {
         name: name.clone(),
         address: address.to_string(),
         r#type: what.into(),
-        tls: None,
+        // All nodes of a cluster are set up alike.
+        tls: tls.then(|| PeerTls { server_name: server_name(name) }),
     };
     let gone = old.iter().filter(|(name, _)| !new.contains_key(*name));
     let gone = gone.map(|(name, address)| change(name, address, ChangeNotificationType::PeerDeleted));

@@ -23,6 +23,8 @@ constants! {
     SETTING_KEEP_ESTABLISHED: u32 = 1;
     /// Setting: what pods send to Services with a backend on the node itself is judged at local input.
     SETTING_LOCAL_INPUT: u32 = 2;
+    /// Setting: nobody reads events, so none are written. What is dropped, and by which decision, is counted as ever.
+    SETTING_NO_EVENTS: u32 = 4;
 
     /// Connection: something came in the other direction.
     CONNECTION_ANSWERED: u32 = 1;

@@ -13,7 +13,7 @@ use sluice_hostnet::netns::Namespace;
 use sluice_policy_core::cluster::{Event, PodKey};
 use sluice_policy_core::compile::engine::Engine;
 use sluice_policy_core::settings::Settings;
-use sluice_policyd::datapath::gate::GateDatapath;
+use sluice_policyd::datapath::gate::{Behaviour, GateDatapath};
 use sluice_policyd::datapath::{Datapath as _, Interface};
 use sluice_vpcsim::node::Node;
 
@@ -33,6 +33,8 @@ const GATEWAY_V6: &str = "fe80::1";
 /// How long it may take until a gate stands by links, and how often policyd sees to it.
 const SETTLED: Duration = Duration::from_secs(60);
 const PROMOTE_EVERY: Duration = Duration::from_millis(500);
+/// As policyd's defaults have it.
+const BEHAVIOUR: Behaviour = Behaviour { keep_established: false, tell_events: true };
 /// Pods that nobody has, which policies allow.
 const OTHERS: u32 = 0x0b00_0000;
 
@@ -145,7 +147,7 @@ impl Arm {
         let interfaces = pods.map(|pod| (pod.key(), pod.interface()));
         let put = self.node.run_async(move || async move {
             let (mut datapath, _) =
-                GateDatapath::open(false).map_err(BenchError::setup("the gates cannot be opened"))?;
+                GateDatapath::open(BEHAVIOUR).map_err(BenchError::setup("the gates cannot be opened"))?;
             for operation in &operations {
                 datapath.apply(operation).map_err(BenchError::setup("the maps cannot be written"))?;
             }

@@ -18,47 +18,47 @@ const REQUEST: usize = 64;
 /// Bytes of a bulk transfer.
 const BULK: usize = 64 << 20;
 /// The same in Gbit.
-pub(super) const BULK_BITS: f64 = 64.0 * 8.0 * 1.048_576e-3;
+pub(crate) const BULK_BITS: f64 = 64.0 * 8.0 * 1.048_576e-3;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one turn of an arm has shown.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Turn {
+pub(crate) struct Turn {
     /// The median round trip, in microseconds.
-    pub(super) round_trip: f64,
+    pub(crate) round_trip: f64,
     /// The median of connecting, asking, answering and closing, in microseconds.
-    pub(super) connection: f64,
+    pub(crate) connection: f64,
     /// Seconds of the bulk transfer.
-    pub(super) bulk: f64,
+    pub(crate) bulk: f64,
 }
 
 /// Both ends of a connection.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(crate) struct Open {
     client: TcpStream,
     server: TcpStream,
 }
 
 impl Open {
     /// The client's end.
-    pub(super) fn client_address(&self) -> Result<SocketAddr, super::BenchError> {
+    pub(crate) fn client_address(&self) -> Result<SocketAddr, super::BenchError> {
         self.client.local_addr().map_err(super::BenchError::setup("a connection is lost"))
     }
 
     /// The server's end.
-    pub(super) fn server_address(&self) -> Result<SocketAddr, super::BenchError> {
+    pub(crate) fn server_address(&self) -> Result<SocketAddr, super::BenchError> {
         self.client.peer_addr().map_err(super::BenchError::setup("a connection is lost"))
     }
 }
 
 /// A listener, in the server's namespace.
-pub(super) fn listen(address: IpAddr) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: IpAddr) -> io::Result<TcpListener> {
     TcpListener::bind((address, PORT))
 }
 
 /// A connection, from the client's namespace.
-pub(super) fn connect(listener: &TcpListener) -> io::Result<Open> {
+pub(crate) fn connect(listener: &TcpListener) -> io::Result<Open> {
     let client = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
     let (server, _) = listener.accept()?;
     for end in [&client, &server] {
@@ -70,7 +70,7 @@ pub(super) fn connect(listener: &TcpListener) -> io::Result<Open> {
 }
 
 /// One turn, in the client's namespace.
-pub(super) fn turn(listener: &TcpListener) -> io::Result<Turn> {
+pub(crate) fn turn(listener: &TcpListener) -> io::Result<Turn> {
     let micros = |times: &[Duration]| percentile(times, 50).as_secs_f64() * 1e6;
     let mut open = connect(listener)?;
     let mut times = Vec::with_capacity(ROUND_TRIPS);
@@ -89,26 +89,64 @@ pub(super) fn turn(listener: &TcpListener) -> io::Result<Turn> {
     drop(open);
 
     times.clear();
-    let address = listener.local_addr()?;
     let mut request = [0; REQUEST];
     for _ in 0..CONNECTIONS {
         let begun = Instant::now();
-        let mut client = TcpStream::connect(address)?;
-        let (mut server, _) = listener.accept()?;
-        client.write_all(&request)?;
-        server.read_exact(&mut request)?;
-        server.write_all(&request)?;
-        client.read_exact(&mut request)?;
-        drop(client);
-        drop(server);
+        connection(listener, &mut request)?;
         times.push(begun.elapsed());
     }
     let connection = micros(&times);
     Ok(Turn { round_trip, connection, bulk: bulk(&mut connect(listener)?)? })
 }
 
+/// A request and its answer on a connection.
+fn ask(open: &mut Open, request: &mut [u8; REQUEST]) -> io::Result<()> {
+    open.client.write_all(request)?;
+    open.server.read_exact(request)?;
+    open.server.write_all(request)?;
+    open.client.read_exact(request)
+}
+
+/// Connects, asks, answers, closes: the client first.
+fn connection(listener: &TcpListener, request: &mut [u8; REQUEST]) -> io::Result<()> {
+    let client = TcpStream::connect(listener.local_addr()?)?;
+    let (server, _) = listener.accept()?;
+    let mut open = Open { client, server };
+    ask(&mut open, request)?;
+    drop(open.client);
+    drop(open.server);
+    Ok(())
+}
+
+/// Requests a second on one connection, over so long; in the client's namespace.
+pub(crate) fn requests(listener: &TcpListener, over: Duration) -> io::Result<f64> {
+    let mut open = connect(listener)?;
+    let mut request = [0; REQUEST];
+    rate(over, || ask(&mut open, &mut request))
+}
+
+/// Connections a second with a request each, over so long; in the client's namespace.
+pub(crate) fn connections(listener: &TcpListener, over: Duration) -> io::Result<f64> {
+    let mut request = [0; REQUEST];
+    rate(over, || connection(listener, &mut request))
+}
+
+/// How often a second something can be done, tried for so long.
+fn rate(over: Duration, mut work: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+    let begun = Instant::now();
+    let mut done = 0_u32;
+    loop {
+        work()?;
+        done += 1;
+        let took = begun.elapsed();
+        if took >= over {
+            return Ok(f64::from(done) / took.as_secs_f64());
+        }
+    }
+}
+
 /// Writes what there is room for and reads what has come, until all is there. Says how many seconds that took.
-fn bulk(open: &mut Open) -> io::Result<f64> {
+pub(crate) fn bulk(open: &mut Open) -> io::Result<f64> {
     let mut buffer = vec![0; 256 << 10];
     let (mut sent, mut received) = (0, 0);
     open.client.set_nonblocking(true)?;

@@ -202,3 +202,30 @@ async fn tombstones_come_before_an_add_of_the_same_attachment() {
     assert!(node.passes(8, FRIEND, 80) && !node.passes(7, FRIEND, 80));
     assert_eq!(node.view().await.endpoints.len(), 1);
 }
+
+/// A pod that nobody can give a gate, and rules for a proxy without one: told once it has lasted, once each, and when it is over.
+#[tokio::test(start_paused = true)]
+async fn what_lasts_is_told_once() {
+    let before = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: old, namespace: web, uid: u-old, labels: {app: a}}\n\
+                  spec: {nodeName: node-1}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.77}]}\n";
+    let rules = "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: api, namespace: web}\n\
+                 spec: {endpointSelector: {matchLabels: {app: a}}, ingress: [{toPorts: [{ports: [{port: \"80\", protocol: TCP}], \
+                 rules: {http: [{method: GET}]}}]}]}\n";
+    let node = Node::with(&[scene().as_str(), before, rules, pod("a", "app: a").as_str()].concat()).await;
+    assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
+    let reasons = || node.source.world(|world| world.notices.iter().map(|notice| notice.reason).collect::<Vec<_>>());
+    node.wait(50_000).await;
+    assert!(reasons().is_empty(), "what may pass by itself: {:?}", reasons());
+    node.wait(30_000).await;
+    let mut told = reasons();
+    told.sort_unstable();
+    assert_eq!(told, ["PodWithoutGate", "ProxyMissing"]);
+    let about = node.source.world(|world| world.notices.iter().map(|notice| notice.about.clone()).collect::<Vec<_>>());
+    assert!(about.contains(&None) && about.contains(&Some(pod_id("old"))), "{about:?}");
+    node.wait(600_000).await;
+    assert_eq!(reasons().len(), 2, "{:?}", reasons());
+    let place = node.feed().join();
+    node.wait(20_000).await;
+    assert_eq!(reasons().last(), Some(&"ProxyFound"));
+    drop(place);
+}
