@@ -409,6 +409,19 @@ def filters():
 
 
 @check
+def route_tables():
+    found = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [made["vpc"]]}])["RouteTables"]
+    equal([[a["Main"] for a in table["Associations"]] for table in found], [[True]])
+    routes = {(route.get("DestinationCidrBlock"), route["GatewayId"], route["State"]) for route in found[0]["Routes"]}
+    equal(routes, {("10.0.0.0/16", "local", "active"), (None, "local", "active")})
+    table = found[0]["RouteTableId"]
+    equal([t["VpcId"] for t in ec2.describe_route_tables(RouteTableIds=[table])["RouteTables"]], [made["vpc"]])
+    main = [{"Name": "association.main", "Values": ["false"]}, {"Name": "route-table-id", "Values": [table]}]
+    equal(ec2.describe_route_tables(Filters=main)["RouteTables"], [])
+    refused("InvalidRouteTableID.NotFound", ec2.describe_route_tables, RouteTableIds=["rtb-00000000000000000"])
+
+
+@check
 def pages():
     whole = {eni["NetworkInterfaceId"] for eni in ec2.describe_network_interfaces()["NetworkInterfaces"]}
     paginator = ec2.get_paginator("describe_network_interfaces")

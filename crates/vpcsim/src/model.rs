@@ -400,6 +400,7 @@ impl Edit<'_> {
             Request::DescribeInstances(_)
             | Request::DescribeInstanceTypes(_)
             | Request::DescribeNetworkInterfaces(_)
+            | Request::DescribeRouteTables(_)
             | Request::DescribeSecurityGroups(_)
             | Request::DescribeSubnets(_)
             | Request::DescribeTags(_)

@@ -146,6 +146,7 @@ fn read(action: Action, form: &mut Form, state: &State) -> Result<Request, ApiEr
         }
         Action::DescribeInstances => Request::DescribeInstances(describe(form, "InstanceId")?),
         Action::DescribeNetworkInterfaces => Request::DescribeNetworkInterfaces(describe(form, "NetworkInterfaceId")?),
+        Action::DescribeRouteTables => Request::DescribeRouteTables(describe(form, "RouteTableId")?),
         Action::DescribeSubnets => Request::DescribeSubnets(describe(form, "SubnetId")?),
         Action::DescribeVpcs => Request::DescribeVpcs(describe(form, "VpcId")?),
         Action::DescribeSecurityGroups => {

@@ -4,13 +4,16 @@ use std::fmt::Display;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sluice_contract::id::SecurityGroupId;
 
 use super::xml::Xml;
 use crate::limits::{Hypervisor, InstanceType};
 use crate::live::iso8601;
 use crate::model::api::{InstanceWithEnis, Listed, TagOf};
-use crate::model::state::{Eni, InstanceState, Permission, SecurityGroup, State, Subnet, Tags, Vpc};
+use crate::model::state::{
+    Eni, InstanceState, Permission, RouteTable, RouteTarget, SecurityGroup, State, Subnet, Tags, Vpc,
+};
 use crate::model::{ApiError, Reply, Settings};
 use crate::names;
 
@@ -103,6 +106,9 @@ impl Context<'_> {
             }
             Reply::Subnets(listed) => {
                 list(xml, "subnetSet", listed, |xml, subnet| self.subnet(xml, subnet));
+            }
+            Reply::RouteTables(listed) => {
+                list(xml, "routeTableSet", listed, |xml, table| self.route_table(xml, table));
             }
             Reply::SecurityGroup(group) => {
                 xml.text("return", true).text("groupId", &group.id);
@@ -315,6 +321,41 @@ impl Context<'_> {
         tags(xml, &subnet.tags);
     }
 
+    fn route_table(self, xml: &mut Xml, table: &RouteTable) {
+        xml.text("routeTableId", &table.id).text("vpcId", &table.vpc).text("ownerId", &self.settings.account);
+        let vpc = self.state.vpcs.get(&table.vpc);
+        let local = vpc.map(|vpc| {
+            let v6 = vpc.ipv6_cidrs.iter().copied().map(IpNet::from);
+            vpc.cidrs.iter().copied().map(IpNet::from).chain(v6).collect::<Vec<_>>()
+        });
+        let local = local.into_iter().flatten().map(|cidr| (cidr, None));
+        let routes = local.chain(table.routes.iter().map(|(cidr, target)| (*cidr, Some(target))));
+        xml.set("routeSet", routes, |xml, (destination, target)| {
+            let name =
+                if matches!(destination, IpNet::V4(_)) { "destinationCidrBlock" } else { "destinationIpv6CidrBlock" };
+            xml.text(name, destination);
+            let origin = if target.is_some() { "CreateRoute" } else { "CreateRouteTable" };
+            match target {
+                None => xml.text("gatewayId", "local"),
+                Some(RouteTarget::InternetGateway(id)) => xml.text("gatewayId", id),
+                Some(RouteTarget::NatGateway(id)) => xml.text("natGatewayId", id),
+                Some(RouteTarget::Peering(id)) => xml.text("vpcPeeringConnectionId", id),
+                Some(RouteTarget::Eni(id)) => xml.text("networkInterfaceId", id),
+            };
+            xml.text("state", "active").text("origin", origin);
+        });
+        let main = self.state.is_main(table).then_some(None);
+        let associations = main.into_iter().chain(table.subnets.iter().map(Some));
+        xml.set("associationSet", associations.enumerate(), |xml, (index, subnet)| {
+            xml.text("routeTableAssociationId", association_id(&table.id, index))
+                .text("routeTableId", &table.id)
+                .maybe("subnetId", subnet)
+                .text("main", subnet.is_none());
+            state_element(xml, "associationState", "associated");
+        });
+        tags(xml, &Tags::new());
+    }
+
     fn security_group(self, xml: &mut Xml, group: &SecurityGroup) {
         xml.text("ownerId", &self.settings.account)
             .text("groupId", &group.id)
@@ -409,7 +450,11 @@ fn instance_type(xml: &mut Xml, entry: &InstanceType) {
 fn association_id(of: &impl Display, index: usize) -> String {
     let of = of.to_string();
     let (prefix, digits) = of.split_once('-').unwrap_or(("", &of));
-    let kind = if prefix == "subnet" { "subnet-cidr-assoc" } else { "vpc-cidr-assoc" };
+    let kind = match prefix {
+        "subnet" => "subnet-cidr-assoc",
+        "rtb" => "rtbassoc",
+        _ => "vpc-cidr-assoc",
+    };
     let tail: String = digits.chars().skip(3).collect();
     format!("{kind}-{index:03x}{tail}")
 }

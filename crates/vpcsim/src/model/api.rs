@@ -10,7 +10,10 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, SecurityGroupId, SubnetId, VpcId};
 
-use super::state::{Eni, Instance, InstanceState, InterfaceType, Permission, SecurityGroup, Subnet, Tags, Vpc};
+use super::id::RouteTableId;
+use super::state::{
+    Eni, Instance, InstanceState, InterfaceType, Permission, RouteTable, SecurityGroup, Subnet, Tags, Vpc,
+};
 use crate::limits::InstanceType;
 
 macro_rules! actions {
@@ -78,6 +81,7 @@ actions!(
     DescribeInstances,
     DescribeInstanceTypes,
     DescribeNetworkInterfaces,
+    DescribeRouteTables,
     DescribeSecurityGroups,
     DescribeSubnets,
     DescribeTags,
@@ -152,6 +156,8 @@ pub type DescribeInstances = Describe<InstanceId>;
 pub type DescribeInstanceTypes = Describe<InstanceTypeName>;
 /// DescribeNetworkInterfaces.
 pub type DescribeNetworkInterfaces = Describe<EniId>;
+/// DescribeRouteTables.
+pub type DescribeRouteTables = Describe<RouteTableId>;
 /// DescribeSecurityGroups.
 pub type DescribeSecurityGroups = Describe<SecurityGroupId>;
 /// DescribeSubnets.
@@ -569,6 +575,8 @@ pub enum Reply {
     Subnet(Box<Subnet>),
     /// DescribeSubnets.
     Subnets(Listed<Subnet>),
+    /// DescribeRouteTables.
+    RouteTables(Listed<RouteTable>),
     /// CreateSecurityGroup.
     SecurityGroup(Box<SecurityGroup>),
     /// DescribeSecurityGroups.

@@ -161,6 +161,7 @@ pub fn answer_time(action: Action) -> Span {
         Action::DescribeInstances
         | Action::DescribeInstanceTypes
         | Action::DescribeNetworkInterfaces
+        | Action::DescribeRouteTables
         | Action::DescribeSecurityGroups
         | Action::DescribeSubnets
         | Action::DescribeTags

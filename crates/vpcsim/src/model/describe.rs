@@ -6,7 +6,7 @@ use super::api::{Describe, InstanceWithEnis, Listed, Reply, Request, TagOf};
 use super::behaviour::Settings;
 use super::error::{ApiError, Missing};
 use super::filter::{self, Listable};
-use super::state::{Eni, Instance, SecurityGroup, State, Subnet, Tags, Vpc};
+use super::state::{Eni, Instance, RouteTable, SecurityGroup, State, Subnet, Tags, Vpc};
 use super::tags;
 use crate::limits::{Hypervisor, INSTANCE_TYPES, InstanceType, instance_type};
 
@@ -47,6 +47,17 @@ pub(super) fn describe(state: &State, settings: &Settings, request: &Request, at
                 || state.subnets.values().collect(),
             )?;
             Ok(Reply::Subnets(listed(found, request, |subnet| (*subnet).clone())?))
+        }
+        Request::DescribeRouteTables(request) => {
+            let found = select(
+                request,
+                "routeTableIdSet",
+                Missing::RouteTable,
+                |id| state.route_tables.get(id),
+                || state.route_tables.values().collect(),
+            )?;
+            let views = found.into_iter().map(|table| RouteTableView { table, state }).collect();
+            Ok(Reply::RouteTables(listed(views, request, |view| view.table.clone())?))
         }
         Request::DescribeVpcs(request) => {
             let found =
@@ -241,6 +252,33 @@ impl Listable for &Subnet {
             _ => return None,
         };
         Some(vec![value])
+    }
+}
+
+struct RouteTableView<'a> {
+    table: &'a RouteTable,
+    state: &'a State,
+}
+
+impl Listable for RouteTableView<'_> {
+    fn key(&self) -> String {
+        self.table.id.to_string()
+    }
+
+    fn tags(&self) -> Option<&Tags> {
+        None
+    }
+
+    fn values(&self, name: &str) -> Option<Vec<String>> {
+        let table = self.table;
+        match name {
+            "route-table-id" => Some(vec![table.id.to_string()]),
+            "vpc-id" => Some(vec![table.vpc.to_string()]),
+            "association.subnet-id" => Some(table.subnets.iter().map(ToString::to_string).collect()),
+            "association.main" => Some(vec![self.state.is_main(table).to_string()]),
+            "route.destination-cidr-block" => Some(table.routes.keys().map(ToString::to_string).collect()),
+            _ => None,
+        }
     }
 }
 

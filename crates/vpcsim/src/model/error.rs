@@ -2,6 +2,7 @@
 //! of the interface.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::IpAddr;
 
@@ -142,6 +143,12 @@ impl ApiError {
 
     pub(super) fn not_assigned(eni: &EniId) -> Self {
         Self::invalid_value(format!("Some of the specified addresses are not assigned to interface {eni}"))
+    }
+}
+
+impl From<Infallible> for ApiError {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 

@@ -1,6 +1,8 @@
 //! Ids that only the VPC itself uses, and where all ids come from.
 
+use std::convert::Infallible;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,14 @@ macro_rules! vpc_id {
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Infallible;
+
+            fn from_str(id: &str) -> Result<Self, Infallible> {
+                Ok(Self::new(id))
             }
         }
 

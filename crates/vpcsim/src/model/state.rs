@@ -490,6 +490,12 @@ impl State {
         enis.into_iter().map(|(_, _, eni)| eni).collect()
     }
 
+    /// Whether a route table is the main one of its VPC.
+    #[must_use]
+    pub fn is_main(&self, table: &RouteTable) -> bool {
+        self.vpcs.get(&table.vpc).is_some_and(|vpc| vpc.main_route_table == table.id)
+    }
+
     /// The route table that decides for a subnet: its own, else the main one of its VPC.
     #[must_use]
     pub fn route_table(&self, subnet: &SubnetId) -> Option<&RouteTable> {

@@ -28,6 +28,7 @@ impl Request {
             Self::DescribeNetworkInterfaces(r) => describe(r.ids.iter().map(ToString::to_string), &r.filters),
             Self::DescribeInstances(r) => describe(r.ids.iter().map(ToString::to_string), &r.filters),
             Self::DescribeSubnets(r) => describe(r.ids.iter().map(ToString::to_string), &r.filters),
+            Self::DescribeRouteTables(r) => describe(r.ids.iter().map(ToString::to_string), &r.filters),
             Self::DescribeVpcs(r) => describe(r.ids.iter().map(ToString::to_string), &r.filters),
             Self::DescribeSecurityGroups(r) => describe(r.ids.iter().map(ToString::to_string), &r.filters),
             Self::DescribeInstanceTypes(r) => describe(r.ids.iter().map(|name| name.0.clone()), &r.filters),
