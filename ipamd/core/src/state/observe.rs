@@ -198,8 +198,10 @@ impl State {
             if let Some(known) = self.ledger.eni(&seen.eni) {
                 let blocks = self.blocks_for_pods(known, &seen.secondary_ips, &seen.prefixes);
                 let lacks_ipv6 = known.ipv6.is_none() && Self::is_delegated_to(families, known);
-                let news = (lacks_ipv6 && !seen.ipv6_prefixes.is_empty())
-                    || blocks.iter().any(|net| !known.blocks.contains_key(net) && !known.departed.contains_key(net));
+                // IMDS shows for a while what was given back.
+                let went = |net: &IpNet| known.departed.get(net).is_some_and(|at| now.since(*at) < DEPARTED_KEPT);
+                let is_news = |net: &IpNet| !known.blocks.contains_key(net) && !went(net);
+                let news = (lacks_ipv6 && !seen.ipv6_prefixes.is_empty()) || blocks.iter().any(is_news);
                 let known = self.ledger.eni_mut(&seen.eni)?;
                 known.unsure |= news && known.carries_pods() && known.may_be_asked_about(now);
                 if known.device.is_none() && known.stage != Stage::Leaving {

@@ -60,6 +60,9 @@ impl State {
             (Op::Assign { eni, count }, Outcome::Assigned(assigned)) => {
                 let mut new = blocks_of(&assigned.addresses, &assigned.prefixes);
                 let known = self.ledger.eni_mut(eni)?;
+                // The call may have come twice, and EC2 gives out again what was given back: what is shown of it from now on may
+                // be the surplus, and no longer the past.
+                known.departed.retain(|_, at| now.since(*at) < SETTLE);
                 // A repeated answer may name what has come in by a description.
                 let named: Vec<IpNet> = new.iter().filter(|net| known.blocks.contains_key(net)).copied().collect();
                 new.retain(|net| !known.blocks.contains_key(net));

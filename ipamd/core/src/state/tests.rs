@@ -1,6 +1,6 @@
 use super::*;
 use crate::check::check;
-use crate::cloud::{Assigned, ImdsEni, InterfaceType, Unassign};
+use crate::cloud::{AddressCount, Assigned, ImdsEni, InterfaceType, Unassign};
 use crate::fixture::{COOLDOWN, at, attachment_id, done, eni, eni_id, failed, ip, net, node, owner, state, subnet_id};
 use crate::ledger::{AddressState, Role};
 
@@ -279,6 +279,42 @@ fn without_ec2_the_metadata_service_is_believed_and_nothing_is_asked() {
 
 /// A throttled Unassign may have been the second try of one that EC2 has carried out: nobody gets the addresses before EC2 has
 /// shown them when it cannot be late any more. (A life of the storm ended with addresses that EC2 did not hold.)
+/// Storm, seed 1795: an Assign comes twice, and the surplus is a prefix that was given back before.
+#[test]
+fn what_was_given_back_and_comes_again_unasked_is_found() {
+    let whole = ["10.0.0.16/28", "10.0.0.80/28"];
+    let mut state = state(vec![eni(1, &whole)]);
+    let what = Unassign { addresses: BTreeSet::new(), prefixes: [net("10.0.0.16/28")].into() };
+    done(&mut state, &Op::Unassign { eni: eni_id(1), what }, Outcome::Done, at(100));
+    let shown = |prefixes: &[&str]| {
+        Event::ImdsSeen(vec![ImdsEni {
+            eni: eni_id(1),
+            mac: eni(1, &[]).mac,
+            device: 0,
+            card: 0,
+            subnet: subnet_id(1),
+            subnet_cidr: net("10.0.0.0/16"),
+            primary_ip: "10.0.255.1".parse().unwrap(),
+            secondary_ips: BTreeSet::new(),
+            prefixes: prefixes.iter().map(|prefix| net(prefix)).collect(),
+            ipv6_prefixes: BTreeSet::new(),
+            security_groups: Vec::new(),
+        }])
+    };
+    let unsure = |state: &State| state.ledger().eni(&eni_id(1)).unwrap().unsure;
+    state.apply(shown(&whole), at(230)).unwrap();
+    assert!(!unsure(&state), "IMDS tells of the past");
+    let assign = Op::Assign { eni: eni_id(1), count: AddressCount::Prefixes(1) };
+    let assigned = Assigned { prefixes: [net("10.0.0.32/28")].into(), ..Assigned::default() };
+    let mut later = state.clone();
+    done(&mut state, &assign, Outcome::Assigned(assigned), at(250));
+    state.apply(shown(&["10.0.0.16/28", "10.0.0.32/28", "10.0.0.80/28"]), at(400)).unwrap();
+    assert!(unsure(&state), "EC2 is to say whether it is there again");
+    // Without any call of ours it is asked too, once nothing can be that late.
+    later.apply(shown(&whole), at(700)).unwrap();
+    assert!(unsure(&later));
+}
+
 #[test]
 fn a_refused_give_back_may_have_come_twice() {
     for kind in [CloudErrorKind::Throttled, CloudErrorKind::Denied] {
