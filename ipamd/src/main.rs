@@ -136,6 +136,7 @@ async fn source(config: &Config) -> Source {
         }
     };
     let settings = KubeSettings::new(node, config.namespace.clone(), naming, seed());
+    let settings = KubeSettings { routes: config.network.exclude_snat_routes, ..settings };
     match Kubernetes::connect(settings, endpoint.as_ref()).await {
         Ok(kubernetes) => Source::Kubernetes(Box::new(kubernetes)),
         Err(error) => {

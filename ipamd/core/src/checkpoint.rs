@@ -66,6 +66,8 @@ pub struct Checkpoint {
     subnets: BTreeMap<SubnetId, Subnet>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     eni_config: Option<EniConfig>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<Ipv4Net>,
     strays: BTreeSet<IpAddr>,
     last_grown: Option<Timestamp>,
     last_shrunk: Option<Timestamp>,
@@ -162,6 +164,7 @@ impl Checkpoint {
             intents: state.intents.clone(),
             subnets: state.subnets.clone(),
             eni_config: state.eni_config.clone(),
+            routes: state.routes.clone(),
             strays: state.ledger.strays().clone(),
             last_grown: state.last_grown,
             last_shrunk: state.last_shrunk,
@@ -213,6 +216,7 @@ impl Checkpoint {
             intents: self.intents,
             subnets: self.subnets,
             eni_config: self.eni_config,
+            routes: self.routes,
             seed: self.seed,
             sequence: self.sequence,
             last_grown: self.last_grown.map(|at| at.earlier(back)),

@@ -242,6 +242,8 @@ pub enum Api {
     DescribeInstanceTypes,
     /// DescribeNetworkInterfaces.
     DescribeNetworkInterfaces,
+    /// DescribeRouteTables.
+    DescribeRouteTables,
     /// DescribeSubnets.
     DescribeSubnets,
     /// DetachNetworkInterface.

@@ -26,5 +26,6 @@ pub mod plan;
 pub mod queue;
 pub mod recover;
 pub mod serve;
+pub mod shared;
 pub mod state;
 pub mod time;

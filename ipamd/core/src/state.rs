@@ -215,6 +215,8 @@ pub enum Event {
     SubnetsKnown(Vec<Ec2Subnet>),
     /// Which ENIConfig is this node's; nothing when it names none, or one that is not there.
     EniConfigKnown(Option<EniConfig>),
+    /// Private networks beside the VPC: what goes there keeps pods' addresses, where the settings say so.
+    RoutesKnown(Vec<Ipv4Net>),
     /// Whether new pods may be scheduled to the node.
     Schedulable(bool),
     /// The host has set an ENI up. One without the /80 that its pods need waits for that.
@@ -268,6 +270,8 @@ pub struct State {
     pub(crate) cordoned: bool,
     /// The ENIConfig of this node, once known.
     pub(crate) eni_config: Option<EniConfig>,
+    /// Private networks beside the VPC that its route tables lead to, as far as is known.
+    pub(crate) routes: Vec<Ipv4Net>,
     /// Device numbers that EC2 said were in use though we know of nothing there, and when.
     pub(crate) busy_devices: BTreeMap<(u32, u32), Timestamp>,
     /// Makes client tokens differ from those of a state that was lost.
@@ -338,6 +342,12 @@ impl State {
         self.eni_config.as_ref()
     }
 
+    /// Private networks beside the VPC that its route tables lead to; none before they are known.
+    #[must_use]
+    pub fn routes(&self) -> &[Ipv4Net] {
+        &self.routes
+    }
+
     /// The subnets that are known.
     #[must_use]
     pub const fn subnets(&self) -> &BTreeMap<SubnetId, Subnet> {
@@ -402,6 +412,7 @@ impl State {
             Event::EniDescribed(eni, described) => self.described(&eni, described.as_ref(), now)?,
             Event::SubnetsKnown(subnets) => self.subnets_known(subnets, now)?,
             Event::EniConfigKnown(config) => self.eni_config = config,
+            Event::RoutesKnown(routes) => self.routes = routes,
             Event::Schedulable(schedulable) => self.cordoned = !schedulable,
             Event::EniReady(id) => self.ready(&id, now)?,
             Event::Arrived => {

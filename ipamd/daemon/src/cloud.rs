@@ -12,6 +12,7 @@ use sluice_ipamd_core::cloud::{
     AddressCount, Assigned, CloudError, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity, InstanceLimits,
     Unassign,
 };
+use sluice_ipamd_core::shared::{Group, Member, VpcRoute};
 
 /// EC2 and IMDS. Every method is one call of the API in its name (IMDS methods: as many GETs as it takes), without
 /// retries.
@@ -41,6 +42,13 @@ pub trait Cloud: Send + Sync + 'static {
         &self,
         instances: &BTreeSet<InstanceId>,
     ) -> impl Future<Output = Result<BTreeSet<InstanceId>, CloudError>> + Send;
+
+    /// The interfaces that a group may mean: DescribeInstances of those with its tags, or DescribeNetworkInterfaces of its
+    /// security groups ([`Group::api`]).
+    fn members(&self, group: &Group) -> impl Future<Output = Result<Vec<Member>, CloudError>> + Send;
+
+    /// DescribeRouteTables of a VPC: the IPv4 routes of all of them. Those to prefix lists are not among them.
+    fn routes(&self, vpc: &VpcId) -> impl Future<Output = Result<Vec<VpcRoute>, CloudError>> + Send;
 
     /// DescribeSubnets of a VPC and availability zone.
     fn subnets(

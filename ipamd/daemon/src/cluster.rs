@@ -9,12 +9,14 @@ pub mod directory;
 pub mod meaning;
 pub mod objects;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
+use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::PodRef;
 use sluice_daemon::metrics::Named;
 use sluice_ipamd_core::cloud::EniConfig;
+use sluice_ipamd_core::shared::Group;
 use tokio::sync::mpsc;
 
 use crate::config::overrides::Overrides;
@@ -38,6 +40,11 @@ pub enum Told {
     Overrides(Result<Overrides, Vec<String>>),
     /// Whether this node is the one of the cluster that does what one has to do.
     Elected(bool),
+    /// The groups of EC2's interfaces that policies name, by the names of the objects that stand for them: all of them each
+    /// time. Only the elected node is told.
+    Groups(BTreeMap<String, Group>),
+    /// The private networks beside the VPC that its route tables lead to, as the elected node has found them.
+    Routes(Vec<Ipv4Net>),
 }
 
 /// What an operator should see beside the objects of the cluster.
@@ -47,6 +54,17 @@ pub enum Report {
     Notice(Notice),
     /// Whether pods can have addresses on this node is other than before: a condition.
     Condition(Condition),
+    /// The elected node has asked EC2 for all of the cluster.
+    Shared(Shared),
+}
+
+/// What EC2 said, for all nodes: what is left out is not known better than before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// The CIDRs that stand for groups, by the names of their objects.
+    pub groups: BTreeMap<String, Vec<IpNet>>,
+    /// The private networks that the VPC's route tables lead to.
+    pub routes: Option<Vec<Ipv4Net>>,
 }
 
 /// Something that has happened.

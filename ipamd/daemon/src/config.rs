@@ -141,6 +141,8 @@ pub struct NetworkConfig {
     pub snat_by_eni: bool,
     /// `AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS`: what goes there is not translated either.
     pub exclude_snat: Vec<Ipv4Net>,
+    /// `SLUICE_EXCLUDE_SNAT_ROUTES`: nor what goes to private networks that the VPC's route tables lead to.
+    pub exclude_snat_routes: bool,
     /// `AWS_EXTERNAL_SERVICE_CIDRS`: what goes there leaves by the primary ENI.
     pub external_services: Vec<Ipv4Net>,
     /// `DISABLE_TCP_EARLY_DEMUX`.
@@ -408,6 +410,7 @@ impl Config {
             external_snat: from.boolean("AWS_VPC_K8S_CNI_EXTERNALSNAT", false),
             snat_by_eni: from.boolean("SLUICE_SNAT_BY_ENI", false),
             exclude_snat: from.cidrs("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
+            exclude_snat_routes: from.boolean("SLUICE_EXCLUDE_SNAT_ROUTES", false),
             external_services: from.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
             disable_tcp_early_demux: from.boolean("DISABLE_TCP_EARLY_DEMUX", false),
             block_metadata: from.boolean("SLUICE_BLOCK_POD_METADATA", false),

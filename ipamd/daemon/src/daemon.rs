@@ -15,6 +15,7 @@ mod jobs;
 mod leaks;
 mod reports;
 mod requests;
+mod resolve;
 mod settings;
 mod timer;
 
@@ -139,6 +140,8 @@ pub(crate) struct Daemon<C, K> {
     timers: Timers,
     /// The search for ENIs that are left behind, where it is this node's.
     searching: Option<leaks::Searching>,
+    /// What it asks EC2 for on behalf of all nodes, where that is its turn.
+    resolving: resolve::Resolving,
     reports: Reports,
 }
 
@@ -225,6 +228,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             enis: BTreeMap::new(),
             timers,
             searching: None,
+            resolving: resolve::Resolving::new(now),
             reports: Reports::new(parts.reports.clone()),
             parts,
         }
@@ -302,6 +306,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Input::Told(Told::EniConfig(config)) => {
                 self.apply(Event::EniConfigKnown(config));
             }
+            Input::Told(Told::Routes(routes)) => {
+                self.apply(Event::RoutesKnown(routes));
+            }
+            Input::Told(Told::Groups(groups)) => self.groups_wanted(groups),
             Input::Told(Told::Schedulable(schedulable)) => {
                 self.apply(Event::Schedulable(schedulable));
             }
@@ -472,9 +480,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let node = node.wake().filter(|_| self.node_network().is_some());
         let store = store.wake().filter(|_| self.dirty);
         let enis = self.enis.values().filter_map(|eni| eni.timer.wake());
+        let resolve = self.resolving.wake().filter(|_| self.state.node().is_some());
         let search = self.searching.as_ref().and_then(|searching| searching.timer.wake());
         timers
             .chain(search)
+            .chain(resolve)
             .chain(self.reports.wake())
             .chain(node)
             .chain(store)
@@ -506,6 +516,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         if !self.stopping {
             self.search(now);
+            self.resolve(now);
         }
     }
 

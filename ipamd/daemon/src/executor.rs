@@ -186,6 +186,7 @@ impl<C: Cloud> Executor<C> {
             Api::DescribeInstances
             | Api::DescribeInstanceTypes
             | Api::DescribeNetworkInterfaces
+            | Api::DescribeRouteTables
             | Api::DescribeSubnets => Bucket::new(self.rate.saturating_mul(4), self.rate.saturating_mul(2)),
             // IMDS is on the node, with a limit of packets only.
             Api::Imds => Bucket::new(50, 20),

@@ -148,6 +148,7 @@ pub struct Metrics {
     litter: Family<Kind, Count>,
     elected: Gauge,
     leaked: Gauge,
+    groups: Gauge,
     leaks_deleted: Count,
     reports_dropped: Count,
     gauges: BTreeMap<&'static str, Gauge>,
@@ -213,6 +214,7 @@ impl Metrics {
             litter: Family::default(),
             elected: Gauge::default(),
             leaked: Gauge::default(),
+            groups: Gauge::default(),
             leaks_deleted: Count::default(),
             reports_dropped: Count::default(),
             gauges,
@@ -282,6 +284,8 @@ impl Metrics {
         );
         let help = "ENIs of the cluster that are attached to nothing and whose instance is gone";
         registry.register("sluice_ipamd_left_enis", help, self.leaked.clone());
+        let help = "Groups of AWS's interfaces that policies name and this node asks EC2 for, on behalf of the cluster";
+        registry.register("sluice_ipamd_groups", help, self.groups.clone());
         let help = "ENIs that nodes which are gone had left behind and that were deleted";
         registry.register("sluice_ipamd_left_enis_deleted_total", help, self.leaks_deleted.clone());
         let help = "Free addresses of a subnet when EC2 was last asked";
@@ -425,11 +429,16 @@ impl Metrics {
         self.elected.set(elected.into());
         if !elected {
             self.leaked.set(0);
+            self.groups.set(0);
         }
     }
 
     pub(crate) fn leaks_seen(&self, alone: usize) {
         self.leaked.set(alone.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn groups_wanted(&self, groups: usize) {
+        self.groups.set(groups.try_into().unwrap_or(i64::MAX));
     }
 
     pub(crate) fn leak_deleted(&self) {

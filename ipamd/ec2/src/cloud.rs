@@ -23,6 +23,7 @@ use sluice_ipamd_core::cloud::{
     InstanceLimits, Unassign,
 };
 use sluice_ipamd_core::limits;
+use sluice_ipamd_core::shared::{Group, Member, VpcRoute};
 use sluice_ipamd_daemon::cloud::Cloud;
 use tokio::sync::OnceCell;
 
@@ -46,9 +47,9 @@ const MOST_IDS: usize = 100;
 /// Ids that EC2 does not know are dropped and the rest asked for again, so many times; then a filter is used.
 const ROUNDS: usize = 8;
 /// Objects on a page; EC2's own limit.
-const PAGE: i32 = 1000;
+pub(crate) const PAGE: i32 = 1000;
 /// More pages than this are no answer about one node.
-const MOST_PAGES: usize = 20;
+pub(crate) const MOST_PAGES: usize = 20;
 /// How long a subnet's description is taken for one that is asked for by id: what is wanted of it, the CIDR, stays.
 const SUBNET: Duration = Duration::from_secs(600);
 /// How long the list of subnets is: short, because the free addresses in it change. It keeps parallel questions together.
@@ -94,7 +95,7 @@ impl Ec2Cloud {
         })
     }
 
-    async fn client(&self, api: Api) -> Result<&Client, CloudError> {
+    pub(crate) async fn client(&self, api: Api) -> Result<&Client, CloudError> {
         self.client.get_or_try_init(|| Box::pin(self.connect(api))).await
     }
 
@@ -275,7 +276,7 @@ impl Ec2Cloud {
     }
 }
 
-fn too_many_pages(api: Api) -> CloudError {
+pub(crate) fn too_many_pages(api: Api) -> CloudError {
     let message = format!("the answer has more than {MOST_PAGES} pages");
     cloud_error(api, CloudErrorKind::Other, "TooManyPages", &message)
 }
@@ -285,7 +286,7 @@ fn names(message: &str, id: &str) -> bool {
     message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).any(|word| word == id)
 }
 
-fn filter(name: &str, value: &str) -> Filter {
+pub(crate) fn filter(name: &str, value: &str) -> Filter {
     Filter::builder().name(name).values(value).build()
 }
 
@@ -363,6 +364,14 @@ impl Cloud for Ec2Cloud {
             }
         }
         Ok(living)
+    }
+
+    async fn members(&self, group: &Group) -> Result<Vec<Member>, CloudError> {
+        self.members_of(group).await
+    }
+
+    async fn routes(&self, vpc: &VpcId) -> Result<Vec<VpcRoute>, CloudError> {
+        self.routes_of(vpc).await
     }
 
     async fn subnets(&self, vpc: &VpcId, availability_zone: &str) -> Result<Vec<Ec2Subnet>, CloudError> {

@@ -45,6 +45,7 @@ fn changes(api: Api) -> bool {
         Api::DescribeInstances
         | Api::DescribeInstanceTypes
         | Api::DescribeNetworkInterfaces
+        | Api::DescribeRouteTables
         | Api::DescribeSubnets
         | Api::Imds => false,
         Api::AssignIpv6Addresses

@@ -16,6 +16,7 @@ pub mod config;
 mod decode;
 mod error;
 mod imds;
+mod shared;
 
 pub use cloud::Ec2Cloud;
 pub use config::{InvalidSetting, Settings};

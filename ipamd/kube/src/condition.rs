@@ -1,5 +1,7 @@
 //! The condition on the node's object: whether pods can have addresses here.
 
+use std::time::Duration;
+
 use http::Method;
 use serde_json::json;
 use sluice_cluster::{Api, Backoff, Dice, Options, escaped, hash};
@@ -13,10 +15,12 @@ use crate::metrics::Metrics;
 /// Its type. `False`: pods wait for addresses that do not come by themselves.
 pub(crate) const TYPE: &str = "sluice.dev/PodAddresses";
 
-/// Writes what is wanted last, whenever that changes; what fails is tried again, and what is refused waits for the next change.
+/// Writes what is wanted last, whenever that changes, and no oftener than every `gap`: a thousand nodes whose pools come and go
+/// must not keep the API server busy with it. What fails is tried again, and what is refused waits for the next change.
 pub(crate) async fn keep(
     api: &Api,
     options: &Options,
+    gap: Duration,
     metrics: &Metrics,
     mut wants: watch::Receiver<Option<Condition>>,
 ) {
@@ -33,6 +37,9 @@ pub(crate) async fn keep(
                     metrics.conditions.inc();
                     backoff.reset();
                     written = Some(wanted);
+                    // What changes meanwhile, and back, is nobody's news.
+                    sleep(gap).await;
+                    continue;
                 }
                 Err(error) => {
                     metrics.conditions_failed.inc();

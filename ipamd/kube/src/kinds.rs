@@ -1,7 +1,7 @@
 //! The kinds that ipamd reads, and which of their objects.
 
 use sluice_cluster::{Keep, Kind, Scope, Watched};
-use sluice_ipamd_daemon::cluster::objects::{MIRROR_ANNOTATION, OVERRIDES_NAME, Sort};
+use sluice_ipamd_daemon::cluster::objects::{MIRROR_ANNOTATION, OVERRIDES_NAME, SHARED_NAME, Sort};
 
 /// What is read of an object's metadata. Its annotations are few on nodes and unbounded on pods.
 const METADATA: Keep = Keep::Fields(&[
@@ -71,8 +71,43 @@ static ENI_CONFIG: Kind = Kind {
     keep: Keep::Fields(&[("metadata", METADATA), ("spec", Keep::All)]),
 };
 
+/// A policy, of which what is named in groups is wanted: that can stand anywhere in its rules.
+const POLICY: Keep = Keep::Fields(&[
+    ("metadata", Keep::Fields(&[("name", Keep::All), ("namespace", Keep::All), ("resourceVersion", Keep::All)])),
+    ("spec", Keep::All),
+    ("specs", Keep::All),
+]);
+
+const CILIUM: Kind = Kind { group: "cilium.io", versions: &["v2"], required: false, fresh: true, keep: POLICY, ..CORE };
+
+static NETWORK_POLICY: Kind = Kind { kind: "CiliumNetworkPolicy", plural: "ciliumnetworkpolicies", ..CILIUM };
+
+static CLUSTERWIDE_POLICY: Kind = Kind {
+    kind: "CiliumClusterwideNetworkPolicy",
+    plural: "ciliumclusterwidenetworkpolicies",
+    namespaced: false,
+    ..CILIUM
+};
+
+pub(crate) static CIDR_GROUP: Kind = Kind {
+    kind: "CiliumCIDRGroup",
+    plural: "ciliumcidrgroups",
+    versions: &["v2", "v2alpha1"],
+    namespaced: false,
+    keep: Keep::Fields(&[
+        ("metadata", Keep::Fields(&[("name", Keep::All), ("labels", Keep::All), ("resourceVersion", Keep::All)])),
+        ("spec", Keep::Fields(&[("externalCIDRs", Keep::All)])),
+    ]),
+    ..CILIUM
+};
+
+/// What the elected node reads beside that: policies, and the objects that stand for what they name.
+pub(crate) fn watched_by_the_elected() -> [Watched; 3] {
+    [&NETWORK_POLICY, &CLUSTERWIDE_POLICY, &CIDR_GROUP].map(|kind| Watched { kind, scope: Scope::default() })
+}
+
 /// What is read: of nodes this one, of pods its own, of ConfigMaps ours; and ENIConfigs, where they say where ENIs are made.
-pub(crate) fn watched(node: &str, namespace: &str, eni_configs: bool) -> Vec<(Sort, Watched)> {
+pub(crate) fn watched(node: &str, namespace: &str, eni_configs: bool, routes: bool) -> Vec<(Sort, Watched)> {
     let named = |name: &str| Some(format!("metadata.name={name}"));
     let mut watched = vec![
         (Sort::Node, Watched { kind: &NODE, scope: Scope { namespace: None, fields: named(node) } }),
@@ -88,6 +123,10 @@ pub(crate) fn watched(node: &str, namespace: &str, eni_configs: bool) -> Vec<(So
             },
         ),
     ];
+    if routes {
+        let scope = Scope { namespace: Some(namespace.to_owned()), fields: named(SHARED_NAME) };
+        watched.push((Sort::Shared, Watched { kind: &CONFIG_MAP, scope }));
+    }
     if eni_configs {
         watched.push((Sort::EniConfig, Watched { kind: &ENI_CONFIG, scope: Scope::default() }));
     }

@@ -4,12 +4,14 @@
 //! mean is the seam's to say, as for those of a directory. Of a kind nothing is told before all of it is known, and one that
 //! cannot be read holds up no other. ipamd itself waits for none of this.
 //!
-//! It writes Events, a condition on the node's object, and the Lease by which one node of the cluster is elected.
+//! It writes Events, a condition on the node's object, and the Lease by which one node of the cluster is elected. That one
+//! reads policies too, and writes what EC2 says of the groups that they name, and where the VPC's route tables lead.
 #![forbid(unsafe_code)]
 
 mod condition;
 mod kinds;
 mod metrics;
+mod shared;
 mod store;
 
 use std::collections::BTreeSet;
@@ -22,10 +24,11 @@ use sluice_cluster::{
 };
 use sluice_daemon::metrics::Named;
 use sluice_ipamd_daemon::cluster::meaning::Meaning;
-use sluice_ipamd_daemon::cluster::objects::{Naming, Sort};
-use sluice_ipamd_daemon::cluster::{About, Cluster, Condition, Notice, Report, TOLD_LIMIT, Told, Weight};
+use sluice_ipamd_daemon::cluster::objects::{Naming, Object, Sort};
+use sluice_ipamd_daemon::cluster::{About, Cluster, Condition, Notice, Report, Shared, TOLD_LIMIT, Told, Weight};
 use tokio::sync::{Mutex, mpsc, watch};
 
+use self::shared::Sharing;
 use self::store::{Heard, Store};
 pub use metrics::Metrics;
 
@@ -40,6 +43,9 @@ const LEASE: &str = "sluice-ipamd";
 const LEASE_LASTS: Duration = Duration::from_secs(180);
 const LEASE_RENEWED: Duration = Duration::from_secs(45);
 
+/// How long a condition stands at least before another one is written.
+const CONDITION_STANDS: Duration = Duration::from_secs(10);
+
 /// What the source has to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -49,12 +55,16 @@ pub struct Settings {
     pub namespace: String,
     /// How the node names its ENIConfig; none without custom networking.
     pub naming: Option<Naming>,
+    /// Whether the node wants to know where the VPC's route tables lead.
+    pub routes: bool,
     /// A number that no other process has.
     pub seed: u64,
     /// Pauses and deadlines.
     pub timing: Timing,
     /// How long the Lease lasts and how often it is renewed.
     pub lease: (Duration, Duration),
+    /// How long a condition of the node stands at least before another one is written.
+    pub condition_stands: Duration,
 }
 
 impl Settings {
@@ -62,7 +72,16 @@ impl Settings {
     #[must_use]
     pub fn new(node: String, namespace: String, naming: Option<Naming>, seed: u64) -> Self {
         let lease = (LEASE_LASTS, LEASE_RENEWED);
-        Self { node, namespace, naming, seed, timing: Timing::default(), lease }
+        Self {
+            node,
+            namespace,
+            naming,
+            routes: false,
+            seed,
+            timing: Timing::default(),
+            lease,
+            condition_stands: CONDITION_STANDS,
+        }
     }
 }
 
@@ -100,7 +119,17 @@ impl Kubernetes {
 impl Cluster for Kubernetes {
     async fn watch(&self, told: mpsc::Sender<Told>, reports: mpsc::Receiver<Report>) {
         let closed = told.clone();
-        let work = async { tokio::join!(self.read(told.clone()), self.write(reports), self.stand(told.clone())) };
+        let (holds, held) = watch::channel(false);
+        let found = watch::Sender::new(Shared::default());
+        let sharing = Sharing { api: &self.api, options: self.options(), metrics: &self.metrics, found: &found };
+        let work = async {
+            tokio::join!(
+                self.read(told.clone()),
+                self.write(reports, &found),
+                self.stand(holds),
+                sharing.run(&self.settings.namespace, &told, held),
+            )
+        };
         tokio::select! {
             _ = work => {}
             () = closed.closed() => {}
@@ -115,13 +144,13 @@ impl Cluster for Kubernetes {
 impl Kubernetes {
     /// Reads, and tells what it means.
     async fn read(&self, told: mpsc::Sender<Told>) {
-        let Settings { node, namespace, naming, .. } = &self.settings;
+        let Settings { node, namespace, naming, routes, .. } = &self.settings;
         let (sorts, watched): (Vec<Sort>, Vec<Watched>) =
-            kinds::watched(node, namespace, naming.is_some()).into_iter().unzip();
+            kinds::watched(node, namespace, naming.is_some(), *routes).into_iter().unzip();
         let (heard, mut hears) = mpsc::channel(TOLD_LIMIT);
         let session = Session::new(self.api.clone(), self.options(), self.metrics.api.clone(), watched, heard);
         let session = Arc::new(session);
-        let stores: Vec<Arc<Mutex<Store>>> =
+        let stores: Vec<Arc<Mutex<Store<Object>>>> =
             sorts.into_iter().map(|sort| Arc::new(Mutex::new(Store::new(sort)))).collect();
         let _tasks = session.start(&stores).await;
         let mut complete: BTreeSet<Sort> = BTreeSet::new();
@@ -157,7 +186,7 @@ impl Kubernetes {
     }
 
     /// Passes on what is reported.
-    async fn write(&self, mut reports: mpsc::Receiver<Report>) {
+    async fn write(&self, mut reports: mpsc::Receiver<Report>, found: &watch::Sender<Shared>) {
         let events = Events::new(REPORTER);
         let (wanted, wants) = watch::channel::<Option<Condition>>(None);
         let options = self.options();
@@ -168,11 +197,19 @@ impl Kubernetes {
                     Report::Condition(condition) => {
                         wanted.send_replace(Some(condition));
                     }
+                    Report::Shared(Shared { groups, routes }) => found.send_modify(|all| {
+                        all.groups.extend(groups);
+                        all.routes = routes.or(all.routes.take());
+                    }),
                 }
             }
         };
         let send = events.send(&self.api, &options, &self.metrics.api);
-        tokio::join!(take, send, condition::keep(&self.api, &options, &self.metrics, wants));
+        tokio::join!(
+            take,
+            send,
+            condition::keep(&self.api, &options, self.settings.condition_stands, &self.metrics, wants)
+        );
     }
 
     fn outgoing(&self, notice: Notice) -> Outgoing {
@@ -197,8 +234,8 @@ impl Kubernetes {
         }
     }
 
-    /// Stands for the Lease, and tells whether it is held.
-    async fn stand(&self, told: mpsc::Sender<Told>) {
+    /// Stands for the Lease.
+    async fn stand(&self, holds: watch::Sender<bool>) {
         let Settings { node, namespace, seed, lease: (lasts, renew), .. } = &self.settings;
         let lease = Lease {
             namespace: namespace.clone(),
@@ -207,18 +244,6 @@ impl Kubernetes {
             lasts: *lasts,
             renew: *renew,
         };
-        let (holds, mut held) = watch::channel(false);
-        let tell = async {
-            while held.changed().await.is_ok() {
-                let now = *held.borrow_and_update();
-                if told.send(Told::Elected(now)).await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::select! {
-            () = lease.stand(&self.api, *seed, &holds) => {}
-            () = tell => {}
-        }
+        lease.stand(&self.api, *seed, &holds).await;
     }
 }

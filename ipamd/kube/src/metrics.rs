@@ -15,6 +15,10 @@ pub struct Metrics {
     pub conditions: Counter,
     /// Conditions that could not be written.
     pub conditions_failed: Counter,
+    /// Objects written for all nodes, or taken away.
+    pub shared: Counter,
+    /// Attempts at that that failed.
+    pub shared_failed: Counter,
 }
 
 impl Metrics {
@@ -22,6 +26,12 @@ impl Metrics {
         let own = [
             ("conditions", "Conditions written on the node's object", &self.conditions),
             ("conditions_failed", "Attempts to write a condition that failed", &self.conditions_failed),
+            (
+                "shared",
+                "Objects for all nodes that were written or taken away: members of groups, private networks",
+                &self.shared,
+            ),
+            ("shared_failed", "Attempts to write such an object that failed", &self.shared_failed),
         ];
         self.api.counters().into_iter().chain(own)
     }

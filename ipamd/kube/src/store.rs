@@ -1,25 +1,46 @@
 //! The objects of one kind, as they were read last.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
 use sluice_cluster::{Known, Objects, Tell, Verb, number};
 use sluice_ipamd_daemon::cluster::objects::{Object, Sort};
 
+/// What is kept of an object.
+pub(crate) trait Item: Clone + PartialEq + Send + 'static {
+    /// The kinds that are read.
+    type Sort: Copy + fmt::Display + Send + 'static;
+
+    /// Reads an object of a kind.
+    ///
+    /// # Errors
+    /// A field is of another type.
+    fn read(sort: Self::Sort, object: Value) -> Result<Self, serde_json::Error>;
+}
+
+impl Item for Object {
+    type Sort = Sort;
+
+    fn read(sort: Sort, object: Value) -> Result<Self, serde_json::Error> {
+        Self::read(sort, object)
+    }
+}
+
 /// What is heard of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum Heard<S> {
     /// All kinds are known.
     Synced,
     /// What is known may be out of date.
     Stale,
     /// All of a kind is known.
-    Complete(Sort),
+    Complete(S),
     /// An object of a kind is other than before.
-    Changed(Sort),
+    Changed(S),
 }
 
-impl Tell for Heard {
+impl<S: Send + 'static> Tell for Heard<S> {
     fn synced() -> Self {
         Self::Synced
     }
@@ -40,23 +61,23 @@ impl Tell for Heard {
 
 /// The objects of a kind.
 #[derive(Debug)]
-pub(crate) struct Store {
-    pub(crate) sort: Sort,
-    known: Known<(String, String), Object>,
+pub(crate) struct Store<T: Item> {
+    pub(crate) sort: T::Sort,
+    known: Known<(String, String), T>,
     malformed: u64,
 }
 
-impl Store {
-    pub(crate) fn new(sort: Sort) -> Self {
+impl<T: Item> Store<T> {
+    pub(crate) fn new(sort: T::Sort) -> Self {
         Self { sort, known: Known::default(), malformed: 0 }
     }
 
     /// All of them.
-    pub(crate) fn objects(&self) -> impl Iterator<Item = &Object> {
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &T> {
         self.known.kept()
     }
 
-    fn is(&mut self, object: Value, listed: bool, out: &mut Vec<Heard>) {
+    fn is(&mut self, object: Value, listed: bool, out: &mut Vec<Heard<T::Sort>>) {
         let Some(name) = name_of(&object) else {
             self.known.unreadable();
             self.malformed += 1;
@@ -67,7 +88,7 @@ impl Store {
         if !self.known.is_news(&name, revision, listed) {
             return;
         }
-        match Object::read(self.sort, object) {
+        match T::read(self.sort, object) {
             Ok(read) => {
                 if self.known.get(&name) != Some(&read) {
                     out.push(Heard::Changed(self.sort));
@@ -86,7 +107,7 @@ impl Store {
         }
     }
 
-    fn remove(&mut self, name: &(String, String), out: &mut Vec<Heard>) {
+    fn remove(&mut self, name: &(String, String), out: &mut Vec<Heard<T::Sort>>) {
         if self.known.remove(name).is_some() {
             out.push(Heard::Changed(self.sort));
         }
@@ -99,8 +120,8 @@ fn name_of(object: &Value) -> Option<(String, String)> {
     (!name.is_empty()).then(|| (field("/metadata/namespace"), name))
 }
 
-impl Objects for Store {
-    type Told = Heard;
+impl<T: Item> Objects for Store<T> {
+    type Told = Heard<T::Sort>;
 
     fn revision(&self) -> u64 {
         self.known.revision()
@@ -110,7 +131,7 @@ impl Objects for Store {
         self.known.set_back();
     }
 
-    fn begin(&mut self, _out: &mut Vec<Heard>) {
+    fn begin(&mut self, _out: &mut Vec<Heard<T::Sort>>) {
         self.known.begin();
     }
 
@@ -118,18 +139,18 @@ impl Objects for Store {
         self.known.listed_at(revision);
     }
 
-    fn item(&mut self, _version: &str, object: Value, out: &mut Vec<Heard>) {
+    fn item(&mut self, _version: &str, object: Value, out: &mut Vec<Heard<T::Sort>>) {
         self.is(object, true, out);
     }
 
-    fn end(&mut self, revision: u64, out: &mut Vec<Heard>) {
+    fn end(&mut self, revision: u64, out: &mut Vec<Heard<T::Sort>>) {
         for name in self.known.end(revision) {
             self.remove(&name, out);
         }
         out.push(Heard::Complete(self.sort));
     }
 
-    fn event(&mut self, verb: Verb, _version: &str, object: Value, out: &mut Vec<Heard>) {
+    fn event(&mut self, verb: Verb, _version: &str, object: Value, out: &mut Vec<Heard<T::Sort>>) {
         let revision = number(&object, "/metadata/resourceVersion");
         match (verb, name_of(&object)) {
             (Verb::Is, _) => self.is(object, false, out),
@@ -139,7 +160,7 @@ impl Objects for Store {
         self.known.moved(revision);
     }
 
-    fn garbled(&mut self, what: &str, _out: &mut Vec<Heard>) {
+    fn garbled(&mut self, what: &str, _out: &mut Vec<Heard<T::Sort>>) {
         self.known.unreadable();
         self.malformed += 1;
         tracing::warn!(kind = %self.sort, what, "it is no JSON, or too large");
@@ -149,7 +170,7 @@ impl Objects for Store {
         self.known.moved(revision);
     }
 
-    fn clear(&mut self, out: &mut Vec<Heard>) {
+    fn clear(&mut self, out: &mut Vec<Heard<T::Sort>>) {
         for name in self.known.names().cloned().collect::<Vec<_>>() {
             self.remove(&name, out);
         }

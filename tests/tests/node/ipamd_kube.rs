@@ -1,19 +1,24 @@
 //! ipamd's Kubernetes source against the fake API server: what it tells, what it writes, and that nothing of what goes wrong
 //! there is believed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use sluice_contract::id::PodRef;
+use sluice_ipamd_core::shared::Group;
 use sluice_ipamd_daemon::cluster::objects::Naming;
-use sluice_ipamd_daemon::cluster::{About, Cluster as _, Condition, Notice, Report, TOLD_LIMIT, Told, Weight};
+use sluice_ipamd_daemon::cluster::{About, Cluster as _, Condition, Notice, Report, Shared, TOLD_LIMIT, Told, Weight};
 use sluice_ipamd_kube::{Kubernetes, Settings};
-use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, Kind, Outage, TableId, builtin};
-use sluice_tests::bed::{Bed, LIMIT, add_pods, scene};
+use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, Kind, Outage, TableId, builtin, policy_kinds};
+use sluice_tests::bed::{Bed, LIMIT, add_pods, ask, scene};
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Deployment;
+use sluice_vpcsim::probe::{self, ECHO_PORT};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -37,6 +42,8 @@ struct Seen {
     subnet: Option<Option<String>>,
     overrides: Option<Variables>,
     elected: bool,
+    groups: BTreeMap<String, Group>,
+    routes: Option<Vec<Ipv4Net>>,
 }
 
 impl Drop for Seen {
@@ -53,6 +60,8 @@ impl Seen {
         let mut settings = Settings::new(node.to_owned(), "kube-system".to_owned(), Some(naming), 7);
         settings.timing = timing();
         settings.timing.patience = Duration::from_millis(500);
+        settings.routes = true;
+        settings.condition_stands = Duration::from_millis(500);
         settings.lease = (Duration::from_secs(3), Duration::from_millis(300));
         let source = Kubernetes::new(Client::try_from(config).unwrap(), settings);
         let (told, receiver) = mpsc::channel(TOLD_LIMIT);
@@ -67,6 +76,8 @@ impl Seen {
             subnet: None,
             overrides: None,
             elected: false,
+            groups: BTreeMap::new(),
+            routes: None,
         }
     }
 
@@ -79,6 +90,8 @@ impl Seen {
                 self.overrides = Some(overrides.map(|overrides| overrides.0.into_iter().collect()));
             }
             Told::Elected(elected) => self.elected = elected,
+            Told::Groups(groups) => self.groups = groups,
+            Told::Routes(routes) => self.routes = Some(routes),
         }
     }
 
@@ -297,6 +310,16 @@ async fn events_are_counted_and_the_condition_is_written_when_it_changes() {
     seen.report(Report::Condition(condition(false, "SubnetExhausted")));
     eventually("the condition", async || shown("False", "SubnetExhausted").await).await;
     assert!(server.count("patch", "nodes") <= 4 + 1, "{}", server.count("patch", "nodes"));
+    // One that comes and goes is written as it is in the end, and not each time.
+    let before = server.count("patch", "nodes");
+    for _ in 0..20 {
+        seen.report(Report::Condition(condition(true, "Available")));
+        seen.report(Report::Condition(condition(false, "EniLimitReached")));
+        tokio::task::yield_now().await;
+    }
+    eventually("the last condition", async || shown("False", "EniLimitReached").await).await;
+    let written = server.count("patch", "nodes") - before;
+    assert!(written <= 2, "{written} times");
 }
 
 #[tokio::test]
@@ -319,6 +342,107 @@ async fn one_node_is_elected_and_another_when_it_is_gone() {
     second.until("again", |seen| seen.elected).await;
 }
 
+fn cidr_groups() -> TableId {
+    TableId::new("cilium.io", "ciliumcidrgroups")
+}
+
+/// A server with the kinds of policies.
+async fn server_of_policies() -> ApiServer {
+    let server = ApiServer::start_bare().await.unwrap();
+    policy_kinds().into_iter().for_each(|kind| server.install(kind));
+    server
+}
+
+fn policy(name: &str, security_group: &str) -> Value {
+    json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"endpointSelector": {}, "egress": [{"toGroups": [{"aws": {"securityGroupsNames": [security_group]}}]}]},
+    })
+}
+
+/// Each CiliumCIDRGroup with its CIDRs.
+fn written(server: &ApiServer) -> BTreeMap<String, Vec<String>> {
+    let objects = server.objects(&cidr_groups()).into_iter();
+    let read = |object: &Value| {
+        let cidrs = object["spec"]["externalCIDRs"].as_array().unwrap().iter();
+        let cidrs = cidrs.map(|cidr| cidr.as_str().unwrap().to_owned()).collect();
+        (object["metadata"]["name"].as_str().unwrap().to_owned(), cidrs)
+    };
+    objects.map(|object| read(&object)).collect()
+}
+
+#[tokio::test]
+async fn the_elected_node_writes_who_is_in_the_groups_that_policies_name() {
+    let server = server_of_policies().await;
+    server.put(policy("a", "web")).unwrap();
+    server.put(policy("same", "web")).unwrap();
+    let mut seen = Seen::on(&server, "n1");
+    seen.until("the group", |seen| seen.elected && seen.groups.len() == 1).await;
+    let (name, group) = seen.groups.first_key_value().map(|(name, group)| (name.clone(), group.clone())).unwrap();
+    assert!(name.starts_with("sluice-aws-") && group.names.contains("web"), "{name} {group:?}");
+    assert!(written(&server).is_empty(), "nothing is known of it yet");
+
+    let told = |seen: &Seen, cidrs: &[&str], routes: Option<&[&str]>| {
+        let groups = [(name.clone(), cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect())].into();
+        let routes = routes.map(|routes| routes.iter().map(|route| route.parse().unwrap()).collect());
+        seen.report(Report::Shared(Shared { groups, routes }));
+    };
+    // The first attempts fail.
+    server.fault(FaultRule::times(2, "create", "ciliumcidrgroups", Fault::Status { code: 503, retry_after: None }));
+    told(&seen, &["10.0.0.1/32", "2001:db8::1/128"], Some(&["10.9.0.0/16"]));
+    seen.until("what was written comes back", |seen| seen.routes == Some(vec!["10.9.0.0/16".parse().unwrap()])).await;
+    eventually("the object", async || {
+        written(&server).get(&name) == Some(&vec!["10.0.0.1/32".to_owned(), "2001:db8::1/128".to_owned()])
+    })
+    .await;
+    // Nobody is in it any more: it is written so, not left out.
+    told(&seen, &[], None);
+    eventually("an empty group", async || written(&server).get(&name) == Some(&Vec::new())).await;
+
+    // One that somebody else has made is let alone, with its policy and without; ours go with their policies.
+    server.put(policy("b", "db")).unwrap();
+    seen.until("both groups", |seen| seen.groups.len() == 2).await;
+    let other = seen.groups.keys().find(|key| **key != name).unwrap().clone();
+    let foreign = json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": {"name": other},
+        "spec": {"externalCIDRs": ["192.0.2.1/32"]},
+    });
+    server.put(foreign).unwrap();
+    let groups = [(other.clone(), vec!["10.0.0.2/32".parse().unwrap()])].into();
+    seen.report(Report::Shared(Shared { groups, routes: None }));
+    told(&seen, &["10.0.0.3/32"], Some(&["10.9.0.0/16", "10.8.0.0/16"]));
+    eventually("ours is written", async || written(&server)[&name] == ["10.0.0.3/32"]).await;
+    seen.until("more routes", |seen| seen.routes.as_ref().is_some_and(|routes| routes.len() == 2)).await;
+    for gone in ["a", "same", "b"] {
+        server.delete(&TableId::new("cilium.io", "ciliumnetworkpolicies"), "default", gone).unwrap();
+    }
+    eventually("ours is gone", async || !written(&server).contains_key(&name)).await;
+    assert_eq!(written(&server)[&other], ["192.0.2.1/32"]);
+}
+
+#[tokio::test]
+async fn groups_outlive_policies_that_cannot_be_read() {
+    let server = server_of_policies().await;
+    server.put(policy("a", "web")).unwrap();
+    let mut first = Seen::on(&server, "n1");
+    first.until("the group", |seen| seen.groups.len() == 1).await;
+    let name = first.groups.keys().next().unwrap().clone();
+    let groups: BTreeMap<_, _> = [(name.clone(), vec!["10.0.0.1/32".parse().unwrap()])].into();
+    first.report(Report::Shared(Shared { groups, routes: None }));
+    eventually("the object", async || written(&server).contains_key(&name)).await;
+    drop(first);
+    // The next one that is elected may read no policies: it takes nothing away.
+    server.fault(FaultRule::always("list", "ciliumnetworkpolicies", Fault::Status { code: 403, retry_after: None }));
+    let mut second = Seen::on(&server, "n2");
+    second.until("elected", |seen| seen.elected).await;
+    eventually("the others are read", async || server.count("watch", "ciliumcidrgroups") > 1).await;
+    assert!(written(&server).contains_key(&name) && second.groups.is_empty());
+    server.heal();
+    second.until("the group", |seen| seen.groups.len() == 1).await;
+    assert!(written(&server).contains_key(&name));
+}
+
 /// What docs/ipamd-kubernetes.md says that it may do is what it asks for, and nothing else.
 #[tokio::test]
 async fn it_asks_for_what_the_documentation_says() {
@@ -335,11 +459,29 @@ async fn it_asks_for_what_the_documentation_says() {
             has("apiGroups", group) && has("resources", resource) && has("verbs", verb)
         })
     };
-    let server = ApiServer::start_bare().await.unwrap();
+    let server = server_of_policies().await;
     server.install(eni_configs());
     server.put(node("n1", &json!({}))).unwrap();
+    server.put(policy("a", "web")).unwrap();
     let mut seen = Seen::on(&server, "n1");
     seen.until("elected", |seen| seen.elected && seen.subnet.is_some() && seen.overrides.is_some()).await;
+    seen.until("the group", |seen| seen.groups.len() == 1).await;
+    let name = seen.groups.keys().next().unwrap().clone();
+    for number in 1..=2 {
+        let groups = [(name.clone(), vec![format!("10.0.0.{number}/32").parse().unwrap()])].into();
+        let routes = Some(vec![format!("10.{number}.0.0/16").parse().unwrap()]);
+        seen.report(Report::Shared(Shared { groups, routes }));
+        seen.until("it was written", |seen| {
+            seen.routes.as_ref().is_some_and(|found| found[0].addr().octets()[1] == number)
+        })
+        .await;
+        eventually("it was written", async || {
+            written(&server).get(&name).is_some_and(|found| found[0] == format!("10.0.0.{number}/32"))
+        })
+        .await;
+    }
+    server.delete(&TableId::new("cilium.io", "ciliumnetworkpolicies"), "default", "a").unwrap();
+    eventually("the group is gone", async || written(&server).is_empty()).await;
     let notice = Notice { about: About::Node, weight: Weight::Normal, reason: "Test", message: "m".to_owned() };
     seen.report(Report::Notice(notice.clone()));
     seen.report(Report::Notice(notice));
@@ -350,8 +492,14 @@ async fn it_asks_for_what_the_documentation_says() {
             && server.count("update", "leases") > 0
     })
     .await;
-    let groups =
-        [("events", "events.k8s.io"), ("leases", "coordination.k8s.io"), ("eniconfigs", "crd.k8s.amazonaws.com")];
+    let groups = [
+        ("events", "events.k8s.io"),
+        ("leases", "coordination.k8s.io"),
+        ("eniconfigs", "crd.k8s.amazonaws.com"),
+        ("ciliumcidrgroups", "cilium.io"),
+        ("ciliumclusterwidenetworkpolicies", "cilium.io"),
+        ("ciliumnetworkpolicies", "cilium.io"),
+    ];
     for request in server.requests().iter().filter(|request| request.verb != "discovery") {
         let group = groups.iter().find(|(plural, _)| *plural == request.plural).map_or("", |(_, group)| group);
         let resource = match request.subresource.as_str() {
@@ -365,6 +513,18 @@ async fn it_asks_for_what_the_documentation_says() {
 /// Where the API server of a node is, in its own namespace.
 const API: &str = "127.0.0.1:6443";
 
+/// Makes a directory with a configuration that names [`API`]; its path.
+fn kubeconfig(dir: &Path) -> String {
+    std::fs::create_dir(dir).unwrap();
+    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{API}")}}],
+        "users": [{"name": "c", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
+    let path = dir.join("kubeconfig");
+    std::fs::write(&path, config.to_string()).unwrap();
+    path.display().to_string()
+}
+
 async fn server_on(node: &Deployment) -> ApiServer {
     let bound = node.node().run(|| {
         let listener = std::net::TcpListener::bind(API)?;
@@ -375,6 +535,57 @@ async fn server_on(node: &Deployment) -> ApiServer {
     ApiServer::on(listener, builtin()).unwrap()
 }
 
+/// One node asks EC2 for all, and each has what came of it: security groups for policies, and peered VPCs without translation.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_node_learns_of_ec2_all_nodes_have() {
+    if !privileged() {
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("sluice-shared-{}", std::process::id()));
+    let path = kubeconfig(&dir);
+    let settings = [("KUBECONFIG", path.as_str()), ("SLUICE_EXCLUDE_SNAT_ROUTES", "true")];
+    let peered = scene(0.1)
+        .replace("routes: {0.0.0.0/0: internet-gateway}", "routes: {0.0.0.0/0: internet-gateway, 10.9.0.0/16: peering/pair}")
+        .replace("  node-b: {type: m5.large, subnet: main/nodes, public_address: true}\n", "")
+        .replace(
+            "instances:\n",
+            "  shared:\n    cidrs: [10.9.0.0/16]\n    subnets: {only: {cidr: 10.9.1.0/24, routes: {10.0.0.0/16: peering/pair}}}\n\
+             peerings: {pair: [main, shared]}\ninstances:\n  peer: {type: t3.micro, subnet: shared/only, tags: {role: db}}\n",
+        );
+    let bed = Bed::up_on(&peered, |name| name != "peer", &settings).await.unwrap();
+    let node = bed.node("node-a").unwrap();
+    let peer = bed.world.instance("peer").unwrap();
+    let peer = bed.world.look(|model, _| model.state().attached(peer)[0].primary);
+    let to = SocketAddr::from((peer, ECHO_PORT));
+    bed.world.node("peer").unwrap().run_async(move || probe::serve_in_background(to)).await.unwrap().unwrap();
+    let pod = add_pods(node, "default", "p", 1).await.unwrap().remove(0);
+    let (own, _) = bed.addresses_of("node-a").unwrap();
+    assert_eq!(ask(node, &pod, peer).await.unwrap(), own, "nothing is known of the peered VPC yet");
+
+    let server = server_on(node).await;
+    policy_kinds().into_iter().for_each(|kind| server.install(kind));
+    server.put(self::node("node-a", &json!({}))).unwrap();
+    let mut named = policy("db", "unused");
+    named["spec"]["egress"][0]["toGroups"][0] = json!({"aws": {"labels": {"role": "db"}}});
+    server.put(named).unwrap();
+    // It asks seldom whether a server that was away has the Lease: a start asks at once.
+    node.kill_ipamd().await;
+    node.start_ipamd().await.unwrap();
+    eventually("the database's address", async || written(&server).into_values().eq([vec![format!("{peer}/32")]]))
+        .await;
+    eventually("the pod keeps its address into the peered VPC", async || {
+        ask(node, &pod, peer).await.unwrap() == pod.address
+    })
+    .await;
+    // A restart without the API server knows it too.
+    drop(server);
+    node.kill_ipamd().await;
+    node.start_ipamd().await.unwrap();
+    node.ready(LIMIT).await.unwrap();
+    assert_eq!(ask(node, &pod, peer).await.unwrap(), pod.address);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 /// DESIGN 11: without the API server everything is served; with it, pods have their addresses before they ask.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_node_pods_are_served_without_the_api_server_and_foreseen_with_it() {
@@ -382,13 +593,7 @@ async fn on_a_node_pods_are_served_without_the_api_server_and_foreseen_with_it()
         return;
     }
     let dir = std::env::temp_dir().join(format!("sluice-ipamd-kube-{}", std::process::id()));
-    std::fs::create_dir(&dir).unwrap();
-    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": format!("http://{API}")}}],
-        "users": [{"name": "c", "user": {}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
-    std::fs::write(dir.join("kubeconfig"), config.to_string()).unwrap();
-    let path = dir.join("kubeconfig").display().to_string();
+    let path = kubeconfig(&dir);
     let settings = [("KUBECONFIG", path.as_str()), ("WARM_IP_TARGET", "1"), ("MINIMUM_IP_TARGET", "1")];
     let bed = Bed::up(&scene(0.1), &settings).await.unwrap();
     let ipamd = bed.node("node-a").unwrap();

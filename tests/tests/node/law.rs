@@ -22,7 +22,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sluice-ipamd-sim", &["sluice-contract", "sluice-ipamd-core", "sluice-vpcsim"]),
     ("sluice-ipamd-daemon", &["sluice-contract", "sluice-daemon", "sluice-hostnet", "sluice-ipamd-core"]),
     ("sluice-ipamd-ec2", &["sluice-contract", "sluice-ipamd-core", "sluice-ipamd-daemon"]),
-    ("sluice-ipamd-kube", &["sluice-cluster", "sluice-daemon", "sluice-ipamd-daemon"]),
+    // Policies name groups of AWS's interfaces, which the elected node resolves: policy-core reads policies.
+    (
+        "sluice-ipamd-kube",
+        &["sluice-cluster", "sluice-daemon", "sluice-ipamd-core", "sluice-ipamd-daemon", "sluice-policy-core"],
+    ),
     (
         "sluice-ipamd",
         &[

@@ -67,6 +67,8 @@ impl Cluster for Directory {
                     Report::Notice(Notice { about, reason, message, .. }) => {
                         tracing::info!(?about, reason, message, "event");
                     }
+                    // Nobody is elected.
+                    Report::Shared(_) => {}
                     Report::Condition(Condition { holds, reason, message }) => {
                         tracing::info!(holds, reason, message, "condition of the node");
                     }

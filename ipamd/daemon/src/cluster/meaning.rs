@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::Ipv4Net;
 use serde::Deserialize;
 use sluice_contract::id::PodRef;
 use sluice_ipamd_core::cloud::EniConfig;
+use sluice_ipamd_core::shared::MOST_ROUTES;
 
 use super::Told;
 use super::objects::{
-    MIRROR_ANNOTATION, Naming, NoEniConfig, OVERRIDES_NAME, Object, Sort, eni_config, is_schedulable,
+    MIRROR_ANNOTATION, Naming, NoEniConfig, OVERRIDES_NAME, Object, ROUTES_KEY, SHARED_NAME, Sort, eni_config,
+    is_schedulable,
 };
 use crate::config::overrides::Overrides;
 
@@ -19,6 +22,7 @@ pub struct Meaning {
     eni_config: Option<Result<EniConfig, NoEniConfig>>,
     bound: Option<BTreeSet<PodRef>>,
     overrides: Option<Result<Overrides, Vec<String>>>,
+    routes: Option<Vec<Ipv4Net>>,
 }
 
 impl Meaning {
@@ -34,6 +38,7 @@ impl Meaning {
                 .map(|naming| eni_config(objects, node, naming)),
             bound: known(&[Sort::Pod]).then(|| pods_bound(objects, node)),
             overrides: known(&[Sort::Node, Sort::ConfigMap]).then(|| overrides(objects, node)),
+            routes: routes(objects),
         }
     }
 
@@ -66,6 +71,12 @@ impl Meaning {
         {
             news.push(Told::Overrides(overrides.clone()));
         }
+        if let Some(routes) = &self.routes
+            && before.routes != self.routes
+        {
+            tracing::info!(?routes, "private networks that the VPC's route tables lead to");
+            news.push(Told::Routes(routes.clone()));
+        }
         news
     }
 }
@@ -90,6 +101,21 @@ fn pods_bound(objects: &[Object], node: &str) -> BTreeSet<PodRef> {
             PodRef { namespace: metadata.namespace.clone(), name: metadata.name.clone(), uid }
         })
         .collect()
+}
+
+/// What the elected node has found. Where it has found nothing yet, or what it wrote cannot be read, what was known stays.
+fn routes(objects: &[Object]) -> Option<Vec<Ipv4Net>> {
+    let is_it = |object: &&Object| object.sort() == Some(Sort::ConfigMap) && object.metadata.name == SHARED_NAME;
+    let text = objects.iter().find(is_it)?.data.get(ROUTES_KEY)?;
+    let networks: Result<Vec<Ipv4Net>, _> =
+        text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::parse).collect();
+    match networks {
+        Ok(networks) if networks.len() <= MOST_ROUTES => Some(networks),
+        _ => {
+            tracing::warn!("{ROUTES_KEY} of ConfigMap {SHARED_NAME} is no list of at most {MOST_ROUTES} IPv4 CIDRs");
+            None
+        }
+    }
 }
 
 /// A group of nodes, and what is set on them.
@@ -153,10 +179,8 @@ mod tests {
     use super::*;
     use crate::cluster::objects::read;
 
-    const ALL: [Sort; 4] = [Sort::Node, Sort::Pod, Sort::ConfigMap, Sort::EniConfig];
-
     fn meaning(text: &str) -> Meaning {
-        Meaning::of(&read(text).unwrap(), &ALL.into(), "n1", None)
+        Meaning::of(&read(text).unwrap(), &Sort::ALL.into(), "n1", None)
     }
 
     #[test]
@@ -209,6 +233,20 @@ metadata: {name: n1, labels: {size: SIZE}}
         let faults = meaning(text).overrides.unwrap().unwrap_err();
         assert_eq!(faults.len(), 3, "{faults:?}");
         assert!(faults[0].starts_with("a: ") && faults[0].contains("envs"), "{faults:?}");
+    }
+
+    #[test]
+    fn what_the_elected_node_wrote_holds_until_it_is_known_better() {
+        let map = |text: &str| {
+            meaning(&format!(
+                "{{kind: ConfigMap, metadata: {{name: sluice-vpc}}, data: {{privateNetworks: '{text}'}}}}"
+            ))
+            .routes
+        };
+        assert_eq!(map("10.1.0.0/16, 10.2.0.0/16").unwrap().len(), 2);
+        assert_eq!(map(""), Some(Vec::new()));
+        assert_eq!(map("10.1.0.0/16,peered"), None);
+        assert_eq!(meaning("{kind: ConfigMap, metadata: {name: sluice-vpc}}").routes, None);
     }
 
     #[test]

@@ -24,6 +24,10 @@ const MOST_DEPTH: usize = 64;
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// The ConfigMap that sets ipamd's variables on groups of nodes.
 pub const OVERRIDES_NAME: &str = "sluice-ipamd";
+/// The ConfigMap by which the elected node tells all others what it has asked EC2 for.
+pub const SHARED_NAME: &str = "sluice-vpc";
+/// Its key with the private networks that the VPC's route tables lead to: IPv4 CIDRs with commas between them.
+pub const ROUTES_KEY: &str = "privateNetworks";
 
 /// The kinds that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,11 +40,13 @@ pub enum Sort {
     ConfigMap,
     /// `ENIConfig`.
     EniConfig,
+    /// The ConfigMap [`SHARED_NAME`], which is watched apart from the other one.
+    Shared,
 }
 
 impl Sort {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Node, Self::Pod, Self::ConfigMap, Self::EniConfig];
+    pub const ALL: [Self; 5] = [Self::Node, Self::Pod, Self::ConfigMap, Self::EniConfig, Self::Shared];
 
     /// The kind of this name.
     #[must_use]
@@ -54,7 +60,7 @@ impl Sort {
         match self {
             Self::Node => "Node",
             Self::Pod => "Pod",
-            Self::ConfigMap => "ConfigMap",
+            Self::ConfigMap | Self::Shared => "ConfigMap",
             Self::EniConfig => "ENIConfig",
         }
     }

@@ -43,6 +43,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             external_snat: false,
             snat_by_eni: false,
             exclude_snat: Vec::new(),
+            exclude_snat_routes: false,
             external_services: Vec::new(),
             disable_tcp_early_demux: false,
             block_metadata: false,

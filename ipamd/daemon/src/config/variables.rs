@@ -118,6 +118,11 @@ pub const VARIABLES: &[Variable] = &[
     ),
     daemon("SLUICE_CLUSTER_DIR", "", "directory of YAML files that stand for the API server"),
     daemon("SLUICE_EC2_RATE", "5", "calls a second of each changing EC2 action at most, 1 to 100"),
+    network(
+        "SLUICE_EXCLUDE_SNAT_ROUTES",
+        "false",
+        "nor to private networks that the VPC's route tables lead to: peered VPCs, transit gateways, VPNs",
+    ),
     daemon("SLUICE_LOG", "", "log filter in tracing-subscriber's words; goes before AWS_VPC_K8S_CNI_LOGLEVEL"),
     daemon("SLUICE_LOG_FORMAT", "text", "text or json"),
     daemon("SLUICE_MAX_PODS", "0", "most pods of the node; 0 derives it from the instance type"),

@@ -19,8 +19,10 @@ use tokio::time::Instant;
 
 use super::gone::Gone;
 use super::leaks::{self, Look};
+use super::resolve::{self, Found, Wanted};
 use super::{Daemon, LOOK_EVERY, OpResult, REPAIR_GAP, Timer, lost};
 use crate::cloud::Cloud;
+use crate::cluster::{About, Weight};
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::kernel::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
@@ -57,6 +59,8 @@ pub(super) enum Job {
     Leaks(String),
     /// Delete an ENI of this cluster that has leaked.
     Reap(EniId, String),
+    /// Ask EC2 for what all nodes need.
+    Resolve(Box<Wanted>),
 }
 
 /// A repair: what is known to have changed, and the pods as the ledger has them.
@@ -82,6 +86,7 @@ pub(super) enum Done {
     Repaired(Disturbance, Repaired),
     Leaks(Result<Look, Failure>),
     Reap(EniId, Result<bool, Failure>),
+    Resolved(Box<Found>),
 }
 
 /// What IMDS tells.
@@ -143,6 +148,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 Job::Watch(not_before) => Done::Disturbed(kernel.disturbed(&prefix, not_before).await),
                 Job::Repair(Repairing { disturbance, pods }) => Done::Repaired(disturbance, kernel.repair(&pods).await),
                 Job::Leaks(cluster) => Done::Leaks(leaks::look(&executor, &cluster).await),
+                Job::Resolve(wanted) => Done::Resolved(Box::new(resolve::ask(&executor, *wanted).await)),
                 Job::Reap(eni, cluster) => {
                     let result = leaks::reap(&executor, &eni, &cluster).await;
                     Done::Reap(eni, result)
@@ -171,6 +177,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                             searching.timer.failed(now, leaks::AGAIN, random);
                         }
                     }
+                    Some(Job::Resolve(_)) => self.resolving.timer.failed(now, pause, random),
                     Some(Job::ClearPod(gone)) => self.pod_not_cleared(&gone),
                     Some(Job::Op(op)) => {
                         let failure = lost(&op);
@@ -235,6 +242,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.timers.pods.failed(now, Duration::ZERO, &mut self.random);
             }
             Done::Leaks(looked) => self.looked(looked),
+            Done::Resolved(found) => self.resolved(*found),
             Done::Reap(eni, reaped) => self.reaped(&eni, &reaped),
             Done::Node(network, Ok(())) => {
                 self.timers.node.succeeded(now);
@@ -436,10 +444,17 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     fn repaired(&self, disturbance: &Disturbance, repaired: Repaired) {
         let Disturbance { changes, since } = disturbance;
         let Repaired { made, failed } = repaired;
-        if !made.is_empty() {
+        if let Some(Repair { op, reason, .. }) = made.first() {
             let (count, took) = (made.len(), since.elapsed());
             self.parts.metrics.mended(took);
             tracing::warn!(?changes, count, ?took, "others have changed the node's network: it was mended");
+            // What all of it was is in the log.
+            let others = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
+            let message = format!(
+                "something on the node has changed its network, and what is Sluice's was put right: {op} ({reason}){others}; \
+                 NetworkManager, systemd-networkd and firewall programs must leave pods' interfaces, rules and tables alone"
+            );
+            self.notice(About::Node, Weight::Warning, "NetworkRepaired", message);
         }
         for Repair { kind, op, reason } in made {
             self.parts.metrics.repaired(kind);
@@ -455,11 +470,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(super) fn node_network(&self) -> Option<NodeNetwork> {
         let node = self.state.node()?;
         let primary = self.state.ledger().primary()?;
+        let routes = self.state.routes().iter().filter(|_| self.parts.config.network.exclude_snat_routes);
         Some(NodeNetwork {
             primary_mac: primary.mac,
             primary_ip: primary.primary_ip,
             vpc_cidrs: node.vpc_cidrs.clone(),
-            routed_cidrs: Vec::new(),
+            routed_cidrs: routes.copied().collect(),
             config: self.parts.config.network.clone(),
         })
     }

@@ -37,6 +37,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(super) fn elected(&mut self, elected: bool) {
         let config = &self.parts.config;
         self.parts.metrics.elected(elected);
+        // In IMDS-only mode EC2 is never asked.
+        self.resolving.elected(elected && !config.pool.imds_only);
         if !elected {
             self.searching = None;
         } else if self.searching.is_none() && config.leaked_eni_cleanup {

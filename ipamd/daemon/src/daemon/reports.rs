@@ -51,7 +51,7 @@ impl Reports {
 
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// Whether it will be told: what finds no room is dropped, and counted.
-    fn report(&self, report: Report) -> bool {
+    pub(super) fn report(&self, report: Report) -> bool {
         let told = self.reports.to.try_send(report).is_ok();
         if !told {
             self.parts.metrics.report_dropped();

@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_contract::id::{InstanceId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{AddressCount, CloudErrorKind, CreateEni};
+use sluice_ipamd_core::shared::{Group, private_networks};
 use sluice_ipamd_daemon::cloud::Cloud;
 use sluice_vpcsim::ec2::Ec2;
 use sluice_vpcsim::imds::Imds;
 use sluice_vpcsim::live::LiveModel;
-use sluice_vpcsim::model::api::{CreateSubnet, TerminateInstances};
+use sluice_vpcsim::model::api::{CreateSubnet, CreateTags, TerminateInstances};
+use sluice_vpcsim::model::id::RouteTableId;
+use sluice_vpcsim::model::state::RouteTarget;
 use sluice_vpcsim::model::{self, Fault, FaultEffect, Model, SceneInstance};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -173,4 +176,63 @@ async fn what_is_left_behind_is_found_by_the_cluster_s_tag_and_its_instance_s_en
     let end = TerminateInstances { instances: vec![account.instance.clone()] };
     account.live.call("tests", end).await.result.unwrap();
     assert_eq!(cloud.living(&asked).await.unwrap(), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn members_of_groups_are_found_by_security_groups_and_by_tags() {
+    let account = Account::open().await;
+    let cloud = &account.cloud;
+    let made = cloud.create_eni(&account.request(&account.subnet, AddressCount::Prefixes(1), "token-1")).await.unwrap();
+    let delegated = cloud.assign_ipv6_prefix(&made.eni).await.unwrap();
+    let group = made.security_groups[0].to_string();
+    let by_id = Group { ids: [group.clone()].into(), ..Group::default() };
+    let by_name = Group { names: ["default".to_owned()].into(), ..Group::default() };
+    let found = by_id.cidrs(&cloud.members(&by_id).await.unwrap()).unwrap();
+    assert_eq!(by_name.cidrs(&cloud.members(&by_name).await.unwrap()).unwrap(), found);
+    // The node's own ENI and the new one, with everything that they hold.
+    let holds = |net: ipnet::IpNet| found.iter().any(|other| other.contains(&net));
+    assert!(
+        holds(ipnet::IpNet::V4(*made.prefixes.first().unwrap())) && holds(ipnet::IpNet::V6(delegated)),
+        "{found:?}"
+    );
+    assert!(holds(std::net::IpAddr::V4(made.primary_ip).into()));
+    let nobody = Group { ids: ["sg-00000000000000000".to_owned()].into(), ..Group::default() };
+    assert_eq!(cloud.members(&nobody).await.unwrap(), []);
+
+    // By tags of instances: an ENI that is attached to none does not count.
+    let tag = CreateTags {
+        resources: vec![account.instance.to_string()],
+        tags: [("role".to_owned(), "db".to_owned())].into(),
+    };
+    account.live.with(|model, now| model.call_from("somebody", tag.into(), now).result).unwrap();
+    let by_tag = Group { tags: [("role".to_owned(), "db".to_owned())].into(), ..by_id.clone() };
+    let members = cloud.members(&by_tag).await.unwrap();
+    assert_eq!(members.len(), 1);
+    assert!(members[0].groups.contains(&(group, "default".to_owned())));
+    // Another region has another client; here all are served by one endpoint.
+    let elsewhere = Group { region: Some("eu-south-1".to_owned()), ..by_id.clone() };
+    assert_eq!(cloud.members(&elsewhere).await.unwrap(), cloud.members(&by_id).await.unwrap());
+}
+
+#[tokio::test]
+async fn routes_of_all_tables_of_the_vpc_are_told_with_what_they_lead_to() {
+    let account = Account::open().await;
+    let lead = |destination: &str, target: RouteTarget, table: &RouteTableId| {
+        let destination: ipnet::IpNet = destination.parse().unwrap();
+        account.live.with(|model, _| model.set_route(table, destination, Some(target))).unwrap();
+    };
+    let (main, other, peering) = account.live.with(|model, _| {
+        let far = model.add_vpc(&["10.9.0.0/16".parse().unwrap()], None, BTreeMap::new()).unwrap();
+        let peering = model.add_peering(&account.vpc, &far).unwrap();
+        let other = model.add_route_table(&account.vpc, std::slice::from_ref(&account.subnet)).unwrap();
+        (model.state().vpcs[&account.vpc].main_route_table.clone(), other, peering)
+    });
+    lead("10.9.0.0/16", RouteTarget::Peering(peering.clone()), &main);
+    lead("10.8.0.0/16", RouteTarget::Peering(peering.clone()), &other);
+    lead("3fff:0:0:900::/56", RouteTarget::Peering(peering.clone()), &other);
+    let routes = account.cloud.routes(&account.vpc).await.unwrap();
+    let to = |target: &str| routes.iter().filter(|route| route.target == target).count();
+    assert_eq!((to("local"), to(peering.as_str()), routes.len()), (2, 2, 4), "{routes:?}");
+    let networks: Vec<String> = private_networks(&routes).unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.8.0.0/16", "10.9.0.0/16"]);
 }

@@ -1,12 +1,14 @@
 //! What the cluster tells, and what it is told.
 
 use sluice_contract::id::{EniId, InstanceId};
+use sluice_ipamd_core::shared::Group;
 use sluice_ipamd_core::state::tag;
-use sluice_vpcsim::model::api::{AttachNetworkInterface, CreateNetworkInterface, TerminateInstances};
-use sluice_vpcsim::model::{Reply, Request};
+use sluice_vpcsim::model::api::{AttachNetworkInterface, CreateNetworkInterface, CreateTags, TerminateInstances};
+use sluice_vpcsim::model::state::RouteTarget;
+use sluice_vpcsim::model::{Fault, FaultEffect, Reply, Request};
 
 use super::*;
-use crate::cluster::{About, Condition, Notice, Report, Told};
+use crate::cluster::{About, Condition, Notice, Report, Shared, Told};
 use crate::config::overrides::Overrides;
 use crate::inbox::Input;
 
@@ -102,7 +104,7 @@ async fn what_stands_in_the_way_is_told_beside_the_node_and_its_pods() {
     let reported = world.reported();
     let condition = reported.iter().rev().find_map(|report| match report {
         Report::Condition(condition) => Some(condition.clone()),
-        Report::Notice(_) => None,
+        Report::Notice(_) | Report::Shared(_) => None,
     });
     let condition = condition.unwrap();
     assert_eq!((condition.holds, condition.reason), (false, "SubnetExhausted"));
@@ -122,7 +124,7 @@ async fn what_stands_in_the_way_is_told_beside_the_node_and_its_pods() {
     tokio::time::sleep(minutes(10)).await;
     let last = world.reported().into_iter().rev().find_map(|report| match report {
         Report::Condition(condition) => Some(condition.holds),
-        Report::Notice(_) => None,
+        Report::Notice(_) | Report::Shared(_) => None,
     });
     assert_eq!(last, Some(true));
     node.stop().await;
@@ -197,5 +199,109 @@ async fn an_eni_that_another_instance_uses_by_then_stays() {
     world.cloud.model().call_from("somebody", Request::from(attach), world.cloud.now()).result.unwrap();
     tokio::time::sleep(minutes(120)).await;
     assert!(world.cloud.model().state().enis.contains_key(&eni));
+    node.stop().await;
+}
+
+/// What the elected node has handed on, in turn.
+fn handed_on(world: &mut World) -> Vec<Shared> {
+    let shared = world.reported().into_iter().filter_map(|report| match report {
+        Report::Shared(shared) => Some(shared),
+        Report::Notice(_) | Report::Condition(_) => None,
+    });
+    shared.collect()
+}
+
+/// Groups by the tags of instances and by the names of security groups.
+fn groups() -> BTreeMap<String, Group> {
+    let names = Group { names: ["default".to_owned()].into(), ..Group::default() };
+    let tags = Group { tags: [("role".to_owned(), "db".to_owned())].into(), ..Group::default() };
+    [("by-name".to_owned(), names), ("by-tag".to_owned(), tags)].into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_elected_node_asks_who_is_in_the_groups_and_where_routes_lead() {
+    let mut clouds = SimCloud::fleet(Settings::aws(), 2, "m5.large", "10.0.1.0/24");
+    let db = clouds[1].instance();
+    let mut world = World::of(clouds.remove(0));
+    world.set("SLUICE_EXCLUDE_SNAT_ROUTES", "true");
+    let node = world.settled().await;
+    let (before, table) = {
+        let tag = CreateTags { resources: vec![db.to_string()], tags: [("role".to_owned(), "db".to_owned())].into() };
+        let now = world.cloud.now();
+        let mut model = world.cloud.model();
+        model.call_from("somebody", Request::from(tag), now).result.unwrap();
+        let vpc = model.state().vpcs.keys().next().unwrap().clone();
+        let other = model.add_vpc(&["10.9.0.0/16".parse().unwrap()], None, BTreeMap::new()).unwrap();
+        let peering = model.add_peering(&vpc, &other).unwrap();
+        let table = model.state().vpcs[&vpc].main_route_table.clone();
+        let destination: ipnet::Ipv4Net = "10.9.0.0/16".parse().unwrap();
+        model.set_route(&table, destination, Some(RouteTarget::Peering(peering))).unwrap();
+        (model.state().attached(&db)[0].primary, table)
+    };
+    let asked = |world: &World, api: &str| world.cloud.counts().get(api).copied().unwrap_or_default();
+    tokio::time::sleep(minutes(10)).await;
+    assert_eq!(asked(&world, "DescribeRouteTables"), 0, "nobody is elected");
+    node.tell(Told::Elected(true)).await;
+    node.tell(Told::Groups(groups())).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let shared = handed_on(&mut world);
+    let routes: Vec<_> = shared.iter().filter_map(|shared| shared.routes.clone()).collect();
+    assert_eq!(routes, [["10.9.0.0/16".parse().unwrap()]]);
+    let of = |name: &str| shared.iter().find_map(|shared| shared.groups.get(name).cloned()).unwrap();
+    assert_eq!(of("by-tag"), [ipnet::IpNet::from(IpAddr::V4(before))]);
+    assert!(of("by-name").len() > 1, "the node's own ENIs are in the group too");
+    // Once a minute, and no more.
+    let looks = asked(&world, "DescribeRouteTables");
+    tokio::time::sleep(minutes(10)).await;
+    assert!((9..=11).contains(&(asked(&world, "DescribeRouteTables") - looks)));
+
+    // EC2 refuses: what was told stays, and it is said once.
+    handed_on(&mut world);
+    world.cloud.set_down(true);
+    tokio::time::sleep(minutes(5)).await;
+    assert!(handed_on(&mut world).is_empty());
+    world.cloud.set_down(false);
+    world.cloud.model().set_route(&table, "10.9.0.0/16".parse::<ipnet::Ipv4Net>().unwrap(), None).unwrap();
+    tokio::time::sleep(minutes(3)).await;
+    assert_eq!(handed_on(&mut world).last().unwrap().routes, Some(Vec::new()));
+    // Another is elected.
+    node.tell(Told::Elected(false)).await;
+    tokio::time::sleep(minutes(1)).await;
+    let looks = asked(&world, "DescribeRouteTables");
+    tokio::time::sleep(minutes(60)).await;
+    assert_eq!(asked(&world, "DescribeRouteTables"), looks);
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_group_is_said_once_and_a_new_one_is_asked_for_at_once() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    world.reported();
+    let denied =
+        FaultEffect::Error { code: "UnauthorizedOperation".into(), message: "Denied.".into(), status: Some(403) };
+    let fault = Fault { action: Some("DescribeInstances".into()), effect: denied, count: None, of_million: None };
+    world.cloud.model().add_fault(fault).unwrap();
+    node.tell(Told::Elected(true)).await;
+    node.tell(Told::Groups(groups())).await;
+    tokio::time::sleep(minutes(10)).await;
+    let reported = world.reported();
+    let notices = reported.iter().filter(|report| {
+        matches!(report, Report::Notice(Notice { reason: "GroupNotResolved", message, .. }) if message.contains("by-tag"))
+    });
+    assert_eq!(notices.count(), 1, "{reported:#?}");
+    let knows = |name: &str| {
+        reported.iter().any(|report| matches!(report, Report::Shared(shared) if shared.groups.contains_key(name)))
+    };
+    assert!(knows("by-name") && !knows("by-tag"));
+    world.cloud.model().clear_faults();
+    tokio::time::sleep(minutes(3)).await;
+    assert!(handed_on(&mut world).iter().any(|shared| shared.groups.contains_key("by-tag")));
+    let mut more = groups();
+    more.insert("new".to_owned(), Group { ids: ["sg-00000001".to_owned()].into(), ..Group::default() });
+    node.tell(Told::Groups(more)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let shared = handed_on(&mut world);
+    assert!(matches!(shared.as_slice(), [one] if one.groups.keys().eq(["new"])), "{shared:?}");
     node.stop().await;
 }

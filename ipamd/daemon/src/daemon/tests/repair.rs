@@ -1,6 +1,7 @@
 //! Others change the host's network.
 
 use super::*;
+use crate::cluster::{About, Notice, Report, Weight};
 
 #[tokio::test(start_paused = true)]
 async fn a_repair_follows_each_change_at_most_twice_a_second_and_knows_the_pods() {
@@ -21,6 +22,11 @@ async fn a_repair_follows_each_change_at_most_twice_a_second_and_knows_the_pods(
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let repaired = world.host.state().repaired.clone();
+    let told = world.reported().into_iter().filter(|report| {
+        matches!(report, Report::Notice(Notice { about: About::Node, weight: Weight::Warning, reason: "NetworkRepaired", message })
+            if message.contains("rule add (missing)"))
+    });
+    assert_eq!(told.count(), repaired.len());
     let (first, pods) = &repaired[0];
     assert!(*first - begun <= Duration::from_millis(10), "the first one at once: {:?}", *first - begun);
     assert!((9..=12).contains(&repaired.len()), "{repaired:?}");

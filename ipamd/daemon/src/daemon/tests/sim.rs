@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_contract::id::{Attachment, AttachmentId, EniId, IfName, InstanceId, SecurityGroupId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{
     AddressCount, Api, Assigned, CloudError, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, ImdsEni, InstanceIdentity,
@@ -14,8 +14,9 @@ use sluice_ipamd_core::cloud::{
 };
 use sluice_ipamd_core::op::{Op, Outcome};
 use sluice_ipamd_core::recover::KernelView;
+use sluice_ipamd_core::shared::{Group, Member, VpcRoute};
 use sluice_ipamd_sim::translate;
-use sluice_vpcsim::model::api::{CreateSubnet, Describe, DetachNetworkInterface, Filter};
+use sluice_vpcsim::model::api::{CreateSubnet, Describe, DescribeRouteTables, DetachNetworkInterface, Filter};
 use sluice_vpcsim::model::state::{self, Eni};
 use sluice_vpcsim::model::{CallFailure, Model, Reply, Request, SceneInstance, Settings};
 use tokio::sync::Notify;
@@ -311,6 +312,52 @@ impl Cloud for SimCloud {
             }
             other => panic!("DescribeInstances answered {other:?}"),
         }
+    }
+
+    async fn members(&self, group: &Group) -> Result<Vec<Member>, CloudError> {
+        let member = |state: &state::State, eni: &Eni| {
+            let name = |id: &SecurityGroupId| (id.to_string(), state.security_groups[id].name.clone());
+            let addresses =
+                std::iter::once(&eni.primary).chain(&eni.secondaries).map(|ip| IpNet::from(IpAddr::V4(*ip)));
+            let prefixes = eni.prefixes.iter().map(|prefix| IpNet::V4(*prefix));
+            Member { groups: eni.groups.iter().map(name).collect(), cidrs: addresses.chain(prefixes).collect() }
+        };
+        let seen = |enis: Vec<Eni>| {
+            let model = self.model();
+            Ok(enis.iter().map(|eni| member(model.state(), eni)).collect())
+        };
+        if group.tags.is_empty() {
+            let (name, values) =
+                if group.ids.is_empty() { ("group-name", &group.names) } else { ("group-id", &group.ids) };
+            let describe: Describe<EniId> = Describe { filters: vec![filter(name, values)], ..Describe::default() };
+            match self.call(Api::DescribeNetworkInterfaces, describe).await? {
+                Reply::NetworkInterfaces(listed) => seen(listed.items),
+                other => panic!("DescribeNetworkInterfaces answered {other:?}"),
+            }
+        } else {
+            let filters = group.tags.iter().map(|(key, value)| filter(&format!("tag:{key}"), [value])).collect();
+            let describe: Describe<InstanceId> = Describe { filters, ..Describe::default() };
+            match self.call(Api::DescribeInstances, describe).await? {
+                Reply::Instances(listed) => seen(listed.items.into_iter().flat_map(|found| found.enis).collect()),
+                other => panic!("DescribeInstances answered {other:?}"),
+            }
+        }
+    }
+
+    async fn routes(&self, vpc: &VpcId) -> Result<Vec<VpcRoute>, CloudError> {
+        let filters = vec![filter("vpc-id", [vpc])];
+        let describe: DescribeRouteTables = Describe { filters, ..Describe::default() };
+        let tables = match self.call(Api::DescribeRouteTables, describe).await? {
+            Reply::RouteTables(listed) => listed.items,
+            other => panic!("DescribeRouteTables answered {other:?}"),
+        };
+        let route = |(destination, target): (&IpNet, &state::RouteTarget)| match (destination, target) {
+            (IpNet::V4(destination), state::RouteTarget::Peering(id)) => {
+                Some(VpcRoute { destination: *destination, target: id.to_string() })
+            }
+            _ => None,
+        };
+        Ok(tables.iter().flat_map(|table| &table.routes).filter_map(route).collect())
     }
 
     async fn subnets(&self, vpc: &VpcId, availability_zone: &str) -> Result<Vec<Ec2Subnet>, CloudError> {
