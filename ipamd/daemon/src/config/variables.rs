@@ -121,7 +121,7 @@ pub const VARIABLES: &[Variable] = &[
     network(
         "SLUICE_EXCLUDE_SNAT_ROUTES",
         "false",
-        "nor to private networks that the VPC's route tables lead to: peered VPCs, transit gateways, VPNs",
+        "nothing is translated on its way to private networks that the VPC's route tables lead to: by peering, transit gateway, VPN",
     ),
     daemon("SLUICE_LOG", "", "log filter in tracing-subscriber's words; goes before AWS_VPC_K8S_CNI_LOGLEVEL"),
     daemon("SLUICE_LOG_FORMAT", "text", "text or json"),
