@@ -10,6 +10,7 @@
 //! | [`gate`], [`l7`] | policy on nodes, with packets and with requests |
 //! | [`kube_source`], [`ipamd_kube`], [`apiserver`] | policyd's and ipamd's Kubernetes sources, and the fake API server that they are tested against |
 //! | [`see`] | flows, `sluice status`, `observe`, `explain` and `doctor` on a node, and faults that were seeded |
+//! | [`install`], [`versions`] | a node is installed, upgraded and left; other versions' files and frames |
 //! | [`burst`] | what the benchmarks measure with |
 //! | [`law`], [`logs`] | the dependency law; names of fields in logs |
 
@@ -39,3 +40,4 @@ mod scale;
 mod see;
 mod takeover;
 mod upgrade;
+mod versions;
