@@ -35,7 +35,7 @@ pub mod view;
 mod testing;
 
 pub use config::Config;
-pub use flows::Export;
+pub use flows::{Export, TlsFiles};
 pub use run::{RunError, run};
 pub use sluice_daemon::log;
 pub use sluice_daemon::rpc::ListenError;

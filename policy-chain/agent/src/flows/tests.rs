@@ -433,8 +433,7 @@ fn flows_are_counted_by_hubbles_names_within_bounds() {
     let mut named = sluice_daemon::metrics::Named::default();
     metrics
         .register(&mut |name, help, metric: &dyn crate::metrics::Registered| metric.register(&mut named, name, help));
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &named.registry).unwrap();
+    let text = named.encode();
     for line in [
         "hubble_drop_total{protocol=\"TCP\",reason=\"POLICY_DENIED\"} 1",
         "hubble_flows_processed_total{protocol=\"HTTP\",type=\"L7\",verdict=\"FORWARDED\"} 5",
