@@ -131,7 +131,7 @@ async fn a_dry_run_is_told_too() {
         let audit = decision.audit.as_ref().map(|audit| audit.lists.len());
         assert_eq!((decision.verdict.lists.len(), audit), (0, Some(1)), "{decision:?}");
     }
-    assert!(node.passes(7, FRIEND, 8080));
+    assert!(!node.passes(7, FRIEND, 8080), "it lets nothing pass either");
 }
 
 #[tokio::test(start_paused = true)]
