@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn what_policyd_says_is_read() {
-        let view: Value =
+        let view =
             serde_json::json!({"drops": {"policy": 5, "spoofed": 2, "event-lost": 4}, "flows": {"seen": 3, "lost": 4}});
         let told = Told::of(&view);
         assert_eq!(told, Told { dropped: 7, flows: 3, lost: 4 });
