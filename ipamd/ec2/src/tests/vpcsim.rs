@@ -204,7 +204,7 @@ async fn members_of_groups_are_found_by_security_groups_and_by_tags() {
         resources: vec![account.instance.to_string()],
         tags: [("role".to_owned(), "db".to_owned())].into(),
     };
-    account.live.with(|model, now| model.call_from("somebody", tag.into(), now).result).unwrap();
+    account.live.with(|model, now| model.call_from("somebody", tag, now).result).unwrap();
     let by_tag = Group { tags: [("role".to_owned(), "db".to_owned())].into(), ..by_id.clone() };
     let members = cloud.members(&by_tag).await.unwrap();
     assert_eq!(members.len(), 1);

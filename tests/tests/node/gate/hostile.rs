@@ -32,7 +32,7 @@ fn bound(net: &Namespace, at: SocketAddrV4) -> UdpSocket {
     let bind = || loop {
         match UdpSocket::bind(at) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::yield_now();
             }
             bound => return bound.unwrap(),
         }
