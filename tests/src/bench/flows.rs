@@ -338,7 +338,6 @@ fn report(turns: &[Vec<Turn>], weather: Weather) -> Report {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
 
     use super::*;
 
