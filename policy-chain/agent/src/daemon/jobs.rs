@@ -164,9 +164,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let bindings: Vec<Binding> = self.bindings.values().cloned().collect();
         for gate in bindings.iter().flat_map(Binding::interfaces) {
             let interface = interface(gate);
-            // What cannot be looked at now is looked at again with the next check.
-            let is_whole = self.parts.gates.check(&interface).await.is_ok_and(|differences| differences.is_empty());
-            if !is_whole && let Err(error) = self.parts.gates.attach(&interface).await {
+            // An ADD that is under way has what drops everything there, until its own turn. What cannot be looked at now, or
+            // is not there, is mended with the next check.
+            let differences = self.parts.gates.check(&interface).await;
+            let is_older = differences.is_ok_and(|differences| differences.iter().any(|one| one.older));
+            if is_older && let Err(error) = self.parts.gates.attach(&interface).await {
                 tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "a gate of before stays for now");
                 self.parts.metrics.error("repair");
             }
