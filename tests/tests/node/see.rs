@@ -414,7 +414,7 @@ async fn drops_by_the_hundred_thousand(ground: &Ground) {
     assert!(all.lost > 0, "{all:?}");
     let grown = memory().await - small;
     assert!(grown < STORM_MEMORY, "policyd has grown by {grown} MiB");
-    let said = ground.sluice(&["observe", "--last", "4000", "-o", "jsonpb"]).await;
+    let said = ground.sluice(&["observe", "--since", "10m", "-o", "jsonpb"]).await;
     assert!(said.contains("lost_events"), "what was lost is told where it is missing");
     ground.deployment.delete(&late.sandbox).await.unwrap();
 }

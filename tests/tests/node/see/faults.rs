@@ -129,7 +129,7 @@ async fn p60_what_ec2_refuses_a_full_map_and_a_name_that_is_not_allowed_are_name
     for name in LATE {
         ground.deployment.add("shop", name).await.unwrap();
     }
-    ground.finds("subnet", "enough free addresses").await;
+    ground.finds("subnet", "no free address left").await;
     ground.told(&["a subnet has no room", "→ add a subnet with the tag kubernetes.io/role/cni=1"]).await;
 }
 
