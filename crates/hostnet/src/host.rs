@@ -182,8 +182,8 @@ impl Host {
     }
 
     /// A table that should be there: `body` is what stands between the braces of `table FAMILY NAME { ... }`. Loads it as a
-    /// dormant draft ([`nft::draft`]) to learn its content, and finds mistakes on the way; three runs of `nft`, so keep the
-    /// result, and let no two callers learn the same table at once.
+    /// dormant draft ([`nft::draft`]) to learn its content, and finds mistakes on the way; `nft` runs for each chain, so keep
+    /// the result, and let no two callers learn the same table at once.
     ///
     /// # Errors
     /// [`NftError::Refused`] for a body that `nft` or the kernel does not take; [`NftError::Missing`]; others.

@@ -11,7 +11,7 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -65,14 +65,35 @@ pub fn draft(id: &NftTableId) -> NftTableId {
 pub(crate) async fn learn(id: NftTableId, body: String) -> Result<NftRuleset, NftError> {
     let draft = draft(&id);
     apply(&id, replace_script(&draft, &format!("flags dormant\n{body}"))).await?;
-    let listed = run(&["-j", "list", "table", draft.family.as_str(), &draft.name], String::new()).await;
+    let listed = list_parts(&id, &draft, &body).await;
     apply(&id, delete_script(&draft)).await?;
-    let listed = listed?;
-    if !listed.status.success() {
-        return Err(refused(&id, &listed.stderr));
-    }
-    let content = content(&listed.stdout, Some((&draft, &id))).map_err(NftError::List)?;
+    let content = content(listed?);
     Ok(NftRuleset { id, body, content })
+}
+
+/// What the draft says of the table that it is made for. Part by part: nft 1.0.6 takes the flags of a table that it lists as
+/// JSON from where they are not, and at times has nothing to say then.
+async fn list_parts(id: &NftTableId, draft: &NftTableId, body: &str) -> Result<Vec<Value>, NftError> {
+    let mut objects = vec![json!({"table": {"family": id.family.as_str(), "name": id.name}})];
+    for (kind, name) in parts(body) {
+        let listed = run(&["-j", "list", kind, draft.family.as_str(), &draft.name, name], String::new()).await?;
+        if !listed.status.success() {
+            return Err(refused(id, &listed.stderr));
+        }
+        let listed = self::objects(&listed.stdout).map_err(NftError::List)?;
+        objects.extend(listed.into_iter().filter(|object| object.get("table").is_none()));
+    }
+    objects.iter_mut().for_each(|object| rename(object, draft, id));
+    Ok(objects)
+}
+
+/// Chains, sets and maps of a table's body: what they are, and their names.
+fn parts(body: &str) -> impl Iterator<Item = (&str, &str)> {
+    body.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let kind = words.next().filter(|kind| matches!(*kind, "chain" | "set" | "map"))?;
+        Some((kind, words.next()?)).filter(|_| words.next().is_some_and(|word| word.starts_with('{')))
+    })
 }
 
 /// Runs `script` in one transaction, in the caller's namespace.
@@ -85,7 +106,7 @@ pub(crate) async fn apply(table: &NftTableId, script: String) -> Result<(), NftE
 pub(crate) async fn list(table: &NftTableId) -> Result<Option<NftTable>, NftError> {
     let output = run(&["-j", "list", "table", table.family.as_str(), &table.name], String::new()).await?;
     if output.status.success() {
-        let content = content(&output.stdout, None).map_err(NftError::List)?;
+        let content = content(objects(&output.stdout).map_err(NftError::List)?);
         return Ok(Some(NftTable { id: table.clone(), content }));
     }
     if is_absent(&output.stderr) { Ok(None) } else { Err(refused(table, &output.stderr)) }
@@ -148,31 +169,30 @@ fn refused(table: &NftTableId, stderr: &[u8]) -> NftError {
     NftError::Refused { table: table.clone(), message }
 }
 
-/// What `nft -j list table` says, less what changes by itself, and sets in one order; of a draft, what it says of the table
-/// that it is made for.
-fn content(json: &[u8], drafted: Option<(&NftTableId, &NftTableId)>) -> Result<NftContent, serde_json::Error> {
-    let mut value: Value = serde_json::from_slice(json)?;
-    if let Some(objects) = value.get_mut("nftables").and_then(Value::as_array_mut) {
-        objects.retain(|object| object.get("metainfo").is_none());
-        if let Some((draft, id)) = drafted {
-            objects.iter_mut().for_each(|object| rename(object, draft, id));
-        }
+/// What `nft -j list` says.
+fn objects(json: &[u8]) -> Result<Vec<Value>, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Listed {
+        nftables: Vec<Value>,
     }
-    normalise(&mut value);
-    Ok(NftContent(value.to_string()))
+    let Listed { nftables } = serde_json::from_slice(json)?;
+    Ok(nftables.into_iter().filter(|object| object.get("metainfo").is_none()).collect())
 }
 
-/// An object of the draft becomes one of the table: the table itself, or what says in which one it is.
+/// The objects of a table less what changes by itself, kind by kind, and sets in one order.
+fn content(mut objects: Vec<Value>) -> NftContent {
+    let rank = |object: &Value| ["table", "chain", "rule"].iter().position(|kind| object.get(kind).is_some());
+    objects.sort_by_key(rank);
+    let mut value = json!({"nftables": objects});
+    normalise(&mut value);
+    NftContent(value.to_string())
+}
+
+/// An object of the draft becomes one of the table.
 fn rename(object: &mut Value, draft: &NftTableId, id: &NftTableId) {
-    for (kind, fields) in object.as_object_mut().into_iter().flatten() {
-        let Some(fields) = fields.as_object_mut() else { continue };
-        let field = if kind == "table" { "name" } else { "table" };
-        if let Some(name) = fields.get_mut(field).filter(|name| **name == *draft.name) {
+    for fields in object.as_object_mut().into_iter().flat_map(|kinds| kinds.values_mut()) {
+        if let Some(name) = fields.get_mut("table").filter(|name| **name == *draft.name) {
             *name = id.name.clone().into();
-        }
-        if kind == "table" {
-            // Not every nft says that it is dormant.
-            fields.remove("flags");
         }
     }
 }
@@ -202,33 +222,47 @@ fn normalise(value: &mut Value) {
 mod tests {
     use super::*;
 
+    fn said(json: &[u8]) -> NftContent {
+        content(objects(json).unwrap())
+    }
+
     #[test]
     fn handles_counters_and_the_order_of_sets_do_not_count() {
         let one = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"table": {"family": "ip", "name": "t", "handle": 7}},
             {"rule": {"handle": 3, "expr": [{"counter": {"packets": 5, "bytes": 9}}, {"set": ["b", "a"]}]}}]}"#;
         let two = br#"{"nftables": [{"table": {"family": "ip", "name": "t", "handle": 9}},
             {"rule": {"handle": 4, "expr": [{"counter": {"packets": 0, "bytes": 0}}, {"set": ["a", "b"]}]}}]}"#;
-        assert_eq!(content(one, None).unwrap(), content(two, None).unwrap());
+        assert_eq!(said(one), said(two));
         let three = br#"{"nftables": [{"table": {"family": "ip", "name": "t", "handle": 9}},
             {"rule": {"handle": 4, "expr": [{"set": ["a", "b"]}, {"counter": {"packets": 0, "bytes": 0}}]}}]}"#;
-        assert_ne!(content(one, None).unwrap(), content(three, None).unwrap());
-        assert!(content(b"no", None).is_err());
+        assert_ne!(said(one), said(three));
+        assert!(objects(b"no").is_err() && objects(b"\n").is_err());
+    }
+
+    /// Part by part or as a whole: the order of chains and of rules counts, and not which kind is told first.
+    #[test]
+    fn a_draft_says_what_its_table_is_to_be() {
+        let chain =
+            |table: &str, name: &str| json!({"chain": {"family": "ip", "table": table, "name": name, "handle": 1}});
+        let rule =
+            |table: &str, chain: &str| json!({"rule": {"table": table, "chain": chain, "expr": [{"accept": null}]}});
+        let table = json!({"table": {"family": "ip", "name": "t"}});
+        let id = NftTableId::new(crate::state::NftFamily::Ip, "t");
+        let draft = draft(&id);
+        let mut parts = vec![table.clone()];
+        for name in ["a", "t-draft"] {
+            parts.extend([chain(&draft.name, name), rule(&draft.name, name)]);
+        }
+        parts.iter_mut().for_each(|object| rename(object, &draft, &id));
+        let whole = vec![table, chain("t", "a"), chain("t", "t-draft"), rule("t", "a"), rule("t", "t-draft")];
+        assert_eq!(content(parts), content(whole.clone()));
+        let other = vec![whole[0].clone(), whole[2].clone(), whole[1].clone(), whole[3].clone(), whole[4].clone()];
+        assert_ne!(content(whole), content(other));
     }
 
     #[test]
-    fn a_draft_says_what_its_table_is_to_be() {
-        let of = |name: &str, flags: &str| {
-            format!(
-                r#"{{"nftables": [{{"table": {{"family": "ip", "name": "{name}"{flags}, "handle": 1}}}},
-                {{"chain": {{"family": "ip", "table": "{name}", "name": "t-draft", "handle": 1}}}},
-                {{"rule": {{"family": "ip", "table": "{name}", "chain": "t-draft", "expr": [{{"accept": null}}]}}}}]}}"#
-            )
-        };
-        let id = NftTableId::new(crate::state::NftFamily::Ip, "t");
-        let draft = draft(&id);
-        let wanted = content(of("t", "").as_bytes(), None).unwrap();
-        for flags in ["", r#", "flags": "dormant""#, r#", "flags": ["dormant"]"#] {
-            assert_eq!(content(of("t-draft", flags).as_bytes(), Some((&draft, &id))).unwrap(), wanted, "{flags}");
-        }
+    fn parts_of_a_body_are_found() {
+        let body = "\tset s { type ipv4_addr; }\n\tmap m {\n\t}\n\tchain a {\n\t\tjump b\n\t\tip daddr @set accept\n\t}\nchain b { }\n";
+        assert_eq!(parts(body).collect::<Vec<_>>(), [("set", "s"), ("map", "m"), ("chain", "a"), ("chain", "b")]);
     }
 }
