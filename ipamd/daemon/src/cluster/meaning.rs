@@ -112,7 +112,10 @@ fn routes(objects: &[Object]) -> Option<Vec<Ipv4Net>> {
     match networks {
         Ok(networks) if networks.len() <= MOST_ROUTES => Some(networks),
         _ => {
-            tracing::warn!("{ROUTES_KEY} of ConfigMap {SHARED_NAME} is no list of at most {MOST_ROUTES} IPv4 CIDRs");
+            tracing::warn!(
+                object = SHARED_NAME,
+                "a routed network is no CIDR of IPv4, or there are too many; none is taken"
+            );
             None
         }
     }
