@@ -232,7 +232,7 @@ pub enum Reason {
     /// The address is a Service's: its backends decide (DESIGN 6.8).
     Service,
     /// The policies that select the pod say more, all together, than can be put in force: nothing passes
-    /// ([`crate::compile::MAX_CONDITIONS`]).
+    /// ([`crate::compile::engine::MAX_CONDITIONS`]).
     TooLarge,
     /// The pod is not known.
     Unknown,
