@@ -18,14 +18,19 @@ pub struct Variable {
     pub meaning: &'static str,
 }
 
+/// How much of a variable's value a fault shows.
+pub const VALUE_CHARACTERS: usize = 200;
+/// How much of the rule that it breaks.
+pub const RULE_CHARACTERS: usize = 400;
+
 /// One variable that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFault {
     /// Its name.
     pub variable: &'static str,
-    /// What it holds, cut to 200 characters.
+    /// What it holds, cut to [`VALUE_CHARACTERS`].
     pub value: String,
-    /// The rule that it breaks.
+    /// The rule that it breaks, cut to [`RULE_CHARACTERS`]: it may quote the value.
     pub rule: String,
 }
 
@@ -71,8 +76,8 @@ impl<'a> Reader<'a> {
 
     /// Notes a fault.
     pub fn fault(&mut self, variable: &'static str, value: &str, rule: impl Into<String>) {
-        let value = value.chars().take(200).collect();
-        self.faults.push(ConfigFault { variable, value, rule: rule.into() });
+        let rule = cut(&rule.into(), RULE_CHARACTERS);
+        self.faults.push(ConfigFault { variable, value: cut(value, VALUE_CHARACTERS), rule });
     }
 
     /// Ends the reading.
@@ -146,4 +151,12 @@ impl<'a> Reader<'a> {
             _ => Err("it must be text or json".to_owned()),
         })
     }
+}
+
+/// At most this many characters of a text, the last of them an ellipsis where there are more.
+fn cut(text: &str, characters: usize) -> String {
+    if text.chars().nth(characters).is_none() {
+        return text.to_owned();
+    }
+    text.chars().take(characters.saturating_sub(1)).chain(['…']).collect()
 }

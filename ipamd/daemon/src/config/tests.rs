@@ -177,3 +177,14 @@ fn custom_networking_names_what_it_needs() {
     let faults = load(&[on, ("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")]).unwrap_err().to_string();
     assert!(faults.contains("MY_NODE_NAME") && faults.contains("ENABLE_IPv6"), "{faults}");
 }
+
+#[test]
+fn a_fault_quotes_so_much_of_a_value_and_no_more() {
+    let long = "3".repeat(65_000);
+    let faults = load(&[("AWS_EXTERNAL_SERVICE_CIDRS", &long), ("ADDITIONAL_ENI_TAGS", &long)]).unwrap_err();
+    assert_eq!(faults.0.len(), 2);
+    for fault in &faults.0 {
+        assert!(fault.value.chars().count() == 200 && fault.value.ends_with('…'), "{fault}");
+        assert!(fault.rule.chars().count() <= 400, "{fault}");
+    }
+}
