@@ -182,6 +182,56 @@ impl fmt::Display for PodRef {
     }
 }
 
+/// The number of a VLAN on a link: 1 to 4094 (IEEE 802.1Q; 0 is no VLAN, and 4095 is reserved).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct VlanId(u16);
+
+impl VlanId {
+    /// Checks a number.
+    ///
+    /// # Errors
+    /// [`InvalidId`] for one that no VLAN has.
+    pub fn new(number: u16) -> Result<Self, InvalidId> {
+        if (1..=4094).contains(&number) {
+            Ok(Self(number))
+        } else {
+            Err(InvalidId::new("VLAN number", &number.to_string(), "it must be 1 to 4094"))
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl TryFrom<u16> for VlanId {
+    type Error = InvalidId;
+    fn try_from(number: u16) -> Result<Self, InvalidId> {
+        Self::new(number)
+    }
+}
+
+impl From<VlanId> for u16 {
+    fn from(vlan: VlanId) -> Self {
+        vlan.0
+    }
+}
+
 /// A 48-bit Ethernet address, written `02:00:5e:10:00:01`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -254,6 +304,16 @@ mod tests {
         assert_eq!(
             error,
             "network interface id \"eth0\" is not valid: it must be eni- and 8 to 32 lower-case hexadecimal digits"
+        );
+    }
+
+    #[test]
+    fn a_vlan_has_a_number_that_a_frame_can_carry() {
+        assert_eq!(VlanId::new(4094).unwrap().get(), 4094);
+        assert!(VlanId::new(0).is_err());
+        assert_eq!(
+            VlanId::new(4095).unwrap_err().to_string(),
+            "VLAN number \"4095\" is not valid: it must be 1 to 4094"
         );
     }
 

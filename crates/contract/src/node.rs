@@ -2,6 +2,7 @@
 //!
 //! They are those of the AWS VPC CNI, so that a node can be taken over from it and handed back with its pods running.
 
+pub mod branch;
 pub mod egress;
 pub mod veth;
 

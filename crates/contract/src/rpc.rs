@@ -25,8 +25,8 @@ pub use frame::{
     FRAME_LIMIT, FrameError, decode, encode, encode_within, frame_length, frame_length_within, read_frame, write_frame,
 };
 pub use message::{
-    AddReply, AddRequest, Call, CheckRequest, DelReply, DelRequest, GcReply, GcRequest, Hello, Outcome, PodAddress,
-    ProtocolRange, Refusal, RefusalCode, Reply, Request, StatusReply,
+    AddReply, AddRequest, Branch, Call, CheckRequest, DelReply, DelRequest, GcReply, GcRequest, Hello, Outcome,
+    PodAddress, ProtocolRange, Refusal, RefusalCode, Reply, Request, StatusReply,
 };
 pub use policy::{
     GateInterface, PolicyAdd, PolicyAddReply, PolicyCall, PolicyCheck, PolicyCheckReply, PolicyDel, PolicyOutcome,

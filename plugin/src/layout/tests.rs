@@ -13,6 +13,7 @@ fn address(ip: &str, table: u32) -> PodAddress {
         card: 0,
         device: 1,
         table,
+        branch: None,
     }
 }
 

@@ -55,6 +55,7 @@ pub(crate) fn address(ip: &str, device: u32) -> PodAddress {
         card: 0,
         device,
         table: route_table(0, device),
+        branch: None,
     }
 }
 

@@ -125,6 +125,7 @@ fn addresses(book: &Book, pod: &PodRef) -> Option<Vec<PodAddress>> {
         card: 0,
         device,
         table: known.eni.table(),
+        branch: None,
     };
     Some(known.addresses.iter().map(address).collect())
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::conf::{ConfError, NetConf, absolute, rule};
-use crate::id::{EniId, IfName, MacAddr};
+use crate::id::{EniId, IfName, MacAddr, VlanId};
 use crate::node;
 use crate::rpc::PodAddress;
 
@@ -130,6 +130,9 @@ pub struct EniAttachment {
     pub device: u32,
     /// The route table.
     pub table: u32,
+    /// The VLAN, where the ENI is a branch; card and device are then the trunk's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanId>,
 }
 
 impl EniAttachment {
@@ -143,6 +146,7 @@ impl EniAttachment {
             card: address.card,
             device: address.device,
             table: address.table,
+            vlan: address.branch.map(|branch| branch.vlan),
         }
     }
 }

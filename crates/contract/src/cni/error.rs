@@ -92,7 +92,8 @@ impl From<RefusalCode> for ErrorCode {
             | RefusalCode::Cancelled
             | RefusalCode::NotReady
             | RefusalCode::PolicyNotReady
-            | RefusalCode::Storage => Self::TryAgain,
+            | RefusalCode::Storage
+            | RefusalCode::PodEniPending => Self::TryAgain,
             RefusalCode::BadRequest | RefusalCode::Other => Self::Refused,
         }
     }

@@ -26,6 +26,7 @@ fn pod_b() -> AddResult {
         card: 0,
         device: 1,
         table: 2,
+        branch: None,
     };
     let attachment = serde_json::to_value(EniAttachment::of(&host, &address)).unwrap();
     AddResult {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Attachment, ContainerId, EniId, IfName, MacAddr, NetworkName, PodRef};
+use crate::id::{Attachment, ContainerId, EniId, IfName, MacAddr, NetworkName, PodRef, VlanId};
+use crate::node::branch;
 
 /// The protocol versions that one side speaks, both ends included. A side speaks its own and the two before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +136,24 @@ pub struct PodAddress {
     pub device: u32,
     /// The route table by which the pod's packets leave; [`crate::node::TABLE_MAIN`] for the primary ENI.
     pub table: u32,
+    /// Where the address is a branch ENI's: by which link it is reached. The ENI is then that one, and card and device are the
+    /// trunk's. A plugin that does not know this field would have the pod's traffic go past its security groups; there is no
+    /// release with such a plugin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<Branch>,
+}
+
+/// How an address of a branch ENI is reached: by a VLAN on the trunk ENI's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// The VLAN.
+    pub vlan: VlanId,
+    /// MAC address of the trunk ENI, by which its link is found.
+    pub trunk_mac: MacAddr,
+    /// The subnet's router in the family of the address.
+    pub gateway: IpAddr,
+    /// Whether what stays on the node goes by the VPC too.
+    pub mode: branch::Mode,
 }
 
 /// The answer to [`Call::Add`].
@@ -231,6 +250,9 @@ pub enum RefusalCode {
     BadRequest,
     /// The daemon could not record the outcome, e.g. on a full disk.
     Storage,
+    /// The pod has security groups of its own, and its branch ENI is not known yet: nobody has made it, or the API server has
+    /// not told.
+    PodEniPending,
     /// A code of a newer daemon.
     #[serde(other)]
     Other,
@@ -255,6 +277,7 @@ impl RefusalCode {
             Self::VersionSkew => "version_skew",
             Self::BadRequest => "bad_request",
             Self::Storage => "storage",
+            Self::PodEniPending => "pod_eni_pending",
             Self::Other => "other",
         }
     }
@@ -357,6 +380,24 @@ mod tests {
                 "attachment": {"container": "abc", "ifname": "eth0", "network": "sluice"},
                 "pod": {"namespace": "default", "name": "web-0"}})
         );
+    }
+
+    #[test]
+    fn an_address_without_a_branch_reads_and_is_written_as_before_there_were_any() {
+        let plain = serde_json::json!({"ip": "10.0.1.60", "interface": 0, "eni": "eni-0a1b2c3d4e5f60718",
+            "eni_mac": "02:00:00:00:00:09", "card": 0, "device": 1, "table": 2});
+        let address: PodAddress = serde_json::from_value(plain.clone()).unwrap();
+        assert_eq!(address.branch, None);
+        assert_eq!(serde_json::to_value(&address).unwrap(), plain);
+        let branch =
+            serde_json::json!({"vlan": 7, "trunk_mac": "02:00:00:00:00:0a", "gateway": "10.0.2.1", "mode": "strict"});
+        let mut with = plain;
+        with["branch"] = branch;
+        let address: PodAddress = serde_json::from_value(with.clone()).unwrap();
+        assert_eq!(address.branch.unwrap().mode, branch::Mode::Strict);
+        assert_eq!(serde_json::to_value(&address).unwrap(), with);
+        with["branch"]["vlan"] = serde_json::json!(4095);
+        assert!(serde_json::from_value::<PodAddress>(with).is_err());
     }
 
     #[test]

@@ -142,6 +142,7 @@ const fn reason(code: RefusalCode) -> &'static str {
         RefusalCode::QueueFull => "TooManyPodsWait",
         RefusalCode::Storage => "StateNotWritable",
         RefusalCode::NotReady => "IpamdNotReady",
+        RefusalCode::PodEniPending => "BranchENIPending",
         RefusalCode::Cancelled
         | RefusalCode::UnknownAttachment
         | RefusalCode::PolicyNotReady

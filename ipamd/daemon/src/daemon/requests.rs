@@ -262,6 +262,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 card: eni.card,
                 device: eni.device?,
                 table: eni.table()?,
+                branch: None,
             })
         };
         let companion = ledger.companion_of(address).map(IpAddr::V6);
