@@ -21,6 +21,8 @@ use crate::plan::plan;
 use crate::state::{NftRuleset, NftTableId, Observed};
 use crate::sysctl::{self, SysctlError};
 
+#[cfg(test)]
+pub(crate) use execute::request;
 pub use execute::{ExecuteError, Executed, OpError};
 
 /// Why a namespace could not be looked at.

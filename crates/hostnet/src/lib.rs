@@ -13,6 +13,7 @@
 //! - [`conntrack`]: the flows that connection tracking knows.
 //! - [`nft`], [`sysctl`]: what netlink does not reach.
 //! - [`plugin`]: what the process of a CNI plugin does, whichever plugin it is.
+//! - [`branch`]: the host's side of a pod with security groups of its own.
 //! - [`shape`]: limits on what a link sends.
 //! - [`vpc_cni`]: what the AWS VPC CNI leaves in the packet filter.
 //! - [`tc`], [`bpf`]: programs on the hooks of a link, and how one that is pinned is opened.
@@ -20,6 +21,7 @@
 //! `unsafe` is allowed in [`bpf`] alone, for one call that has no safe door.
 
 pub mod bpf;
+pub mod branch;
 pub mod conntrack;
 pub mod desired;
 pub mod host;

@@ -28,7 +28,9 @@ use tokio::task::AbortHandle;
 use crate::netns::{Namespace, NamespaceError};
 
 pub(crate) use decode::{Names, decode_link};
-pub use link::{LinkError, VethSpec};
+#[cfg(test)]
+pub(crate) use link::delete_request;
+pub use link::{LinkError, VethSpec, VlanSpec};
 
 /// How often a dump is begun again when the tables changed while it ran, before it counts as failed.
 const DUMP_ATTEMPTS: u32 = 30;
@@ -275,6 +277,16 @@ impl Request {
     /// alone, because where there is an answer, the ack is a second one.
     pub(crate) const fn echo(message: RouteNetlinkMessage) -> Self {
         Self { message, flags: NLM_F_REQUEST | NLM_F_ECHO | NLM_F_ACK }
+    }
+
+    /// The message as it goes to the kernel, without a sequence number.
+    #[cfg(test)]
+    pub(crate) fn bytes(self) -> Vec<u8> {
+        let mut message = self.into_message();
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
     }
 
     fn into_message(self) -> Message {

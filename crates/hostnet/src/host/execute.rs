@@ -344,8 +344,8 @@ const fn device(op: &Op) -> Option<&IfName> {
     }
 }
 
-/// None if the op's link is not there.
-fn request(op: &Op, numbers: &HashMap<IfName, u32>) -> Option<Request> {
+/// None if the op's link is not there, or the op is not netlink's.
+pub(crate) fn request(op: &Op, numbers: &HashMap<IfName, u32>) -> Option<Request> {
     let number = |dev: &IfName| numbers.get(dev).copied();
     let optional = |dev: &Option<IfName>| match dev {
         Some(dev) => number(dev).map(Some),

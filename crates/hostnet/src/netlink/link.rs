@@ -7,8 +7,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
-use rtnetlink::{LinkUnspec, LinkVeth};
-use sluice_contract::id::{IfName, MacAddr};
+use rtnetlink::{LinkUnspec, LinkVeth, LinkVlan};
+use sluice_contract::id::{IfName, MacAddr, VlanId};
 
 use super::encode::{link_named, link_numbered, links_in, set_link};
 use super::{Netlink, NetlinkError, Request, decode_link};
@@ -75,7 +75,57 @@ impl VethSpec<'_> {
     }
 }
 
+/// A VLAN to be made on a link (IEEE 802.1Q). It is down: what must hold from its first packet comes before.
+#[derive(Debug, Clone, Copy)]
+pub struct VlanSpec<'a> {
+    /// Its name.
+    pub name: &'a IfName,
+    /// The number of the link that it is on.
+    pub parent: u32,
+    /// The VLAN.
+    pub vlan: VlanId,
+    /// Its Ethernet address, which need not be the parent's.
+    pub mac: MacAddr,
+    /// Its MTU in bytes; no more than the parent's.
+    pub mtu: u32,
+}
+
+impl VlanSpec<'_> {
+    fn message(&self) -> LinkMessage {
+        let MacAddr(mac) = self.mac;
+        LinkVlan::new(self.name.as_str(), self.parent, self.vlan.get()).mtu(self.mtu).address(mac.to_vec()).build()
+    }
+
+    pub(crate) fn request(&self) -> Request {
+        Request::change(RouteNetlinkMessage::NewLink(self.message()), NLM_F_CREATE | NLM_F_EXCL)
+    }
+}
+
+/// The request that deletes a link, by its number.
+pub(crate) fn delete_request(index: u32) -> Request {
+    Request::change(RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build()), 0)
+}
+
 impl Netlink {
+    /// Makes a VLAN, and gives it.
+    ///
+    /// # Errors
+    /// [`LinkError`]; [`LinkError::errno`] is `EOPNOTSUPP` where the kernel has no VLANs, and `EEXIST` when the name is taken, or
+    /// the VLAN on that link.
+    pub async fn create_vlan(&self, spec: &VlanSpec<'_>) -> Result<Link, LinkError> {
+        let failed = |source| LinkError { action: "create", link: spec.name.to_string(), source };
+        let find = Request::get(RouteNetlinkMessage::GetLink(link_named(spec.name)));
+        let mut answers = self.batch(vec![spec.request(), find]).await.into_iter();
+        let (made, found) = (answers.next(), answers.next());
+        made.unwrap_or(Err(NetlinkError::Closed)).map_err(failed)?;
+        match found.unwrap_or(Err(NetlinkError::Closed)).map_err(failed)? {
+            Some(RouteNetlinkMessage::NewLink(message)) => decode_link(&message),
+            _ => None,
+        }
+        .ok_or(NetlinkError::Unexpected)
+        .map_err(failed)
+    }
+
     /// Makes a veth pair in one request, so that nothing is ever moved between namespaces, and gives the near end:
     /// its number, and in [`Link::peer`] that of the far end.
     ///
@@ -191,8 +241,7 @@ impl Netlink {
     /// # Errors
     /// [`LinkError`].
     pub async fn delete_link(&self, index: u32) -> Result<(), LinkError> {
-        let request = Request::change(RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build()), 0);
-        match self.change(request).await {
+        match self.change(delete_request(index)).await {
             Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(()),
             Err(source) => Err(LinkError { action: "delete", link: format!("#{index}"), source }),
             Ok(()) => Ok(()),
