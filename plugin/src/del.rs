@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sluice_contract::cni::{AddResult, EniConf, ErrorCode, Failure, NetConf, chain};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
-use sluice_contract::node::{TOMBSTONE_DIR, veth};
+use sluice_contract::node::{TOMBSTONE_DIR, branch, veth};
 use sluice_contract::rpc::{CheckRequest, DelRequest};
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plugin::{ClientError, on_runtime, tombstone};
@@ -47,6 +47,8 @@ pub(crate) fn run(
         search: pod.name.is_empty() && prev_result.is_none(),
         ..Traces::default()
     };
+    // With a branch ENI in strict mode it has another name, which the result has, where there is one.
+    let strict: Vec<IfName> = traces.names.iter().map(|name| branch::host_name(name, branch::Mode::Strict)).collect();
     let request = DelRequest { attachment: attachment.clone(), pod, add_failed: false };
     let held = ipamd(&options).check(CheckRequest { attachment: attachment.clone() });
     let gone = held.as_ref().is_err_and(ClientError::is_gone);
@@ -58,6 +60,9 @@ pub(crate) fn run(
             note(&shrug("going by prevResult and the kernel", &error));
             traces.claimed = addresses_of(prev_result.as_ref(), &attachment.ifname);
         }
+    }
+    if traces.held.is_empty() || traces.held.iter().any(|address| address.branch.is_some()) {
+        traces.names.extend(strict);
     }
     let detached = on_runtime(kernel::detach(&attachment, &traces))?;
     // Also when the kernel refuses: the runtime will ask again, and the address cools anyway. A daemon that is gone is

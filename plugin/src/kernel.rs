@@ -1,13 +1,15 @@
 //! The kernel's side of an attachment: made, taken away, looked at.
 //!
-//! A veth is known by its marks ([`sluice_contract::node::veth`]), never by its name alone.
+//! A veth is known by its marks ([`sluice_contract::node::veth`]), never by its name alone, and so is the VLAN of a branch ENI.
 
 mod attach;
 mod detach;
 mod differences;
+mod uplink;
 
 use sluice_contract::id::{Attachment, MacAddr};
 use sluice_contract::node::veth::{self, End};
+use sluice_hostnet::branch::is_vlan;
 use sluice_hostnet::state::{Link, LinkKind};
 
 pub(crate) use attach::attach;
@@ -19,6 +21,11 @@ fn is_host_end_of(link: &Link, attachment: &Attachment) -> bool {
     link.kind == LinkKind::Veth
         && (link.mac == Some(veth::mac(End::Host, attachment))
             || link.alias.as_deref() == Some(veth::alias(attachment).as_str()))
+}
+
+/// Whether a link is the VLAN of an attachment's branch ENI.
+fn is_uplink_of(link: &Link, attachment: &Attachment) -> bool {
+    is_vlan(link) && link.alias.as_deref() == Some(veth::alias(attachment).as_str())
 }
 
 /// Whether two links, in namespaces of their own, are joined. The pod's end may have another MAC address by now: a

@@ -9,8 +9,9 @@ use sluice_contract::cni::{
 };
 use sluice_contract::id::{Attachment, IfName, MacAddr};
 use sluice_contract::node::veth::{self, End};
-use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, pod_gateway_v4, pod_gateway_v6};
+use sluice_contract::node::{TABLE_MAIN, branch, pod_gateway_v4, pod_gateway_v6};
 use sluice_contract::rpc::{AddReply, PodAddress};
+use sluice_hostnet::branch::{BranchError, PodBranch, rules_of_address};
 use sluice_hostnet::desired::{Desired, LinkSettings};
 use sluice_hostnet::shape::Limit;
 use sluice_hostnet::state::{Address, Family, Neighbour, Route, Rule, Sysctl, SysctlKey, host_prefix};
@@ -48,6 +49,15 @@ pub(crate) enum LayoutError {
         /// The interface.
         interface: u8,
     },
+    /// The branch ENI cannot be made real.
+    #[error("ipamd's answer for {attachment} contradicts itself")]
+    Branch {
+        /// For whom.
+        attachment: Attachment,
+        /// What is wrong.
+        #[source]
+        source: BranchError,
+    },
     /// The MTU is too small for IPv6.
     #[error("MTU {mtu} is too small for the pod's IPv6 address {ip}: it must be at least {MTU_MIN_V6}")]
     Mtu {
@@ -75,12 +85,15 @@ pub(crate) struct Layout {
     pub(crate) addresses: Vec<PodAddress>,
     /// The address by which the pod leaves in the family that it has none of those in.
     pub(crate) egress: Option<IpAddr>,
+    /// The branch ENI that the addresses are of, where the pod has security groups of its own.
+    pub(crate) branch: Option<PodBranch>,
     /// Limits of its traffic.
     pub(crate) bandwidth: Bandwidth,
 }
 
 impl Layout {
-    /// The layout of `reply`; `mtu` is the conflist's, which comes before ipamd's.
+    /// The layout of `reply`; `mtu` is the conflist's, which comes before ipamd's. `host` is what the host's end is called, unless
+    /// the pod's branch ENI gives it another name.
     pub(crate) fn new(
         attachment: Attachment,
         host: IfName,
@@ -103,14 +116,19 @@ impl Layout {
         if let Some(ip) = all.filter(IpAddr::is_ipv6).find(|_| mtu < MTU_MIN_V6) {
             return Err(LayoutError::Mtu { ip, mtu });
         }
+        let branch = match PodBranch::of(&reply.addresses) {
+            Ok(branch) => branch,
+            Err(source) => return Err(LayoutError::Branch { attachment, source }),
+        };
         Ok(Self {
             host_mac: veth::mac(End::Host, &attachment),
             pod_mac: veth::mac(End::Pod, &attachment),
             attachment,
-            host,
+            host: branch.as_ref().map_or_else(|| host.clone(), |own| branch::host_name(&host, own.mode)),
             mtu,
             addresses: reply.addresses,
             egress: reply.egress,
+            branch,
             bandwidth: Bandwidth::default(),
         })
     }
@@ -159,15 +177,22 @@ impl Layout {
         desired
     }
 
+    /// What the host must have before anything of a branch ENI's pod: the way out.
+    pub(crate) fn uplink(&self) -> Option<Desired> {
+        self.branch.as_ref().map(|branch| branch.uplink(&self.host, self.mtu))
+    }
+
     /// What the host must have before the pod can be reached: the link's settings and the rules.
     pub(crate) fn host(&self) -> Desired {
         // A link that is too small for IPv6 has no such settings.
         let settings = if self.mtu < MTU_MIN_V6 { &HOST_SYSCTLS[..0] } else { &HOST_SYSCTLS };
         let conf = |(name, value): &(&str, u8)| sysctl(&format!("net/ipv6/conf/{}/{name}", self.host), *value);
+        let branch = self.branch.as_ref();
+        let own = branch.map(|branch| branch.host_sysctls(&self.host)).unwrap_or_default();
         Desired {
             links: vec![LinkSettings { dev: self.host.clone(), up: Some(true), mtu: None }],
-            rules: rules(&self.addresses),
-            sysctls: settings.iter().filter_map(conf).collect(),
+            rules: branch.map_or_else(|| rules(&self.addresses), |branch| branch.rules(&self.host)),
+            sysctls: settings.iter().filter_map(conf).chain(own).collect(),
             ..Desired::default()
         }
     }
@@ -175,7 +200,11 @@ impl Layout {
     /// What lets the host reach the pod; last of all.
     pub(crate) fn host_routes(&self) -> Desired {
         let route = |ip| Route::on_link(TABLE_MAIN, host_prefix(ip), self.host.clone());
-        Desired { routes: self.all().map(route).collect(), ..Desired::default() }
+        let routes = match &self.branch {
+            Some(branch) => branch.pod_routes(&self.host).into_iter().chain(self.egress.map(route)).collect(),
+            None => self.all().map(route).collect(),
+        };
+        Desired { routes, ..Desired::default() }
     }
 
     /// What the runtime is told: nothing of the address for egress alone, at which nobody else reaches the pod.
@@ -210,16 +239,9 @@ fn families(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<Family> {
     addresses.map(Family::of).collect()
 }
 
-/// The rules of addresses: to each of them by the main table, and from it by its ENI's, unless that is main.
+/// The rules of addresses. Those of a branch ENI in strict mode have none of their own; what is deleted twice does no harm.
 pub(crate) fn rules(addresses: &[PodAddress]) -> Vec<Rule> {
-    let mut rules = Vec::with_capacity(2 * addresses.len());
-    for address in addresses {
-        rules.push(Rule::to(RULE_TO_POD, host_prefix(address.ip), TABLE_MAIN));
-        if address.table != TABLE_MAIN {
-            rules.push(Rule::from(RULE_FROM_POD, host_prefix(address.ip), address.table));
-        }
-    }
-    rules
+    addresses.iter().flat_map(|address| rules_of_address(address.ip, address.table)).collect()
 }
 
 /// The next hop of a pod.

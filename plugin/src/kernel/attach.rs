@@ -17,6 +17,7 @@ use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol};
 use sluice_hostnet::tc::TcError;
 
 use super::detach::{routed, rules_of};
+use super::uplink::{self, UplinkError};
 use super::{are_ends_of_one_veth, is_host_end_of, is_pods, mac_text};
 use crate::gate::Gate;
 use crate::layout::Layout;
@@ -38,6 +39,8 @@ enum StepError {
         #[source]
         source: LinkError,
     },
+    #[error("cannot make the way out by the pod's branch ENI")]
+    Uplink(#[source] UplinkError),
     #[error("cannot make the veth pair")]
     Create(#[source] LinkError),
     #[error("the kernel did not tell the number of {name}")]
@@ -101,8 +104,9 @@ impl AttachError {
 
     /// The code on the wire.
     pub(crate) const fn code(&self) -> ErrorCode {
-        match self.step {
+        match &self.step {
             StepError::PodNameTaken { .. } | StepError::HostNameTaken { .. } => ErrorCode::Conflict,
+            StepError::Uplink(error) => error.code(),
             _ => ErrorCode::Kernel,
         }
     }
@@ -132,8 +136,22 @@ impl From<StepError> for AttachError {
 pub(crate) async fn attach(layout: &Layout, netns: &Namespace, gate: Option<&Gate>) -> Result<(), AttachError> {
     let host = Host::current().map_err(StepError::Open)?;
     let pod = Host::of(netns.clone()).map_err(StepError::Open)?;
+    let Some(branch) = &layout.branch else { return attach_veth(layout, &host, &pod, gate).await };
+    // Before the veth, so that nothing that the pod sends goes another way.
+    let uplink = uplink::raise(layout, branch, &host).await.map_err(StepError::Uplink)?;
+    match attach_veth(layout, &host, &pod, gate).await {
+        Ok(()) => Ok(()),
+        Err(mut error) => {
+            error.leftovers.extend(uplink::lower(layout, branch, &host, &uplink).await);
+            error.undone &= error.leftovers.is_empty();
+            Err(error)
+        }
+    }
+}
+
+async fn attach_veth(layout: &Layout, host: &Host, pod: &Host, gate: Option<&Gate>) -> Result<(), AttachError> {
     // Nearly always both names are free, so that nobody has to look first: the kernel says when one is taken.
-    let made = match create(layout, &host, &pod).await {
+    let made = match create(layout, host, pod).await {
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
             let in_pod = pod.netlink().link_by_name(&layout.attachment.ifname).await.map_err(StepError::Look)?;
             let on_host = host.netlink().link_by_name(&layout.host).await.map_err(StepError::Look)?;
@@ -141,20 +159,20 @@ pub(crate) async fn attach(layout: &Layout, netns: &Namespace, gate: Option<&Gat
                 && is_host_end_of(host_end, &layout.attachment)
                 && are_ends_of_one_veth(pod_end, host_end)
             {
-                return Ok(converge(layout, &host, &pod, host_end, gate).await?);
+                return Ok(converge(layout, host, pod, host_end, gate).await?);
             }
             let lost = on_host.as_ref().is_some_and(|link| is_host_end_of(link, &layout.attachment));
-            clear_the_way(layout, &host, &pod, in_pod, on_host).await.map_err(|step| match step {
+            clear_the_way(layout, host, pod, in_pod, on_host).await.map_err(|step| match step {
                 StepError::PodNameTaken { .. } | StepError::HostNameTaken { .. } if !lost => AttachError::absent(step),
                 _ => step.into(),
             })?;
-            create(layout, &host, &pod).await.map_err(|error| AttachError::absent(StepError::Create(error)))?
+            create(layout, host, pod).await.map_err(|error| AttachError::absent(StepError::Create(error)))?
         }
         made => made.map_err(StepError::Create)?,
     };
-    match furnish(layout, &host, &pod, &made, gate).await {
+    match furnish(layout, host, pod, &made, gate).await {
         Ok(()) => Ok(()),
-        Err(step) => Err(undo(layout, &pod, &made, step).await),
+        Err(step) => Err(undo(layout, pod, &made, step).await),
     }
 }
 

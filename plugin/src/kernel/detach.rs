@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use sluice_contract::id::{Attachment, IfName};
-use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
+use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, branch, veth};
 use sluice_contract::rpc::PodAddress;
+use sluice_hostnet::branch::{is_vlan, strict_rules_to};
 use sluice_hostnet::desired::View;
 use sluice_hostnet::host::{ExecuteError, Host, ObserveError};
 use sluice_hostnet::netlink::{LinkError, Netlink, OpenError};
@@ -13,7 +14,7 @@ use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Rule, host_prefix};
 
-use super::{are_ends_of_one_veth, is_host_end_of};
+use super::{are_ends_of_one_veth, is_host_end_of, is_uplink_of};
 use crate::layout;
 
 /// Why an attachment could not be taken away as a whole.
@@ -58,17 +59,19 @@ pub(crate) struct Traces {
     pub(crate) claimed: Vec<IpAddr>,
 }
 
-/// Takes the attachment away: its link, and with that its routes and the pod's end, then its rules. As long as the link is
-/// there, ipamd takes the rules' going for somebody's mistake and puts them back.
+/// Takes the attachment away: its link, and with that its routes and the pod's end, the VLAN of its branch ENI, then its rules.
+/// As long as the link is there, ipamd takes the rules' going for somebody's mistake and puts them back.
 pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(), DetachError> {
     let host = Host::current().map_err(DetachError::Open)?;
     let mut link = None;
+    let mut uplink = None;
     let mut unmarked = Vec::new();
     let is_unmarked = |link: &Link| link.kind == LinkKind::Veth && link.alias.is_none();
     for name in &traces.names {
         let found = host.netlink().link_by_name(name).await.map_err(DetachError::Look)?;
         match found {
             Some(found) if is_host_end_of(&found, attachment) => link = link.or(Some(found)),
+            Some(found) if is_uplink_of(&found, attachment) => uplink = uplink.or(Some(found)),
             Some(found) if is_unmarked(&found) => unmarked.push(found),
             _ => {}
         }
@@ -79,22 +82,28 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
     if link.is_none() && traces.search {
         let all = host.netlink().links().await.map_err(DetachError::Look)?;
         link = all.iter().find(|link| is_host_end_of(link, attachment)).cloned();
+        uplink = uplink.or_else(|| all.iter().find(|link| is_uplink_of(link, attachment)).cloned());
         unmarked = all.into_iter().filter(is_unmarked).collect();
     }
 
     let mut rules = layout::rules(&traces.held);
     // Without the ledger's word, the kernel's routes tell whose an address is.
     let in_doubt = (traces.held.is_empty() && link.is_some()) || !traces.claimed.is_empty();
-    if in_doubt || (link.is_none() && !unmarked.is_empty() && !traces.held.is_empty()) {
+    let branched = uplink.is_some() || traces.held.iter().any(|address| address.branch.is_some());
+    if in_doubt || branched || (link.is_none() && !unmarked.is_empty() && !traces.held.is_empty()) {
         let seen = host.observe(&everything()).await.map_err(DetachError::Observe)?;
         link = link.or_else(|| unmarked.into_iter().find(|unmarked| leads_to_held(&seen, unmarked, &traces.held)));
         rules.extend(rules_of(&seen, &own_addresses(&seen, link.as_ref(), traces)));
+        uplink = uplink.or_else(|| seen.links.iter().find(|link| is_uplink(link, attachment, traces)).cloned());
+        if let Some(table) = table_of(&seen, uplink.as_ref(), traces) {
+            rules.extend(strict_rules_to(&seen.rules, table).cloned());
+        }
     }
     let mut failure = None;
-    if let Some(Link { index, name, .. }) = link
-        && let Err(source) = host.netlink().delete_link(index).await
-    {
-        failure = Some(DetachError::Link { name, source });
+    for Link { index, name, .. } in link.into_iter().chain(uplink) {
+        if let Err(source) = host.netlink().delete_link(index).await {
+            failure = failure.or(Some(DetachError::Link { name, source }));
+        }
     }
     if !rules.is_empty() {
         let ops: Vec<_> = rules.into_iter().map(|rule| Planned::new(Op::DeleteRule(rule), "its pod is gone")).collect();
@@ -102,6 +111,27 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
         failure = failure.or(rules);
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// Whether a link is the VLAN of the attachment's branch ENI: marked as such, or the ledger's, and unmarked because its ADD has
+/// broken off.
+fn is_uplink(link: &Link, attachment: &Attachment, traces: &Traces) -> bool {
+    let of_ledger = |held: &PodAddress| {
+        let named = held.branch.and_then(|held| branch::link(held.vlan).ok());
+        named.is_some_and(|name| name == link.name) && link.mac == Some(held.eni_mac)
+    };
+    is_uplink_of(link, attachment) || (is_vlan(link) && link.alias.is_none() && traces.held.iter().any(of_ledger))
+}
+
+/// The table of the attachment's branch ENI: that of its VLAN or, where that has gone, the ledger's. None where the VLAN is
+/// another's by now.
+fn table_of(seen: &Observed, uplink: Option<&Link>, traces: &Traces) -> Option<u32> {
+    if let Some(link) = uplink {
+        return branch::vlan_of_link(&link.name).map(branch::table);
+    }
+    let vlan = traces.held.iter().find_map(|held| held.branch)?.vlan;
+    let name = branch::link(vlan).ok()?;
+    seen.link(&name).is_none().then(|| branch::table(vlan))
 }
 
 /// The host's end as the pod's own end leads to it: its name may be none that we know. A sandbox that cannot be entered
@@ -119,7 +149,8 @@ pub(crate) async fn marked() -> Result<Vec<(Attachment, IfName)>, DetachError> {
     let host = Host::current().map_err(DetachError::Open)?;
     let links = host.netlink().links().await.map_err(DetachError::Look)?;
     let named = |link: Link| Some((veth::attachment(link.alias.as_deref()?)?, link.name));
-    Ok(links.into_iter().filter(|link| link.kind == LinkKind::Veth).filter_map(named).collect())
+    let is_ours = |link: &Link| link.kind == LinkKind::Veth || is_vlan(link);
+    Ok(links.into_iter().filter(is_ours).filter_map(named).collect())
 }
 
 fn everything() -> View {

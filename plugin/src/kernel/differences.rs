@@ -1,6 +1,7 @@
 //! What differs between an attachment and what it should be.
 
 use sluice_contract::cni::Interface;
+use sluice_hostnet::branch::is_vlan;
 use sluice_hostnet::desired::Desired;
 use sluice_hostnet::host::{Host, ObserveError};
 use sluice_hostnet::netlink::OpenError;
@@ -51,10 +52,11 @@ pub(crate) async fn differences(
     faults.extend(plan(&in_pod, &wanted).iter().map(|planned| format!("in the sandbox: {planned}")));
 
     let settings = layout.host();
+    let uplink = layout.uplink().unwrap_or_default();
     let wanted = Desired {
-        links: settings.links,
+        links: settings.links.into_iter().chain(uplink.links).collect(),
         rules: settings.rules,
-        routes: layout.host_routes().routes,
+        routes: uplink.routes.into_iter().chain(layout.host_routes().routes).collect(),
         ..Desired::default()
     };
     let on_host = host.observe(&wanted.view()).await.map_err(LookError::Observe)?;
@@ -67,6 +69,15 @@ pub(crate) async fn differences(
             faults.push(format!("{ifname} and the host's {} are not ends of one veth", layout.host));
         }
         Some(_) => {}
+    }
+    if let Some(branch) = &layout.branch {
+        match on_host.link(&branch.link) {
+            None => faults.push(format!("the host has no interface {}", branch.link)),
+            Some(link) if !is_vlan(link) || link.mac != Some(branch.mac) => {
+                faults.push(format!("the host's {} is not the VLAN of {}", branch.link, branch.mac));
+            }
+            Some(_) => {}
+        }
     }
     faults.extend(plan(&on_host, &wanted).iter().map(|planned| format!("on the host: {planned}")));
     Ok(faults)

@@ -1,6 +1,7 @@
 use super::*;
 use sluice_contract::cni::SpecVersion;
-use sluice_contract::id::{ContainerId, EniId, NetworkName};
+use sluice_contract::id::{ContainerId, EniId, NetworkName, VlanId};
+use sluice_contract::rpc::Branch;
 use sluice_hostnet::plan::plan;
 use sluice_hostnet::state::{Link, LinkKind, Observed};
 
@@ -147,4 +148,75 @@ fn an_answer_that_cannot_be_made_real_is_refused() {
     ] {
         assert_eq!(layout_of(addresses, mtu).unwrap_err().to_string(), message);
     }
+}
+
+fn of_branch(ip: &str, mode: branch::Mode) -> PodAddress {
+    let vlan = VlanId::new(7).unwrap();
+    let gateway = branch::router(ip.parse().unwrap(), "10.0.2.0/24".parse().unwrap());
+    PodAddress {
+        branch: Some(Branch { vlan, trunk_mac: MacAddr([2, 0, 0, 0, 0, 10]), gateway, mode }),
+        ..address(ip, branch::table(vlan))
+    }
+}
+
+#[test]
+fn a_strict_pod_is_routed_in_its_vlans_table_alone() {
+    let layout = layout_of(vec![of_branch("10.0.2.30", branch::Mode::Strict)], None).unwrap();
+    assert_eq!(layout.host.as_str(), "vlanb5faff8a083");
+    let link = layout.branch.as_ref().unwrap().link.clone();
+    let uplink = ops(&layout, &link, &[layout.uplink().unwrap()]);
+    assert_eq!(
+        uplink[5..],
+        [
+            "link set vlan.eth.7 up",
+            "route replace 10.0.2.1/32 dev vlan.eth.7 table 107",
+            "route replace default via 10.0.2.1 dev vlan.eth.7 table 107",
+            "rule add 10: from all iif vlan.eth.7 lookup 107",
+            "rule add 10: from all iif vlanb5faff8a083 lookup 107",
+        ]
+    );
+    let host = ops(&layout, &layout.host, &[layout.host(), layout.host_routes()]);
+    assert_eq!(
+        host[4..],
+        [
+            "sysctl net/ipv4/conf/vlanb5faff8a083/rp_filter = 2",
+            "link set vlanb5faff8a083 up",
+            "rule add 10: from all iif vlan.eth.7 lookup 107",
+            "rule add 10: from all iif vlanb5faff8a083 lookup 107",
+            "route replace 10.0.2.30/32 dev vlanb5faff8a083 table 107",
+        ]
+    );
+    // The pod sees nothing of it.
+    let plain = layout_of(vec![address("10.0.2.30", 2)], None).unwrap();
+    assert_eq!(layout.pod(), plain.pod());
+    let result = layout.result(Path::new("/run/netns/x")).to_value(SpecVersion::V1_0_0);
+    assert_eq!(result["interfaces"][0]["name"], "vlanb5faff8a083");
+    let attachment = &result["sluice.dev/attachment"];
+    assert_eq!((attachment["vlan"].as_u64(), attachment["table"].as_u64()), (Some(7), Some(107)));
+}
+
+#[test]
+fn a_standard_pod_is_routed_as_others_are_and_leaves_by_its_branch() {
+    let addresses =
+        vec![of_branch("10.0.2.30", branch::Mode::Standard), of_branch("2001:db8::30", branch::Mode::Standard)];
+    let layout = layout_of(addresses, None).unwrap();
+    assert_eq!(layout.host.as_str(), "enib5faff8a083");
+    let host = ops(&layout, &layout.host, &[layout.host(), layout.host_routes()]);
+    assert_eq!(
+        host[4..],
+        [
+            "link set enib5faff8a083 up",
+            "rule add 512: from all to 10.0.2.30/32 lookup 254",
+            "rule add 1536: from 10.0.2.30/32 lookup 107",
+            "rule add 512: from all to 2001:db8::30/128 lookup 254",
+            "rule add 1536: from 2001:db8::30/128 lookup 107",
+            "route replace 10.0.2.30/32 dev enib5faff8a083 table 254",
+            "route replace 2001:db8::30/128 dev enib5faff8a083 table 254",
+        ]
+    );
+    assert_eq!(layout.uplink().unwrap().routes.len(), 3);
+    let mut mixed = layout.addresses;
+    mixed[1].branch = None;
+    let error = layout_of(mixed, None).unwrap_err();
+    assert!(matches!(error, LayoutError::Branch { .. }), "{error}");
 }

@@ -9,6 +9,7 @@ mod add;
 mod bad_input;
 #[path = "../../../crates/hostnet/src/bpf/testing.rs"]
 mod bpf;
+mod branch;
 mod del;
 mod gated;
 mod gc;
