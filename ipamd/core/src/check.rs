@@ -65,6 +65,8 @@ pub enum Violation {
     NotDelegated(EniId),
     /// Pods have addresses of an ENI that is not ours to use.
     NotOurs(EniId),
+    /// Two pods have the same branch ENI, or a pod has one and an address of the pool.
+    BranchTwice(Attachment),
     /// An operation is under way on something that the ledger does not have.
     Flight(String),
 }
@@ -86,6 +88,7 @@ impl fmt::Display for Violation {
             Self::DelegatedTwice(net) => write!(f, "two ENIs have {net}"),
             Self::NotDelegated(eni) => write!(f, "{eni} takes pods, and has no /80 for their IPv6 addresses"),
             Self::NotOurs(eni) => write!(f, "{eni} is not ours, and pods could use it"),
+            Self::BranchTwice(attachment) => write!(f, "what {attachment} has of a branch ENI is not its alone"),
             Self::Flight(op) => write!(f, "under way on nothing: {op}"),
         }
     }
@@ -97,6 +100,7 @@ pub fn check(state: &State, now: Timestamp) -> Vec<Violation> {
     let mut found = Vec::new();
     addresses(state, &mut found);
     enis(state, now, &mut found);
+    branches(state, &mut found);
     limits(state, &mut found);
     for (key, op) in state.flights() {
         if *key != op.key() || op.eni().is_some_and(|eni| state.ledger().eni(eni).is_none()) {
@@ -184,6 +188,20 @@ fn enis(state: &State, now: Timestamp, found: &mut Vec<Violation>) {
         }
         if let Some((address, _)) = eni.in_use(now).filter(|_| eni.stage == Stage::Leaving) {
             found.push(Violation::LeavingInUse { eni: eni.id.clone(), address });
+        }
+    }
+}
+
+fn branches(state: &State, found: &mut Vec<Violation>) {
+    let ledger = state.ledger();
+    let (mut vlans, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for held in state.branches() {
+        let mut alone = vlans.insert(held.vlan) && ledger.address_of(&held.owner.attachment).is_none();
+        for (ip, _) in &held.addresses {
+            alone &= addresses.insert(*ip) && ledger.address(*ip).is_none();
+        }
+        if !alone {
+            found.push(Violation::BranchTwice(held.owner.attachment.clone()));
         }
     }
 }

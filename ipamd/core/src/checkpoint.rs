@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sluice_contract::id::{AttachmentId, EniId, MacAddr, SecurityGroupId, SubnetId};
 
 use crate::arrivals::Arrivals;
+use crate::branch::Held;
 use crate::check::{Violation, check};
 use crate::cloud::{EniConfig, InterfaceType};
 use crate::ipv6::Delegation;
@@ -76,6 +77,8 @@ pub struct Checkpoint {
     hearsay_until: Option<Timestamp>,
     #[serde(default)]
     arrivals: Arrivals,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    branches: Vec<Held>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +175,7 @@ impl Checkpoint {
             resurvey_at: state.resurvey_at,
             hearsay_until: state.hearsay_until,
             arrivals: state.arrivals.kept(),
+            branches: state.branches.values().cloned().collect(),
         }
     }
 
@@ -225,6 +229,7 @@ impl Checkpoint {
             resurvey_at: self.resurvey_at.map(|at| at.earlier(back)),
             hearsay_until: self.hearsay_until.map(|at| at.earlier(back)),
             arrivals: self.arrivals,
+            branches: BTreeMap::new(),
             survey_at: Some(now),
             imds_trusted: false,
             ..State::default()
@@ -234,6 +239,10 @@ impl Checkpoint {
             record.restore(&mut state, back)?;
         }
         state.ledger.restore_strays(self.strays);
+        for held in self.branches {
+            let since = held.since.earlier(back);
+            state.branches.insert(held.owner.attachment.clone(), Held { since, ..held });
+        }
         match check(&state, now).into_iter().next() {
             Some(violation) => Err(CheckpointError::Rule(violation)),
             None => Ok(state),

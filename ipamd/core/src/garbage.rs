@@ -84,12 +84,14 @@ impl Garbage {
 fn litter(look: &Look, state: &State, busy: impl Fn(&Attachment) -> bool) -> BTreeSet<Litter> {
     let ledger = state.ledger();
     let alive: BTreeSet<IpAddr> = look.routed.keys().map(|address| anchored(state, *address)).collect();
+    let branches = state.branch_addresses();
     let mut dead: BTreeMap<IpAddr, BTreeSet<IpAddr>> = BTreeMap::new();
     for address in &look.dead {
         dead.entry(anchored(state, *address)).or_default().insert(*address);
     }
     let rules = dead.into_iter().filter(|(address, _)| {
         let known = match ledger.address(*address) {
+            None if branches.contains(address) => false,
             Some(AddressState::Quarantined { .. } | AddressState::Assigned { .. }) => true,
             // The next look finds it in quarantine.
             Some(AddressState::Free { .. } | AddressState::Cooling { .. }) => false,
@@ -105,7 +107,8 @@ fn litter(look: &Look, state: &State, busy: impl Fn(&Attachment) -> bool) -> BTr
     });
     let links = look.marked.iter().filter(|(dev, attachment)| {
         let routed = look.routed.values().any(|by| by == *dev);
-        !routed && ledger.address_of(attachment).is_none() && !busy(attachment)
+        let known = ledger.address_of(attachment).is_some() || state.branch_of(attachment).is_some();
+        !routed && !known && !busy(attachment)
     });
     let links = links.map(|(dev, attachment)| Litter::Link(dev.clone(), attachment.clone()));
     rules.map(|(address, all)| Litter::Rules(address, all)).chain(routes).chain(links).collect()

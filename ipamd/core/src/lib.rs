@@ -9,6 +9,7 @@
 
 pub mod arrivals;
 pub mod aws_node;
+pub mod branch;
 pub mod check;
 pub mod checkpoint;
 pub mod cloud;

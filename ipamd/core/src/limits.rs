@@ -52,6 +52,14 @@ pub fn limits(instance_type: &str) -> Option<InstanceLimits> {
     find(instance_type).map(|found| found.limits())
 }
 
+/// Whether instances of a type can have a trunk ENI: those on Nitro, the burstable ones (`t2`, `t3`, `t3a`, `t4g`) apart. A few
+/// other types cannot either; which, only AWS's VPC resource controller knows, and it says so on the node.
+#[must_use]
+pub fn takes_trunk(instance_type: &str, limits: InstanceLimits) -> bool {
+    let burstable = instance_type.strip_prefix('t').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    limits.prefixes && !burstable
+}
+
 /// As much as the largest type can hold, for a type of which nothing is known and that nobody is to be asked about.
 #[must_use]
 pub fn largest() -> InstanceLimits {

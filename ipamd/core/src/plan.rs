@@ -55,6 +55,8 @@ pub struct Targets {
     pub warm_when_cordoned: bool,
     /// `CLUSTER_NAME`, by which subnets may be reserved for a cluster.
     pub cluster: Option<String>,
+    /// `ENABLE_POD_ENI`: a place is kept for the trunk ENI until it is there.
+    pub trunk: bool,
 }
 
 impl Default for Targets {
@@ -73,6 +75,7 @@ impl Default for Targets {
             provisioning: true,
             warm_when_cordoned: false,
             cluster: None,
+            trunk: false,
         }
     }
 }

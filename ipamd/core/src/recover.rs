@@ -142,7 +142,11 @@ fn without_checkpoint(seed: u64, cooldown: Duration, now: Timestamp) -> State {
 
 /// Brings the state in line with the kernel: at start, and from time to time for pods whose DEL was lost.
 pub fn reconcile(state: &mut State, kernel: &KernelView, cooldown: Duration, now: Timestamp) -> Vec<Finding> {
-    let kernel = &kernel.by_anchor(state);
+    // Those of branch ENIs are no pool's.
+    let branches = state.branch_addresses();
+    let mut kernel = kernel.by_anchor(state);
+    kernel.pods.retain(|address, _| !branches.contains(address));
+    let kernel = &kernel;
     let mut findings = Vec::new();
     for attachment in gone(state, kernel, now) {
         let address = state.ledger().address_of(&attachment);

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sluice_contract::id::{Attachment, EniId, PodRef, SecurityGroupId, SubnetId};
 
 use crate::arrivals::Arrivals;
+use crate::branch::Held;
 use crate::cloud::{
     AddressCount, Api, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, EniConfig, ImdsEni, InstanceIdentity,
     InstanceLimits,
@@ -229,6 +230,10 @@ pub enum Event {
     Adopt(IpAddr, Arc<Owner>),
     /// An attachment is gone; its address cools for so long.
     Release(Attachment, Duration),
+    /// An attachment has been given what its pod's annotation says of a branch ENI.
+    BranchHeld(Box<Held>),
+    /// An attachment that had a branch ENI is gone.
+    BranchReleased(Attachment),
     /// Every address that lives in the kernel; one that has left quarantine cools for so long.
     KernelSeen(BTreeSet<IpAddr>, Duration),
     /// The pods that are bound to this node, want an address of their own and had no sandbox when this was seen: all of them
@@ -247,6 +252,14 @@ pub enum ApplyError {
     /// The ledger refuses it.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// A branch ENI cannot be an attachment's, or is not.
+    #[error("{attachment} cannot have a branch ENI: {why}")]
+    Branch {
+        /// Whose it would be.
+        attachment: Attachment,
+        /// What stands against it.
+        why: &'static str,
+    },
     /// The plan that the operation comes from is out of date.
     #[error("{op} is not possible now: {why}")]
     Stale {
@@ -297,6 +310,8 @@ pub struct State {
     pub(crate) bound: BTreeSet<PodRef>,
     /// What adaptive warm mode has learned.
     pub(crate) arrivals: Arrivals,
+    /// What attachments have of branch ENIs.
+    pub(crate) branches: BTreeMap<Attachment, Held>,
 }
 
 impl State {
@@ -384,6 +399,7 @@ impl State {
             _ => None,
         });
         let served: BTreeMap<(&str, &str), Option<&str>> = held
+            .chain(self.branches.values().map(|held| &held.owner.pod))
             .chain(queue.waiters().map(|waiter| &waiter.owner.pod))
             .map(|pod| ((pod.namespace.as_str(), pod.name.as_str()), pod.uid.as_deref()))
             .collect();
@@ -423,6 +439,15 @@ impl State {
             Event::Adopt(address, owner) => self.ledger.adopt(address, owner, now)?,
             Event::Release(attachment, cooldown) => {
                 self.ledger.release(&attachment, cooldown, now)?;
+            }
+            Event::BranchHeld(held) => {
+                let attachment = held.owner.attachment.clone();
+                self.branch_held(*held).map_err(|why| ApplyError::Branch { attachment, why })?;
+            }
+            Event::BranchReleased(attachment) => {
+                if self.branches.remove(&attachment).is_none() {
+                    return Err(ApplyError::Branch { attachment, why: "it has none" });
+                }
             }
             Event::KernelSeen(alive, cooldown) => self.kernel_seen(&alive, cooldown, now),
             Event::PodsBound(pods) => self.bound = pods.into_iter().take(QUEUE_LIMIT).collect(),

@@ -275,6 +275,7 @@ impl Config {
             provisioning: pool.provisioning,
             warm_when_cordoned: pool.warm_when_cordoned,
             cluster: pool.cluster_name.clone(),
+            trunk: false,
         }
     }
 

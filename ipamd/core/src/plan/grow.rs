@@ -17,6 +17,7 @@ use super::{Cause, Demand, Hopeless, Targets};
 use crate::cloud::{AddressCount, Api, CloudErrorKind, CreateEni};
 use crate::ipv6::Families;
 use crate::ledger::{Eni, Role, Stage};
+use crate::limits::takes_trunk;
 use crate::op::{Op, OpKey};
 use crate::state::{Node, State, Subnet};
 use crate::time::Timestamp;
@@ -48,6 +49,11 @@ pub(super) const fn eni_limit(node: &Node, targets: &Targets) -> u32 {
         Some(max) if max >= 1 && max < node.limits.enis => max,
         _ => node.limits.enis,
     }
+}
+
+/// How many of them are kept for the trunk ENI, which somebody else makes and attaches.
+pub(super) fn kept_for_trunk(state: &State, node: &Node, targets: &Targets) -> u32 {
+    u32::from(targets.trunk && takes_trunk(&node.identity.instance_type, node.limits) && state.trunk().is_none())
 }
 
 /// Asks for what is missing. Answers whether anything is.
@@ -319,7 +325,8 @@ impl Growth<'_> {
             _ => false,
         });
         let there = u32::try_from(there + planned.count()).unwrap_or(u32::MAX);
-        eni_limit(self.node, self.targets).saturating_sub(there)
+        let kept = kept_for_trunk(draft.state, self.node, self.targets);
+        eni_limit(self.node, self.targets).saturating_sub(there).saturating_sub(kept)
     }
 
     /// The subnet with the most free addresses, of those that have any.
@@ -444,7 +451,8 @@ impl Growth<'_> {
         if self.free_slots(draft) > 0 && draft.state.obstacle(Api::CreateNetworkInterface, draft.now).is_none() {
             return self.no_subnet(draft.state);
         }
-        let addresses = self.capacity(draft.state, limit);
+        let kept = kept_for_trunk(draft.state, self.node, self.targets);
+        let addresses = self.capacity(draft.state, limit.saturating_sub(kept));
         Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis, addresses }
     }
 }

@@ -543,3 +543,26 @@ fn new_enis_remember_connections_for_as_long_as_the_primary_one() {
         assert_eq!(created, Some(expected));
     }
 }
+
+#[test]
+fn a_place_is_kept_for_the_trunk_until_it_is_there() {
+    // Three ENIs may be there, one is.
+    let targets = Targets { warm_enis: 3, trunk: true, max_pods: 1000, ..Targets::default() };
+    let creates = |state: &State, targets: &Targets| {
+        let planned = plan(state, targets, Demand::default(), at(1)).ops;
+        planned.iter().filter(|planned| matches!(planned.op, Op::Create(_))).count()
+    };
+    let alone = state(vec![eni(1, &[])]);
+    let without = Targets { trunk: false, ..targets.clone() };
+    assert_eq!(creates(&alone, &without), creates(&alone, &targets) + 1);
+    let mut trunk = eni(2, &[]);
+    trunk.interface_type = InterfaceType::Trunk;
+    let with = state(vec![eni(1, &[]), trunk]);
+    assert_eq!(creates(&with, &targets), creates(&with, &without));
+    // Its type has none.
+    let mut burstable = node();
+    burstable.identity.instance_type = "t3.large".to_owned();
+    let mut small = alone;
+    small.apply(Event::NodeKnown(burstable), at(1)).unwrap();
+    assert_eq!(creates(&small, &targets), creates(&small, &without));
+}
