@@ -126,7 +126,8 @@ async fn source(config: &Config) -> Source {
     let naming = naming.map(|EniConfigNaming { annotation, label }| Naming { annotation, label });
     let Some(node) = config.node_name.clone() else { return Source::Nowhere };
     if let Some(directory) = config.cluster_dir.clone() {
-        return Source::Directory(Directory::new(directory, node, naming));
+        let claims = config.network.pod_eni.is_some();
+        return Source::Directory(Directory::new(directory, node, naming).with_claims(claims));
     }
     let endpoint = match config.cluster_endpoint.as_deref().map(str::parse::<Uri>).transpose() {
         Ok(endpoint) => endpoint,
@@ -136,7 +137,8 @@ async fn source(config: &Config) -> Source {
         }
     };
     let settings = KubeSettings::new(node, config.namespace.clone(), naming, seed());
-    let settings = KubeSettings { routes: config.network.exclude_snat_routes, ..settings };
+    let (routes, claims) = (config.network.exclude_snat_routes, config.network.pod_eni.is_some());
+    let settings = KubeSettings { routes, claims, ..settings };
     match Kubernetes::connect(settings, endpoint.as_ref()).await {
         Ok(kubernetes) => Source::Kubernetes(Box::new(kubernetes)),
         Err(error) => {

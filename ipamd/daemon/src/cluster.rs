@@ -36,6 +36,9 @@ pub enum Told {
     EniConfig(Option<EniConfig>),
     /// The pods that are bound to this node, want an address of their own and have no sandbox yet: all of them each time.
     PodsBound(BTreeSet<PodRef>),
+    /// What the pods that are bound to this node say of a branch ENI, all of them each time: those too that say nothing. Told only
+    /// where security groups of pods are on.
+    Claims(Claims),
     /// The settings that the cluster has for this node, all of them each time; or what is wrong with them.
     Overrides(Result<Overrides, Vec<String>>),
     /// Whether this node is the one of the cluster that does what one has to do.
@@ -47,6 +50,29 @@ pub enum Told {
     Routes(Vec<Ipv4Net>),
 }
 
+/// What a pod says of a branch ENI.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// The UID that its sandbox has, if it is known.
+    pub uid: Option<String>,
+    /// Whether it is to have one: it asks for the resource, or has the annotation.
+    pub wants: bool,
+    /// The annotation, once it is there.
+    pub annotation: Option<String>,
+}
+
+/// What pods say of branch ENIs, by namespace and name.
+pub type Claims = BTreeMap<(String, String), Claim>;
+
+/// Something that AWS's VPC resource controller is asked to do for this node (`spec.features` of its CNINode).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Feature {
+    /// `name`.
+    pub name: String,
+    /// `value`; empty where there is none.
+    pub value: String,
+}
+
 /// What an operator should see beside the objects of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
@@ -56,6 +82,8 @@ pub enum Report {
     Condition(Condition),
     /// The elected node has asked EC2 for all of the cluster.
     Shared(Shared),
+    /// What is wanted of AWS's VPC resource controller for this node, beside what others want of it.
+    Features(Vec<Feature>),
 }
 
 /// What EC2 said, for all nodes: what is left out is not known better than before.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 use sluice_contract::node;
+use sluice_contract::node::branch::Mode;
 use sluice_contract::node::egress::egress_of;
 use sluice_hostnet::state::Family;
 use sluice_ipamd_core::arrivals::Band;
@@ -149,6 +150,8 @@ pub struct NetworkConfig {
     pub disable_tcp_early_demux: bool,
     /// `SLUICE_BLOCK_POD_METADATA`: pods do not reach the instance metadata service, which would give them the node's role.
     pub block_metadata: bool,
+    /// `ENABLE_POD_ENI` and `POD_SECURITY_GROUP_ENFORCING_MODE`: how security groups of pods are enforced; none without them.
+    pub pod_eni: Option<Mode>,
 }
 
 impl NetworkConfig {
@@ -275,7 +278,7 @@ impl Config {
             provisioning: pool.provisioning,
             warm_when_cordoned: pool.warm_when_cordoned,
             cluster: pool.cluster_name.clone(),
-            trunk: false,
+            trunk: self.network.pod_eni.is_some(),
         }
     }
 
@@ -346,6 +349,10 @@ impl Config {
                 from.fault("ENABLE_IPv6", "true", format!("{RULE} IPv4: pods of IPv6 alone are on the primary ENI"));
             }
         }
+        if config.network.pod_eni.is_some() && config.node_name.is_none() {
+            let rule = "pods' own security groups need the name of the node's object";
+            from.fault("MY_NODE_NAME", "", rule.to_owned());
+        }
         let without_effect = from.set_without_effect();
         from.finish()?;
         Ok(Self { without_effect, ..config })
@@ -415,6 +422,11 @@ impl Config {
             external_services: from.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
             disable_tcp_early_demux: from.boolean("DISABLE_TCP_EARLY_DEMUX", false),
             block_metadata: from.boolean("SLUICE_BLOCK_POD_METADATA", false),
+            pod_eni: {
+                let modes = [("strict", Mode::Strict), ("standard", Mode::Standard)];
+                let mode = from.choice("POD_SECURITY_GROUP_ENFORCING_MODE", &modes);
+                from.boolean("ENABLE_POD_ENI", false).then_some(mode)
+            },
         }
     }
 }

@@ -10,6 +10,7 @@
 //! So a crash at any point leaves either no trace of a change, or the change in the checkpoint before anybody knew of it.
 //! If the checkpoint cannot be written, what was given in this batch is taken back and refused, and no call is made.
 
+mod branch;
 mod gone;
 mod jobs;
 mod leaks;
@@ -130,6 +131,8 @@ pub(crate) struct Daemon<C, K> {
     next_repair: Instant,
     /// What looks like left behind by pods that are gone.
     garbage: Garbage,
+    /// Pods with security groups of their own.
+    branching: branch::Branching,
     outbox: Vec<Reply>,
     tasks: JoinSet<Done>,
     jobs: HashMap<tokio::task::Id, Job>,
@@ -220,6 +223,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             clearing: BTreeMap::new(),
             next_repair: now,
             garbage: Garbage::default(),
+            branching: branch::Branching::default(),
             outbox: Vec::new(),
             tasks: JoinSet::new(),
             jobs: HashMap::new(),
@@ -275,6 +279,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.queue.withdraw(token);
             self.refuse_add(token, stopping());
         }
+        self.refuse_pending(None, &stopping());
         let end = Instant::now() + self.parts.config.stop_grace;
         loop {
             self.step();
@@ -316,6 +321,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Input::Told(Told::PodsBound(pods)) => {
                 self.apply(Event::PodsBound(pods));
             }
+            Input::Told(Told::Claims(claims)) => self.claimed(claims),
             Input::Told(Told::Overrides(overrides)) => self.overridden(overrides),
             Input::Told(Told::Elected(elected)) => self.elected(elected),
             Input::Look(to) => {
@@ -344,9 +350,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// Plans, serves, records, and then lets the world know.
     fn step(&mut self) {
         self.due_jobs();
+        self.serve_pending();
         let serving = self.serve_waiting();
         let launch = self.begin_planned();
         self.report_pool();
+        self.ask_for_trunk();
         let kept = self.keep(&launch);
         self.send_replies(kept);
         if kept {
@@ -484,6 +492,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let search = self.searching.as_ref().and_then(|searching| searching.timer.wake());
         timers
             .chain(search)
+            .chain(self.branching.wake().filter(|_| !self.stopping))
             .chain(resolve)
             .chain(self.reports.wake())
             .chain(node)
@@ -542,7 +551,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     fn attachments_of(&self, network: &sluice_contract::id::NetworkName) -> BTreeSet<Attachment> {
-        self.state.ledger().owners().map(|(a, _)| a).filter(|a| a.network == *network).cloned().collect()
+        let branches = self.state.branches().map(|held| &held.owner.attachment);
+        let all = self.state.ledger().owners().map(|(a, _)| a).chain(branches);
+        all.filter(|a| a.network == *network).cloned().collect()
     }
 }
 

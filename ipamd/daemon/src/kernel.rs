@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::Ipv4Net;
 use serde::Serialize;
 use sluice_contract::id::{Attachment, EniId, IfName, MacAddr};
+use sluice_hostnet::branch::PodBranch;
 use sluice_ipamd_core::garbage::Look;
 use sluice_ipamd_core::recover::KernelView;
 use tokio::time::Instant;
@@ -50,6 +51,8 @@ pub struct EniNetwork {
     pub table: u32,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Whether it is the trunk ENI, which carries branch ENIs: nothing is sent from its own address.
+    pub trunk: bool,
 }
 
 /// The pods of the host as the kernel shows them.
@@ -61,10 +64,14 @@ pub struct Pods {
     pub attachments: BTreeMap<IpAddr, Attachment>,
     /// Addresses of which only rules are left: no interface of a pod carries them.
     pub dead: BTreeSet<IpAddr>,
-    /// Route tables of secondary ENIs that are gone: their rule is there, and its address is on no link.
+    /// Route tables of secondary ENIs that are gone: their rule is there, and its address is on no link. And of VLANs whose rules
+    /// are there, and none of the interfaces that they name.
     pub leftovers: BTreeSet<u32>,
-    /// The interfaces that are marked as an attachment's.
+    /// The interfaces that are marked as an attachment's, VLANs of branch ENIs among them. Not where there are both for one
+    /// attachment: such a pod's route may be in the VLAN's table, which is not looked at.
     pub marked: BTreeMap<IfName, Attachment>,
+    /// Every veth of the host.
+    pub veths: BTreeSet<IfName>,
 }
 
 impl Pods {
@@ -93,6 +100,8 @@ pub struct PodNetwork {
     pub egress: Option<IpAddr>,
     /// The route table of what it sends.
     pub table: u32,
+    /// Its branch ENI, where it has security groups of its own.
+    pub branch: Option<PodBranch>,
     /// Whether its ADD ended long ago. Until then it is left alone unless it has been seen whole.
     pub settled: bool,
 }

@@ -1,6 +1,7 @@
 //! The kinds that ipamd reads, and which of their objects.
 
 use sluice_cluster::{Keep, Kind, Scope, Watched};
+use sluice_ipamd_core::branch::POD_ENI;
 use sluice_ipamd_daemon::cluster::objects::{MIRROR_ANNOTATION, OVERRIDES_NAME, SHARED_NAME, Sort};
 
 /// What is read of an object's metadata. Its annotations are few on nodes and unbounded on pods.
@@ -18,6 +19,15 @@ const POD_METADATA: Keep = Keep::Fields(&[
     ("namespace", Keep::All),
     ("uid", Keep::All),
     ("annotations", Keep::Fields(&[(MIRROR_ANNOTATION, Keep::All)])),
+    ("deletionTimestamp", Keep::All),
+    ("resourceVersion", Keep::All),
+]);
+
+const POD_METADATA_WITH_CLAIM: Keep = Keep::Fields(&[
+    ("name", Keep::All),
+    ("namespace", Keep::All),
+    ("uid", Keep::All),
+    ("annotations", Keep::Fields(&[(MIRROR_ANNOTATION, Keep::All), (POD_ENI, Keep::All)])),
     ("deletionTimestamp", Keep::All),
     ("resourceVersion", Keep::All),
 ]);
@@ -49,6 +59,25 @@ static POD: Kind = Kind {
         ("spec", Keep::Fields(&[("nodeName", Keep::All), ("hostNetwork", Keep::All)])),
         ("status", Keep::Fields(&[("phase", Keep::All), ("podIP", Keep::All)])),
     ]),
+    ..CORE
+};
+
+/// The same with what it says of a branch ENI.
+static POD_WITH_CLAIM: Kind = Kind {
+    keep: Keep::Fields(&[
+        ("metadata", POD_METADATA_WITH_CLAIM),
+        (
+            "spec",
+            Keep::Fields(&[
+                ("nodeName", Keep::All),
+                ("hostNetwork", Keep::All),
+                ("containers", Keep::Each(&Keep::Fields(&[("resources", Keep::Fields(&[("limits", Keep::All)]))]))),
+            ]),
+        ),
+        ("status", Keep::Fields(&[("phase", Keep::All), ("podIP", Keep::All)])),
+    ]),
+    kind: "Pod",
+    plural: "pods",
     ..CORE
 };
 
@@ -107,13 +136,20 @@ pub(crate) fn watched_by_the_elected() -> [Watched; 3] {
 }
 
 /// What is read: of nodes this one, of pods its own, of ConfigMaps ours; and ENIConfigs, where they say where ENIs are made.
-pub(crate) fn watched(node: &str, namespace: &str, eni_configs: bool, routes: bool) -> Vec<(Sort, Watched)> {
+pub(crate) fn watched(
+    node: &str,
+    namespace: &str,
+    eni_configs: bool,
+    routes: bool,
+    claims: bool,
+) -> Vec<(Sort, Watched)> {
+    let pod = if claims { &POD_WITH_CLAIM } else { &POD };
     let named = |name: &str| Some(format!("metadata.name={name}"));
     let mut watched = vec![
         (Sort::Node, Watched { kind: &NODE, scope: Scope { namespace: None, fields: named(node) } }),
         (
             Sort::Pod,
-            Watched { kind: &POD, scope: Scope { namespace: None, fields: Some(format!("spec.nodeName={node}")) } },
+            Watched { kind: pod, scope: Scope { namespace: None, fields: Some(format!("spec.nodeName={node}")) } },
         ),
         (
             Sort::ConfigMap,

@@ -4,10 +4,11 @@
 //! mean is the seam's to say, as for those of a directory. Of a kind nothing is told before all of it is known, and one that
 //! cannot be read holds up no other. ipamd itself waits for none of this.
 //!
-//! It writes Events, a condition on the node's object, and the Lease by which one node of the cluster is elected. That one
+//! It writes Events, a condition on the node's object, what is wanted of AWS's VPC resource controller, and the Lease by which one node of the cluster is elected. That one
 //! reads policies too, and writes what EC2 says of the groups that they name, and where the VPC's route tables lead.
 #![forbid(unsafe_code)]
 
+mod cninode;
 mod condition;
 mod kinds;
 mod metrics;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub naming: Option<Naming>,
     /// Whether the node wants to know where the VPC's route tables lead.
     pub routes: bool,
+    /// Whether it is to be told what its pods say of branch ENIs.
+    pub claims: bool,
     /// A number that no other process has.
     pub seed: u64,
     /// Pauses and deadlines.
@@ -77,6 +80,7 @@ impl Settings {
             namespace,
             naming,
             routes: false,
+            claims: false,
             seed,
             timing: Timing::default(),
             lease,
@@ -144,9 +148,9 @@ impl Cluster for Kubernetes {
 impl Kubernetes {
     /// Reads, and tells what it means.
     async fn read(&self, told: mpsc::Sender<Told>) {
-        let Settings { node, namespace, naming, routes, .. } = &self.settings;
+        let Settings { node, namespace, naming, routes, claims, .. } = &self.settings;
         let (sorts, watched): (Vec<Sort>, Vec<Watched>) =
-            kinds::watched(node, namespace, naming.is_some(), *routes).into_iter().unzip();
+            kinds::watched(node, namespace, naming.is_some(), *routes, *claims).into_iter().unzip();
         let (heard, mut hears) = mpsc::channel(TOLD_LIMIT);
         let session = Session::new(self.api.clone(), self.options(), self.metrics.api.clone(), watched, heard);
         let session = Arc::new(session);
@@ -176,6 +180,7 @@ impl Kubernetes {
                 objects.extend(store.objects().filter(|_| complete.contains(&store.sort)).cloned());
             }
             let meaning = Meaning::of(&objects, &complete, node, naming.as_ref());
+            let meaning = if *claims { meaning } else { meaning.without_claims() };
             for news in meaning.news(&before) {
                 if told.send(news).await.is_err() {
                     return;
@@ -189,6 +194,7 @@ impl Kubernetes {
     async fn write(&self, mut reports: mpsc::Receiver<Report>, found: &watch::Sender<Shared>) {
         let events = Events::new(REPORTER);
         let (wanted, wants) = watch::channel::<Option<Condition>>(None);
+        let (features, features_wanted) = watch::channel(Vec::new());
         let options = self.options();
         let take = async {
             while let Some(report) = reports.recv().await {
@@ -196,6 +202,9 @@ impl Kubernetes {
                     Report::Notice(notice) => events.put(self.outgoing(notice), &self.metrics.api),
                     Report::Condition(condition) => {
                         wanted.send_replace(Some(condition));
+                    }
+                    Report::Features(wanted) => {
+                        features.send_replace(wanted);
                     }
                     Report::Shared(Shared { groups, routes }) => found.send_modify(|all| {
                         all.groups.extend(groups);
@@ -208,6 +217,7 @@ impl Kubernetes {
         tokio::join!(
             take,
             send,
+            cninode::keep(&self.api, &options, &self.metrics, features_wanted),
             condition::keep(&self.api, &options, self.settings.condition_stands, &self.metrics, wants)
         );
     }

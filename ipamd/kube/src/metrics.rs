@@ -15,6 +15,10 @@ pub struct Metrics {
     pub conditions: Counter,
     /// Conditions that could not be written.
     pub conditions_failed: Counter,
+    /// Times that features were written into the node's CNINode.
+    pub features: Counter,
+    /// Attempts at that that failed.
+    pub features_failed: Counter,
     /// Objects written for all nodes, or taken away.
     pub shared: Counter,
     /// Attempts at that that failed.
@@ -26,6 +30,8 @@ impl Metrics {
         let own = [
             ("conditions", "Conditions written on the node's object", &self.conditions),
             ("conditions_failed", "Attempts to write a condition that failed", &self.conditions_failed),
+            ("features", "Features written into the node's CNINode", &self.features),
+            ("features_failed", "Attempts to write features that failed", &self.features_failed),
             (
                 "shared",
                 "Objects for all nodes that were written or taken away: members of groups, private networks",

@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use sluice_contract::id::PodRef;
 use sluice_ipamd_core::shared::Group;
 use sluice_ipamd_daemon::cluster::objects::Naming;
-use sluice_ipamd_daemon::cluster::{About, Cluster as _, Condition, Notice, Report, Shared, TOLD_LIMIT, Told, Weight};
+use sluice_ipamd_daemon::cluster::{
+    About, Claims, Cluster as _, Condition, Feature, Notice, Report, Shared, TOLD_LIMIT, Told, Weight,
+};
 use sluice_ipamd_kube::{Kubernetes, Settings};
 use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, Kind, Outage, TableId, builtin, policy_kinds};
 use sluice_tests::bed::{Bed, LIMIT, add_pods, ask, scene};
@@ -44,6 +46,7 @@ struct Seen {
     elected: bool,
     groups: BTreeMap<String, Group>,
     routes: Option<Vec<Ipv4Net>>,
+    claims: Claims,
 }
 
 impl Drop for Seen {
@@ -61,6 +64,7 @@ impl Seen {
         settings.timing = timing();
         settings.timing.patience = Duration::from_millis(500);
         settings.routes = true;
+        settings.claims = true;
         settings.condition_stands = Duration::from_millis(500);
         settings.lease = (Duration::from_secs(3), Duration::from_millis(300));
         let source = Kubernetes::new(Client::try_from(config).unwrap(), settings);
@@ -78,6 +82,7 @@ impl Seen {
             elected: false,
             groups: BTreeMap::new(),
             routes: None,
+            claims: Claims::new(),
         }
     }
 
@@ -92,6 +97,7 @@ impl Seen {
             Told::Elected(elected) => self.elected = elected,
             Told::Groups(groups) => self.groups = groups,
             Told::Routes(routes) => self.routes = Some(routes),
+            Told::Claims(claims) => self.claims = claims,
         }
     }
 
@@ -121,6 +127,21 @@ fn pods() -> TableId {
 
 fn eni_configs() -> Kind {
     Kind::custom("crd.k8s.amazonaws.com/v1alpha1", "ENIConfig", "eniconfigs", false, false)
+}
+
+fn cni_nodes() -> Kind {
+    Kind::custom("vpcresources.k8s.aws/v1alpha1", "CNINode", "cninodes", false, false)
+}
+
+fn cni_node(name: &str, features: &Value) -> Value {
+    json!({
+        "apiVersion": "vpcresources.k8s.aws/v1alpha1", "kind": "CNINode", "metadata": {"name": name},
+        "spec": {"features": features, "tags": {"a": "b"}},
+    })
+}
+
+fn trunk_wanted() -> Report {
+    Report::Features(vec![Feature { name: "SecurityGroupsForPods".to_owned(), value: String::new() }])
 }
 
 fn pod(name: &str, node: &str) -> Value {
@@ -194,6 +215,49 @@ async fn it_tells_what_concerns_its_node() {
             && !request.query.contains_key("fieldSelector")
     });
     assert_eq!(unlimited.count(), 0);
+}
+
+#[tokio::test]
+async fn what_pods_say_of_branch_enis_is_told_when_it_is_written() {
+    let server = ApiServer::start_bare().await.unwrap();
+    server.put(node("n1", &json!({}))).unwrap();
+    server.put(pod("plain", "n1")).unwrap();
+    let mut asks = pod("asks", "n1");
+    asks["spec"]["containers"] = json!([{"name": "c", "resources": {"limits": {"vpc.amazonaws.com/pod-eni": "1"}}}]);
+    server.put(asks.clone()).unwrap();
+    let mut seen = Seen::on(&server, "n1");
+    let claim = |seen: &Seen, name: &str| seen.claims.get(&("default".to_owned(), name.to_owned())).cloned();
+    seen.until("both", |seen| seen.claims.len() == 2 && seen.pods() == ["plain"]).await;
+    assert!(!claim(&seen, "plain").unwrap().wants);
+    let asked = claim(&seen, "asks").unwrap();
+    assert!(asked.wants && asked.annotation.is_none() && asked.uid.is_some(), "{asked:?}");
+    asks["metadata"]["annotations"] = json!({"vpc.amazonaws.com/pod-eni": "[]", "other": "x"});
+    server.put(asks).unwrap();
+    seen.until("the annotation", |seen| claim(seen, "asks").unwrap().annotation.as_deref() == Some("[]")).await;
+}
+
+#[tokio::test]
+async fn the_trunk_is_asked_for_beside_what_others_ask_for() {
+    let server = ApiServer::start_bare().await.unwrap();
+    server.install(cni_nodes());
+    server.put(node("n1", &json!({}))).unwrap();
+    let seen = Seen::on(&server, "n1");
+    // The controller has not made it yet; then somebody else is quicker.
+    seen.report(trunk_wanted());
+    eventually("it was looked for", async || server.count("get", "cninodes") > 1).await;
+    server.fault(FaultRule::times(1, "patch", "cninodes", Fault::Status { code: 409, retry_after: None }));
+    server.put(cni_node("n1", &json!([{"name": "Other", "value": "x"}]))).unwrap();
+    let table = TableId::new("vpcresources.k8s.aws", "cninodes");
+    let all = json!([{"name": "Other", "value": "x"}, {"name": "SecurityGroupsForPods"}]);
+    eventually("both are wanted", async || {
+        server.get(&table, "", "n1").is_some_and(|found| found["spec"]["features"] == all)
+    })
+    .await;
+    assert_eq!(server.get(&table, "", "n1").unwrap()["spec"]["tags"], json!({"a": "b"}));
+    let (written, gets) = (server.count("patch", "cninodes"), server.count("get", "cninodes"));
+    seen.report(trunk_wanted());
+    eventually("it was looked at again", async || server.count("get", "cninodes") > gets).await;
+    assert_eq!(server.count("patch", "cninodes"), written, "what is there is not written again");
 }
 
 #[tokio::test]
@@ -486,8 +550,12 @@ async fn it_asks_for_what_the_documentation_says() {
     seen.report(Report::Notice(notice.clone()));
     seen.report(Report::Notice(notice));
     seen.report(Report::Condition(Condition { holds: true, reason: "Available", message: String::new() }));
+    server.install(cni_nodes());
+    server.put(cni_node("n1", &json!([]))).unwrap();
+    seen.report(trunk_wanted());
     eventually("everything was asked for", async || {
         server.count("patch", "events") > 0
+            && server.count("patch", "cninodes") > 0
             && server.count("patch", "nodes") > 0
             && server.count("update", "leases") > 0
     })
@@ -496,6 +564,7 @@ async fn it_asks_for_what_the_documentation_says() {
         ("events", "events.k8s.io"),
         ("leases", "coordination.k8s.io"),
         ("eniconfigs", "crd.k8s.amazonaws.com"),
+        ("cninodes", "vpcresources.k8s.aws"),
         ("ciliumcidrgroups", "cilium.io"),
         ("ciliumclusterwidenetworkpolicies", "cilium.io"),
         ("ciliumnetworkpolicies", "cilium.io"),

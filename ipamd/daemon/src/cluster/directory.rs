@@ -47,6 +47,7 @@ pub struct Directory {
     path: PathBuf,
     node: String,
     naming: Option<Naming>,
+    claims: bool,
 }
 
 impl Directory {
@@ -54,7 +55,13 @@ impl Directory {
     /// said how the node names it.
     #[must_use]
     pub const fn new(path: PathBuf, node: String, naming: Option<Naming>) -> Self {
-        Self { path, node, naming }
+        Self { path, node, naming, claims: false }
+    }
+
+    /// The same, which tells what pods say of branch ENIs if `wanted`.
+    #[must_use]
+    pub fn with_claims(self, wanted: bool) -> Self {
+        Self { claims: wanted, ..self }
     }
 }
 
@@ -69,6 +76,9 @@ impl Cluster for Directory {
                     }
                     // Nobody is elected.
                     Report::Shared(_) => {}
+                    Report::Features(features) => {
+                        tracing::info!(?features, "wanted of AWS's VPC resource controller");
+                    }
                     Report::Condition(Condition { holds, reason, message }) => {
                         tracing::info!(holds, reason, message, "condition of the node");
                     }
@@ -90,6 +100,7 @@ impl Directory {
                 Ok(Ok(objects)) => {
                     trouble.clear();
                     let meaning = Meaning::of(&objects, &Sort::ALL.into(), &self.node, self.naming.as_ref());
+                    let meaning = if self.claims { meaning } else { meaning.without_claims() };
                     for news in meaning.news(&before) {
                         if told.send(news).await.is_err() {
                             return;

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use sluice_contract::id::PodRef;
+use sluice_ipamd_core::branch::POD_ENI;
 use sluice_ipamd_core::cloud::EniConfig;
 use sluice_ipamd_core::shared::MOST_ROUTES;
 
-use super::Told;
 use super::objects::{
-    MIRROR_ANNOTATION, Naming, NoEniConfig, OVERRIDES_NAME, Object, ROUTES_KEY, SHARED_NAME, Sort, eni_config,
-    is_schedulable,
+    MIRROR_ANNOTATION, Metadata, Naming, NoEniConfig, OVERRIDES_NAME, Object, ROUTES_KEY, SHARED_NAME, Sort,
+    eni_config, is_schedulable,
 };
+use super::{Claim, Claims, Told};
 use crate::config::overrides::Overrides;
 
 /// What is known; none: not all of the objects that say so are known yet.
@@ -23,6 +24,7 @@ pub struct Meaning {
     bound: Option<BTreeSet<PodRef>>,
     overrides: Option<Result<Overrides, Vec<String>>>,
     routes: Option<Vec<Ipv4Net>>,
+    claims: Option<Claims>,
 }
 
 impl Meaning {
@@ -37,9 +39,25 @@ impl Meaning {
                 .filter(|_| known(&[Sort::Node, Sort::EniConfig]))
                 .map(|naming| eni_config(objects, node, naming)),
             bound: known(&[Sort::Pod]).then(|| pods_bound(objects, node)),
+            claims: known(&[Sort::Pod]).then(|| claims(objects, node)),
             overrides: known(&[Sort::Node, Sort::ConfigMap]).then(|| overrides(objects, node)),
             routes: routes(objects),
         }
+    }
+
+    /// The same where nobody asks what pods say of branch ENIs: all of them have addresses of the pool.
+    #[must_use]
+    pub fn without_claims(self) -> Self {
+        Self { claims: None, ..self }
+    }
+
+    /// The pods that are about to ask the pool for an address.
+    fn demand(&self) -> Option<BTreeSet<PodRef>> {
+        let of_pool = |pod: &&PodRef| {
+            let claim = self.claims.as_ref().and_then(|all| all.get(&(pod.namespace.clone(), pod.name.clone())));
+            claim.is_none_or(|claim| !claim.wants)
+        };
+        self.bound.as_ref().map(|bound| bound.iter().filter(of_pool).cloned().collect())
     }
 
     /// What is to be told that was not before.
@@ -61,10 +79,14 @@ impl Meaning {
             }
             news.push(Told::EniConfig(found.as_ref().ok().cloned()));
         }
-        if let Some(bound) = &self.bound
-            && before.bound != self.bound
+        if let Some(claims) = &self.claims
+            && before.claims != self.claims
         {
-            news.push(Told::PodsBound(bound.clone()));
+            news.push(Told::Claims(claims.clone()));
+        }
+        let bound = self.demand();
+        if let Some(bound) = bound.filter(|bound| before.demand().as_ref() != Some(bound)) {
+            news.push(Told::PodsBound(bound));
         }
         if let Some(overrides) = &self.overrides
             && before.overrides != self.overrides
@@ -81,6 +103,26 @@ impl Meaning {
     }
 }
 
+/// What the pods of a node that have an address of their own say of a branch ENI.
+fn claims(objects: &[Object], node: &str) -> Claims {
+    let own = objects.iter().filter(|object| {
+        object.sort() == Some(Sort::Pod) && object.spec.node_name == node && !object.spec.host_network
+    });
+    own.map(|pod| {
+        let Metadata { namespace, name, annotations, .. } = &pod.metadata;
+        let annotation = annotations.get(POD_ENI).filter(|text| !text.is_empty()).cloned();
+        let wants = annotation.is_some() || pod.spec.asks_for(POD_ENI);
+        ((namespace.clone(), name.clone()), Claim { uid: sandbox_uid(&pod.metadata), wants, annotation })
+    })
+    .collect()
+}
+
+/// The UID that a pod's sandbox has: the API's pod for a static one has another than the kubelet gives its sandbox.
+fn sandbox_uid(metadata: &Metadata) -> Option<String> {
+    let uid = metadata.annotations.get(MIRROR_ANNOTATION).unwrap_or(&metadata.uid);
+    Some(uid.clone()).filter(|uid| !uid.is_empty())
+}
+
 /// The pods of a node that want an address of their own and have no sandbox yet, by the UID that their sandbox will have.
 fn pods_bound(objects: &[Object], node: &str) -> BTreeSet<PodRef> {
     let bound = objects.iter().filter(|object| {
@@ -95,9 +137,7 @@ fn pods_bound(objects: &[Object], node: &str) -> BTreeSet<PodRef> {
     bound
         .map(|pod| {
             let metadata = &pod.metadata;
-            // The API's pod for a static one has another UID than the kubelet gives its sandbox.
-            let uid = metadata.annotations.get(MIRROR_ANNOTATION).unwrap_or(&metadata.uid);
-            let uid = Some(uid.clone()).filter(|uid| !uid.is_empty());
+            let uid = sandbox_uid(metadata);
             PodRef { namespace: metadata.namespace.clone(), name: metadata.name.clone(), uid }
         })
         .collect()
@@ -253,11 +293,38 @@ metadata: {name: n1, labels: {size: SIZE}}
     }
 
     #[test]
+    fn what_pods_say_of_branch_enis_is_told_and_they_are_no_demand() {
+        let pod = |name: &str, rest: &str, containers: &str| {
+            format!(
+                "{{kind: Pod, metadata: {{name: {name}, namespace: ns, uid: u-{name}{rest}}}, spec: {{nodeName: n1{containers}}}}}"
+            )
+        };
+        let asks = ", containers: [{resources: {limits: {vpc.amazonaws.com/pod-eni: '1', cpu: 1}}}]";
+        let text = [
+            pod("plain", "", ", containers: [{resources: {limits: {cpu: 1}}}, {}]"),
+            pod("asks", "", asks),
+            pod("has", ", annotations: {vpc.amazonaws.com/pod-eni: '[7]'}", asks),
+            pod("empty", ", annotations: {vpc.amazonaws.com/pod-eni: ''}", ", containers: [{resources: null}]"),
+        ]
+        .join("\n---\n");
+        let all = meaning(&text);
+        let said = |name: &str| all.claims.as_ref().unwrap()[&("ns".to_owned(), name.to_owned())].clone();
+        let wants: Vec<bool> = ["plain", "asks", "has", "empty"].map(|name| said(name).wants).into();
+        assert_eq!(wants, [false, true, true, false]);
+        assert_eq!((said("asks").annotation, said("has").annotation), (None, Some("[7]".to_owned())));
+        assert_eq!(said("has").uid.as_deref(), Some("u-has"));
+        let names = |meaning: &Meaning| meaning.demand().unwrap().into_iter().map(|pod| pod.name).collect::<Vec<_>>();
+        assert_eq!(names(&all), ["empty", "plain"]);
+        assert_eq!(names(&all.without_claims()), ["asks", "empty", "has", "plain"]);
+    }
+
+    #[test]
     fn nothing_is_told_of_what_is_not_known_whole_and_nothing_twice() {
         let objects = read("{kind: Pod, metadata: {name: a, namespace: ns}, spec: {nodeName: n1}}").unwrap();
         let early = Meaning::of(&objects, &BTreeSet::from([Sort::Node]), "n1", None);
         assert_eq!(early.news(&Meaning::default()), [Told::Schedulable(true)]);
         let later = Meaning::of(&objects, &BTreeSet::from([Sort::Node, Sort::Pod]), "n1", None);
+        let later = later.without_claims();
         assert!(matches!(later.news(&early).as_slice(), [Told::PodsBound(bound)] if bound.len() == 1));
         assert!(later.news(&later).is_empty());
     }

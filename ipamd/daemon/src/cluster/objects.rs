@@ -161,6 +161,34 @@ pub struct Spec {
     /// `hostNetwork` of a Pod.
     #[serde(default, rename = "hostNetwork")]
     pub host_network: bool,
+    /// `containers` of a Pod.
+    #[serde(default)]
+    pub containers: Vec<Container>,
+}
+
+impl Spec {
+    /// Whether a container of a Pod asks for a resource of this name, or of one that begins so.
+    #[must_use]
+    pub fn asks_for(&self, resource: &str) -> bool {
+        let limits = self.containers.iter().filter_map(|container| container.resources.as_ref()?.limits.as_ref());
+        limits.flat_map(BTreeMap::keys).any(|name| name.starts_with(resource))
+    }
+}
+
+/// An element of `containers` of a Pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Container {
+    /// `resources`.
+    #[serde(default)]
+    pub resources: Option<Resources>,
+}
+
+/// `resources` of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Resources {
+    /// `limits`: of what no more than how much.
+    #[serde(default)]
+    pub limits: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 /// Why a text cannot be read.

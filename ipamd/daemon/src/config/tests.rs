@@ -47,6 +47,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             external_services: Vec::new(),
             disable_tcp_early_demux: false,
             block_metadata: false,
+            pod_eni: None,
         }
     );
     assert_eq!(config.socket().to_str(), Some(node::IPAMD_SOCKET));
@@ -114,9 +115,23 @@ fn vpc_cnis_ways_of_saying_none_are_understood() {
 #[test]
 fn what_has_no_effect_yet_is_named() {
     let config =
-        load(&[("ENABLE_MULTI_NIC", "true"), ("ENABLE_POD_ENI", "false"), ("CLUSTER_ENDPOINT", "https://api")])
+        load(&[("ENABLE_MULTI_NIC", "true"), ("DISABLE_POD_V6", "false"), ("CLUSTER_ENDPOINT", "https://api")])
             .unwrap();
     assert_eq!(config.without_effect, ["ENABLE_MULTI_NIC"]);
+}
+
+#[test]
+fn security_groups_of_pods_are_enforced_as_it_is_said_and_need_the_nodes_name() {
+    let mode = |variables: &[(&str, &str)]| load(variables).map(|config| config.network.pod_eni);
+    let named = ("MY_NODE_NAME", "n1");
+    assert_eq!(mode(&[("POD_SECURITY_GROUP_ENFORCING_MODE", "standard")]).unwrap(), None);
+    assert_eq!(mode(&[named, ("ENABLE_POD_ENI", "true")]).unwrap(), Some(Mode::Strict));
+    let standard = [named, ("ENABLE_POD_ENI", "true"), ("POD_SECURITY_GROUP_ENFORCING_MODE", "standard")];
+    assert_eq!(mode(&standard).unwrap(), Some(Mode::Standard));
+    assert!(load(&standard).unwrap().targets(None).trunk);
+    let faults = mode(&[("ENABLE_POD_ENI", "true"), ("POD_SECURITY_GROUP_ENFORCING_MODE", "lax")]).unwrap_err();
+    let text = faults.to_string();
+    assert!(text.contains("MY_NODE_NAME") && text.contains("POD_SECURITY_GROUP_ENFORCING_MODE"), "{text}");
 }
 
 #[test]

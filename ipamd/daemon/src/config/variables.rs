@@ -89,7 +89,11 @@ pub const VARIABLES: &[Variable] = &[
     daemon("ENABLE_IPv4", "true", "pods have IPv4 addresses; with ENABLE_IPv6 too, they have both"),
     daemon("ENABLE_IPv6", "false", "pods have IPv6 addresses, of a /80 of their ENI"),
     later("ENABLE_MULTI_NIC", "false", "pods on several network cards"),
-    later("ENABLE_POD_ENI", "false", "security groups for pods"),
+    daemon(
+        "ENABLE_POD_ENI",
+        "false",
+        "security groups for pods: those that ask for vpc.amazonaws.com/pod-eni have a branch ENI to themselves",
+    ),
     daemon("ENABLE_PREFIX_DELEGATION", "false", "assign /28 prefixes instead of single addresses"),
     daemon("ENABLE_SUBNET_DISCOVERY", "true", "make ENIs in subnets tagged kubernetes.io/role/cni too"),
     network("ENABLE_V4_EGRESS", "true", "pods of IPv6 alone reach IPv4 by the node's address"),
@@ -109,7 +113,11 @@ pub const VARIABLES: &[Variable] = &[
     daemon("MY_NODE_NAME", "", "name of the node's object in Kubernetes"),
     later("NETWORK_POLICY_ENFORCING_MODE", "standard", "what a pod may do before its policy is known"),
     network("POD_MTU", "AWS_VPC_ENI_MTU", "MTU of pods' interfaces, 576 (with IPv6 1280) to 9001 bytes"),
-    later("POD_SECURITY_GROUP_ENFORCING_MODE", "strict", "how security groups for pods are enforced"),
+    network(
+        "POD_SECURITY_GROUP_ENFORCING_MODE",
+        "strict",
+        "strict: all traffic of pods with security groups of their own goes by their branch ENI; standard: not what stays on the node or leaves the VPC",
+    ),
     daemon("SLUICE_ADD_DEADLINE", "60", "seconds that an ADD waits for an address at most, 1 to 220"),
     network(
         "SLUICE_BLOCK_POD_METADATA",

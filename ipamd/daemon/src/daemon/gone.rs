@@ -55,7 +55,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 let companion = self.state.ledger().companion_of(address).map(IpAddr::V6);
                 self.clear_pod(Gone { address, companion, tombstone: Some((path, request)) });
             }
-            None => self.drained(path, &request),
+            None => {
+                // What its plugin could not take away without our word is litter now.
+                self.let_go(&request.attachment);
+                self.drained(path, &request);
+            }
         }
     }
 

@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use sluice_contract::id::{Attachment, EniId, IfName, SecurityGroupId};
-use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits};
+use sluice_contract::node::branch;
+use sluice_hostnet::branch::PodBranch;
+use sluice_ipamd_core::cloud::{
+    Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits, InterfaceType,
+};
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::{largest, limits};
 use sluice_ipamd_core::op::{Failure, Op};
@@ -231,7 +235,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     tracing::warn!(finding = %finding, "the kernel differs from the ledger");
                 }
                 // Setting up an ENI clears its table anyway.
-                let in_use: BTreeSet<u32> = self.enis.values().map(|side| side.network.table).collect();
+                let now = self.parts.clock.now();
+                self.forget_branches(|held| {
+                    now.since(held.since) > ADD_TAKES && !pods.veths.contains(&held.owner.host_ifname)
+                });
+                let branches = self.state.branches().map(|held| branch::table(held.vlan));
+                let enis = self.enis.values().map(|side| side.network.table);
+                let in_use: BTreeSet<u32> = enis.chain(branches).collect();
                 for table in pods.leftovers.difference(&in_use) {
                     self.spawn(Job::Clear(*table));
                 }
@@ -367,10 +377,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// Keeps the list of ENIs on the host up to date with the ledger.
     fn note_enis(&mut self, now: Instant) {
-        let mtu = self.parts.config.network.eni_mtu;
+        let (mtu, trunks) = (self.parts.config.network.eni_mtu, self.parts.config.network.pod_eni.is_some());
         for eni in self.state.ledger().enis() {
             let cidr = self.state.subnets().get(&eni.subnet).map_or(eni.subnet_cidr, |subnet| subnet.cidr);
-            let Some(network) = eni_network(eni, cidr, mtu) else { continue };
+            let Some(network) = eni_network(eni, cidr, mtu, trunks) else { continue };
             let side = self.enis.entry(eni.id.clone()).or_insert_with(|| EniSide {
                 network: network.clone(),
                 done: false,
@@ -435,10 +445,24 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 addresses: std::iter::once(address).chain(companion).collect(),
                 egress: self.parts.config.network.egress_of(address),
                 table: ledger.eni_of(address)?.table()?,
+                branch: None,
                 settled: now.since(*since) > ADD_TAKES,
             })
         });
-        pods.collect()
+        let branches = self.state.branches().filter_map(|held| {
+            let network = &self.parts.config.network;
+            let first = held.addresses.first().filter(|_| held.mode == branch::Mode::Standard);
+            Some(PodNetwork {
+                attachment: held.owner.attachment.clone(),
+                dev: held.owner.host_ifname.clone(),
+                addresses: held.addresses.iter().map(|(ip, _)| *ip).collect(),
+                egress: first.and_then(|(ip, _)| network.egress_of(*ip)),
+                table: branch::table(held.vlan),
+                branch: Some(PodBranch::of(&held.pod_addresses()).ok()??),
+                settled: now.since(held.since) > ADD_TAKES,
+            })
+        });
+        pods.chain(branches).collect()
     }
 
     fn repaired(&self, disturbance: &Disturbance, repaired: Repaired) {
@@ -526,9 +550,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 }
 
 /// What an ENI should be on the host; nothing for the primary ENI, those of others, and those that are not attached or
-/// whose subnet is not known yet.
-fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
-    (eni.role == Role::Secondary && eni.is_of_pods() && subnet.prefix_len() < 32).then_some(())?;
+/// whose subnet is not known yet. `trunks`: the trunk ENI is set up too, for the branch ENIs on it.
+fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32, trunks: bool) -> Option<EniNetwork> {
+    let trunk = trunks && eni.interface_type == InterfaceType::Trunk && eni.role != Role::Primary;
+    let of_pods = eni.role == Role::Secondary && eni.is_of_pods();
+    ((of_pods || trunk) && subnet.prefix_len() < 32).then_some(())?;
     eni.device?;
     Some(EniNetwork {
         eni: eni.id.clone(),
@@ -538,6 +564,7 @@ fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32) -> Option<EniNetwork> {
         ipv6: eni.companion(eni.primary_ip.into()),
         table: eni.table()?,
         mtu,
+        trunk,
     })
 }
 

@@ -83,6 +83,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         if let Some(parked) = held.and_then(|held| self.clearing.get_mut(&held)) {
             return parked.push(asking);
         }
+        let Some(asking) = self.by_branch(asking) else { return };
         let Asking { token, request, since, deadline, answer } = asking;
         let AddRequest { attachment, pod, netns, host_ifname } = request;
         self.waiting.insert(token, Waiting { answer, since, counted: false, pod: pod.clone() });
@@ -156,6 +157,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             let refusal = Refusal::new(RefusalCode::Cancelled, "the attachment's DEL came while its ADD waited");
             self.refuse_add(token, refusal);
         }
+        let cancelled = Refusal::new(RefusalCode::Cancelled, "the attachment's DEL came while its ADD waited");
+        self.refuse_pending(Some(&request.attachment), &cancelled);
         self.orphans.retain(|_, owner| owner.attachment != request.attachment);
         let addresses = self.release(&request.attachment, self.cooldown_after(request));
         Outcome::Del(DelReply { addresses })
@@ -173,6 +176,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     fn check_attachment(&self, request: &CheckRequest) -> Result<Outcome, Refusal> {
+        if let Some(outcome) = self.check_branch(&request.attachment) {
+            return Ok(outcome);
+        }
         let address = self.state.ledger().address_of(&request.attachment);
         let held = address.map(|address| (self.pod_addresses(address), address));
         match held.filter(|(addresses, _)| !addresses.is_empty()) {
@@ -211,7 +217,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// Takes an attachment's address back, if it has one.
     pub(super) fn release(&mut self, attachment: &Attachment, cooldown: Duration) -> Vec<PodAddress> {
         self.granted_by.remove(attachment);
-        let Some(address) = self.state.ledger().address_of(attachment) else { return Vec::new() };
+        let Some(address) = self.state.ledger().address_of(attachment) else { return self.let_go(attachment) };
         let described = self.pod_addresses(address);
         if self.clearing.contains_key(&address) {
             // It is taken back when the kernel is clear of its pod.
@@ -226,7 +232,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// A request's socket has closed before its reply.
     pub(super) fn withdrawn(&mut self, token: Token) {
         self.waiting.remove(&token);
-        if self.queue.withdraw(token) {
+        if self.queue.withdraw(token) || self.branching.withdraw(token) {
             tracing::info!("an ADD was withdrawn while it waited");
             return;
         }

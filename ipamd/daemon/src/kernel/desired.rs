@@ -5,12 +5,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::IfName;
+use sluice_contract::node::branch::{
+    Mode, ROUTER_V6, RULE_BRANCH, RULE_LOCAL, RULE_ROUTER, STRICT_PREFIX, vlan_of_table,
+};
 use sluice_contract::node::egress::{EGRESS_V4, EGRESS_V4_VPC_CNI, EGRESS_V6};
 use sluice_contract::node::{RULE_EXTERNAL_SERVICE, RULE_FROM_ENI, RULE_PRIMARY_ENI_MARK, TABLE_MAIN};
 use sluice_hostnet::desired::{Desired, Devices, LinkSettings, RouteScope, RuleScope, Scope};
 use sluice_hostnet::state::{
     Address, Family, InvalidSysctlKey, Mark, NftFamily, NftTableId, Protocol, Route, Rule, Sysctl, SysctlKey,
-    host_prefix,
+    TABLE_LOCAL, host_prefix,
 };
 
 use sluice_ipamd_core::ipv6::Families;
@@ -27,9 +30,6 @@ pub fn table(family: Family) -> NftTableId {
     };
     NftTableId::new(family, "sluice")
 }
-
-/// The VPC's router on every ENI's link (VPC User Guide, "Subnet CIDR blocks": it answers at this address on Nitro).
-const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
 
 /// The node's own part, its nftables table apart ([`ruleset`]). `primary` is the primary ENI's link.
 ///
@@ -57,23 +57,43 @@ pub fn node(node: &NodeNetwork, primary: &IfName) -> Result<Desired, InvalidSysc
         sysctls.push(Sysctl::new(SysctlKey::new("net/ipv6/conf/all/forwarding")?, 1));
     }
     let services = node.config.external_services.iter();
+    let mut scope = BTreeSet::from([
+        RuleScope::priority(Family::V4, RULE_PRIMARY_ENI_MARK),
+        RuleScope::priority(Family::V6, RULE_PRIMARY_ENI_MARK),
+        RuleScope::priority(Family::V4, RULE_EXTERNAL_SERVICE),
+    ]);
+    let strict = strict_rules(node);
+    // The kernel's own rule, once the one that takes its place is there.
+    let kernels = |rule: &Rule| RuleScope { family: rule.family, priority: RULE_ROUTER, table: Some(TABLE_LOCAL) };
+    scope.extend(strict.iter().map(kernels));
     Ok(Desired {
-        scope: Scope {
-            rules: BTreeSet::from([
-                RuleScope::priority(Family::V4, RULE_PRIMARY_ENI_MARK),
-                RuleScope::priority(Family::V6, RULE_PRIMARY_ENI_MARK),
-                RuleScope::priority(Family::V4, RULE_EXTERNAL_SERVICE),
-            ]),
-            nft: Family::ALL.map(table).into(),
-            ..Scope::default()
-        },
+        scope: Scope { rules: scope, nft: Family::ALL.map(table).into(), ..Scope::default() },
         links: vec![LinkSettings { dev: primary.clone(), up: None, mtu: Some(node.config.eni_mtu) }],
         rules: marked
             .chain(services.map(|cidr| Rule::to(RULE_EXTERNAL_SERVICE, IpNet::from(*cidr), TABLE_MAIN)))
+            .chain(strict)
             .collect(),
         sysctls,
         ..Desired::default()
     })
+}
+
+/// With strict security groups of pods, what comes by a pod's interfaces is not for the node, also where it goes to an address of
+/// the node: the node's own addresses come after the rules that say so. What the VPC's router says to the node itself comes before.
+/// A node that has been strict keeps them; nothing but those rules is in between.
+fn strict_rules(node: &NodeNetwork) -> Vec<Rule> {
+    let NetworkConfig { families, pod_eni, .. } = &node.config;
+    let mut rules = Vec::new();
+    if *pod_eni == Some(Mode::Strict) {
+        if families.has_v4() {
+            rules.push(Rule::all(Family::V4, RULE_LOCAL, TABLE_LOCAL));
+        }
+        if families.has_v6() {
+            rules.push(Rule::all(Family::V6, RULE_LOCAL, TABLE_LOCAL));
+            rules.push(Rule::from(RULE_ROUTER, host_prefix(ROUTER_V6.into()), TABLE_LOCAL));
+        }
+    }
+    rules
 }
 
 /// Our nftables tables: each family's that pods have, with its body.
@@ -141,8 +161,10 @@ fn guard(node: &NodeNetwork, family: Family) -> String {
     let own = format!("{pods}{of} fib saddr . iif oif missing counter drop");
     let mut body = chain("own-address", "type filter hook prerouting priority raw", &[own]);
     if *block_metadata {
-        let refused = format!("{pods} {service} counter reject");
-        body += &chain("metadata", "type filter hook forward priority filter", &[refused]);
+        let refused = |pods: &str| format!("{pods} {service} counter reject");
+        let strict = (node.config.pod_eni == Some(Mode::Strict)).then(|| format!("iifname \"{STRICT_PREFIX}*\""));
+        let rules: Vec<String> = std::iter::once(&pods).chain(&strict).map(|pods| refused(pods)).collect();
+        body += &chain("metadata", "type filter hook forward priority filter", &rules);
     }
     body
 }
@@ -271,7 +293,10 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Result<Desired, InvalidSysctlKey> 
         Route::default_via(eni.table, router, dev.clone()),
     ];
     let mut addresses = vec![Address::new(dev.clone(), own).without_prefix_route()];
-    let mut rules = vec![Rule::from(RULE_FROM_ENI, host_prefix(eni.primary_ip.into()), eni.table)];
+    let mut rules = Vec::new();
+    if !eni.trunk {
+        rules.push(Rule::from(RULE_FROM_ENI, host_prefix(eni.primary_ip.into()), eni.table));
+    }
     let mut sysctls = Vec::new();
     if let Some(own) = eni.ipv6 {
         // What is masqueraded on its way out by this ENI takes an address of it, and has to find one: any other address of the
@@ -313,13 +338,19 @@ pub fn eni(eni: &EniNetwork, dev: &IfName) -> Result<Desired, InvalidSysctlKey> 
     })
 }
 
-/// Nothing of the secondary ENI that had this table; its link may be gone.
+/// Nothing of the secondary ENI, or of the VLAN, that had this table; its link may be gone.
 #[must_use]
 pub fn no_eni(table: u32) -> Desired {
+    let is_vlans = vlan_of_table(table).is_some();
+    let strict = |family| is_vlans.then_some(RuleScope { family, priority: RULE_BRANCH, table: Some(table) });
     Desired {
         scope: Scope {
             routes: Family::ALL.map(|family| RouteScope::table(table, family)).into(),
-            rules: Family::ALL.map(|family| rule_scope(family, table)).into(),
+            rules: Family::ALL
+                .into_iter()
+                .flat_map(|family| [Some(rule_scope(family, table)), strict(family)])
+                .flatten()
+                .collect(),
             ..Scope::default()
         },
         ..Desired::default()

@@ -1,6 +1,6 @@
 //! The `Kernel` seam over hostnet: the node's real network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +8,10 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sluice_contract::id::{Attachment, IfName, MacAddr};
+use sluice_contract::node::branch::{self, RULE_BRANCH};
 use sluice_contract::node::egress::is_egress;
 use sluice_contract::node::{RULE_FROM_ENI, RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
+use sluice_hostnet::branch::{is_vlan, strict_rules_to};
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
@@ -236,8 +238,10 @@ impl HostKernel {
     }
 
     async fn repair_pods(&self, pods: &[PodNetwork]) -> Result<Vec<Planned>, KernelError> {
+        let tables: BTreeSet<u32> = pods.iter().filter_map(|pod| Some(pod.branch.as_ref()?.table)).collect();
+        let tables = std::iter::once(TABLE_MAIN).chain(tables);
         let view = View {
-            routes: Family::ALL.map(|family| (family, TABLE_MAIN)).into(),
+            routes: tables.flat_map(|table| Family::ALL.map(|family| (family, table))).collect(),
             rules: Family::ALL.into(),
             neighbours: Family::ALL.into(),
             ..View::default()
@@ -331,6 +335,12 @@ impl Kernel for HostKernel {
         let link = seen.link(dev).filter(|_| marked(&seen).get(dev) == Some(attachment) && !routed);
         let Some(link) = link else { return Ok(()) };
         self.host.netlink().delete_link(link.index).await.map_err(failed(format!("removing {dev}")))?;
+        if let Some(vlan) = branch::vlan_of_link(dev).filter(|_| is_vlan(link)) {
+            let its = strict_rules_to(&seen.rules, branch::table(vlan));
+            let ops: Vec<_> = its.map(|rule| Planned::new(Op::DeleteRule(rule.clone()), "its pod is gone")).collect();
+            let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the rules of {dev}")))?;
+            tell(executed.changed);
+        }
         tracing::info!(link = %dev, attachment = %attachment, "the interface of a pod that is gone was removed");
         Ok(())
     }
@@ -375,10 +385,10 @@ impl Kernel for HostKernel {
     }
 }
 
-/// The interfaces of pods, by their marks.
+/// The interfaces of pods, by their marks: veths, and VLANs of branch ENIs.
 fn marked(seen: &Observed) -> BTreeMap<&IfName, Attachment> {
-    let veths = seen.links.iter().filter(|link| link.kind == LinkKind::Veth);
-    veths.filter_map(|link| Some((&link.name, veth::attachment(link.alias.as_deref()?)?))).collect()
+    let pods = seen.links.iter().filter(|link| link.kind == LinkKind::Veth || is_vlan(link));
+    pods.filter_map(|link| Some((&link.name, veth::attachment(link.alias.as_deref()?)?))).collect()
 }
 
 /// Which pod's rule it is: to its address, or from its address to an ENI's table.
@@ -396,7 +406,15 @@ fn rule_of_pod(rule: &Rule) -> Option<IpAddr> {
 fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     let mut found = Pods::default();
     let unknown = IfName::new(UNKNOWN_LINK).ok();
-    found.marked = marked(seen).into_iter().map(|(dev, attachment)| (dev.clone(), attachment)).collect();
+    let marked = marked(seen);
+    let mut links: BTreeMap<&Attachment, usize> = BTreeMap::new();
+    for attachment in marked.values() {
+        *links.entry(attachment).or_default() += 1;
+    }
+    let lone = marked.iter().filter(|(_, attachment)| links.get(attachment) == Some(&1));
+    found.marked = lone.map(|(dev, attachment)| ((*dev).clone(), attachment.clone())).collect();
+    let veths = seen.links.iter().filter(|link| link.kind == LinkKind::Veth);
+    found.veths = veths.map(|link| link.name.clone()).collect();
     for address in seen.rules.iter().filter_map(rule_of_pod) {
         if let Some(dev) = &unknown {
             found.view.pods.insert(address, dev.clone());
@@ -407,6 +425,13 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
         let gone = |ip: IpAddr| !seen.addresses.iter().any(|address| address.net.addr() == ip);
         if rule.from.is_some_and(|net| net.prefix_len() == net.max_prefix_len() && gone(net.addr())) {
             found.leftovers.insert(rule.table);
+        }
+    }
+    let of_vlans = |rule: &&Rule| rule.priority == RULE_BRANCH && branch::vlan_of_table(rule.table).is_some();
+    for table in seen.rules.iter().filter(of_vlans).map(|rule| rule.table) {
+        let is_there = |rule: &Rule| rule.iif.as_ref().is_none_or(|dev| seen.link(dev).is_some());
+        if !strict_rules_to(&seen.rules, table).any(is_there) {
+            found.leftovers.insert(table);
         }
     }
     for route in seen.routes.iter().filter(|route| route.gateway.is_none() && route.table == TABLE_MAIN) {

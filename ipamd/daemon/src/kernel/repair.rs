@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sluice_contract::id::{IfName, MacAddr};
+use sluice_contract::node::branch::{RULE_BRANCH, vlan_of_table};
 use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
+use sluice_hostnet::branch::rules_of_address;
 use sluice_hostnet::desired::{Desired, LinkSettings, RuleScope, Scope};
 use sluice_hostnet::plan::{Op, Planned, plan};
 use sluice_hostnet::state::{Family, Link, LinkKind, NftTableId, Observed, Route, Rule, host_prefix};
@@ -73,7 +75,9 @@ impl Ours {
             }
             Event::Rule(change, rule) => {
                 let wanted = self.desired().any(|desired| desired.rules.contains(rule));
-                let pods = pods_of_rule(rule).any(|address| self.standing.contains_key(&address));
+                // Of pods with branch ENIs no more is known here than that the rule looks like one of theirs.
+                let branchs = *change == Change::Gone && is_branchs(rule);
+                let pods = branchs || pods_of_rule(rule).any(|address| self.standing.contains_key(&address));
                 let (ours, verb) = match change {
                     Change::New => {
                         let strange = self.desired().any(|desired| desired.scope.owns_rule(rule)) && !wanted;
@@ -147,6 +151,11 @@ fn pods_of_rule(rule: &Rule) -> impl Iterator<Item = IpAddr> {
     nets.filter(move |net| ours && *net == host_prefix(net.addr())).map(|net| net.addr())
 }
 
+/// Whether a rule is one of strict mode's.
+fn is_branchs(rule: &Rule) -> bool {
+    rule.priority == RULE_BRANCH && rule.iif.is_some() && vlan_of_table(rule.table).is_some()
+}
+
 /// What brings the pods of the ledger that stand back to what the plugin has made. Pods that `seen` has no interface of are
 /// passed over.
 pub(super) fn pods(seen: &Observed, pods: &[PodNetwork], standing: &BTreeMap<IpAddr, IfName>) -> Vec<Planned> {
@@ -154,6 +163,7 @@ pub(super) fn pods(seen: &Observed, pods: &[PodNetwork], standing: &BTreeMap<IpA
     let priorities = [RULE_TO_POD, RULE_FROM_POD];
     let scopes = Family::ALL.into_iter().flat_map(|family| priorities.map(|at| RuleScope::priority(family, at)));
     let mut desired = Desired { scope: Scope { rules: scopes.collect(), ..Scope::default() }, ..Desired::default() };
+    let mut known: BTreeSet<IpAddr> = BTreeSet::new();
     for pod in pods {
         let stands = pod.settled || pod.addresses.iter().any(|ip| standing.get(ip) == Some(&pod.dev));
         if !stands || !seen.link(&pod.dev).is_some_and(|link| carries(link, pod)) {
@@ -162,18 +172,19 @@ pub(super) fn pods(seen: &Observed, pods: &[PodNetwork], standing: &BTreeMap<IpA
         desired.links.push(LinkSettings { dev: pod.dev.clone(), up: Some(true), mtu: None });
         desired.scope.neighbours.insert(pod.dev.clone());
         let to = |ip: &IpAddr| Route::on_link(TABLE_MAIN, host_prefix(*ip), pod.dev.clone());
-        desired.routes.extend(pod.addresses.iter().chain(&pod.egress).map(to));
-        for ip in &pod.addresses {
-            let net = host_prefix(*ip);
-            desired.rules.push(Rule::to(RULE_TO_POD, net, TABLE_MAIN));
-            if pod.table != TABLE_MAIN {
-                desired.rules.push(Rule::from(RULE_FROM_POD, net, pod.table));
-            }
+        known.extend(pod.addresses.iter().chain(&pod.egress));
+        if let Some(branch) = &pod.branch {
+            desired.routes.extend(branch.uplink(&pod.dev, 0).routes);
+            desired.routes.extend(branch.pod_routes(&pod.dev));
+            desired.routes.extend(pod.egress.iter().map(to));
+            desired.rules.extend(branch.rules(&pod.dev));
+            continue;
         }
+        desired.routes.extend(pod.addresses.iter().chain(&pod.egress).map(to));
+        desired.rules.extend(pod.addresses.iter().flat_map(|ip| rules_of_address(*ip, pod.table)));
     }
-    // The rules of other addresses are not looked at: whose they are is not known here.
-    let known: BTreeSet<IpAddr> = desired.routes.iter().map(|route| route.destination.addr()).collect();
-    seen.rules.retain(|rule| pods_of_rule(rule).any(|address| known.contains(&address)));
+    // The rules of other addresses are not looked at: whose they are is not known here. Those of strict mode are only put back.
+    seen.rules.retain(|rule| is_branchs(rule) || pods_of_rule(rule).any(|address| known.contains(&address)));
     plan(&seen, &desired)
 }
 

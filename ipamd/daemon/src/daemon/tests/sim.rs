@@ -460,6 +460,8 @@ pub(crate) struct HostState {
     pub(crate) attachments: BTreeMap<IpAddr, Attachment>,
     /// Addresses that rules of pods name.
     pub(crate) rules: BTreeSet<IpAddr>,
+    /// Veths of pods that no route in the main table leads to.
+    pub(crate) veths: BTreeSet<IfName>,
     /// Netlink does not answer.
     pub(crate) broken: bool,
     /// The node's own part.
@@ -491,14 +493,16 @@ impl SimHost {
 
 impl Kernel for SimHost {
     async fn pods(&self, _veth_prefix: &str) -> Result<Pods, KernelError> {
-        let (mut pods, attachments, enis, rules) = {
+        let (mut pods, attachments, enis, rules, mut veths) = {
             let state = self.state();
-            (state.pods.clone(), state.attachments.clone(), state.enis.clone(), state.rules.clone())
+            let (pods, enis) = (state.pods.clone(), state.enis.clone());
+            (pods, state.attachments.clone(), enis, state.rules.clone(), state.veths.clone())
         };
+        veths.extend(pods.values().cloned());
         let dead: BTreeSet<IpAddr> = rules.into_iter().filter(|address| !pods.contains_key(address)).collect();
         pods.extend(dead.iter().map(|address| (*address, IfName::new("unknown").unwrap())));
         let leftovers = enis.values().filter(|eni| !self.has_link(&eni.eni)).map(|eni| eni.table).collect();
-        Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers, marked: BTreeMap::new() })
+        Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers, marked: BTreeMap::new(), veths })
     }
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {

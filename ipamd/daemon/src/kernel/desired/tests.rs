@@ -2,6 +2,8 @@
 //! ENI with 10.0.1.50, VPC 10.0.0.0/16.
 
 use sluice_contract::id::EniId;
+use sluice_hostnet::plan::plan;
+use sluice_hostnet::state::Observed;
 
 use super::*;
 use crate::config::Config;
@@ -25,6 +27,7 @@ fn golden_eni() -> EniNetwork {
         ipv6: None,
         table: 2,
         mtu: 9001,
+        trunk: false,
     }
 }
 
@@ -283,4 +286,52 @@ sysctl net/ipv6/conf/eth1/accept_dad = 0"
     );
     let left = Route::default_via(2, "fe80:ec2::1".parse().unwrap(), dev("eth1"));
     assert!(no_eni(2).scope.owns_route(&left), "the route goes with the ENI");
+}
+
+#[test]
+fn with_strict_security_groups_of_pods_the_nodes_own_addresses_come_after_pods_rules() {
+    let mut strict = golden_node();
+    strict.config.pod_eni = Some(Mode::Strict);
+    strict.config.families = Families::Dual;
+    let rules = |of: &NodeNetwork| -> Vec<String> {
+        let wanted = node(of, &dev("eth0")).unwrap();
+        wanted.rules.iter().map(ToString::to_string).filter(|rule| rule.ends_with("lookup 255")).collect()
+    };
+    assert_eq!(
+        rules(&strict),
+        ["20: from all lookup 255", "20: from all lookup 255", "0: from fe80:ec2::1/128 lookup 255"]
+    );
+    // The kernel's own rules make way, after what takes their place.
+    let kernels = Family::ALL.map(|family| Rule::all(family, 0, TABLE_LOCAL));
+    let seen = Observed { rules: kernels.to_vec(), ..Observed::default() };
+    let ops: Vec<String> =
+        plan(&seen, &node(&strict, &dev("eth0")).unwrap()).iter().map(|planned| planned.op.to_string()).collect();
+    let at = |words: &str| ops.iter().position(|op| op == words).unwrap_or_else(|| panic!("{words}: {ops:#?}"));
+    assert!(at("rule add 20: from all lookup 255") < at("rule del 0: from all lookup 255"));
+    assert!(!ops.iter().any(|op| op.starts_with("rule del 0: from fe80")));
+    strict.config.pod_eni = Some(Mode::Standard);
+    assert_eq!(rules(&strict), [""; 0]);
+    assert!(!node(&strict, &dev("eth0")).unwrap().scope.owns_rule(&Rule::all(Family::V4, 0, TABLE_LOCAL)));
+}
+
+#[test]
+fn pods_with_security_groups_of_their_own_are_kept_from_the_metadata_service_too() {
+    let mut network = golden_node();
+    network.config.block_metadata = true;
+    let without = ruleset(&network, &dev("eth0"));
+    assert!(!without.contains("iifname \"vlan*\""), "{without}");
+    network.config.pod_eni = Some(Mode::Strict);
+    let strict = ruleset(&network, &dev("eth0"));
+    assert!(strict.contains("iifname \"vlan*\" ip daddr 169.254.169.254 counter reject"), "{strict}");
+}
+
+#[test]
+fn a_trunk_is_set_up_without_a_rule_and_a_vlans_rules_go_with_its_table() {
+    let network = EniNetwork { trunk: true, ..golden_eni() };
+    let wanted = eni(&network, &dev("eth1")).unwrap();
+    assert_eq!((wanted.rules.len(), wanted.routes.len(), wanted.addresses.len()), (0, 2, 1));
+    let strict = Rule::iif(Family::V4, RULE_BRANCH, dev("vlan.eth.7"), 107);
+    assert!(no_eni(107).scope.owns_rule(&strict));
+    let foreign = Rule::iif(Family::V4, RULE_BRANCH, dev("vlan.eth.7"), 2);
+    assert!(!no_eni(2).scope.owns_rule(&foreign));
 }

@@ -79,6 +79,7 @@ fn eni_network() -> EniNetwork {
         ipv6: None,
         table: 2,
         mtu: 9001,
+        trunk: false,
     }
 }
 
@@ -419,6 +420,7 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
         addresses: vec![ip(20)],
         egress: None,
         table: 2,
+        branch: None,
         settled: false,
     };
     // Somebody else's.

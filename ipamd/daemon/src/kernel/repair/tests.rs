@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
 
 use sluice_contract::id::EniId;
+use sluice_hostnet::branch::PodBranch;
 use sluice_hostnet::state::{Neighbour, NftFamily, Protocol};
 
 use super::*;
@@ -55,6 +56,7 @@ fn ours() -> Ours {
         ipv6: None,
         table: 2,
         mtu: 9001,
+        trunk: false,
     };
     let mut ours = Ours::default();
     ours.parts.insert(Part::Node, (PRIMARY, desired::node(&node, &name("eth0")).unwrap()));
@@ -150,6 +152,7 @@ fn pod(settled: bool) -> PodNetwork {
         addresses: vec![pod_ip(20)],
         egress: None,
         table: 2,
+        branch: None,
         settled,
     }
 }
@@ -188,4 +191,41 @@ fn a_pod_that_stands_gets_back_what_it_has_lost_and_loses_what_others_gave_it() 
     };
     assert_eq!(words(&other, pod(true), &standing), [""; 0]);
     assert_eq!(words(&Observed { links: Vec::new(), ..seen }, pod(true), &standing), [""; 0]);
+}
+
+#[test]
+fn a_pod_with_a_branch_eni_gets_back_what_is_its_alone() {
+    let vlan = sluice_contract::id::VlanId::new(7).unwrap();
+    let branch = PodBranch {
+        link: name("vlan.eth.7"),
+        vlan,
+        mac: SECONDARY,
+        trunk_mac: PRIMARY,
+        mode: sluice_contract::node::branch::Mode::Strict,
+        table: 107,
+        addresses: vec![(pod_ip(20), pod_ip(1))],
+    };
+    let strict = PodNetwork { dev: name("vlana"), table: 107, branch: Some(branch), ..pod(true) };
+    let alias = Some("sluice a/eth0@sluice".to_owned());
+    let vlan_link = Link { kind: LinkKind::Other("vlan".to_owned()), ..link(5, "vlan.eth.7") };
+    let mut seen = Observed { links: vec![Link { alias, ..link(4, "vlana") }, vlan_link], ..Observed::default() };
+    let none = BTreeMap::new();
+    let ops = words(&seen, strict.clone(), &none);
+    let expected = [
+        "route replace 10.0.1.1/32 dev vlan.eth.7 table 107",
+        "route replace 10.0.1.20/32 dev vlana table 107",
+        "route replace default via 10.0.1.1 dev vlan.eth.7 table 107",
+        "rule add 10: from all iif vlan.eth.7 lookup 107",
+        "rule add 10: from all iif vlana lookup 107",
+    ];
+    assert_eq!(ops, expected);
+    for planned in pods(&seen, std::slice::from_ref(&strict), &none) {
+        seen.apply(&planned.op);
+    }
+    assert_eq!(words(&seen, strict, &none), [""; 0]);
+    let mut ours = ours();
+    let gone = Event::Rule(Change::Gone, Rule::iif(Family::V4, 10, name("vlana"), 107));
+    assert_eq!(ours.touched(&gone, "eni").as_deref(), Some("rule 10: from all iif vlana lookup 107 was deleted"));
+    let foreign = Event::Rule(Change::Gone, Rule::iif(Family::V4, 10, name("vlana"), 7));
+    assert_eq!(ours.touched(&foreign, "eni"), None);
 }
