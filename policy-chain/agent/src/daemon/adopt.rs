@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use sluice_contract::id::{Attachment, ContainerId, IfName, InvalidId, NetworkName, PodRef};
+use sluice_contract::node::branch::STRICT_PREFIX;
 use sluice_contract::node::{VETH_PREFIX, hex, host_veth};
 use sluice_contract::rpc::{GateInterface, PolicyAdd};
 use sluice_daemon::log::ErrorChain;
@@ -40,10 +41,14 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 uid: (!pod.uid.is_empty()).then(|| pod.uid.to_string()),
             };
             let addresses: Vec<IpAddr> = pod.addresses.to_vec();
-            let Ok(name) = host_veth(VETH_PREFIX, &of, 0) else { continue };
-            let link = self.links.iter().find(|(_, link)| link.as_str() == name.as_str()).map(|(index, _)| *index);
-            let link = match link {
-                Some(index) => Some((index, name)),
+            // With a branch ENI in strict mode it has another beginning, and the main table leads elsewhere.
+            let named = [VETH_PREFIX, STRICT_PREFIX].into_iter().find_map(|prefix| {
+                let name = host_veth(prefix, &of, 0).ok()?;
+                let link = self.links.iter().find(|(_, link)| link.as_str() == name.as_str());
+                link.map(|(index, _)| (*index, name))
+            });
+            let link = match named {
+                Some(named) => Some(named),
                 None => self.routed_to(&addresses).await,
             };
             let Some((index, name)) = link.filter(|(index, _)| !self.ended.contains(index)) else { continue };
