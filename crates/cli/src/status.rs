@@ -151,6 +151,11 @@ fn pool(ipamd: &Value, line: &mut impl FnMut(&str, &str), paint: Paint) {
             ),
         );
     }
+    let branches = ipamd.get("branches").and_then(Value::as_object);
+    for (id, branch) in branches.into_iter().flatten() {
+        let pod = format!("{}/{}", text(branch, "/pod/namespace"), text(branch, "/pod/name"));
+        line("  branch", &format!("{id} VLAN {}, {} mode, pod {pod}", number(branch, "/vlan"), text(branch, "/mode")));
+    }
     let subnets = ipamd.pointer("/pool/free_by_subnet").and_then(Value::as_object);
     for (subnet, free) in subnets.into_iter().flatten() {
         line("  subnet", &format!("{subnet}: {free} free addresses when EC2 was last asked"));

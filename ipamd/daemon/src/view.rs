@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
-use sluice_contract::id::{EniId, IfName, MacAddr, PodRef, SubnetId};
+use sluice_contract::id::{EniId, IfName, MacAddr, PodRef, SubnetId, VlanId};
+use sluice_contract::node::branch::{self, Mode};
+use sluice_ipamd_core::branch::Held;
 use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::plan::Plan;
@@ -37,6 +39,41 @@ pub struct View {
     pub obstacles: BTreeMap<String, String>,
     /// Addresses alive in the kernel that no known ENI has.
     pub strays: Vec<IpAddr>,
+    /// Pods that have branch ENIs, by their ids.
+    pub branches: BTreeMap<EniId, BranchView>,
+}
+
+/// A branch ENI that a pod has.
+#[derive(Debug, Clone, Serialize)]
+pub struct BranchView {
+    /// Whose it is.
+    pub pod: PodRef,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its VLAN on the trunk ENI's link.
+    pub vlan: VlanId,
+    /// Route table.
+    pub table: u32,
+    /// How its security groups are enforced.
+    pub mode: Mode,
+    /// The host's interface of the pod.
+    pub host_ifname: IfName,
+    /// Since when, RFC 3339.
+    pub at: String,
+}
+
+impl BranchView {
+    fn of(held: &Held) -> Self {
+        Self {
+            pod: held.owner.pod.clone(),
+            addresses: held.addresses.iter().map(|(ip, _)| *ip).collect(),
+            vlan: held.vlan,
+            table: branch::table(held.vlan),
+            mode: held.mode,
+            host_ifname: held.owner.host_ifname.clone(),
+            at: held.since.to_string(),
+        }
+    }
 }
 
 /// The node.
@@ -206,5 +243,6 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
             .map(|(api, obstacle)| (api.to_string(), obstacle.message.clone()))
             .collect(),
         strays: state.ledger().strays().iter().copied().collect(),
+        branches: state.branches().map(|held| (held.eni.clone(), BranchView::of(held))).collect(),
     }
 }

@@ -5,15 +5,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sluice_contract::id::IfName;
+use sluice_contract::node::branch::{RULE_BRANCH, RULE_LOCAL, RULE_ROUTER, vlan_of_table};
 use sluice_contract::node::{
     BPF_DIR, RULE_EXTERNAL_SERVICE, RULE_FROM_ENI, RULE_FROM_POD, RULE_PRIMARY_ENI_MARK, RULE_TO_POD, TABLE_MAIN, veth,
 };
+use sluice_hostnet::branch::is_vlan;
 use sluice_hostnet::desired::{Desired, RouteScope, RuleScope, View};
 use sluice_hostnet::host::{Host, ObserveError, ReconcileError};
 use sluice_hostnet::netlink::{LinkError, OpenError};
 use sluice_hostnet::netns::{Namespace, NamespaceError};
 use sluice_hostnet::nft::draft;
-use sluice_hostnet::state::{Family, LinkKind, NftFamily, NftTableId, Rule};
+use sluice_hostnet::state::{Family, LinkKind, NftFamily, NftTableId, Rule, TABLE_LOCAL};
 use sluice_hostnet::tc::{Hook, Slot, TcError};
 
 use super::conflist::{self, ConflistError};
@@ -77,7 +79,8 @@ pub(super) async fn everything(places: &Places, force: bool, say: &dyn Fn(&str))
     let state = places.run_dir.join("ipam.json");
     let handed_back = state.with_extension("json.handed-back").exists() && !state.exists();
     let is_pod = |alias: &Option<String>| !handed_back && alias.as_deref().is_some_and(veth::is_ours);
-    let pods = links.iter().filter(|link| is_pod(&link.alias)).count();
+    // A pod with security groups of its own has a VLAN beside its veth.
+    let pods = links.iter().filter(|link| is_pod(&link.alias) && !is_vlan(link)).count();
     if pods > 0 && !force {
         if other && files::remove(&conflist)? {
             say(&format!("{} is gone: new pods are another plugin's", conflist.display()));
@@ -145,6 +148,26 @@ fn has_vpc_cni(net_dir: &Path) -> bool {
     paths.iter().any(|path| conflist::names(path, "aws-cni"))
 }
 
+/// Of pods with security groups of their own, the rules and tables of their VLANs; and the node's own addresses come first again, as
+/// the kernel has it.
+fn branches(rules: &[Rule], gone: &mut Desired) {
+    for rule in rules {
+        if rule.priority == RULE_BRANCH && rule.iif.is_some() && vlan_of_table(rule.table).is_some() {
+            gone.scope
+                .rules
+                .insert(RuleScope { table: Some(rule.table), ..RuleScope::priority(rule.family, RULE_BRANCH) });
+            gone.scope.routes.insert(RouteScope::table(rule.table, rule.family));
+        }
+        if *rule == Rule::all(rule.family, RULE_LOCAL, TABLE_LOCAL) {
+            gone.rules.push(Rule::all(rule.family, RULE_ROUTER, TABLE_LOCAL));
+            for priority in [RULE_ROUTER, RULE_LOCAL] {
+                let scope = RuleScope { table: Some(TABLE_LOCAL), ..RuleScope::priority(rule.family, priority) };
+                gone.scope.rules.insert(scope);
+            }
+        }
+    }
+}
+
 /// Takes rules, routes of secondary ENIs and nftables away.
 async fn network(host: &Host, handed_over: bool, say: &dyn Fn(&str)) -> Result<(), RemoveError> {
     let mut gone = Desired::default();
@@ -162,8 +185,42 @@ async fn network(host: &Host, handed_over: bool, say: &dyn Fn(&str)) -> Result<(
                 gone.scope.routes.insert(RouteScope::table(rule.table, rule.family));
             }
         }
+        branches(&rules, &mut gone);
     }
     host.reconcile(&gone).await?;
     say(if handed_over { "rules and routes stay for the AWS VPC CNI" } else { "rules, routes and nftables are gone" });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_hostnet::plan::plan;
+    use sluice_hostnet::state::Observed;
+
+    #[test]
+    fn the_nodes_own_addresses_come_first_again_and_other_rules_stay() {
+        let vlan = IfName::new("vlan.eth.7").unwrap();
+        let rules = vec![
+            Rule::iif(Family::V4, RULE_BRANCH, vlan.clone(), 107),
+            Rule::iif(Family::V4, RULE_BRANCH, vlan, 7),
+            Rule::all(Family::V4, RULE_LOCAL, TABLE_LOCAL),
+            Rule::all(Family::V4, RULE_LOCAL, TABLE_MAIN),
+        ];
+        let mut gone = Desired::default();
+        branches(&rules, &mut gone);
+        let seen = Observed { rules, ..Observed::default() };
+        let ops: Vec<String> = plan(&seen, &gone).iter().map(|planned| planned.op.to_string()).collect();
+        assert_eq!(
+            ops,
+            [
+                "rule add 0: from all lookup 255",
+                "rule del 10: from all iif vlan.eth.7 lookup 107",
+                "rule del 20: from all lookup 255",
+            ]
+        );
+        let mut plain = Desired::default();
+        branches(&[Rule::all(Family::V4, RULE_ROUTER, TABLE_LOCAL)], &mut plain);
+        assert_eq!(plain, Desired::default());
+    }
 }

@@ -1,7 +1,6 @@
 use super::*;
 use crate::check::check;
 use crate::checkpoint::Checkpoint;
-use crate::cloud::InterfaceType;
 use crate::fixture::{at, eni, eni_id, ip, owner, state};
 use crate::recover::{KernelView, reconcile};
 use crate::state::Event;

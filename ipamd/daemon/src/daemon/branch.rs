@@ -124,7 +124,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 return Err(pending(text).hint(hint));
             }
         };
-        let read = PodEni::read(annotation, self.state.families()).map_err(|error| {
+        let read = PodEni::read(annotation, self.parts.config.network.families).map_err(|error| {
             let text = format!("annotation {POD_ENI} of pod {pod} cannot be used: {}", ErrorChain(&error));
             let hint =
                 "AWS's VPC resource controller writes it, and nobody else may: delete the pod, so that it is made anew";
