@@ -1,7 +1,10 @@
+use sluice_contract::id::IfName;
+
 use super::*;
 use crate::check::check;
 use crate::checkpoint::Checkpoint;
 use crate::fixture::{at, eni, eni_id, ip, owner, state};
+use crate::garbage::{Garbage, Litter, Look};
 use crate::recover::{KernelView, reconcile};
 use crate::state::Event;
 
@@ -127,4 +130,23 @@ fn the_trunk_is_told_from_other_enis() {
     trunk.interface_type = InterfaceType::Trunk;
     assert_eq!(state(vec![eni(1, &[]), trunk]).trunk().map(|eni| eni.id.clone()), Some(eni_id(3)));
     assert_eq!(state(vec![eni(1, &[]), eni(2, &[])]).trunk(), None);
+}
+
+#[test]
+fn what_is_a_branchs_is_no_litter() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32"])]);
+    state.apply(Event::BranchHeld(Box::new(held("a", 7, "10.0.2.30"))), at(1)).unwrap();
+    let dev = |name: &str| IfName::new(name).unwrap();
+    let of = |who: &str| owner(who).attachment.clone();
+    let look = Look {
+        dead: [ip("10.0.2.30"), ip("10.0.2.99")].into(),
+        marked: [(dev("vlan.eth.7"), of("a")), (dev("vlan.eth.8"), of("b"))].into(),
+        ..Look::default()
+    };
+    let mut garbage = Garbage::default();
+    assert_eq!(garbage.look(&look, &state, |_| false, at(1)), []);
+    assert_eq!(
+        garbage.look(&look, &state, |_| false, at(500)),
+        [Litter::Rules(ip("10.0.2.99"), [ip("10.0.2.99")].into()), Litter::Link(dev("vlan.eth.8"), of("b"))]
+    );
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sluice_contract::id::{AttachmentId, EniId, InstanceId, PodRef, SubnetId, VpcId};
 use sluice_hostnet::netlink::VethSpec;
 use sluice_hostnet::netns::Namespace;
-use sluice_hostnet::state::{Address, Route, Rule, host_prefix};
+use sluice_hostnet::state::{Address, Link, Route, Rule, host_prefix};
 use sluice_hostnet::watch::{Watch, Watched};
 use sluice_ipamd_core::cloud::{Ec2Attachment, Ec2Eni, InstanceIdentity, InstanceLimits, InterfaceType};
 use sluice_ipamd_core::garbage::{Garbage, Litter};
@@ -525,4 +525,44 @@ fn only_whole_addresses_by_pods_links_count() {
     };
     let found: Vec<_> = pods(&seen, "eni").view.pods.into_keys().collect();
     assert_eq!(found, [ip(20)]);
+}
+
+#[test]
+fn a_vlan_is_litter_without_its_veth_and_its_rules_without_both() {
+    let link = |index: u32, dev: &str, kind: LinkKind, of: &str| Link {
+        index,
+        name: name(dev),
+        mac: None,
+        mtu: 9001,
+        up: true,
+        kind,
+        peer: None,
+        peer_netns: None,
+        alias: Some(format!("sluice {of}/eth0@sluice")),
+        master: None,
+    };
+    let vlan = || LinkKind::Other("vlan".to_owned());
+    let strict = |dev: &str, table: u32| Rule::iif(Family::V4, RULE_BRANCH, name(dev), table);
+    let seen = Observed {
+        links: vec![
+            link(4, "vlana", LinkKind::Veth, "a"),
+            link(5, "vlan.eth.7", vlan(), "a"),
+            link(6, "vlan.eth.8", vlan(), "b"),
+        ],
+        rules: vec![
+            strict("vlan.eth.7", 107),
+            strict("vlana", 107),
+            strict("vlan.eth.8", 108),
+            strict("vlanb", 108),
+            strict("vlan.eth.9", 109),
+            strict("vlanc", 109),
+            strict("somebody", 77),
+        ],
+        ..Observed::default()
+    };
+    let found = pods(&seen, "eni");
+    assert_eq!(found.marked.keys().map(IfName::as_str).collect::<Vec<_>>(), ["vlan.eth.8"]);
+    assert_eq!(found.leftovers, BTreeSet::from([109]));
+    assert_eq!(found.veths, BTreeSet::from([name("vlana")]));
+    assert!(found.view.pods.is_empty(), "{:?}", found.view);
 }
