@@ -169,6 +169,8 @@ pub(crate) struct Daemon<C, D> {
     rebind: BTreeSet<Attachment>,
     /// Pods that were there before, which get their gates after the next commit.
     adopting: BTreeSet<Attachment>,
+    /// Whether interfaces or addresses of the host have changed since the uplinks were last looked after.
+    network_is_new: bool,
     /// The host's interfaces as they were when policyd began, or lost sight of them, by index.
     links: BTreeMap<u32, String>,
     /// Interfaces whose sandboxes have ended and that may still be there: nobody adopts them.
@@ -233,6 +235,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             superseded: BTreeSet::new(),
             rebind: BTreeSet::new(),
             adopting: BTreeSet::new(),
+            network_is_new: false,
             links: BTreeMap::new(),
             ended: BTreeSet::new(),
             told,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice_contract::id::Attachment;
+use sluice_contract::node::branch::STRICT_PREFIX;
 use sluice_contract::rpc::{PolicyAdd, PolicyAddReply, PolicyOutcome, Refusal, RefusalCode, Reply};
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::Uid;
@@ -155,6 +156,14 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// Binds and attaches the interfaces of admitted ADDs, whose pods' policy is in force now, and answers.
     pub(super) async fn finish(&mut self, admitted: Vec<Admitted>) {
+        // A pod with a branch ENI brings an uplink of its own: what it sends to Services is judged there once more.
+        let brings_uplink = |admitted: &Admitted| {
+            let binding = self.bindings.get(&admitted.attachment);
+            binding.is_some_and(|of| of.interfaces().iter().any(|gate| gate.host.as_str().starts_with(STRICT_PREFIX)))
+        };
+        if !admitted.is_empty() && (self.network_is_new || admitted.iter().any(brings_uplink)) {
+            self.tend().await;
+        }
         for Admitted { attachment, answer, since } in admitted {
             if answer.is_closed() {
                 // Withdrawn meanwhile: its DEL comes, or a new ADD.

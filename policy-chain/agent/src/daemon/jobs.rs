@@ -99,9 +99,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             self.drain_tombstones();
         }
         if self.timers.tend.is_due(now) {
-            for _ in 0..self.parts.gates.tend().await {
-                self.parts.metrics.repaired();
-            }
+            self.tend().await;
         }
         // What was told since the last commit has not made gates yet.
         if !self.dirty && self.timers.adopt.is_due(now) {
@@ -267,8 +265,17 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
     }
 
+    /// Looks after the uplinks.
+    pub(super) async fn tend(&mut self) {
+        self.network_is_new = false;
+        for _ in 0..self.parts.gates.tend().await {
+            self.parts.metrics.repaired();
+        }
+    }
+
     /// Interfaces or addresses of the host have changed.
     pub(super) fn network_changed(&mut self) {
+        self.network_is_new = true;
         self.timers.tend.bring_forward(Instant::now() + TEND_AFTER);
     }
 
