@@ -13,7 +13,7 @@ use super::OpenError;
 use crate::layout::{MapKind, MapLayout};
 use crate::links;
 use crate::programs::Program;
-use crate::sys;
+use crate::sys::{self, LinkPlace};
 
 /// Directory of the programs, below the layout's.
 const PROGRAMS: &str = "programs";
@@ -75,7 +75,7 @@ impl Pins {
     pub(super) fn has_link_of_another_layout(&self, index: u32, program: Program) -> bool {
         self.other_layouts().unwrap_or_default().iter().any(|layout| {
             let path = layout.join(LINKS).join(links::name(index, program));
-            path.exists() && sys::tcx_link_interface(&path).is_ok_and(|interface| interface == Some(index))
+            path.exists() && sys::link_interface(&path).is_ok_and(|place| place == LinkPlace::Interface(index))
         })
     }
 
