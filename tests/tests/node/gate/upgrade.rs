@@ -187,7 +187,10 @@ async fn gates_that_stand_by_links_are_replaced_across_layouts() {
         let agent = &act.stage.agents[node];
         let end = Instant::now() + LINKED;
         loop {
-            let links = || std::fs::read_dir(Path::new(GATE_DIR).join("links")).map_or(0, Iterator::count);
+            let links = || {
+                let pins = std::fs::read_dir(Path::new(GATE_DIR).join("links")).into_iter().flatten().flatten();
+                pins.filter(|pin| pin.file_name().to_string_lossy().ends_with("_pod")).count()
+            };
             if agent.node().run(links).await.unwrap() == 2 * pods {
                 break;
             }
