@@ -162,12 +162,14 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// those judge on, and it is tried again.
     pub(super) async fn take_over(&mut self) {
         self.took_over = true;
-        let mut whole = true;
-        let bindings: Vec<Binding> = self.bindings.values().cloned().collect();
+        // Those that are being adopted are bound at the end of this step, and get their gates then.
+        let mut whole = self.adopting.is_empty();
+        let bound = self.bindings.iter().filter(|(attachment, _)| !self.adopting.contains(*attachment));
+        let bindings: Vec<Binding> = bound.map(|(_, binding)| binding.clone()).collect();
         for gate in bindings.iter().flat_map(Binding::interfaces) {
             let interface = interface(gate);
-            // An ADD that is under way has what drops everything there, until its own turn. What cannot be looked at now, or
-            // is not there, is mended with the next check.
+            // An ADD that is under way has what drops everything there, until its own turn. What is not there is mended with the
+            // next check.
             let replaced = match self.parts.gates.check(&interface).await {
                 Ok(differences) if differences.iter().any(|one| one.older) => self.parts.gates.attach(&interface).await,
                 Ok(_) => Ok(()),
@@ -264,13 +266,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if self.parts.gates.is_behind() && self.parts.gates.retry(self.engine.image()) {
             tracing::info!("everything is in the kernel's maps again");
         }
-        if self.dirty {
-            return;
-        }
-        if self.before == Before::Judging {
+        if self.took_over && self.before == Before::Judging {
             self.take_over().await;
         }
-        if self.knowledge == Knowledge::All && self.unswept {
+        if self.knowledge == Knowledge::All && self.unswept && !self.dirty {
             self.sweep();
         }
         self.leave_other_layouts();
