@@ -11,6 +11,7 @@ mod hostile;
 mod restart;
 mod start;
 mod taken;
+mod upgrade;
 
 use sluice_policy_core::vector;
 use sluice_policy_core::vector::schema::{Family, Mode, Step, Suite, Vector};
