@@ -12,6 +12,8 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sluice_policy_bpf::gate::{Gate, GateConfig};
 use sluice_tests::bed::{LIMIT, scene};
@@ -29,8 +31,8 @@ use tokio::time::Instant;
 
 /// How long what is seen may take to show.
 const SHOWN: Duration = Duration::from_secs(20);
-/// Packets of a storm, and the MiB that policyd may need for what it keeps of them.
-const STORM: u64 = 200_000;
+/// Packets that policyd does not look at, many times what the ring of events holds, and the MiB that it may need for what it keeps.
+const STORM: u64 = 100_000;
 const STORM_MEMORY: f64 = 48.0;
 /// How long silence is listened to.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -394,24 +396,28 @@ async fn drops_by_the_hundred_thousand(ground: &Ground) {
     let told = async || Told::of(&policyd.page("/v1/policy").await.unwrap());
     let memory = async || anonymous(policyd.pid().await.unwrap()).unwrap();
     let (before, small) = (told().await, memory().await);
+    let process = Pid::from_raw(policyd.pid().await.unwrap().try_into().unwrap());
     let to = (ground.address("db"), ECHO_PORT).into();
     let storm = ground.at("web", move || async move { Storm::begin(1, to) }).await.unwrap();
-    let end = Instant::now() + LIMIT;
-    while told().await.since(before).dropped < STORM {
-        assert!(Instant::now() < end, "{:?} after a minute of sending", told().await.since(before));
+    // Whether it could keep up with them is the machine's doing: so many while it stands still, and the ring is full.
+    kill(process, Signal::SIGSTOP).unwrap();
+    let (begun, end) = (storm.sent(), Instant::now() + LIMIT);
+    while storm.sent() - begun < STORM && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    kill(process, Signal::SIGCONT).unwrap();
+    assert!(storm.sent() - begun >= STORM, "only {} were sent", storm.sent() - begun);
     let late = ground.deployment.add("shop", LATE[0]).await.unwrap();
     assert!(storm.end() >= STORM);
     let end = Instant::now() + SHOWN;
-    let all = loop {
+    loop {
         let since = told().await.since(before);
-        if since.is_all() {
-            break since;
+        if since.lost > 0 && since.is_all() {
+            break;
         }
-        assert!(Instant::now() < end, "drops of which nobody tells: {since:?}");
+        assert!(Instant::now() < end, "drops of which nobody tells, or none that was lost: {since:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
-    };
-    assert!(all.lost > 0, "{all:?}");
+    }
     let grown = memory().await - small;
     assert!(grown < STORM_MEMORY, "policyd has grown by {grown} MiB");
     let said = ground.sluice(&["observe", "--since", "10m", "-o", "jsonpb"]).await;
