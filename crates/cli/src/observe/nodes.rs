@@ -30,7 +30,8 @@ pub(super) fn ask(options: &Options, request: &GetFlowsRequest, style: Style) ->
                     tell(&end);
                     left -= 1;
                     if left == 0 {
-                        break;
+                        goes_on(printer.end())?;
+                        return Err("flows come from no node any more".to_owned());
                     }
                 }
             }
@@ -105,7 +106,7 @@ fn arguments(options: &Options, request: &GetFlowsRequest) -> Result<Vec<String>
         put("field-mask", options.field_mask.join(","));
     }
     if options.follow {
-        all.push("--follow".to_owned());
+        all.extend(["--follow", "--until-stdin-ends"].map(str::to_owned));
     } else if request.number == 0 {
         all.push("--all".to_owned());
     }

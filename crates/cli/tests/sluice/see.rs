@@ -50,6 +50,11 @@ fn what_cannot_be_asked_is_said_with_what_to_do() {
         (&["observe", "--to-ip", "10.0.0"], "neither an IP address nor a block"),
         (&["observe", "--server", "unix:/nowhere/hubble.sock"], "is sluice-policyd running"),
         (&["observe", "--input-file", "/nowhere"], "/nowhere"),
+        (&["observe", "--tls-server-name", "node"], "need --tls"),
+        (&["observe", "--tls", "--server", "unix:/nowhere/hubble.sock"], "speaks no TLS"),
+        (&["observe", "--server", "tls://127.0.0.1:1", "--tls-ca-cert-files", "/nowhere"], "/nowhere"),
+        (&["observe", "--tls", "--tls-client-cert-file", "/nowhere"], "--tls-client-key-file"),
+        (&["status", "--cluster", "--kubectl", "/nowhere/kubectl"], "/nowhere/kubectl cannot be run"),
         (&["observe", "--field-mask", "sauce", "-o", "json"], "sauce"),
     ] {
         let output = sluice(arguments, "");

@@ -176,6 +176,25 @@ async fn flows_by_tls(ground: &Ground) {
     };
     let (served, said) = talk("client", "ca").await;
     assert!(served && said.contains("node-a.default.hubble-grpc.cilium.io"), "{said}");
+    // Our own command, which looks at the name.
+    let sluice = Binaries::find("sluice").unwrap();
+    let observe = async |name: &str| {
+        let mut arguments: Vec<String> =
+            ["observe", "--all", "--tls", "--server=127.0.0.1:4244"].map(str::to_owned).into();
+        for (option, file) in
+            [("ca-cert-files", "ca.crt"), ("client-cert-file", "client.crt"), ("client-key-file", "client.key")]
+        {
+            arguments.push(format!("--tls-{option}={directory}/{file}"));
+        }
+        arguments.push(format!("--tls-server-name={name}"));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = ground.run(sluice.to_str().unwrap(), &arguments).await;
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (served, said) = observe("node-a.default.hubble-grpc.cilium.io").await;
+    assert!(served, "{said}");
+    let (served, said) = observe("node-a").await;
+    assert!(!served && said.contains("--tls-server-name"), "{said}");
     let (served, said) = talk("stranger", "ca").await;
     assert!(!served, "who has a certificate of somebody else is served: {said}");
     // Another authority, for both sides, without a restart.
