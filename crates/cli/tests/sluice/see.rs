@@ -62,6 +62,9 @@ fn what_cannot_be_asked_is_said_with_what_to_do() {
         let said = complaints(&output).to_lowercase();
         assert!(said.contains(&words.to_lowercase()), "{arguments:?}: {said}");
     }
+    let output = sluice(&["log", "policyd", &"sluice=debug,".repeat(400)], "");
+    assert_eq!(output.status.code(), Some(64));
+    assert!(complaints(&output).contains("the filter has 5200 bytes, and may have 4096"), "{}", complaints(&output));
     let filters =
         text(&sluice(&["observe", "--print-raw-filters", "--pod", "shop/web", "--not", "--to-port", "53"], ""));
     assert!(filters.contains("allowlist:\n    - '{\"source_pod\":[\"shop/web\"]}'\n"), "{filters}");
