@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use sluice_policy_bpf::gate::{Gate, GateConfig};
 use sluice_tests::bed::{LIMIT, scene};
 use sluice_tests::bench::rss::anonymous;
+use sluice_tests::directory::Directory;
 use sluice_tests::privileged::{may_run, privileged};
 use sluice_tests::storm::{Storm, Told};
 use sluice_vpcsim::deployment::{Binaries, Deployment, GateBinaries, Pod};
@@ -46,14 +47,6 @@ struct Ground {
     directory: Directory,
     pods: BTreeMap<&'static str, Pod>,
     _world: World,
-}
-
-struct Directory(PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
 }
 
 /// Policies: web may not reach db (no rule), and may ask api for GET /public.
@@ -85,23 +78,22 @@ impl Ground {
     /// With these policies, with maps of the gates that hold so many entries, and with flows by TLS, whose files a test makes.
     async fn up_with(policies: &str, limits: BTreeMap<&'static str, u32>, tls: bool) -> Self {
         let world = World::up(&scene(0.05).parse::<Scene>().unwrap()).await.unwrap();
-        let directory = Directory(std::env::temp_dir().join(format!("sluice-see-{}", world.tag())));
-        fs::create_dir_all(&directory.0).unwrap();
+        let directory = Directory::new("see").unwrap();
         let node = Arc::clone(world.node("node-a").unwrap());
         let (binaries, gate) = (Binaries::beside_this_program().unwrap(), GateBinaries::beside_this_program().unwrap());
         let mut ground_pods = BTreeMap::new();
         write(&directory, &BTreeMap::new());
-        fs::write(directory.0.join("policies.yaml"), policies).unwrap();
+        fs::write(directory.path().join("policies.yaml"), policies).unwrap();
         if !limits.is_empty() {
             // policyd takes over what is there.
             let config = GateConfig { limits, ..GateConfig::default() };
             let make = move || Gate::open(&config).map(drop).map_err(|error| error.to_string());
             node.run(make).await.unwrap().unwrap();
         }
-        let source = Source::Directory(directory.0.clone());
+        let source = Source::Directory(directory.path().to_owned());
         let environment = BTreeMap::from([("WARM_IP_TARGET".to_owned(), "2".to_owned())]);
         let deployment = Deployment::install_gated(node, &binaries, &gate, environment, source).await.unwrap();
-        let file = |name: &str| directory.0.join("tls").join(name).display().to_string();
+        let file = |name: &str| directory.path().join("tls").join(name).display().to_string();
         let files = [("CERT", "server.crt"), ("KEY", "server.key"), ("CLIENT_CA", "ca.crt")];
         let files = files.map(|(variable, name)| (format!("SLUICE_HUBBLE_TLS_{variable}"), file(name)));
         let deployment = deployment.with_policyd_environment(files.into_iter().filter(|_| tls).collect());
@@ -206,7 +198,7 @@ impl Ground {
 
 /// A Prometheus that we did not write scrapes all three daemons, and loads the rules.
 async fn scraped(ground: &Ground) {
-    let directory = ground.directory.0.join("prometheus");
+    let directory = ground.directory.path().join("prometheus");
     fs::create_dir_all(&directory).unwrap();
     let targets = ["127.0.0.1:61678", "127.0.0.1:9962", "127.0.0.1:9963"];
     let config = json!({
@@ -353,9 +345,7 @@ fn write(directory: &Directory, addresses: &BTreeMap<&str, Ipv4Addr>) {
             "spec": {"nodeName": "node-a", "containers": []}, "status": {"phase": "Running", "podIPs": ips}})
     }));
     let text = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-    let hidden = directory.0.join("cluster.json.new");
-    fs::write(&hidden, text).unwrap();
-    fs::rename(hidden, directory.0.join("cluster.json")).unwrap();
+    directory.write("cluster.json", &text).unwrap();
 }
 
 /// A cluster is asked by kubectl, which is a script here: of its two nodes one is this, and the other's pod is gone.
@@ -369,7 +359,7 @@ async fn from_afar(ground: &Ground, port: &str) {
          *) echo 'Error from server (NotFound): pods \"gone\" not found' >&2; exit 1 ;;\nesac\n",
         Binaries::find("sluice").unwrap().display(),
     );
-    let kubectl = ground.directory.0.join("kubectl");
+    let kubectl = ground.directory.path().join("kubectl");
     fs::write(&kubectl, script).unwrap();
     fs::set_permissions(&kubectl, fs::Permissions::from_mode(0o755)).unwrap();
     let kubectl = ["--kubectl", kubectl.to_str().unwrap()];
@@ -504,9 +494,9 @@ async fn p60_what_happens_on_a_node_is_seen_and_what_is_wrong_is_named() {
     ground.well("conflist").await;
     // A policy that means nothing.
     let broken = POLICIES.replace("method: GET", "method: '('");
-    fs::write(ground.directory.0.join("policies.yaml"), broken).unwrap();
+    fs::write(ground.directory.path().join("policies.yaml"), broken).unwrap();
     ground.finds("policies", "CiliumNetworkPolicy shop/api").await;
-    fs::write(ground.directory.0.join("policies.yaml"), POLICIES).unwrap();
+    fs::write(ground.directory.path().join("policies.yaml"), POLICIES).unwrap();
     ground.well("policies").await;
     // A dead proxy: doctor and the flow say so.
     ground.deployment.proxy().unwrap().kill().await;
@@ -553,7 +543,8 @@ async fn p63_the_page_of_a_node_is_seen_and_used_in_a_browser() {
     for path in ["/public", "/admin"] {
         ground.at("web", move || async move { http::get(at, "GET", path, SHOWN).await }).await.unwrap();
     }
-    let shots = std::env::var("SLUICE_SCREENSHOTS").map_or_else(|_| ground.directory.0.join("page"), PathBuf::from);
+    let shots =
+        std::env::var("SLUICE_SCREENSHOTS").map_or_else(|_| ground.directory.path().join("page"), PathBuf::from);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/see/browser.py");
     let needles = ["shop/web", "in force", "DROPPED", "NetworkPolicy shop/db isolates the pod", "GET", "all is well"];
     let arguments = [&[script, "http://127.0.0.1:61680/", shots.to_str().unwrap()], needles.as_slice()].concat();

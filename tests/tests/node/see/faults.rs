@@ -94,7 +94,7 @@ async fn p60_what_ec2_refuses_a_full_map_and_a_name_that_is_not_allowed_are_name
             "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: wide, namespace: shop}}\nspec: {spec}\n"
         )
     };
-    let policies = |text: &str| fs::write(ground.directory.0.join("policies.yaml"), text).unwrap();
+    let policies = |text: &str| fs::write(ground.directory.path().join("policies.yaml"), text).unwrap();
     policies(&format!("{NAMES}---\n{}", blocks(IPCACHE * 2)));
     ground.finds("maps", "shop/api").await;
     ground.told(&["a map of the gates is full", "sluice_policy_apply_failures", "→ fewer or larger blocks"]).await;
@@ -146,7 +146,7 @@ async fn certify(ground: &Ground, directory: &str, authority: &str, name: &str, 
 
 /// The port has TLS, and takes only clients of the authority that it was told; what its files say counts for the next client.
 async fn flows_by_tls(ground: &Ground) {
-    let directory = ground.directory.0.join("tls");
+    let directory = ground.directory.path().join("tls");
     fs::create_dir_all(&directory).unwrap();
     let directory = directory.to_str().unwrap();
     for authority in ["ca", "other"] {
