@@ -21,9 +21,14 @@ pub(super) fn ask(options: &Options, request: &GetFlowsRequest, style: Style) ->
         for line in &followed.lines {
             match line {
                 Ok(line) => {
-                    let read = json::read::<GetFlowsResponse>(&line);
-                    if !goes_on(printer.show(&read.map_err(|error| format!("{line}: {error}"))?))? {
-                        return Ok(());
+                    // A node of another version must not end the others.
+                    match json::read::<GetFlowsResponse>(&line) {
+                        Ok(response) => {
+                            if !goes_on(printer.show(&response))? {
+                                return Ok(());
+                            }
+                        }
+                        Err(error) => tell(&format!("{line}: {error}")),
                     }
                 }
                 Err(end) => {
@@ -45,8 +50,10 @@ pub(super) fn ask(options: &Options, request: &GetFlowsRequest, style: Style) ->
         match said {
             Ok(said) => {
                 for line in String::from_utf8_lossy(&said).lines().filter(|line| !line.trim().is_empty()) {
-                    let read = json::read::<GetFlowsResponse>(line);
-                    all.push(read.map_err(|error| format!("{}: {line}: {error}", agent.node))?);
+                    match json::read::<GetFlowsResponse>(line) {
+                        Ok(response) => all.push(response),
+                        Err(error) => tell(&format!("{}: {line}: {error}", agent.node)),
+                    }
                 }
             }
             Err(why) => {
