@@ -23,9 +23,10 @@ const AHEAD: usize = 1024;
 const PATIENCE: &str = "--request-timeout=30s";
 /// How long a node may take to say all of it: kubectl waits for ever for a kubelet that does not answer.
 const SAYING: Duration = Duration::from_secs(120);
-/// The pods that run on every node (the chart's labels), the container that is asked, and where `sluice` is in it.
+/// The pods that run on every node (the chart's labels), the container that is asked, and where `sluice` is in it. That container
+/// sees what runtimes read, and is there without policy, too.
 const SELECTOR: &str = "app.kubernetes.io/name=sluice,app.kubernetes.io/component=node";
-const CONTAINER: &str = "policyd";
+const CONTAINER: &str = "conflist";
 const PROGRAM: &str = "/usr/local/bin/sluice";
 
 /// Whom to ask, if not this node.

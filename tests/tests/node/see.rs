@@ -354,7 +354,7 @@ async fn from_afar(ground: &Ground, port: &str) {
     let pods = json!({"items": [pod("sluice-a", "node-a"), pod("gone", "node-b")]});
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in\n*' get pods --selector app.kubernetes.io/name=sluice,app.kubernetes.io/component=node '*)\n\
-         echo '{pods}' ;;\n*' exec sluice-a --container policyd -- /usr/local/bin/sluice '*)\n\
+         echo '{pods}' ;;\n*' exec sluice-a --container conflist -- /usr/local/bin/sluice '*)\n\
          while [ \"$1\" != -- ]; do shift; done; shift 2; exec {} \"$@\" ;;\n\
          *) echo 'Error from server (NotFound): pods \"gone\" not found' >&2; exit 1 ;;\nesac\n",
         Binaries::find("sluice").unwrap().display(),
