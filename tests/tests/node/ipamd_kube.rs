@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -16,6 +15,7 @@ use sluice_ipamd_daemon::cluster::{About, Cluster as _, Condition, Notice, Repor
 use sluice_ipamd_kube::{Kubernetes, Settings};
 use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, Kind, Outage, TableId, builtin, policy_kinds};
 use sluice_tests::bed::{Bed, LIMIT, add_pods, ask, scene};
+use sluice_tests::directory::Directory;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Deployment;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
@@ -514,15 +514,13 @@ async fn it_asks_for_what_the_documentation_says() {
 const API: &str = "127.0.0.1:6443";
 
 /// Makes a directory with a configuration that names [`API`]; its path.
-fn kubeconfig(dir: &Path) -> String {
-    std::fs::create_dir(dir).unwrap();
+fn kubeconfig(directory: &Directory) -> String {
     let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": format!("http://{API}")}}],
         "users": [{"name": "c", "user": {}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
-    let path = dir.join("kubeconfig");
-    std::fs::write(&path, config.to_string()).unwrap();
-    path.display().to_string()
+    directory.write("kubeconfig", &config.to_string()).unwrap();
+    directory.path().join("kubeconfig").display().to_string()
 }
 
 async fn server_on(node: &Deployment) -> ApiServer {
@@ -541,8 +539,8 @@ async fn what_one_node_learns_of_ec2_all_nodes_have() {
     if !privileged() {
         return;
     }
-    let dir = std::env::temp_dir().join(format!("sluice-shared-{}", std::process::id()));
-    let path = kubeconfig(&dir);
+    let directory = Directory::new("shared").unwrap();
+    let path = kubeconfig(&directory);
     let settings = [("KUBECONFIG", path.as_str()), ("SLUICE_EXCLUDE_SNAT_ROUTES", "true")];
     let peered = scene(0.1)
         .replace("routes: {0.0.0.0/0: internet-gateway}", "routes: {0.0.0.0/0: internet-gateway, 10.9.0.0/16: peering/pair}")
@@ -583,7 +581,6 @@ async fn what_one_node_learns_of_ec2_all_nodes_have() {
     node.start_ipamd().await.unwrap();
     node.ready(LIMIT).await.unwrap();
     assert_eq!(ask(node, &pod, peer).await.unwrap(), pod.address);
-    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 /// DESIGN 11: without the API server everything is served; with it, pods have their addresses before they ask.
@@ -592,8 +589,8 @@ async fn on_a_node_pods_are_served_without_the_api_server_and_foreseen_with_it()
     if !privileged() {
         return;
     }
-    let dir = std::env::temp_dir().join(format!("sluice-ipamd-kube-{}", std::process::id()));
-    let path = kubeconfig(&dir);
+    let directory = Directory::new("ipamd-kube").unwrap();
+    let path = kubeconfig(&directory);
     let settings = [("KUBECONFIG", path.as_str()), ("WARM_IP_TARGET", "1"), ("MINIMUM_IP_TARGET", "1")];
     let bed = Bed::up(&scene(0.1), &settings).await.unwrap();
     let ipamd = bed.node("node-a").unwrap();
@@ -631,5 +628,4 @@ async fn on_a_node_pods_are_served_without_the_api_server_and_foreseen_with_it()
     drop(server);
     let added = ipamd.add("default", "last").await.unwrap();
     ipamd.delete(&added.sandbox).await.unwrap();
-    std::fs::remove_dir_all(&dir).unwrap();
 }
