@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use sluice_contract::id::{Attachment, EniId, IfName, SecurityGroupId};
 use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits};
+use sluice_ipamd_core::garbage::Litter;
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::{largest, limits};
 use sluice_ipamd_core::op::{Failure, Op};
@@ -81,7 +82,8 @@ pub(super) enum Done {
     TearDown(EniNetwork, Result<(), KernelError>),
     Clear(u32, Result<(), KernelError>),
     ClearPod(Box<Gone>, Result<bool, KernelError>),
-    Swept(Result<(), KernelError>),
+    /// What kind of litter, and whether it was removed: it may have gone by itself, or be in use by now.
+    Swept(&'static str, Result<bool, KernelError>),
     Disturbed(Result<Disturbance, KernelError>),
     Repaired(Disturbance, Repaired),
     Leaks(Result<Look, Failure>),
@@ -142,9 +144,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     Done::ClearPod(gone, result)
                 }
                 Job::ClearRoute(address, dev, attachment) => {
-                    Done::Swept(kernel.clear_route(address, &dev, &attachment).await)
+                    Done::Swept(Litter::ROUTE, kernel.clear_route(address, &dev, &attachment).await)
                 }
-                Job::ClearLink(dev, attachment) => Done::Swept(kernel.clear_link(&dev, &attachment).await),
+                Job::ClearLink(dev, attachment) => {
+                    Done::Swept(Litter::LINK, kernel.clear_link(&dev, &attachment).await)
+                }
                 Job::Watch(not_before) => Done::Disturbed(kernel.disturbed(&prefix, not_before).await),
                 Job::Repair(Repairing { disturbance, pods }) => Done::Repaired(disturbance, kernel.repair(&pods).await),
                 Job::Leaks(cluster) => Done::Leaks(leaks::look(&executor, &cluster).await),
@@ -262,8 +266,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.parts.metrics.error("clear_pod");
                 self.pod_not_cleared(&gone);
             }
-            Done::Swept(Ok(())) => {}
-            Done::Swept(Err(error)) => {
+            Done::Swept(kind, Ok(true)) => self.parts.metrics.littered(kind),
+            Done::Swept(_, Ok(false)) => {}
+            Done::Swept(_, Err(error)) => {
                 // The next look finds it again.
                 tracing::warn!(error = %ErrorChain(&error), "what a pod has left could not be removed");
                 self.parts.metrics.error("clear_litter");

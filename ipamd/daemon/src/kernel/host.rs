@@ -305,10 +305,10 @@ impl Kernel for HostKernel {
         Ok(true)
     }
 
-    async fn clear_route(&self, address: IpAddr, dev: &IfName, attachment: &Attachment) -> Result<(), KernelError> {
+    async fn clear_route(&self, address: IpAddr, dev: &IfName, attachment: &Attachment) -> Result<bool, KernelError> {
         let seen = self.see_pods().await?;
         if marked(&seen).get(dev) != Some(attachment) {
-            return Ok(());
+            return Ok(false);
         }
         let net = host_prefix(address);
         let its =
@@ -319,20 +319,21 @@ impl Kernel for HostKernel {
         // Who watches must not take it for somebody's mistake.
         self.ours().standing.retain(|standing, by| *standing != address || by != dev);
         let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the route to {address}")))?;
+        let removed = !executed.changed.is_empty();
         tell(executed.changed);
-        Ok(())
+        Ok(removed)
     }
 
-    async fn clear_link(&self, dev: &IfName, attachment: &Attachment) -> Result<(), KernelError> {
+    async fn clear_link(&self, dev: &IfName, attachment: &Attachment) -> Result<bool, KernelError> {
         let seen = self.see_pods().await?;
         let routed = seen.routes.iter().any(|route| {
             route.dev.as_ref() == Some(dev) && route.table == TABLE_MAIN && route.protocol != Protocol::KERNEL
         });
         let link = seen.link(dev).filter(|_| marked(&seen).get(dev) == Some(attachment) && !routed);
-        let Some(link) = link else { return Ok(()) };
+        let Some(link) = link else { return Ok(false) };
         self.host.netlink().delete_link(link.index).await.map_err(failed(format!("removing {dev}")))?;
         tracing::info!(link = %dev, attachment = %attachment, "the interface of a pod that is gone was removed");
-        Ok(())
+        Ok(true)
     }
 
     async fn disturbed(&self, veth_prefix: &str, not_before: Instant) -> Result<Disturbance, KernelError> {

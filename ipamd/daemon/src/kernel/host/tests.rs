@@ -363,20 +363,21 @@ async fn of_what_is_there_only_what_pods_have_left_goes() {
     let litter = garbage.look(&look, &state, |_| false, at(121));
     assert_eq!(litter.iter().map(Litter::kind).collect::<Vec<_>>(), ["rule", "rule", "route", "link"], "{litter:?}");
     for one in litter {
-        match one {
-            Litter::Rules(address, _) => assert!(kernel.clear_pod(&[address], "eni").await.unwrap()),
-            Litter::Route(address, dev) => kernel.clear_route(address, &dev, &look.marked[&dev]).await.unwrap(),
-            Litter::Link(dev, attachment) => kernel.clear_link(&dev, &attachment).await.unwrap(),
-        }
+        let went = match one {
+            Litter::Rules { address, .. } => kernel.clear_pod(&[address], "eni").await,
+            Litter::Route(address, dev) => kernel.clear_route(address, &dev, &look.marked[&dev]).await,
+            Litter::Link(dev, attachment) => kernel.clear_link(&dev, &attachment).await,
+        };
+        assert!(went.unwrap());
     }
     assert_eq!(picture(), before);
     let look = kernel.pods("eni").await.unwrap().look();
     assert_eq!(garbage.look(&look, &state, |_| false, at(300)), []);
     // What has changed since it was looked at stays: another's interface, and one that carries an address by now.
     let other = crate::testing::attachment("other");
-    kernel.clear_route(ip(20), &name("eniabc"), &other).await.unwrap();
-    kernel.clear_link(&name("eniabc"), &other).await.unwrap();
-    kernel.clear_link(&name("eniabc"), &look.marked[&name("eniabc")]).await.unwrap();
+    assert!(!kernel.clear_route(ip(20), &name("eniabc"), &other).await.unwrap());
+    assert!(!kernel.clear_link(&name("eniabc"), &other).await.unwrap());
+    assert!(!kernel.clear_link(&name("eniabc"), &look.marked[&name("eniabc")]).await.unwrap());
     assert_eq!(picture(), before);
 }
 
