@@ -1,6 +1,6 @@
 //! The `Kernel` seam over hostnet: the node's real network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -181,8 +181,11 @@ impl HostKernel {
         let routing = Watch::open(namespace, Watched::ALL).await.map_err(failed("watching the host's network"))?;
         let nft = NftWatch::open(namespace).map_err(failed("watching nftables"))?;
         let seen = self.see_pods().await?;
+        let Pods { view, dead, .. } = pods(&seen, veth_prefix);
         let mut ours = self.ours();
         ours.standing.clear();
+        // Those too that were made when the settings had another prefix.
+        ours.standing.extend(view.pods.into_iter().filter(|(address, _)| !dead.contains(address)));
         for route in &seen.routes {
             ours.stands(route, veth_prefix);
         }
@@ -394,14 +397,19 @@ fn rule_of_pod(rule: &Rule) -> Option<IpAddr> {
 
 /// The pods' addresses: host routes by pods' interfaces, and pods' rules. Both are counted, so that an address counts as
 /// dead only when all of its pod is gone. Addresses for egress alone follow from them and are in no ledger.
+///
+/// A pod's interface is one by its name, by its mark, or because it carries an address that a pod's rule is about: pods that
+/// were made when `AWS_VPC_K8S_CNI_VETHPREFIX` was another live on under their names, and those that the VPC CNI has made
+/// carry no mark.
 fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     let mut found = Pods::default();
     let unknown = IfName::new(UNKNOWN_LINK).ok();
     found.marked = marked(seen).into_iter().map(|(dev, attachment)| (dev.clone(), attachment)).collect();
-    for address in seen.rules.iter().filter_map(rule_of_pod) {
+    let ruled: BTreeSet<IpAddr> = seen.rules.iter().filter_map(rule_of_pod).collect();
+    for address in &ruled {
         if let Some(dev) = &unknown {
-            found.view.pods.insert(address, dev.clone());
-            found.dead.insert(address);
+            found.view.pods.insert(*address, dev.clone());
+            found.dead.insert(*address);
         }
     }
     for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_FROM_ENI && rule.table != TABLE_MAIN) {
@@ -414,7 +422,7 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
         let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
         let address = route.destination.addr();
         if let (true, Some(dev)) = (whole && !is_egress(address), &route.dev)
-            && dev.as_str().starts_with(veth_prefix)
+            && (dev.as_str().starts_with(veth_prefix) || found.marked.contains_key(dev) || ruled.contains(&address))
             && let Some(link) = seen.links.iter().find(|link| link.name == *dev && link.kind == LinkKind::Veth)
         {
             found.view.pods.insert(address, dev.clone());
