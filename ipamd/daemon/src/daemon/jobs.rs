@@ -189,7 +189,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     }
                     Some(Job::Learn) => self.timers.learn.failed(now, pause, random),
                     Some(Job::Pods) => self.timers.pods.failed(now, pause, random),
-                    Some(Job::Watch(_) | Job::Repair(_)) => self.timers.watch.failed(now, pause, random),
+                    Some(Job::Watch(_)) => self.timers.watch.failed(now, pause, random),
+                    Some(Job::Repair(Repairing { disturbance, .. })) => {
+                        self.unmended = Some(disturbance);
+                        self.timers.watch.failed(now, pause, random);
+                    }
                     Some(Job::Node(_)) => self.timers.node.failed(now, pause, random),
                     Some(Job::SetUp(network) | Job::TearDown(network)) => {
                         if let Some(side) = self.enis.get_mut(&network.eni) {
@@ -273,21 +277,25 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(error = %ErrorChain(&error), "what a pod has left could not be removed");
                 self.parts.metrics.error("clear_litter");
             }
-            Done::Disturbed(Ok(disturbance)) => {
-                let pods = self.pod_networks();
-                self.spawn(Job::Repair(Repairing { disturbance, pods }));
-            }
+            Done::Disturbed(Ok(disturbance)) => self.mend(disturbance),
             Done::Disturbed(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the host's network cannot be watched");
                 self.parts.metrics.error("watch");
                 self.timers.watch.failed(now, REPAIR_GAP, &mut self.random);
             }
             Done::Repaired(disturbance, repaired) => {
+                let is_whole = repaired.failed.is_empty();
                 self.repaired(&disturbance, repaired);
-                // Heard of at once, and mended when its time has come.
-                self.timers.watch.succeeded(now);
-                self.timers.watch.hurry(now);
                 self.next_repair = now + REPAIR_GAP;
+                if is_whole {
+                    // Heard of at once, and mended when its time has come.
+                    self.timers.watch.succeeded(now);
+                    self.timers.watch.hurry(now);
+                } else {
+                    // Nobody changes it a second time, so that nothing more would be heard of it.
+                    self.unmended = Some(disturbance);
+                    self.timers.watch.failed(now, REPAIR_GAP, &mut self.random);
+                }
             }
             Done::Clear(table, Ok(())) => tracing::info!(table, "what an ENI had left behind is cleared"),
             Done::Clear(table, Err(error)) => {

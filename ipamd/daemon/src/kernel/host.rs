@@ -238,17 +238,33 @@ impl HostKernel {
         Ok(done)
     }
 
-    async fn repair_pods(&self, pods: &[PodNetwork]) -> Result<Vec<Planned>, KernelError> {
+    /// The pods' part. What fails for one of them, as where its interface goes just then, holds up no other.
+    async fn repair_pods(&self, pods: &[PodNetwork]) -> Vec<Result<Vec<Planned>, KernelError>> {
+        const MENDING: &str = "mending the pods' routes and rules";
         let view = View {
             routes: Family::ALL.map(|family| (family, TABLE_MAIN)).into(),
             rules: Family::ALL.into(),
             neighbours: Family::ALL.into(),
             ..View::default()
         };
-        let seen = self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))?;
-        let ops = repair::pods(&seen, pods, &self.ours().standing);
-        let executed = self.host.execute(&ops).await.map_err(failed("mending the pods' routes and rules"))?;
-        Ok(executed.changed)
+        let seen = match self.host.observe(&view).await {
+            Ok(seen) => seen,
+            Err(error) => return vec![Err(failed("reading the pods' routes and rules")(error))],
+        };
+        let standing = self.ours().standing.clone();
+        // Nothing is left of a plan that fails on the way.
+        if let Ok(executed) = self.host.execute(&repair::pods(&seen, pods, &standing)).await {
+            return vec![Ok(executed.changed)];
+        }
+        let mut done = Vec::new();
+        for pod in pods {
+            let ops = repair::pods(&seen, std::slice::from_ref(pod), &standing);
+            if !ops.is_empty() {
+                let executed = self.host.execute(&ops).await;
+                done.push(executed.map(|executed| executed.changed).map_err(failed(MENDING)));
+            }
+        }
+        done
     }
 }
 
@@ -362,7 +378,7 @@ impl Kernel for HostKernel {
     async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
         let set_up = self.set_up.lock().await;
         let mut done = self.repair_parts(&set_up).await.unwrap_or_else(|error| vec![Err(error)]);
-        done.push(self.repair_pods(pods).await);
+        done.extend(self.repair_pods(pods).await);
         drop(set_up);
         let mut repaired = Repaired::default();
         for outcome in done {

@@ -472,6 +472,8 @@ pub(crate) struct HostState {
     pub(crate) changes: u32,
     /// When repairs were asked for, and of which pods.
     pub(crate) repaired: Vec<(Instant, Vec<PodNetwork>)>,
+    /// So many of the next repairs fail.
+    pub(crate) failing_repairs: u32,
 }
 
 impl SimHost {
@@ -578,7 +580,14 @@ impl Kernel for SimHost {
     async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
         let mut state = self.state();
         state.repaired.push((Instant::now(), pods.to_vec()));
+        let fails = state.failing_repairs > 0;
+        state.failing_repairs = state.failing_repairs.saturating_sub(1);
         drop(state);
+        if fails {
+            let source = Box::new(std::io::Error::other("no answer"));
+            let error = KernelError::Failed { action: "mending".to_owned(), source };
+            return Repaired { made: Vec::new(), failed: vec![error] };
+        }
         let rule = Repair { kind: "rule", op: "rule add".to_owned(), reason: "missing".to_owned() };
         Repaired { made: vec![rule], failed: Vec::new() }
     }

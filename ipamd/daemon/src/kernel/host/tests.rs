@@ -486,6 +486,31 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
 }
 
 #[tokio::test]
+async fn what_fails_for_one_pod_holds_up_no_other() {
+    let (host, _vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    pod(&namespace, "a", Some(20));
+    pod(&namespace, "b", Some(21));
+    // The kernel takes no route by an interface on which IPv6 is switched off.
+    run(&namespace, "sysctl", "-w net.ipv6.conf.enia.disable_ipv6=1");
+    run(&namespace, "ip", "rule del priority 512 to 10.0.1.21/32");
+    let network = |container: &str, addresses: Vec<IpAddr>| PodNetwork {
+        attachment: crate::testing::attachment(container),
+        dev: name(&format!("eni{container}")),
+        addresses,
+        egress: None,
+        table: 2,
+        settled: true,
+    };
+    let pods = [network("a", vec![ip(20), "2001:db8::20".parse().unwrap()]), network("b", vec![ip(21)])];
+    let repaired = kernel.repair(&pods).await;
+    assert_eq!(repaired.failed.len(), 1, "{repaired:?}");
+    let made: Vec<_> = repaired.made.iter().map(|repair| repair.op.as_str()).collect();
+    assert_eq!(made, ["rule add 512: from all to 10.0.1.21/32 lookup 254"]);
+}
+
+#[tokio::test]
 async fn a_link_that_does_not_show_is_an_error_that_says_so() {
     let (host, _vpc) = booted().await;
     let kernel = HostKernel::over(host);
