@@ -141,7 +141,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                  {left_out} are not, {beyond} first; what was known of them stays, and new ones stand for nothing. Let policies \
                  name fewer: one that names several security groups at once is one group"
             );
-            tracing::error!(count, left_out, first = %beyond, "policies name too many groups of AWS's interfaces");
+            tracing::error!(
+                groups = count, count = left_out, name = %beyond,
+                "policies name too many groups of AWS's interfaces: some are left out"
+            );
             self.notice(About::Node, Weight::Warning, "TooManyGroups", message);
         }
         let resolving = &mut self.resolving;
@@ -222,7 +225,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
         }
         for (what, reason, Failure { error, retry_after }, tells) in failures {
-            tracing::warn!(what, error = %error, kind = ?error.kind, "EC2 does not tell what all nodes need");
+            tracing::warn!(what, error = %error, "EC2 does not tell what all nodes need");
             self.parts.metrics.error("resolve");
             pause = pause.max(Some(retry_after));
             if tells {
