@@ -78,7 +78,7 @@ const PRIVATE: [&str; 5] = ["pcx-", "tgw-", "vgw-", "lgw-", "arn:"];
 const WIDEST: u8 = 8;
 
 /// The private networks that routes lead to: sorted, without what lies inside others. A default route names no network, and
-/// neither does a part of one ([`WIDEST`]): what goes by it may well be for the Internet, which does not know pods'
+/// neither does a part of one, which is wider than a /8: what goes by it may well be for the Internet, which does not know pods'
 /// addresses. None are more than [`MOST_ROUTES`].
 #[must_use]
 pub fn private_networks(routes: &[VpcRoute]) -> Option<Vec<Ipv4Net>> {

@@ -320,7 +320,7 @@ async fn groups_that_are_too_many_are_said_and_counted() {
     let mut world = World::new("m5.large");
     let node = world.settled().await;
     let named = |count: usize| -> Told {
-        let group = |number| Group { ids: [format!("sg-{number:08x}")].into(), ..Group::default() };
+        let group = |number: usize| Group { ids: [format!("sg-{number:08x}")].into(), ..Group::default() };
         Told::Groups((0..count).map(|number| (format!("sluice-aws-{number:04}"), group(number))).collect())
     };
     node.tell(named(MOST_GROUPS + 3)).await;
