@@ -422,6 +422,40 @@ async fn the_elected_node_writes_who_is_in_the_groups_that_policies_name() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_refused_holds_up_no_other() {
+    for code in [403, 409, 422] {
+        let server = server_of_policies().await;
+        server.put(policy("a", "web")).unwrap();
+        server.put(policy("b", "db")).unwrap();
+        let mut seen = Seen::on(&server, "n1");
+        seen.until("both groups", |seen| seen.elected && seen.groups.len() == 2).await;
+        let names: Vec<String> = seen.groups.keys().cloned().collect();
+        // The first in line is there with another address, and may not be changed; nor may the ConfigMap be made.
+        let ours = json!({
+            "apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup",
+            "metadata": {"name": names[0], "labels": {"app.kubernetes.io/managed-by": "sluice-ipamd"}},
+            "spec": {"externalCIDRs": ["10.0.0.9/32"]},
+        });
+        server.put(ours).unwrap();
+        let refused = || Fault::Status { code, retry_after: None };
+        server.fault(FaultRule::always("patch", "ciliumcidrgroups", refused()));
+        server.fault(FaultRule::always("create", "configmaps", refused()));
+        let groups = names.iter().map(|name| (name.clone(), vec!["10.0.0.1/32".parse().unwrap()])).collect();
+        let routes = Some(vec!["10.9.0.0/16".parse().unwrap()]);
+        seen.report(Report::Shared(Shared { groups, routes }));
+        let has = |name: &String| written(&server).get(name).is_some_and(|cidrs| *cidrs == ["10.0.0.1/32"]);
+        eventually("the second", async || has(&names[1])).await;
+        assert_eq!(written(&server)[&names[0]], ["10.0.0.9/32"], "{code}");
+        // What is refused is asked for again after a pause, for as long as it is.
+        let asked = server.count("patch", "ciliumcidrgroups");
+        eventually("another try", async || server.count("patch", "ciliumcidrgroups") > asked).await;
+        server.heal();
+        eventually("the first", async || has(&names[0])).await;
+        seen.until("routes", |seen| seen.routes == Some(vec!["10.9.0.0/16".parse().unwrap()])).await;
+    }
+}
+
+#[tokio::test]
 async fn groups_outlive_policies_that_cannot_be_read() {
     let server = server_of_policies().await;
     server.put(policy("a", "web")).unwrap();
@@ -438,6 +472,10 @@ async fn groups_outlive_policies_that_cannot_be_read() {
     second.until("elected", |seen| seen.elected).await;
     eventually("the others are read", async || server.count("watch", "ciliumcidrgroups") > 1).await;
     assert!(written(&server).contains_key(&name) && second.groups.is_empty());
+    // What has nothing to do with policies does not wait for them.
+    second
+        .report(Report::Shared(Shared { groups: BTreeMap::new(), routes: Some(vec!["10.9.0.0/16".parse().unwrap()]) }));
+    second.until("routes", |seen| seen.routes == Some(vec!["10.9.0.0/16".parse().unwrap()])).await;
     server.heal();
     second.until("the group", |seen| seen.groups.len() == 1).await;
     assert!(written(&server).contains_key(&name));
