@@ -454,6 +454,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         pods.collect()
     }
 
+    /// Compares everything that was set up, and the pods that stand, and puts right what is not as it was made.
+    pub(super) fn mend(&mut self, disturbance: Disturbance) {
+        let pods = self.pod_networks();
+        self.spawn(Job::Repair(Repairing { disturbance, pods }));
+    }
+
     fn repaired(&self, disturbance: &Disturbance, repaired: Repaired) {
         let Disturbance { changes, since } = disturbance;
         let Repaired { made, failed } = repaired;

@@ -176,7 +176,7 @@ impl Bed {
             if others.is_empty() {
                 engine.serve_datagrams(vec![listener], sockets).await.unwrap();
             } else {
-                super::socket::tell_destinations(&listener).unwrap();
+                socket::tell_destinations(&listener).unwrap();
                 engine.serve_telling(others.into_iter().chain([listener]).collect(), sockets).await.unwrap();
             }
         });
@@ -443,7 +443,7 @@ local! {
         std::io::Write::write_all(&mut writer, b"x").unwrap();
         let none = StdUdpSocket::from(std::os::fd::OwnedFd::from(none));
         let bed = Bed::beside(vec![none], Ok(rules(&["*"], false)), Limits::default());
-        let failures = u64::from(super::udp::FAILURES);
+        let failures = u64::from(udp::FAILURES);
         bed.counted("sluice_proxy_dns_unreceived", failures).await;
         let begun = Instant::now();
         let client = bed.client().await;
