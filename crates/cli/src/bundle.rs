@@ -305,7 +305,7 @@ fn header(name: &str, size: usize, now: u64) -> io::Result<[u8; 512]> {
 
 /// Where an archive is written in tests.
 #[cfg(test)]
-fn extracted(archive: &std::path::Path) -> std::process::Output {
+fn extracted(archive: &Path) -> std::process::Output {
     Command::new("tar").arg("-xOf").arg(archive).output().unwrap()
 }
 
