@@ -210,6 +210,11 @@ def main():
         eventually("the next proxy serves", lambda: ask("client", address, "/public") == "404")
         assert on_node("stat", "--format", "%i", "/run/sluice/netns/ingress").stdout == inode
         passed("it has the namespaces of the one before")
+        # What `sluice status --cluster` asks, where it asks it: what is not seen from there is not called broken.
+        told = run(*PODMAN, "exec", "conflist", "/usr/local/bin/sluice", "doctor", "--json", check=False)
+        broken = [one for one in json.loads(told.stdout) if one["standing"] == "broken"]
+        assert not broken, f"{json.dumps(broken, indent=1)}\n{told.stderr}"
+        passed("doctor finds nothing broken, asked in the container conflist")
         no_errors("ipamd", "policyd", "proxy")
     finally:
         server.kill()

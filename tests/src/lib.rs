@@ -6,6 +6,7 @@ pub mod apiserver;
 pub mod bed;
 pub mod bench;
 pub mod containerd;
+pub mod directory;
 pub mod live;
 pub mod privileged;
 pub mod prober;

@@ -13,6 +13,13 @@ pub fn privileged() -> bool {
     may_run(Ok::<(), Infallible>(()))
 }
 
+/// Whether everything is tried (`./test --all`), on a machine that does nothing else meanwhile: larger matrices, and how soon
+/// something is done. Else a test waits as long as a slow machine may take.
+#[must_use]
+pub fn everything() -> bool {
+    std::env::var_os("SLUICE_TEST_ALL").is_some()
+}
+
 /// Whether a test can run that needs root, and what `needs` looks for. If not, standard error says why.
 ///
 /// # Panics

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use serde_json::Value;
@@ -16,7 +16,8 @@ const DATAGRAM: [u8; 16] = [0; 16];
 #[derive(Debug)]
 pub struct Storm {
     over: Arc<AtomicBool>,
-    senders: Vec<JoinHandle<u64>>,
+    sent: Arc<AtomicU64>,
+    senders: Vec<JoinHandle<()>>,
 }
 
 impl Storm {
@@ -25,30 +26,40 @@ impl Storm {
     /// # Errors
     /// When a socket or a thread cannot be made.
     pub fn begin(threads: usize, to: SocketAddr) -> io::Result<Self> {
-        let over = Arc::new(AtomicBool::new(false));
+        let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let sender = |_| {
             let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
             let socket = UdpSocket::bind(any)?;
             socket.connect(to)?;
-            let over = Arc::clone(&over);
+            let (over, sent) = (Arc::clone(&over), Arc::clone(&sent));
             std::thread::Builder::new().name("storm".into()).spawn(move || {
-                let mut sent = 0;
                 while !over.load(Ordering::Relaxed) {
                     // What the kernel has no room for was not sent.
-                    sent += u64::from(socket.send(&DATAGRAM).is_ok());
+                    if socket.send(&DATAGRAM).is_ok() {
+                        sent.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
-                sent
             })
         };
-        let senders = (0..threads).map(sender).collect::<io::Result<_>>();
-        senders.map(|senders| Self { over, senders })
+        let senders = (0..threads).map(sender).collect::<io::Result<Vec<_>>>()?;
+        Ok(Self { over, sent, senders })
+    }
+
+    /// How many datagrams were sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Ends, and says how many datagrams were sent.
     #[must_use]
     pub fn end(mut self) -> u64 {
         self.over.store(true, Ordering::Relaxed);
-        self.senders.drain(..).map(|sender| sender.join().unwrap_or_default()).sum()
+        for sender in self.senders.drain(..) {
+            // One that has panicked has sent what it has counted.
+            let _panicked = sender.join();
+        }
+        self.sent()
     }
 }
 

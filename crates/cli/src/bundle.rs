@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::SystemTime;
 
@@ -63,20 +63,21 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         // A closed standard error is no reason for another status.
         let _closed = writeln!(io::stderr().lock(), "sluice bundle: {text}");
     };
-    let files = gather();
-    let to: Box<dyn Write> = if options.output.as_os_str() == "-" {
-        Box::new(io::stdout().lock())
-    } else {
-        match File::options().write(true).create(true).truncate(true).mode(0o600).open(&options.output) {
-            Ok(file) => Box::new(file),
-            Err(error) => {
-                told(&format!("{}: {error}", options.output.display()));
-                return ExitCode::from(exit::DATA);
-            }
+    let standard = options.output.as_os_str() == "-";
+    let beside = match (!standard).then(|| Beside::make(&options.output)).transpose() {
+        Ok(beside) => beside,
+        Err(error) => {
+            told(&format!("{}: {error}", options.output.display()));
+            return ExitCode::from(exit::DATA);
         }
     };
+    let files = gather();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    match archive(to, &files, now) {
+    let written = match beside {
+        None => archive(io::stdout().lock(), &files, now),
+        Some(beside) => archive(&beside.file, &files, now).and_then(|()| beside.put(&options.output)),
+    };
+    match written {
         Ok(()) => {
             told(&format!(
                 "{} files in {}; look through it before you give it to others",
@@ -92,15 +93,62 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     }
 }
 
+/// A new file that nobody else can read, beside the one whose place it will have: what is there, a link of somebody else's or a file
+/// that all may read, is replaced and not written to.
+#[derive(Debug)]
+struct Beside {
+    file: File,
+    path: PathBuf,
+}
+
+impl Beside {
+    fn make(output: &Path) -> io::Result<Self> {
+        let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+        let name = output.file_name().ok_or_else(|| wrong("it has no name of a file"))?;
+        // Pipes, devices and directories are not replaced.
+        if output.symlink_metadata().is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+            return Err(wrong("it is there and is no file; `-` is the standard output"));
+        }
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}", std::process::id()));
+        let path = output.with_file_name(hidden);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Self { file, path })
+    }
+
+    /// Puts it there.
+    fn put(self, output: &Path) -> io::Result<()> {
+        std::fs::rename(&self.path, output)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It is not there any more where it was put in its place.
+        let _put = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A URL without the name and the password that it may have (RFC 3986, 3.2.1).
+fn without_user(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    let authority = rest.split(['/', '?', '#', ' ']).next()?;
+    let (user, _) = authority.rsplit_once('@')?;
+    Some(format!("{scheme}://...{}", rest.get(user.len()..)?))
+}
+
 /// Flows without the queries of their URLs: these may have secrets.
 fn without_queries(flows: &[u8]) -> Vec<u8> {
     let line = |line: &str| {
         let Ok(mut flow) = serde_json::from_str::<Value>(line) else { return format!("{line}\n") };
         if flow.pointer("/flow/l7/http").is_some() {
             for place in ["/flow/l7/http/url", "/flow/Summary"] {
-                if let Some(Value::String(text)) = flow.pointer_mut(place)
-                    && let Some((before, query)) = text.split_once('?')
-                {
+                let Some(Value::String(text)) = flow.pointer_mut(place) else { continue };
+                if let Some(without) = without_user(text) {
+                    *text = without;
+                }
+                if let Some((before, query)) = text.split_once('?') {
                     let rest = query.find(' ').and_then(|at| query.get(at..)).unwrap_or_default();
                     *text = format!("{before}?...{rest}");
                 }
@@ -181,22 +229,27 @@ fn output(command: &[&str]) -> Vec<u8> {
     }
 }
 
-/// Leaves values out whose names say that they are secret.
+/// Leaves values out whose names say that they are secret, and of URLs who asks.
 fn redact(value: &mut Value) {
+    hide(value, false);
+}
+
+fn hide(value: &mut Value, secret: bool) {
     match value {
         Value::Object(map) => {
             for (name, value) in map {
                 let name = name.to_ascii_lowercase();
-                let secret = SECRET.iter().any(|part| name.contains(part));
-                if secret && (value.is_string() || value.is_number()) {
-                    *value = Value::from("left out");
-                } else {
-                    redact(value);
-                }
+                hide(value, SECRET.iter().any(|part| name.contains(part)));
             }
         }
-        Value::Array(list) => list.iter_mut().for_each(redact),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        Value::Array(list) => list.iter_mut().for_each(|value| hide(value, secret)),
+        Value::Number(_) | Value::String(_) if secret => *value = Value::from("left out"),
+        Value::String(text) => {
+            if let Some(without) = without_user(text) {
+                *text = without;
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
@@ -252,7 +305,7 @@ fn header(name: &str, size: usize, now: u64) -> io::Result<[u8; 512]> {
 
 /// Where an archive is written in tests.
 #[cfg(test)]
-fn extracted(archive: &std::path::Path) -> std::process::Output {
+fn extracted(archive: &Path) -> std::process::Output {
     Command::new("tar").arg("-xOf").arg(archive).output().unwrap()
 }
 
@@ -261,6 +314,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_archive_is_its_owners_and_is_written_over_nothing() {
+        let directory = std::env::temp_dir().join(format!("sluice-bundle-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let [theirs, link] = ["theirs", "link"].map(|name| directory.join(name));
+        std::fs::write(&theirs, "theirs").unwrap();
+        std::os::unix::fs::symlink(&theirs, &link).unwrap();
+        Beside::make(&link).unwrap().put(&link).unwrap();
+        let mode =
+            |path: &Path| std::os::unix::fs::PermissionsExt::mode(&path.symlink_metadata().unwrap().permissions());
+        assert_eq!((mode(&link), std::fs::read_to_string(&theirs).unwrap()), (0o100_600, "theirs".to_owned()));
+        drop(Beside::make(&theirs).unwrap());
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
+        assert!(Beside::make(&directory).is_err());
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 
     #[test]
     fn flows_have_no_queries() {
@@ -274,10 +344,9 @@ mod tests {
 
     #[test]
     fn an_archive_is_read_by_tar_and_has_no_secret() {
-        let mut page =
-            json!({"AWS_SECRET_ACCESS_KEY": "hunter2", "node": {"token": 5, "name": "n"}, "list": [{"password": "x"}]});
+        let mut page = json!({"AWS_SECRET_ACCESS_KEY": "hunter2", "node": {"token": 5, "name": "n"}, "list": [{"passwords": ["x"]}], "u": "http://a:b@c/d"});
         redact(&mut page);
-        let expected = json!({"AWS_SECRET_ACCESS_KEY": "left out", "node": {"token": "left out", "name": "n"}, "list": [{"password": "left out"}]});
+        let expected = json!({"AWS_SECRET_ACCESS_KEY": "left out", "node": {"token": "left out", "name": "n"}, "list": [{"passwords": ["left out"]}], "u": "http://...@c/d"});
         assert_eq!(page, expected);
         let long = format!("{}/{}", "d".repeat(90), "f".repeat(60));
         let files = [("a.txt".to_owned(), b"one\n".to_vec()), (long, vec![b'x'; 1000])];

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -20,9 +21,12 @@ const LIMIT: u64 = 256 << 20;
 const AHEAD: usize = 1024;
 /// How long the API server may take.
 const PATIENCE: &str = "--request-timeout=30s";
-/// The pods that run on every node (the chart's labels), the container that is asked, and where `sluice` is in it.
+/// How long a node may take to say all of it: kubectl waits for ever for a kubelet that does not answer.
+const SAYING: Duration = Duration::from_secs(120);
+/// The pods that run on every node (the chart's labels), the container that is asked, and where `sluice` is in it. That container
+/// sees what runtimes read, and is there without policy, too.
 const SELECTOR: &str = "app.kubernetes.io/name=sluice,app.kubernetes.io/component=node";
-const CONTAINER: &str = "policyd";
+const CONTAINER: &str = "conflist";
 const PROGRAM: &str = "/usr/local/bin/sluice";
 
 /// Whom to ask, if not this node.
@@ -77,7 +81,7 @@ impl Reach {
     }
 
     fn failed(&self, error: &io::Error) -> String {
-        format!("{} cannot be run: {error}", self.kubectl.display())
+        format!("{} cannot be run: {error}; install it, or put it into PATH", self.kubectl.display())
     }
 
     /// The nodes that can be asked, by name.
@@ -86,7 +90,7 @@ impl Reach {
         command.args([PATIENCE, "get", "pods", "--selector", SELECTOR, "--output", "json"]);
         let output = command.output().map_err(|error| self.failed(&error))?;
         if !output.status.success() {
-            return Err(words(&output.stderr));
+            return Err(told(&output.stderr));
         }
         let pods = serde_json::from_slice(&output.stdout).map_err(|error| format!("kubectl get pods: {error}"))?;
         let mut agents = agents(&pods);
@@ -95,14 +99,19 @@ impl Reach {
         }
         if agents.is_empty() {
             let whose = self.on.as_ref().map_or_else(|| "no node".to_owned(), |node| format!("no node {node}"));
-            return Err(format!("{whose} has a running pod {SELECTOR} in the namespace {}", self.sluice_namespace));
+            return Err(format!(
+                "{whose} has a running pod {SELECTOR} in the namespace {}: is it the right cluster (--context) and namespace \
+                 (--sluice-namespace)?",
+                self.sluice_namespace
+            ));
         }
         Ok(agents)
     }
 
-    fn exec(&self, agent: &Agent, arguments: &[String]) -> Command {
+    fn exec(&self, agent: &Agent, options: &[&str], arguments: &[String]) -> Command {
         let mut command = self.kubectl();
-        command.args(["exec", &agent.pod, "--container", CONTAINER, "--", PROGRAM]).args(arguments);
+        command.args(["exec", &agent.pod, "--container", CONTAINER]).args(options);
+        command.args(["--", PROGRAM]).args(arguments);
         command
     }
 
@@ -122,18 +131,28 @@ impl Reach {
     }
 
     fn ask_one(&self, agent: &Agent, arguments: &[String]) -> Said {
-        let mut child = self.exec(agent, arguments).spawn().map_err(|error| self.failed(&error))?;
+        let mut child = self.exec(agent, &[], arguments).spawn().map_err(|error| self.failed(&error))?;
         let errors = child.stderr.take().map(|errors| std::thread::spawn(move || read(errors)));
-        let answer = child.stdout.take().map(read).unwrap_or_default();
-        if u64::try_from(answer.len()).unwrap_or(LIMIT) >= LIMIT {
+        let (to, answer) = sync_channel(1);
+        if let Some(out) = child.stdout.take() {
+            // Who has waited long enough does not take it any more.
+            std::thread::spawn(move || to.send(read(out)).is_ok());
+        }
+        let answer = answer.recv_timeout(SAYING);
+        let whole = answer.as_ref().is_ok_and(|answer| u64::try_from(answer.len()).unwrap_or(LIMIT) < LIMIT);
+        if !whole {
             // It would wait for ever with what nobody reads. That it has ended by itself is fine.
             let _gone = child.kill();
         }
+        let Ok(answer) = answer else {
+            let _status = child.wait();
+            return Err(format!("it has not answered within {} s: does its kubelet run?", SAYING.as_secs()));
+        };
         let status = child.wait().map_err(|error| error.to_string())?;
         // The status may be that of `sluice`, which says so where something is wrong.
         if answer.is_empty() && !status.success() {
             let errors = errors.and_then(|errors| errors.join().ok()).unwrap_or_default();
-            return Err(words(&errors));
+            return Err(told(&errors));
         }
         Ok(answer)
     }
@@ -144,19 +163,21 @@ impl Reach {
             return Err(format!("{} nodes are too many to follow: ask one by --on", agents.len()));
         }
         let (to, lines) = sync_channel(AHEAD);
-        let mut children = Vec::new();
+        // Those that were started end with it, also where another cannot be.
+        let mut followed = Followed { lines, children: Vec::new() };
         for agent in agents {
-            let mut command = self.exec(agent, arguments);
-            // What a node has to say besides is for who looks on.
-            command.stderr(Stdio::inherit());
+            let mut command = self.exec(agent, &["--stdin"], arguments);
+            // What a node has to say besides is for who looks on. Its standard input ends with this process, however that ends:
+            // without, `sluice` would go on in the pod, since kubectl tells it of nothing else.
+            command.stdin(Stdio::piped()).stderr(Stdio::inherit());
             let mut child = command.spawn().map_err(|error| self.failed(&error))?;
             if let Some(out) = child.stdout.take() {
                 let (node, to) = (agent.node.clone(), to.clone());
                 std::thread::spawn(move || pass_on(&node, BufReader::new(out), &to));
             }
-            children.push(child);
+            followed.children.push(child);
         }
-        Ok(Followed { lines, children })
+        Ok(followed)
     }
 }
 
@@ -171,6 +192,7 @@ pub(crate) struct Followed {
 impl Drop for Followed {
     fn drop(&mut self) {
         for child in &mut self.children {
+            drop(child.stdin.take());
             // One that has ended is what is wanted.
             let _gone = child.kill();
             let _status = child.wait();
@@ -200,6 +222,24 @@ fn words(errors: &[u8]) -> String {
     let text = String::from_utf8_lossy(errors);
     let last = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
     last.unwrap_or("kubectl has ended without a word").to_owned()
+}
+
+/// The same, and what to do about it.
+fn told(errors: &[u8]) -> String {
+    let said = words(errors);
+    let is = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
+    let next = if is(&["Forbidden", "forbidden"]) {
+        "needed are the rights to list pods and to create pods/exec in Sluice's namespace: --sluice-namespace"
+    } else if is(&["logged in", "Unauthorized", "credentials", "exec plugin"]) {
+        "log in to the cluster, and see --kubeconfig and --context"
+    } else if is(&["refused", "no such host", "Unable to connect", "timeout", "timed out", "context", "kubeconfig"]) {
+        "see --kubeconfig and --context, and whether the cluster answers `kubectl get nodes`"
+    } else if is(&["NotFound", "not found"]) {
+        "the pod is gone or not there yet: ask again"
+    } else {
+        return said;
+    };
+    format!("{said} ({next})")
 }
 
 fn agents(pods: &Value) -> Vec<Agent> {
@@ -232,5 +272,16 @@ mod tests {
     fn what_kubectl_says_is_told() {
         assert_eq!(words(b"warning: x\nerror: You must be logged in\n\n"), "error: You must be logged in");
         assert_eq!(words(b""), "kubectl has ended without a word");
+        let next = [
+            ("Error from server (Forbidden): pods is forbidden", "pods/exec"),
+            ("error: You must be logged in to the server", "log in"),
+            ("error: context \"west\" does not exist", "--context"),
+            ("Error from server (NotFound): pods \"a\" not found", "ask again"),
+        ];
+        for (error, words) in next {
+            let said = told(error.as_bytes());
+            assert!(said.starts_with(error) && said.contains(words), "{said}");
+        }
+        assert_eq!(told(b"something else"), "something else");
     }
 }

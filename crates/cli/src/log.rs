@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde::Deserialize;
+use sluice_contract::log::{Answer, CONFIGURED, FILTER_LIMIT};
 use sluice_contract::node::RUN_DIR;
 
 use crate::daemons::Daemon;
@@ -17,8 +17,6 @@ use crate::exit;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an answer.
 const LIMIT: u64 = 64 << 10;
-/// Asks for the filter with which a daemon was started.
-const CONFIGURED: &str = "configured";
 
 /// Options of `sluice log`.
 #[derive(Debug, clap::Args)]
@@ -37,18 +35,18 @@ pub(crate) struct Options {
     run_dir: PathBuf,
 }
 
-/// What a daemon answers.
-#[derive(Debug, Deserialize)]
-struct Answer {
-    filter: String,
-    configured: String,
-    #[serde(default)]
-    error: Option<String>,
-}
-
 /// Asks, or sets.
 pub(crate) fn main(options: &Options) -> ExitCode {
     let wanted = if options.reset { CONFIGURED } else { options.filter.as_deref().unwrap_or_default() };
+    if wanted.len() > FILTER_LIMIT {
+        // A closed standard error is no reason for another status.
+        let _closed = writeln!(
+            io::stderr().lock(),
+            "sluice log: the filter has {} bytes, and may have {FILTER_LIMIT}; name fewer parts",
+            wanted.len()
+        );
+        return ExitCode::from(exit::USAGE);
+    }
     let daemons = options.daemon.map_or_else(|| Daemon::ALL.to_vec(), |daemon| vec![daemon]);
     let mut status = ExitCode::SUCCESS;
     let mut text = String::new();

@@ -32,15 +32,20 @@ const USUAL: u64 = 20;
 /// Options of `sluice observe`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Where flows are told: `unix:PATH`, or HOST:PORT of a Hubble observer (without TLS).
+    /// Where flows are told: `unix:PATH`, or HOST:PORT of a Hubble observer.
     #[arg(long, value_name = "SERVER", default_value = concat!("unix:", "/run/sluice/hubble.sock"))]
     server: String,
+    #[command(flatten)]
+    tls: ask::Tls,
     /// Show flows of this file, one a line as `-o jsonpb` prints them, and ask nobody; `-`: standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["follow", "cluster", "on"])]
     input_file: Option<String>,
     /// Go on with flows as they come.
     #[arg(short, long, conflicts_with = "first")]
     follow: bool,
+    /// End when standard input does: with the connection over which this was started.
+    #[arg(long, requires = "follow", hide = true)]
+    until_stdin_ends: bool,
     /// Show all flows that are kept.
     #[arg(long, conflicts_with_all = ["first", "last"])]
     all: bool,
@@ -131,7 +136,7 @@ pub(crate) fn main(options: &Options, denied: &[Vec<OsString>]) -> ExitCode {
     let shown = match &options.input_file {
         Some(path) => read_file(path, &request, style),
         None if far => nodes::ask(options, &request, style),
-        None => ask::ask(&options.server, request, style),
+        None => ask::ask(options, request, style),
     };
     match shown {
         Ok(()) => ExitCode::SUCCESS,

@@ -47,6 +47,7 @@ impl Lease {
         let mut dice = Dice::new(seed ^ hash(&[&self.identity, &self.name]));
         let mut backoff = Backoff::new(self.renew / 10, self.renew, dice.clone());
         let mut election = Election::new(self);
+        let mut refused: Option<u16> = None;
         loop {
             let attempt = async {
                 let found = self.look(api).await?;
@@ -61,10 +62,21 @@ impl Lease {
             let pause = match tried {
                 Ok(()) => {
                     backoff.reset();
+                    refused = None;
                     election.pause(&mut dice)
                 }
                 Err(error) => {
-                    tracing::debug!(error = %ErrorChain(&error), lease = self.name, "the Lease cannot be read or written");
+                    let lease = &self.name;
+                    if error.passes() || refused == error.code() {
+                        tracing::debug!(error = %ErrorChain(&error), lease, "the Lease cannot be read or written");
+                    } else {
+                        // It will not pass by itself, and nobody is elected meanwhile.
+                        refused = error.code();
+                        tracing::warn!(
+                            error = %ErrorChain(&error), lease,
+                            "the Lease is refused: the role needs create, get and update on leases"
+                        );
+                    }
                     backoff.next(error.retry_after())
                 }
             };

@@ -8,6 +8,7 @@ pub mod cni;
 #[cfg(test)]
 mod fuzz;
 pub mod id;
+pub mod log;
 pub mod names;
 pub mod node;
 pub mod proxy;

@@ -88,6 +88,25 @@ pub const TABLE_MAIN: u32 = 254;
 pub const CONNMARK: u32 = 0x80;
 /// Default prefix of a pod's host interface; `AWS_VPC_K8S_CNI_VETHPREFIX` changes it.
 pub const VETH_PREFIX: &str = "eni";
+/// How the names of network cards and of VPC CNI's VLANs begin (systemd.net-naming-scheme(7); reference/vpc-cni.md 4.1).
+const CARDS: [&str; 6] = ["eno", "enp", "ens", "enx", "eth", "vlan"];
+/// Names of other links of a node, or how they begin: the loopback interface, and those of our proxies.
+const OTHERS: [&str; 2] = ["lo", "sluice-"];
+
+/// What [`is_veth_prefix`] asks for, in words.
+pub const VETH_PREFIX_RULE: &str =
+    "it must have 1 to 4 letters and digits, by which no link is meant that is not a pod's, as by en, eth, lo or vlan";
+
+/// Whether pods' host interfaces can be told by this beginning of their names: what has another link's name beginning with
+/// it as well would have that link taken for a pod's, whose packets have to come from the pod's address.
+#[must_use]
+pub fn is_veth_prefix(prefix: &str) -> bool {
+    let is_plain = (1..=4).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_alphanumeric());
+    // Of a card either may be the longer one: `e` is meant by eth0, and so is `eth0`.
+    let is_card = CARDS.iter().any(|card| card.starts_with(prefix) || prefix.starts_with(*card));
+    is_plain && !is_card && !OTHERS.iter().any(|other| other.starts_with(prefix))
+}
+
 /// Default MTU of ENIs and pods, in bytes: what a VPC carries.
 pub const MTU: u32 = 9001;
 
@@ -150,6 +169,18 @@ mod tests {
 
     fn pod(namespace: &str, name: &str) -> PodRef {
         PodRef { namespace: namespace.into(), name: name.into(), uid: None }
+    }
+
+    #[test]
+    fn a_prefix_means_no_link_of_the_node() {
+        for prefix in [VETH_PREFIX, "gan", "veth", "a", "eni1", "lop"] {
+            assert!(is_veth_prefix(prefix), "{prefix}");
+        }
+        for prefix in
+            ["", "e", "en", "ens", "ens5", "et", "eth", "eth0", "l", "lo", "v", "vla", "vlan", "slui", "abcde", "a-b"]
+        {
+            assert!(!is_veth_prefix(prefix), "{prefix}");
+        }
     }
 
     /// The vectors of reference/vpc-cni.md 4.1.

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -29,6 +30,8 @@ const COMMENTS: [&str; 6] = [
 ];
 /// The tables of iptables that it has rules in.
 const TABLES: [&str; 3] = ["nat", "mangle", "filter"];
+/// How long a program may take: the node is not set up before it has ended.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// As much of a program's own words as an error keeps.
 const MESSAGE_LIMIT: usize = 2000;
 
@@ -46,6 +49,12 @@ pub enum LeftoversError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// It does not end.
+    #[error("{program} has not ended within {} s: does something else hold the lock of iptables?", PATIENCE.as_secs())]
+    Slow {
+        /// Which program.
+        program: String,
     },
     /// It said no.
     #[error("{program} refuses: {message}")]
@@ -155,11 +164,15 @@ async fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, L
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that fails early leaves its input unread, and says why.
-        let _unread = stdin.write_all(input.as_bytes()).await;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
+    let work = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that fails early leaves its input unread, and says why.
+            let _unread = stdin.write_all(input.as_bytes()).await;
+        }
+        child.wait_with_output().await
+    };
+    let ended = tokio::time::timeout(PATIENCE, work).await;
+    let output = ended.map_err(|_elapsed| LeftoversError::Slow { program: program.to_owned() })?.map_err(failed)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -209,6 +222,13 @@ COMMIT
         assert_eq!(removal("mangle", MANGLE).unwrap().lines().filter(|line| line.starts_with("-D")).count(), 2);
         assert_eq!(removal("nat", "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"), None);
         assert_eq!(removal("nat", ""), None);
+    }
+
+    /// In virtual time, which goes on when there is nothing else to wait for.
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_does_not_end_is_given_up() {
+        let error = run("sleep", &["600"], "").await.unwrap_err();
+        assert!(matches!(&error, LeftoversError::Slow { program } if program == "sleep"), "{error}");
     }
 
     fn feed(namespace: &Namespace, program: &[&str], input: &str) -> String {

@@ -38,6 +38,9 @@ const AT_FIRST: u64 = ONE / 10;
 /// The largest crowd that is told from larger ones.
 const LARGEST: u32 = 256;
 
+/// The heaviest that a crowd is taken to be: more than all pods of a node's life, and all crowds together are still a number.
+const HEAVIEST: u64 = ONE << 32;
+
 /// Refills take this long until one has been measured: AssignPrivateIpAddresses; Create, Attach and the link.
 const FIRST_LEADS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
@@ -184,6 +187,18 @@ impl Arrivals {
         Self { begun: BTreeMap::new(), ..self.clone() }
     }
 
+    /// What a document tells, as far as it can have been learned: sums and multiples of other numbers may be none.
+    pub(crate) fn bounded(mut self) -> Self {
+        for lead in [&mut self.assignment, &mut self.eni] {
+            lead.0 = lead.0.clamp(LEADS.0, LEADS.1);
+        }
+        for crowds in [&mut self.near, &mut self.far] {
+            crowds.weights.retain(|size, _| *size <= LARGEST);
+            crowds.weights.values_mut().for_each(|weight| *weight = (*weight).min(HEAVIEST));
+        }
+        self
+    }
+
     /// A refill has begun on an ENI, or an ENI is being made since `since`.
     pub(crate) fn begun(&mut self, eni: &EniId, since: Timestamp) {
         if self.begun.len() < MEASURED {
@@ -300,6 +315,33 @@ mod tests {
         }
         crowds(&mut arrivals, 1, 4, 3000, 13_200);
         assert!(arrivals.band(PLACES, at(25_200)).low >= 5);
+    }
+
+    #[test]
+    fn numbers_that_nobody_can_have_learned_are_not_reckoned_with() {
+        let (most, when) = (u64::MAX, at(0).as_millis());
+        let crowds = format!(r#"{{"weights": {{"1": {most}, "7": {most}, "4294967295": {most}}}, "at": {when}}}"#);
+        let lead = format!(r#"{{"secs": {most}, "nanos": 0}}"#);
+        let text =
+            format!(r#"{{"recent": [], "near": {crowds}, "far": {crowds}, "assignment": {lead}, "eni": {lead}}}"#);
+        let mut arrivals = serde_json::from_str::<Arrivals>(&text).unwrap().bounded();
+        arrivals.arrived(PLACES, at(1));
+        arrivals.begun(&eni_id(1), at(1));
+        arrivals.assigned(&eni_id(1), at(2));
+        arrivals.begun(&eni_id(2), at(1));
+        arrivals.ready(&eni_id(2), at(2));
+        let band = arrivals.band(PLACES, at(2));
+        assert!(band.low <= PLACES && band.reserve <= PLACES, "{band:?}");
+        // What was learned stays as it is.
+        let mut learned = Arrivals::default();
+        crowds_of_all_sizes(&mut learned);
+        assert_eq!(learned.clone().bounded(), learned);
+    }
+
+    fn crowds_of_all_sizes(arrivals: &mut Arrivals) {
+        for crowd in [1, 20, 300] {
+            crowds(arrivals, crowd, 120, 3, u64::from(crowd) * 1000);
+        }
     }
 
     #[test]

@@ -228,7 +228,7 @@ impl Checkpoint {
             found_cool_until: self.found_cool_until.map(|at| at.earlier(back)),
             resurvey_at: self.resurvey_at.map(|at| at.earlier(back)),
             hearsay_until: self.hearsay_until.map(|at| at.earlier(back)),
-            arrivals: self.arrivals,
+            arrivals: self.arrivals.bounded(),
             branches: BTreeMap::new(),
             survey_at: Some(now),
             imds_trusted: false,

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use sluice_fuzz::{Counting, Grammar, Shape, Target};
 
+use crate::arrivals::Band;
 use crate::check::check;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::fixture::at;
-use crate::plan::{Demand, Targets, plan};
+use crate::plan::{Demand, Targets, WarmMode, plan};
+use crate::state::Event;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -81,6 +83,11 @@ fn fuzz_checkpoint() {
         assert_eq!(again.ledger(), state.ledger(), "a checkpoint changes when it is written once more");
         // Whatever it says, the planner has an answer.
         let planned = plan(&state, &Targets::default(), Demand::default(), now);
+        // So it has by what was learned, and a pod may come.
+        let mut state = state;
+        state.apply(Event::Arrived, now).expect("a pod may always come");
+        let adaptive = Targets { mode: WarmMode::Adaptive(Band::default()), ..Targets::default() };
+        let _answer = plan(&state, &adaptive, Demand::default(), now);
         Shape::of(&(state.node().is_some(), state.ledger().enis().count().min(4), planned.ops.len().min(4)))
     });
 }

@@ -4,7 +4,8 @@
 //! what has been seen as such at every look for longer than an ADD can take, and it is judged against what lives:
 //!
 //! - rules of an address that no pod's interface carries;
-//! - a route to an address by the interface of an attachment that has another one;
+//! - a route to an address by the interface of an attachment that has another one, and not this one beside it: an IPv6 address
+//!   of a /80 that the ENI has no longer is its pod's until the pod goes;
 //! - a pod's interface by which no address is routed and whose attachment nobody knows: of a pod that works the route is there,
 //!   because the plugin makes it last, and what is lost of an attachment that is known is put back.
 //!
@@ -35,8 +36,16 @@ pub struct Look {
 /// Something that a pod has left behind.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Litter {
-    /// The rules of a pod's addresses, with the one by which the ledger has it.
-    Rules(IpAddr, BTreeSet<IpAddr>),
+    /// The rules of a pod's addresses.
+    Rules {
+        /// The address by which the ledger has the pod.
+        address: IpAddr,
+        /// All of its addresses that rules are about.
+        all: BTreeSet<IpAddr>,
+        /// Who has held the address when this was seen, and since when. Between two looks it may go from one pod to the next,
+        /// whose rules come before its route: those are not what was seen.
+        owner: Option<(Attachment, Timestamp)>,
+    },
     /// The route to an address by an interface.
     Route(IpAddr, IfName),
     /// An interface.
@@ -44,13 +53,20 @@ pub enum Litter {
 }
 
 impl Litter {
+    /// The kind of [`Self::Rules`].
+    pub const RULE: &'static str = "rule";
+    /// The kind of [`Self::Route`].
+    pub const ROUTE: &'static str = "route";
+    /// The kind of [`Self::Link`].
+    pub const LINK: &'static str = "link";
+
     /// What kind of thing, for logs and metrics.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::Rules(..) => "rule",
-            Self::Route(..) => "route",
-            Self::Link(..) => "link",
+            Self::Rules { .. } => Self::RULE,
+            Self::Route(..) => Self::ROUTE,
+            Self::Link(..) => Self::LINK,
         }
     }
 }
@@ -89,15 +105,18 @@ fn litter(look: &Look, state: &State, busy: impl Fn(&Attachment) -> bool) -> BTr
     for address in &look.dead {
         dead.entry(anchored(state, *address)).or_default().insert(*address);
     }
-    let rules = dead.into_iter().filter(|(address, _)| {
-        let known = match ledger.address(*address) {
-            None if branches.contains(address) => false,
-            Some(AddressState::Quarantined { .. } | AddressState::Assigned { .. }) => true,
+    let rules = dead.into_iter().filter(|(address, _)| !alive.contains(address));
+    let rules = rules.filter_map(|(address, all)| {
+        let owner = match ledger.address(address) {
+            None if branches.contains(&address) => return None,
+            Some(AddressState::Assigned { owner, since, .. }) => Some((owner.attachment.clone(), *since)),
+            Some(AddressState::Quarantined { .. }) => None,
             // The next look finds it in quarantine.
-            Some(AddressState::Free { .. } | AddressState::Cooling { .. }) => false,
-            None => of_pods(state, *address),
+            Some(AddressState::Free { .. } | AddressState::Cooling { .. }) => return None,
+            None if of_pods(state, address) => None,
+            None => return None,
         };
-        known && !alive.contains(address)
+        Some(Litter::Rules { address, all, owner })
     });
     let routes = look.routed.iter().filter_map(|(address, dev)| {
         let own = ledger.address_of(look.marked.get(dev)?)?;
@@ -111,16 +130,20 @@ fn litter(look: &Look, state: &State, busy: impl Fn(&Attachment) -> bool) -> BTr
         !routed && !known && !busy(attachment)
     });
     let links = links.map(|(dev, attachment)| Litter::Link(dev.clone(), attachment.clone()));
-    rules.map(|(address, all)| Litter::Rules(address, all)).chain(routes).chain(links).collect()
+    rules.chain(routes).chain(links).collect()
 }
 
-/// Whether an address that no ENI has now can have been a pod's of this node: the VPC's, or of the subnet of a delegated prefix.
+/// Whether an address that no ENI has now can have been a pod's of this node: the VPC's, or of a subnet that ENIs are or may be
+/// in, whichever /80 of it an ENI had before.
 fn of_pods(state: &State, address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => state.node().is_some_and(|node| node.vpc_cidrs.iter().any(|net| net.contains(&v4))),
         IpAddr::V6(v6) => {
-            let delegated = state.ledger().enis().filter_map(|eni| eni.ipv6);
-            delegated.into_iter().any(|own| own.net.network().to_bits() >> 64 == v6.to_bits() >> 64)
+            // A subnet's CIDR is not known where EC2 is never asked.
+            let mut delegated = state.ledger().enis().filter_map(|eni| eni.ipv6);
+            let mut subnets = state.subnets().values().filter_map(|subnet| subnet.ipv6_cidr);
+            subnets.any(|net| net.contains(&v6))
+                || delegated.any(|own| own.net.network().to_bits() >> 64 == v6.to_bits() >> 64)
         }
     }
 }

@@ -132,6 +132,12 @@ impl Ledger {
         }
     }
 
+    /// The address beside which a pod has this IPv6 address, whichever /80 its ENI has by now. It goes through all pods.
+    #[must_use]
+    pub fn anchor_of(&self, companion: Ipv6Addr) -> Option<IpAddr> {
+        self.owners.values().copied().find(|address| self.companion_of(*address) == Some(companion))
+    }
+
     /// How many addresses the ENIs hold for pods, in whatever form and whatever they are doing.
     #[must_use]
     pub fn for_pods(&self) -> u32 {

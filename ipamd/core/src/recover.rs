@@ -45,13 +45,19 @@ impl KernelView {
 
 /// The address by which the ledger has a pod's address.
 pub(crate) fn anchored(state: &State, address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(v6) if state.families() == Families::Dual => {
-            let nets = state.ledger().enis().filter_map(|eni| eni.ipv6);
-            nets.filter_map(|ipv6| anchor(ipv6.net, v6)).next().map_or(address, IpAddr::V4)
-        }
-        _ => address,
+    let IpAddr::V6(v6) = address else { return address };
+    let ledger = state.ledger();
+    if ledger.address(address).is_some() {
+        return address;
     }
+    if state.families() == Families::Dual {
+        let nets = ledger.enis().filter_map(|eni| eni.ipv6);
+        if let Some(v4) = nets.filter_map(|ipv6| anchor(ipv6.net, v6)).next() {
+            return IpAddr::V4(v4);
+        }
+    }
+    // Of a /80 that its ENI had before, or from when pods had both families: a pod keeps what it was given.
+    ledger.anchor_of(v6).unwrap_or(address)
 }
 
 /// A difference between what was recorded and what there is, and what was made of it.

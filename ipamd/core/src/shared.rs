@@ -73,12 +73,17 @@ pub struct VpcRoute {
 /// Connect gateway, a local gateway of an Outpost, and the core network of a Cloud WAN, which is named by its ARN.
 const PRIVATE: [&str; 5] = ["pcx-", "tgw-", "vgw-", "lgw-", "arn:"];
 
-/// The private networks that routes lead to: sorted, without what lies inside others. A default route names no network: what
-/// goes by it may well be for the Internet, which does not know pods' addresses. None are more than [`MOST_ROUTES`].
+/// The length of the prefix that the largest private network has (10.0.0.0/8, RFC 1918). What is wider is a part of a default
+/// route, as 0.0.0.0/1 and 128.0.0.0/1 are, which some write to have it preferred to another one.
+const WIDEST: u8 = 8;
+
+/// The private networks that routes lead to: sorted, without what lies inside others. A default route names no network, and
+/// neither does a part of one, which is wider than a /8: what goes by it may well be for the Internet, which does not know pods'
+/// addresses. None are more than [`MOST_ROUTES`].
 #[must_use]
 pub fn private_networks(routes: &[VpcRoute]) -> Option<Vec<Ipv4Net>> {
     let leads = |route: &&VpcRoute| {
-        route.destination.prefix_len() > 0 && PRIVATE.iter().any(|prefix| route.target.starts_with(prefix))
+        route.destination.prefix_len() >= WIDEST && PRIVATE.iter().any(|prefix| route.target.starts_with(prefix))
     };
     // Not aggregated: two halves of everything would become a default route.
     let found: BTreeSet<Ipv4Net> = routes.iter().filter(leads).map(|route| route.destination.trunc()).collect();
@@ -144,6 +149,10 @@ mod tests {
             route("10.0.0.0/16", "local"),
             route("0.0.0.0/0", "tgw-0a"),
             route("0.0.0.0/0", "nat-0a"),
+            route("0.0.0.0/1", "tgw-0a"),
+            route("128.0.0.0/1", "tgw-0a"),
+            route("10.0.0.0/7", "pcx-0a"),
+            route("100.0.0.0/8", "lgw-0a"),
             route("172.16.0.0/12", "tgw-0a"),
             route("172.16.4.0/24", "pcx-0a"),
             route("192.168.0.0/24", "vgw-0a"),
@@ -152,7 +161,7 @@ mod tests {
             route("203.0.113.0/24", "eni-0a"),
         ];
         let found: Vec<String> = private_networks(&routes).unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["172.16.0.0/12", "192.168.0.0/24", "192.168.1.0/24"]);
+        assert_eq!(found, ["100.0.0.0/8", "172.16.0.0/12", "192.168.0.0/24", "192.168.1.0/24"]);
         let many: Vec<VpcRoute> =
             (0..=MOST_ROUTES).map(|n| route(&format!("10.{}.{}.0/24", n / 256, n % 256), "pcx-0a")).collect();
         assert_eq!(private_networks(&many), None);

@@ -413,7 +413,7 @@ impl State {
     /// The client token of the `ahead`-th create from here.
     #[must_use]
     pub fn client_token(&self, ahead: u64) -> String {
-        format!("sluice-{:016x}-{}", self.seed, self.sequence + ahead)
+        format!("sluice-{:016x}-{}", self.seed, self.sequence.wrapping_add(ahead))
     }
 
     /// Changes the state.

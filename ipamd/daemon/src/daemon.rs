@@ -50,7 +50,7 @@ use crate::cluster::{Report, Told};
 use crate::config::Config;
 use crate::executor::{Executor, Random};
 use crate::inbox::{Answer, Input, stopping};
-use crate::kernel::{Kernel, NodeNetwork};
+use crate::kernel::{Disturbance, Kernel, NodeNetwork};
 use crate::log::ErrorChain;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -129,6 +129,8 @@ pub(crate) struct Daemon<C, K> {
     clearing: BTreeMap<IpAddr, Vec<requests::Asking>>,
     /// Before then the host's network is not repaired again.
     next_repair: Instant,
+    /// What others have changed and could not be mended: it is tried again before more is heard.
+    unmended: Option<Disturbance>,
     /// What looks like left behind by pods that are gone.
     garbage: Garbage,
     /// Pods with security groups of their own.
@@ -222,6 +224,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             spent: Vec::new(),
             clearing: BTreeMap::new(),
             next_repair: now,
+            unmended: None,
             garbage: Garbage::default(),
             branching: branch::Branching::default(),
             outbox: Vec::new(),
@@ -521,7 +524,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.spawn(Job::Pods);
         }
         if !self.stopping && self.timers.watch.begin(now) {
-            self.spawn(Job::Watch(self.next_repair));
+            match self.unmended.take() {
+                Some(disturbance) => self.mend(disturbance),
+                None => self.spawn(Job::Watch(self.next_repair)),
+            }
         }
         if !self.stopping {
             self.search(now);

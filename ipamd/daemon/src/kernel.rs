@@ -178,17 +178,21 @@ pub trait Kernel: Send + Sync + 'static {
     ) -> impl Future<Output = Result<bool, KernelError>> + Send;
 
     /// Takes away the route to an address by a pod's interface that has it no longer, if the interface is still marked as the
-    /// attachment's.
+    /// attachment's. Answers whether something was taken away.
     fn clear_route(
         &self,
         address: IpAddr,
         dev: &IfName,
         attachment: &Attachment,
-    ) -> impl Future<Output = Result<(), KernelError>> + Send;
+    ) -> impl Future<Output = Result<bool, KernelError>> + Send;
 
-    /// Takes away a pod's interface, if it is still marked as the attachment's and no address is routed by it.
-    fn clear_link(&self, dev: &IfName, attachment: &Attachment)
-    -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Takes away a pod's interface, if it is still marked as the attachment's and no address is routed by it. Answers whether
+    /// it was taken away.
+    fn clear_link(
+        &self,
+        dev: &IfName,
+        attachment: &Attachment,
+    ) -> impl Future<Output = Result<bool, KernelError>> + Send;
 
     /// Waits until somebody else has changed what [`Kernel::set_up_node`] and [`Kernel::set_up_eni`] have made, or a pod's part,
     /// and answers what, `not_before` a time: what is heard until then is gathered. The first call answers without a change, so that

@@ -149,6 +149,7 @@ pub struct Metrics {
     elected: Gauge,
     leaked: Gauge,
     groups: Gauge,
+    groups_left_out: Gauge,
     leaks_deleted: Count,
     reports_dropped: Count,
     gauges: BTreeMap<&'static str, Gauge>,
@@ -215,6 +216,7 @@ impl Metrics {
             elected: Gauge::default(),
             leaked: Gauge::default(),
             groups: Gauge::default(),
+            groups_left_out: Gauge::default(),
             leaks_deleted: Count::default(),
             reports_dropped: Count::default(),
             gauges,
@@ -286,6 +288,8 @@ impl Metrics {
         registry.register("sluice_ipamd_left_enis", help, self.leaked.clone());
         let help = "Groups of AWS's interfaces that policies name and this node asks EC2 for, on behalf of the cluster";
         registry.register("sluice_ipamd_groups", help, self.groups.clone());
+        let help = "Groups of AWS's interfaces that policies name and nobody asks EC2 for: there are too many";
+        registry.register("sluice_ipamd_groups_left_out", help, self.groups_left_out.clone());
         let help = "ENIs that nodes which are gone had left behind and that were deleted";
         registry.register("sluice_ipamd_left_enis_deleted_total", help, self.leaks_deleted.clone());
         let help = "Free addresses of a subnet when EC2 was last asked";
@@ -430,6 +434,7 @@ impl Metrics {
         if !elected {
             self.leaked.set(0);
             self.groups.set(0);
+            self.groups_left_out.set(0);
         }
     }
 
@@ -437,8 +442,9 @@ impl Metrics {
         self.leaked.set(alone.try_into().unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn groups_wanted(&self, groups: usize) {
+    pub(crate) fn groups_wanted(&self, groups: usize, left_out: usize) {
         self.groups.set(groups.try_into().unwrap_or(i64::MAX));
+        self.groups_left_out.set(left_out.try_into().unwrap_or(i64::MAX));
     }
 
     pub(crate) fn leak_deleted(&self) {

@@ -286,8 +286,22 @@ fn names(message: &str, id: &str) -> bool {
     message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).any(|word| word == id)
 }
 
+/// A filter that lets through what has exactly this value.
 pub(crate) fn filter(name: &str, value: &str) -> Filter {
-    Filter::builder().name(name).values(value).build()
+    Filter::builder().name(name).values(literal(value)).build()
+}
+
+/// The value of a filter that means this text and no other: in values `*` stands for anything and `?` for one character, and a
+/// backslash takes the meaning away from what comes behind it (EC2 User Guide, "Filter your resources").
+pub(crate) fn literal(text: &str) -> String {
+    let mut literal = String::with_capacity(text.len());
+    for character in text.chars() {
+        if matches!(character, '*' | '?' | '\\') {
+            literal.push('\\');
+        }
+        literal.push(character);
+    }
+    literal
 }
 
 fn signed(number: u32) -> i32 {

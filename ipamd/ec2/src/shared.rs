@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Region;
-use aws_sdk_ec2::types::{Filter, GroupIdentifier, InstanceNetworkInterface, NetworkInterface, Route};
+use aws_sdk_ec2::types::{Filter, GroupIdentifier, InstanceNetworkInterface, NetworkInterface, Route, RouteState};
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::VpcId;
 use sluice_ipamd_core::cloud::{Api, CloudError};
 use sluice_ipamd_core::shared::{Group, Member, VpcRoute};
 
-use crate::cloud::{Ec2Cloud, MOST_PAGES, PAGE, filter, too_many_pages};
+use crate::cloud::{Ec2Cloud, MOST_PAGES, PAGE, filter, literal, too_many_pages};
 use crate::decode::Fields;
 use crate::error::{Asked, of_ec2};
 
@@ -37,7 +37,7 @@ impl Ec2Cloud {
         }
         // Where both are named the ids choose, and the names are looked at afterwards.
         let (name, values) = if group.ids.is_empty() { ("group-name", &group.names) } else { ("group-id", &group.ids) };
-        let values: Vec<String> = values.iter().cloned().collect();
+        let values: Vec<String> = values.iter().map(|value| literal(value)).collect();
         let mut members = Vec::new();
         for values in values.chunks(MOST_VALUES) {
             let filter = Filter::builder().name(name).set_values(Some(values.to_vec())).build();
@@ -152,7 +152,7 @@ fn cidrs<'v>(
     addresses.map(address).chain(networks.map(network)).collect()
 }
 
-/// A route, if it is one of IPv4 to a CIDR.
+/// A route, if it is one of IPv4 to a CIDR and leads somewhere.
 fn route(fields: &Fields<'_>, seen: &Route) -> Result<Option<VpcRoute>, CloudError> {
     let destination: Option<Ipv4Net> = fields.optional("DestinationCidrBlock", seen.destination_cidr_block())?;
     let target = [
@@ -165,5 +165,7 @@ fn route(fields: &Fields<'_>, seen: &Route) -> Result<Option<VpcRoute>, CloudErr
         seen.network_interface_id(),
     ];
     let target = target.into_iter().flatten().next().unwrap_or_default().to_owned();
-    Ok(destination.map(|destination| VpcRoute { destination: destination.trunc(), target }))
+    // What it led to is gone, or is not there yet: it leads nowhere.
+    let leads = seen.state() != Some(&RouteState::Blackhole);
+    Ok(destination.filter(|_| leads).map(|destination| VpcRoute { destination: destination.trunc(), target }))
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use ipnet::IpNet;
@@ -27,6 +28,9 @@ use crate::store::{Heard, Item, Store};
 
 /// The label of what is written here, and its value (Kubernetes documentation, "Recommended Labels").
 const LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "sluice-ipamd");
+
+/// How long the ConfigMap is taken to be as it was written last: somebody else may have changed it, or taken it away.
+const ROUTES_STAND: Duration = Duration::from_secs(600);
 
 /// The media type of a change to some fields (RFC 7396).
 const MERGE: &str = "application/merge-patch+json";
@@ -110,6 +114,74 @@ struct Books {
     existing: Option<BTreeMap<String, (bool, Vec<String>)>>,
     /// Somebody else's objects that have been told of.
     foreign: BTreeSet<String>,
+    /// The private networks as they were written last, and how long they are taken to stand.
+    routes: Option<(String, Instant)>,
+    /// Objects that the server has refused, or not answered about, and until when they are left for the others' sake.
+    refused: BTreeMap<String, Instant>,
+}
+
+/// A CiliumCIDRGroup that is not as it has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    /// It is not there, and has to have these CIDRs.
+    Create(Vec<String>),
+    /// It has other CIDRs than these.
+    Change(Vec<String>),
+    /// No policy names it any more.
+    Remove,
+}
+
+impl Books {
+    /// The private networks as they are to be written, if they are.
+    fn routes_due(&self, known: &Shared, now: Instant) -> Option<String> {
+        let routes: Vec<String> = known.routes.as_ref()?.iter().map(ToString::to_string).collect();
+        let routes = routes.join(",");
+        let stands = self.routes.as_ref().is_some_and(|(written, until)| *written == routes && now < *until);
+        (!stands && !self.refused.contains_key(SHARED_NAME)).then_some(routes)
+    }
+
+    /// The CiliumCIDRGroups that are to be written, by name.
+    fn groups_due(&self, known: &Shared) -> Vec<(String, Step)> {
+        let Some(existing) = &self.existing else { return Vec::new() };
+        let mut due = Vec::new();
+        for name in self.wanted.keys() {
+            let Some(cidrs) = known.groups.get(name) else { continue };
+            let cidrs: Vec<String> = cidrs.iter().map(IpNet::to_string).collect();
+            match existing.get(name) {
+                None => due.push((name.clone(), Step::Create(cidrs))),
+                Some((true, before)) if *before != cidrs => due.push((name.clone(), Step::Change(cidrs))),
+                Some(_) => {}
+            }
+        }
+        let gone = existing.iter().filter(|(name, (is_ours, _))| *is_ours && !self.wanted.contains_key(*name));
+        due.extend(gone.map(|(name, _)| (name.clone(), Step::Remove)));
+        due.retain(|(name, _)| !self.refused.contains_key(name));
+        due
+    }
+
+    /// Says of objects of our names that are somebody else's, once, that they are left as they are.
+    fn tell_of_foreign(&mut self) {
+        self.foreign.retain(|name| self.wanted.contains_key(name));
+        for (name, (is_ours, _)) in self.existing.iter().flatten() {
+            if !*is_ours && self.wanted.contains_key(name) && self.foreign.insert(name.clone()) {
+                tracing::warn!(name, "a CiliumCIDRGroup of this name is not ours: it is left as it is");
+            }
+        }
+    }
+}
+
+/// Whether what went wrong is about the one object that was asked for. Where it is not, the server is away or wants to be
+/// asked later, and the others would meet the same.
+const fn is_of_one(error: &CallError) -> bool {
+    match error {
+        CallError::Refused { code, .. } => !matches!(*code, 429 | 502 | 503 | 504),
+        CallError::Unreachable(_) | CallError::Slow(_) | CallError::Broken(_) => false,
+        CallError::TooLarge(_)
+        | CallError::Garbled(_)
+        | CallError::NoList(_)
+        | CallError::Odd(_)
+        | CallError::Unmade(_) => true,
+    }
 }
 
 impl Sharing<'_> {
@@ -191,11 +263,10 @@ impl Sharing<'_> {
                     }
                 }
             }
-            // Of policies that are not known yet nothing may be missed: their groups would go.
-            if !complete.contains(&Sort::NetworkPolicy) || !complete.contains(&Sort::ClusterwidePolicy) {
-                continue;
-            }
-            if books.wanted != wanted {
+            // Of policies that are not known yet nothing may be missed: their groups would go. Routes wait for none of them.
+            let sorts = [Sort::NetworkPolicy, Sort::ClusterwidePolicy];
+            let policies_known = sorts.iter().all(|sort| complete.contains(sort));
+            if policies_known && books.wanted != wanted {
                 tracing::info!(groups = wanted.len(), "groups of AWS's interfaces that policies name");
                 if told.send(Told::Groups(wanted.clone())).await.is_err() {
                     return;
@@ -206,72 +277,87 @@ impl Sharing<'_> {
                     false
                 });
             }
-            books.existing = complete.contains(&Sort::CidrGroup).then_some(existing);
+            books.existing = (policies_known && complete.contains(&Sort::CidrGroup)).then_some(existing);
             let known = found.borrow_and_update().clone();
             let version = session.version_of(CIDR_GROUP_NUMBER);
             again = match self.write(namespace, version, &mut books, &known).await {
-                Ok(()) => {
+                Ok(again) => {
                     backoff.reset();
-                    None
+                    again
                 }
-                Err(error) => {
-                    self.metrics.shared_failed.inc();
-                    tracing::warn!(error = %ErrorChain(&error), "what EC2 has said for all nodes cannot be written");
-                    Some(Instant::now() + backoff.next(error.retry_after()))
-                }
+                Err(error) => Some(Instant::now() + backoff.next(error.retry_after())),
             };
         }
     }
 
-    /// Writes what differs. The first failure ends it, and all of it is looked at again.
+    /// Writes what differs, and says when to look again. What is refused of one object holds up no other: it is tried again
+    /// after a pause. An error: the server is away, or wants to be asked later, and the rest waits.
     async fn write(
         &self,
         namespace: &str,
         version: Option<&str>,
         books: &mut Books,
         known: &Shared,
-    ) -> Result<(), CallError> {
-        if let Some(routes) = &known.routes {
-            self.write_routes(namespace, &routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")).await?;
+    ) -> Result<Option<Instant>, CallError> {
+        let now = Instant::now();
+        books.refused.retain(|_, until| *until > now);
+        if let Some(routes) = books.routes_due(known, now) {
+            let wrote = self.write_routes(namespace, &routes).await;
+            if self.went(books, SHARED_NAME, wrote)? {
+                books.routes = Some((routes, Instant::now() + ROUTES_STAND));
+            }
         }
-        let (Some(existing), Some(version)) = (&books.existing, version) else { return Ok(()) };
+        books.tell_of_foreign();
+        if let Some(version) = version {
+            for (name, step) in books.groups_due(known) {
+                let wrote = self.write_group(version, &name, &step).await;
+                self.went(books, &name, wrote)?;
+            }
+        }
+        Ok(books.refused.values().min().copied())
+    }
+
+    /// Takes in how the write of an object went; whether it did.
+    fn went(&self, books: &mut Books, name: &str, wrote: Result<(), CallError>) -> Result<bool, CallError> {
+        let Err(error) = wrote else { return Ok(true) };
+        self.metrics.shared_failed.inc();
+        let is_of_one = is_of_one(&error);
+        // One that the server does not answer about must not come first for ever.
+        if is_of_one || matches!(error, CallError::Slow(_)) {
+            books.refused.insert(name.to_owned(), Instant::now() + self.options.timing.most);
+        }
+        if is_of_one {
+            tracing::warn!(name, error = %ErrorChain(&error), "an object for all nodes is refused: the others are written");
+            return Ok(false);
+        }
+        tracing::warn!(name, error = %ErrorChain(&error), "an object for all nodes could not be written: the others wait too");
+        Err(error)
+    }
+
+    async fn write_group(&self, version: &str, name: &str, step: &Step) -> Result<(), CallError> {
         let all = CIDR_GROUP.path(version);
-        for name in books.wanted.keys() {
-            let Some(cidrs) = known.groups.get(name) else { continue };
-            let cidrs: Vec<String> = cidrs.iter().map(IpNet::to_string).collect();
-            match existing.get(name) {
-                None => {
-                    let body = json!({
-                        "apiVersion": CIDR_GROUP.api_version(version),
-                        "kind": CIDR_GROUP.kind,
-                        "metadata": {"name": name, "labels": {LABEL.0: LABEL.1}},
-                        "spec": {"externalCIDRs": cidrs},
-                    });
-                    match self.send(Method::POST, &all, JSON, &body).await {
-                        // It is there by now; the watch is about to say so.
-                        Err(error) if error.code() == Some(409) => {}
-                        sent => sent?,
-                    }
-                }
-                Some((false, _)) => {
-                    if books.foreign.insert(name.clone()) {
-                        tracing::warn!(name, "a CiliumCIDRGroup of this name is not ours: it is left as it is");
-                    }
-                }
-                Some((true, before)) if *before == cidrs => {}
-                Some((true, _)) => {
-                    let path = format!("{all}/{}", escaped(name));
-                    self.send(Method::PATCH, &path, MERGE, &json!({"spec": {"externalCIDRs": cidrs}})).await?;
-                }
+        let path = format!("{all}/{}", escaped(name));
+        let sent = match step {
+            Step::Create(cidrs) => {
+                let body = json!({
+                    "apiVersion": CIDR_GROUP.api_version(version),
+                    "kind": CIDR_GROUP.kind,
+                    "metadata": {"name": name, "labels": {LABEL.0: LABEL.1}},
+                    "spec": {"externalCIDRs": cidrs},
+                });
+                self.send(Method::POST, &all, JSON, &body).await
             }
-        }
-        for (name, _) in existing.iter().filter(|(name, (is_ours, _))| *is_ours && !books.wanted.contains_key(*name)) {
-            match self.send(Method::DELETE, &format!("{all}/{}", escaped(name)), JSON, &json!({})).await {
-                Err(error) if error.code() == Some(404) => {}
-                sent => sent?,
+            Step::Change(cidrs) => {
+                self.send(Method::PATCH, &path, MERGE, &json!({"spec": {"externalCIDRs": cidrs}})).await
             }
+            Step::Remove => self.send(Method::DELETE, &path, JSON, &json!({})).await,
+        };
+        match (step, sent) {
+            // It is there by now, or gone; the watch is about to say so.
+            (Step::Create(_), Err(error)) if error.code() == Some(409) => Ok(()),
+            (Step::Remove, Err(error)) if error.code() == Some(404) => Ok(()),
+            (_, sent) => sent,
         }
-        Ok(())
     }
 
     async fn write_routes(&self, namespace: &str, routes: &str) -> Result<(), CallError> {
@@ -304,3 +390,78 @@ impl Sharing<'_> {
 
 /// Which of [`watched_by_the_elected`] CiliumCIDRGroups are.
 const CIDR_GROUP_NUMBER: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(groups: &[(&str, &str)], routes: Option<&str>) -> Shared {
+        let groups = groups.iter().map(|(name, cidr)| ((*name).to_owned(), vec![cidr.parse().unwrap()]));
+        Shared { groups: groups.collect(), routes: routes.map(|route| vec![route.parse().unwrap()]) }
+    }
+
+    fn cidrs(cidr: &str) -> Vec<String> {
+        vec![cidr.to_owned()]
+    }
+
+    #[test]
+    fn what_differs_is_due_and_what_was_refused_is_left_for_now() {
+        let wanted = ["changed", "foreign", "new", "refused", "same", "unknown"];
+        let existing = [
+            ("changed", true, "10.0.0.9/32"),
+            ("foreign", false, "192.0.2.1/32"),
+            ("gone", true, "10.0.0.8/32"),
+            ("gone-foreign", false, "192.0.2.2/32"),
+            ("same", true, "10.0.0.1/32"),
+        ];
+        let mut books = Books {
+            wanted: wanted.map(|name| (name.to_owned(), Group::default())).into(),
+            refused: [("refused".to_owned(), Instant::now())].into(),
+            ..Books::default()
+        };
+        let all = |cidr: &str| -> Shared {
+            let named = ["changed", "foreign", "new", "refused", "same"].map(|name| (name, cidr));
+            shared(&named, None)
+        };
+        let known = all("10.0.0.1/32");
+        assert!(books.groups_due(&known).is_empty(), "what is there is not known yet");
+        let existing = existing.map(|(name, is_ours, cidr)| (name.to_owned(), (is_ours, cidrs(cidr))));
+        books.existing = Some(existing.into());
+        let due = [
+            ("changed".to_owned(), Step::Change(cidrs("10.0.0.1/32"))),
+            ("new".to_owned(), Step::Create(cidrs("10.0.0.1/32"))),
+            ("gone".to_owned(), Step::Remove),
+        ];
+        assert_eq!(books.groups_due(&known), due);
+        books.tell_of_foreign();
+        assert_eq!(books.foreign, ["foreign".to_owned()].into());
+    }
+
+    #[test]
+    fn routes_are_written_when_they_differ_and_looked_at_now_and_then() {
+        let now = Instant::now();
+        let mut books = Books::default();
+        let known = shared(&[], Some("10.9.0.0/16"));
+        assert_eq!(books.routes_due(&shared(&[], None), now), None);
+        assert_eq!(books.routes_due(&known, now).as_deref(), Some("10.9.0.0/16"));
+        books.routes = Some(("10.9.0.0/16".to_owned(), now + ROUTES_STAND));
+        assert_eq!(books.routes_due(&known, now), None);
+        assert!(books.routes_due(&known, now + ROUTES_STAND).is_some(), "somebody may have changed them");
+        assert!(books.routes_due(&shared(&[], Some("10.8.0.0/16")), now).is_some());
+        books.refused.insert(SHARED_NAME.to_owned(), now);
+        assert_eq!(books.routes_due(&shared(&[], Some("10.8.0.0/16")), now), None);
+    }
+
+    #[test]
+    fn a_refusal_is_of_one_object_and_an_outage_of_all() {
+        let refused =
+            |code| CallError::Refused { code, reason: String::new(), message: String::new(), retry_after: None };
+        for code in [400, 403, 409, 422, 500] {
+            assert!(is_of_one(&refused(code)), "{code}");
+        }
+        for code in [429, 502, 503, 504] {
+            assert!(!is_of_one(&refused(code)), "{code}");
+        }
+        assert!(!is_of_one(&CallError::Slow(Duration::from_secs(30))));
+    }
+}

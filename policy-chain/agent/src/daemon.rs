@@ -138,6 +138,17 @@ enum Knowledge {
     All,
 }
 
+/// What there is of gates that are not this process'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// They may judge at pods' interfaces.
+    Judging,
+    /// This process' programs are in the place of all; what another layout of the maps has pinned may be there.
+    Replaced,
+    /// Nothing.
+    Gone,
+}
+
 /// The loop's task.
 #[derive(Debug)]
 pub(crate) struct Daemon<C, D> {
@@ -150,9 +161,10 @@ pub(crate) struct Daemon<C, D> {
     unheard: BTreeSet<ObjectId>,
     /// Whether the maps may hold what no image of this process has.
     unswept: bool,
-    /// Whether pods' hooks have this process' programs. Where the maps are empty, as those of another layout are, the programs of
-    /// before judge on until what these need is in the maps.
+    /// Whether pods' hooks may have this process' programs. Where the maps are empty, as those of another layout are, the programs
+    /// of before judge on until what these need is in the maps.
     took_over: bool,
+    before: Before,
     /// The greatest number of an identity that the gates of before know; none once they have been written anew.
     known_identities: Option<u32>,
     /// Whether anything was applied to the engine since its last commit.
@@ -227,6 +239,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             unheard: BTreeSet::new(),
             unswept: true,
             took_over: start.known_identities > 0,
+            before: Before::Judging,
             known_identities: Some(start.known_identities),
             dirty: true,
             changed: BTreeSet::new(),
@@ -387,6 +400,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if self.knowledge == Knowledge::All && self.unswept {
             self.sweep();
         }
+        self.leave_other_layouts();
         self.mark_ready();
     }
 
@@ -433,6 +447,18 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 tracing::error!(error = %ErrorChain(&error), "the maps could not be swept");
                 self.parts.metrics.error("sweep");
             }
+        }
+    }
+
+    /// Takes away what another layout of the maps has pinned, once nothing stands open when its programs go.
+    fn leave_other_layouts(&mut self) {
+        if self.before != Before::Replaced || self.knowledge != Knowledge::All || self.unswept {
+            return;
+        }
+        if self.parts.gates.leave_other_layouts() {
+            self.before = Before::Gone;
+        } else {
+            self.parts.metrics.error("sweep");
         }
     }
 

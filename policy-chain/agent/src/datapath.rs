@@ -93,7 +93,7 @@ pub enum AttachError {
 pub struct Difference {
     /// What, in words.
     pub what: String,
-    /// It is only that the process before has put the gate there, which judges by the same maps.
+    /// It is only that the process before has put the gate there, which judges: by the same maps, or by those of another layout.
     pub older: bool,
 }
 
@@ -197,6 +197,10 @@ pub trait Datapath: Send + 'static {
     /// # Errors
     /// [`ApplyError`]; what was not removed is removed by the next call.
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError>;
+
+    /// Takes away what another layout of the maps has pinned, and with it its programs at interfaces: when this process' programs
+    /// stand at all that are bound, or these would stand open. Whether nothing of it is left; if not, to be called again.
+    fn leave_other_layouts(&mut self) -> bool;
 
     /// What the gates have seen since the last call, a bounded number; more may be there.
     fn seen(&mut self) -> Vec<Seen>;

@@ -349,6 +349,10 @@ impl<D: Datapath> Gates<D> {
         self.datapath.sweep(image)
     }
 
+    pub(crate) fn leave_other_layouts(&mut self) -> bool {
+        self.datapath.leave_other_layouts()
+    }
+
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
         self.datapath.endpoints()
     }

@@ -65,6 +65,26 @@ static __always_inline void forget(struct scene *scene, __u32 endpoint)
 	scene->audit = 0;
 }
 
+/* Whether an egress flow was let pass its pod's gate for its backend to be judged. One that the proxy has only so that a dry run
+ * sees it, or because it has had it before, is what its decision says: the proxy need not know the backend (DNS by UDP), and must
+ * open none that would be closed without it. */
+GLOBAL int is_deferred(const struct connection *connection)
+{
+	__u32 verdict, decision;
+	struct decision *found;
+
+	if (!connection)
+		return 0;
+	verdict = connection->judged & 255;
+	if (verdict != VERDICT_REDIRECT || !(connection->state & CONNECTION_PROXIED))
+		return verdict == VERDICT_DEFER;
+	decision = connection->decision;
+	found = bpf_map_lookup_elem(&decisions, &decision);
+	if (!found)
+		return connection->state & CONNECTION_SEEN ? 1 : 0;
+	return found->verdict == VERDICT_DEFER;
+}
+
 /* What is remembered of a judgement of a backend: the revision and the verdict, mixed with whom they are of. Two processors may
  * write down two backends of a flow at once; in one word, the judgement of one is never taken for the other's. */
 static __always_inline __u64 backend_judgement(__u64 revision, __u32 verdict, const struct address *backend, __u16 port)
@@ -117,7 +137,7 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	struct connection *connection;
 	const struct packet *packet;
 	struct tuple tuple = {};
-	__u32 how, verdict, generation;
+	__u32 how, generation;
 	int reason;
 
 	if (!from || !scene)
@@ -169,9 +189,8 @@ GLOBAL int second(struct __sk_buff *skb, const struct endpoint *from, struct sce
 	/* What is tracked as the pod's own is no answer, though there may be a flow to the pod of the same tuple. */
 	if (connection && connection->expires > scene->now &&
 	    (connection->direction == DIRECTION_EGRESS || how == UNTRACKED)) {
-		verdict = connection->judged & 255;
 		current = from->revision << JUDGED_REVISION_SHIFT | VERDICT_ALLOW;
-		if (connection->direction != DIRECTION_EGRESS || verdict != VERDICT_DEFER) {
+		if (connection->direction != DIRECTION_EGRESS || !is_deferred(connection)) {
 			/* What the pod may send untranslated it may send so as well. */
 			if (connection->direction != DIRECTION_EGRESS ||
 			    (connection->judged == current && scene->key.peer_port == scene->other_port &&

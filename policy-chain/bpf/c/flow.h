@@ -254,9 +254,14 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 	}
 	ask_about(endpoint, scene, scene->direction == DIRECTION_INGRESS ? &scene->other : &scene->key.peer);
 	after = enforced(scene);
-	/* The server knows another connection than the client: there is no way back. */
-	if (connection->state & CONNECTION_PROXIED && passes(after))
-		after = VERDICT_REDIRECT;
+	if (connection->state & CONNECTION_PROXIED && passes(after)) {
+		/* The server knows another connection than the client: there is no way back. Where datagrams are no concern of the
+		 * proxy's any more, it has no rules for them and would drop them. */
+		if (scene->key.protocol == PROTOCOL_TCP || scene->verdict == VERDICT_REDIRECT || scene->seen)
+			after = VERDICT_REDIRECT;
+		else
+			__sync_fetch_and_and(&connection->state, ~(CONNECTION_PROXIED | CONNECTION_SEEN));
+	}
 	connection->decision = scene->decision;
 	connection->basis = scene->basis;
 	/* Last: what is read beside it is only told, this is what packets pass by. */

@@ -104,7 +104,7 @@ int local_input(struct bpf_nf_ctx *ctx)
 	scene.key.endpoint = from->id;
 	connection = bpf_map_lookup_elem(&connections, &scene.key);
 	if (connection && connection->expires > scene.now && connection->direction == DIRECTION_EGRESS) {
-		if ((connection->judged & 255) != VERDICT_DEFER)
+		if (!is_deferred(connection))
 			return ACCEPT_PACKET;
 		if (connection->backend_judged ==
 		    backend_judgement(from->revision, VERDICT_ALLOW, &scene.other, scene.other_port))

@@ -203,7 +203,7 @@ GLOBAL int judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, st
 		if (lives && !of_another) {
 			reason = DROP_NONE;
 			if (scene->towards == DIRECTION_INGRESS && endpoint->egress && has_ports(scene->packet.protocol) &&
-			    connection->direction == DIRECTION_EGRESS && (connection->judged & 255) == VERDICT_DEFER)
+			    connection->direction == DIRECTION_EGRESS && is_deferred(connection))
 				reason = judge_answer(skb, endpoint, scene, connection);
 			return reason ? dropped(scene, reason) : follow_flow(endpoint, scene, connection);
 		}

@@ -5,6 +5,8 @@
 //! It pins its links below `cilium/endpoints/ID/links` and `cilium/devices/NAME/links` (its `pkg/datapath/loader/paths.go`), and
 //! its filters are called `cil_...` (`cil_from_container`, `cil_to_netdev`, ...), at the priority and handle that the gate's have.
 //! The one at a pod's hook is thus replaced when the gate is put there.
+//!
+//! Where Cilium makes pods' interfaces itself these may be netkit devices (Linux 6.7), with links of their own kind.
 
 use std::fs;
 use std::io;
@@ -12,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use nix::net::if_::if_indextoname;
 
-use crate::sys;
+use crate::sys::{self, LinkPlace};
 
 /// How the names of Cilium's filters begin.
 pub(crate) const FILTERS: &str = "cil_";
@@ -29,9 +31,12 @@ pub(crate) fn remove_links(bpffs: &Path, is_gated: impl Fn(u32) -> bool) -> io::
     let mut remain = false;
     for link in links(&root.join("endpoints"))? {
         // A link of no interface is one whose pod has gone.
-        match sys::tcx_link_interface(&link)? {
-            Some(interface) if !is_gated(interface) || is_ciliums(interface) => remain = true,
-            _ => removed.push(remove(link)?),
+        match sys::link_interface(&link)? {
+            LinkPlace::Interface(interface) if is_gated(interface) && !is_ciliums(interface) => {
+                removed.push(remove(link)?)
+            }
+            LinkPlace::Gone => removed.push(remove(link)?),
+            LinkPlace::Interface(_) | LinkPlace::Elsewhere => remain = true,
         }
     }
     if !remain {

@@ -32,7 +32,7 @@ use sluice_policy_core::compile::image::{PolicyId, RowEntries, RowId};
 use crate::btf::{self, BtfError};
 use crate::events::Events;
 use crate::layout;
-use crate::programs::Programs;
+use crate::programs::{Program, Programs};
 use maps::Maps;
 use pins::Pins;
 use pods::Pod;
@@ -244,6 +244,13 @@ impl Gate {
     #[must_use]
     pub fn is_linked(&self, index: u32) -> bool {
         self.pins.has_links(index)
+    }
+
+    /// Whether what stands in a program's place at an interface is that of another layout of the maps, by a link: as long as
+    /// nobody takes it away, it judges, and comes before all filters.
+    #[must_use]
+    pub fn is_of_another_layout(&self, index: u32, program: Program) -> bool {
+        self.pins.has_link_of_another_layout(index, program)
     }
 
     /// The reader of what the programs tell; there is one.

@@ -17,7 +17,7 @@ use sluice_hostnet::tc::Hook;
 
 use crate::gate::Ktime;
 use crate::programs::Program;
-use crate::sys;
+use crate::sys::{self, LinkPlace};
 
 /// Between two interfaces: the lock is free for others nine tenths of the time and more.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -155,8 +155,8 @@ impl Links {
     }
 }
 
-/// Makes all pinned links of a program run this one, from the next packet on. The pins of links whose interface is gone
-/// are removed.
+/// Makes all pinned links of a program run this one, from the next packet on. One that the kernel does not let go over stays, and
+/// judges on by the same maps. The pins of links whose interface is gone are removed.
 pub(crate) fn refresh(directory: &Path, program: Program, classifier: &mut SchedClassifier) {
     let Ok(files) = std::fs::read_dir(directory) else { return };
     for path in files.flatten().map(|file| file.path()) {
@@ -164,11 +164,15 @@ pub(crate) fn refresh(directory: &Path, program: Program, classifier: &mut Sched
         if parsed.is_none_or(|(_, name)| name != program.name()) {
             continue;
         }
-        if let Err(error) = update(&path, classifier) {
-            tracing::debug!(path = %path.display(), %error, "the pinned link is of no interface any more");
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove the pin of a link");
-            }
+        let Err(error) = update(&path, classifier) else { continue };
+        // As long as it may be a gate, its pin is what it stands by.
+        if !matches!(sys::link_interface(&path), Ok(LinkPlace::Gone | LinkPlace::Elsewhere)) {
+            tracing::error!(path = %path.display(), %error, "a link goes on with the program of before");
+            continue;
+        }
+        tracing::debug!(path = %path.display(), %error, "the pinned link is of no interface any more");
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the pin of a link");
         }
     }
 }

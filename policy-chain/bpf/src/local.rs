@@ -20,9 +20,10 @@ use crate::sys::{self, Family};
 
 /// Name of the program, in C and in the kernel.
 const NAME: &str = "local_input";
-/// After all translation: IPVS does it at this hook (`NF_IP_PRI_NAT_SRC - 2`, 98), the others before. Two, because two programs
-/// with one priority may not be at one hook, and the new one comes before the old one goes.
-const PRIORITIES: [i32; 2] = [101, 102];
+/// After all translation: IPVS does it at this hook (`NF_IP_PRI_NAT_SRC - 2`, 98), the others before. Three, because two programs
+/// with one priority may not be at one hook, and the new one comes before the old one goes, and before that of another layout of
+/// the maps.
+const PRIORITIES: [i32; 3] = [101, 102, 103];
 
 /// Why the program could not be put in place.
 #[derive(Debug, thiserror::Error)]

@@ -127,9 +127,20 @@ pub(crate) fn tcx_query(index: u32, hook: Hook) -> io::Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// The interface to which the pinned link at `path` attaches; none where that is gone, or where it is another kind of link.
-pub(crate) fn tcx_link_interface(path: &Path) -> io::Result<Option<u32>> {
-    /// `struct bpf_link_info` up to the interface of a tcx link: type, id, program, padding, interface.
+/// Where a link attaches its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LinkPlace {
+    /// To the interface of this index.
+    Interface(u32),
+    /// To one that is gone.
+    Gone,
+    /// It is no link of an interface's hooks.
+    Elsewhere,
+}
+
+/// Where the pinned link at `path` attaches its program, if it is one of tcx (Linux 6.6) or of netkit (6.7).
+pub(crate) fn link_interface(path: &Path) -> io::Result<LinkPlace> {
+    /// `struct bpf_link_info` up to the interface of a tcx or a netkit link: type, id, program, padding, interface.
     const WORDS: usize = 5;
     const INTERFACE: usize = 4;
     let name = CString::new(path.as_os_str().as_bytes())?;
@@ -144,8 +155,11 @@ pub(crate) fn tcx_link_interface(path: &Path) -> io::Result<Option<u32>> {
     attributes.info.info_len = u32::try_from(size_of_val(&info)).unwrap_or_default();
     attributes.info.info = info.as_mut_ptr() as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    let is_tcx = info[0] == bpf_link_type::BPF_LINK_TYPE_TCX as u32;
-    Ok(Some(info[INTERFACE]).filter(|interface| is_tcx && *interface != 0))
+    let kinds = [bpf_link_type::BPF_LINK_TYPE_TCX, bpf_link_type::BPF_LINK_TYPE_NETKIT];
+    if !kinds.into_iter().any(|kind| info[0] == kind as u32) {
+        return Ok(LinkPlace::Elsewhere);
+    }
+    Ok(if info[INTERFACE] == 0 { LinkPlace::Gone } else { LinkPlace::Interface(info[INTERFACE]) })
 }
 
 /// The family of addresses that a hook is for.

@@ -132,6 +132,7 @@ counters! {
     over_thread: "sluice_proxy_dns_over_thread", "DNS queries dropped: too many of all pods wait, or too many sockets";
     no_rules: "sluice_proxy_dns_no_rules", "DNS queries dropped: the rules of their flow are not known or deny it";
     not_held: "sluice_proxy_dns_not_held", "DNS answers released at once: too many are held";
+    unreceived: "sluice_proxy_dns_unreceived", "Attempts to read DNS queries that failed";
     unsent: "sluice_proxy_dns_unsent", "DNS datagrams that the kernel did not take";
 }
 

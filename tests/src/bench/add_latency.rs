@@ -1,15 +1,17 @@
 //! S-01: how long ADD and DEL take when an address is free, from the first plugin's exec to the last one's exit, with the
 //! pod's policy in force at the end; beside `ptp` with `host-local`, the reference plugins that do the least that a
-//! plugin can do: a veth pair, an address from a file, a route.
+//! plugin can do: a veth pair, an address from a file, a route; and the same on a node that has 200 pods already.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_vpcsim::deployment::{Deployment, DeploymentError};
+use sluice_vpcsim::node::Node;
 use sluice_vpcsim::world::World;
 
-use super::burst::{NAMESPACE, Plugin, Sandboxes, Subject, Times, pod_name};
+use super::burst::{NAMESPACE, Plugin, PodName, Sandboxes, Subject, Times, pod_name};
 use super::report::{Part, Report};
 use super::stats::{median, millis, percentile};
 use super::{BenchError, POOL_LIMIT, Say, count, install, install_gated, scene};
@@ -28,6 +30,8 @@ const AT_ONCE: [usize; 3] = [1, 10, 50];
 const ROUNDS: usize = 6;
 /// The warm pool: more than two bursts' addresses, on seven ENIs.
 const POOL: u64 = 200;
+/// Pods that a crowded node has already: more than an m5.4xlarge's secondary addresses leave room for, so it has prefixes.
+const STANDING: usize = 200;
 /// The promise: the most that the median of single ADDs may take, in milliseconds.
 const ALONE: f64 = 10.0;
 /// The most that the 99th percentile of 50 at once may take, in milliseconds.
@@ -37,14 +41,15 @@ const PART: f64 = 1.0 / 2.0;
 /// The most CPU that an ADD may take, as a part of the peer's: 5 ms where the peer takes 8 ms (ADR 0003).
 const CPU_PART: f64 = 5.0 / 8.0;
 
-/// Who is measured, in turns: the chain, its peer, the chain again, and sluice-eni without the gate.
-const ARMS: [&str; 4] = ["sluice", "ptp + host-local", "sluice again", "sluice-eni alone"];
+/// Who is measured, in turns: the chain, its peer, the chain again, sluice-eni without the gate, and the chain where
+/// [`STANDING`] pods are.
+const ARMS: [&str; 5] = ["sluice", "ptp + host-local", "sluice again", "sluice-eni alone", "sluice beside 200 pods"];
 
 /// The bursts of one kind: a round each, for each of [`ARMS`].
 #[derive(Default)]
 struct Level {
     at_once: usize,
-    arms: [Vec<Times>; 4],
+    arms: [Vec<Times>; 5],
 }
 
 /// Measures and reports.
@@ -52,13 +57,14 @@ struct Level {
 /// # Errors
 /// [`BenchError`]: what could not be set up, or the first plugin that failed.
 pub async fn run(say: Say) -> Result<Report, BenchError> {
-    let world =
-        World::up(&scene(&[("sluice", "m5.4xlarge"), ("peer", "m5.4xlarge"), ("plain", "m5.4xlarge")])?).await?;
+    let nodes = ["sluice", "peer", "plain", "crowded"].map(|name| (name, "m5.4xlarge"));
+    let world = World::up(&scene(&nodes)?).await?;
     let (node, peer_node, plain_node) = (world.node("sluice")?, world.node("peer")?, world.node("plain")?);
+    let crowded_node = world.node("crowded")?;
     say("filling the warm pools");
     let pool = POOL.to_string();
     let settings = [("MINIMUM_IP_TARGET", pool.as_str()), ("WARM_IP_TARGET", "1"), ("IP_COOLDOWN_PERIOD", "1")];
-    let product = install_gated(node, &settings, &cluster(node.name())).await?;
+    let product = install_gated(node, &settings, &cluster(node.name(), PODS)).await?;
     let plain = install(plain_node, &settings).await?;
     let ours = Subject::sluice(&product).await;
     let alone = Subject::sluice(&plain).await;
@@ -66,6 +72,7 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
     let sandboxes = Sandboxes::new(node, PODS).await?;
     let peer_sandboxes = Sandboxes::new(peer_node, PODS).await?;
     let plain_sandboxes = Sandboxes::new(plain_node, PODS).await?;
+    let crowded = Crowded::up(crowded_node, say).await?;
 
     let mut levels = AT_ONCE.map(|at_once| Level { at_once, ..Level::default() });
     for round in 0..ROUNDS {
@@ -79,6 +86,10 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
                     3 => {
                         await_free(&plain).await?;
                         plain_sandboxes.burst(plain_node, &alone, &label, level.at_once).await?
+                    }
+                    4 => {
+                        await_free(&crowded.product).await?;
+                        crowded.sandboxes.burst(crowded_node, &crowded.subject, &label, level.at_once).await?
                     }
                     _ => {
                         await_free(&product).await?;
@@ -94,8 +105,37 @@ pub async fn run(say: Say) -> Result<Report, BenchError> {
     Ok(report(&levels))
 }
 
-/// The cluster as policyd reads it: the pods, and a policy that each of them is subject to.
-fn cluster(node: &str) -> String {
+/// A node with [`STANDING`] pods, and room for a burst.
+struct Crowded {
+    product: Deployment,
+    subject: Subject,
+    sandboxes: Sandboxes,
+}
+
+impl Crowded {
+    async fn up(node: &Arc<Node>, say: Say) -> Result<Self, BenchError> {
+        let target = (POOL + STANDING as u64).to_string();
+        let settings = [
+            ("ENABLE_PREFIX_DELEGATION", "true"),
+            ("MINIMUM_IP_TARGET", target.as_str()),
+            ("WARM_IP_TARGET", "1"),
+            ("IP_COOLDOWN_PERIOD", "1"),
+            ("SLUICE_MAX_PODS", "500"),
+        ];
+        let product = install_gated(node, &settings, &cluster(node.name(), PODS + STANDING)).await?;
+        let mut sandboxes = Sandboxes::new(node, PODS + STANDING).await?;
+        let standing = sandboxes.split_off(PODS);
+        await_free(&product).await?;
+        let subject = Subject::sluice(&product).await;
+        say(&format!("adding {STANDING} pods that stay"));
+        let names: Vec<PodName> = (PODS..PODS + STANDING).map(PodName::of).collect();
+        standing.fill_with(node, &subject, &names, 10).await?;
+        Ok(Self { product, subject, sandboxes })
+    }
+}
+
+/// The cluster as policyd reads it: so many pods, and a policy that each of them is subject to.
+fn cluster(node: &str, pods: usize) -> String {
     let mut objects = vec![
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }),
         json!({
@@ -110,7 +150,7 @@ fn cluster(node: &str) -> String {
             },
         }),
     ];
-    objects.extend((0..PODS).map(pod_name).map(|name| {
+    objects.extend((0..pods).map(pod_name).map(|name| {
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -184,10 +224,11 @@ fn report(levels: &[Level; 3]) -> Report {
             rows.push(row);
         }
         notes.push(format!(
-            "{} at once: p99 of ADD is {:.2} of the peer's; A/A {:.2} (medians of {ROUNDS} rounds)",
+            "{} at once: p99 of ADD is {:.2} of the peer's; A/A {:.2}; beside {STANDING} pods {:.2} (medians of {ROUNDS} rounds)",
             level.at_once,
             level.ratio(0, 1),
-            level.ratio(0, 2)
+            level.ratio(0, 2),
+            level.ratio(4, 0)
         ));
     }
     let figure = p(99, &crowded.adds(0));
@@ -203,6 +244,8 @@ fn report(levels: &[Level; 3]) -> Report {
         parts: vec![
             part("p50 of an ADD alone", p(50, &alone.adds(0)), ALONE, "ms"),
             part("p99 of 50 ADDs at once", figure, CROWDED, "ms"),
+            part("p50 of an ADD alone, beside 200 pods", p(50, &alone.adds(4)), ALONE, "ms"),
+            part("p99 of 50 ADDs at once, beside 200 pods", p(99, &crowded.adds(4)), CROWDED, "ms"),
             part("the same by the peer's", ratio, PART, ""),
             part("CPU an ADD, daemons included, by the peer's", cpu, CPU_PART, ""),
         ],

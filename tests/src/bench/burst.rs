@@ -153,6 +153,12 @@ impl Sandboxes {
         Ok(Self { paths })
     }
 
+    /// Takes the namespaces from the `at`-th on out of the set, into one of their own.
+    #[must_use]
+    pub fn split_off(&mut self, at: usize) -> Self {
+        Self { paths: self.paths.split_off(at.min(self.paths.len())) }
+    }
+
     /// Executes ADD for every pod, `at_once` at the same time, then DEL likewise. `label` tells this burst's pods from
     /// those of other bursts.
     ///
@@ -223,8 +229,8 @@ pub struct PodName {
 }
 
 impl PodName {
-    /// The pod in a set's `index`-th namespace.
-    fn of(index: usize) -> Self {
+    /// The pod in a node's `index`-th namespace.
+    pub(super) fn of(index: usize) -> Self {
         Self { namespace: NAMESPACE.to_owned(), name: pod_name(index), uid: pod_name(index) }
     }
 }

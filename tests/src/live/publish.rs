@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sluice_policy_core::cluster::ObjectId;
@@ -13,6 +12,7 @@ use super::objects::{MARKER, MARKER_NAMESPACE, Objects, marker};
 use super::stage::LiveError;
 use super::town::Town;
 use crate::apiserver::{ApiServer, TableId, builtin, policy_kinds};
+use crate::directory::Directory;
 
 /// Where the API server listens, outside of all nodes (RFC 5737, TEST-NET-1).
 const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 250)), 6443);
@@ -24,40 +24,6 @@ pub enum SourceKind {
     Directory,
     /// An API server.
     Api,
-}
-
-/// A directory that an agent reads the cluster from.
-#[derive(Debug)]
-pub struct Directory(PathBuf);
-
-impl Directory {
-    fn new(path: PathBuf) -> io::Result<Self> {
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Writes a file in one go: readers see it before or after.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn write(&self, name: &str, text: &str) -> io::Result<()> {
-        let hidden = self.0.join(format!("{name}.new"));
-        std::fs::write(&hidden, text)?;
-        std::fs::rename(hidden, self.0.join(name))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // Nobody reads it any more; what stays is a small file in the temporary directory.
-        let _stays = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// The way to the agents.
@@ -89,8 +55,7 @@ impl Publisher {
     /// # Errors
     /// [`LiveError`].
     pub async fn new(kind: SourceKind, town: &mut Town) -> Result<Self, LiveError> {
-        let path = std::env::temp_dir().join(format!("sluice-{}", town.tag()));
-        let directory = Directory::new(path).map_err(LiveError::Write)?;
+        let directory = Directory::new("live").map_err(LiveError::Write)?;
         let mut publisher = Self { directory, api: None, put: BTreeMap::new(), changed: BTreeMap::new() };
         if kind == SourceKind::Api {
             let net = town.outside(API.ip()).await?.net;

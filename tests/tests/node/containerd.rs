@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_tests::containerd::{Containerd, DEBIAN_CNI, Pod, installed};
-use sluice_tests::privileged::may_run;
+use sluice_tests::privileged::{everything, may_run};
 use sluice_vpcsim::deployment::{Binaries, Deployment, PLAIN_CONFLIST};
 use sluice_vpcsim::node::Node;
 use sluice_vpcsim::world::World;
@@ -95,7 +95,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// More pods than the nine addresses of an m5.large's primary ENI; of all tests, as many as an m5.xlarge holds, nearly.
 fn size() -> (usize, &'static str) {
-    if std::env::var_os("SLUICE_TEST_ALL").is_some() { (50, "m5.xlarge") } else { (11, "m5.large") }
+    if everything() { (50, "m5.xlarge") } else { (11, "m5.large") }
 }
 
 /// Everything that the node's kernel knows of pods, as text.

@@ -1,9 +1,8 @@
 //! Custom networking on nodes: pods in another subnet than their nodes.
 
-use std::fs;
-
 use ipnet::Ipv4Net;
 use sluice_tests::bed::{Bed, INTERNET, add_pods, ask, scene, serve};
+use sluice_tests::directory::Directory;
 use sluice_tests::privileged::privileged;
 
 /// The scene of [`scene`], with a subnet for pods in a second CIDR of the VPC.
@@ -18,9 +17,8 @@ async fn pods_are_in_the_subnet_of_the_eni_config_and_reach_each_other_and_the_i
     if !privileged() {
         return;
     }
-    let dir = std::env::temp_dir().join(format!("sluice-custom-{}", std::process::id()));
-    fs::create_dir(&dir).unwrap();
-    let path = dir.to_str().unwrap();
+    let directory = Directory::new("custom").unwrap();
+    let path = directory.path().to_str().unwrap();
     let settings = [("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true"), ("SLUICE_CLUSTER_DIR", path)];
     let bed = Bed::up(&scene_with_pods_subnet(), &settings).await.unwrap();
     let subnet = bed.world.look(|model, _| {
@@ -31,7 +29,7 @@ async fn pods_are_in_the_subnet_of_the_eni_config_and_reach_each_other_and_the_i
         format!("kind: Node\nmetadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: us-east-1a}}}}\n---\n")
     };
     let config = format!("kind: ENIConfig\nmetadata: {{name: default}}\nspec: {{subnet: {subnet}}}\n");
-    fs::write(dir.join("cluster.yaml"), node("node-a") + &node("node-b") + &config).unwrap();
+    directory.write("cluster.yaml", &(node("node-a") + &node("node-b") + &config)).unwrap();
 
     let cidr: Ipv4Net = "100.64.0.0/20".parse().unwrap();
     let mut pods = Vec::new();
@@ -52,5 +50,4 @@ async fn pods_are_in_the_subnet_of_the_eni_config_and_reach_each_other_and_the_i
         assert_eq!(ask(node, from, INTERNET).await.unwrap(), public, "by the primary ENI");
     }
     assert_eq!(bed.world.dropped().await.unwrap(), []);
-    fs::remove_dir_all(&dir).unwrap();
 }

@@ -11,6 +11,7 @@ mod hostile;
 mod restart;
 mod start;
 mod taken;
+mod upgrade;
 
 use sluice_policy_core::vector;
 use sluice_policy_core::vector::schema::{Family, Mode, Step, Suite, Vector};
@@ -100,7 +101,7 @@ pub(crate) fn options() -> Options {
 
 /// How many times something is done: the whole number with `./test --all`, else a part of it.
 fn times(all: usize, part: usize) -> usize {
-    if std::env::var_os("SLUICE_TEST_ALL").is_some() { all } else { part }
+    if sluice_tests::privileged::everything() { all } else { part }
 }
 
 async fn stage(suite: &'static Suite, options: &Options) -> Stage<'static> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice_contract::node::{CONFLIST, GATE_DIR};
+use sluice_tests::directory::Directory;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::{Binaries, Deployment, GateBinaries, Pod};
 use sluice_vpcsim::node::{Node, Program};
@@ -56,15 +57,15 @@ const DAEMONS: [&str; 2] = ["sluice-ipamd", "sluice-policyd"];
 const LAYOUT: &str = GATE_DIR;
 const OTHER_LAYOUT: &str = "/sys/fs/bpf/sluice/4000000000";
 
-/// A directory of a test, gone with it.
-struct Directory(PathBuf);
+/// Binaries of two versions, and the cluster.
+struct Builds(Directory);
 
-impl Directory {
+impl Builds {
     fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("sluice-install-{}", std::process::id()));
-        std::fs::create_dir_all(path.join("cluster")).unwrap();
-        std::fs::write(path.join("cluster/all.yaml"), CLUSTER).unwrap();
-        Self(path)
+        let directory = Directory::new("install").unwrap();
+        std::fs::create_dir(directory.path().join("cluster")).unwrap();
+        directory.write("cluster/all.yaml", CLUSTER).unwrap();
+        Self(directory)
     }
 
     /// The binaries of another version: those in the directory that `SLUICE_OLD_BINARIES` names, else the ones of this build, the
@@ -73,7 +74,7 @@ impl Directory {
         if let Some(old) = std::env::var_os("SLUICE_OLD_BINARIES") {
             return old.into();
         }
-        let directory = self.0.join("other");
+        let directory = self.0.path().join("other");
         std::fs::create_dir_all(&directory).unwrap();
         for name in PLUGINS {
             let mut content = std::fs::read(Binaries::find(name).unwrap()).unwrap();
@@ -88,22 +89,16 @@ impl Directory {
 
     /// Where a daemon is started from.
     fn daemon(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.0.path().join(name)
     }
 
     /// From now on daemons are started as `from` has them.
     fn switch(&self, from: &Path) {
         for name in DAEMONS {
-            let link = self.0.join("next");
+            let link = self.0.path().join("next");
             symlink(from.join(name), &link).unwrap();
             std::fs::rename(link, self.daemon(name)).unwrap();
         }
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _stays = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -161,19 +156,19 @@ async fn p40_a_node_is_installed_upgraded_and_left_without_a_lost_packet_or_anyt
     if !privileged() {
         return;
     }
-    let directory = Directory::new();
+    let builds = Builds::new();
     let built = Binaries::beside_this_program().unwrap();
-    let (ours, other) = (built.eni.parent().unwrap().to_owned(), directory.other());
-    let binaries = Binaries { ipamd: directory.daemon("sluice-ipamd"), ..built };
+    let (ours, other) = (built.eni.parent().unwrap().to_owned(), builds.other());
+    let binaries = Binaries { ipamd: builds.daemon("sluice-ipamd"), ..built };
     let policy = GateBinaries::beside_this_program().unwrap().policy;
-    let gate = GateBinaries { policyd: directory.daemon("sluice-policyd"), policy };
+    let gate = GateBinaries { policyd: builds.daemon("sluice-policyd"), policy };
     // The node begins with the other version.
-    directory.switch(&other);
+    builds.switch(&other);
     let from = other.display().to_string();
     let world = World::up(&SCENE.parse().unwrap()).await.unwrap();
     let node = Arc::clone(world.node("node").unwrap());
     node.write(BEFORE, LIST).await.unwrap();
-    let source = Source::Directory(directory.0.join("cluster"));
+    let source = Source::Directory(builds.0.path().join("cluster"));
     // The daemons are whoever's to run; the rest is not in place yet.
     let daemons =
         Deployment::install_gated(Arc::clone(&node), &binaries, &gate, BTreeMap::new(), source).await.unwrap();
@@ -233,7 +228,7 @@ async fn p40_a_node_is_installed_upgraded_and_left_without_a_lost_packet_or_anyt
         let (ok, said) = sluice(&node, &["install", "plugins", "--from", &text]).await;
         assert!(ok && said.contains("sluice-eni is in place"), "{said}");
         passes("next plugins, last daemons").await;
-        directory.switch(from);
+        builds.switch(from);
         daemons.kill_ipamd().await;
         daemons.policyd().unwrap().stop().await;
         moves("traffic without daemons").await;

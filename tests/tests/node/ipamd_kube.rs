@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -18,6 +17,7 @@ use sluice_ipamd_daemon::cluster::{
 use sluice_ipamd_kube::{Kubernetes, Settings};
 use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, Kind, Outage, TableId, builtin, policy_kinds};
 use sluice_tests::bed::{Bed, LIMIT, add_pods, ask, scene};
+use sluice_tests::directory::Directory;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::deployment::Deployment;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
@@ -486,6 +486,40 @@ async fn the_elected_node_writes_who_is_in_the_groups_that_policies_name() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_refused_holds_up_no_other() {
+    for code in [403, 409, 422] {
+        let server = server_of_policies().await;
+        server.put(policy("a", "web")).unwrap();
+        server.put(policy("b", "db")).unwrap();
+        let mut seen = Seen::on(&server, "n1");
+        seen.until("both groups", |seen| seen.elected && seen.groups.len() == 2).await;
+        let names: Vec<String> = seen.groups.keys().cloned().collect();
+        // The first in line is there with another address, and may not be changed; nor may the ConfigMap be made.
+        let ours = json!({
+            "apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup",
+            "metadata": {"name": names[0], "labels": {"app.kubernetes.io/managed-by": "sluice-ipamd"}},
+            "spec": {"externalCIDRs": ["10.0.0.9/32"]},
+        });
+        server.put(ours).unwrap();
+        let refused = || Fault::Status { code, retry_after: None };
+        server.fault(FaultRule::always("patch", "ciliumcidrgroups", refused()));
+        server.fault(FaultRule::always("create", "configmaps", refused()));
+        let groups = names.iter().map(|name| (name.clone(), vec!["10.0.0.1/32".parse().unwrap()])).collect();
+        let routes = Some(vec!["10.9.0.0/16".parse().unwrap()]);
+        seen.report(Report::Shared(Shared { groups, routes }));
+        let has = |name: &String| written(&server).get(name).is_some_and(|cidrs| *cidrs == ["10.0.0.1/32"]);
+        eventually("the second", async || has(&names[1])).await;
+        assert_eq!(written(&server)[&names[0]], ["10.0.0.9/32"], "{code}");
+        // What is refused is asked for again after a pause, for as long as it is.
+        let asked = server.count("patch", "ciliumcidrgroups");
+        eventually("another try", async || server.count("patch", "ciliumcidrgroups") > asked).await;
+        server.heal();
+        eventually("the first", async || has(&names[0])).await;
+        seen.until("routes", |seen| seen.routes == Some(vec!["10.9.0.0/16".parse().unwrap()])).await;
+    }
+}
+
+#[tokio::test]
 async fn groups_outlive_policies_that_cannot_be_read() {
     let server = server_of_policies().await;
     server.put(policy("a", "web")).unwrap();
@@ -502,6 +536,10 @@ async fn groups_outlive_policies_that_cannot_be_read() {
     second.until("elected", |seen| seen.elected).await;
     eventually("the others are read", async || server.count("watch", "ciliumcidrgroups") > 1).await;
     assert!(written(&server).contains_key(&name) && second.groups.is_empty());
+    // What has nothing to do with policies does not wait for them.
+    second
+        .report(Report::Shared(Shared { groups: BTreeMap::new(), routes: Some(vec!["10.9.0.0/16".parse().unwrap()]) }));
+    second.until("routes", |seen| seen.routes == Some(vec!["10.9.0.0/16".parse().unwrap()])).await;
     server.heal();
     second.until("the group", |seen| seen.groups.len() == 1).await;
     assert!(written(&server).contains_key(&name));
@@ -583,15 +621,13 @@ async fn it_asks_for_what_the_documentation_says() {
 const API: &str = "127.0.0.1:6443";
 
 /// Makes a directory with a configuration that names [`API`]; its path.
-fn kubeconfig(dir: &Path) -> String {
-    std::fs::create_dir(dir).unwrap();
+fn kubeconfig(directory: &Directory) -> String {
     let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": format!("http://{API}")}}],
         "users": [{"name": "c", "user": {}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
-    let path = dir.join("kubeconfig");
-    std::fs::write(&path, config.to_string()).unwrap();
-    path.display().to_string()
+    directory.write("kubeconfig", &config.to_string()).unwrap();
+    directory.path().join("kubeconfig").display().to_string()
 }
 
 async fn server_on(node: &Deployment) -> ApiServer {
@@ -610,8 +646,8 @@ async fn what_one_node_learns_of_ec2_all_nodes_have() {
     if !privileged() {
         return;
     }
-    let dir = std::env::temp_dir().join(format!("sluice-shared-{}", std::process::id()));
-    let path = kubeconfig(&dir);
+    let directory = Directory::new("shared").unwrap();
+    let path = kubeconfig(&directory);
     let settings = [("KUBECONFIG", path.as_str()), ("SLUICE_EXCLUDE_SNAT_ROUTES", "true")];
     let peered = scene(0.1)
         .replace("routes: {0.0.0.0/0: internet-gateway}", "routes: {0.0.0.0/0: internet-gateway, 10.9.0.0/16: peering/pair}")
@@ -652,7 +688,6 @@ async fn what_one_node_learns_of_ec2_all_nodes_have() {
     node.start_ipamd().await.unwrap();
     node.ready(LIMIT).await.unwrap();
     assert_eq!(ask(node, &pod, peer).await.unwrap(), pod.address);
-    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 /// DESIGN 11: without the API server everything is served; with it, pods have their addresses before they ask.
@@ -661,8 +696,8 @@ async fn on_a_node_pods_are_served_without_the_api_server_and_foreseen_with_it()
     if !privileged() {
         return;
     }
-    let dir = std::env::temp_dir().join(format!("sluice-ipamd-kube-{}", std::process::id()));
-    let path = kubeconfig(&dir);
+    let directory = Directory::new("ipamd-kube").unwrap();
+    let path = kubeconfig(&directory);
     let settings = [("KUBECONFIG", path.as_str()), ("WARM_IP_TARGET", "1"), ("MINIMUM_IP_TARGET", "1")];
     let bed = Bed::up(&scene(0.1), &settings).await.unwrap();
     let ipamd = bed.node("node-a").unwrap();
@@ -700,5 +735,4 @@ async fn on_a_node_pods_are_served_without_the_api_server_and_foreseen_with_it()
     drop(server);
     let added = ipamd.add("default", "last").await.unwrap();
     ipamd.delete(&added.sandbox).await.unwrap();
-    std::fs::remove_dir_all(&dir).unwrap();
 }

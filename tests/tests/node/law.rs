@@ -83,7 +83,8 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-ipamd-daemon", &["aws-*", "kube", "aya"], "it runs in virtual time, over the seams"),
     ("sluice-ipamd-kube", &["aws-sdk-*", "aws-config", "aya"], "it speaks to the API server only"),
     ("sluice-hostnet", &["aws-*", "kube", "aya", "hyper"], "plugins are built on it"),
-    ("sluice-hubble", &["aws-*", "kube", "netlink-*", "rtnetlink", "aya"], "it is a protocol"),
+    // aws-lc-rs is the cryptography under TLS, not the SDK: here, and below.
+    ("sluice-hubble", &["aws-sdk-*", "aws-config", "kube", "netlink-*", "rtnetlink", "aya"], "it is a protocol"),
     ("sluice-daemon", &["aws-*", "kube", "netlink-*", "rtnetlink", "aya"], "daemons are built on it"),
     (
         "sluice-cluster",
@@ -93,14 +94,17 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("sluice-vpcsim", &["aws-*", "kube", "aya"], "it is what those talk to"),
     ("sluice-eni", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),
     ("sluice-policy", &["aws-*", "kube", "aya", "hyper", "axum", "clap"], "it is executed for every pod"),
-    // aws-lc-rs is the cryptography under TLS to the API server, not the SDK.
     (
         "sluice-policyd",
         &["aws-sdk-*", "aws-config", "aws-smithy-*", "aws-types"],
         "EC2's SDK is seen by sluice-ipamd-ec2 alone",
     ),
     ("sluice-proxy", &["aws-*", "kube", "rustls"], "it decrypts nothing and asks nobody but policyd"),
-    ("sluice", &["aws-*"], "EC2's SDK is seen by sluice-ipamd-ec2 alone"),
+    (
+        "sluice",
+        &["aws-sdk-*", "aws-config", "aws-smithy-*", "aws-types"],
+        "EC2's SDK is seen by sluice-ipamd-ec2 alone",
+    ),
     ("sluice-tests", &["aws-sdk-*", "aws-config"], "it takes 12 minutes to build; tests run the built ipamd"),
 ];
 

@@ -17,7 +17,7 @@ use sluice_policy_core::flow::Protocol;
 use sluice_policy_core::vector::schema::Family;
 use sluice_tests::bed::{Bed, LIMIT, add_pods, scene_with_ipv6, serve};
 use sluice_tests::live::eni::{self, Eni};
-use sluice_tests::privileged::privileged;
+use sluice_tests::privileged::{everything, privileged};
 use sluice_tests::service_proxy::{Backend, Extra, Proxy};
 use sluice_vpcsim::deployment::Pod;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
@@ -296,7 +296,7 @@ async fn every_path_arrives_by_the_right_eni_and_in_the_right_name() {
         return;
     }
     let cells = all();
-    let cells = if std::env::var_os("SLUICE_TEST_ALL").is_some() { cells } else { slice(&cells) };
+    let cells = if everything() { cells } else { slice(&cells) };
     let ground = Ground::new().await;
     let router = ground.bed.world.router("main").await.unwrap();
     eni::count(router.net()).await.unwrap();

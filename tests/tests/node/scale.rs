@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sluice_tests::bed::{Bed, LIMIT, add_pods, run, scene};
-use sluice_tests::privileged::privileged;
+use sluice_tests::privileged::{everything, privileged};
 use sluice_vpcsim::deployment::{Deployment, Pod};
 
 /// ADDs at once.
@@ -55,7 +55,7 @@ async fn two_hundred_and_fifty_pods_at_once_and_an_add_beside_them_costs_what_it
     if !privileged() {
         return;
     }
-    let all = std::env::var_os("SLUICE_TEST_ALL").is_some();
+    let all = everything();
     let bursts: &[usize] = if all { &[BURST, 240] } else { &[BURST] };
     let scene = scene(0.1).replace("m5.large", "m5.4xlarge").replace("10.0.1.0/24", "10.0.16.0/20");
     let target = (bursts.iter().sum::<usize>() + 3 * COUNTED + 20).to_string();

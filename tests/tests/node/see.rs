@@ -12,10 +12,13 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sluice_policy_bpf::gate::{Gate, GateConfig};
 use sluice_tests::bed::{LIMIT, scene};
 use sluice_tests::bench::rss::anonymous;
+use sluice_tests::directory::Directory;
 use sluice_tests::privileged::{may_run, privileged};
 use sluice_tests::storm::{Storm, Told};
 use sluice_vpcsim::deployment::{Binaries, Deployment, GateBinaries, Pod};
@@ -29,8 +32,8 @@ use tokio::time::Instant;
 
 /// How long what is seen may take to show.
 const SHOWN: Duration = Duration::from_secs(20);
-/// Packets of a storm, and the MiB that policyd may need for what it keeps of them.
-const STORM: u64 = 200_000;
+/// Packets that policyd does not look at, many times what the ring of events holds, and the MiB that it may need for what it keeps.
+const STORM: u64 = 100_000;
 const STORM_MEMORY: f64 = 48.0;
 /// How long silence is listened to.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -44,14 +47,6 @@ struct Ground {
     directory: Directory,
     pods: BTreeMap<&'static str, Pod>,
     _world: World,
-}
-
-struct Directory(PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
 }
 
 /// Policies: web may not reach db (no rule), and may ask api for GET /public.
@@ -83,23 +78,22 @@ impl Ground {
     /// With these policies, with maps of the gates that hold so many entries, and with flows by TLS, whose files a test makes.
     async fn up_with(policies: &str, limits: BTreeMap<&'static str, u32>, tls: bool) -> Self {
         let world = World::up(&scene(0.05).parse::<Scene>().unwrap()).await.unwrap();
-        let directory = Directory(std::env::temp_dir().join(format!("sluice-see-{}", world.tag())));
-        fs::create_dir_all(&directory.0).unwrap();
+        let directory = Directory::new("see").unwrap();
         let node = Arc::clone(world.node("node-a").unwrap());
         let (binaries, gate) = (Binaries::beside_this_program().unwrap(), GateBinaries::beside_this_program().unwrap());
         let mut ground_pods = BTreeMap::new();
         write(&directory, &BTreeMap::new());
-        fs::write(directory.0.join("policies.yaml"), policies).unwrap();
+        fs::write(directory.path().join("policies.yaml"), policies).unwrap();
         if !limits.is_empty() {
             // policyd takes over what is there.
             let config = GateConfig { limits, ..GateConfig::default() };
             let make = move || Gate::open(&config).map(drop).map_err(|error| error.to_string());
             node.run(make).await.unwrap().unwrap();
         }
-        let source = Source::Directory(directory.0.clone());
+        let source = Source::Directory(directory.path().to_owned());
         let environment = BTreeMap::from([("WARM_IP_TARGET".to_owned(), "2".to_owned())]);
         let deployment = Deployment::install_gated(node, &binaries, &gate, environment, source).await.unwrap();
-        let file = |name: &str| directory.0.join("tls").join(name).display().to_string();
+        let file = |name: &str| directory.path().join("tls").join(name).display().to_string();
         let files = [("CERT", "server.crt"), ("KEY", "server.key"), ("CLIENT_CA", "ca.crt")];
         let files = files.map(|(variable, name)| (format!("SLUICE_HUBBLE_TLS_{variable}"), file(name)));
         let deployment = deployment.with_policyd_environment(files.into_iter().filter(|_| tls).collect());
@@ -204,7 +198,7 @@ impl Ground {
 
 /// A Prometheus that we did not write scrapes all three daemons, and loads the rules.
 async fn scraped(ground: &Ground) {
-    let directory = ground.directory.0.join("prometheus");
+    let directory = ground.directory.path().join("prometheus");
     fs::create_dir_all(&directory).unwrap();
     let targets = ["127.0.0.1:61678", "127.0.0.1:9962", "127.0.0.1:9963"];
     let config = json!({
@@ -351,9 +345,7 @@ fn write(directory: &Directory, addresses: &BTreeMap<&str, Ipv4Addr>) {
             "spec": {"nodeName": "node-a", "containers": []}, "status": {"phase": "Running", "podIPs": ips}})
     }));
     let text = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-    let hidden = directory.0.join("cluster.json.new");
-    fs::write(&hidden, text).unwrap();
-    fs::rename(hidden, directory.0.join("cluster.json")).unwrap();
+    directory.write("cluster.json", &text).unwrap();
 }
 
 /// A cluster is asked by kubectl, which is a script here: of its two nodes one is this, and the other's pod is gone.
@@ -362,12 +354,12 @@ async fn from_afar(ground: &Ground, port: &str) {
     let pods = json!({"items": [pod("sluice-a", "node-a"), pod("gone", "node-b")]});
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in\n*' get pods --selector app.kubernetes.io/name=sluice,app.kubernetes.io/component=node '*)\n\
-         echo '{pods}' ;;\n*' exec sluice-a --container policyd -- /usr/local/bin/sluice '*)\n\
+         echo '{pods}' ;;\n*' exec sluice-a --container conflist -- /usr/local/bin/sluice '*)\n\
          while [ \"$1\" != -- ]; do shift; done; shift 2; exec {} \"$@\" ;;\n\
          *) echo 'Error from server (NotFound): pods \"gone\" not found' >&2; exit 1 ;;\nesac\n",
         Binaries::find("sluice").unwrap().display(),
     );
-    let kubectl = ground.directory.0.join("kubectl");
+    let kubectl = ground.directory.path().join("kubectl");
     fs::write(&kubectl, script).unwrap();
     fs::set_permissions(&kubectl, fs::Permissions::from_mode(0o755)).unwrap();
     let kubectl = ["--kubectl", kubectl.to_str().unwrap()];
@@ -394,24 +386,28 @@ async fn drops_by_the_hundred_thousand(ground: &Ground) {
     let told = async || Told::of(&policyd.page("/v1/policy").await.unwrap());
     let memory = async || anonymous(policyd.pid().await.unwrap()).unwrap();
     let (before, small) = (told().await, memory().await);
+    let process = Pid::from_raw(policyd.pid().await.unwrap().try_into().unwrap());
     let to = (ground.address("db"), ECHO_PORT).into();
     let storm = ground.at("web", move || async move { Storm::begin(1, to) }).await.unwrap();
-    let end = Instant::now() + LIMIT;
-    while told().await.since(before).dropped < STORM {
-        assert!(Instant::now() < end, "{:?} after a minute of sending", told().await.since(before));
+    // Whether it could keep up with them is the machine's doing: so many while it stands still, and the ring is full.
+    kill(process, Signal::SIGSTOP).unwrap();
+    let (begun, end) = (storm.sent(), Instant::now() + LIMIT);
+    while storm.sent() - begun < STORM && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    kill(process, Signal::SIGCONT).unwrap();
+    assert!(storm.sent() - begun >= STORM, "only {} were sent", storm.sent() - begun);
     let late = ground.deployment.add("shop", LATE[0]).await.unwrap();
     assert!(storm.end() >= STORM);
     let end = Instant::now() + SHOWN;
-    let all = loop {
+    loop {
         let since = told().await.since(before);
-        if since.is_all() {
-            break since;
+        if since.lost > 0 && since.is_all() {
+            break;
         }
-        assert!(Instant::now() < end, "drops of which nobody tells: {since:?}");
+        assert!(Instant::now() < end, "drops of which nobody tells, or none that was lost: {since:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
-    };
-    assert!(all.lost > 0, "{all:?}");
+    }
     let grown = memory().await - small;
     assert!(grown < STORM_MEMORY, "policyd has grown by {grown} MiB");
     let said = ground.sluice(&["observe", "--since", "10m", "-o", "jsonpb"]).await;
@@ -498,9 +494,9 @@ async fn p60_what_happens_on_a_node_is_seen_and_what_is_wrong_is_named() {
     ground.well("conflist").await;
     // A policy that means nothing.
     let broken = POLICIES.replace("method: GET", "method: '('");
-    fs::write(ground.directory.0.join("policies.yaml"), broken).unwrap();
+    fs::write(ground.directory.path().join("policies.yaml"), broken).unwrap();
     ground.finds("policies", "CiliumNetworkPolicy shop/api").await;
-    fs::write(ground.directory.0.join("policies.yaml"), POLICIES).unwrap();
+    fs::write(ground.directory.path().join("policies.yaml"), POLICIES).unwrap();
     ground.well("policies").await;
     // A dead proxy: doctor and the flow say so.
     ground.deployment.proxy().unwrap().kill().await;
@@ -547,7 +543,8 @@ async fn p63_the_page_of_a_node_is_seen_and_used_in_a_browser() {
     for path in ["/public", "/admin"] {
         ground.at("web", move || async move { http::get(at, "GET", path, SHOWN).await }).await.unwrap();
     }
-    let shots = std::env::var("SLUICE_SCREENSHOTS").map_or_else(|_| ground.directory.0.join("page"), PathBuf::from);
+    let shots =
+        std::env::var("SLUICE_SCREENSHOTS").map_or_else(|_| ground.directory.path().join("page"), PathBuf::from);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/see/browser.py");
     let needles = ["shop/web", "in force", "DROPPED", "NetworkPolicy shop/db isolates the pod", "GET", "all is well"];
     let arguments = [&[script, "http://127.0.0.1:61680/", shots.to_str().unwrap()], needles.as_slice()].concat();

@@ -407,13 +407,12 @@ async fn p45_what_other_versions_said_and_wrote_is_understood() {
     if !privileged() {
         return;
     }
-    let directory = std::env::temp_dir().join(format!("sluice-versions-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("all.yaml"), CLUSTER).unwrap();
+    let directory = sluice_tests::directory::Directory::new("versions").unwrap();
+    directory.write("all.yaml", CLUSTER).unwrap();
     let (binaries, gate) = (Binaries::beside_this_program().unwrap(), GateBinaries::beside_this_program().unwrap());
     let world = World::up(&SCENE.parse().unwrap()).await.unwrap();
     let node = world.node("node").unwrap();
-    let source = Source::Directory(directory.clone());
+    let source = Source::Directory(directory.path().to_owned());
     let deployment =
         Deployment::install_gated(Arc::clone(node), &binaries, &gate, BTreeMap::new(), source).await.unwrap();
     node.write(CONFLIST, LIST).await.unwrap();
@@ -458,5 +457,4 @@ async fn p45_what_other_versions_said_and_wrote_is_understood() {
         reads(node, gate.policyd.clone(), version).await;
         println!("{name}: {} exchanges, {} files", version.exchanges.len(), version.state.len());
     }
-    std::fs::remove_dir_all(directory).unwrap();
 }

@@ -223,7 +223,7 @@ fn routes(ipamd: &Value, host: &Observed, findings: &mut Vec<Finding>) {
         Finding::broken(
             "routes",
             "routes or rules of pods are missing: somebody took them away",
-            "ipamd puts them back when it compares (a minute at most, or restart it); look for who did it: NetworkManager, \
+            "ipamd puts them back at once, where it runs and can: see its log; and look for who did it: NetworkManager, \
              systemd-networkd (ManageForeignRoutes=no), nm-cloud-setup, a script",
         )
         .seen_by(missing)

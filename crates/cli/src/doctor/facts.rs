@@ -30,6 +30,8 @@ pub(crate) struct Facts {
     pub(crate) plugins: BTreeSet<String>,
     /// The host's links, rules and routes.
     pub(crate) host: Result<Observed, String>,
+    /// Whether the host's files are seen: the image has no `/etc/os-release`.
+    pub(crate) on_host: bool,
     /// Files that are there, of those that tell something.
     pub(crate) files: BTreeSet<PathBuf>,
     /// The kernel's release.
@@ -73,6 +75,7 @@ impl Facts {
             conflists: conflists(Path::new(CNI_DIR)),
             plugins: names(Path::new(CNI_BIN)),
             host,
+            on_host: Path::new("/etc/os-release").exists(),
             files: TELLING.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
             release: read(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default().trim().to_owned(),
             max_pods: KUBELET.iter().find_map(|path| max_pods(&read(Path::new(path))?)),

@@ -61,11 +61,25 @@ fn plugin_types(content: &Value) -> Vec<&str> {
     }
 }
 
+/// Whether the conflist gives pods addresses and no gates.
+pub(super) fn without_policy(facts: &Facts) -> bool {
+    let Ok(files) = &facts.conflists else { return false };
+    let own = files.iter().find(|(name, _)| name == own_conflist()).and_then(|(_, content)| content.as_ref());
+    own.is_some_and(|content| {
+        let types = plugin_types(content);
+        types.contains(&"sluice-eni") && !types.contains(&"sluice-policy")
+    })
+}
+
 fn conflist(facts: &Facts, findings: &mut Vec<Finding>) {
     const CHECK: &str = "conflist";
     const AGAIN: &str = "run `sluice install` (the init container of the DaemonSet sluice)";
     let files = match &facts.conflists {
         Ok(files) => files,
+        Err(why) if !facts.on_host => {
+            findings.push(Finding::unknown(CHECK, format!("{why} in this container: ask on the host, or in conflist")));
+            return;
+        }
         Err(why) => {
             findings
                 .push(Finding::broken(CHECK, "no network is configured: no pod starts", AGAIN).seen_by([why.clone()]));
@@ -203,7 +217,9 @@ fn managers(facts: &Facts, findings: &mut Vec<Finding>) {
         "/etc/systemd/system/multi-user.target.wants/nm-cloud-setup.service",
     ];
     let cloud_setup: Vec<String> = cloud_setup.into_iter().filter(|path| there(path)).map(str::to_owned).collect();
-    findings.push(if cloud_setup.is_empty() {
+    findings.push(if cloud_setup.is_empty() && !facts.on_host {
+        Finding::unknown("managers", "whether nm-cloud-setup is enabled is not seen from this container")
+    } else if cloud_setup.is_empty() {
         Finding::well("managers", "nm-cloud-setup is not enabled")
     } else {
         Finding::broken(
@@ -242,11 +258,15 @@ fn kernel(facts: &Facts, findings: &mut Vec<Finding>) {
         Finding::well("kernel", format!("Linux {release}"))
     });
     if facts.node.policyd.is_ok() && !facts.files.contains(Path::new("/sys/fs/bpf/sluice")) {
-        findings.push(Finding::doubtful(
-            "bpffs",
-            "the gates' pins are not at /sys/fs/bpf/sluice as seen from here: gates would not outlive policyd",
-            "mount bpffs on the host at /sys/fs/bpf, and give it to the container by a hostPath with mountPropagation: HostToContainer",
-        ));
+        findings.push(if facts.on_host {
+            Finding::doubtful(
+                "bpffs",
+                "the gates' pins are not at /sys/fs/bpf/sluice as seen from here: gates would not outlive policyd",
+                "mount bpffs on the host at /sys/fs/bpf, and give it to the container by a hostPath with mountPropagation: HostToContainer",
+            )
+        } else {
+            Finding::unknown("bpffs", "/sys/fs/bpf/sluice is not seen from this container")
+        });
     }
 }
 

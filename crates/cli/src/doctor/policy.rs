@@ -3,12 +3,17 @@
 use serde_json::Value;
 
 use super::facts::{by_name, texts};
+use super::host::without_policy;
 use super::{Facts, Finding};
 use crate::daemons::{is, list, number, text};
 
 pub(super) fn check(facts: &Facts, findings: &mut Vec<Finding>) {
     let policyd = match &facts.node.policyd {
         Ok(policyd) => policyd,
+        Err(_) if without_policy(facts) => {
+            findings.push(Finding::well("policyd", "the conflist has no sluice-policy: pods have no gates"));
+            return;
+        }
         Err(why) => {
             findings.push(
                 Finding::broken(

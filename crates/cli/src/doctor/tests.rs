@@ -65,6 +65,7 @@ fn well() -> Facts {
         conflists: Ok(vec![("00-sluice.conflist".to_owned(), Some(conflist))]),
         plugins: BTreeSet::from(["sluice-eni".to_owned(), "sluice-policy".to_owned()]),
         host: Ok(host),
+        on_host: true,
         files: ["/sys/fs/bpf/sluice"].map(Into::into).into(),
         release: "6.1.0-25-cloud-amd64".to_owned(),
         max_pods: Some(29),
@@ -197,6 +198,27 @@ fn a_full_map_a_dead_proxy_and_faulty_policies_are_found() {
     seeded("api server", Standing::Doubtful, "away", |facts| {
         page(&mut facts.node.policyd, "/stale", json!("it is away"))
     });
+}
+
+#[test]
+fn without_policy_nobody_misses_policyd() {
+    let mut facts = well();
+    facts.conflists.as_mut().unwrap()[0].1 = Some(json!({"plugins": [{"type": "sluice-eni"}]}));
+    facts.node.policyd = Err("nobody listens".to_owned());
+    let found = findings(&facts);
+    assert!(found.iter().all(|finding| finding.standing == Standing::Well), "{found:#?}");
+}
+
+#[test]
+fn what_a_container_does_not_see_is_unknown() {
+    let mut facts = well();
+    facts.on_host = false;
+    facts.conflists = Err("/etc/cni/net.d is not there".to_owned());
+    facts.files.clear();
+    let found = findings(&facts);
+    let found: Vec<_> = found.iter().filter(|one| one.standing != Standing::Well).collect();
+    let found: Vec<_> = found.iter().map(|one| (one.check, one.standing)).collect();
+    assert_eq!(found, ["conflist", "managers", "bpffs"].map(|check| (check, Standing::Unknown)));
 }
 
 #[test]

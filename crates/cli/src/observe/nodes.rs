@@ -21,16 +21,22 @@ pub(super) fn ask(options: &Options, request: &GetFlowsRequest, style: Style) ->
         for line in &followed.lines {
             match line {
                 Ok(line) => {
-                    let read = json::read::<GetFlowsResponse>(&line);
-                    if !goes_on(printer.show(&read.map_err(|error| format!("{line}: {error}"))?))? {
-                        return Ok(());
+                    // A node of another version must not end the others.
+                    match json::read::<GetFlowsResponse>(&line) {
+                        Ok(response) => {
+                            if !goes_on(printer.show(&response))? {
+                                return Ok(());
+                            }
+                        }
+                        Err(error) => tell(&format!("{line}: {error}")),
                     }
                 }
                 Err(end) => {
                     tell(&end);
                     left -= 1;
                     if left == 0 {
-                        break;
+                        goes_on(printer.end())?;
+                        return Err("flows come from no node any more".to_owned());
                     }
                 }
             }
@@ -44,8 +50,10 @@ pub(super) fn ask(options: &Options, request: &GetFlowsRequest, style: Style) ->
         match said {
             Ok(said) => {
                 for line in String::from_utf8_lossy(&said).lines().filter(|line| !line.trim().is_empty()) {
-                    let read = json::read::<GetFlowsResponse>(line);
-                    all.push(read.map_err(|error| format!("{}: {line}: {error}", agent.node))?);
+                    match json::read::<GetFlowsResponse>(line) {
+                        Ok(response) => all.push(response),
+                        Err(error) => tell(&format!("{}: {line}: {error}", agent.node)),
+                    }
                 }
             }
             Err(why) => {
@@ -105,7 +113,7 @@ fn arguments(options: &Options, request: &GetFlowsRequest) -> Result<Vec<String>
         put("field-mask", options.field_mask.join(","));
     }
     if options.follow {
-        all.push("--follow".to_owned());
+        all.extend(["--follow", "--until-stdin-ends"].map(str::to_owned));
     } else if request.number == 0 {
         all.push("--all".to_owned());
     }

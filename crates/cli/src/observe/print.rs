@@ -41,10 +41,10 @@ pub(super) struct Style {
     pub(super) follow: bool,
 }
 
-/// Rows that a table holds back, so that its columns fit.
+/// Rows that a table holds back, so that its columns fit: then it is shown, and another begins.
 const ROWS: usize = 10_000;
 
-/// The widths of a table's columns that does not wait for its end.
+/// The widths of the columns of a table that does not wait for its end.
 const WIDTHS: [usize; 5] = [20, 28, 28, 26, 10];
 
 const TITLES: [&str; 6] = ["TIMESTAMP", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY"];
@@ -89,27 +89,33 @@ impl Printer {
 
     /// Nothing more comes.
     pub(super) fn end(&mut self) -> io::Result<()> {
+        if !self.rows.is_empty() {
+            self.table()?;
+        }
+        self.out.flush()
+    }
+
+    /// Shows the rows that were held back.
+    fn table(&mut self) -> io::Result<()> {
+        let rows = std::mem::take(&mut self.rows);
         let mut widths = TITLES.map(str::len);
-        for row in &self.rows {
+        for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
-        if !self.rows.is_empty() {
-            let rows = std::mem::take(&mut self.rows);
-            self.row(&TITLES.map(str::to_owned), &widths, true)?;
-            for row in &rows {
-                self.row(row, &widths, false)?;
-            }
+        self.row(&TITLES.map(str::to_owned), &widths, true)?;
+        for row in &rows {
+            self.row(row, &widths, false)?;
         }
-        self.out.flush()
+        Ok(())
     }
 
     fn flow(&mut self, flow: &Flow) -> io::Result<()> {
         let cells = self.cells(flow);
         let [time, source, destination, kind, verdict, summary] = &cells;
         match self.style.format {
-            Format::Table if self.style.follow || self.rows.len() >= ROWS => {
+            Format::Table if self.style.follow => {
                 let [a, b, c, d, e] = WIDTHS;
                 let widths = [a, b, c, d, e, 0];
                 if self.shown == 0 {
@@ -117,7 +123,12 @@ impl Printer {
                 }
                 self.row(&cells, &widths, false)?;
             }
-            Format::Table => self.rows.push(cells),
+            Format::Table => {
+                self.rows.push(cells);
+                if self.rows.len() >= ROWS {
+                    self.table()?;
+                }
+            }
             Format::Dict => {
                 if self.shown > 0 {
                     writeln!(self.out, "------------")?;
@@ -202,6 +213,8 @@ impl Printer {
         };
         #[expect(deprecated, reason = "it is where a flow's line is")]
         let summary = flow.summary.clone();
+        // What pods ask for stands in it, and a terminal would do what that says.
+        let plain = |cell: String| cell.replace(char::is_control, "\u{fffd}");
         [
             self.style.time.show(flow.time.as_ref()),
             source.shown(numeric),
@@ -214,6 +227,7 @@ impl Printer {
             },
             summary,
         ]
+        .map(plain)
     }
 }
 
@@ -378,6 +392,8 @@ mod tests {
         assert_eq!(policies(&flow()), " EGRESS DENIED BY: shop/p");
         let named = Flow { destination_names: vec!["api.example".into()], ..flow() };
         assert_eq!(printer.cells(&named)[2], "api.example:80 (world)");
+        let hostile = Flow { destination_names: vec!["a\u{1b}]0;b\u{7}.example".into()], ..flow() };
+        assert_eq!(printer.cells(&hostile)[2], "a\u{fffd}]0;b\u{fffd}.example:80 (world)");
         let numeric = Printer { style: Style { numeric: true, ..style }, ..printer };
         assert_eq!(numeric.cells(&named)[1], "10.0.0.7:40000 (ID:300)");
     }

@@ -50,6 +50,11 @@ fn what_cannot_be_asked_is_said_with_what_to_do() {
         (&["observe", "--to-ip", "10.0.0"], "neither an IP address nor a block"),
         (&["observe", "--server", "unix:/nowhere/hubble.sock"], "is sluice-policyd running"),
         (&["observe", "--input-file", "/nowhere"], "/nowhere"),
+        (&["observe", "--tls-server-name", "node"], "need --tls"),
+        (&["observe", "--tls", "--server", "unix:/nowhere/hubble.sock"], "speaks no TLS"),
+        (&["observe", "--server", "tls://127.0.0.1:1", "--tls-ca-cert-files", "/nowhere"], "/nowhere"),
+        (&["observe", "--tls", "--tls-client-cert-file", "/nowhere"], "--tls-client-key-file"),
+        (&["status", "--cluster", "--kubectl", "/nowhere/kubectl"], "/nowhere/kubectl cannot be run"),
         (&["observe", "--field-mask", "sauce", "-o", "json"], "sauce"),
     ] {
         let output = sluice(arguments, "");
@@ -57,6 +62,9 @@ fn what_cannot_be_asked_is_said_with_what_to_do() {
         let said = complaints(&output).to_lowercase();
         assert!(said.contains(&words.to_lowercase()), "{arguments:?}: {said}");
     }
+    let output = sluice(&["log", "policyd", &"sluice=debug,".repeat(400)], "");
+    assert_eq!(output.status.code(), Some(64));
+    assert!(complaints(&output).contains("the filter has 5200 bytes, and may have 4096"), "{}", complaints(&output));
     let filters =
         text(&sluice(&["observe", "--print-raw-filters", "--pod", "shop/web", "--not", "--to-port", "53"], ""));
     assert!(filters.contains("allowlist:\n    - '{\"source_pod\":[\"shop/web\"]}'\n"), "{filters}");

@@ -27,7 +27,7 @@ const DEADLINE_MAX: Duration = Duration::from_secs(240);
 /// The options of sluice-eni in its configuration. `vethPrefix` and `mtu` are those of the VPC CNI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EniConf {
-    /// `vethPrefix`: how the names of host interfaces start; 1 to 4 characters, not `eth`, `lo` or `vlan`.
+    /// `vethPrefix`: how the names of host interfaces start; [`node::is_veth_prefix`].
     pub veth_prefix: String,
     /// `mtu`, a number or a string: the pod's MTU in bytes. `None` leaves it to ipamd.
     pub mtu: Option<u32>,
@@ -89,16 +89,8 @@ impl EniConf {
 }
 
 fn veth_prefix(value: &Value) -> Result<String, ConfError> {
-    let fits = |prefix: &&str| {
-        (1..=4).contains(&prefix.len())
-            && prefix.bytes().all(|b| b.is_ascii_alphanumeric())
-            && !matches!(*prefix, "eth" | "lo" | "vlan")
-    };
-    value
-        .as_str()
-        .filter(fits)
-        .map(str::to_owned)
-        .ok_or_else(|| rule("vethPrefix", "it must be 1 to 4 letters or digits, and not \"eth\", \"lo\" or \"vlan\""))
+    let prefix = value.as_str().filter(|prefix| node::is_veth_prefix(prefix));
+    prefix.map(str::to_owned).ok_or_else(|| rule("vethPrefix", node::VETH_PREFIX_RULE))
 }
 
 /// An empty string is "not set": templates leave it so.

@@ -1,32 +1,28 @@
 //! What a running process logs: a socket of root's at which its filter is asked for, or set until the process ends.
-//!
-//! A client sends a filter as `SLUICE_LOG` has it (nothing: it only asks), and closes its half of the connection. The answer is
-//! one JSON object, [`Answer`].
+//! What is spoken there: [`sluice_contract::log`].
 
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use sluice_contract::log::{Answer, CONFIGURED, FILTER_LIMIT};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload;
 
-use super::{ErrorChain, LogError, parse};
+use super::{ErrorChain, parse};
 use crate::rpc::listen;
 
-/// Bytes of a filter.
-const FILTER: u64 = 4096;
+/// Bytes of a client that sends too much that are read to no end, so that it has the answer and no reset.
+const DRAINED: u64 = 1 << 20;
 /// How long a client may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Until the socket is tried again, and the attempt that is worth a word.
 const AGAIN: Duration = Duration::from_secs(1);
 const SAID: u32 = 5;
-/// A client asks by this for the filter that the process was started with.
-pub const CONFIGURED: &str = "configured";
 
 /// Puts another filter in force.
 pub(super) type Set = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
@@ -39,18 +35,6 @@ struct Levels {
 }
 
 static LEVELS: OnceLock<Levels> = OnceLock::new();
-
-/// What is answered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// The filter that is in force.
-    pub filter: String,
-    /// The one that the process was started with.
-    pub configured: String,
-    /// Why what was asked for was not done.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
 
 /// The filter with which logs were set up, and how another is put in its place.
 pub(super) fn keep(filter: &str, set: Set) {
@@ -92,14 +76,28 @@ pub async fn serve(path: &Path) {
 
 async fn answer(mut stream: UnixStream) -> io::Result<()> {
     let talk = async {
-        let mut asked = String::new();
-        (&mut stream).take(FILTER).read_to_string(&mut asked).await?;
-        let answer = LEVELS.get().map_or_else(unset, |levels| levels.change(asked.trim()));
+        let mut asked = Vec::new();
+        (&mut stream).take(FILTER_LIMIT as u64 + 1).read_to_end(&mut asked).await?;
+        if asked.len() > FILTER_LIMIT {
+            tokio::io::copy(&mut (&mut stream).take(DRAINED), &mut tokio::io::sink()).await?;
+        }
+        let answer = LEVELS.get().map_or_else(unset, |levels| match filter(&asked) {
+            Ok(filter) => levels.change(filter),
+            Err(error) => levels.answer(Some(error)),
+        });
         let text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
         stream.write_all(&text).await?;
         stream.shutdown().await
     };
     timeout(PATIENCE, talk).await.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// What a client has sent, if it may be a filter.
+fn filter(asked: &[u8]) -> Result<&str, String> {
+    if asked.len() > FILTER_LIMIT {
+        return Err(format!("the filter is too long: it may have {FILTER_LIMIT} bytes; name fewer parts"));
+    }
+    std::str::from_utf8(asked).map(str::trim).map_err(|error| format!("the filter is no text: {error}"))
 }
 
 fn unset() -> Answer {
@@ -110,18 +108,26 @@ fn unset() -> Answer {
 impl Levels {
     /// Puts a filter in force, if one is asked for.
     fn change(&self, asked: &str) -> Answer {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = if asked == CONFIGURED { &self.configured } else { asked };
         let changed = match wanted {
             "" => Ok(()),
-            filter => parse(filter).map_err(|error| LogError::to_string(&error)).and_then(|parsed| {
+            filter => parse(filter).map_err(|error| ErrorChain(&error).to_string()).and_then(|parsed| {
+                // One after the other, so that what is told to be in force is.
+                let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
                 (self.set)(parsed).map_err(|error| error.to_string())?;
                 filter.clone_into(&mut current);
+                drop(current);
                 tracing::info!(filter, "what is logged has changed");
                 Ok(())
             }),
         };
-        Answer { filter: current.clone(), configured: self.configured.clone(), error: changed.err() }
+        self.answer(changed.err())
+    }
+
+    /// What is in force, and why it is not what was asked for.
+    fn answer(&self, error: Option<String>) -> Answer {
+        let filter = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Answer { filter, configured: self.configured.clone(), error }
     }
 }
 
@@ -163,6 +169,11 @@ mod tests {
         assert_eq!(ask("sluice=debug,warn\n").await, is("sluice=debug,warn"));
         let refused = ask("sluice=loud").await;
         assert!(refused.error.unwrap().contains("is no log filter"));
+        assert_eq!(refused.filter, "sluice=debug,warn");
+        // What is cut off would be another filter.
+        let long = "sluice=debug,".repeat(FILTER_LIMIT);
+        let refused = ask(&long).await;
+        assert!(refused.error.unwrap().contains("it may have 4096 bytes"));
         assert_eq!(refused.filter, "sluice=debug,warn");
         assert_eq!(ask(CONFIGURED).await, is("info"));
         assert_eq!(set.lock().unwrap().len(), 2);

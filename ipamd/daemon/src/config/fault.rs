@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use sluice_contract::node::{VETH_PREFIX_RULE, is_veth_prefix};
 use sluice_daemon::environment;
 pub use sluice_daemon::environment::{ConfigFault, ConfigFaults};
 use sluice_ipamd_core::ipv6::Families;
@@ -89,15 +90,10 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// At most four characters, so that the hash of the pod's name fits; not a name that the host's links begin with.
+    /// At most four characters, so that the hash of the pod's name fits; not what the host's links begin with.
     pub(super) fn veth_prefix(&mut self, name: &'static str, default: &str) -> String {
         self.parsed(name, default.to_owned(), |value| {
-            let plain = value.len() <= 4 && value.bytes().all(|b| b.is_ascii_alphanumeric());
-            if plain && !["eth", "lo", "vlan"].contains(&value) {
-                Ok(value.to_owned())
-            } else {
-                Err("it must have at most 4 letters and digits, and not be eth, lo or vlan".to_owned())
-            }
+            if is_veth_prefix(value) { Ok(value.to_owned()) } else { Err(VETH_PREFIX_RULE.to_owned()) }
         })
     }
 

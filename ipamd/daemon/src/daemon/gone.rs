@@ -19,8 +19,8 @@ use crate::kernel::Kernel;
 #[derive(Debug, Clone)]
 pub(super) struct Gone {
     pub(super) address: IpAddr,
-    /// The IPv6 address that the pod had beside it.
-    pub(super) companion: Option<IpAddr>,
+    /// What the pod had beside it: an IPv6 address; litter may be of several pods.
+    pub(super) others: BTreeSet<IpAddr>,
     /// The tombstone that tells of it; none for litter.
     pub(super) tombstone: Option<(PathBuf, DelRequest)>,
 }
@@ -28,7 +28,7 @@ pub(super) struct Gone {
 impl Gone {
     /// All addresses of the pod.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
-        std::iter::once(self.address).chain(self.companion).collect()
+        std::iter::once(self.address).chain(self.others.iter().copied()).collect()
     }
 }
 
@@ -52,8 +52,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         match self.state.ledger().address_of(&request.attachment) {
             Some(address) if self.clearing.contains_key(&address) => {}
             Some(address) => {
-                let companion = self.state.ledger().companion_of(address).map(IpAddr::V6);
-                self.clear_pod(Gone { address, companion, tombstone: Some((path, request)) });
+                let others = self.state.ledger().companion_of(address).map(IpAddr::V6).into_iter().collect();
+                self.clear_pod(Gone { address, others, tombstone: Some((path, request)) });
             }
             None => {
                 // What its plugin could not take away without our word is litter now.
@@ -85,12 +85,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let busy = |attachment: &Attachment| known.contains(attachment) || self.queue.waits(attachment);
         let litter = self.garbage.look(look, &self.state, busy, self.parts.clock.now());
         for one in litter {
+            // It is counted when it is gone: the kernel may show by then that it is in use.
             tracing::warn!(litter = ?one, "a pod that is gone has left something: it is removed");
-            self.parts.metrics.littered(one.kind());
             match one {
-                Litter::Rules(address, all) => {
-                    let companion = all.into_iter().find(|other| *other != address);
-                    self.clear_pod(Gone { address, companion, tombstone: None });
+                Litter::Rules { address, mut all, .. } => {
+                    all.remove(&address);
+                    self.clear_pod(Gone { address, others: all, tombstone: None });
                 }
                 Litter::Route(address, dev) => {
                     if let Some(attachment) = look.marked.get(&dev).cloned() {
@@ -111,6 +111,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             let cooldown = if is_clear { cooldown } else { cooldown.max(LOOK_EVERY * 2) };
             self.release(&request.attachment, cooldown);
             self.drained(path, &request);
+        } else if is_clear {
+            self.parts.metrics.littered(Litter::RULE);
         }
         for asking in waiting {
             self.add(asking);

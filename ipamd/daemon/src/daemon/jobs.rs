@@ -13,6 +13,7 @@ use sluice_hostnet::branch::PodBranch;
 use sluice_ipamd_core::cloud::{
     Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits, InterfaceType,
 };
+use sluice_ipamd_core::garbage::Litter;
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
 use sluice_ipamd_core::limits::{largest, limits};
 use sluice_ipamd_core::op::{Failure, Op};
@@ -85,7 +86,8 @@ pub(super) enum Done {
     TearDown(EniNetwork, Result<(), KernelError>),
     Clear(u32, Result<(), KernelError>),
     ClearPod(Box<Gone>, Result<bool, KernelError>),
-    Swept(Result<(), KernelError>),
+    /// What kind of litter, and whether it was removed: it may have gone by itself, or be in use by now.
+    Swept(&'static str, Result<bool, KernelError>),
     Disturbed(Result<Disturbance, KernelError>),
     Repaired(Disturbance, Repaired),
     Leaks(Result<Look, Failure>),
@@ -146,9 +148,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     Done::ClearPod(gone, result)
                 }
                 Job::ClearRoute(address, dev, attachment) => {
-                    Done::Swept(kernel.clear_route(address, &dev, &attachment).await)
+                    Done::Swept(Litter::ROUTE, kernel.clear_route(address, &dev, &attachment).await)
                 }
-                Job::ClearLink(dev, attachment) => Done::Swept(kernel.clear_link(&dev, &attachment).await),
+                Job::ClearLink(dev, attachment) => {
+                    Done::Swept(Litter::LINK, kernel.clear_link(&dev, &attachment).await)
+                }
                 Job::Watch(not_before) => Done::Disturbed(kernel.disturbed(&prefix, not_before).await),
                 Job::Repair(Repairing { disturbance, pods }) => Done::Repaired(disturbance, kernel.repair(&pods).await),
                 Job::Leaks(cluster) => Done::Leaks(leaks::look(&executor, &cluster).await),
@@ -189,7 +193,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     }
                     Some(Job::Learn) => self.timers.learn.failed(now, pause, random),
                     Some(Job::Pods) => self.timers.pods.failed(now, pause, random),
-                    Some(Job::Watch(_) | Job::Repair(_)) => self.timers.watch.failed(now, pause, random),
+                    Some(Job::Watch(_)) => self.timers.watch.failed(now, pause, random),
+                    Some(Job::Repair(Repairing { disturbance, .. })) => {
+                        self.unmended = Some(disturbance);
+                        self.timers.watch.failed(now, pause, random);
+                    }
                     Some(Job::Node(_)) => self.timers.node.failed(now, pause, random),
                     Some(Job::SetUp(network) | Job::TearDown(network)) => {
                         if let Some(side) = self.enis.get_mut(&network.eni) {
@@ -272,27 +280,32 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.parts.metrics.error("clear_pod");
                 self.pod_not_cleared(&gone);
             }
-            Done::Swept(Ok(())) => {}
-            Done::Swept(Err(error)) => {
+            Done::Swept(kind, Ok(true)) => self.parts.metrics.littered(kind),
+            Done::Swept(_, Ok(false)) => {}
+            Done::Swept(_, Err(error)) => {
                 // The next look finds it again.
                 tracing::warn!(error = %ErrorChain(&error), "what a pod has left could not be removed");
                 self.parts.metrics.error("clear_litter");
             }
-            Done::Disturbed(Ok(disturbance)) => {
-                let pods = self.pod_networks();
-                self.spawn(Job::Repair(Repairing { disturbance, pods }));
-            }
+            Done::Disturbed(Ok(disturbance)) => self.mend(disturbance),
             Done::Disturbed(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the host's network cannot be watched");
                 self.parts.metrics.error("watch");
                 self.timers.watch.failed(now, REPAIR_GAP, &mut self.random);
             }
             Done::Repaired(disturbance, repaired) => {
+                let is_whole = repaired.failed.is_empty();
                 self.repaired(&disturbance, repaired);
-                // Heard of at once, and mended when its time has come.
-                self.timers.watch.succeeded(now);
-                self.timers.watch.hurry(now);
                 self.next_repair = now + REPAIR_GAP;
+                if is_whole {
+                    // Heard of at once, and mended when its time has come.
+                    self.timers.watch.succeeded(now);
+                    self.timers.watch.hurry(now);
+                } else {
+                    // Nobody changes it a second time, so that nothing more would be heard of it.
+                    self.unmended = Some(disturbance);
+                    self.timers.watch.failed(now, REPAIR_GAP, &mut self.random);
+                }
             }
             Done::Clear(table, Ok(())) => tracing::info!(table, "what an ENI had left behind is cleared"),
             Done::Clear(table, Err(error)) => {
@@ -463,6 +476,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             })
         });
         pods.chain(branches).collect()
+    }
+
+    /// Compares everything that was set up, and the pods that stand, and puts right what is not as it was made.
+    pub(super) fn mend(&mut self, disturbance: Disturbance) {
+        let pods = self.pod_networks();
+        self.spawn(Job::Repair(Repairing { disturbance, pods }));
     }
 
     fn repaired(&self, disturbance: &Disturbance, repaired: Repaired) {

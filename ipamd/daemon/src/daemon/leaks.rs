@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sluice_contract::id::{EniId, InstanceId};
-use sluice_ipamd_core::cloud::{Api, Ec2Eni};
+use sluice_ipamd_core::cloud::{Api, CloudErrorKind, Ec2Eni};
 use sluice_ipamd_core::leak::{LOOK_EVERY, Search, made_for};
 use sluice_ipamd_core::op::Failure;
 use tokio::time::Instant;
@@ -71,6 +71,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Ok(look) => look,
             Err(failure) => {
                 tracing::warn!(error = %failure.error, "ENIs that are left behind could not be looked for");
+                self.parts.metrics.error("search");
                 return searching.timer.failed(now, failure.retry_after, &mut self.random);
             }
         };
@@ -93,7 +94,15 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.notice(About::Node, Weight::Normal, "LeakedENIDeleted", message);
             }
             Ok(false) => tracing::info!(%eni, "it is used, or gone, by now"),
-            Err(failure) => tracing::warn!(%eni, error = %ErrorChain(&failure.error), "it could not be deleted"),
+            Err(failure) => {
+                self.parts.metrics.error("reap");
+                let error = &failure.error;
+                if error.kind == CloudErrorKind::Timeout && error.api == Api::DeleteNetworkInterface {
+                    tracing::warn!(%eni, error = %ErrorChain(error), "EC2 does not say whether it was deleted: the next look does");
+                } else {
+                    tracing::warn!(%eni, error = %ErrorChain(error), "it could not be deleted");
+                }
+            }
         }
     }
 }

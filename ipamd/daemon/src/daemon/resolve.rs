@@ -26,6 +26,48 @@ const EVERY: Duration = Duration::from_secs(60);
 /// The pause after an answer that cannot be used: somebody has to change something.
 const AGAIN: Duration = Duration::from_secs(60);
 
+/// After so many failures in a row people are told of what may pass by itself.
+const LASTING: u32 = 3;
+
+/// What cannot be asked for now.
+#[derive(Debug, Clone, Copy, Default)]
+struct Failing {
+    /// Failures in a row.
+    times: u32,
+    /// Whether people were told: at each attempt they would be told for ever.
+    told: bool,
+}
+
+impl Failing {
+    /// Takes in one more failure; whether people are to be told of it.
+    fn again(&mut self, kind: CloudErrorKind) -> bool {
+        self.times = self.times.saturating_add(1);
+        let told_at = if passes(kind) { LASTING } else { 1 };
+        let tells = !self.told && self.times >= told_at;
+        self.told |= tells;
+        tells
+    }
+}
+
+/// Whether what failed may go well without anybody doing something.
+const fn passes(kind: CloudErrorKind) -> bool {
+    matches!(kind, CloudErrorKind::Throttled | CloudErrorKind::Timeout | CloudErrorKind::Unavailable)
+}
+
+/// What to do about it.
+fn hint(error: &CloudError) -> String {
+    match error.kind {
+        CloudErrorKind::Denied => format!("the role of the nodes needs ec2:{}", error.api),
+        CloudErrorKind::Throttled => "others of the account ask EC2 too much; it is tried again by itself".to_owned(),
+        CloudErrorKind::Timeout => {
+            "there was no answer in time, which says nothing of what is asked for; it is tried again by itself"
+                .to_owned()
+        }
+        CloudErrorKind::Unavailable => "can the node reach EC2's endpoint? It is tried again by itself".to_owned(),
+        _ => "it is tried again by itself".to_owned(),
+    }
+}
+
 /// What is to be asked, and what is known.
 #[derive(Debug)]
 pub(super) struct Resolving {
@@ -34,7 +76,9 @@ pub(super) struct Resolving {
     /// Groups whose members were told since this node was elected.
     known: BTreeSet<String>,
     /// Groups that could not be asked for when it was last tried.
-    failing: BTreeSet<String>,
+    failing: BTreeMap<String, Failing>,
+    /// The same of the routes.
+    routes_failing: Failing,
     all_at: Instant,
     pub(super) timer: Timer,
 }
@@ -60,7 +104,8 @@ impl Resolving {
             elected: false,
             wanted: BTreeMap::new(),
             known: BTreeSet::new(),
-            failing: BTreeSet::new(),
+            failing: BTreeMap::new(),
+            routes_failing: Failing { times: 0, told: false },
             all_at: now,
             timer: Timer::due(now, EVERY),
         }
@@ -73,6 +118,7 @@ impl Resolving {
             self.elected = elected;
             self.known.clear();
             self.failing.clear();
+            self.routes_failing = Failing::default();
             self.all_at = now;
             self.timer.hurry(now);
         }
@@ -87,20 +133,25 @@ impl Resolving {
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// Takes in which groups policies name.
     pub(super) fn groups_wanted(&mut self, mut groups: BTreeMap<String, Group>) {
-        let count = groups.len();
+        let (count, mut left_out) = (groups.len(), 0);
         if let Some(beyond) = groups.keys().nth(MOST_GROUPS).cloned() {
-            let _left_out = groups.split_off(&beyond);
+            left_out = groups.split_off(&beyond).len();
             let message = format!(
-                "policies name {count} groups of AWS's interfaces and {MOST_GROUPS} are asked for: those of later names stand for nothing"
+                "policies name {count} groups of AWS's interfaces and {MOST_GROUPS} are asked for, in the order of their names: \
+                 {left_out} are not, {beyond} first; what was known of them stays, and new ones stand for nothing. Let policies \
+                 name fewer: one that names several security groups at once is one group"
             );
-            tracing::error!(count, "policies name too many groups of AWS's interfaces");
+            tracing::error!(
+                groups = count, count = left_out, name = %beyond,
+                "policies name too many groups of AWS's interfaces: some are left out"
+            );
             self.notice(About::Node, Weight::Warning, "TooManyGroups", message);
         }
         let resolving = &mut self.resolving;
         resolving.known.retain(|name| groups.contains_key(name));
-        resolving.failing.retain(|name| groups.contains_key(name));
+        resolving.failing.retain(|name, _| groups.contains_key(name));
         resolving.wanted = groups;
-        self.parts.metrics.groups_wanted(resolving.wanted.len());
+        self.parts.metrics.groups_wanted(resolving.wanted.len(), left_out);
         if resolving.wanted.keys().any(|name| !resolving.known.contains(name)) {
             resolving.timer.hurry(Instant::now());
         }
@@ -118,7 +169,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         if all {
             resolving.all_at = now + EVERY;
         }
-        let due = |name: &String| all || !resolving.known.contains(name) || resolving.failing.contains(name);
+        let due = |name: &String| all || !resolving.known.contains(name) || resolving.failing.contains_key(name);
         let groups: BTreeMap<String, Group> = resolving
             .wanted
             .iter()
@@ -148,16 +199,21 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     shared.groups.insert(name, cidrs);
                 }
                 Err(failure) => {
-                    // What is told at each attempt would be told for ever.
-                    let is_news = self.resolving.failing.insert(name.clone());
-                    failures.push((format!("the members of {name}"), failure, is_news));
+                    let tells = self.resolving.failing.entry(name.clone()).or_default().again(failure.error.kind);
+                    failures.push((format!("the members of {name}"), "GroupNotResolved", failure, tells));
                 }
             }
         }
         match found.routes {
             None => {}
-            Some(Ok(routes)) => shared.routes = Some(routes),
-            Some(Err(failure)) => failures.push(("the VPC's routes".to_owned(), failure, false)),
+            Some(Ok(routes)) => {
+                self.resolving.routes_failing = Failing::default();
+                shared.routes = Some(routes);
+            }
+            Some(Err(failure)) => {
+                let tells = self.resolving.routes_failing.again(failure.error.kind);
+                failures.push(("where the VPC's routes lead".to_owned(), "RoutesNotResolved", failure, tells));
+            }
         }
         let told: Vec<String> = shared.groups.keys().cloned().collect();
         let mut pause = None;
@@ -168,13 +224,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 pause = Some(EVERY);
             }
         }
-        for (what, Failure { error, retry_after }, is_news) in failures {
+        for (what, reason, Failure { error, retry_after }, tells) in failures {
             tracing::warn!(what, error = %error, "EC2 does not tell what all nodes need");
             self.parts.metrics.error("resolve");
             pause = pause.max(Some(retry_after));
-            if is_news && matches!(error.kind, CloudErrorKind::Denied | CloudErrorKind::Other) {
-                let message = format!("EC2 does not tell {what}, and policies keep what was known of them: {error}");
-                self.notice(About::Node, Weight::Warning, "GroupNotResolved", message);
+            if tells {
+                let message = format!("EC2 does not tell {what}, and what was known stays: {error}; {}", hint(&error));
+                self.notice(About::Node, Weight::Warning, reason, message);
             }
         }
         match pause {
@@ -191,17 +247,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 }
 
-/// Asks EC2, one call for each group.
+/// Asks EC2, one call for each group. The routes come first: they are one call, and groups may be many and slow.
 pub(super) async fn ask<C: Cloud>(executor: &Executor<C>, wanted: Wanted) -> Found {
     let cloud = executor.cloud();
-    let mut groups = BTreeMap::new();
-    for (name, group) in wanted.groups {
-        let members = executor.call(group.api(), cloud.members(&group)).await;
-        let cidrs = members.and_then(|members| {
-            group.cidrs(&members).ok_or_else(|| too_many(group.api(), &format!("{MOST_CIDRS} CIDRs stand for {name}")))
-        });
-        groups.insert(name, cidrs);
-    }
     let routes = match wanted.routes {
         None => None,
         Some(vpc) => {
@@ -213,6 +261,14 @@ pub(super) async fn ask<C: Cloud>(executor: &Executor<C>, wanted: Wanted) -> Fou
             }))
         }
     };
+    let mut groups = BTreeMap::new();
+    for (name, group) in wanted.groups {
+        let members = executor.call(group.api(), cloud.members(&group)).await;
+        let cidrs = members.and_then(|members| {
+            group.cidrs(&members).ok_or_else(|| too_many(group.api(), &format!("{MOST_CIDRS} CIDRs stand for {name}")))
+        });
+        groups.insert(name, cidrs);
+    }
     Found { groups, routes }
 }
 

@@ -85,6 +85,7 @@ struct Node {
     handle: Handle,
     task: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
+    metrics: Arc<Metrics>,
 }
 
 impl World {
@@ -135,9 +136,16 @@ impl World {
         let metrics = Arc::new(Metrics::new());
         let (reports, reported) = mpsc::channel(REPORT_LIMIT);
         self.reports = Some(reported);
-        let (parts, begin) =
-            start(self.config(), self.clock, self.cloud.clone(), self.host.clone(), metrics, reports, self.starts)
-                .await;
+        let (parts, begin) = start(
+            self.config(),
+            self.clock,
+            self.cloud.clone(),
+            self.host.clone(),
+            Arc::clone(&metrics),
+            reports,
+            self.starts,
+        )
+        .await;
         let (stop, stops) = oneshot::channel();
         let died = Arc::new(Notify::new());
         let run = Daemon::new(parts, begin).run(inputs, async {
@@ -147,7 +155,7 @@ impl World {
             }
         });
         let task = tokio::spawn(Mortal { run: Some(Box::pin(run)), waits, died: Arc::clone(&died) });
-        (Node { handle, task, stop: Some(stop) }, died)
+        (Node { handle, task, stop: Some(stop), metrics }, died)
     }
 
     /// A daemon that is ready and has nothing left to do.
@@ -206,6 +214,13 @@ impl View {
 }
 
 impl Node {
+    /// A line of the metrics: its value; 0 where there is no such line.
+    fn counted(&self, line: &str) -> u64 {
+        let text = self.metrics.encode();
+        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
     async fn view(&self) -> View {
         self.handle.look().await.expect("the loop answers")
     }

@@ -261,15 +261,19 @@ const fn restores_marks(node: &NodeNetwork, family: Family) -> bool {
 /// Where packets keep their source, as an nft set: sorted, without what lies inside others, never empty, which nft would
 /// refuse. None when they keep it everywhere.
 fn untranslated(node: &NodeNetwork) -> Option<String> {
+    if node.config.external_snat || !node.config.families.has_v4() {
+        return None;
+    }
     let networks = [&node.vpc_cidrs, &node.routed_cidrs, &node.config.exclude_snat];
-    let mut cidrs: Vec<Ipv4Net> = networks.into_iter().flatten().copied().collect();
-    if node.config.external_snat || !node.config.families.has_v4() || cidrs.iter().any(|cidr| cidr.prefix_len() == 0) {
+    let named: Vec<Ipv4Net> = networks.into_iter().flatten().copied().collect();
+    let mut cidrs = Ipv4Net::aggregate(&named);
+    // Two halves of everything are everything.
+    if cidrs.iter().any(|cidr| cidr.prefix_len() == 0) {
         return None;
     }
     if cidrs.is_empty() {
         cidrs.push(Ipv4Net::from(node.primary_ip));
     }
-    cidrs = Ipv4Net::aggregate(&cidrs);
     cidrs.sort_unstable();
     let elements: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
     Some(format!("{{ {} }}", elements.join(", ")))

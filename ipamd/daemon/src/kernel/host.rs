@@ -16,7 +16,9 @@ use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::plan::{Op, Planned};
-use sluice_hostnet::state::{Family, LinkKind, NftRuleset, NftTableId, Observed, Protocol, Route, Rule, host_prefix};
+use sluice_hostnet::state::{
+    Family, Link, LinkKind, NftRuleset, NftTableId, Observed, Protocol, Route, Rule, host_prefix,
+};
 use sluice_hostnet::watch::{Event, NftEvent, NftWatch, WaitForLinkError, Watch, Watched};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -183,8 +185,11 @@ impl HostKernel {
         let routing = Watch::open(namespace, Watched::ALL).await.map_err(failed("watching the host's network"))?;
         let nft = NftWatch::open(namespace).map_err(failed("watching nftables"))?;
         let seen = self.see_pods().await?;
+        let Pods { view, dead, .. } = pods(&seen, veth_prefix);
         let mut ours = self.ours();
         ours.standing.clear();
+        // Those too that were made when the settings had another prefix.
+        ours.standing.extend(view.pods.into_iter().filter(|(address, _)| !dead.contains(address)));
         for route in &seen.routes {
             ours.stands(route, veth_prefix);
         }
@@ -237,7 +242,9 @@ impl HostKernel {
         Ok(done)
     }
 
-    async fn repair_pods(&self, pods: &[PodNetwork]) -> Result<Vec<Planned>, KernelError> {
+    /// The pods' part. What fails for one of them, as where its interface goes just then, holds up no other.
+    async fn repair_pods(&self, pods: &[PodNetwork]) -> Vec<Result<Vec<Planned>, KernelError>> {
+        const MENDING: &str = "mending the pods' routes and rules";
         let tables: BTreeSet<u32> = pods.iter().filter_map(|pod| Some(pod.branch.as_ref()?.table)).collect();
         let tables = std::iter::once(TABLE_MAIN).chain(tables);
         let view = View {
@@ -246,10 +253,24 @@ impl HostKernel {
             neighbours: Family::ALL.into(),
             ..View::default()
         };
-        let seen = self.host.observe(&view).await.map_err(failed("reading the pods' routes and rules"))?;
-        let ops = repair::pods(&seen, pods, &self.ours().standing);
-        let executed = self.host.execute(&ops).await.map_err(failed("mending the pods' routes and rules"))?;
-        Ok(executed.changed)
+        let seen = match self.host.observe(&view).await {
+            Ok(seen) => seen,
+            Err(error) => return vec![Err(failed("reading the pods' routes and rules")(error))],
+        };
+        let standing = self.ours().standing.clone();
+        // Nothing is left of a plan that fails on the way.
+        if let Ok(executed) = self.host.execute(&repair::pods(&seen, pods, &standing)).await {
+            return vec![Ok(executed.changed)];
+        }
+        let mut done = Vec::new();
+        for pod in pods {
+            let ops = repair::pods(&seen, std::slice::from_ref(pod), &standing);
+            if !ops.is_empty() {
+                let executed = self.host.execute(&ops).await;
+                done.push(executed.map(|executed| executed.changed).map_err(failed(MENDING)));
+            }
+        }
+        done
     }
 }
 
@@ -309,10 +330,10 @@ impl Kernel for HostKernel {
         Ok(true)
     }
 
-    async fn clear_route(&self, address: IpAddr, dev: &IfName, attachment: &Attachment) -> Result<(), KernelError> {
+    async fn clear_route(&self, address: IpAddr, dev: &IfName, attachment: &Attachment) -> Result<bool, KernelError> {
         let seen = self.see_pods().await?;
         if marked(&seen).get(dev) != Some(attachment) {
-            return Ok(());
+            return Ok(false);
         }
         let net = host_prefix(address);
         let its =
@@ -323,17 +344,18 @@ impl Kernel for HostKernel {
         // Who watches must not take it for somebody's mistake.
         self.ours().standing.retain(|standing, by| *standing != address || by != dev);
         let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the route to {address}")))?;
+        let removed = !executed.changed.is_empty();
         tell(executed.changed);
-        Ok(())
+        Ok(removed)
     }
 
-    async fn clear_link(&self, dev: &IfName, attachment: &Attachment) -> Result<(), KernelError> {
+    async fn clear_link(&self, dev: &IfName, attachment: &Attachment) -> Result<bool, KernelError> {
         let seen = self.see_pods().await?;
         let routed = seen.routes.iter().any(|route| {
             route.dev.as_ref() == Some(dev) && route.table == TABLE_MAIN && route.protocol != Protocol::KERNEL
         });
         let link = seen.link(dev).filter(|_| marked(&seen).get(dev) == Some(attachment) && !routed);
-        let Some(link) = link else { return Ok(()) };
+        let Some(link) = link else { return Ok(false) };
         self.host.netlink().delete_link(link.index).await.map_err(failed(format!("removing {dev}")))?;
         if let Some(vlan) = branch::vlan_of_link(dev).filter(|_| is_vlan(link)) {
             let its = strict_rules_to(&seen.rules, branch::table(vlan));
@@ -342,7 +364,7 @@ impl Kernel for HostKernel {
             tell(executed.changed);
         }
         tracing::info!(link = %dev, attachment = %attachment, "the interface of a pod that is gone was removed");
-        Ok(())
+        Ok(true)
     }
 
     async fn disturbed(&self, veth_prefix: &str, not_before: Instant) -> Result<Disturbance, KernelError> {
@@ -368,7 +390,7 @@ impl Kernel for HostKernel {
     async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
         let set_up = self.set_up.lock().await;
         let mut done = self.repair_parts(&set_up).await.unwrap_or_else(|error| vec![Err(error)]);
-        done.push(self.repair_pods(pods).await);
+        done.extend(self.repair_pods(pods).await);
         drop(set_up);
         let mut repaired = Repaired::default();
         for outcome in done {
@@ -403,22 +425,28 @@ fn rule_of_pod(rule: &Rule) -> Option<IpAddr> {
 
 /// The pods' addresses: host routes by pods' interfaces, and pods' rules. Both are counted, so that an address counts as
 /// dead only when all of its pod is gone. Addresses for egress alone follow from them and are in no ledger.
+///
+/// A pod's interface is one by its name, by its mark, or because it carries an address that a pod's rule is about: pods that
+/// were made when `AWS_VPC_K8S_CNI_VETHPREFIX` was another live on under their names, and those that the VPC CNI has made
+/// carry no mark.
 fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     let mut found = Pods::default();
     let unknown = IfName::new(UNKNOWN_LINK).ok();
     let marked = marked(seen);
-    let mut links: BTreeMap<&Attachment, usize> = BTreeMap::new();
-    for attachment in marked.values() {
-        *links.entry(attachment).or_default() += 1;
-    }
-    let lone = marked.iter().filter(|(_, attachment)| links.get(attachment) == Some(&1));
+    let of_kind = |is_it: fn(&Link) -> bool| -> BTreeSet<&Attachment> {
+        let links = seen.links.iter().filter(|link| is_it(link));
+        links.filter_map(|link| marked.get(&link.name)).collect()
+    };
+    let (by_veth, by_vlan) = (of_kind(|link| link.kind == LinkKind::Veth), of_kind(is_vlan));
+    let lone = marked.iter().filter(|(_, attachment)| !(by_veth.contains(attachment) && by_vlan.contains(attachment)));
     found.marked = lone.map(|(dev, attachment)| ((*dev).clone(), attachment.clone())).collect();
     let veths = seen.links.iter().filter(|link| link.kind == LinkKind::Veth);
     found.veths = veths.map(|link| link.name.clone()).collect();
-    for address in seen.rules.iter().filter_map(rule_of_pod) {
+    let ruled: BTreeSet<IpAddr> = seen.rules.iter().filter_map(rule_of_pod).collect();
+    for address in &ruled {
         if let Some(dev) = &unknown {
-            found.view.pods.insert(address, dev.clone());
-            found.dead.insert(address);
+            found.view.pods.insert(*address, dev.clone());
+            found.dead.insert(*address);
         }
     }
     for rule in seen.rules.iter().filter(|rule| rule.priority == RULE_FROM_ENI && rule.table != TABLE_MAIN) {
@@ -438,12 +466,12 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
         let whole = route.destination.prefix_len() == route.destination.max_prefix_len();
         let address = route.destination.addr();
         if let (true, Some(dev)) = (whole && !is_egress(address), &route.dev)
-            && dev.as_str().starts_with(veth_prefix)
+            && (dev.as_str().starts_with(veth_prefix) || marked.contains_key(dev) || ruled.contains(&address))
             && let Some(link) = seen.links.iter().find(|link| link.name == *dev && link.kind == LinkKind::Veth)
         {
             found.view.pods.insert(address, dev.clone());
             found.dead.remove(&address);
-            found.attachments.extend(found.marked.get(&link.name).map(|attachment| (address, attachment.clone())));
+            found.attachments.extend(marked.get(&link.name).map(|attachment| (address, attachment.clone())));
         }
     }
     found

@@ -311,3 +311,27 @@ async fn limits_come_from_the_table_and_from_ec2_for_new_types() {
     assert_eq!(error.message, "y99.large has no NetworkInfo");
     assert_eq!(cloud.instance_limits("z99.large").await.unwrap_err().kind, CloudErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn a_route_that_leads_nowhere_is_none() {
+    let route = |destination: &str, target: &str, state: &str| {
+        format!("<item><destinationCidrBlock>{destination}</destinationCidrBlock>{target}<state>{state}</state></item>")
+    };
+    let peering = "<vpcPeeringConnectionId>pcx-0123456789abcdef0</vpcPeeringConnectionId>";
+    let routes = [
+        route("10.0.0.0/16", "<gatewayId>local</gatewayId>", "active"),
+        route("10.8.0.0/16", peering, "blackhole"),
+        route("10.9.0.0/16", peering, "active"),
+        // A state that this version does not know.
+        route("10.10.0.0/16", peering, "filtered"),
+    ];
+    let table = format!(
+        "<routeTableSet><item><routeTableId>rtb-0123456789abcdef0</routeTableId><routeSet>{}</routeSet></item></routeTableSet>",
+        routes.concat()
+    );
+    let server = Server::answering([Answer::ec2("DescribeRouteTables", &table)]).await;
+    let found = cloud(&server).routes(&"vpc-0123456789abcdef0".parse().unwrap()).await.unwrap();
+    let found: Vec<String> = found.iter().map(|route| format!("{} {}", route.destination, route.target)).collect();
+    let wanted = ["10.0.0.0/16 local", "10.9.0.0/16 pcx-0123456789abcdef0", "10.10.0.0/16 pcx-0123456789abcdef0"];
+    assert_eq!(found, wanted);
+}

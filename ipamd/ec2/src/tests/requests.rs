@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use sluice_ipamd_core::cloud::{AddressCount, Assigned, CloudErrorKind, ConnectionTracking, CreateEni, Unassign};
+use sluice_ipamd_core::shared::Group;
 use sluice_ipamd_daemon::cloud::Cloud;
 
 use super::answers::{ENI, described, id};
@@ -219,4 +220,27 @@ async fn tags_go_to_one_eni() {
     assert_eq!((form["Action"].as_str(), form["ResourceId.1"].as_str()), ("CreateTags", ENI));
     assert_eq!(form["Tag.1.Key"], "node.k8s.amazonaws.com/createdAt");
     assert_eq!(form["Tag.1.Value"], "2026-01-02T03:04:05Z");
+}
+
+#[tokio::test]
+async fn what_is_looked_for_is_that_text_and_no_pattern() {
+    let server = Server::start(|request| {
+        let set = if request.form["Action"] == "DescribeInstances" { "reservationSet" } else { "networkInterfaceSet" };
+        Some(Answer::ec2(&request.form["Action"], &format!("<{set}/>")))
+    })
+    .await;
+    let cloud = cloud(&server);
+    assert_eq!(cloud.unattached_enis(r"team*?\prod").await.unwrap(), []);
+    let form = server.only();
+    assert_eq!(form["Filter.2.Name"], "tag:cluster.k8s.amazonaws.com/name");
+    assert_eq!(form["Filter.2.Value.1"], r"team\*\?\\prod");
+    server.forget();
+    let tags = Group { tags: [("role".to_owned(), "*".to_owned())].into(), ..Group::default() };
+    assert_eq!(cloud.members(&tags).await.unwrap(), []);
+    let form = server.only();
+    assert_eq!((form["Filter.1.Name"].as_str(), form["Filter.1.Value.1"].as_str()), ("tag:role", r"\*"));
+    server.forget();
+    let names = Group { names: ["web?".to_owned()].into(), ..Group::default() };
+    assert_eq!(cloud.members(&names).await.unwrap(), []);
+    assert_eq!(server.only()["Filter.1.Value.1"], r"web\?");
 }

@@ -165,10 +165,15 @@ async fn what_is_left_behind_is_found_by_the_cluster_s_tag_and_its_instance_s_en
     };
     let (loose, used) = (made("token-1", "prod").await, made("token-2", "prod").await);
     made("token-3", "other").await;
+    made("token-4", "production").await;
+    let starred = made("token-5", r"prod*\").await;
     cloud.attach_eni(&used, &account.instance, 0, 1).await.unwrap();
     let found = cloud.unattached_enis("prod").await.unwrap();
     assert_eq!(found.iter().map(|eni| &eni.eni).collect::<Vec<_>>(), [&loose]);
     assert_eq!(found[0].tags[OWNER], account.instance.to_string());
+    // A cluster may be called like a pattern: others that would fit are others all the same.
+    let found = cloud.unattached_enis(r"prod*\").await.unwrap();
+    assert_eq!(found.iter().map(|eni| &eni.eni).collect::<Vec<_>>(), [&starred]);
 
     let unknown: InstanceId = "i-0123456789abcdef0".parse().unwrap();
     let asked = BTreeSet::from([account.instance.clone(), unknown]);

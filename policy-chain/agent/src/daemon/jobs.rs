@@ -9,7 +9,7 @@ use sluice_policy_core::cluster::ObjectId;
 use tokio::time::Instant;
 
 use super::timer::Timer;
-use super::{Daemon, Knowledge};
+use super::{Before, Daemon, Knowledge};
 use crate::cluster::{Cluster, Notice, Weight};
 use crate::daemon::pods::interface;
 use crate::datapath::{AttachError, Datapath, Interface};
@@ -117,7 +117,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             self.promote().await;
         }
         if self.timers.retry.is_due(now) {
-            self.try_again();
+            self.try_again().await;
         }
         if self.timers.expire.is_due(now) {
             self.parts.gates.expire();
@@ -156,20 +156,34 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
     }
 
-    /// Puts this process' programs in the place of those of before, now that the maps have what they judge by.
+    /// Puts this process' programs in the place of those of before, now that the maps have what they judge by. Where that fails,
+    /// those judge on, and it is tried again.
     pub(super) async fn take_over(&mut self) {
         self.took_over = true;
-        let bindings: Vec<Binding> = self.bindings.values().cloned().collect();
+        // Those that are being adopted are bound at the end of this step, and get their gates then.
+        let mut whole = self.adopting.is_empty();
+        let bound = self.bindings.iter().filter(|(attachment, _)| !self.adopting.contains(*attachment));
+        let bindings: Vec<Binding> = bound.map(|(_, binding)| binding.clone()).collect();
         for gate in bindings.iter().flat_map(Binding::interfaces) {
             let interface = interface(gate);
-            // An ADD that is under way has what drops everything there, until its own turn. What cannot be looked at now, or
-            // is not there, is mended with the next check.
-            let differences = self.parts.gates.check(&interface).await;
-            let is_older = differences.is_ok_and(|differences| differences.iter().any(|one| one.older));
-            if is_older && let Err(error) = self.parts.gates.attach(&interface).await {
-                tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "a gate of before stays for now");
-                self.parts.metrics.error("repair");
+            // An ADD that is under way has what drops everything there, until its own turn. What is not there is mended with the
+            // next check.
+            let replaced = match self.parts.gates.check(&interface).await {
+                Ok(differences) if differences.iter().any(|one| one.older) => self.parts.gates.attach(&interface).await,
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            match replaced {
+                Ok(()) | Err(AttachError::Gone { .. }) => {}
+                Err(error) => {
+                    whole = false;
+                    tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "a gate of before stays for now");
+                    self.parts.metrics.error("repair");
+                }
             }
+        }
+        if whole {
+            self.before = Before::Replaced;
         }
     }
 
@@ -199,7 +213,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         let taken: Vec<&str> = differences.iter().filter(|one| !one.older).map(|one| &*one.what).collect();
         if taken.is_empty() {
-            tracing::debug!(pod = %pod, interface = %interface.name, "its gate is that of this process now");
+            if attached.is_ok() {
+                tracing::debug!(pod = %pod, interface = %interface.name, "its gate is that of this process now");
+            }
             return;
         }
         tracing::error!(pod = %pod, interface = %interface.name, missing = ?taken, "a gate was not whole");
@@ -238,7 +254,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     }
 
     /// Tries what failed again.
-    fn try_again(&mut self) {
+    async fn try_again(&mut self) {
         for index in std::mem::take(&mut self.unbound) {
             self.unbind(index);
         }
@@ -248,9 +264,13 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if self.parts.gates.is_behind() && self.parts.gates.retry(self.engine.image()) {
             tracing::info!("everything is in the kernel's maps again");
         }
+        if self.took_over && self.before == Before::Judging {
+            self.take_over().await;
+        }
         if self.knowledge == Knowledge::All && self.unswept && !self.dirty {
             self.sweep();
         }
+        self.leave_other_layouts();
     }
 
     /// Something was taken from the hooks of an interface.

@@ -360,9 +360,14 @@ impl Datapath for GateDatapath {
             // Its gate may be of a process before.
             self.promote_later(interface);
         }
+        let gate = &self.gate;
         let words = missing.into_iter().map(|missing| {
-            let older = missing.instead == Instead::Older;
+            // What drops everything is asked behind a link, whosever that is.
+            let of_another_layout =
+                missing.instead != Instead::Drop && gate.is_of_another_layout(interface.index, missing.program);
+            let older = missing.instead == Instead::Older || of_another_layout;
             let instead = match missing.instead {
+                _ if of_another_layout => "that of another layout of the maps is there".to_owned(),
                 Instead::Older => "that of the process before is there".to_owned(),
                 Instead::Nothing => "nothing is there".to_owned(),
                 Instead::Drop => "the program that drops everything is there".to_owned(),
@@ -442,15 +447,21 @@ impl Datapath for GateDatapath {
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {
         let swept = self.gate.sweep(image).map_err(failed)?;
         tracing::info!(removed = ?swept.removed, locked = ?swept.locked, "the pinned maps were swept");
-        // Every pod that was found has its gate by now, so nothing stands open when theirs go.
+        Ok(())
+    }
+
+    fn leave_other_layouts(&mut self) -> bool {
         match self.gate.remove_other_layouts() {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(removed = ?removed, "what another layout had pinned is gone"),
+            Ok(removed) if removed.is_empty() => true,
+            Ok(removed) => {
+                tracing::info!(removed = ?removed, "what another layout had pinned is gone");
+                true
+            }
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&error), "what another layout has pinned stays: its programs may still judge");
+                false
             }
         }
-        Ok(())
     }
 
     fn seen(&mut self) -> Vec<Seen> {

@@ -27,6 +27,8 @@ pub(crate) enum Attached {
     Gate,
     /// The gate, by filters that the process before has put there.
     Older,
+    /// The gate of another layout of the maps, by links.
+    OtherLayout,
     /// The gate, by links.
     Links,
 }
@@ -49,6 +51,10 @@ pub(crate) struct Kernel {
     limits: BTreeMap<&'static str, usize>,
     /// Writes until the process is killed.
     fuse: Option<u32>,
+    /// The maps of another layout.
+    before: Option<Box<Self>>,
+    /// Programs cannot be put anywhere.
+    pub(crate) refuses_programs: bool,
     /// It has no links, as before Linux 6.6.
     pub(crate) without_links: bool,
     /// Interfaces whose flows were made known before they had a gate.
@@ -75,10 +81,18 @@ impl Kernel {
         self.links.remove(&index);
     }
 
+    /// What comes next has another layout of the maps. Gates stand by links.
+    pub(crate) fn change_layout(&mut self) {
+        let before = std::mem::take(self);
+        let links = before.links.iter();
+        self.links = links.map(|(index, (name, _))| (*index, (name.clone(), Attached::OtherLayout))).collect();
+        self.before = Some(Box::new(before));
+    }
+
     /// Somebody takes the filters of a link away.
     pub(crate) fn strip(&mut self, index: u32) {
         if let Some((_, attached)) = self.links.get_mut(&index)
-            && *attached != Attached::Links
+            && !matches!(attached, Attached::Links | Attached::OtherLayout)
         {
             *attached = Attached::Nothing;
         }
@@ -122,8 +136,16 @@ impl Kernel {
         match self.attached(index) {
             Some(Attached::Nothing) => return true,
             Some(Attached::Drop) | None => return false,
+            Some(Attached::OtherLayout) => {
+                return self.before.as_ref().is_some_and(|before| before.judges(index, query));
+            }
             Some(Attached::Gate | Attached::Older | Attached::Links) => {}
         }
+        self.judges(index, query)
+    }
+
+    /// What the maps say of it.
+    fn judges(&self, index: u32, query: &Query) -> bool {
         let Some(entry) = self.entries.get(&index).filter(|entry| !entry.locked) else { return false };
         let mut maps = self.maps.clone();
         maps.endpoints.insert(query.subject.clone(), Arc::new(entry.endpoint.clone()));
@@ -367,6 +389,10 @@ impl Datapath for Model {
     async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
         assert!(self.guarded.contains(&interface.index), "only interfaces that were bound are attached");
         let mut kernel = self.write();
+        if kernel.refuses_programs {
+            let action = format!("putting the gate on {}", interface.name);
+            return Err(AttachError::Kernel { action, source: "refused".into() });
+        }
         match kernel.links.get_mut(&interface.index) {
             Some((_, Attached::Links)) => Ok(()),
             Some((name, attached)) if *name == interface.name.as_str() => {
@@ -399,7 +425,7 @@ impl Datapath for Model {
             None => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
             Some(Attached::Gate | Attached::Links) => Ok(Vec::new()),
             Some(other) => {
-                let older = other == Attached::Older;
+                let older = matches!(other, Attached::Older | Attached::OtherLayout);
                 Ok(vec![Difference { what: format!("{other:?} in place of the gate"), older }])
             }
         }
@@ -429,6 +455,15 @@ impl Datapath for Model {
         let bound = &self.bound;
         kernel.entries.retain(|index, _| bound.get(index).is_some_and(|pod| image.endpoints.contains_key(pod)));
         Ok(())
+    }
+
+    fn leave_other_layouts(&mut self) -> bool {
+        let mut kernel = self.write();
+        kernel.before = None;
+        for (_, attached) in kernel.links.values_mut().filter(|(_, attached)| *attached == Attached::OtherLayout) {
+            *attached = Attached::Nothing;
+        }
+        true
     }
 
     fn seen(&mut self) -> Vec<Seen> {

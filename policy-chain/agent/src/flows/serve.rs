@@ -145,7 +145,8 @@ where
 {
     let Some(tls) = tls else { return Some(Line(Box::pin(held))) };
     match timeout(BEGINNING, tls.accept(held)).await.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(stream) => Some(Line(Box::pin(stream))),
+        // The octets that the connection has had were TLS's: what is said through it has to begin, too. It has its place already.
+        Ok(stream) => Some(Line(Box::pin(Held::new(stream, None)))),
         Err(error) => {
             tracing::debug!(error = %error, "a client for flows did not get through TLS");
             None

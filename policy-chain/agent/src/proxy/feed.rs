@@ -1,6 +1,6 @@
 //! What all proxies are told, and what each has taken in.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_contract::proxy::{Snapshot, Update};
@@ -29,7 +29,18 @@ struct Inner {
     log: VecDeque<Arc<Update>>,
     /// By connection: the version that is in force there; none before the first.
     streams: BTreeMap<u64, Option<u64>>,
+    /// Connections that were waited for in vain, and have acknowledged nothing since: they are not waited for again.
+    silent: BTreeSet<u64>,
     next: u64,
+}
+
+impl Inner {
+    /// The connections where this version is not in force, without those that are not waited for.
+    fn late(&self, version: u64) -> Vec<u64> {
+        let late =
+            self.streams.iter().filter(|(number, acked)| **acked < Some(version) && !self.silent.contains(*number));
+        late.map(|(number, _)| *number).collect()
+    }
 }
 
 /// A proxy's place in the feed, for as long as its stream lives.
@@ -42,7 +53,8 @@ pub(crate) struct Place {
 impl Feed {
     pub(super) fn new(told: Snapshot) -> Self {
         let (version, _) = watch::channel(told.version);
-        let inner = Inner { told, log: VecDeque::new(), streams: BTreeMap::new(), next: 0 };
+        let (log, streams, silent) = (VecDeque::new(), BTreeMap::new(), BTreeSet::new());
+        let inner = Inner { told, log, streams, silent, next: 0 };
         Self(Arc::new(Shared { inner: Mutex::new(inner), version, acknowledged: Notify::new() }))
     }
 
@@ -99,15 +111,22 @@ impl Feed {
         Place { feed: self.clone(), number }
     }
 
-    /// Waits until all proxies have this version in force. Gives how many have not at `deadline`.
+    /// Waits until all proxies have this version in force. Gives how many have not at `deadline`; these are waited for again when
+    /// they have acknowledged something.
     pub(super) async fn acknowledged(&self, version: u64, deadline: Instant) -> usize {
         loop {
             let moved = self.0.acknowledged.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
-            let late = self.with(|inner| inner.streams.values().filter(|acked| **acked < Some(version)).count());
-            if late == 0 || timeout_at(deadline, moved).await.is_err() {
-                return late;
+            if self.with(|inner| inner.late(version).is_empty()) {
+                return 0;
+            }
+            if timeout_at(deadline, moved).await.is_err() {
+                return self.with(|inner| {
+                    let late = inner.late(version);
+                    inner.silent.extend(&late);
+                    late.len()
+                });
             }
         }
     }
@@ -133,6 +152,7 @@ impl Place {
                 && let Some(acked) = inner.streams.get_mut(&self.number)
             {
                 *acked = (*acked).max(Some(version));
+                inner.silent.remove(&self.number);
             }
         });
         self.feed.0.acknowledged.notify_waiters();
@@ -141,7 +161,10 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.feed.with(|inner| inner.streams.remove(&self.number));
+        self.feed.with(|inner| {
+            inner.streams.remove(&self.number);
+            inner.silent.remove(&self.number);
+        });
         self.feed.0.acknowledged.notify_waiters();
     }
 }

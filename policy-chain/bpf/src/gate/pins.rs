@@ -13,6 +13,7 @@ use super::OpenError;
 use crate::layout::{MapKind, MapLayout};
 use crate::links;
 use crate::programs::Program;
+use crate::sys::{self, LinkPlace};
 
 /// Directory of the programs, below the layout's.
 const PROGRAMS: &str = "programs";
@@ -49,17 +50,33 @@ impl Pins {
     /// that a process holds stays.
     pub(super) fn remove_other_layouts(&self) -> io::Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
-        for entry in self.root.parent().map(std::fs::read_dir).into_iter().flatten().flatten() {
-            let path = entry?.path();
-            let is_layout = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()).is_some();
-            if !is_layout || path == self.root {
-                continue;
-            }
+        for path in self.other_layouts()? {
             let Ok(_lock) = Flock::lock(File::open(&path)?, FlockArg::LockExclusiveNonblock) else { continue };
             std::fs::remove_dir_all(&path)?;
             removed.push(path);
         }
         Ok(removed)
+    }
+
+    /// The directories of other layouts.
+    fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in self.root.parent().map(std::fs::read_dir).into_iter().flatten().flatten() {
+            let path = entry?.path();
+            let is_layout = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()).is_some();
+            if is_layout && path != self.root {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether another layout has pinned a link by which this program of its own is attached to an interface.
+    pub(super) fn has_link_of_another_layout(&self, index: u32, program: Program) -> bool {
+        self.other_layouts().unwrap_or_default().iter().any(|layout| {
+            let path = layout.join(LINKS).join(links::name(index, program));
+            path.exists() && sys::link_interface(&path).is_ok_and(|place| place == LinkPlace::Interface(index))
+        })
     }
 
     /// The directory of the layout.

@@ -37,7 +37,8 @@ constants! {
 
     /// Connection: a reset was the last that was seen (TCP). Nobody here checks its sequence number, so the flow may go on.
     CONNECTION_RESET: u32 = 16;
-    /// Connection: it was opened by way of the proxy, and keeps to it until it closes (DESIGN 6.5).
+    /// Connection: it was opened by way of the proxy, and keeps to it: of TCP until it closes (DESIGN 6.5), of UDP as long as policy
+    /// sends it there.
     CONNECTION_PROXIED: u32 = 32;
     /// Connection: the first packet that was seen of it opens none (TCP), so the other side may have opened it.
     CONNECTION_MIDSTREAM: u32 = 64;

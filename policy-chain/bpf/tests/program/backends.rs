@@ -2,14 +2,16 @@
 //! are translated.
 
 use sluice_policy_bpf::layout::{
-    Address, CONNECTION_ANSWERED, Connection, DropReason, ENDPOINT_AUDIT, ENDPOINT_BRIDGE, Endpoint, EventKind, Hook,
-    OwnAddress, Verdict,
+    Address, CONNECTION_ANSWERED, CONNECTION_PROXIED, CONNECTION_SEEN, Connection, DropReason, ENDPOINT_AUDIT,
+    ENDPOINT_BRIDGE, Endpoint, EventKind, Hook, OwnAddress, Verdict,
 };
 
 use crate::frame::{ACK, Packet, SYN};
 use crate::kernel::Action::{Drop, Pass};
 use crate::kernel::{INTERFACE, UPLINK, may_run};
-use crate::pod::{ALLOW, CLIENT, DENY, Family, NO_BACKENDS, NONE, ONLY_SERVER, PORT, Pod, SERVICES, families};
+use crate::pod::{
+    ALLOW, CLIENT, DENY, DRY_SERVICES, Family, NO_BACKENDS, NONE, ONLY_SERVER, PORT, Pod, REDIRECT, SERVICES, families,
+};
 
 fn in_both_families(test: impl Fn(&mut Pod, Family)) {
     if !may_run() {
@@ -110,6 +112,45 @@ fn a_judgement_of_one_backend_is_not_anothers() {
         pod.kernel.forget_recent();
         let packet = Packet { destination: family.other, ..packet };
         assert_eq!(pod.kernel.run(Hook::Uplink, &packet.frame(), INTERFACE), Drop);
+    });
+}
+
+/// DESIGN 6.12: what the proxy has of a flow to a Service only for a dry run to see goes to no backend that is closed without
+/// the dry run. The proxy itself need not know the backend.
+#[test]
+fn a_dry_run_at_the_proxy_opens_no_backend() {
+    in_both_families(|pod, family| {
+        pod.policy(DENY, DRY_SERVICES);
+        for packet in [to_service(family), Packet::udp((family.own, CLIENT), (family.service, PORT))] {
+            pod.kernel.forget();
+            assert_eq!(pod.sends(&packet), Pass);
+            // As if the proxy had taken it, and its packets had been left to a backend.
+            let flow = pod.flow().unwrap();
+            let judged = pod.endpoint.revision << 8 | u64::from(Verdict::Redirect.number());
+            let seen = Connection { judged, state: CONNECTION_PROXIED | CONNECTION_SEEN, ..flow };
+            let known = Connection { state: CONNECTION_PROXIED, ..seen };
+            let unknown = 77;
+            for (backend, flow, action) in [
+                (family.server, seen, Pass),
+                (family.other, seen, Drop),
+                // The proxy had it before policy left it to its backend.
+                (family.other, known, Drop),
+                // What is the proxy's in force was judged by it, and what is allowed by the gate.
+                (family.other, Connection { decision: REDIRECT, ..known }, Pass),
+                (family.other, Connection { decision: ALLOW, ..seen }, Pass),
+                // Of what decided it nothing is known any more.
+                (family.other, Connection { decision: unknown, ..seen }, Drop),
+                (family.other, Connection { decision: unknown, ..known }, Pass),
+            ] {
+                pod.kernel.forget_recent();
+                let key = pod.key((family.own, CLIENT), (backend, PORT), packet.protocol);
+                pod.kernel.connections.insert(key, flow, 0).unwrap();
+                let packet = Packet { destination: backend, ..packet.clone() };
+                let done = pod.kernel.run(Hook::Uplink, &packet.frame(), INTERFACE);
+                assert_eq!(done, action, "{backend}, decision {}, state {}", flow.decision, flow.state);
+            }
+            assert_eq!(pod.why(), Some(DropReason::Backend));
+        }
     });
 }
 

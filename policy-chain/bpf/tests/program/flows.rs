@@ -1,8 +1,9 @@
 //! What a flow is, and how long it is one.
 
 use sluice_policy_bpf::layout::{
-    CONNECTION_ADOPTED, CONNECTION_FIN, CONNECTION_FIN_BACK, CONNECTION_MIDSTREAM, CONNECTION_RESET, DropReason,
-    EventKind, Hook, SETTING_KEEP_ESTABLISHED, Settings, Verdict,
+    CONNECTION_ADOPTED, CONNECTION_ANSWERED, CONNECTION_FIN, CONNECTION_FIN_BACK, CONNECTION_MIDSTREAM,
+    CONNECTION_PROXIED, CONNECTION_RESET, Connection, DropReason, EventKind, FlowDirection, Hook,
+    SETTING_KEEP_ESTABLISHED, Settings, Verdict,
 };
 use sluice_policy_core::flow::Protocol;
 
@@ -353,6 +354,36 @@ fn without_a_proxy_what_is_for_it_is_dropped() {
         pod.policy(DENY, REDIRECT);
         assert_eq!((pod.gets(&back(ACK)), pod.why()), (Drop, Some(DropReason::NoProxy)));
         assert_eq!((pod.sends(&out(ACK)), pod.why()), (Drop, Some(DropReason::NoProxy)));
+    });
+}
+
+/// A flow that the proxy has stays with it when policy lets it pass: TCP, because there are two connections. Datagrams go straight.
+#[test]
+fn datagrams_leave_the_proxy_when_policy_does_not_send_them_there() {
+    in_both_families(|pod, family| {
+        pod.policy(DENY, ALLOW);
+        let (own, peer) = ((family.own, CLIENT), (family.server, PORT));
+        for (packet, stays) in [(Packet::udp(own, peer), false), (Packet::tcp(own, peer, ACK), true)] {
+            pod.kernel.forget();
+            let key = pod.key(own, peer, packet.protocol);
+            // As it was when policy sent it to the proxy.
+            let judged = (pod.endpoint.revision - 1) << 8 | u64::from(Verdict::Redirect.number());
+            let flow = Connection {
+                judged,
+                expires: u64::MAX,
+                state: CONNECTION_PROXIED | CONNECTION_ANSWERED,
+                decision: REDIRECT,
+                direction: FlowDirection::Egress.number(),
+                ..Connection::default()
+            };
+            pod.kernel.connections.insert(key, flow, 0).unwrap();
+            assert_eq!(pod.sends(&packet), if stays { Drop } else { Pass }, "there is no proxy");
+            let flow = pod.flow().unwrap();
+            assert_eq!(flow.revision(), pod.endpoint.revision);
+            assert_eq!(flow.verdict(), Some(if stays { Verdict::Redirect } else { Verdict::Allow }));
+            assert_eq!(flow.state & CONNECTION_PROXIED != 0, stays);
+            assert_eq!(pod.gets(&packet.turned()), if stays { Drop } else { Pass });
+        }
     });
 }
 

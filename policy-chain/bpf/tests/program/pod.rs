@@ -32,6 +32,8 @@ pub(crate) const SERVICES: u32 = 8;
 pub(crate) const BROKEN: u32 = 9;
 /// As [`SERVICES`], but no backend is allowed.
 pub(crate) const NO_BACKENDS: u32 = 10;
+/// As [`SERVICES`], but a dry run would send to the proxy what is left to its backend.
+pub(crate) const DRY_SERVICES: u32 = 11;
 
 const ANY: u32 = 0;
 const HOST: u32 = 1;
@@ -40,6 +42,8 @@ const SERVER: u32 = 300;
 const SERVICE: u32 = 301;
 /// The decision, and the row of all packets, by which flows are left to their backends.
 const DEFER: u32 = 5;
+/// The same, where a dry run would have the proxy look at it.
+const DRY_DEFER: u32 = 6;
 const DNS_ROW: u32 = 20;
 
 /// The port of everything that serves.
@@ -87,6 +91,7 @@ impl Pod {
             (REDIRECT, decision(Verdict::Redirect, Verdict::Redirect)),
             (DRY, decision(Verdict::Allow, Verdict::Deny)),
             (DEFER, decision(Verdict::Defer, Verdict::Defer)),
+            (DRY_DEFER, decision(Verdict::Defer, Verdict::Redirect)),
         ] {
             kernel.decisions.insert(number, value, 0).unwrap();
             kernel.rows.insert(&prefix(32, RowPort { row: number, ..RowPort::default() }), number, 0).unwrap();
@@ -112,6 +117,9 @@ impl Pod {
             (BROKEN, ANY, 99),
             (NO_BACKENDS, ANY, DENY),
             (NO_BACKENDS, FRONTEND, DEFER),
+            (DRY_SERVICES, ANY, DENY),
+            (DRY_SERVICES, FRONTEND, DRY_DEFER),
+            (DRY_SERVICES, SERVER, ALLOW),
         ] {
             kernel.peers.insert(Peer { policy, identity }, row, 0).unwrap();
         }

@@ -160,6 +160,7 @@ pub(super) fn operations(before: &Before, new: &Image) -> Vec<Operation> {
             list.push(Operation::RemovePeer(key.0, key.1));
         }
     }
+    move_revisions(before, new, &mut list);
     remove_content(before, new, &mut list);
     list
 }
@@ -236,21 +237,29 @@ fn move_addresses(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     }
 }
 
-/// Gates get their policies, then their revisions; those that are gone go.
+/// Gates get their policies; those that are gone go.
 pub(super) fn swap_endpoints(before: &Before, new: &Image, list: &mut Vec<Operation>) {
-    let (mut revisions, mut removed) = (Vec::new(), Vec::new());
+    let mut removed = Vec::new();
     for (pod, old) in &before.endpoints {
         match (old, new.endpoints.get(pod)) {
-            (Some(old), Some(endpoint)) if old.same_but_revision(endpoint) => {
-                if old.revision != endpoint.revision {
-                    revisions.push(Operation::SetRevision(pod.clone(), endpoint.revision));
-                }
-            }
+            (Some(old), Some(endpoint)) if old.same_but_revision(endpoint) => {}
             (_, Some(endpoint)) => list.push(Operation::SetEndpoint(pod.clone(), Arc::clone(endpoint))),
             (Some(_), None) => removed.push(Operation::RemoveEndpoint(pod.clone())),
             (None, None) => {}
         }
     }
-    list.append(&mut revisions);
     list.append(&mut removed);
+}
+
+/// Gates whose policies stay get their revisions. What a flow is judged anew by has to be there then, and what it is not to be
+/// judged by any more has to be gone: it is judged once.
+pub(super) fn move_revisions(before: &Before, new: &Image, list: &mut Vec<Operation>) {
+    for (pod, old) in &before.endpoints {
+        if let (Some(old), Some(endpoint)) = (old, new.endpoints.get(pod))
+            && old.same_but_revision(endpoint)
+            && old.revision != endpoint.revision
+        {
+            list.push(Operation::SetRevision(pod.clone(), endpoint.revision));
+        }
+    }
 }

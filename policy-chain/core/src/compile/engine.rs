@@ -122,7 +122,7 @@ pub enum Notice {
         direction: Direction,
         /// The policies, sorted.
         policies: Vec<PolicyRef>,
-        /// The pods of the node that they select, sorted.
+        /// The pods of the node that they select, sorted; later, those that have come since.
         pods: Vec<PodKey>,
     },
 }
@@ -347,12 +347,16 @@ impl Engine {
         self.set_gates(&changed, &moved, &mut gates);
         let mut operations = self.store.staged(&mut self.classes.numbers, &mut self.programs.numbers);
         // What is old.
-        closed.append(&mut self.retire(&released, &gates, &mut moves));
+        let late = self.retire(&released, &gates, &mut moves);
+        self.set_gates(&BTreeSet::new(), &late, &mut gates);
+        closed.extend(&late);
         operations.append(&mut self.store.operations());
         self.settle();
         let forgotten = overflowed.saturating_sub(std::mem::replace(&mut self.names_told, overflowed));
         let mut notices = if forgotten > 0 { vec![Notice::NamesForgotten(forgotten)] } else { Vec::new() };
-        notices.extend(closed.iter().filter_map(|program| self.too_large(*program)));
+        notices.extend(closed.iter().filter_map(|program| self.too_large(*program, &|_| true)));
+        let came = born.joined.iter().filter(|(program, _)| !closed.contains(*program));
+        notices.extend(came.filter_map(|(program, pods)| self.too_large(*program, &|pod| pods.contains(pod))));
         Update { operations, notices }
     }
 
@@ -363,10 +367,12 @@ impl Engine {
         self.programs.fill(&new, &self.classes, &self.atoms, &front, &mut self.store)
     }
 
-    fn too_large(&self, program: u32) -> Option<Notice> {
-        let instance = self.programs.get(program)?;
+    /// What those of its pods are to be told that are meant, if the program is closed.
+    fn too_large(&self, program: u32, is_meant: &dyn Fn(&PodKey) -> bool) -> Option<Notice> {
+        let instance = self.programs.get(program).filter(|instance| instance.is_closed())?;
         let runs = |subject: &Subject| subject.sides.iter().any(|side| side.program == Some(program));
-        let pods = self.subjects.iter().filter(|(_, subject)| runs(subject)).map(|(pod, _)| pod.clone()).collect();
+        let pods = self.subjects.iter().filter(|(pod, subject)| is_meant(pod) && runs(subject));
+        let pods = pods.map(|(pod, _)| pod.clone()).collect();
         Some(Notice::TooLarge { direction: instance.program.direction(), policies: instance.policies(), pods })
     }
 

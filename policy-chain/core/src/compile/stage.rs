@@ -313,6 +313,7 @@ impl Stage<'_> {
         list.append(&mut late);
         arrive(&moves, &mut list);
         list.append(&mut end);
+        diff::move_revisions(self.before, self.new, &mut list);
         diff::remove_content(self.before, self.new, &mut list);
         list
     }

@@ -128,6 +128,32 @@ fn what_is_too_large_lets_nothing_pass() {
     }
 }
 
+/// Whoever comes to policies that are too large already is told so, once; those who were there were told.
+#[test]
+fn a_pod_that_comes_later_is_told_too() {
+    let mut node = Node::new();
+    let large = policy("large", "Ingress", false, &rules("Ingress", BLOCKS));
+    assert!(told(&node.tell(&large), Direction::Ingress, &["large"]));
+    let pods = |update: &Update| -> Vec<String> {
+        let told = update.notices.iter().flat_map(|notice| match notice {
+            Notice::TooLarge { pods, .. } => pods.clone(),
+            Notice::NamesForgotten(_) => Vec::new(),
+        });
+        told.map(|pod| pod.name.to_string()).collect()
+    };
+    let mut late = pod("late", "n1", "10.0.0.3");
+    late["metadata"]["labels"]["app"] = json!("p");
+    late["metadata"]["uid"] = json!("1");
+    assert_eq!(pods(&node.tell(&late)), ["late"]);
+    assert_eq!(node.ask("late", Direction::Ingress, "192.0.2.1", 4), (Verdict::Deny, Reason::TooLarge));
+    late["metadata"]["labels"]["more"] = json!("x");
+    assert_eq!(pods(&node.tell(&late)), [] as [&str; 0]);
+    assert_eq!(pods(&node.tell(&pod("another", "n1", "10.0.0.4"))), [] as [&str; 0]);
+    // Another pod of its name.
+    late["metadata"]["uid"] = json!("2");
+    assert_eq!(pods(&node.tell(&late)), ["late"]);
+}
+
 /// Two policies are too large together, and one that is a dry run restricts nothing even so.
 #[test]
 fn policies_count_together_and_dry_runs_restrict_nothing() {

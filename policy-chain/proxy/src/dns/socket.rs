@@ -258,6 +258,20 @@ impl Poll {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Watches a socket no longer.
+    pub(super) fn remove(&self, socket: &UdpSocket) -> io::Result<()> {
+        // SAFETY: no event is needed to remove one (Linux 2.6.9).
+        let result = unsafe {
+            libc::epoll_ctl(
+                self.epoll.as_raw_fd(),
+                libc::EPOLL_CTL_DEL,
+                socket.as_raw_fd(),
+                std::ptr::null_mut::<libc::epoll_event>(),
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// The tokens of sockets that can be read, without waiting; none: there are none. Whether to look once more when these have
     /// been read: there may be others; or one has an error, which recvmmsg(2) tells only after the datagrams before it.
     pub(super) fn ready(&self, tokens: &mut Vec<u64>) -> io::Result<bool> {
@@ -329,5 +343,11 @@ mod tests {
             poll.ready(&mut tokens).unwrap();
         }
         assert_eq!(tokens, [8]);
+        poll.remove(&sockets[1]).unwrap();
+        poll.ready(&mut tokens).unwrap();
+        assert!(tokens.is_empty());
+        poll.add(&sockets[1], 9).unwrap();
+        poll.ready(&mut tokens).unwrap();
+        assert_eq!(tokens, [9]);
     }
 }

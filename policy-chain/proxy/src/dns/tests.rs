@@ -154,6 +154,11 @@ impl Drop for Bed {
 impl Bed {
     /// Has to be called within a `LocalSet`.
     fn with(rules: Result<Rules, Refused>, limits: Limits) -> Self {
+        Self::beside(Vec::new(), rules, limits)
+    }
+
+    /// With further listeners.
+    fn beside(others: Vec<StdUdpSocket>, rules: Result<Rules, Refused>, limits: Limits) -> Self {
         let (names, link) = Names::new(None);
         let (policy, records) = (Said::new(rules), Arc::new(Records::default()));
         let dns = Arc::new(Dns::new(Arc::clone(&policy), Arc::clone(&records), names, limits));
@@ -168,7 +173,12 @@ impl Bed {
         };
         let engine = Arc::clone(&dns);
         let running = tokio::task::spawn_local(async move {
-            engine.serve_datagrams(vec![listener], sockets).await.unwrap();
+            if others.is_empty() {
+                engine.serve_datagrams(vec![listener], sockets).await.unwrap();
+            } else {
+                socket::tell_destinations(&listener).unwrap();
+                engine.serve_telling(others.into_iter().chain([listener]).collect(), sockets).await.unwrap();
+            }
         });
         Self { policy, records, dns, link, proxy, server, broken, running }
     }
@@ -425,6 +435,26 @@ local! {
         bed.broken.store(false, Ordering::Relaxed);
         bed.client().await.send(&query(9, "a.example.com", 1)).await.unwrap();
         bed.counted("sluice_proxy_dns_forwarded", 7).await;
+    }
+
+    /// A listener that cannot be read, as no socket can be that is none, is tried now and then; the others are served.
+    async fn a_listener_that_cannot_be_read_is_left_alone() {
+        let (none, mut writer) = std::io::pipe().unwrap();
+        std::io::Write::write_all(&mut writer, b"x").unwrap();
+        let none = StdUdpSocket::from(std::os::fd::OwnedFd::from(none));
+        let bed = Bed::beside(vec![none], Ok(rules(&["*"], false)), Limits::default());
+        let failures = u64::from(udp::FAILURES);
+        bed.counted("sluice_proxy_dns_unreceived", failures).await;
+        let begun = Instant::now();
+        let client = bed.client().await;
+        client.send(&query(7, "a.example.com", 1)).await.unwrap();
+        let (seen, from) = bed.asked().await;
+        let answer = address(&seen, [192, 0, 2, 1]);
+        bed.answer(from, &answer).await;
+        assert_eq!(got(&client).await, answer);
+        // Once for each time that it is looked for, every half second.
+        bed.counted("sluice_proxy_dns_unreceived", failures + 3).await;
+        assert!(begun.elapsed() > Duration::from_millis(500), "{:?}", begun.elapsed());
     }
 
     /// An answer goes when the gates know its addresses, and those behind it do not wait for it.

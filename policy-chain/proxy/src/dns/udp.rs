@@ -40,6 +40,9 @@ const LINGER: Duration = Duration::from_secs(5);
 const SERVERS: usize = 1_024;
 /// Rounds of reading before others have their turn.
 const ROUNDS: usize = 64;
+/// Errors of a listener, one after the other, after which it is left alone until the next sweep: one is of a datagram that was sent
+/// before, and the next attempt may succeed; so many say that none will, and a processor would be spent on them.
+pub(super) const FAILURES: u32 = 16;
 /// Tokens of listeners are from here on; below it are sessions.
 const LISTENER: u64 = 1 << 63;
 
@@ -71,6 +74,16 @@ struct Session {
     generation: u32,
 }
 
+/// A socket by which queries come.
+#[derive(Debug)]
+struct Listener {
+    socket: UdpSocket,
+    /// Errors since it could last be read, or had nothing.
+    failures: u32,
+    /// Nobody waits for what comes there, until the next sweep.
+    paused: bool,
+}
+
 /// Something that stood aside.
 enum Aside {
     /// An answer whose addresses were to be made known.
@@ -85,7 +98,7 @@ struct Thread<'d, P, R, S> {
     dns: &'d Dns<P, R>,
     sockets: S,
     poll: AsyncFd<Poll>,
-    listeners: Vec<UdpSocket>,
+    listeners: Vec<Listener>,
     places: HashMap<(SocketAddr, SocketAddr), usize>,
     sessions: Vec<Option<Session>>,
     free: Vec<usize>,
@@ -111,11 +124,17 @@ impl<P: Policy, R: Recorder> Dns<P, R> {
     /// # Errors
     /// A socket cannot be waited for.
     pub async fn serve_datagrams<S: Sockets>(&self, listeners: Vec<UdpSocket>, sockets: S) -> io::Result<()> {
+        listeners.iter().try_for_each(tell_destinations)?;
+        self.serve_telling(listeners, sockets).await
+    }
+
+    /// The same, where the sockets tell where datagrams were sent to.
+    pub(super) async fn serve_telling<S: Sockets>(&self, listeners: Vec<UdpSocket>, sockets: S) -> io::Result<()> {
         let poll = Poll::new()?;
         for (token, listener) in (LISTENER..).zip(&listeners) {
-            tell_destinations(listener)?;
             poll.add(listener, token)?;
         }
+        let listeners = listeners.into_iter().map(|socket| Listener { socket, failures: 0, paused: false }).collect();
         let thread = Thread {
             dns: self,
             sockets,
@@ -153,6 +172,7 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
                     continue;
                 }
                 _ = sweep.tick() => {
+                    self.resume();
                     self.sweep();
                     continue;
                 }
@@ -176,12 +196,17 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
 
     /// Reads queries, and sends what follows from them. Whether there may be more.
     fn queries(&mut self, listener: usize, buffers: &mut Buffers) -> bool {
-        let Some(socket) = self.listeners.get(listener) else { return false };
-        let count = match buffers.receive(socket) {
-            Ok(count) => count,
-            // An error of a listener is one of a datagram that was sent before: nothing to be done.
-            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+        let Some(of) = self.listeners.get_mut(listener) else { return false };
+        let received = match buffers.receive(&of.socket) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return self.unreceived(listener, &error),
+            received => received,
         };
+        if of.failures >= FAILURES {
+            tracing::info!("a socket for DNS queries can be read again");
+        }
+        of.failures = 0;
+        // Nothing more has come.
+        let Ok(count) = received else { return false };
         let mut outgoing = Outgoing::default();
         for index in 0..count {
             let Some(datagram) = buffers.get(index) else {
@@ -210,6 +235,35 @@ impl<P: Policy, R: Recorder, S: Sockets> Thread<'_, P, R, S> {
             self.reply(*server, &messages);
         }
         count >= BATCH
+    }
+
+    /// A listener could not be read. Whether it is to be tried again at once.
+    fn unreceived(&mut self, listener: usize, error: &io::Error) -> bool {
+        Counters::add(&self.dns.counters.unreceived);
+        let Some(of) = self.listeners.get_mut(listener) else { return false };
+        of.failures = of.failures.saturating_add(1);
+        if of.failures < FAILURES {
+            return true;
+        }
+        if of.failures == FAILURES {
+            tracing::error!(error = %error, "a socket for DNS queries cannot be read; trying on, now and then");
+        }
+        // Whoever waits for all of them would be woken by this one for ever.
+        match self.poll.get_ref().remove(&of.socket) {
+            Ok(()) => of.paused = true,
+            Err(error) => tracing::debug!(error = %error, "a socket for DNS queries is waited for on"),
+        }
+        false
+    }
+
+    /// Waits again for what comes by listeners that were left alone.
+    fn resume(&mut self) {
+        for (token, of) in (LISTENER..).zip(&mut self.listeners).filter(|(_, of)| of.paused) {
+            match self.poll.get_ref().add(&of.socket, token) {
+                Ok(()) => of.paused = false,
+                Err(error) => tracing::debug!(error = %error, "a socket for DNS queries cannot be waited for yet"),
+            }
+        }
     }
 
     /// Judges a query. The session by which it is to be forwarded, if it is.

@@ -48,19 +48,22 @@ impl Gates for Reader {
 
 /// What an entry says of its flow.
 ///
-/// A flow that was proxied when policy stopped asking for it stays with the proxy (DESIGN 6.5): its entry says so still, and its
-/// decision that everything passes; or it has none, because no policy decides any more. What a policy sends to the proxy has
-/// a decision.
+/// A flow that was proxied when policy stopped asking for it stays with the proxy (DESIGN 6.5), and one is there that only a dry
+/// run sends: its entry says so still, and its decision that everything passes, or that the backend is to be judged; or it has
+/// none, because no policy decides any more. What a policy sends to the proxy has a decision.
 fn verdict<E>(
     entry: Verdict,
     decision: Option<DecisionId>,
     verdict_of: impl FnOnce(DecisionId) -> Result<Option<Verdict>, E>,
 ) -> Result<Verdict, E> {
-    Ok(match (entry, decision) {
-        (Verdict::Redirect, Some(decision)) if verdict_of(decision)? == Some(Verdict::Allow) => Verdict::Allow,
-        (Verdict::Redirect, None) => Verdict::Allow,
-        (verdict, _) => verdict,
-    })
+    match (entry, decision) {
+        (Verdict::Redirect, Some(decision)) => Ok(match verdict_of(decision)? {
+            Some(passes @ (Verdict::Allow | Verdict::Defer)) => passes,
+            _ => Verdict::Redirect,
+        }),
+        (Verdict::Redirect, None) => Ok(Verdict::Allow),
+        (verdict, _) => Ok(verdict),
+    }
 }
 
 #[cfg(test)]
@@ -80,8 +83,10 @@ mod tests {
         };
         assert_eq!(of(Redirect, Some(Redirect)), Redirect);
         assert_eq!(of(Redirect, Some(Allow)), Allow);
+        // The gate judges the backend, whoever it is.
+        assert_eq!(of(Redirect, Some(Defer)), Defer);
         // What the decision says is not known, or is not that it passes: the proxy's own rules are asked, and refuse.
-        for decision in [None, Some(Deny), Some(Defer)] {
+        for decision in [None, Some(Deny)] {
             assert_eq!(of(Redirect, decision), Redirect);
         }
         let none = |entry| verdict(entry, None, |_| Err("no decision to be asked for"));

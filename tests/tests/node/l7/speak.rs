@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper_util::rt::TokioIo;
+use sluice_tests::directory::Directory;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
@@ -78,19 +79,18 @@ impl Common {
 
 /// A certificate of both names, which is its own authority, and its key; as PEM.
 fn certificate() -> (Vec<u8>, Vec<u8>) {
-    static MADE: AtomicUsize = AtomicUsize::new(0);
-    let number = MADE.fetch_add(1, Ordering::Relaxed);
-    let directory = std::env::temp_dir().join(format!("sluice-l7-{}-{number}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
+    let directory = Directory::new("tls").unwrap();
     let settings = "[req]\ndistinguished_name = name\nx509_extensions = more\nprompt = no\n[name]\nCN = test\n\
                     [more]\nbasicConstraints = critical,CA:FALSE\nsubjectAltName = DNS:allowed.example, DNS:refused.example\n";
-    std::fs::write(directory.join("settings"), settings).unwrap();
+    directory.write("settings", settings).unwrap();
     let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -config settings -keyout key -out certificate";
-    let made =
-        Command::new("openssl").args(arguments.split(' ')).current_dir(&directory).output().expect("openssl is needed");
+    let made = Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(directory.path())
+        .output()
+        .expect("openssl is needed");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let [certificate, key] = ["certificate", "key"].map(|file| std::fs::read(directory.join(file)).unwrap());
-    std::fs::remove_dir_all(directory).unwrap();
+    let [certificate, key] = ["certificate", "key"].map(|file| std::fs::read(directory.path().join(file)).unwrap());
     (certificate, key)
 }
 

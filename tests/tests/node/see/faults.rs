@@ -94,7 +94,7 @@ async fn p60_what_ec2_refuses_a_full_map_and_a_name_that_is_not_allowed_are_name
             "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: wide, namespace: shop}}\nspec: {spec}\n"
         )
     };
-    let policies = |text: &str| fs::write(ground.directory.0.join("policies.yaml"), text).unwrap();
+    let policies = |text: &str| fs::write(ground.directory.path().join("policies.yaml"), text).unwrap();
     policies(&format!("{NAMES}---\n{}", blocks(IPCACHE * 2)));
     ground.finds("maps", "shop/api").await;
     ground.told(&["a map of the gates is full", "sluice_policy_apply_failures", "→ fewer or larger blocks"]).await;
@@ -146,7 +146,7 @@ async fn certify(ground: &Ground, directory: &str, authority: &str, name: &str, 
 
 /// The port has TLS, and takes only clients of the authority that it was told; what its files say counts for the next client.
 async fn flows_by_tls(ground: &Ground) {
-    let directory = ground.directory.0.join("tls");
+    let directory = ground.directory.path().join("tls");
     fs::create_dir_all(&directory).unwrap();
     let directory = directory.to_str().unwrap();
     for authority in ["ca", "other"] {
@@ -176,6 +176,25 @@ async fn flows_by_tls(ground: &Ground) {
     };
     let (served, said) = talk("client", "ca").await;
     assert!(served && said.contains("node-a.default.hubble-grpc.cilium.io"), "{said}");
+    // Our own command, which looks at the name.
+    let sluice = Binaries::find("sluice").unwrap();
+    let observe = async |name: &str| {
+        let mut arguments: Vec<String> =
+            ["observe", "--all", "--tls", "--server=127.0.0.1:4244"].map(str::to_owned).into();
+        for (option, file) in
+            [("ca-cert-files", "ca.crt"), ("client-cert-file", "client.crt"), ("client-key-file", "client.key")]
+        {
+            arguments.push(format!("--tls-{option}={directory}/{file}"));
+        }
+        arguments.push(format!("--tls-server-name={name}"));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = ground.run(sluice.to_str().unwrap(), &arguments).await;
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (served, said) = observe("node-a.default.hubble-grpc.cilium.io").await;
+    assert!(served, "{said}");
+    let (served, said) = observe("node-a").await;
+    assert!(!served && said.contains("--tls-server-name"), "{said}");
     let (served, said) = talk("stranger", "ca").await;
     assert!(!served, "who has a certificate of somebody else is served: {said}");
     // Another authority, for both sides, without a restart.

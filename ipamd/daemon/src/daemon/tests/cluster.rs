@@ -1,7 +1,7 @@
 //! What the cluster tells, and what it is told.
 
 use sluice_contract::id::{EniId, InstanceId};
-use sluice_ipamd_core::shared::Group;
+use sluice_ipamd_core::shared::{Group, MOST_GROUPS};
 use sluice_ipamd_core::state::tag;
 use sluice_vpcsim::model::api::{AttachNetworkInterface, CreateNetworkInterface, CreateTags, TerminateInstances};
 use sluice_vpcsim::model::state::RouteTarget;
@@ -303,5 +303,70 @@ async fn a_denied_group_is_said_once_and_a_new_one_is_asked_for_at_once() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let shared = handed_on(&mut world);
     assert!(matches!(shared.as_slice(), [one] if one.groups.keys().eq(["new"])), "{shared:?}");
+    node.stop().await;
+}
+
+/// The Events of a reason that have been reported since this was last asked.
+fn notices(world: &mut World, wanted: &str) -> Vec<String> {
+    let notices = world.reported().into_iter().filter_map(|report| match report {
+        Report::Notice(Notice { reason, message, .. }) if reason == wanted => Some(message),
+        _ => None,
+    });
+    notices.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_that_are_too_many_are_said_and_counted() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let named = |count: usize| -> Told {
+        let group = |number: usize| Group { ids: [format!("sg-{number:08x}")].into(), ..Group::default() };
+        Told::Groups((0..count).map(|number| (format!("sluice-aws-{number:04}"), group(number))).collect())
+    };
+    node.tell(named(MOST_GROUPS + 3)).await;
+    node.view().await;
+    let told = notices(&mut world, "TooManyGroups");
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("name 503 groups") && told[0].contains("3 are not, sluice-aws-0500 first"), "{told:?}");
+    assert_eq!(node.counted("sluice_ipamd_groups_left_out"), 3);
+    assert_eq!(node.counted("sluice_ipamd_groups"), 500);
+    node.tell(named(MOST_GROUPS)).await;
+    node.view().await;
+    assert_eq!(node.counted("sluice_ipamd_groups_left_out"), 0);
+    assert!(notices(&mut world, "TooManyGroups").is_empty());
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ec2_does_not_answer_about_is_told_as_that_when_it_lasts() {
+    let mut world = World::new("m5.large");
+    world.set("SLUICE_EXCLUDE_SNAT_ROUTES", "true");
+    let node = world.settled().await;
+    world.reported();
+    for action in ["DescribeInstances", "DescribeRouteTables"] {
+        let effect = FaultEffect::TimeoutBeforeEffect;
+        let fault = Fault { action: Some(action.into()), effect, count: None, of_million: None };
+        world.cloud.model().add_fault(fault).unwrap();
+    }
+    node.tell(Told::Elected(true)).await;
+    node.tell(Told::Groups(groups())).await;
+    tokio::time::sleep(minutes(20)).await;
+    let reported = world.reported();
+    let told = |wanted: &str| -> Vec<String> {
+        let notices = reported.iter().filter_map(|report| match report {
+            Report::Notice(Notice { reason, message, .. }) if *reason == wanted => Some(message.clone()),
+            _ => None,
+        });
+        notices.collect()
+    };
+    for (reason, what) in [("GroupNotResolved", "by-tag"), ("RoutesNotResolved", "routes")] {
+        let told = told(reason);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(what) && told[0].contains("no answer"), "{told:?}");
+    }
+    // And it goes on when EC2 answers again.
+    world.cloud.model().clear_faults();
+    tokio::time::sleep(minutes(5)).await;
+    assert!(handed_on(&mut world).iter().any(|shared| shared.groups.contains_key("by-tag") && shared.routes.is_some()));
     node.stop().await;
 }

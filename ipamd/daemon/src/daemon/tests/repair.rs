@@ -45,3 +45,22 @@ async fn a_repair_follows_each_change_at_most_twice_a_second_and_knows_the_pods(
     assert_eq!(world.host.state().repaired.last().unwrap().1, [], "the ledger has no pod any more");
     world.agrees(&node).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_mended_is_tried_again_without_another_change() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    world.host.state().failing_repairs = 2;
+    world.host.disturbed.notify_one();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let repaired = world.host.state().repaired.clone();
+    assert_eq!(repaired.len(), 3, "{repaired:?}");
+    assert!(repaired.is_sorted_by(|(one, _), (next, _)| *next - *one >= Duration::from_millis(500)));
+    // Then it is at rest until more is changed.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.host.state().repaired.len(), 3);
+    world.host.disturbed.notify_one();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.host.state().repaired.len(), 4);
+    node.stop().await;
+}

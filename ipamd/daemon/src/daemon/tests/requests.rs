@@ -216,6 +216,26 @@ async fn what_a_pod_without_a_del_has_left_goes_and_its_address_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn litter_is_counted_when_it_is_gone() {
+    let rules = |node: &Node| node.counted("sluice_ipamd_litter_total{kind=\"rule\"}");
+    let links = |node: &Node| node.counted("sluice_ipamd_litter_total{kind=\"link\"}");
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let a = node.add("a").await.unwrap();
+    world.host.state().rules.insert(a.ip);
+    world.host.state().marked.insert(host_ifname("x"), attachment("x"));
+    world.host.state().broken = true;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!((rules(&node), links(&node)), (0, 1), "netlink does not take rules away");
+    world.host.state().broken = false;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(world.host.state().rules.is_empty());
+    assert!(world.host.state().marked.is_empty());
+    assert_eq!((rules(&node), links(&node)), (1, 1));
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_recorded_is_refused_and_taken_back() {
     let mut world = World::new("m5.large");
     let node = world.settled().await;

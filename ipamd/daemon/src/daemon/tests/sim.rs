@@ -458,6 +458,8 @@ pub(crate) struct HostState {
     pub(crate) pods: BTreeMap<IpAddr, IfName>,
     /// Whose they are, as the aliases of their links tell.
     pub(crate) attachments: BTreeMap<IpAddr, Attachment>,
+    /// The pods' interfaces that say whose they are.
+    pub(crate) marked: BTreeMap<IfName, Attachment>,
     /// Addresses that rules of pods name.
     pub(crate) rules: BTreeSet<IpAddr>,
     /// Veths of pods that no route in the main table leads to.
@@ -472,6 +474,8 @@ pub(crate) struct HostState {
     pub(crate) changes: u32,
     /// When repairs were asked for, and of which pods.
     pub(crate) repaired: Vec<(Instant, Vec<PodNetwork>)>,
+    /// So many of the next repairs fail.
+    pub(crate) failing_repairs: u32,
 }
 
 impl SimHost {
@@ -493,16 +497,16 @@ impl SimHost {
 
 impl Kernel for SimHost {
     async fn pods(&self, _veth_prefix: &str) -> Result<Pods, KernelError> {
-        let (mut pods, attachments, enis, rules, mut veths) = {
+        let (mut pods, attachments, enis, rules, marked, mut veths) = {
             let state = self.state();
-            let (pods, enis) = (state.pods.clone(), state.enis.clone());
-            (pods, state.attachments.clone(), enis, state.rules.clone(), state.veths.clone())
+            let (pods, attachments, marked) = (state.pods.clone(), state.attachments.clone(), state.marked.clone());
+            (pods, attachments, state.enis.clone(), state.rules.clone(), marked, state.veths.clone())
         };
         veths.extend(pods.values().cloned());
         let dead: BTreeSet<IpAddr> = rules.into_iter().filter(|address| !pods.contains_key(address)).collect();
         pods.extend(dead.iter().map(|address| (*address, IfName::new("unknown").unwrap())));
         let leftovers = enis.values().filter(|eni| !self.has_link(&eni.eni)).map(|eni| eni.table).collect();
-        Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers, marked: BTreeMap::new(), veths })
+        Ok(Pods { view: KernelView { pods }, attachments, dead, leftovers, marked, veths })
     }
 
     async fn set_up_node(&self, node: &NodeNetwork) -> Result<(), KernelError> {
@@ -552,14 +556,21 @@ impl Kernel for SimHost {
         Ok(is_clear)
     }
 
-    async fn clear_route(&self, address: IpAddr, dev: &IfName, _attachment: &Attachment) -> Result<(), KernelError> {
-        self.state().pods.retain(|routed, by| *routed != address || by != dev);
-        Ok(())
+    async fn clear_route(&self, address: IpAddr, dev: &IfName, _attachment: &Attachment) -> Result<bool, KernelError> {
+        let mut state = self.state();
+        let before = state.pods.len();
+        state.pods.retain(|routed, by| *routed != address || by != dev);
+        let removed = state.pods.len() < before;
+        drop(state);
+        Ok(removed)
     }
 
-    async fn clear_link(&self, dev: &IfName, _attachment: &Attachment) -> Result<(), KernelError> {
-        self.state().pods.retain(|_, by| by != dev);
-        Ok(())
+    async fn clear_link(&self, dev: &IfName, _attachment: &Attachment) -> Result<bool, KernelError> {
+        let mut state = self.state();
+        let removed = state.marked.remove(dev).is_some();
+        state.pods.retain(|_, by| by != dev);
+        drop(state);
+        Ok(removed)
     }
 
     async fn disturbed(&self, _veth_prefix: &str, not_before: Instant) -> Result<Disturbance, KernelError> {
@@ -572,7 +583,14 @@ impl Kernel for SimHost {
     async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
         let mut state = self.state();
         state.repaired.push((Instant::now(), pods.to_vec()));
+        let fails = state.failing_repairs > 0;
+        state.failing_repairs = state.failing_repairs.saturating_sub(1);
         drop(state);
+        if fails {
+            let source = Box::new(std::io::Error::other("no answer"));
+            let error = KernelError::Failed { action: "mending".to_owned(), source };
+            return Repaired { made: Vec::new(), failed: vec![error] };
+        }
         let rule = Repair { kind: "rule", op: "rule add".to_owned(), reason: "missing".to_owned() };
         Repaired { made: vec![rule], failed: Vec::new() }
     }

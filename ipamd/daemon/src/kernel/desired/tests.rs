@@ -170,6 +170,9 @@ fn exclusions_and_external_services_are_vpc_cnis() {
     assert!(ruleset(&node, &dev("eth0")).contains("{ 10.0.0.0/16, 10.9.0.0/16, 192.168.0.0/16 }"));
     node.config.exclude_snat = vec!["0.0.0.0/0".parse().unwrap()];
     assert!(!ruleset(&node, &dev("eth0")).contains("snat"), "everything is excluded");
+    // nft takes no set that is everything.
+    node.config.exclude_snat = ["0.0.0.0/1", "128.0.0.0/1"].map(|half| half.parse().unwrap()).into();
+    assert!(!ruleset(&node, &dev("eth0")).contains("snat"), "in two halves");
 }
 
 #[test]

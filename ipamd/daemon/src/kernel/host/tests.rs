@@ -1,6 +1,5 @@
 //! The golden node in a real network namespace, read back through `ip` and `nft` (root).
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -364,20 +363,21 @@ async fn of_what_is_there_only_what_pods_have_left_goes() {
     let litter = garbage.look(&look, &state, |_| false, at(121));
     assert_eq!(litter.iter().map(Litter::kind).collect::<Vec<_>>(), ["rule", "rule", "route", "link"], "{litter:?}");
     for one in litter {
-        match one {
-            Litter::Rules(address, _) => assert!(kernel.clear_pod(&[address], "eni").await.unwrap()),
-            Litter::Route(address, dev) => kernel.clear_route(address, &dev, &look.marked[&dev]).await.unwrap(),
-            Litter::Link(dev, attachment) => kernel.clear_link(&dev, &attachment).await.unwrap(),
-        }
+        let went = match one {
+            Litter::Rules { address, .. } => kernel.clear_pod(&[address], "eni").await,
+            Litter::Route(address, dev) => kernel.clear_route(address, &dev, &look.marked[&dev]).await,
+            Litter::Link(dev, attachment) => kernel.clear_link(&dev, &attachment).await,
+        };
+        assert!(went.unwrap());
     }
     assert_eq!(picture(), before);
     let look = kernel.pods("eni").await.unwrap().look();
     assert_eq!(garbage.look(&look, &state, |_| false, at(300)), []);
     // What has changed since it was looked at stays: another's interface, and one that carries an address by now.
     let other = crate::testing::attachment("other");
-    kernel.clear_route(ip(20), &name("eniabc"), &other).await.unwrap();
-    kernel.clear_link(&name("eniabc"), &other).await.unwrap();
-    kernel.clear_link(&name("eniabc"), &look.marked[&name("eniabc")]).await.unwrap();
+    assert!(!kernel.clear_route(ip(20), &name("eniabc"), &other).await.unwrap());
+    assert!(!kernel.clear_link(&name("eniabc"), &other).await.unwrap());
+    assert!(!kernel.clear_link(&name("eniabc"), &look.marked[&name("eniabc")]).await.unwrap());
     assert_eq!(picture(), before);
 }
 
@@ -488,6 +488,32 @@ async fn what_others_change_is_noticed_and_mended_and_what_is_theirs_stays() {
 }
 
 #[tokio::test]
+async fn what_fails_for_one_pod_holds_up_no_other() {
+    let (host, _vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    pod(&namespace, "a", Some(20));
+    pod(&namespace, "b", Some(21));
+    // The kernel takes no route by an interface on which IPv6 is switched off.
+    run(&namespace, "sysctl", "-w net.ipv6.conf.enia.disable_ipv6=1");
+    run(&namespace, "ip", "rule del priority 512 to 10.0.1.21/32");
+    let network = |container: &str, addresses: Vec<IpAddr>| PodNetwork {
+        attachment: crate::testing::attachment(container),
+        dev: name(&format!("eni{container}")),
+        addresses,
+        egress: None,
+        table: 2,
+        branch: None,
+        settled: true,
+    };
+    let pods = [network("a", vec![ip(20), "2001:db8::20".parse().unwrap()]), network("b", vec![ip(21)])];
+    let repaired = kernel.repair(&pods).await;
+    assert_eq!(repaired.failed.len(), 1, "{repaired:?}");
+    let made: Vec<_> = repaired.made.iter().map(|repair| repair.op.as_str()).collect();
+    assert_eq!(made, ["rule add 512: from all to 10.0.1.21/32 lookup 254"]);
+}
+
+#[tokio::test]
 async fn a_link_that_does_not_show_is_an_error_that_says_so() {
     let (host, _vpc) = booted().await;
     let kernel = HostKernel::over(host);
@@ -496,9 +522,9 @@ async fn a_link_that_does_not_show_is_an_error_that_says_so() {
     assert!(matches!(error, KernelError::NoLink(mac) if mac == SECONDARY), "{error}");
 }
 
-#[test]
-fn only_whole_addresses_by_pods_links_count() {
-    let veth = |text: &str| sluice_hostnet::state::Link {
+/// A veth on the host, with the mark of an attachment if there is one.
+fn veth_link(text: &str, alias: Option<&str>) -> Link {
+    Link {
         index: 1,
         name: name(text),
         mac: None,
@@ -507,17 +533,24 @@ fn only_whole_addresses_by_pods_links_count() {
         kind: LinkKind::Veth,
         peer: None,
         peer_netns: None,
-        alias: None,
+        alias: alias.map(str::to_owned),
         master: None,
-    };
-    let route = |net: &str, dev: &str| Route::on_link(TABLE_MAIN, net.parse().unwrap(), name(dev));
+    }
+}
+
+fn pod_route(net: &str, dev: &str) -> Route {
+    Route::on_link(TABLE_MAIN, net.parse().unwrap(), name(dev))
+}
+
+#[test]
+fn only_whole_addresses_by_pods_links_count() {
     let seen = Observed {
-        links: vec![veth("enia"), veth("eth1")],
+        links: vec![veth_link("enia", None), veth_link("eth1", None)],
         routes: vec![
-            route("10.0.1.20/32", "enia"),
-            route("10.0.2.0/24", "enia"),
-            route("10.0.1.30/32", "eth1"),
-            route("10.0.1.40/32", "enigone"),
+            pod_route("10.0.1.20/32", "enia"),
+            pod_route("10.0.2.0/24", "enia"),
+            pod_route("10.0.1.30/32", "eth1"),
+            pod_route("10.0.1.40/32", "enigone"),
         ],
         rules: vec![Rule::to(1535, "10.0.9.9/32".parse().unwrap(), TABLE_MAIN)],
         addresses: vec![Address::new(name("eth1"), host_prefix(Ipv4Addr::new(10, 0, 1, 50).into()))],
@@ -565,4 +598,37 @@ fn a_vlan_is_litter_without_its_veth_and_its_rules_without_both() {
     assert_eq!(found.leftovers, BTreeSet::from([109]));
     assert_eq!(found.veths, BTreeSet::from([name("vlana")]));
     assert!(found.view.pods.is_empty(), "{:?}", found.view);
+}
+
+/// The settings had another prefix when they were made: one by this daemon or one like it, one by the VPC CNI.
+#[test]
+fn pods_of_another_prefix_live_and_have_left_nothing() {
+    let rule = |last: u8| Rule::to(RULE_TO_POD, host_prefix(ip(last)), TABLE_MAIN);
+    let seen = Observed {
+        links: vec![
+            veth_link("ganabc", Some("sluice abc/eth0@sluice")),
+            veth_link("ganold", None),
+            // The ADD of a pod that nobody knows has made its route.
+            veth_link("gannew", Some("sluice new/eth0@sluice")),
+            veth_link("eth1", None),
+        ],
+        routes: vec![
+            pod_route("10.0.1.20/32", "ganabc"),
+            pod_route("10.0.1.21/32", "ganold"),
+            pod_route("10.0.1.23/32", "gannew"),
+            pod_route("10.0.1.30/32", "eth1"),
+        ],
+        rules: vec![rule(20), rule(21), rule(22)],
+        ..Observed::default()
+    };
+    let found = pods(&seen, "eni");
+    assert_eq!(found.dead.iter().copied().collect::<Vec<_>>(), [ip(22)]);
+    let live: Vec<_> = found.look().routed.iter().map(|(address, dev)| format!("{address} {dev}")).collect();
+    assert_eq!(live, ["10.0.1.20 ganabc", "10.0.1.21 ganold", "10.0.1.23 gannew"]);
+    assert_eq!(found.attachments[&ip(20)], crate::testing::attachment("abc"));
+    let (state, mut garbage) = (ledger(), Garbage::default());
+    let at = |seconds| Timestamp::from_millis(0) + Duration::from_secs(seconds);
+    assert_eq!(garbage.look(&found.look(), &state, |_| false, at(0)), []);
+    let litter = garbage.look(&found.look(), &state, |_| false, at(121));
+    assert!(matches!(litter.as_slice(), [Litter::Rules { address, .. }] if *address == ip(22)), "{litter:?}");
 }

@@ -146,8 +146,16 @@ async fn a_proxy_that_does_not_answer_is_waited_for_once_and_not_for_long() {
     node.wait(200).await;
     assert!(kernel_decisions(&node) > before);
     assert!(node.metrics.encode().contains("sluice_policy_proxy_late 1"), "{}", node.metrics.encode());
+    // Nothing waits for it again before it says something.
+    node.source.set(&http("j", "a", 8082, "GET"));
+    node.settle().await;
+    assert!(node.passes(7, FRIEND, 8082));
+    proxy.take_in(&node);
+    let before = kernel_decisions(&node);
+    node.source.set(&http("i", "a", 8081, "PUT"));
+    node.settle().await;
+    assert_eq!(kernel_decisions(&node), before, "the kernel waits for it again");
     // One that goes is not waited for.
-    node.source.set(&http("i", "a", 8081, "GET"));
     drop(proxy);
     node.settle().await;
     assert!(node.passes(7, FRIEND, 8081));

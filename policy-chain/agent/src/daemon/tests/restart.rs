@@ -167,6 +167,39 @@ async fn lost_maps_drop_until_the_policy_is_known() {
     as_before(&node);
 }
 
+/// Gates whose links belong to another layout of the maps judge until those of now stand in their place, also where that fails at
+/// first: then nothing of them goes.
+#[tokio::test(start_paused = true)]
+async fn gates_of_another_layout_judge_until_they_are_replaced() {
+    let mut node = with_gates().await;
+    node.kill().await;
+    node.kernel(|kernel| {
+        kernel.change_layout();
+        kernel.refuses_programs = true;
+    });
+    node.source.silent(true);
+    node.age(Duration::from_secs(1000));
+    node.start().await;
+    node.wait(11_000).await;
+    as_before(&node);
+    assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::OtherLayout), "nothing is known yet");
+    node.source.silent(false);
+    node.settle().await;
+    as_before(&node);
+    node.wait(11_000).await;
+    as_before(&node);
+    assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::OtherLayout), "programs are refused");
+    node.kernel(|kernel| kernel.refuses_programs = false);
+    node.wait(11_000).await;
+    as_before(&node);
+    for index in [7, 8] {
+        let attached = node.kernel(|kernel| kernel.attached(index));
+        assert!(matches!(attached, Some(Attached::Gate | Attached::Links)), "{attached:?}");
+    }
+    let notices = node.source.world(|world| world.notices.clone());
+    assert!(notices.iter().all(|notice| notice.reason != "PolicyGateRemoved"), "{notices:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_or_broken_checkpoint_opens_nothing() {
     for broken in [false, true] {

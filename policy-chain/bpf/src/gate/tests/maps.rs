@@ -99,7 +99,7 @@ fn a_second_opening_finds_everything_and_goes_on() {
 
         let second = Gate::open(&config());
         assert!(matches!(second, Err(OpenError::Held { .. })), "{second:?}");
-        let programs: Vec<u32> = crate::programs::Program::ALL.iter().map(|p| gate.programs.id(*p)).collect();
+        let programs: Vec<u32> = Program::ALL.iter().map(|p| gate.programs.id(*p)).collect();
         drop(gate);
 
         let (gate, found) = open();
@@ -118,11 +118,11 @@ fn a_second_opening_finds_everything_and_goes_on() {
         assert_eq!(found.entries["peers"], image.peers.len());
 
         // The programs are new ones under the same pins, on the same maps.
-        let again: Vec<u32> = crate::programs::Program::ALL.iter().map(|p| gate.programs.id(*p)).collect();
+        let again: Vec<u32> = Program::ALL.iter().map(|p| gate.programs.id(*p)).collect();
         assert!(programs.iter().zip(&again).all(|(old, new)| old != new), "{programs:?} {again:?}");
         assert_eq!(pins(&Path::new(ROOT).join("programs")), ["drop", "from_pod", "to_pod", "uplink"]);
         let pinned = aya::programs::ProgramInfo::from_pin(Path::new(ROOT).join("programs/from_pod")).unwrap();
-        assert_eq!(pinned.id(), gate.programs.id(crate::programs::Program::FromPod));
+        assert_eq!(pinned.id(), gate.programs.id(Program::FromPod));
         let endpoints = aya::maps::MapInfo::from_pin(Path::new(ROOT).join("endpoints")).unwrap().id();
         assert!(pinned.map_ids().unwrap().unwrap().contains(&endpoints));
     });

@@ -153,6 +153,37 @@ fn an_interface_is_promoted_to_links_that_outlive_everything() {
     });
 }
 
+/// A gate of another layout of the maps is told from one that somebody has taken away, as long as its links are there.
+#[test]
+fn a_link_of_another_layout_is_a_gate_of_before() {
+    on_a_node(|| async {
+        let (gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        Links::open(Path::new(ROOT)).unwrap().promote(index, &IfName::new("eni0").unwrap()).unwrap();
+        assert!(
+            Program::POD.iter().all(|(_, program)| !gate.is_of_another_layout(index, *program)),
+            "it is of this one"
+        );
+        drop(gate);
+        let other = Path::new(ROOT).with_file_name("4000000000");
+        std::fs::rename(ROOT, &other).unwrap();
+        let (gate, _) = open();
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        let of_another = || Program::POD.map(|(_, program)| gate.is_of_another_layout(index, program));
+        assert_eq!(of_another(), [true, true]);
+        assert!(!gate.is_of_another_layout(index + 1, Program::FromPod));
+        // It judges until it goes; the gate of now is behind it.
+        filters.attach_drop(index).await.unwrap();
+        assert_eq!(netlink.filters(index, Hook::Ingress).await.unwrap(), []);
+        filters.attach(index).await.unwrap();
+        assert_eq!(filters.check(index).await.unwrap(), []);
+        assert_eq!(gate.remove_other_layouts().unwrap(), [other]);
+        assert_eq!(of_another(), [false, false]);
+        assert_eq!(filters.check(index).await.unwrap(), []);
+    });
+}
+
 #[test]
 fn pins_of_links_whose_interface_is_gone_are_removed_by_the_next_opening() {
     on_a_node(|| async {

@@ -10,7 +10,7 @@ use super::atoms::{Atom, Atoms, plain};
 use super::book::counted;
 use super::numbers::Numbers;
 use super::store::Store;
-use crate::cluster::{CidrGroup, Labels, NamedPort, PodTemplate, Visible};
+use crate::cluster::{CidrGroup, Labels, NamedPort, PodKey, PodTemplate, Visible};
 use crate::compile::identity::{Class, Classes, Swept};
 use crate::compile::image::{Identity, PolicyId, RowEntries, RowId};
 use crate::compile::predicate::Kind;
@@ -103,6 +103,8 @@ pub(super) struct Inputs<'a> {
 pub(super) struct Born {
     pub(super) atoms: BTreeSet<Atom>,
     pub(super) port_names: BTreeSet<Text>,
+    /// By program, old ones too, the pods that run it from now on.
+    pub(super) joined: BTreeMap<u32, BTreeSet<PodKey>>,
 }
 
 /// What went out of force with old ones.
@@ -583,6 +585,11 @@ impl Instance {
         let Some(row) = known else { return row_of(&self.program, &key, store) };
         store.refer(row);
         row
+    }
+
+    /// Whether it is too large to be in force.
+    pub(super) fn is_closed(&self) -> bool {
+        self.size == Size::Closed
     }
 
     /// The policies that it puts in force, sorted.

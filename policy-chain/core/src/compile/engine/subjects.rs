@@ -86,10 +86,15 @@ impl Engine {
         }
         let policies = std::mem::take(&mut self.dirty.policies);
         let mut programs: BTreeSet<PodKey> = BTreeSet::new();
+        // Other pods than those that had their names.
+        let mut others: BTreeSet<PodKey> = BTreeSet::new();
         for key in &whole {
             let pod = self.cluster.pods.get(key).filter(|pod| managed(pod) && pod.node == self.settings.node).cloned();
             let Some(pod) = pod else { continue };
             let subject = self.subjects.remove(key);
+            if subject.as_ref().is_some_and(|subject| subject.pod.uid != pod.uid) {
+                others.insert(key.clone());
+            }
             let mut sides = [Vec::new(), Vec::new()];
             if let Some(view) = self.view(&pod) {
                 for policy in candidates(&self.cluster, &pod.key.namespace) {
@@ -179,6 +184,9 @@ impl Engine {
                 );
                 if program != side.program {
                     changed.insert(key.clone());
+                }
+                if let Some(joined) = program.filter(|_| program != side.program || others.contains(&key)) {
+                    born.joined.entry(joined).or_default().insert(key.clone());
                 }
                 released.extend(side.program);
                 side.program = program;

@@ -11,6 +11,10 @@ use crate::flow::{Judgement, Reason, Verdict};
 /// holds for the whole node, and less than a second of work. Two rules of 30,000 ports each and a thousand blocks, which is a
 /// policy of half a megabyte, would otherwise make thirty million entries.
 ///
+/// What counts is what one change of the cluster makes at once: all rows of a program that is new, and of one that is in force
+/// those for peers that it did not know. Rows that were made before count no more, so that it may grow beyond this peer by peer,
+/// as long as the kernel's map has room.
+///
 /// What is more is not put in force in part (DESIGN 6.10): nothing passes the gates of the pods that run it, until their
 /// policies change. If all of the program is a dry run, everything passes, and nothing is recorded.
 pub const MAX_CONDITIONS: usize = 1 << 18;
