@@ -147,6 +147,9 @@ fn what_is_a_branchs_is_no_litter() {
     assert_eq!(garbage.look(&look, &state, |_| false, at(1)), []);
     assert_eq!(
         garbage.look(&look, &state, |_| false, at(500)),
-        [Litter::Rules(ip("10.0.2.99"), [ip("10.0.2.99")].into()), Litter::Link(dev("vlan.eth.8"), of("b"))]
+        [
+            Litter::Rules { address: ip("10.0.2.99"), all: [ip("10.0.2.99")].into(), owner: None },
+            Litter::Link(dev("vlan.eth.8"), of("b")),
+        ]
     );
 }
