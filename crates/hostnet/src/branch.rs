@@ -213,6 +213,14 @@ pub fn is_vlan(link: &Link) -> bool {
     matches!(&link.kind, LinkKind::Other(kind) if kind == KIND)
 }
 
+/// Whether a rule is strict mode's beyond doubt: what comes by a VLAN's link leads to that VLAN's table. Others have rules of the
+/// same priority, and tables of the same numbers.
+#[must_use]
+pub fn is_vlans_rule(rule: &Rule) -> bool {
+    let table = rule.iif.as_ref().and_then(branch::vlan_of_link).map(branch::table);
+    rule.priority == RULE_BRANCH && table == Some(rule.table)
+}
+
 /// The rules that lead to a VLAN's table in strict mode, whoever's they are.
 pub fn strict_rules_to(rules: &[Rule], table: u32) -> impl Iterator<Item = &Rule> {
     rules.iter().filter(move |rule| rule.priority == RULE_BRANCH && rule.table == table && rule.iif.is_some())

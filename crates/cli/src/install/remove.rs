@@ -5,11 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sluice_contract::id::IfName;
-use sluice_contract::node::branch::{RULE_BRANCH, RULE_LOCAL, RULE_ROUTER, vlan_of_table};
+use sluice_contract::node::branch::{RULE_BRANCH, RULE_LOCAL, RULE_ROUTER};
 use sluice_contract::node::{
     BPF_DIR, RULE_EXTERNAL_SERVICE, RULE_FROM_ENI, RULE_FROM_POD, RULE_PRIMARY_ENI_MARK, RULE_TO_POD, TABLE_MAIN, veth,
 };
-use sluice_hostnet::branch::is_vlan;
+use sluice_hostnet::branch::{is_vlan, is_vlans_rule};
 use sluice_hostnet::desired::{Desired, RouteScope, RuleScope, View};
 use sluice_hostnet::host::{Host, ObserveError, ReconcileError};
 use sluice_hostnet::netlink::{LinkError, OpenError};
@@ -152,7 +152,7 @@ fn has_vpc_cni(net_dir: &Path) -> bool {
 /// the kernel has it.
 fn branches(rules: &[Rule], gone: &mut Desired) {
     for rule in rules {
-        if rule.priority == RULE_BRANCH && rule.iif.is_some() && vlan_of_table(rule.table).is_some() {
+        if is_vlans_rule(rule) {
             gone.scope
                 .rules
                 .insert(RuleScope { table: Some(rule.table), ..RuleScope::priority(rule.family, RULE_BRANCH) });
@@ -204,6 +204,7 @@ mod tests {
         let rules = vec![
             Rule::iif(Family::V4, RULE_BRANCH, vlan.clone(), 107),
             Rule::iif(Family::V4, RULE_BRANCH, vlan, 7),
+            Rule::iif(Family::V4, RULE_BRANCH, IfName::new("tun0").unwrap(), 200),
             Rule::all(Family::V4, RULE_LOCAL, TABLE_LOCAL),
             Rule::all(Family::V4, RULE_LOCAL, TABLE_MAIN),
         ];

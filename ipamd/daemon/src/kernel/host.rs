@@ -8,10 +8,10 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sluice_contract::id::{Attachment, IfName, MacAddr};
-use sluice_contract::node::branch::{self, RULE_BRANCH};
+use sluice_contract::node::branch;
 use sluice_contract::node::egress::is_egress;
 use sluice_contract::node::{RULE_FROM_ENI, RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
-use sluice_hostnet::branch::{is_vlan, strict_rules_to};
+use sluice_hostnet::branch::{is_vlan, is_vlans_rule, strict_rules_to};
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
@@ -455,8 +455,7 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
             found.leftovers.insert(rule.table);
         }
     }
-    let of_vlans = |rule: &&Rule| rule.priority == RULE_BRANCH && branch::vlan_of_table(rule.table).is_some();
-    for table in seen.rules.iter().filter(of_vlans).map(|rule| rule.table) {
+    for table in seen.rules.iter().filter(|rule| is_vlans_rule(rule)).map(|rule| rule.table) {
         let is_there = |rule: &Rule| rule.iif.as_ref().is_none_or(|dev| seen.link(dev).is_some());
         if !strict_rules_to(&seen.rules, table).any(is_there) {
             found.leftovers.insert(table);

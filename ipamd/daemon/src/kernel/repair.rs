@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sluice_contract::id::{IfName, MacAddr};
-use sluice_contract::node::branch::{RULE_BRANCH, vlan_of_table};
+use sluice_contract::node::branch::{RULE_BRANCH, STRICT_PREFIX, vlan_of_table};
 use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_hostnet::branch::rules_of_address;
 use sluice_hostnet::desired::{Desired, LinkSettings, RuleScope, Scope};
@@ -151,9 +151,10 @@ fn pods_of_rule(rule: &Rule) -> impl Iterator<Item = IpAddr> {
     nets.filter(move |net| ours && *net == host_prefix(net.addr())).map(|net| net.addr())
 }
 
-/// Whether a rule is one of strict mode's.
+/// Whether a rule looks like one of strict mode's.
 fn is_branchs(rule: &Rule) -> bool {
-    rule.priority == RULE_BRANCH && rule.iif.is_some() && vlan_of_table(rule.table).is_some()
+    let by_pod = rule.iif.as_ref().is_some_and(|dev| dev.as_str().starts_with(STRICT_PREFIX));
+    rule.priority == RULE_BRANCH && by_pod && vlan_of_table(rule.table).is_some()
 }
 
 /// What brings the pods of the ledger that stand back to what the plugin has made. Pods that `seen` has no interface of are
