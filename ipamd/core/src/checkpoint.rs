@@ -241,7 +241,9 @@ impl Checkpoint {
         state.ledger.restore_strays(self.strays);
         for held in self.branches {
             let since = held.since.earlier(back);
-            state.branches.insert(held.owner.attachment.clone(), Held { since, ..held });
+            // One that contradicts the rest is forgotten: an annotation that was forged may say what the pool has had since, and
+            // the pool does not hang on it.
+            let _contradicts = state.branch_held(Held { since, ..held }).is_err();
         }
         match check(&state, now).into_iter().next() {
             Some(violation) => Err(CheckpointError::Rule(violation)),

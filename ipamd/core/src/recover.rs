@@ -148,10 +148,10 @@ fn without_checkpoint(seed: u64, cooldown: Duration, now: Timestamp) -> State {
 
 /// Brings the state in line with the kernel: at start, and from time to time for pods whose DEL was lost.
 pub fn reconcile(state: &mut State, kernel: &KernelView, cooldown: Duration, now: Timestamp) -> Vec<Finding> {
-    // Those of branch ENIs are no pool's.
+    // Those of branch ENIs are no pool's; what the pool has is, whatever an annotation says.
     let branches = state.branch_addresses();
     let mut kernel = kernel.by_anchor(state);
-    kernel.pods.retain(|address, _| !branches.contains(address));
+    kernel.pods.retain(|address, _| !branches.contains(address) || state.ledger().address(*address).is_some());
     let kernel = &kernel;
     let mut findings = Vec::new();
     for attachment in gone(state, kernel, now) {

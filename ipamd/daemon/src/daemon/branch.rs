@@ -1,6 +1,8 @@
 //! Pods with security groups of their own: their ADDs wait until the cluster has told of their branch ENI, and have nothing of
 //! the pool. That a pod has none is known only when its object is, so that none goes past its security groups.
 
+use std::net::IpAddr;
+
 use sluice_contract::id::{Attachment, PodRef};
 use sluice_contract::node::branch::{Mode, host_name};
 use sluice_contract::rpc::{AddReply, AddRequest, Outcome, PodAddress, Refusal, RefusalCode, Reply as WireReply};
@@ -137,15 +139,24 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                         SecurityGroupsForPods, the instance type can have one, and a place for an ENI is free";
             return Err(pending(text).hint(hint));
         };
-        // Whose VLAN it is says EC2; two pods of which both are there say that one of them is wrong about it.
-        let rival = self.state.branches().find(|other| {
+        // Whose branch ENI it is says EC2; two pods of which both are there say that one of them is wrong about it. The one that
+        // has it keeps it, whatever somebody has written beside the other.
+        let shared = |other: &Held| {
+            let has = |ip: &IpAddr| other.addresses.iter().any(|(its, _)| its == ip);
+            let address = read.addresses.iter().map(|(ip, _)| *ip).find(has);
+            match address {
+                _ if other.vlan == read.vlan => Some(format!("VLAN {}", read.vlan)),
+                _ if other.eni == read.eni => Some(format!("branch ENI {}", read.eni)),
+                address => address.map(|ip| format!("address {ip}")),
+            }
+        };
+        let rival = self.state.branches().find_map(|other| {
             let of = &other.owner.pod;
             let is_other = (&of.namespace, &of.name) != (&pod.namespace, &pod.name);
-            other.vlan == read.vlan && is_other && self.claim_of(of).is_ok()
+            shared(other).filter(|_| is_other && self.claim_of(of).is_ok()).map(|what| (what, of))
         });
-        if let Some(rival) = rival {
-            let text =
-                format!("VLAN {} of pod {pod} is that of pod {}, which is still there", read.vlan, rival.owner.pod);
+        if let Some((what, rival)) = rival {
+            let text = format!("{what} of pod {pod} is that of pod {rival}, which is still there");
             return Err(pending(text).hint("see which of the two pods' annotations is right, and delete the other pod"));
         }
         Ok(Some(Held {

@@ -146,6 +146,14 @@ async fn what_an_annotation_has_wrong_is_said_and_nobody_has_anothers_vlan() {
     let a = node.add("a").await.unwrap();
     let refusal = node.add_within("b", Duration::from_secs(5)).await.unwrap_err();
     assert_eq!(refusal.message, "VLAN 7 of pod default/b is that of pod default/a, which is still there");
+    // Nor its address, by another VLAN.
+    tell(&node, pods(&annotation(8, "10.0.2.30").unwrap())).await;
+    let refusal = node.add_within("broken", Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!(
+        refusal.message,
+        "address 10.0.2.30 of pod default/broken is that of pod default/a, which is still there"
+    );
+    assert_eq!(check(&node, "a").await.unwrap(), [a.clone()]);
     // An address of the pool is nobody's branch.
     let pooled = world.cloud.owned().0[0].primary;
     let stolen =
