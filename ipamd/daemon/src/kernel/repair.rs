@@ -170,11 +170,17 @@ pub(super) fn pods(seen: &Observed, pods: &[PodNetwork], standing: &BTreeMap<IpA
         if !stands || !seen.link(&pod.dev).is_some_and(|link| carries(link, pod)) {
             continue;
         }
+        // Nothing can be routed by a VLAN that is gone. The pod is cut off then: its next ADD makes it anew.
+        if pod.branch.as_ref().is_some_and(|branch| seen.link(&branch.link).is_none()) {
+            continue;
+        }
         desired.links.push(LinkSettings { dev: pod.dev.clone(), up: Some(true), mtu: None });
         desired.scope.neighbours.insert(pod.dev.clone());
         let to = |ip: &IpAddr| Route::on_link(TABLE_MAIN, host_prefix(*ip), pod.dev.clone());
         known.extend(pod.addresses.iter().chain(&pod.egress));
         if let Some(branch) = &pod.branch {
+            // With a link that goes down go its routes.
+            desired.links.push(LinkSettings { dev: branch.link.clone(), up: Some(true), mtu: None });
             desired.routes.extend(branch.uplink(&pod.dev, 0).routes);
             desired.routes.extend(branch.pod_routes(&pod.dev));
             desired.routes.extend(pod.egress.iter().map(to));

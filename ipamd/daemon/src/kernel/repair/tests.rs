@@ -222,6 +222,12 @@ fn a_pod_with_a_branch_eni_gets_back_what_is_its_alone() {
     for planned in pods(&seen, std::slice::from_ref(&strict), &none) {
         seen.apply(&planned.op);
     }
+    assert_eq!(words(&seen, strict.clone(), &none), [""; 0]);
+    seen.links[1].up = false;
+    assert_eq!(words(&seen, strict.clone(), &none), ["link set vlan.eth.7 up"]);
+    // Without the VLAN nothing can be put back.
+    seen.links.pop();
+    seen.rules.clear();
     assert_eq!(words(&seen, strict, &none), [""; 0]);
     let mut ours = ours();
     let gone = Event::Rule(Change::Gone, Rule::iif(Family::V4, 10, name("vlana"), 107));
