@@ -151,6 +151,9 @@ const METADATA: (Ipv4Addr, Ipv6Addr) =
 ///   tracking, so that forged packets leave nothing there. Neighbours speak from link-local addresses, and from `::` before they
 ///   have one.
 /// - `metadata`, if it is wanted: reach the instance metadata service.
+/// - `branch-only`, with strict security groups of pods: leave by another interface than a VLAN. A VLAN's table is empty while its
+///   link is down, and has nothing for a family that the branch ENI has no address of: the main table would lead to the primary
+///   ENI then, past the pod's security groups.
 fn guard(node: &NodeNetwork, family: Family) -> String {
     let NetworkConfig { veth_prefix, block_metadata, .. } = &node.config;
     let pods = format!("iifname \"{veth_prefix}*\"");
@@ -165,6 +168,10 @@ fn guard(node: &NodeNetwork, family: Family) -> String {
         let strict = (node.config.pod_eni == Some(Mode::Strict)).then(|| format!("iifname \"{STRICT_PREFIX}*\""));
         let rules: Vec<String> = std::iter::once(&pods).chain(&strict).map(|pods| refused(pods)).collect();
         body += &chain("metadata", "type filter hook forward priority filter", &rules);
+    }
+    if node.config.pod_eni == Some(Mode::Strict) {
+        let astray = format!("iifname \"{STRICT_PREFIX}*\" oifname != \"{STRICT_PREFIX}*\" counter drop");
+        body += &chain("branch-only", "type filter hook forward priority filter", &[astray]);
     }
     body
 }

@@ -329,6 +329,20 @@ fn pods_with_security_groups_of_their_own_are_kept_from_the_metadata_service_too
 }
 
 #[test]
+fn what_comes_by_a_strict_pods_interface_leaves_by_a_vlan_alone() {
+    const ASTRAY: &str = "iifname \"vlan*\" oifname != \"vlan*\" counter drop";
+    let mut network = golden_node();
+    network.config.families = Families::Dual;
+    let bodies = |of: &NodeNetwork| rulesets(of, &dev("eth0")).into_iter().map(|(_, body)| body).collect::<Vec<_>>();
+    for (mode, there) in [(None, false), (Some(Mode::Standard), false), (Some(Mode::Strict), true)] {
+        network.config.pod_eni = mode;
+        let bodies = bodies(&network);
+        assert_eq!(bodies.len(), 2);
+        assert!(bodies.iter().all(|body| body.contains(ASTRAY) == there), "{mode:?}: {bodies:?}");
+    }
+}
+
+#[test]
 fn a_trunk_is_set_up_without_a_rule_and_a_vlans_rules_go_with_its_table() {
     let network = EniNetwork { trunk: true, ..golden_eni() };
     let wanted = eni(&network, &dev("eth1")).unwrap();
