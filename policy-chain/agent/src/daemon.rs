@@ -181,8 +181,8 @@ pub(crate) struct Daemon<C, D> {
     rebind: BTreeSet<Attachment>,
     /// Pods that were there before, which get their gates after the next commit.
     adopting: BTreeSet<Attachment>,
-    /// Whether interfaces or addresses of the host have changed since the uplinks were last looked after.
-    network_is_new: bool,
+    /// Whether the VLAN of a pod's branch ENI has come since the uplinks were last looked after.
+    has_new_vlan: bool,
     /// The host's interfaces as they were when policyd began, or lost sight of them, by index.
     links: BTreeMap<u32, String>,
     /// Interfaces whose sandboxes have ended and that may still be there: nobody adopts them.
@@ -248,7 +248,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             superseded: BTreeSet::new(),
             rebind: BTreeSet::new(),
             adopting: BTreeSet::new(),
-            network_is_new: false,
+            has_new_vlan: false,
             links: BTreeMap::new(),
             ended: BTreeSet::new(),
             told,
@@ -316,7 +316,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
             // What has been told by now is in force then.
             Input::Look(to) => self.lookers.push(to),
-            Input::NetworkChanged => self.network_changed(),
+            Input::NetworkChanged { of_pod } => self.network_changed(of_pod),
             Input::HooksChanged(index) => self.hooks_changed(index),
             Input::LinkGone(index) => self.link_gone(index),
             Input::Links(links) => self.links_are(links),

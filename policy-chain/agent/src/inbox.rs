@@ -40,7 +40,10 @@ pub(crate) enum Input {
     /// Somebody wants to look at the state.
     Look(oneshot::Sender<View>),
     /// An interface that may be an uplink is new, or has an address.
-    NetworkChanged,
+    NetworkChanged {
+        /// Whether it is the VLAN of a pod's branch ENI, whose ADD is under way.
+        of_pod: bool,
+    },
     /// A filter or a qdisc of the interface with this index was taken away.
     HooksChanged(u32),
     /// An interface of the host is gone.

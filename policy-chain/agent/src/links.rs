@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sluice_contract::node::branch::vlan_of_link;
 use sluice_daemon::log::ErrorChain;
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::state::{Address, Link, LinkKind, RtScope};
@@ -33,9 +34,12 @@ async fn follow(mut watch: Watch, handle: &Handle) {
     loop {
         match watch.next().await {
             Some(Event::Link(Change::Gone, link)) => handle.send(Input::LinkGone(link.index)).await,
-            Some(Event::Link(Change::New, link)) if may_be_uplink(&link) => handle.send(Input::NetworkChanged).await,
+            Some(Event::Link(Change::New, link)) if may_be_uplink(&link) => {
+                let of_pod = vlan_of_link(&link.name).is_some();
+                handle.send(Input::NetworkChanged { of_pod }).await;
+            }
             Some(Event::Address(Change::New, address)) if is_of_subnet(&address) => {
-                handle.send(Input::NetworkChanged).await;
+                handle.send(Input::NetworkChanged { of_pod: false }).await;
             }
             Some(Event::Hooks(index)) => handle.send(Input::HooksChanged(index)).await,
             Some(Event::Lost) | None => return,

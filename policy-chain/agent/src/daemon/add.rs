@@ -161,7 +161,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             let binding = self.bindings.get(&admitted.attachment);
             binding.is_some_and(|of| of.interfaces().iter().any(|gate| gate.host.as_str().starts_with(STRICT_PREFIX)))
         };
-        if !admitted.is_empty() && (self.network_is_new || admitted.iter().any(brings_uplink)) {
+        if !admitted.is_empty() && (self.has_new_vlan || admitted.iter().any(brings_uplink)) {
             self.tend().await;
         }
         for Admitted { attachment, answer, since } in admitted {

@@ -287,15 +287,15 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// Looks after the uplinks.
     pub(super) async fn tend(&mut self) {
-        self.network_is_new = false;
+        self.has_new_vlan = false;
         for _ in 0..self.parts.gates.tend().await {
             self.parts.metrics.repaired();
         }
     }
 
-    /// Interfaces or addresses of the host have changed.
-    pub(super) fn network_changed(&mut self) {
-        self.network_is_new = true;
+    /// Interfaces or addresses of the host have changed. `of_pod`: a pod's VLAN has come.
+    pub(super) fn network_changed(&mut self, of_pod: bool) {
+        self.has_new_vlan |= of_pod;
         self.timers.tend.bring_forward(Instant::now() + TEND_AFTER);
     }
 
