@@ -148,11 +148,25 @@ fn address(
     within: bool,
 ) -> Result<(IpAddr, IpAddr), AnnotationError> {
     let gateway = router(ip, net);
-    if within && gateway != ip {
+    if within && gateway != ip && is_hosts(ip) {
         Ok((ip, gateway))
     } else {
         let rule = "it must be an address that a host of the subnet can have";
         Err(AnnotationError::Field { field, value: cut(value), rule })
+    }
+}
+
+/// Whether a host can have an address in a VPC: not the services of the link, such as the instance metadata service, which would
+/// then be the pod's on the whole node.
+fn is_hosts(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            !(v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_broadcast() || v4.is_unspecified())
+        }
+        IpAddr::V6(v6) => {
+            let of_link = v6.is_unicast_link_local() || matches!(v6.segments(), [0xfd00, 0xec2, ..]);
+            !(v6.is_loopback() || v6.is_multicast() || v6.is_unspecified() || of_link)
+        }
     }
 }
 
@@ -233,6 +247,9 @@ impl State {
         if held.addresses.iter().any(|(ip, _)| self.ledger.address(*ip).is_some() || self.is_own(*ip)) {
             return Err("the address is the pool's, or the node's own");
         }
+        if held.addresses.iter().any(|(ip, _)| self.is_foreign(*ip)) {
+            return Err("the address is not of the VPC");
+        }
         let pod = &held.owner.pod;
         self.branches.retain(|_, other| {
             let of = &other.owner.pod;
@@ -242,6 +259,15 @@ impl State {
         });
         self.branches.insert(held.owner.attachment.clone(), held);
         Ok(())
+    }
+
+    /// Whether an address is none of the VPC's, as far as that is known: what else were led to the pod would be somebody else's.
+    fn is_foreign(&self, ip: IpAddr) -> bool {
+        let cidrs = self.node.as_ref().map(|node| &node.vpc_cidrs).filter(|cidrs| !cidrs.is_empty());
+        match (ip, cidrs) {
+            (IpAddr::V4(v4), Some(cidrs)) => !cidrs.iter().any(|cidr| cidr.contains(&v4)),
+            _ => false,
+        }
     }
 
     fn is_own(&self, ip: IpAddr) -> bool {

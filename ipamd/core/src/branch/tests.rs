@@ -62,6 +62,11 @@ fn what_is_wrong_with_an_annotation_is_said() {
             "privateIp is \"10.0.2.1\": it must be an address that a host of the subnet can have",
         ),
         ("10.0.2.0/24", "", "subnetCidr is \"\": it must be the IPv4 CIDR of its subnet"),
+        (
+            "10.0.2.",
+            "169.254.169.",
+            "privateIp is \"169.254.169.30\": it must be an address that a host of the subnet can have",
+        ),
         ("10.0.2.30", "", "it has no address of a family that pods of this node have"),
     ] {
         let text = said(&V4.replace(old, new));
@@ -121,7 +126,35 @@ fn an_address_of_the_pool_is_nobodys_branch() {
         refused(&mut state, held("b", 7, "10.0.0.1")),
         "b/eth0@sluice cannot have a branch ENI: the address is the pool's, or the node's own"
     );
+    assert_eq!(
+        refused(&mut state, held("b", 7, "10.1.2.30")),
+        "b/eth0@sluice cannot have a branch ENI: the address is not of the VPC"
+    );
     assert_eq!(state, before);
+}
+
+#[test]
+fn services_of_the_link_are_nobodys_branch() {
+    let services = BOTH.replace("2001:db8:0:2::30", "fd00:ec2::254").replace("2001:db8:0:2::/64", "fd00:ec2::/64");
+    PodEni::read(&services, Families::V6).unwrap_err();
+}
+
+#[test]
+fn a_record_that_contradicts_the_pool_is_forgotten_alone() {
+    let mut state = state(vec![eni(1, &["10.0.0.1/32"])]);
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    state.apply(Event::BranchHeld(Box::new(held("b", 8, "10.0.2.31"))), at(1)).unwrap();
+    // The pool has come to have it since.
+    let forged = held("c", 7, "10.0.0.1");
+    state.branches.insert(forged.owner.attachment.clone(), forged);
+    let kernel = KernelView { pods: [(ip("10.0.0.1"), owner("a").host_ifname.clone())].into() };
+    assert_eq!(reconcile(&mut state, &kernel, std::time::Duration::ZERO, at(500)), []);
+    assert_eq!(state.ledger().address_of(&owner("a").attachment), Some(ip("10.0.0.1")));
+    let document = Checkpoint::of(&state, at(501)).to_json().unwrap();
+    let state = Checkpoint::from_json(&document).unwrap().into_state(at(501)).unwrap();
+    let who: Vec<&str> = state.branches().map(|held| held.owner.attachment.container.as_str()).collect();
+    assert_eq!(who, ["b"]);
+    assert_eq!(state.ledger().address_of(&owner("a").attachment), Some(ip("10.0.0.1")));
 }
 
 #[test]
