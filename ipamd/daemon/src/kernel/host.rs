@@ -470,7 +470,8 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
         {
             found.view.pods.insert(address, dev.clone());
             found.dead.remove(&address);
-            found.attachments.extend(marked.get(&link.name).map(|attachment| (address, attachment.clone())));
+            // Not of a pod with a VLAN: its address is no pool's, and nobody else's to adopt.
+            found.attachments.extend(found.marked.get(&link.name).map(|attachment| (address, attachment.clone())));
         }
     }
     found
