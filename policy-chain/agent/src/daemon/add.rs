@@ -157,11 +157,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Binds and attaches the interfaces of admitted ADDs, whose pods' policy is in force now, and answers.
     pub(super) async fn finish(&mut self, admitted: Vec<Admitted>) {
         // A pod with a branch ENI brings an uplink of its own: what it sends to Services is judged there once more.
-        let brings_uplink = |admitted: &Admitted| {
-            let binding = self.bindings.get(&admitted.attachment);
-            binding.is_some_and(|of| of.interfaces().iter().any(|gate| gate.host.as_str().starts_with(STRICT_PREFIX)))
-        };
-        if !admitted.is_empty() && (self.has_new_vlan || admitted.iter().any(brings_uplink)) {
+        if !admitted.is_empty() && (self.has_new_vlan || admitted.iter().any(|one| self.brings_uplink(one))) {
             self.tend().await;
         }
         for Admitted { attachment, answer, since } in admitted {
@@ -188,6 +184,12 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             // Whoever asked may have gone; then its DEL comes.
             let _sent = answer.send(reply.into());
         }
+    }
+
+    /// Whether the interface of an admitted ADD is that of a pod with a branch ENI in strict mode.
+    fn brings_uplink(&self, admitted: &Admitted) -> bool {
+        let binding = self.bindings.get(&admitted.attachment);
+        binding.is_some_and(|of| of.interfaces().iter().any(|gate| gate.host.as_str().starts_with(STRICT_PREFIX)))
     }
 
     /// Puts gates on the interfaces of a sandbox.
