@@ -433,12 +433,11 @@ fn pods(seen: &Observed, veth_prefix: &str) -> Pods {
     let mut found = Pods::default();
     let unknown = IfName::new(UNKNOWN_LINK).ok();
     let marked = marked(seen);
-    let of_kind = |is_it: fn(&Link) -> bool| -> BTreeSet<&Attachment> {
-        let links = seen.links.iter().filter(|link| is_it(link));
-        links.filter_map(|link| marked.get(&link.name)).collect()
-    };
-    let (by_veth, by_vlan) = (of_kind(|link| link.kind == LinkKind::Veth), of_kind(is_vlan));
-    let lone = marked.iter().filter(|(_, attachment)| !(by_veth.contains(attachment) && by_vlan.contains(attachment)));
+    let whose = |link: &Link| marked.get(&link.name).cloned();
+    let of_vlans: BTreeSet<Attachment> = seen.links.iter().filter(|link| is_vlan(link)).filter_map(whose).collect();
+    let of_veths: BTreeSet<Attachment> = seen.links.iter().filter(|link| !is_vlan(link)).filter_map(whose).collect();
+    let lone =
+        marked.iter().filter(|(_, attachment)| !(of_vlans.contains(*attachment) && of_veths.contains(*attachment)));
     found.marked = lone.map(|(dev, attachment)| ((*dev).clone(), attachment.clone())).collect();
     let veths = seen.links.iter().filter(|link| link.kind == LinkKind::Veth);
     found.veths = veths.map(|link| link.name.clone()).collect();
