@@ -55,6 +55,7 @@ pub(crate) fn run(
         pod: pod.clone(),
         netns: netns_path.to_string_lossy().into_owned(),
         host_ifname: host.clone(),
+        branches: true,
     })?;
 
     // From here on a failed ADD holds an address. It is given back only when nothing of the attachment is in the kernel:

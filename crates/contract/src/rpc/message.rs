@@ -86,6 +86,10 @@ pub struct AddRequest {
     pub netns: String,
     /// The host's interface that the plugin will make.
     pub host_ifname: IfName,
+    /// Whether the plugin leads a pod out by a branch ENI. One that does not say so would have such a pod's traffic go past its
+    /// security groups, and is given none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub branches: bool,
 }
 
 /// [`Call::Del`].
@@ -137,8 +141,7 @@ pub struct PodAddress {
     /// The route table by which the pod's packets leave; [`crate::node::TABLE_MAIN`] for the primary ENI.
     pub table: u32,
     /// Where the address is a branch ENI's: by which link it is reached. The ENI is then that one, and card and device are the
-    /// trunk's. A plugin that does not know this field would have the pod's traffic go past its security groups; there is no
-    /// release with such a plugin.
+    /// trunk's. Only plugins that say that they know it get one ([`AddRequest::branches`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<Branch>,
 }

@@ -57,7 +57,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let AddRequest { attachment, pod, .. } = &asking.request;
         if let Some(held) = self.state.branch_of(attachment) {
             let addresses = held.pod_addresses();
-            self.grant_branch(asking, addresses, true);
+            if asking.request.branches {
+                self.grant_branch(asking, addresses, true);
+            } else {
+                self.refuse_asking(asking, plugin_too_old());
+            }
             return None;
         }
         let mode = self.parts.config.network.pod_eni.filter(|_| !pod.name.is_empty() && !self.stopping);
@@ -66,6 +70,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         };
         match self.held_of(&asking.request, mode) {
             Ok(None) => Some(asking),
+            Ok(Some(_)) if !asking.request.branches => {
+                self.refuse_asking(asking, plugin_too_old());
+                None
+            }
             Ok(Some(held)) => {
                 let addresses = held.pod_addresses();
                 if self.apply(Event::BranchHeld(Box::new(held))) {
@@ -115,7 +123,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// What an ADD's pod is to have of a branch ENI; nothing where it has no security groups of its own.
     fn held_of(&self, request: &AddRequest, mode: Mode) -> Result<Option<Held>, Refusal> {
-        let AddRequest { attachment, pod, netns, host_ifname } = request;
+        let AddRequest { attachment, pod, netns, host_ifname, .. } = request;
         let annotation = match self.claim_of(pod)? {
             Claim { wants: false, .. } => return Ok(None),
             Claim { annotation: Some(annotation), .. } => annotation,
@@ -275,6 +283,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.let_go(&attachment);
         }
     }
+}
+
+/// To a plugin that does not say that it leads pods out by branch ENIs.
+fn plugin_too_old() -> Refusal {
+    let text =
+        "the pod has security groups of its own, and this plugin would lead it past them: it knows no branch ENIs";
+    Refusal::new(RefusalCode::VersionSkew, text).hint("install the plugin of the daemon's version: `sluice install`")
 }
 
 fn pending(text: String) -> Refusal {

@@ -85,7 +85,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         let Some(asking) = self.by_branch(asking) else { return };
         let Asking { token, request, since, deadline, answer } = asking;
-        let AddRequest { attachment, pod, netns, host_ifname } = request;
+        let AddRequest { attachment, pod, netns, host_ifname, .. } = request;
         self.waiting.insert(token, Waiting { answer, since, counted: false, pod: pod.clone() });
         if self.stopping {
             return self.refuse_add(token, stopping());

@@ -290,5 +290,6 @@ pub(crate) fn add_request(container: &str) -> AddRequest {
         pod: PodRef { namespace: "default".into(), name: container.into(), uid: None },
         netns: format!("/run/netns/{container}"),
         host_ifname: host_ifname(container),
+        branches: true,
     }
 }

@@ -143,7 +143,17 @@ async fn what_an_annotation_has_wrong_is_said_and_nobody_has_anothers_vlan() {
         refusal.message.starts_with("annotation vpc.amazonaws.com/pod-eni of pod default/broken cannot be used: "),
         "{refusal:?}"
     );
+    // A plugin of before there were any; then one of now.
+    let of_old = async || match node
+        .ask(Call::Add(AddRequest { branches: false, ..add_request("a") }), Duration::from_secs(5))
+        .await
+    {
+        Reply::Refused(refusal) => refusal.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(of_old().await, RefusalCode::VersionSkew);
     let a = node.add("a").await.unwrap();
+    assert_eq!(of_old().await, RefusalCode::VersionSkew);
     let refusal = node.add_within("b", Duration::from_secs(5)).await.unwrap_err();
     assert_eq!(refusal.message, "VLAN 7 of pod default/b is that of pod default/a, which is still there");
     // Nor its address, by another VLAN.
