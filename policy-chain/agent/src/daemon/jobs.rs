@@ -99,7 +99,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             self.drain_tombstones();
         }
         if self.timers.tend.is_due(now) {
-            for _ in 0..self.parts.gates.tend().await {
+            for _ in 0..self.parts.gates.tend(self.took_over).await {
                 self.parts.metrics.repaired();
             }
         }
@@ -162,6 +162,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// those judge on, and it is tried again.
     pub(super) async fn take_over(&mut self) {
         self.took_over = true;
+        // The uplinks' turn comes with the next step.
+        self.timers.tend.bring_forward(Instant::now());
         // Those that are being adopted are bound at the end of this step, and get their gates then.
         let mut whole = self.adopting.is_empty();
         let bound = self.bindings.iter().filter(|(attachment, _)| !self.adopting.contains(*attachment));

@@ -426,7 +426,7 @@ impl Datapath for GateDatapath {
         }
     }
 
-    async fn tend(&mut self) -> usize {
+    async fn tend(&mut self, replace: bool) -> usize {
         match self.gate.remove_cilium_links() {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => {
@@ -437,7 +437,7 @@ impl Datapath for GateDatapath {
             }
         }
         let pods: BTreeSet<u32> = self.gate.interfaces().map(|(index, _)| index).collect();
-        self.uplinks.tend(&self.filters, &pods).await
+        self.uplinks.tend(&self.filters, &pods, replace).await
     }
 
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {

@@ -55,6 +55,8 @@ pub(crate) struct Kernel {
     before: Option<Box<Self>>,
     /// Programs cannot be put anywhere.
     pub(crate) refuses_programs: bool,
+    /// What stands at the uplink; none: there is none.
+    pub(crate) uplink: Option<Attached>,
     /// It has no links, as before Linux 6.6.
     pub(crate) without_links: bool,
     /// Interfaces whose flows were made known before they had a gate.
@@ -86,6 +88,7 @@ impl Kernel {
         let before = std::mem::take(self);
         let links = before.links.iter();
         self.links = links.map(|(index, (name, _))| (*index, (name.clone(), Attached::OtherLayout))).collect();
+        self.uplink = before.uplink.map(|_| Attached::OtherLayout);
         self.before = Some(Box::new(before));
     }
 
@@ -195,6 +198,9 @@ impl Model {
         // Programs are loaded anew: links run them, filters run those of before.
         for (_, attached) in held.links.values_mut().filter(|(_, attached)| *attached == Attached::Gate) {
             *attached = Attached::Older;
+        }
+        if held.uplink == Some(Attached::Gate) {
+            held.uplink = Some(Attached::Older);
         }
         let maps = &held.maps;
         let identities = maps
@@ -441,8 +447,20 @@ impl Datapath for Model {
         self.write().seeded.insert(interface.index);
     }
 
-    async fn tend(&mut self) -> usize {
-        0
+    async fn tend(&mut self, replace: bool) -> usize {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let uplink = kernel.uplink;
+        match uplink {
+            Some(Attached::Nothing) => {
+                kernel.uplink = Some(Attached::Gate);
+                1
+            }
+            Some(Attached::Older | Attached::OtherLayout) if replace => {
+                kernel.uplink = Some(Attached::Gate);
+                0
+            }
+            _ => 0,
+        }
     }
 
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {

@@ -174,6 +174,7 @@ async fn gates_of_another_layout_judge_until_they_are_replaced() {
     let mut node = with_gates().await;
     node.kill().await;
     node.kernel(|kernel| {
+        kernel.uplink = Some(Attached::Gate);
         kernel.change_layout();
         kernel.refuses_programs = true;
     });
@@ -183,9 +184,11 @@ async fn gates_of_another_layout_judge_until_they_are_replaced() {
     node.wait(11_000).await;
     as_before(&node);
     assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::OtherLayout), "nothing is known yet");
+    assert_eq!(node.kernel(|kernel| kernel.uplink), Some(Attached::OtherLayout), "the maps of now let all pass there");
     node.source.silent(false);
     node.settle().await;
     as_before(&node);
+    assert_eq!(node.kernel(|kernel| kernel.uplink), Some(Attached::Gate));
     node.wait(11_000).await;
     as_before(&node);
     assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::OtherLayout), "programs are refused");
