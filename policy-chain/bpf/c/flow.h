@@ -245,6 +245,7 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 					struct connection *connection)
 {
 	__u32 before = connection->judged & 255, after;
+	bool leaves = false;
 
 	/* What nobody has answered is not established, however often it is repeated. */
 	if (before != VERDICT_DENY && connection->state & CONNECTION_ANSWERED &&
@@ -257,15 +258,17 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 	if (connection->state & CONNECTION_PROXIED && passes(after)) {
 		/* The server knows another connection than the client: there is no way back. Where datagrams are no concern of the
 		 * proxy's any more, it has no rules for them and would drop them. */
-		if (scene->key.protocol == PROTOCOL_TCP || scene->verdict == VERDICT_REDIRECT || scene->seen)
+		leaves = scene->key.protocol != PROTOCOL_TCP && scene->verdict != VERDICT_REDIRECT && !scene->seen;
+		if (!leaves)
 			after = VERDICT_REDIRECT;
-		else
-			__sync_fetch_and_and(&connection->state, ~(CONNECTION_PROXIED | CONNECTION_SEEN));
 	}
 	connection->decision = scene->decision;
 	connection->basis = scene->basis;
 	/* Last: what is read beside it is only told, this is what packets pass by. */
 	*(volatile __u64 *)&connection->judged = scene->revision << JUDGED_REVISION_SHIFT | after;
+	/* After it: without these bits, what is still to be redirected would be taken for judged by the proxy (is_deferred). */
+	if (leaves)
+		__sync_fetch_and_and(&connection->state, ~(CONNECTION_PROXIED | CONNECTION_SEEN));
 	if (scene->decision && after != VERDICT_DENY)
 		count_decision(scene->decision, scene->length);
 	if (before != after)
