@@ -245,11 +245,12 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 					struct connection *connection)
 {
 	__u32 before = connection->judged & 255, after;
-	bool leaves = false;
+	bool datagrams = scene->key.protocol != PROTOCOL_TCP, leaves = false;
 
-	/* What nobody has answered is not established, however often it is repeated. */
+	/* What nobody has answered is not established, however often it is repeated. Of datagrams, the proxy judges each one by the
+	 * rules of now. */
 	if (before != VERDICT_DENY && connection->state & CONNECTION_ANSWERED &&
-	    setting_flags() & SETTING_KEEP_ESTABLISHED) {
+	    setting_flags() & SETTING_KEEP_ESTABLISHED && !(datagrams && connection->state & CONNECTION_PROXIED)) {
 		connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | before;
 		return;
 	}
@@ -258,7 +259,7 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 	if (connection->state & CONNECTION_PROXIED && passes(after)) {
 		/* The server knows another connection than the client: there is no way back. Where datagrams are no concern of the
 		 * proxy's any more, it has no rules for them and would drop them. */
-		leaves = scene->key.protocol != PROTOCOL_TCP && scene->verdict != VERDICT_REDIRECT && !scene->seen;
+		leaves = datagrams && scene->verdict != VERDICT_REDIRECT && !scene->seen;
 		if (!leaves)
 			after = VERDICT_REDIRECT;
 	}
