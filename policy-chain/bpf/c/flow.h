@@ -262,6 +262,9 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 		leaves = datagrams && scene->verdict != VERDICT_REDIRECT && !scene->seen;
 		if (!leaves)
 			after = VERDICT_REDIRECT;
+		/* Only for a dry run: without the proxy, it passes. */
+		if (scene->seen)
+			__sync_fetch_and_or(&connection->state, CONNECTION_SEEN);
 	}
 	connection->decision = scene->decision;
 	connection->basis = scene->basis;
