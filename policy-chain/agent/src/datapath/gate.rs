@@ -56,6 +56,8 @@ pub struct GateDatapath {
     promoting: Option<Promoting>,
     /// What was last said of connection tracking, so that it is said once.
     conntrack: Tracking,
+    /// It was said that another layout is held.
+    held: bool,
 }
 
 /// An interface that is being given links.
@@ -129,7 +131,21 @@ impl GateDatapath {
         };
         let uplinks = Uplinks::open()?;
         let promotions = Promotions::default();
-        Ok((Self { gate, filters, netlink, events, uplinks, links, promotions, promoting: None, conntrack }, found))
+        Ok((
+            Self {
+                gate,
+                filters,
+                netlink,
+                events,
+                uplinks,
+                links,
+                promotions,
+                promoting: None,
+                conntrack,
+                held: false,
+            },
+            found,
+        ))
     }
 
     /// The interface as the gate wants it. The bridge that it may be a port of is asked of the kernel.
@@ -451,11 +467,19 @@ impl Datapath for GateDatapath {
     }
 
     fn leave_other_layouts(&mut self) -> bool {
-        match self.gate.remove_other_layouts() {
-            Ok(removed) if removed.is_empty() => true,
-            Ok(removed) => {
+        let left = self.gate.remove_other_layouts().and_then(|removed| {
+            if !removed.is_empty() {
                 tracing::info!(removed = ?removed, "what another layout had pinned is gone");
-                true
+            }
+            self.gate.other_layouts()
+        });
+        match left {
+            Ok(left) if left.is_empty() => true,
+            Ok(left) => {
+                if !std::mem::replace(&mut self.held, true) {
+                    tracing::warn!(left = ?left, "another process holds what another layout has pinned: its programs judge until it ends");
+                }
+                false
             }
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&error), "what another layout has pinned stays: its programs may still judge");

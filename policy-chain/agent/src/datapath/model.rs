@@ -53,6 +53,8 @@ pub(crate) struct Kernel {
     fuse: Option<u32>,
     /// The maps of another layout.
     before: Option<Box<Self>>,
+    /// A process of that layout is still there.
+    pub(crate) before_is_held: bool,
     /// Programs cannot be put anywhere.
     pub(crate) refuses_programs: bool,
     /// What stands at the uplink; none: there is none.
@@ -90,6 +92,11 @@ impl Kernel {
         self.links = links.map(|(index, (name, _))| (*index, (name.clone(), Attached::OtherLayout))).collect();
         self.uplink = before.uplink.map(|_| Attached::OtherLayout);
         self.before = Some(Box::new(before));
+    }
+
+    /// Whether there is another layout of the maps.
+    pub(crate) const fn has_other_layout(&self) -> bool {
+        self.before.is_some()
     }
 
     /// Somebody takes the filters of a link away.
@@ -477,6 +484,9 @@ impl Datapath for Model {
 
     fn leave_other_layouts(&mut self) -> bool {
         let mut kernel = self.write();
+        if kernel.before_is_held {
+            return false;
+        }
         kernel.before = None;
         for (_, attached) in kernel.links.values_mut().filter(|(_, attached)| *attached == Attached::OtherLayout) {
             *attached = Attached::Nothing;

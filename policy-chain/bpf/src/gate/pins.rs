@@ -59,7 +59,7 @@ impl Pins {
     }
 
     /// The directories of other layouts.
-    fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+    pub(super) fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in self.root.parent().map(std::fs::read_dir).into_iter().flatten().flatten() {
             let path = entry?.path();

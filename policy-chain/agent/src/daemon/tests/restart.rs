@@ -203,6 +203,25 @@ async fn gates_of_another_layout_judge_until_they_are_replaced() {
     assert!(notices.iter().all(|notice| notice.reason != "PolicyGateRemoved"), "{notices:?}");
 }
 
+/// It goes when the process that holds it has ended, though nothing else happens.
+#[tokio::test(start_paused = true)]
+async fn another_layout_that_is_held_goes_later() {
+    let mut node = with_gates().await;
+    node.kill().await;
+    node.kernel(|kernel| {
+        kernel.change_layout();
+        kernel.before_is_held = true;
+    });
+    node.start().await;
+    node.wait(11_000).await;
+    as_before(&node);
+    assert!(node.kernel(|kernel| kernel.has_other_layout()));
+    node.kernel(|kernel| kernel.before_is_held = false);
+    node.wait(11_000).await;
+    as_before(&node);
+    assert!(!node.kernel(|kernel| kernel.has_other_layout()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_or_broken_checkpoint_opens_nothing() {
     for broken in [false, true] {

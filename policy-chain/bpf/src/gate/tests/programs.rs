@@ -1,7 +1,10 @@
 //! Programs on a real interface: attached, looked after, put back, promoted.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::Command;
 
+use nix::fcntl::{Flock, FlockArg};
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::tc::{Existing, Hook, Slot};
 
@@ -178,7 +181,13 @@ fn a_link_of_another_layout_is_a_gate_of_before() {
         assert_eq!(netlink.filters(index, Hook::Ingress).await.unwrap(), []);
         filters.attach(index).await.unwrap();
         assert_eq!(filters.check(index).await.unwrap(), []);
+        // An agent that is still ending holds it.
+        let held = Flock::lock(File::open(&other).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        assert_eq!(gate.remove_other_layouts().unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(gate.other_layouts().unwrap(), [other.clone()]);
+        drop(held);
         assert_eq!(gate.remove_other_layouts().unwrap(), [other]);
+        assert_eq!(gate.other_layouts().unwrap(), Vec::<PathBuf>::new());
         assert_eq!(of_another(), [false, false]);
         assert_eq!(filters.check(index).await.unwrap(), []);
     });
