@@ -59,6 +59,10 @@ pub(crate) struct Kernel {
     pub(crate) refuses_programs: bool,
     /// What stands at the uplink; none: there is none.
     pub(crate) uplink: Option<Attached>,
+    /// They cannot be put at this interface.
+    pub(crate) refuses_at: Option<u32>,
+    /// How often each interface was looked at.
+    pub(crate) checks: BTreeMap<u32, u32>,
     /// It has no links, as before Linux 6.6.
     pub(crate) without_links: bool,
     /// Interfaces whose flows were made known before they had a gate.
@@ -402,7 +406,7 @@ impl Datapath for Model {
     async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
         assert!(self.guarded.contains(&interface.index), "only interfaces that were bound are attached");
         let mut kernel = self.write();
-        if kernel.refuses_programs {
+        if kernel.refuses_programs || kernel.refuses_at == Some(interface.index) {
             let action = format!("putting the gate on {}", interface.name);
             return Err(AttachError::Kernel { action, source: "refused".into() });
         }
@@ -433,7 +437,8 @@ impl Datapath for Model {
     }
 
     async fn check(&mut self, interface: &Interface) -> Result<Vec<Difference>, AttachError> {
-        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        *kernel.checks.entry(interface.index).or_default() += 1;
         match kernel.attached(interface.index) {
             None => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
             Some(Attached::Gate | Attached::Links) => Ok(Vec::new()),
