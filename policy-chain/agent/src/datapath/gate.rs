@@ -379,10 +379,12 @@ impl Datapath for GateDatapath {
         let gate = &self.gate;
         let words = missing.into_iter().map(|missing| {
             // What drops everything is asked behind a link, whosever that is.
-            let of_another_layout =
-                missing.instead != Instead::Drop && gate.is_of_another_layout(interface.index, missing.program);
-            let older = missing.instead == Instead::Older || of_another_layout;
+            let passes_links = missing.instead != Instead::Drop;
+            let of_another_layout = passes_links && gate.is_of_another_layout(interface.index, missing.program);
+            let linked = passes_links && gate.has_link(interface.index, missing.program);
+            let older = missing.instead == Instead::Older || of_another_layout || linked;
             let instead = match missing.instead {
+                _ if linked => "that of the process before is there, by a link".to_owned(),
                 _ if of_another_layout => "that of another layout of the maps is there".to_owned(),
                 Instead::Older => "that of the process before is there".to_owned(),
                 Instead::Nothing => "nothing is there".to_owned(),
