@@ -105,8 +105,10 @@ impl Beside {
     fn make(output: &Path) -> io::Result<Self> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let name = output.file_name().ok_or_else(|| wrong("it has no name of a file"))?;
-        // Pipes, devices and directories are not replaced.
-        if output.symlink_metadata().is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+        // Pipes, devices and directories are not replaced, nor are links to them, or to what a process has open: /dev/stdout is one,
+        // and may be a file behind it.
+        let is_none = output.metadata().is_ok_and(|there| !there.is_file());
+        if is_none || std::fs::read_link(output).is_ok_and(|to| to.starts_with("/proc")) {
             return Err(wrong("it is there and is no file; `-` is the standard output"));
         }
         let mut hidden = std::ffi::OsString::from(".");
@@ -329,6 +331,11 @@ mod tests {
         drop(Beside::make(&theirs).unwrap());
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
         assert!(Beside::make(&directory).is_err());
+        for (name, to) in [("null", "/dev/null"), ("stdout", "/proc/self/fd/1"), ("there", ".")] {
+            let link = directory.join(name);
+            std::os::unix::fs::symlink(to, &link).unwrap();
+            assert!(Beside::make(&link).is_err() && link.is_symlink(), "{to}");
+        }
         std::fs::remove_dir_all(&directory).unwrap();
     }
 
