@@ -132,12 +132,22 @@ impl Drop for Beside {
     }
 }
 
-/// A URL without the name and the password that it may have (RFC 3986, 3.2.1).
+/// A text whose URLs have no name and password (RFC 3986, 3.2.1); none, if they have none anyway.
 fn without_user(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://")?;
-    let authority = rest.split(['/', '?', '#', ' ']).next()?;
-    let (user, _) = authority.rsplit_once('@')?;
-    Some(format!("{scheme}://...{}", rest.get(user.len()..)?))
+    let mut parts = text.split("://");
+    let mut without = parts.next()?.to_owned();
+    let mut changed = false;
+    for rest in parts {
+        without.push_str("://");
+        let authority = rest.split(['/', '?', '#', ' ']).next().unwrap_or_default();
+        let user = authority.rsplit_once('@').map_or(0, |(user, _)| user.len());
+        if user > 0 {
+            changed = true;
+            without.push_str("...");
+        }
+        without.push_str(rest.get(user..).unwrap_or_default());
+    }
+    changed.then_some(without)
 }
 
 /// Flows without the queries of their URLs: these may have secrets.
@@ -241,7 +251,7 @@ fn hide(value: &mut Value, secret: bool) {
         Value::Object(map) => {
             for (name, value) in map {
                 let name = name.to_ascii_lowercase();
-                hide(value, SECRET.iter().any(|part| name.contains(part)));
+                hide(value, secret || SECRET.iter().any(|part| name.contains(part)));
             }
         }
         Value::Array(list) => list.iter_mut().for_each(|value| hide(value, secret)),
@@ -347,6 +357,22 @@ mod tests {
             format!("{}\nno JSON\n", flow("http://a/cb?access_token=x", "HTTP/1.1 GET http://a/cb?access_token=x 200"));
         let expected = format!("{}\nno JSON\n", flow("http://a/cb?...", "HTTP/1.1 GET http://a/cb?... 200"));
         assert_eq!(String::from_utf8(without_queries(text.as_bytes())).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_below_a_secret_name_and_each_url_is_left_out() {
+        let mut page = json!({
+            "secrets": {"a": "x", "deep": [{"b": 1, "c": null}]},
+            "text": "http://one/ http://a:b@two/x@y, then https://c@three?d http://",
+            "other": "b@c://d@/e",
+        });
+        redact(&mut page);
+        let expected = json!({
+            "secrets": {"a": "left out", "deep": [{"b": "left out", "c": null}]},
+            "text": "http://one/ http://...@two/x@y, then https://...@three?d http://",
+            "other": "b@c://...@/e",
+        });
+        assert_eq!(page, expected);
     }
 
     #[test]
