@@ -26,7 +26,9 @@ use crate::cloud::Cloud;
 use crate::cluster::{About, Weight};
 use crate::config::Config;
 use crate::executor::Executor;
-use crate::kernel::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
+use crate::kernel::{
+    Cleared, Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired,
+};
 use crate::log::ErrorChain;
 
 /// A piece of work.
@@ -81,7 +83,7 @@ pub(super) enum Done {
     SetUp(EniNetwork, Result<(), KernelError>),
     TearDown(EniNetwork, Result<(), KernelError>),
     Clear(u32, Result<(), KernelError>),
-    ClearPod(Box<Gone>, Result<bool, KernelError>),
+    ClearPod(Box<Gone>, Result<Cleared, KernelError>),
     /// What kind of litter, and whether it was removed: it may have gone by itself, or be in use by now.
     Swept(&'static str, Result<bool, KernelError>),
     Disturbed(Result<Disturbance, KernelError>),
@@ -261,7 +263,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
             Done::SetUp(network, result) => self.eni_set_up(&network, result),
             Done::TearDown(network, result) => self.eni_torn_down(&network, result),
-            Done::ClearPod(gone, Ok(is_clear)) => self.pod_cleared(*gone, is_clear),
+            Done::ClearPod(gone, Ok(cleared)) => self.pod_cleared(*gone, cleared),
             Done::ClearPod(gone, Err(error)) => {
                 tracing::warn!(address = %gone.address, error = %ErrorChain(&error), "a pod's rules could not be removed");
                 self.parts.metrics.error("clear_pod");
