@@ -21,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use sluice_hostnet::netns::{Namespace, NamespaceError, NamespaceId};
 use sluice_vpcsim::probe::dns::{self, Zone};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -33,6 +34,9 @@ use packet::{Arrivals, Catcher};
 use raw::Raw;
 pub use talk::Ask;
 
+/// Octets that wait to be read by a server of UDP, with what the kernel needs for them: a machine that does something else for
+/// seconds loses no datagram.
+const RECEIVED: usize = 8 << 20;
 /// The first wait before a datagram or an INIT is sent again; it doubles.
 const RETRY: Duration = Duration::from_millis(100);
 /// How long a connection that has to stand is watched for its end.
@@ -407,6 +411,8 @@ fn listen(transport: Transport, at: SocketAddr) -> io::Result<Listening> {
         Transport::Udp => {
             let socket = std::net::UdpSocket::bind(at)?;
             socket.set_nonblocking(true)?;
+            // Where it may not be larger, it is as large as ever.
+            let _as_ever = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVED);
             Ok(Listening::Udp(socket))
         }
         Transport::Packet(_) => Ok(Listening::Tap(packet::tap()?)),

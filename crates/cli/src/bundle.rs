@@ -105,8 +105,10 @@ impl Beside {
     fn make(output: &Path) -> io::Result<Self> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let name = output.file_name().ok_or_else(|| wrong("it has no name of a file"))?;
-        // Pipes, devices and directories are not replaced.
-        if output.symlink_metadata().is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+        // Pipes, devices and directories are not replaced, nor are links to them, or to what a process has open: /dev/stdout is one,
+        // and may be a file behind it.
+        let is_none = output.metadata().is_ok_and(|there| !there.is_file());
+        if is_none || std::fs::read_link(output).is_ok_and(|to| to.starts_with("/proc")) {
             return Err(wrong("it is there and is no file; `-` is the standard output"));
         }
         let mut hidden = std::ffi::OsString::from(".");
@@ -130,12 +132,22 @@ impl Drop for Beside {
     }
 }
 
-/// A URL without the name and the password that it may have (RFC 3986, 3.2.1).
+/// A text whose URLs have no name and password (RFC 3986, 3.2.1); none, if they have none anyway.
 fn without_user(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://")?;
-    let authority = rest.split(['/', '?', '#', ' ']).next()?;
-    let (user, _) = authority.rsplit_once('@')?;
-    Some(format!("{scheme}://...{}", rest.get(user.len()..)?))
+    let mut parts = text.split("://");
+    let mut without = parts.next()?.to_owned();
+    let mut changed = false;
+    for rest in parts {
+        without.push_str("://");
+        let authority = rest.split(['/', '?', '#', ' ']).next().unwrap_or_default();
+        let user = authority.rsplit_once('@').map_or(0, |(user, _)| user.len());
+        if user > 0 {
+            changed = true;
+            without.push_str("...");
+        }
+        without.push_str(rest.get(user..).unwrap_or_default());
+    }
+    changed.then_some(without)
 }
 
 /// Flows without the queries of their URLs: these may have secrets.
@@ -239,7 +251,7 @@ fn hide(value: &mut Value, secret: bool) {
         Value::Object(map) => {
             for (name, value) in map {
                 let name = name.to_ascii_lowercase();
-                hide(value, SECRET.iter().any(|part| name.contains(part)));
+                hide(value, secret || SECRET.iter().any(|part| name.contains(part)));
             }
         }
         Value::Array(list) => list.iter_mut().for_each(|value| hide(value, secret)),
@@ -329,6 +341,11 @@ mod tests {
         drop(Beside::make(&theirs).unwrap());
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
         assert!(Beside::make(&directory).is_err());
+        for (name, to) in [("null", "/dev/null"), ("stdout", "/proc/self/fd/1"), ("there", ".")] {
+            let link = directory.join(name);
+            std::os::unix::fs::symlink(to, &link).unwrap();
+            assert!(Beside::make(&link).is_err() && link.is_symlink(), "{to}");
+        }
         std::fs::remove_dir_all(&directory).unwrap();
     }
 
@@ -340,6 +357,22 @@ mod tests {
             format!("{}\nno JSON\n", flow("http://a/cb?access_token=x", "HTTP/1.1 GET http://a/cb?access_token=x 200"));
         let expected = format!("{}\nno JSON\n", flow("http://a/cb?...", "HTTP/1.1 GET http://a/cb?... 200"));
         assert_eq!(String::from_utf8(without_queries(text.as_bytes())).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_below_a_secret_name_and_each_url_is_left_out() {
+        let mut page = json!({
+            "secrets": {"a": "x", "deep": [{"b": 1, "c": null}]},
+            "text": "http://one/ http://a:b@two/x@y, then https://c@three?d http://",
+            "other": "b@c://d@/e",
+        });
+        redact(&mut page);
+        let expected = json!({
+            "secrets": {"a": "left out", "deep": [{"b": "left out", "c": null}]},
+            "text": "http://one/ http://...@two/x@y, then https://...@three?d http://",
+            "other": "b@c://...@/e",
+        });
+        assert_eq!(page, expected);
     }
 
     #[test]

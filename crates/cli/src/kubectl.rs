@@ -4,7 +4,7 @@
 use std::io::{self, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -17,11 +17,15 @@ const AT_ONCE: usize = 16;
 const FOLLOWED: usize = 128;
 /// Bytes of a node's answer.
 const LIMIT: u64 = 256 << 20;
+/// Bytes of an answer that are read at once.
+const PART: usize = 64 << 10;
+/// Parts that may wait to be taken.
+const PARTS: usize = 16;
 /// Lines of all nodes that may wait to be shown; nodes wait for more.
 const AHEAD: usize = 1024;
 /// How long the API server may take.
 const PATIENCE: &str = "--request-timeout=30s";
-/// How long a node may take to say all of it: kubectl waits for ever for a kubelet that does not answer.
+/// How long a node may be silent before it has said all of it: kubectl waits for ever for a kubelet that does not answer.
 const SAYING: Duration = Duration::from_secs(120);
 /// The pods that run on every node (the chart's labels), the container that is asked, and where `sluice` is in it. That container
 /// sees what runtimes read, and is there without policy, too.
@@ -133,20 +137,19 @@ impl Reach {
     fn ask_one(&self, agent: &Agent, arguments: &[String]) -> Said {
         let mut child = self.exec(agent, &[], arguments).spawn().map_err(|error| self.failed(&error))?;
         let errors = child.stderr.take().map(|errors| std::thread::spawn(move || read(errors)));
-        let (to, answer) = sync_channel(1);
+        let (to, parts) = sync_channel(PARTS);
         if let Some(out) = child.stdout.take() {
-            // Who has waited long enough does not take it any more.
-            std::thread::spawn(move || to.send(read(out)).is_ok());
+            std::thread::spawn(move || pour(out, &to));
         }
-        let answer = answer.recv_timeout(SAYING);
-        let whole = answer.as_ref().is_ok_and(|answer| u64::try_from(answer.len()).unwrap_or(LIMIT) < LIMIT);
+        let answer = gathered(&parts, SAYING);
+        let whole = answer.as_ref().is_some_and(|answer| u64::try_from(answer.len()).unwrap_or(LIMIT) < LIMIT);
         if !whole {
             // It would wait for ever with what nobody reads. That it has ended by itself is fine.
             let _gone = child.kill();
         }
-        let Ok(answer) = answer else {
+        let Some(answer) = answer else {
             let _status = child.wait();
-            return Err(format!("it has not answered within {} s: does its kubelet run?", SAYING.as_secs()));
+            return Err(format!("nothing has come from it for {} s: does its kubelet run?", SAYING.as_secs()));
         };
         let status = child.wait().map_err(|error| error.to_string())?;
         // The status may be that of `sluice`, which says so where something is wrong.
@@ -217,6 +220,39 @@ fn read(from: impl io::Read) -> Vec<u8> {
     all
 }
 
+/// Hands on what a program writes, as it comes.
+fn pour(mut from: impl io::Read, to: &SyncSender<Vec<u8>>) {
+    let mut part = vec![0; PART];
+    loop {
+        let length = match from.read(&mut part) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // What could not be read is not there.
+            Err(_) => return,
+        };
+        let came = part.get(..length).unwrap_or_default();
+        // Who has waited long enough takes it no more.
+        if came.is_empty() || to.send(came.to_vec()).is_err() {
+            return;
+        }
+    }
+}
+
+/// All parts until their end, or the limit; nothing, if for so long none has come.
+fn gathered(parts: &Receiver<Vec<u8>>, patience: Duration) -> Option<Vec<u8>> {
+    let limit = usize::try_from(LIMIT).unwrap_or(usize::MAX);
+    let mut all: Vec<u8> = Vec::new();
+    while all.len() < limit {
+        match parts.recv_timeout(patience) {
+            Ok(part) => all.extend(part),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => return None,
+        }
+    }
+    all.truncate(limit);
+    Some(all)
+}
+
 /// The last line of what a program complained of.
 fn words(errors: &[u8]) -> String {
     let text = String::from_utf8_lossy(errors);
@@ -266,6 +302,35 @@ mod tests {
         let found = agents(&pods);
         let found: Vec<(&str, &str)> = found.iter().map(|agent| (agent.node.as_str(), agent.pod.as_str())).collect();
         assert_eq!(found, [("node-a", "a"), ("node-b", "b")]);
+    }
+
+    #[test]
+    fn an_answer_may_take_its_time_while_it_comes() {
+        let (to, parts) = sync_channel::<Vec<u8>>(PARTS);
+        let patience = Duration::from_secs(2);
+        let saying = std::thread::spawn(move || {
+            for part in 0..13_u8 {
+                to.send(vec![part]).unwrap();
+                std::thread::park_timeout(patience / 10);
+            }
+        });
+        let answer: Vec<u8> = (0..13).collect();
+        assert_eq!(gathered(&parts, patience), Some(answer));
+        saying.join().unwrap();
+        // One that says nothing, or no more.
+        let (to, parts) = sync_channel(PARTS);
+        to.send(b"half of".to_vec()).unwrap();
+        assert_eq!(gathered(&parts, Duration::from_millis(1)), None);
+    }
+
+    #[test]
+    fn an_answer_of_many_parts_is_whole() {
+        let (to, parts) = sync_channel(PARTS);
+        let answer: Vec<u8> = (0..=u8::MAX).cycle().take(PART * PARTS * 2 + 1).collect();
+        let written = answer.clone();
+        let writing = std::thread::spawn(move || pour(written.as_slice(), &to));
+        assert_eq!(gathered(&parts, SAYING), Some(answer));
+        writing.join().unwrap();
     }
 
     #[test]

@@ -73,8 +73,8 @@ impl Lease {
                         // It will not pass by itself, and nobody is elected meanwhile.
                         refused = error.code();
                         tracing::warn!(
-                            error = %ErrorChain(&error), lease,
-                            "the Lease is refused: the role needs create, get and update on leases"
+                            error = %ErrorChain(&error), lease, namespace = self.namespace,
+                            "the Lease is refused: {}", needed(refused)
                         );
                     }
                     backoff.next(error.retry_after())
@@ -131,6 +131,17 @@ fn set(holds: &watch::Sender<bool>, now: bool, lease: &str) {
         }
         std::mem::replace(held, now) != now
     });
+}
+
+/// What to do about a refusal with a status.
+const fn needed(code: Option<u16>) -> &'static str {
+    match code {
+        Some(401) => "the server does not know who asks; look at the service account and its token",
+        Some(403) => "the role needs create, get and update on leases",
+        // One that is not there is made; what is missing then is what it would be in.
+        Some(404) => "its namespace is not there, or the server has no Leases",
+        _ => "the server says why",
+    }
 }
 
 fn holder(lease: &Value) -> &str {
@@ -279,6 +290,14 @@ mod tests {
         // The first one sees it, and has stopped by itself before.
         assert!(!a.holds(begun + one.lasts - one.renew));
         assert_eq!(a.saw(Some(&taken), begun + one.lasts * 2), Step::Wait);
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_what_to_do() {
+        for (code, word) in [(401, "service account"), (403, "role"), (404, "namespace"), (422, "server")] {
+            assert!(needed(Some(code)).contains(word), "{code}");
+        }
+        assert!(!needed(Some(401)).contains("role") && !needed(Some(404)).contains("role"));
     }
 
     #[tokio::test(start_paused = true)]

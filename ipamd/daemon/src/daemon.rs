@@ -129,7 +129,7 @@ pub(crate) struct Daemon<C, K> {
     clearing: BTreeMap<IpAddr, Vec<requests::Asking>>,
     /// Before then the host's network is not repaired again.
     next_repair: Instant,
-    /// What others have changed and could not be mended: it is tried again before more is heard.
+    /// What others have changed and is to be mended at the next turn of that timer: it was just heard of, or could not be mended.
     unmended: Option<Disturbance>,
     /// What looks like left behind by pods that are gone.
     garbage: Garbage,
@@ -155,6 +155,7 @@ struct Timers {
     learn: Timer,
     pods: Timer,
     watch: Timer,
+    mend: Timer,
     node: Timer,
     check: Timer,
     tombstones: Timer,
@@ -203,6 +204,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             learn: Timer::due(now, LOOK_EVERY),
             pods: Timer::due(now, LOOK_EVERY),
             watch: Timer::due(now, REPAIR_GAP),
+            mend: Timer::due(now, REPAIR_GAP),
             node: Timer::due(now, LOOK_EVERY),
             check: Timer::due(now, CHECK_EVERY),
             tombstones: Timer::due(now, TOMBSTONES_EVERY),
@@ -485,11 +487,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// When the loop has something to do by itself.
     fn wake(&self) -> Instant {
-        let Timers { learn, pods, watch, node, check, tombstones, store } = &self.timers;
+        let Timers { learn, pods, watch, mend, node, check, tombstones, store } = &self.timers;
         let timers = [learn, pods, watch, check, tombstones].into_iter().filter_map(Timer::wake);
-        // These two have nothing to do before there is a node to set up, or a change to record.
+        // These have nothing to do before there is a node to set up, a change to record, or something to mend.
         let node = node.wake().filter(|_| self.node_network().is_some());
         let store = store.wake().filter(|_| self.dirty);
+        let mend = mend.wake().filter(|_| self.unmended.is_some());
         let enis = self.enis.values().filter_map(|eni| eni.timer.wake());
         let resolve = self.resolving.wake().filter(|_| self.state.node().is_some());
         let search = self.searching.as_ref().and_then(|searching| searching.timer.wake());
@@ -500,6 +503,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             .chain(self.reports.wake())
             .chain(node)
             .chain(store)
+            .chain(mend)
             .chain(enis)
             .chain(self.wake_at)
             .min()
@@ -523,11 +527,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         if !self.stopping && self.timers.pods.begin(now) {
             self.spawn(Job::Pods);
         }
+        if !self.stopping && self.unmended.is_some() && self.timers.mend.begin(now) {
+            self.mend();
+        }
         if !self.stopping && self.timers.watch.begin(now) {
-            match self.unmended.take() {
-                Some(disturbance) => self.mend(disturbance),
-                None => self.spawn(Job::Watch(self.next_repair)),
-            }
+            self.spawn(Job::Watch(self.next_repair));
         }
         if !self.stopping {
             self.search(now);

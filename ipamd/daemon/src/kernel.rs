@@ -126,6 +126,17 @@ pub struct Repair {
     pub reason: String,
 }
 
+/// What became of the rules of a pod that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cleared {
+    /// They were removed.
+    Removed,
+    /// There was none any more.
+    Nothing,
+    /// An interface of a pod carries one of the addresses, and nothing was touched.
+    InUse,
+}
+
 /// What came of looking for what others had changed.
 #[derive(Debug, Default)]
 pub struct Repaired {
@@ -169,13 +180,13 @@ pub trait Kernel: Send + Sync + 'static {
     /// Takes away what [`Kernel::set_up_eni`] has made for a table and the kernel has not removed with the link.
     fn clear_table(&self, table: u32) -> impl Future<Output = Result<(), KernelError>> + Send;
 
-    /// Takes away the rules of a pod that is gone; its host routes have gone with its interface. Answers whether nothing of
-    /// the pod is left: when an interface of a pod carries one of the addresses, nothing is touched.
+    /// Takes away the rules of a pod that is gone; its host routes have gone with its interface. When an interface of a pod
+    /// carries one of the addresses, nothing is touched.
     fn clear_pod(
         &self,
         addresses: &[IpAddr],
         veth_prefix: &str,
-    ) -> impl Future<Output = Result<bool, KernelError>> + Send;
+    ) -> impl Future<Output = Result<Cleared, KernelError>> + Send;
 
     /// Takes away the route to an address by a pod's interface that has it no longer, if the interface is still marked as the
     /// attachment's. Answers whether something was taken away.

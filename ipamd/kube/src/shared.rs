@@ -32,6 +32,9 @@ const LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "sluice-ipamd");
 /// How long the ConfigMap is taken to be as it was written last: somebody else may have changed it, or taken it away.
 const ROUTES_STAND: Duration = Duration::from_secs(600);
 
+/// Objects that are refused alike, one after the other, after which the others are taken to meet the same.
+const ALIKE: u32 = 3;
+
 /// The media type of a change to some fields (RFC 7396).
 const MERGE: &str = "application/merge-patch+json";
 
@@ -170,11 +173,35 @@ impl Books {
     }
 }
 
-/// Whether what went wrong is about the one object that was asked for. Where it is not, the server is away or wants to be
-/// asked later, and the others would meet the same.
+/// What the server has refused while what differs is written once.
+#[derive(Debug, Default)]
+struct Pass {
+    /// What is left for the others' sake: refused, or not answered about.
+    left: Vec<String>,
+    /// How many were refused one after the other, and with which status.
+    alike: u32,
+    code: Option<u16>,
+}
+
+impl Pass {
+    /// Takes in that an object was refused with a status; whether the others are to be asked for all the same.
+    fn goes_on(&mut self, code: Option<u16>) -> bool {
+        self.alike = if self.code == code { self.alike + 1 } else { 1 };
+        self.code = code;
+        self.alike < ALIKE
+    }
+
+    /// Takes in that one was not refused.
+    const fn went(&mut self) {
+        self.alike = 0;
+    }
+}
+
+/// Whether what went wrong is about the one object that was asked for. Where it is not, the server is away, does not know who
+/// asks or wants to be asked later, and the others would meet the same.
 const fn is_of_one(error: &CallError) -> bool {
     match error {
-        CallError::Refused { code, .. } => !matches!(*code, 429 | 502 | 503 | 504),
+        CallError::Refused { code, .. } => !matches!(*code, 401 | 429 | 502 | 503 | 504),
         CallError::Unreachable(_) | CallError::Slow(_) | CallError::Broken(_) => false,
         CallError::TooLarge(_)
         | CallError::Garbled(_)
@@ -291,7 +318,8 @@ impl Sharing<'_> {
     }
 
     /// Writes what differs, and says when to look again. What is refused of one object holds up no other: it is tried again
-    /// after a pause. An error: the server is away, or wants to be asked later, and the rest waits.
+    /// after a pause. An error: the server is away, or wants to be asked later, or refuses one object like the other, and the
+    /// rest waits.
     async fn write(
         &self,
         namespace: &str,
@@ -299,11 +327,27 @@ impl Sharing<'_> {
         books: &mut Books,
         known: &Shared,
     ) -> Result<Option<Instant>, CallError> {
+        books.refused.retain(|_, until| *until > Instant::now());
+        let mut pass = Pass::default();
+        let went = self.write_due(namespace, version, books, known, &mut pass).await;
+        // One time for all of them: each time is another look at everything.
+        let until = Instant::now() + self.options.timing.most;
+        books.refused.extend(pass.left.into_iter().map(|name| (name, until)));
+        went.map(|()| books.refused.values().min().copied())
+    }
+
+    async fn write_due(
+        &self,
+        namespace: &str,
+        version: Option<&str>,
+        books: &mut Books,
+        known: &Shared,
+        pass: &mut Pass,
+    ) -> Result<(), CallError> {
         let now = Instant::now();
-        books.refused.retain(|_, until| *until > now);
         if let Some(routes) = books.routes_due(known, now) {
             let wrote = self.write_routes(namespace, &routes).await;
-            if self.went(books, SHARED_NAME, wrote)? {
+            if self.went(pass, SHARED_NAME, wrote)? {
                 books.routes = Some((routes, Instant::now() + ROUTES_STAND));
             }
         }
@@ -311,22 +355,25 @@ impl Sharing<'_> {
         if let Some(version) = version {
             for (name, step) in books.groups_due(known) {
                 let wrote = self.write_group(version, &name, &step).await;
-                self.went(books, &name, wrote)?;
+                self.went(pass, &name, wrote)?;
             }
         }
-        Ok(books.refused.values().min().copied())
+        Ok(())
     }
 
     /// Takes in how the write of an object went; whether it did.
-    fn went(&self, books: &mut Books, name: &str, wrote: Result<(), CallError>) -> Result<bool, CallError> {
-        let Err(error) = wrote else { return Ok(true) };
+    fn went(&self, pass: &mut Pass, name: &str, wrote: Result<(), CallError>) -> Result<bool, CallError> {
+        let Err(error) = wrote else {
+            pass.went();
+            return Ok(true);
+        };
         self.metrics.shared_failed.inc();
         let is_of_one = is_of_one(&error);
         // One that the server does not answer about must not come first for ever.
         if is_of_one || matches!(error, CallError::Slow(_)) {
-            books.refused.insert(name.to_owned(), Instant::now() + self.options.timing.most);
+            pass.left.push(name.to_owned());
         }
-        if is_of_one {
+        if is_of_one && pass.goes_on(error.code()) {
             tracing::warn!(name, error = %ErrorChain(&error), "an object for all nodes is refused: the others are written");
             return Ok(false);
         }
@@ -453,13 +500,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_alike_ends_a_pass() {
+        let ends = |answers: &[Option<u16>]| {
+            let mut pass = Pass::default();
+            answers.iter().position(|code| {
+                if code.is_none() {
+                    pass.went();
+                }
+                code.is_some() && !pass.goes_on(*code)
+            })
+        };
+        assert_eq!(ends(&[Some(403); 500]), Some(2), "a role without the right");
+        assert_eq!(ends(&[Some(403), Some(403), None, Some(403), Some(403)]), None);
+        assert_eq!(ends(&[Some(403), Some(422), Some(403), Some(422), Some(422), Some(422)]), Some(5));
+    }
+
+    #[test]
     fn a_refusal_is_of_one_object_and_an_outage_of_all() {
         let refused =
             |code| CallError::Refused { code, reason: String::new(), message: String::new(), retry_after: None };
         for code in [400, 403, 409, 422, 500] {
             assert!(is_of_one(&refused(code)), "{code}");
         }
-        for code in [429, 502, 503, 504] {
+        for code in [401, 429, 502, 503, 504] {
             assert!(!is_of_one(&refused(code)), "{code}");
         }
         assert!(!is_of_one(&CallError::Slow(Duration::from_secs(30))));

@@ -165,6 +165,8 @@ pub(crate) struct Daemon<C, D> {
     /// of before judge on until what these need is in the maps.
     took_over: bool,
     before: Before,
+    /// Interfaces at which programs of before still judge, because they could not be replaced; none: no take-over has ended yet.
+    unreplaced: Option<BTreeSet<u32>>,
     /// The greatest number of an identity that the gates of before know; none once they have been written anew.
     known_identities: Option<u32>,
     /// Whether anything was applied to the engine since its last commit.
@@ -240,6 +242,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             unswept: true,
             took_over: start.known_identities > 0,
             before: Before::Judging,
+            unreplaced: None,
             known_identities: Some(start.known_identities),
             dirty: true,
             changed: BTreeSet::new(),

@@ -185,8 +185,10 @@ pub trait Datapath: Send + 'static {
     fn promote(&mut self) -> impl Future<Output = Option<Result<IfName, AttachError>>> + Send;
 
     /// Looks after what stands elsewhere than at pods' interfaces: where the node's uplinks are judged on. To be called
-    /// every few seconds, and when interfaces or addresses of the host change. How many uplinks had lost what stood there.
-    fn tend(&mut self) -> impl Future<Output = usize> + Send;
+    /// every few seconds, and when interfaces or addresses of the host change. What a process before has put there is replaced
+    /// only if `replace`: it may judge by another layout's maps, as the pods' gates do, and those of this process say nothing yet.
+    /// How many uplinks had lost what stood there.
+    fn tend(&mut self, replace: bool) -> impl Future<Output = usize> + Send;
 
     /// The pods to which interfaces are bound, by the numbers that the maps have for them.
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone;

@@ -341,8 +341,8 @@ impl<D: Datapath> Gates<D> {
         self.datapath.promote()
     }
 
-    pub(crate) fn tend(&mut self) -> impl Future<Output = usize> + Send {
-        self.datapath.tend()
+    pub(crate) fn tend(&mut self, replace: bool) -> impl Future<Output = usize> + Send {
+        self.datapath.tend(replace)
     }
 
     pub(crate) fn sweep(&mut self, image: &Image) -> Result<(), ApplyError> {

@@ -245,10 +245,12 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 					struct connection *connection)
 {
 	__u32 before = connection->judged & 255, after;
+	bool datagrams = scene->key.protocol != PROTOCOL_TCP, leaves = false;
 
-	/* What nobody has answered is not established, however often it is repeated. */
+	/* What nobody has answered is not established, however often it is repeated. Of datagrams, the proxy judges each one by the
+	 * rules of now. */
 	if (before != VERDICT_DENY && connection->state & CONNECTION_ANSWERED &&
-	    setting_flags() & SETTING_KEEP_ESTABLISHED) {
+	    setting_flags() & SETTING_KEEP_ESTABLISHED && !(datagrams && connection->state & CONNECTION_PROXIED)) {
 		connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | before;
 		return;
 	}
@@ -257,15 +259,20 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 	if (connection->state & CONNECTION_PROXIED && passes(after)) {
 		/* The server knows another connection than the client: there is no way back. Where datagrams are no concern of the
 		 * proxy's any more, it has no rules for them and would drop them. */
-		if (scene->key.protocol == PROTOCOL_TCP || scene->verdict == VERDICT_REDIRECT || scene->seen)
+		leaves = datagrams && scene->verdict != VERDICT_REDIRECT && !scene->seen;
+		if (!leaves)
 			after = VERDICT_REDIRECT;
-		else
-			__sync_fetch_and_and(&connection->state, ~(CONNECTION_PROXIED | CONNECTION_SEEN));
+		/* Only for a dry run: without the proxy, it passes. */
+		if (scene->seen)
+			__sync_fetch_and_or(&connection->state, CONNECTION_SEEN);
 	}
 	connection->decision = scene->decision;
 	connection->basis = scene->basis;
 	/* Last: what is read beside it is only told, this is what packets pass by. */
 	*(volatile __u64 *)&connection->judged = scene->revision << JUDGED_REVISION_SHIFT | after;
+	/* After it: without these bits, what is still to be redirected would be taken for judged by the proxy (is_deferred). */
+	if (leaves)
+		__sync_fetch_and_and(&connection->state, ~(CONNECTION_PROXIED | CONNECTION_SEEN));
 	if (scene->decision && after != VERDICT_DENY)
 		count_decision(scene->decision, scene->length);
 	if (before != after)

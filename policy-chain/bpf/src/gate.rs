@@ -253,6 +253,13 @@ impl Gate {
         self.pins.has_link_of_another_layout(index, program)
     }
 
+    /// Whether a link of this layout attaches this program to an interface. Where it is not that of now, which
+    /// [`Filters`](crate::filters::Filters) tell, it is that of a process before: the link could not be given another.
+    #[must_use]
+    pub fn has_link(&self, index: u32, program: Program) -> bool {
+        self.pins.has_link(index, program)
+    }
+
     /// The reader of what the programs tell; there is one.
     pub const fn events(&mut self) -> Option<Events> {
         self.events.take()

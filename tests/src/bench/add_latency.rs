@@ -244,10 +244,10 @@ fn report(levels: &[Level; 3]) -> Report {
         parts: vec![
             part("p50 of an ADD alone", p(50, &alone.adds(0)), ALONE, "ms"),
             part("p99 of 50 ADDs at once", figure, CROWDED, "ms"),
-            part("p50 of an ADD alone, beside 200 pods", p(50, &alone.adds(4)), ALONE, "ms"),
-            part("p99 of 50 ADDs at once, beside 200 pods", p(99, &crowded.adds(4)), CROWDED, "ms"),
             part("the same by the peer's", ratio, PART, ""),
             part("CPU an ADD, daemons included, by the peer's", cpu, CPU_PART, ""),
+            part("p50 of an ADD alone, beside 200 pods", p(50, &alone.adds(4)), ALONE, "ms"),
+            part("p99 of 50 ADDs at once, beside 200 pods", p(99, &crowded.adds(4)), CROWDED, "ms"),
         ],
         rows,
         notes,

@@ -520,6 +520,35 @@ async fn an_object_that_is_refused_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn objects_that_are_refused_alike_hold_up_the_last_not_for_ever() {
+    let server = server_of_policies().await;
+    for name in ["a", "b", "c", "d", "e"] {
+        server.put(policy(name, name)).unwrap();
+    }
+    let mut seen = Seen::on(&server, "n1");
+    seen.until("all groups", |seen| seen.elected && seen.groups.len() == 5).await;
+    let names: Vec<String> = seen.groups.keys().cloned().collect();
+    let (last, others) = names.split_last().unwrap();
+    // More of them may not be changed than are tried one after the other.
+    for name in others {
+        let ours = json!({
+            "apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup",
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "sluice-ipamd"}},
+            "spec": {"externalCIDRs": ["10.0.0.9/32"]},
+        });
+        server.put(ours).unwrap();
+    }
+    server.fault(FaultRule::always("patch", "ciliumcidrgroups", Fault::Status { code: 403, retry_after: None }));
+    let groups = names.iter().map(|name| (name.clone(), vec!["10.0.0.1/32".parse().unwrap()])).collect();
+    seen.report(Report::Shared(Shared { groups, routes: None }));
+    let has = |name: &String| written(&server).get(name).is_some_and(|cidrs| *cidrs == ["10.0.0.1/32"]);
+    eventually("the last", async || has(last)).await;
+    assert!(!others.iter().any(has));
+    server.heal();
+    eventually("the others", async || others.iter().all(has)).await;
+}
+
+#[tokio::test]
 async fn groups_outlive_policies_that_cannot_be_read() {
     let server = server_of_policies().await;
     server.put(policy("a", "web")).unwrap();

@@ -13,7 +13,7 @@ use sluice_ipamd_core::garbage::{Litter, Look};
 use super::jobs::Job;
 use super::{Daemon, LOOK_EVERY, Waiting};
 use crate::cloud::Cloud;
-use crate::kernel::Kernel;
+use crate::kernel::{Cleared, Kernel};
 
 /// An address whose pod is gone.
 #[derive(Debug, Clone)]
@@ -102,16 +102,16 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
     }
 
-    /// Nothing of the pod is left, or (`is_clear` false) an interface still carries its address.
-    pub(super) fn pod_cleared(&mut self, gone: Gone, is_clear: bool) {
+    /// Nothing of the pod is left, or an interface still carries its address.
+    pub(super) fn pod_cleared(&mut self, gone: Gone, cleared: Cleared) {
         let waiting = self.clearing.remove(&gone.address).unwrap_or_default();
         if let Some((path, request)) = gone.tombstone {
             let cooldown = self.cooldown_after(&request);
             // Until the next look at the kernel, which puts an address that lives into quarantine.
-            let cooldown = if is_clear { cooldown } else { cooldown.max(LOOK_EVERY * 2) };
+            let cooldown = if cleared == Cleared::InUse { cooldown.max(LOOK_EVERY * 2) } else { cooldown };
             self.release(&request.attachment, cooldown);
             self.drained(path, &request);
-        } else if is_clear {
+        } else if cleared == Cleared::Removed {
             self.parts.metrics.littered(Litter::RULE);
         }
         for asking in waiting {

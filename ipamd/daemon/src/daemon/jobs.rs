@@ -30,7 +30,9 @@ use crate::cloud::Cloud;
 use crate::cluster::{About, Weight};
 use crate::config::Config;
 use crate::executor::Executor;
-use crate::kernel::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
+use crate::kernel::{
+    Cleared, Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired,
+};
 use crate::log::ErrorChain;
 
 /// A piece of work.
@@ -85,7 +87,7 @@ pub(super) enum Done {
     SetUp(EniNetwork, Result<(), KernelError>),
     TearDown(EniNetwork, Result<(), KernelError>),
     Clear(u32, Result<(), KernelError>),
-    ClearPod(Box<Gone>, Result<bool, KernelError>),
+    ClearPod(Box<Gone>, Result<Cleared, KernelError>),
     /// What kind of litter, and whether it was removed: it may have gone by itself, or be in use by now.
     Swept(&'static str, Result<bool, KernelError>),
     Disturbed(Result<Disturbance, KernelError>),
@@ -194,10 +196,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     Some(Job::Learn) => self.timers.learn.failed(now, pause, random),
                     Some(Job::Pods) => self.timers.pods.failed(now, pause, random),
                     Some(Job::Watch(_)) => self.timers.watch.failed(now, pause, random),
-                    Some(Job::Repair(Repairing { disturbance, .. })) => {
-                        self.unmended = Some(disturbance);
-                        self.timers.watch.failed(now, pause, random);
-                    }
+                    Some(Job::Repair(Repairing { disturbance, .. })) => self.repair_ended(Some(disturbance), pause),
                     Some(Job::Node(_)) => self.timers.node.failed(now, pause, random),
                     Some(Job::SetUp(network) | Job::TearDown(network)) => {
                         if let Some(side) = self.enis.get_mut(&network.eni) {
@@ -274,7 +273,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
             Done::SetUp(network, result) => self.eni_set_up(&network, result),
             Done::TearDown(network, result) => self.eni_torn_down(&network, result),
-            Done::ClearPod(gone, Ok(is_clear)) => self.pod_cleared(*gone, is_clear),
+            Done::ClearPod(gone, Ok(cleared)) => self.pod_cleared(*gone, cleared),
             Done::ClearPod(gone, Err(error)) => {
                 tracing::warn!(address = %gone.address, error = %ErrorChain(&error), "a pod's rules could not be removed");
                 self.parts.metrics.error("clear_pod");
@@ -287,7 +286,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(error = %ErrorChain(&error), "what a pod has left could not be removed");
                 self.parts.metrics.error("clear_litter");
             }
-            Done::Disturbed(Ok(disturbance)) => self.mend(disturbance),
+            Done::Disturbed(Ok(disturbance)) => {
+                // A repair compares everything, so that what could not be mended before is among it.
+                self.unmended = Some(disturbance);
+                self.timers.mend.hurry(now.max(self.next_repair));
+            }
             Done::Disturbed(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the host's network cannot be watched");
                 self.parts.metrics.error("watch");
@@ -296,16 +299,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Done::Repaired(disturbance, repaired) => {
                 let is_whole = repaired.failed.is_empty();
                 self.repaired(&disturbance, repaired);
-                self.next_repair = now + REPAIR_GAP;
-                if is_whole {
-                    // Heard of at once, and mended when its time has come.
-                    self.timers.watch.succeeded(now);
-                    self.timers.watch.hurry(now);
-                } else {
-                    // Nobody changes it a second time, so that nothing more would be heard of it.
-                    self.unmended = Some(disturbance);
-                    self.timers.watch.failed(now, REPAIR_GAP, &mut self.random);
-                }
+                // Nobody changes it a second time, so that nothing more would be heard of what could not be mended.
+                self.repair_ended((!is_whole).then_some(disturbance), REPAIR_GAP);
             }
             Done::Clear(table, Ok(())) => tracing::info!(table, "what an ENI had left behind is cleared"),
             Done::Clear(table, Err(error)) => {
@@ -479,9 +474,35 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     /// Compares everything that was set up, and the pods that stand, and puts right what is not as it was made.
-    pub(super) fn mend(&mut self, disturbance: Disturbance) {
+    pub(super) fn mend(&mut self) {
+        let Some(disturbance) = self.unmended.take() else { return };
         let pods = self.pod_networks();
         self.spawn(Job::Repair(Repairing { disturbance, pods }));
+    }
+
+    /// A repair has ended. What could not be mended is tried again, later and later, and holds nothing up that is heard of
+    /// meanwhile.
+    fn repair_ended(&mut self, unmended: Option<Disturbance>, at_least: Duration) {
+        let now = Instant::now();
+        self.next_repair = now + REPAIR_GAP;
+        if unmended.is_some() {
+            self.timers.mend.failed(now, at_least, &mut self.random);
+        } else {
+            self.timers.mend.succeeded(now);
+        }
+        if self.unmended.is_some() {
+            // It was heard of while this was tried again; whoever has heard of it goes on when it is mended.
+            self.timers.mend.hurry(self.next_repair);
+            return;
+        }
+        self.unmended = unmended;
+        // The watch has waited, unless this was tried again.
+        let watches = self.jobs.values().any(|job| matches!(job, Job::Watch(_)));
+        if self.timers.watch.is_running() && !watches {
+            // Heard of at once, and mended when its time has come.
+            self.timers.watch.succeeded(now);
+            self.timers.watch.hurry(now);
+        }
     }
 
     fn repaired(&self, disturbance: &Disturbance, repaired: Repaired) {

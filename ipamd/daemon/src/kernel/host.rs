@@ -24,7 +24,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::repair::{self, Ours, Part};
-use super::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired, desired};
+use super::{
+    Cleared, Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired, desired,
+};
 use crate::log::ErrorChain;
 
 /// How long an ENI's link is waited for. EC2 takes 2 to 6 seconds to plug one in, and now and then far longer.
@@ -313,11 +315,11 @@ impl Kernel for HostKernel {
         Ok(())
     }
 
-    async fn clear_pod(&self, addresses: &[IpAddr], veth_prefix: &str) -> Result<bool, KernelError> {
+    async fn clear_pod(&self, addresses: &[IpAddr], veth_prefix: &str) -> Result<Cleared, KernelError> {
         let seen = self.see_pods().await?;
         let found = pods(&seen, veth_prefix);
         if addresses.iter().any(|ip| found.view.pods.contains_key(ip) && !found.dead.contains(ip)) {
-            return Ok(false);
+            return Ok(Cleared::InUse);
         }
         let ops: Vec<_> = seen
             .rules
@@ -326,8 +328,9 @@ impl Kernel for HostKernel {
             .map(|rule| Planned::new(Op::DeleteRule(rule.clone()), "its pod is gone"))
             .collect();
         let executed = self.host.execute(&ops).await.map_err(failed(format!("removing the rules of {addresses:?}")))?;
+        let cleared = if executed.changed.is_empty() { Cleared::Nothing } else { Cleared::Removed };
         tell(executed.changed);
-        Ok(true)
+        Ok(cleared)
     }
 
     async fn clear_route(&self, address: IpAddr, dev: &IfName, attachment: &Attachment) -> Result<bool, KernelError> {

@@ -1,6 +1,6 @@
 //! What is done every so often, and what becomes of interfaces that go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sluice_contract::id::Attachment;
@@ -157,15 +157,27 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     }
 
     /// Puts this process' programs in the place of those of before, now that the maps have what they judge by. Where that fails,
-    /// those judge on, and it is tried again.
+    /// those judge on, and it is tried again: at those interfaces alone.
     pub(super) async fn take_over(&mut self) {
         self.took_over = true;
-        // Those that are being adopted are bound at the end of this step, and get their gates then.
-        let mut whole = self.adopting.is_empty();
-        let bound = self.bindings.iter().filter(|(attachment, _)| !self.adopting.contains(*attachment));
-        let bindings: Vec<Binding> = bound.map(|(_, binding)| binding.clone()).collect();
-        for gate in bindings.iter().flat_map(Binding::interfaces) {
-            let interface = interface(gate);
+        // The uplinks' turn comes with the next step.
+        self.timers.tend.bring_forward(Instant::now());
+        let wanted = self.unreplaced.take();
+        let (mut left, mut interfaces) = (BTreeSet::new(), Vec::new());
+        for (attachment, binding) in &self.bindings {
+            for gate in binding.interfaces() {
+                if wanted.as_ref().is_some_and(|wanted| !wanted.contains(&gate.host_index)) {
+                    continue;
+                }
+                if self.adopting.contains(attachment) {
+                    // It is bound at the end of this step, and gets its gate then.
+                    left.insert(gate.host_index);
+                } else {
+                    interfaces.push(interface(gate));
+                }
+            }
+        }
+        for interface in interfaces {
             // An ADD that is under way has what drops everything there, until its own turn. What is not there is mended with the
             // next check.
             let replaced = match self.parts.gates.check(&interface).await {
@@ -176,15 +188,16 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             match replaced {
                 Ok(()) | Err(AttachError::Gone { .. }) => {}
                 Err(error) => {
-                    whole = false;
+                    left.insert(interface.index);
                     tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "a gate of before stays for now");
                     self.parts.metrics.error("repair");
                 }
             }
         }
-        if whole {
+        if left.is_empty() {
             self.before = Before::Replaced;
         }
+        self.unreplaced = Some(left);
     }
 
     async fn repair_one(&mut self, binding: &Binding, interface: &Interface) {
@@ -288,7 +301,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Looks after the uplinks.
     pub(super) async fn tend(&mut self) {
         self.has_new_vlan = false;
-        for _ in 0..self.parts.gates.tend().await {
+        for _ in 0..self.parts.gates.tend(self.took_over).await {
             self.parts.metrics.repaired();
         }
     }

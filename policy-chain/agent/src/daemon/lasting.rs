@@ -19,6 +19,7 @@ const LASTING: Duration = Duration::from_secs(60);
 pub(super) struct Lasting {
     ungated: BTreeMap<PodKey, Since>,
     no_proxy: Option<Since>,
+    unreplaced: Option<Since>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +69,18 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
         } else if lasting.no_proxy.take().is_some_and(|since| since.told) {
             self.warn(notice(None, Weight::Normal, "ProxyFound", "rules for HTTP, DNS and TLS names are served again"));
+        }
+        let unreplaced = self.unreplaced.as_ref().map_or(0, BTreeSet::len);
+        if unreplaced > 0 {
+            if lasting.unreplaced.get_or_insert(Since::new(now)).tells(now) {
+                let message = format!(
+                    "gates of the sluice-policyd before still judge at {unreplaced} interfaces of pods, because they cannot be \
+                     replaced: after a change of the maps' layout by the policies of before; see the log of sluice-policyd"
+                );
+                self.warn(notice(None, Weight::Warning, "PolicyGateNotReplaced", &message));
+            }
+        } else if lasting.unreplaced.take().is_some_and(|since| since.told) {
+            self.warn(notice(None, Weight::Normal, "PolicyGateReplaced", "all gates of the node are those of now"));
         }
         self.lasting = lasting;
     }

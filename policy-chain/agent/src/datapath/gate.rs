@@ -56,6 +56,8 @@ pub struct GateDatapath {
     promoting: Option<Promoting>,
     /// What was last said of connection tracking, so that it is said once.
     conntrack: Tracking,
+    /// It was said that another layout is held.
+    held: bool,
 }
 
 /// An interface that is being given links.
@@ -129,7 +131,21 @@ impl GateDatapath {
         };
         let uplinks = Uplinks::open()?;
         let promotions = Promotions::default();
-        Ok((Self { gate, filters, netlink, events, uplinks, links, promotions, promoting: None, conntrack }, found))
+        Ok((
+            Self {
+                gate,
+                filters,
+                netlink,
+                events,
+                uplinks,
+                links,
+                promotions,
+                promoting: None,
+                conntrack,
+                held: false,
+            },
+            found,
+        ))
     }
 
     /// The interface as the gate wants it. The bridge that it may be a port of is asked of the kernel.
@@ -363,10 +379,12 @@ impl Datapath for GateDatapath {
         let gate = &self.gate;
         let words = missing.into_iter().map(|missing| {
             // What drops everything is asked behind a link, whosever that is.
-            let of_another_layout =
-                missing.instead != Instead::Drop && gate.is_of_another_layout(interface.index, missing.program);
-            let older = missing.instead == Instead::Older || of_another_layout;
+            let passes_links = missing.instead != Instead::Drop;
+            let of_another_layout = passes_links && gate.is_of_another_layout(interface.index, missing.program);
+            let linked = passes_links && gate.has_link(interface.index, missing.program);
+            let older = missing.instead == Instead::Older || of_another_layout || linked;
             let instead = match missing.instead {
+                _ if linked => "that of the process before is there, by a link".to_owned(),
                 _ if of_another_layout => "that of another layout of the maps is there".to_owned(),
                 Instead::Older => "that of the process before is there".to_owned(),
                 Instead::Nothing => "nothing is there".to_owned(),
@@ -426,7 +444,7 @@ impl Datapath for GateDatapath {
         }
     }
 
-    async fn tend(&mut self) -> usize {
+    async fn tend(&mut self, replace: bool) -> usize {
         match self.gate.remove_cilium_links() {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => {
@@ -437,7 +455,7 @@ impl Datapath for GateDatapath {
             }
         }
         let pods: BTreeSet<u32> = self.gate.interfaces().map(|(index, _)| index).collect();
-        self.uplinks.tend(&self.filters, &pods).await
+        self.uplinks.tend(&self.filters, &pods, replace).await
     }
 
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
@@ -451,11 +469,19 @@ impl Datapath for GateDatapath {
     }
 
     fn leave_other_layouts(&mut self) -> bool {
-        match self.gate.remove_other_layouts() {
-            Ok(removed) if removed.is_empty() => true,
-            Ok(removed) => {
+        let left = self.gate.remove_other_layouts().and_then(|removed| {
+            if !removed.is_empty() {
                 tracing::info!(removed = ?removed, "what another layout had pinned is gone");
-                true
+            }
+            self.gate.other_layouts()
+        });
+        match left {
+            Ok(left) if left.is_empty() => true,
+            Ok(left) => {
+                if !std::mem::replace(&mut self.held, true) {
+                    tracing::warn!(left = ?left, "another process holds what another layout has pinned: its programs judge until it ends");
+                }
+                false
             }
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&error), "what another layout has pinned stays: its programs may still judge");

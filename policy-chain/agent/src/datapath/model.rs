@@ -53,8 +53,16 @@ pub(crate) struct Kernel {
     fuse: Option<u32>,
     /// The maps of another layout.
     before: Option<Box<Self>>,
+    /// A process of that layout is still there.
+    pub(crate) before_is_held: bool,
     /// Programs cannot be put anywhere.
     pub(crate) refuses_programs: bool,
+    /// What stands at the uplink; none: there is none.
+    pub(crate) uplink: Option<Attached>,
+    /// They cannot be put at this interface.
+    pub(crate) refuses_at: Option<u32>,
+    /// How often each interface was looked at.
+    pub(crate) checks: BTreeMap<u32, u32>,
     /// It has no links, as before Linux 6.6.
     pub(crate) without_links: bool,
     /// Interfaces whose flows were made known before they had a gate.
@@ -86,7 +94,13 @@ impl Kernel {
         let before = std::mem::take(self);
         let links = before.links.iter();
         self.links = links.map(|(index, (name, _))| (*index, (name.clone(), Attached::OtherLayout))).collect();
+        self.uplink = before.uplink.map(|_| Attached::OtherLayout);
         self.before = Some(Box::new(before));
+    }
+
+    /// Whether there is another layout of the maps.
+    pub(crate) const fn has_other_layout(&self) -> bool {
+        self.before.is_some()
     }
 
     /// Somebody takes the filters of a link away.
@@ -195,6 +209,9 @@ impl Model {
         // Programs are loaded anew: links run them, filters run those of before.
         for (_, attached) in held.links.values_mut().filter(|(_, attached)| *attached == Attached::Gate) {
             *attached = Attached::Older;
+        }
+        if held.uplink == Some(Attached::Gate) {
+            held.uplink = Some(Attached::Older);
         }
         let maps = &held.maps;
         let identities = maps
@@ -389,7 +406,7 @@ impl Datapath for Model {
     async fn attach(&mut self, interface: &Interface) -> Result<(), AttachError> {
         assert!(self.guarded.contains(&interface.index), "only interfaces that were bound are attached");
         let mut kernel = self.write();
-        if kernel.refuses_programs {
+        if kernel.refuses_programs || kernel.refuses_at == Some(interface.index) {
             let action = format!("putting the gate on {}", interface.name);
             return Err(AttachError::Kernel { action, source: "refused".into() });
         }
@@ -420,7 +437,8 @@ impl Datapath for Model {
     }
 
     async fn check(&mut self, interface: &Interface) -> Result<Vec<Difference>, AttachError> {
-        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        *kernel.checks.entry(interface.index).or_default() += 1;
         match kernel.attached(interface.index) {
             None => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
             Some(Attached::Gate | Attached::Links) => Ok(Vec::new()),
@@ -441,8 +459,20 @@ impl Datapath for Model {
         self.write().seeded.insert(interface.index);
     }
 
-    async fn tend(&mut self) -> usize {
-        0
+    async fn tend(&mut self, replace: bool) -> usize {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let uplink = kernel.uplink;
+        match uplink {
+            Some(Attached::Nothing) => {
+                kernel.uplink = Some(Attached::Gate);
+                1
+            }
+            Some(Attached::Older | Attached::OtherLayout) if replace => {
+                kernel.uplink = Some(Attached::Gate);
+                0
+            }
+            _ => 0,
+        }
     }
 
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
@@ -459,6 +489,9 @@ impl Datapath for Model {
 
     fn leave_other_layouts(&mut self) -> bool {
         let mut kernel = self.write();
+        if kernel.before_is_held {
+            return false;
+        }
         kernel.before = None;
         for (_, attached) in kernel.links.values_mut().filter(|(_, attached)| *attached == Attached::OtherLayout) {
             *attached = Attached::Nothing;

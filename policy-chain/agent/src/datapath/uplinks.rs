@@ -9,7 +9,7 @@ use sluice_hostnet::desired::View;
 use sluice_hostnet::host::{Host, ObserveError};
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::state::{Family, LinkKind, Observed, RtScope};
-use sluice_policy_bpf::filters::{FilterError, Filters};
+use sluice_policy_bpf::filters::{FilterError, Filters, Instead, Missing};
 
 use crate::log::ErrorChain;
 
@@ -41,8 +41,9 @@ impl Uplinks {
         })
     }
 
-    /// Puts the program on every uplink that lacks it; says how many had lost it. `pods` are no uplinks.
-    pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>) -> usize {
+    /// Puts the program on every uplink that lacks it, in the place of that of a process before only if `replace`; says how many
+    /// had lost it. `pods` are no uplinks.
+    pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>, replace: bool) -> usize {
         let (uplinks, has_ciliums) = match self.observe().await {
             Ok(observed) => {
                 self.own = observed.addresses.iter().map(|address| address.net.addr()).collect();
@@ -62,8 +63,11 @@ impl Uplinks {
         self.judged.retain(|index| uplinks.contains_key(index));
         let mut lost = 0;
         for (index, name) in uplinks {
-            match put(filters, index).await {
-                Ok(put) => {
+            match put(filters, index, replace).await {
+                Ok(None) => {
+                    self.complained.remove(&index);
+                }
+                Ok(Some(put)) => {
                     self.complained.remove(&index);
                     let is_new = self.judged.insert(index);
                     if is_new && !has_ciliums {
@@ -103,14 +107,22 @@ async fn without_cilium(filters: &Filters, index: u32, name: &IfName) {
     }
 }
 
-/// Whether the program had to be put there.
-async fn put(filters: &Filters, index: u32) -> Result<bool, FilterError> {
+/// Whether the program had to be put there; none: that of a process before stays.
+async fn put(filters: &Filters, index: u32, replace: bool) -> Result<Option<bool>, FilterError> {
     let missing = filters.check_uplink(index).await?;
     if missing.is_empty() {
-        return Ok(false);
+        return Ok(Some(false));
+    }
+    if !replace && judges(&missing) {
+        return Ok(None);
     }
     filters.attach_uplink(index).await?;
-    Ok(true)
+    Ok(Some(true))
+}
+
+/// Whether what is missing is missing only because a process before has put it there, in whatever layout of the maps.
+fn judges(missing: &[Missing]) -> bool {
+    missing.iter().all(|missing| missing.instead == Instead::Older)
 }
 
 /// Hardware and VLANs always; others if they have an address within a subnet, as the host's side of a pod has not.
@@ -140,6 +152,8 @@ fn uplinks(observed: &Observed, pods: &BTreeSet<u32>) -> BTreeMap<u32, IfName> {
 mod tests {
     use super::*;
     use sluice_hostnet::state::{Address, Link};
+    use sluice_hostnet::tc::Hook;
+    use sluice_policy_bpf::programs::Program;
 
     fn link(index: u32, name: &str, kind: LinkKind) -> Link {
         Link {
@@ -153,6 +167,17 @@ mod tests {
             peer_netns: None,
             alias: None,
             master: None,
+        }
+    }
+
+    #[test]
+    fn only_the_program_of_a_process_before_judges_in_the_place_of_what_is_missing() {
+        let missing = |instead| Missing { hook: Hook::Egress, program: Program::Uplink, instead };
+        let foreign = Instead::Other { program: Some(7), name: Some("other".to_owned()) };
+        assert!(judges(&[missing(Instead::Older)]));
+        for instead in [Instead::Nothing, Instead::Drop, foreign] {
+            assert!(!judges(&[missing(instead.clone())]), "{instead:?}");
+            assert!(!judges(&[missing(Instead::Older), missing(instead)]));
         }
     }
 

@@ -59,7 +59,7 @@ impl Pins {
     }
 
     /// The directories of other layouts.
-    fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+    pub(super) fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in self.root.parent().map(std::fs::read_dir).into_iter().flatten().flatten() {
             let path = entry?.path();
@@ -73,10 +73,13 @@ impl Pins {
 
     /// Whether another layout has pinned a link by which this program of its own is attached to an interface.
     pub(super) fn has_link_of_another_layout(&self, index: u32, program: Program) -> bool {
-        self.other_layouts().unwrap_or_default().iter().any(|layout| {
-            let path = layout.join(LINKS).join(links::name(index, program));
-            path.exists() && sys::link_interface(&path).is_ok_and(|place| place == LinkPlace::Interface(index))
-        })
+        let path = |layout: &PathBuf| layout.join(LINKS).join(links::name(index, program));
+        self.other_layouts().unwrap_or_default().iter().any(|layout| is_link_at(&path(layout), index))
+    }
+
+    /// Whether this layout has pinned a link by which a program, of whichever process, is attached to an interface.
+    pub(super) fn has_link(&self, index: u32, program: Program) -> bool {
+        is_link_at(&self.links().join(links::name(index, program)), index)
     }
 
     /// The directory of the layout.
@@ -158,6 +161,11 @@ pub(crate) fn replace_pin(path: &Path, pin: impl FnOnce(&Path) -> io::Result<()>
     absent(std::fs::remove_file(&new))?;
     pin(&new)?;
     std::fs::rename(&new, path)
+}
+
+/// Whether a link is pinned there that attaches its program to the interface.
+fn is_link_at(path: &Path, index: u32) -> bool {
+    path.exists() && sys::link_interface(path).is_ok_and(|place| place == LinkPlace::Interface(index))
 }
 
 fn absent(result: io::Result<()>) -> io::Result<()> {

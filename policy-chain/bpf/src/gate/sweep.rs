@@ -25,12 +25,20 @@ pub struct Swept {
 
 impl Gate {
     /// Takes away what other layouts of the maps have pinned: after an upgrade or a rollback across layouts, when every pod has
-    /// its gate here. Answers what is gone.
+    /// its gate here. What a process holds stays ([`Self::other_layouts`]). Answers what is gone.
     ///
     /// # Errors
     /// Those of the file system; what was not removed is removed by the next call.
     pub fn remove_other_layouts(&self) -> io::Result<Vec<PathBuf>> {
         self.pins.remove_other_layouts()
+    }
+
+    /// The directories of other layouts that are there.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+        self.pins.other_layouts()
     }
 
     /// Takes away Cilium's links at the interfaces that are bound here, which would keep packets from the gate's filters; where it

@@ -3,7 +3,7 @@
 
 use sluice_policy_bpf::layout::{
     Address, CONNECTION_ANSWERED, CONNECTION_PROXIED, CONNECTION_SEEN, Connection, DropReason, ENDPOINT_AUDIT,
-    ENDPOINT_BRIDGE, Endpoint, EventKind, Hook, OwnAddress, Verdict,
+    ENDPOINT_BRIDGE, Endpoint, EventKind, FlowDirection, Hook, OwnAddress, Verdict,
 };
 
 use crate::frame::{ACK, Packet, SYN};
@@ -151,6 +151,33 @@ fn a_dry_run_at_the_proxy_opens_no_backend() {
             }
             assert_eq!(pod.why(), Some(DropReason::Backend));
         }
+    });
+}
+
+/// What policy sent to the proxy and leaves there for a dry run alone is stopped by no proxy that is gone.
+#[test]
+fn what_becomes_a_dry_run_at_the_proxy_passes_without_it() {
+    in_both_families(|pod, family| {
+        pod.policy(DENY, DRY_SERVICES);
+        let (own, service) = ((family.own, CLIENT), (family.service, PORT));
+        let packet = Packet::udp(own, service);
+        pod.kernel.forget();
+        // As it was when policy sent it there.
+        let flow = Connection {
+            judged: (pod.endpoint.revision - 1) << 8 | u64::from(Verdict::Redirect.number()),
+            expires: u64::MAX,
+            state: CONNECTION_PROXIED | CONNECTION_ANSWERED,
+            decision: REDIRECT,
+            direction: FlowDirection::Egress.number(),
+            ..Connection::default()
+        };
+        pod.kernel.connections.insert(pod.key(own, service, packet.protocol), flow, 0).unwrap();
+        assert_eq!((pod.sends(&packet), pod.why()), (Drop, Some(DropReason::NoProxy)), "it was the proxy's");
+        let flow = pod.flow().unwrap();
+        assert_eq!(flow.verdict(), Some(Verdict::Redirect));
+        assert_ne!(flow.state & CONNECTION_SEEN, 0);
+        assert_eq!(pod.sends(&packet), Pass);
+        assert_eq!(pod.flow().unwrap().verdict(), Some(Verdict::Defer));
     });
 }
 

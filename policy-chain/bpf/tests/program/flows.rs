@@ -363,8 +363,16 @@ fn datagrams_leave_the_proxy_when_policy_does_not_send_them_there() {
     in_both_families(|pod, family| {
         pod.policy(DENY, ALLOW);
         let (own, peer) = ((family.own, CLIENT), (family.server, PORT));
-        for (packet, stays) in [(Packet::udp(own, peer), false), (Packet::tcp(own, peer, ACK), true)] {
+        let (datagram, segment) = (Packet::udp(own, peer), Packet::tcp(own, peer, ACK));
+        // Whether established flows are kept or not: the proxy has no rules for what is not sent there any more.
+        for (flags, packet, stays) in [
+            (0, &datagram, false),
+            (0, &segment, true),
+            (SETTING_KEEP_ESTABLISHED, &datagram, false),
+            (SETTING_KEEP_ESTABLISHED, &segment, true),
+        ] {
             pod.kernel.forget();
+            pod.kernel.set(Settings { flags, ..Settings::default() });
             let key = pod.key(own, peer, packet.protocol);
             // As it was when policy sent it to the proxy.
             let judged = (pod.endpoint.revision - 1) << 8 | u64::from(Verdict::Redirect.number());
@@ -377,7 +385,7 @@ fn datagrams_leave_the_proxy_when_policy_does_not_send_them_there() {
                 ..Connection::default()
             };
             pod.kernel.connections.insert(key, flow, 0).unwrap();
-            assert_eq!(pod.sends(&packet), if stays { Drop } else { Pass }, "there is no proxy");
+            assert_eq!(pod.sends(packet), if stays { Drop } else { Pass }, "there is no proxy");
             let flow = pod.flow().unwrap();
             assert_eq!(flow.revision(), pod.endpoint.revision);
             assert_eq!(flow.verdict(), Some(if stays { Verdict::Redirect } else { Verdict::Allow }));

@@ -237,12 +237,17 @@ fn move_addresses(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     }
 }
 
-/// Gates get their policies; those that are gone go.
+/// Gates get their policies; those that are gone go. One that was there keeps its revision until [`move_revisions`]: its other policy
+/// may not be as it is to be yet.
 pub(super) fn swap_endpoints(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     let mut removed = Vec::new();
     for (pod, old) in &before.endpoints {
         match (old, new.endpoints.get(pod)) {
             (Some(old), Some(endpoint)) if old.same_but_revision(endpoint) => {}
+            (Some(old), Some(endpoint)) if old.revision != endpoint.revision => {
+                let endpoint = Endpoint { revision: old.revision, ..Endpoint::clone(endpoint) };
+                list.push(Operation::SetEndpoint(pod.clone(), Arc::new(endpoint)));
+            }
             (_, Some(endpoint)) => list.push(Operation::SetEndpoint(pod.clone(), Arc::clone(endpoint))),
             (Some(_), None) => removed.push(Operation::RemoveEndpoint(pod.clone())),
             (None, None) => {}
@@ -251,12 +256,11 @@ pub(super) fn swap_endpoints(before: &Before, new: &Image, list: &mut Vec<Operat
     list.append(&mut removed);
 }
 
-/// Gates whose policies stay get their revisions. What a flow is judged anew by has to be there then, and what it is not to be
+/// Gates that were there get their revisions. What a flow is judged anew by has to be there then, and what it is not to be
 /// judged by any more has to be gone: it is judged once.
 pub(super) fn move_revisions(before: &Before, new: &Image, list: &mut Vec<Operation>) {
     for (pod, old) in &before.endpoints {
         if let (Some(old), Some(endpoint)) = (old, new.endpoints.get(pod))
-            && old.same_but_revision(endpoint)
             && old.revision != endpoint.revision
         {
             list.push(Operation::SetRevision(pod.clone(), endpoint.revision));

@@ -44,6 +44,7 @@ fn engine_of(seed: u64) -> (Engine, Random, Targets) {
 fn walk(old: &Image, update: &Update, new: &Image, queries: &[Query], what: &dyn std::fmt::Debug) -> bool {
     let ends: Vec<u8> =
         queries.iter().map(|query| looseness(&old.judge(query)).max(looseness(&new.judge(query)))).collect();
+    revisions_come_last(old, update, what);
     let mut image = old.clone();
     for (index, operation) in update.operations.iter().enumerate() {
         image.apply(operation);
@@ -65,6 +66,22 @@ fn walk(old: &Image, update: &Update, new: &Image, queries: &[Query], what: &dyn
         _ => None,
     };
     set.iter().filter_map(prefix).collect::<BTreeSet<_>>().len() < set.len()
+}
+
+/// An open flow is judged anew once, when its gate gets another revision: by then everything is as it is to be.
+fn revisions_come_last(old: &Image, update: &Update, what: &dyn std::fmt::Debug) {
+    let moves = |operation: &Operation| match operation {
+        Operation::SetRevision(..) => true,
+        Operation::SetEndpoint(pod, endpoint) => {
+            old.endpoints.get(pod).is_some_and(|before| before.revision != endpoint.revision)
+        }
+        _ => false,
+    };
+    let rest = |operation: &Operation| {
+        matches!(operation, Operation::SetRevision(..) | Operation::RemoveRow(_) | Operation::RemoveDecision(_))
+    };
+    let late = update.operations.iter().skip_while(|&one| !moves(one)).find(|&one| !rest(one));
+    assert!(late.is_none(), "{what:#?}: {late:?} comes after a revision in {:#?}", update.operations);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use sluice_contract::node::GATE_DIR;
 use sluice_policy_core::model::Text;
 use sluice_tests::live::stage::{APPLIED, Stage};
@@ -14,7 +15,7 @@ use sluice_tests::prober::Station;
 use sluice_vpcsim::policyd::Policyd;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::restart::{Traffic, station};
 use super::{admits, begin, client_only, options, stage, step, suite};
@@ -23,8 +24,12 @@ use super::{admits, begin, client_only, options, stage, step, suite};
 const SERVER: &str = "10.1.0.3:81";
 /// Between two datagrams of a flow.
 const PACE: Duration = Duration::from_millis(2);
-/// How long what is still on its way is waited for.
+/// How long what must not come is waited for.
 const QUIET: Duration = Duration::from_millis(500);
+/// How long what is still on its way is waited for, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Octets that wait to be read: more than there are while the machine does something else for seconds.
+const RECEIVED: usize = 8 << 20;
 /// How long gates may take until they stand by links: ten seconds after they were made, with pauses.
 const LINKED: Duration = Duration::from_secs(60);
 /// A layout of the maps that this build does not know.
@@ -53,11 +58,12 @@ impl Drop for Copied {
 }
 
 /// One flow of datagrams to the server, each of which it sends back, until it is told to end: how many went out, and how many came
-/// back.
-fn datagrams(from: &Station, stop: &Arc<AtomicBool>) -> JoinHandle<(u64, u64)> {
+/// back. All that `passes` is waited for at the end.
+fn datagrams(from: &Station, stop: &Arc<AtomicBool>, passes: bool) -> JoinHandle<(u64, u64)> {
     let address = from.address;
     let socket = from.net.run(move || std::net::UdpSocket::bind((address, 0))).unwrap().unwrap();
     socket.set_nonblocking(true).unwrap();
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVED).unwrap();
     let socket = UdpSocket::from_std(socket).unwrap();
     let (server, stop): (SocketAddr, _) = (SERVER.parse().unwrap(), Arc::clone(stop));
     tokio::spawn(async move {
@@ -70,7 +76,8 @@ fn datagrams(from: &Station, stop: &Arc<AtomicBool>) -> JoinHandle<(u64, u64)> {
                 came += 1;
             }
         }
-        while timeout(QUIET, socket.recv(&mut text)).await.is_ok_and(|got| got.is_ok()) {
+        let end = Instant::now() + if passes { PATIENCE } else { QUIET };
+        while came < sent && timeout_at(end, socket.recv(&mut text)).await.is_ok_and(|got| got.is_ok()) {
             came += 1;
         }
         (sent, came)
@@ -88,8 +95,8 @@ impl Load {
     async fn start(stage: &Stage<'_>) -> Self {
         let traffic = Traffic::start(stage).await;
         let stop = Arc::new(AtomicBool::new(false));
-        let of = |pod, address| datagrams(&station(stage, pod, address), &stop);
-        let flows = [of("client", "10.1.0.1"), of("other", "10.1.0.2")];
+        let of = |pod, address, passes| datagrams(&station(stage, pod, address), &stop, passes);
+        let flows = [of("client", "10.1.0.1", true), of("other", "10.1.0.2", false)];
         traffic.goes_on().await;
         Self { traffic, stop, flows }
     }

@@ -64,3 +64,33 @@ async fn what_could_not_be_mended_is_tried_again_without_another_change() {
     assert_eq!(world.host.state().repaired.len(), 4);
     node.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_mended_holds_up_nothing_that_is_heard_of_later() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    // Each repair mends what it can, and one thing stays as it is.
+    world.host.state().failing_repairs = u32::MAX;
+    world.host.disturbed.notify_one();
+    for _ in 0..4 {
+        // Between two tries there is half a minute by now.
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let changed = Instant::now();
+        world.host.disturbed.notify_one();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let repaired = world.host.state().repaired.clone();
+        assert!(repaired.iter().any(|(at, _)| *at >= changed), "the later change: {repaired:?}");
+        assert!(repaired.is_sorted_by(|(one, _), (next, _)| *next - *one >= Duration::from_millis(500)));
+    }
+    // By itself it is tried seldom, and until it has been mended.
+    let before = world.host.state().repaired.len();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let tried = world.host.state().repaired.len() - before;
+    assert!((5..=100).contains(&tried), "{tried}");
+    world.host.state().failing_repairs = 0;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mended = world.host.state().repaired.len();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.host.state().repaired.len(), mended);
+    node.stop().await;
+}

@@ -232,6 +232,12 @@ async fn litter_is_counted_when_it_is_gone() {
     assert!(world.host.state().rules.is_empty());
     assert!(world.host.state().marked.is_empty());
     assert_eq!((rules(&node), links(&node)), (1, 1));
+    // What has gone by itself meanwhile was not removed.
+    world.host.state().rules.insert(a.ip);
+    world.host.state().rules_go = true;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(world.host.state().rules.is_empty());
+    assert_eq!((rules(&node), links(&node)), (1, 1));
     node.stop().await;
 }
 

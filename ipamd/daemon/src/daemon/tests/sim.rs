@@ -23,7 +23,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cloud::Cloud;
-use crate::kernel::{Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired};
+use crate::kernel::{
+    Cleared, Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired,
+};
 
 /// When the next daemon dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -464,6 +466,8 @@ pub(crate) struct HostState {
     pub(crate) rules: BTreeSet<IpAddr>,
     /// Veths of pods that no route in the main table leads to.
     pub(crate) veths: BTreeSet<IfName>,
+    /// Rules go by themselves before they are removed.
+    pub(crate) rules_go: bool,
     /// Netlink does not answer.
     pub(crate) broken: bool,
     /// The node's own part.
@@ -541,19 +545,21 @@ impl Kernel for SimHost {
         Ok(())
     }
 
-    async fn clear_pod(&self, addresses: &[IpAddr], _veth_prefix: &str) -> Result<bool, KernelError> {
+    async fn clear_pod(&self, addresses: &[IpAddr], _veth_prefix: &str) -> Result<Cleared, KernelError> {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let mut state = self.state();
         if state.broken {
             let source = Box::new(std::io::Error::other("no answer"));
             return Err(KernelError::Failed { action: "removing rules".to_owned(), source });
         }
-        let is_clear = !addresses.iter().any(|address| state.pods.contains_key(address));
-        if is_clear {
-            state.rules.retain(|address| !addresses.contains(address));
+        if addresses.iter().any(|address| state.pods.contains_key(address)) {
+            return Ok(Cleared::InUse);
         }
+        let before = state.rules.len();
+        state.rules.retain(|address| !addresses.contains(address));
+        let removed = state.rules.len() < before && !state.rules_go;
         drop(state);
-        Ok(is_clear)
+        Ok(if removed { Cleared::Removed } else { Cleared::Nothing })
     }
 
     async fn clear_route(&self, address: IpAddr, dev: &IfName, _attachment: &Attachment) -> Result<bool, KernelError> {

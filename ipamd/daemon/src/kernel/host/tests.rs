@@ -235,15 +235,15 @@ async fn pods_are_seen_by_their_routes_and_rules() {
     run(&namespace, "ip", "rule add priority 1536 from 10.0.1.20/32 lookup 2");
     run(&namespace, "ip", "rule add priority 1536 from 10.0.1.21/32 lookup 2");
     let before = json(&namespace, "rule").len();
-    assert!(!kernel.clear_pod(&[ip(20)], "eni").await.unwrap());
+    assert_eq!(kernel.clear_pod(&[ip(20)], "eni").await.unwrap(), Cleared::InUse);
     assert_eq!(json(&namespace, "rule").len(), before);
-    assert!(kernel.clear_pod(&[ip(21)], "eni").await.unwrap());
+    assert_eq!(kernel.clear_pod(&[ip(21)], "eni").await.unwrap(), Cleared::Removed);
     assert_eq!(json(&namespace, "rule").len(), before - 2);
-    assert!(kernel.clear_pod(&[ip(21)], "eni").await.unwrap());
+    assert_eq!(kernel.clear_pod(&[ip(21)], "eni").await.unwrap(), Cleared::Nothing);
     // A rule by source alone counts as well.
     run(&namespace, "ip", "rule add priority 1536 from 10.0.1.22/32 lookup 3");
     assert!(kernel.pods("eni").await.unwrap().dead.contains(&ip(22)));
-    assert!(kernel.clear_pod(&[ip(22)], "eni").await.unwrap());
+    assert_eq!(kernel.clear_pod(&[ip(22)], "eni").await.unwrap(), Cleared::Removed);
     assert_eq!(kernel.pods("eni").await.unwrap().view.pods.len(), 1);
 }
 
@@ -365,7 +365,9 @@ async fn of_what_is_there_only_what_pods_have_left_goes() {
     assert_eq!(litter.iter().map(Litter::kind).collect::<Vec<_>>(), ["rule", "rule", "route", "link"], "{litter:?}");
     for one in litter {
         let went = match one {
-            Litter::Rules { address, .. } => kernel.clear_pod(&[address], "eni").await,
+            Litter::Rules { address, .. } => {
+                kernel.clear_pod(&[address], "eni").await.map(|cleared| cleared == Cleared::Removed)
+            }
             Litter::Route(address, dev) => kernel.clear_route(address, &dev, &look.marked[&dev]).await,
             Litter::Link(dev, attachment) => kernel.clear_link(&dev, &attachment).await,
         };

@@ -174,6 +174,7 @@ async fn gates_of_another_layout_judge_until_they_are_replaced() {
     let mut node = with_gates().await;
     node.kill().await;
     node.kernel(|kernel| {
+        kernel.uplink = Some(Attached::Gate);
         kernel.change_layout();
         kernel.refuses_programs = true;
     });
@@ -183,9 +184,11 @@ async fn gates_of_another_layout_judge_until_they_are_replaced() {
     node.wait(11_000).await;
     as_before(&node);
     assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::OtherLayout), "nothing is known yet");
+    assert_eq!(node.kernel(|kernel| kernel.uplink), Some(Attached::OtherLayout), "the maps of now let all pass there");
     node.source.silent(false);
     node.settle().await;
     as_before(&node);
+    assert_eq!(node.kernel(|kernel| kernel.uplink), Some(Attached::Gate));
     node.wait(11_000).await;
     as_before(&node);
     assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::OtherLayout), "programs are refused");
@@ -198,6 +201,53 @@ async fn gates_of_another_layout_judge_until_they_are_replaced() {
     }
     let notices = node.source.world(|world| world.notices.clone());
     assert!(notices.iter().all(|notice| notice.reason != "PolicyGateRemoved"), "{notices:?}");
+}
+
+/// One gate that cannot be replaced is tried again by itself, and told of; the others have theirs.
+#[tokio::test(start_paused = true)]
+async fn a_gate_of_another_layout_that_stays_is_tried_alone_and_told_of() {
+    let mut node = with_gates().await;
+    node.kill().await;
+    node.kernel(|kernel| {
+        kernel.change_layout();
+        kernel.refuses_at = Some(7);
+    });
+    node.start().await;
+    node.settle().await;
+    as_before(&node);
+    assert_eq!(node.kernel(|kernel| kernel.attached(7)), Some(Attached::OtherLayout));
+    let checks = |node: &Node, index: u32| node.kernel(|kernel| kernel.checks.get(&index).copied().unwrap_or_default());
+    let before = (checks(&node, 7), checks(&node, 8));
+    node.wait(100_000).await;
+    as_before(&node);
+    let (failed, whole) = (checks(&node, 7) - before.0, checks(&node, 8) - before.1);
+    assert!(whole + 10 < failed, "{whole} looks at a gate that is whole, {failed} at the other");
+    let told = |node: &Node| node.source.world(|world| world.notices.iter().map(|one| one.reason).collect::<Vec<_>>());
+    assert_eq!(told(&node), ["PolicyGateNotReplaced"]);
+    node.kernel(|kernel| kernel.refuses_at = None);
+    node.wait(21_000).await;
+    as_before(&node);
+    assert_eq!(told(&node), ["PolicyGateNotReplaced", "PolicyGateReplaced"]);
+    assert!(!node.kernel(|kernel| kernel.has_other_layout()));
+}
+
+/// It goes when the process that holds it has ended, though nothing else happens.
+#[tokio::test(start_paused = true)]
+async fn another_layout_that_is_held_goes_later() {
+    let mut node = with_gates().await;
+    node.kill().await;
+    node.kernel(|kernel| {
+        kernel.change_layout();
+        kernel.before_is_held = true;
+    });
+    node.start().await;
+    node.wait(11_000).await;
+    as_before(&node);
+    assert!(node.kernel(|kernel| kernel.has_other_layout()));
+    node.kernel(|kernel| kernel.before_is_held = false);
+    node.wait(11_000).await;
+    as_before(&node);
+    assert!(!node.kernel(|kernel| kernel.has_other_layout()));
 }
 
 #[tokio::test(start_paused = true)]

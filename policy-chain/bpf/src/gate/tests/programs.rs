@@ -1,7 +1,10 @@
 //! Programs on a real interface: attached, looked after, put back, promoted.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::Command;
 
+use nix::fcntl::{Flock, FlockArg};
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::tc::{Existing, Hook, Slot};
 
@@ -178,9 +181,45 @@ fn a_link_of_another_layout_is_a_gate_of_before() {
         assert_eq!(netlink.filters(index, Hook::Ingress).await.unwrap(), []);
         filters.attach(index).await.unwrap();
         assert_eq!(filters.check(index).await.unwrap(), []);
+        // An agent that is still ending holds it.
+        let held = Flock::lock(File::open(&other).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        assert_eq!(gate.remove_other_layouts().unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(gate.other_layouts().unwrap(), [other.clone()]);
+        drop(held);
         assert_eq!(gate.remove_other_layouts().unwrap(), [other]);
+        assert_eq!(gate.other_layouts().unwrap(), Vec::<PathBuf>::new());
         assert_eq!(of_another(), [false, false]);
         assert_eq!(filters.check(index).await.unwrap(), []);
+    });
+}
+
+/// A link that could not be given the program of now judges on, and is told from one that somebody has taken away.
+#[test]
+fn a_link_that_goes_on_with_the_program_of_before_is_a_gate_of_before() {
+    on_a_node(|| async {
+        let (gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        let has_links = |gate: &Gate| Program::POD.map(|(_, program)| gate.has_link(index, program));
+        assert_eq!(has_links(&gate), [false, false]);
+        Links::open(Path::new(ROOT)).unwrap().promote(index, &IfName::new("eni0").unwrap()).unwrap();
+        drop(gate);
+        // As if the kernel refused: the next process does not find the pin.
+        let pin = Path::new(ROOT).join("links").join(format!("{index}_from_pod"));
+        let hidden = pin.with_file_name("hidden");
+        std::fs::rename(&pin, &hidden).unwrap();
+        let (gate, _) = open();
+        std::fs::rename(&hidden, &pin).unwrap();
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        let nothing = [missing(Hook::Ingress, Program::FromPod, Instead::Nothing)];
+        assert_eq!(filters.check(index).await.unwrap(), nothing);
+        assert_eq!(has_links(&gate), [true, true]);
+        assert!(!Program::POD.iter().any(|(_, program)| gate.is_of_another_layout(index, *program)));
+        // It is given another link when its turn comes.
+        Links::open(Path::new(ROOT)).unwrap().promote(index, &IfName::new("eni0").unwrap()).unwrap();
+        assert_eq!(filters.check(index).await.unwrap(), []);
+        netlink.delete_link(index).await.unwrap();
+        assert_eq!(has_links(&gate), [false, false]);
     });
 }
 
