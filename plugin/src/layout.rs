@@ -124,7 +124,10 @@ impl Layout {
             host_mac: veth::mac(End::Host, &attachment),
             pod_mac: veth::mac(End::Pod, &attachment),
             attachment,
-            host: branch.as_ref().map_or_else(|| host.clone(), |own| branch::host_name(&host, own.mode)),
+            host: match &branch {
+                Some(own) => branch::host_name(&host, own.mode),
+                None => host,
+            },
             mtu,
             addresses: reply.addresses,
             egress: reply.egress,

@@ -94,7 +94,7 @@ async fn a_pod_waits_for_its_branch_eni_and_has_it_until_its_del() {
     node.kill().await;
     world.cloud.set_down(true);
     let node = world.start().await;
-    assert_eq!(check(&node, "own").await.unwrap(), [own.clone()]);
+    assert_eq!(check(&node, "own").await.unwrap(), std::slice::from_ref(&own));
     assert_eq!(node.add("own").await.unwrap(), own);
     assert_eq!(node.del("own").await, [own]);
     assert_eq!(node.del("own").await, []);
@@ -163,7 +163,7 @@ async fn what_an_annotation_has_wrong_is_said_and_nobody_has_anothers_vlan() {
         refusal.message,
         "address 10.0.2.30 of pod default/broken is that of pod default/a, which is still there"
     );
-    assert_eq!(check(&node, "a").await.unwrap(), [a.clone()]);
+    assert_eq!(check(&node, "a").await.unwrap(), std::slice::from_ref(&a));
     // An address of the pool is nobody's branch.
     let pooled = world.cloud.owned().0[0].primary;
     let stolen =

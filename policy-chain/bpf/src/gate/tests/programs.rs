@@ -184,7 +184,7 @@ fn a_link_of_another_layout_is_a_gate_of_before() {
         // An agent that is still ending holds it.
         let held = Flock::lock(File::open(&other).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
         assert_eq!(gate.remove_other_layouts().unwrap(), Vec::<PathBuf>::new());
-        assert_eq!(gate.other_layouts().unwrap(), [other.clone()]);
+        assert_eq!(gate.other_layouts().unwrap(), std::slice::from_ref(&other));
         drop(held);
         assert_eq!(gate.remove_other_layouts().unwrap(), [other]);
         assert_eq!(gate.other_layouts().unwrap(), Vec::<PathBuf>::new());
