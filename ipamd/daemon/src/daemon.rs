@@ -71,6 +71,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Between two repairs of the host's network: whoever fights over it with us does not take more than this of the node.
 const REPAIR_GAP: Duration = Duration::from_millis(500);
 
+/// So many changes of others before repairs that failed are remembered.
+const IN_VAIN_MOST: usize = 256;
+
 /// How often tombstones are looked for.
 const TOMBSTONES_EVERY: Duration = Duration::from_secs(5);
 
@@ -131,6 +134,8 @@ pub(crate) struct Daemon<C, K> {
     next_repair: Instant,
     /// What others have changed and is to be mended at the next turn of that timer: it was just heard of, or could not be mended.
     unmended: Option<Disturbance>,
+    /// What was heard of before repairs that failed, until one does not.
+    in_vain: BTreeSet<String>,
     /// What looks like left behind by pods that are gone.
     garbage: Garbage,
     /// Pods with security groups of their own.
@@ -227,6 +232,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             clearing: BTreeMap::new(),
             next_repair: now,
             unmended: None,
+            in_vain: BTreeSet::new(),
             garbage: Garbage::default(),
             branching: branch::Branching::default(),
             outbox: Vec::new(),

@@ -121,6 +121,8 @@ struct Books {
     routes: Option<(String, Instant)>,
     /// Objects that the server has refused, or not answered about, and until when they are left for the others' sake.
     refused: BTreeMap<String, Instant>,
+    /// The group that was written last in a pass that ended early: the next one begins behind it, so that each has its turn.
+    last: Option<String>,
 }
 
 /// A CiliumCIDRGroup that is not as it has to be.
@@ -159,6 +161,9 @@ impl Books {
         let gone = existing.iter().filter(|(name, (is_ours, _))| *is_ours && !self.wanted.contains_key(*name));
         due.extend(gone.map(|(name, _)| (name.clone(), Step::Remove)));
         due.retain(|(name, _)| !self.refused.contains_key(name));
+        due.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let behind = self.last.as_ref().map_or(0, |last| due.partition_point(|(name, _)| name <= last));
+        due.rotate_left(behind);
         due
     }
 
@@ -355,8 +360,10 @@ impl Sharing<'_> {
         if let Some(version) = version {
             for (name, step) in books.groups_due(known) {
                 let wrote = self.write_group(version, &name, &step).await;
+                books.last = Some(name.clone());
                 self.went(pass, &name, wrote)?;
             }
+            books.last = None;
         }
         Ok(())
     }
@@ -476,10 +483,19 @@ mod tests {
         books.existing = Some(existing.into());
         let due = [
             ("changed".to_owned(), Step::Change(cidrs("10.0.0.1/32"))),
-            ("new".to_owned(), Step::Create(cidrs("10.0.0.1/32"))),
             ("gone".to_owned(), Step::Remove),
+            ("new".to_owned(), Step::Create(cidrs("10.0.0.1/32"))),
         ];
         assert_eq!(books.groups_due(&known), due);
+        // Where the last pass ended early, the next one begins behind it, and once around.
+        for (last, first) in
+            [("a", "changed"), ("changed", "gone"), ("gone", "new"), ("new", "changed"), ("z", "changed")]
+        {
+            books.last = Some(last.to_owned());
+            let due = books.groups_due(&known);
+            assert_eq!((due.len(), due[0].0.as_str()), (3, first), "behind {last}");
+        }
+        books.last = None;
         books.tell_of_foreign();
         assert_eq!(books.foreign, ["foreign".to_owned()].into());
     }

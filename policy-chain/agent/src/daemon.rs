@@ -458,10 +458,13 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if self.before != Before::Replaced || self.knowledge != Knowledge::All || self.unswept {
             return;
         }
-        if self.parts.gates.leave_other_layouts() {
-            self.before = Before::Gone;
-        } else {
-            self.parts.metrics.error("sweep");
+        match self.parts.gates.leave_other_layouts() {
+            Ok(true) => self.before = Before::Gone,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "what another layout has pinned stays: its programs may still judge");
+                self.parts.metrics.error("sweep");
+            }
         }
     }
 

@@ -201,8 +201,12 @@ pub trait Datapath: Send + 'static {
     fn sweep(&mut self, image: &Image) -> Result<(), ApplyError>;
 
     /// Takes away what another layout of the maps has pinned, and with it its programs at interfaces: when this process' programs
-    /// stand at all that are bound, or these would stand open. Whether nothing of it is left; if not, to be called again.
-    fn leave_other_layouts(&mut self) -> bool;
+    /// stand at all that are bound, or these would stand open. Whether nothing of it is left; if not, another process holds it, and
+    /// this is to be called again.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; what is left is taken away by the next call.
+    fn leave_other_layouts(&mut self) -> Result<bool, ApplyError>;
 
     /// What the gates have seen since the last call, a bounded number; more may be there.
     fn seen(&mut self) -> Vec<Seen>;

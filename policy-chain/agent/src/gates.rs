@@ -349,7 +349,7 @@ impl<D: Datapath> Gates<D> {
         self.datapath.sweep(image)
     }
 
-    pub(crate) fn leave_other_layouts(&mut self) -> bool {
+    pub(crate) fn leave_other_layouts(&mut self) -> Result<bool, ApplyError> {
         self.datapath.leave_other_layouts()
     }
 

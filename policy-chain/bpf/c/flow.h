@@ -250,7 +250,7 @@ static __always_inline void judge_again(const struct endpoint *endpoint, struct 
 	/* What nobody has answered is not established, however often it is repeated. Of datagrams, the proxy judges each one by the
 	 * rules of now. */
 	if (before != VERDICT_DENY && connection->state & CONNECTION_ANSWERED &&
-	    setting_flags() & SETTING_KEEP_ESTABLISHED && !(datagrams && connection->state & CONNECTION_PROXIED)) {
+	    setting_flags() & SETTING_KEEP_ESTABLISHED && !(datagrams && before == VERDICT_REDIRECT)) {
 		connection->judged = endpoint->revision << JUDGED_REVISION_SHIFT | before;
 		return;
 	}

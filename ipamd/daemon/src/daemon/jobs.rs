@@ -286,11 +286,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(error = %ErrorChain(&error), "what a pod has left could not be removed");
                 self.parts.metrics.error("clear_litter");
             }
-            Done::Disturbed(Ok(disturbance)) => {
-                // A repair compares everything, so that what could not be mended before is among it.
-                self.unmended = Some(disturbance);
-                self.timers.mend.hurry(now.max(self.next_repair));
-            }
+            Done::Disturbed(Ok(disturbance)) => self.disturbed(disturbance),
             Done::Disturbed(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the host's network cannot be watched");
                 self.parts.metrics.error("watch");
@@ -480,15 +476,34 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.spawn(Job::Repair(Repairing { disturbance, pods }));
     }
 
+    /// Others have changed something, or a repair that failed has taken back what it had done: that is heard of like what others do,
+    /// and must not lead to the next try at once.
+    fn disturbed(&mut self, disturbance: Disturbance) {
+        let now = Instant::now();
+        if !self.in_vain.is_empty() && disturbance.changes.iter().all(|change| self.in_vain.contains(change)) {
+            self.timers.watch.succeeded(now);
+            self.timers.watch.hurry(self.next_repair.max(now));
+            return;
+        }
+        // A repair compares everything, so that what could not be mended before is among it.
+        self.unmended = Some(disturbance);
+        self.timers.mend.hurry(now.max(self.next_repair));
+    }
+
     /// A repair has ended. What could not be mended is tried again, later and later, and holds nothing up that is heard of
     /// meanwhile.
     fn repair_ended(&mut self, unmended: Option<Disturbance>, at_least: Duration) {
         let now = Instant::now();
         self.next_repair = now + REPAIR_GAP;
-        if unmended.is_some() {
+        if let Some(disturbance) = &unmended {
             self.timers.mend.failed(now, at_least, &mut self.random);
+            if self.in_vain.len() >= IN_VAIN_MOST {
+                self.in_vain.clear();
+            }
+            self.in_vain.extend(disturbance.changes.iter().cloned());
         } else {
             self.timers.mend.succeeded(now);
+            self.in_vain.clear();
         }
         if self.unmended.is_some() {
             // It was heard of while this was tried again; whoever has heard of it goes on when it is mended.

@@ -468,26 +468,20 @@ impl Datapath for GateDatapath {
         Ok(())
     }
 
-    fn leave_other_layouts(&mut self) -> bool {
-        let left = self.gate.remove_other_layouts().and_then(|removed| {
-            if !removed.is_empty() {
-                tracing::info!(removed = ?removed, "what another layout had pinned is gone");
-            }
-            self.gate.other_layouts()
-        });
-        match left {
-            Ok(left) if left.is_empty() => true,
-            Ok(left) => {
-                if !std::mem::replace(&mut self.held, true) {
-                    tracing::warn!(left = ?left, "another process holds what another layout has pinned: its programs judge until it ends");
-                }
-                false
-            }
-            Err(error) => {
-                tracing::error!(error = %ErrorChain(&error), "what another layout has pinned stays: its programs may still judge");
-                false
-            }
+    fn leave_other_layouts(&mut self) -> Result<bool, ApplyError> {
+        let failed = |source: std::io::Error| ApplyError::Kernel {
+            action: "to take away what another layout has pinned".to_owned(),
+            source: source.into(),
+        };
+        let removed = self.gate.remove_other_layouts().map_err(failed)?;
+        if !removed.is_empty() {
+            tracing::info!(removed = ?removed, "what another layout had pinned is gone");
         }
+        let left = self.gate.other_layouts().map_err(failed)?;
+        if !left.is_empty() && !std::mem::replace(&mut self.held, true) {
+            tracing::warn!(left = ?left, "another process holds what another layout has pinned: its programs judge until it ends");
+        }
+        Ok(left.is_empty())
     }
 
     fn seen(&mut self) -> Vec<Seen> {

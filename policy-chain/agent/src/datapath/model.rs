@@ -487,16 +487,16 @@ impl Datapath for Model {
         Ok(())
     }
 
-    fn leave_other_layouts(&mut self) -> bool {
+    fn leave_other_layouts(&mut self) -> Result<bool, ApplyError> {
         let mut kernel = self.write();
         if kernel.before_is_held {
-            return false;
+            return Ok(false);
         }
         kernel.before = None;
         for (_, attached) in kernel.links.values_mut().filter(|(_, attached)| *attached == Attached::OtherLayout) {
             *attached = Attached::Nothing;
         }
-        true
+        Ok(true)
     }
 
     fn seen(&mut self) -> Vec<Seen> {

@@ -365,11 +365,13 @@ fn datagrams_leave_the_proxy_when_policy_does_not_send_them_there() {
         let (own, peer) = ((family.own, CLIENT), (family.server, PORT));
         let (datagram, segment) = (Packet::udp(own, peer), Packet::tcp(own, peer, ACK));
         // Whether established flows are kept or not: the proxy has no rules for what is not sent there any more.
-        for (flags, packet, stays) in [
-            (0, &datagram, false),
-            (0, &segment, true),
-            (SETTING_KEEP_ESTABLISHED, &datagram, false),
-            (SETTING_KEEP_ESTABLISHED, &segment, true),
+        for (flags, packet, state, stays) in [
+            (0, &datagram, CONNECTION_PROXIED, false),
+            (0, &segment, CONNECTION_PROXIED, true),
+            (SETTING_KEEP_ESTABLISHED, &datagram, CONNECTION_PROXIED, false),
+            (SETTING_KEEP_ESTABLISHED, &segment, CONNECTION_PROXIED, true),
+            // One that had been let pass before.
+            (SETTING_KEEP_ESTABLISHED, &datagram, 0, false),
         ] {
             pod.kernel.forget();
             pod.kernel.set(Settings { flags, ..Settings::default() });
@@ -379,7 +381,7 @@ fn datagrams_leave_the_proxy_when_policy_does_not_send_them_there() {
             let flow = Connection {
                 judged,
                 expires: u64::MAX,
-                state: CONNECTION_PROXIED | CONNECTION_ANSWERED,
+                state: state | CONNECTION_ANSWERED,
                 decision: REDIRECT,
                 direction: FlowDirection::Egress.number(),
                 ..Connection::default()

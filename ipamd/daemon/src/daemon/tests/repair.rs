@@ -71,11 +71,13 @@ async fn what_cannot_be_mended_holds_up_nothing_that_is_heard_of_later() {
     let node = world.settled().await;
     // Each repair mends what it can, and one thing stays as it is.
     world.host.state().failing_repairs = u32::MAX;
+    world.host.state().echoes = true;
     world.host.disturbed.notify_one();
-    for _ in 0..4 {
+    for change in ["one", "another", "a third", "a last"] {
         // Between two tries there is half a minute by now.
         tokio::time::sleep(Duration::from_secs(100)).await;
         let changed = Instant::now();
+        world.host.state().change = Some(change.to_owned());
         world.host.disturbed.notify_one();
         tokio::time::sleep(Duration::from_secs(1)).await;
         let repaired = world.host.state().repaired.clone();

@@ -480,6 +480,10 @@ pub(crate) struct HostState {
     pub(crate) repaired: Vec<(Instant, Vec<PodNetwork>)>,
     /// So many of the next repairs fail.
     pub(crate) failing_repairs: u32,
+    /// What is heard of next; nothing is a rule that was deleted.
+    pub(crate) change: Option<String>,
+    /// A repair that fails is taken back, which is heard of, too.
+    pub(crate) echoes: bool,
 }
 
 impl SimHost {
@@ -583,7 +587,8 @@ impl Kernel for SimHost {
         self.disturbed.notified().await;
         let since = Instant::now();
         tokio::time::sleep_until(not_before).await;
-        Ok(Disturbance { changes: vec!["a rule was deleted".to_owned()], since })
+        let change = self.state().change.take().unwrap_or_else(|| "a rule was deleted".to_owned());
+        Ok(Disturbance { changes: vec![change], since })
     }
 
     async fn repair(&self, pods: &[PodNetwork]) -> Repaired {
@@ -591,7 +596,14 @@ impl Kernel for SimHost {
         state.repaired.push((Instant::now(), pods.to_vec()));
         let fails = state.failing_repairs > 0;
         state.failing_repairs = state.failing_repairs.saturating_sub(1);
+        let echoes = state.echoes && fails;
+        if echoes {
+            state.change.get_or_insert_with(|| "a route was taken back".to_owned());
+        }
         drop(state);
+        if echoes {
+            self.disturbed.notify_one();
+        }
         if fails {
             let source = Box::new(std::io::Error::other("no answer"));
             let error = KernelError::Failed { action: "mending".to_owned(), source };
