@@ -11,6 +11,7 @@
 //! | [`kube_source`], [`ipamd_kube`], [`apiserver`] | policyd's and ipamd's Kubernetes sources, and the fake API server that they are tested against |
 //! | [`see`] | flows, `sluice status`, `observe`, `explain` and `doctor` on a node, and faults that were seeded |
 //! | [`install`], [`versions`] | a node is installed, upgraded and left; other versions' files and frames |
+//! | [`takeover`] | a node of the VPC CNI, also with Cilium behind it, changes hands with its pods talking |
 //! | [`burst`] | what the benchmarks measure with |
 //! | [`law`], [`logs`] | the dependency law; names of fields in logs |
 

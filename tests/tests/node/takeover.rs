@@ -1,5 +1,7 @@
 //! A node that the AWS VPC CNI ran on is taken over with its pods talking, and handed back.
 
+mod cilium;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;

@@ -43,7 +43,7 @@ pub(crate) struct Facts {
 }
 
 /// Files that tell something by being there.
-const TELLING: [&str; 9] = [
+const TELLING: [&str; 11] = [
     IPAMD_READY,
     POLICYD_READY,
     "/var/run/aws-node/ipamd.sock",
@@ -53,7 +53,16 @@ const TELLING: [&str; 9] = [
     "/sys/fs/bpf/sluice",
     "/run/sluice",
     "/etc/systemd/network/80-ec2.network",
+    CILIUM_PINS,
+    CILIUM_STATE,
 ];
+
+/// Where Cilium pins its links.
+pub(super) const CILIUM_PINS: &str = "/sys/fs/bpf/cilium";
+/// Where its agent has its sockets and state.
+pub(super) const CILIUM_STATE: &str = "/var/run/cilium";
+/// Where it pins its maps, beside those of others; their names begin with `cilium_`.
+pub(super) const CILIUM_MAPS: &str = "/sys/fs/bpf/tc/globals";
 
 /// Sysctls that are looked at, whatever interfaces there are.
 pub(super) const SYSCTLS: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter"];
@@ -76,7 +85,7 @@ impl Facts {
             plugins: names(Path::new(CNI_BIN)),
             host,
             on_host: Path::new("/etc/os-release").exists(),
-            files: TELLING.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
+            files: files(),
             release: read(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default().trim().to_owned(),
             max_pods: KUBELET.iter().find_map(|path| max_pods(&read(Path::new(path))?)),
             now: std::time::SystemTime::now(),
@@ -92,6 +101,14 @@ fn read(path: &Path) -> Option<String> {
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Files that are there, of those that tell something.
+fn files() -> BTreeSet<PathBuf> {
+    let mut found: BTreeSet<PathBuf> = TELLING.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
+    let maps = Path::new(CILIUM_MAPS);
+    found.extend(names(maps).into_iter().filter(|name| name.starts_with("cilium_")).map(|name| maps.join(name)));
+    found
 }
 
 /// The files that a runtime reads, in its order (libcni: names that end in .conf, .conflist or .json, sorted).

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use sluice_contract::node::VETH_PREFIX;
-use sluice_hostnet::state::Observed;
+use sluice_hostnet::state::{Observed, Rule};
 
-use super::facts::own_conflist;
+use super::facts::{CILIUM_MAPS, CILIUM_PINS, CILIUM_STATE, own_conflist};
 use super::{Facts, Finding};
 use crate::daemons::number;
 
@@ -25,13 +25,20 @@ const LEFT: [(&str, &str); 7] = [
     ("weave", "Weave Net"),
 ];
 
+/// What Cilium leaves besides links.
+const CILIUM_FILES: [&str; 3] = [CILIUM_PINS, CILIUM_MAPS, CILIUM_STATE];
+/// The tables of what goes to its proxy and comes from it, and the bits of the marks that its rules look at. A VLAN's table may have
+/// such a number, too.
+const CILIUM_TABLES: [u32; 2] = [2004, 2005];
+const CILIUM_MARKS: u32 = 0xf00;
+
 /// Sluice is of this time: a clock that shows an earlier one is wrong, and EC2 refuses calls that are signed by it.
 const BUILT: u64 = 1_790_000_000;
 
 pub(super) fn check(facts: &Facts, findings: &mut Vec<Finding>) {
     conflist(facts, findings);
     if let Ok(host) = &facts.host {
-        leftovers(host, findings);
+        leftovers(facts, host, findings);
         sysctls(host, findings);
         mtu(host, findings);
     }
@@ -146,23 +153,27 @@ fn conflist(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
-fn leftovers(host: &Observed, findings: &mut Vec<Finding>) {
-    let left: Vec<String> = host
-        .links
-        .iter()
-        .filter_map(|link| {
-            let name = link.name.as_str();
-            let (_, whose) = LEFT.iter().find(|(prefix, _)| name.starts_with(prefix))?;
-            Some(format!("{name} ({whose})"))
-        })
-        .collect();
+fn leftovers(facts: &Facts, host: &Observed, findings: &mut Vec<Finding>) {
+    let links = host.links.iter().filter_map(|link| {
+        let name = link.name.as_str();
+        let (_, whose) = LEFT.iter().find(|(prefix, _)| name.starts_with(prefix))?;
+        Some(format!("{name} ({whose})"))
+    });
+    let is_ciliums = |rule: &&Rule| {
+        CILIUM_TABLES.contains(&rule.table) && rule.mark.is_some_and(|mark| mark.mask & CILIUM_MARKS == CILIUM_MARKS)
+    };
+    let rules = host.rules.iter().filter(is_ciliums);
+    let rules = rules.map(|rule| format!("ip rule {}: table {} (Cilium)", rule.priority, rule.table));
+    let files = facts.files.iter().filter(|path| CILIUM_FILES.iter().any(|left| path.starts_with(left)));
+    let files = files.map(|path| format!("{} (Cilium)", path.display()));
+    let left: Vec<String> = links.chain(rules).chain(files).collect();
     findings.push(if left.is_empty() {
-        Finding::well("other CNIs", "no interfaces of other CNIs are left")
+        Finding::well("other CNIs", "nothing of other CNIs is left")
     } else {
         Finding::doubtful(
             "other CNIs",
-            "interfaces of other CNIs are there: their rules and programs may still meet packets",
-            "if none of their pods is left, take that CNI off the node (its own cleanup), or replace the node",
+            "something of other CNIs is there: their rules and programs may still meet packets",
+            "if none of their pods is left, take that CNI off the node (its own cleanup; docs/migration.md has the commands for Cilium behind the VPC CNI), or replace the node",
         )
         .seen_by(left)
     });

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use sluice_contract::id::IfName;
 use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN};
-use sluice_hostnet::state::{Link, LinkKind, Observed, Route, Rule, Sysctl, SysctlKey, host_prefix};
+use sluice_hostnet::state::{Family, Link, LinkKind, Mark, Observed, Route, Rule, Sysctl, SysctlKey, host_prefix};
 
 use super::facts::max_pods;
 use super::*;
@@ -238,6 +238,15 @@ fn a_host_that_others_configure_is_found() {
     });
     seeded("other CNIs", Standing::Doubtful, "cilium_host", |facts| {
         facts.host.as_mut().unwrap().links.push(link(9, "cilium_host", 1500));
+    });
+    for left in ["/sys/fs/bpf/cilium", "/sys/fs/bpf/tc/globals/cilium_metrics", "/var/run/cilium"] {
+        seeded("other CNIs", Standing::Doubtful, left, |facts| {
+            facts.files.insert(left.into());
+        });
+    }
+    seeded("other CNIs", Standing::Doubtful, "ip rule 9: table 2004", |facts| {
+        let mark = Some(Mark { value: 0x200, mask: 0xf00 });
+        facts.host.as_mut().unwrap().rules.push(Rule { mark, ..Rule::all(Family::V4, 9, 2004) });
     });
     seeded("sysctls", Standing::Doubtful, "rp_filter is 1", |facts| {
         facts.host.as_mut().unwrap().sysctls[1].value = "1\n".into();

@@ -15,7 +15,7 @@ use sluice_hostnet::host::{Host, ObserveError, ReconcileError};
 use sluice_hostnet::netlink::{LinkError, OpenError};
 use sluice_hostnet::netns::{Namespace, NamespaceError};
 use sluice_hostnet::nft::draft;
-use sluice_hostnet::state::{Family, LinkKind, NftFamily, NftTableId, Rule, TABLE_LOCAL};
+use sluice_hostnet::state::{Family, Link, LinkKind, NftFamily, NftTableId, Rule, TABLE_LOCAL};
 use sluice_hostnet::tc::{Hook, Slot, TcError};
 
 use super::conflist::{self, ConflistError};
@@ -95,6 +95,9 @@ pub(super) async fn everything(places: &Places, force: bool, say: &dyn Fn(&str))
     for link in links.iter().filter(|link| !is_pod(&link.alias)) {
         filters(&host, link.index).await?;
     }
+    if handed_back {
+        unmark(&host, &links).await?;
+    }
     // Links at hooks go with their pins.
     if files::remove_all(Path::new(BPF_DIR))? {
         say("programs and maps are gone from the kernel");
@@ -123,6 +126,21 @@ pub(super) async fn everything(places: &Places, force: bool, say: &dyn Fn(&str))
             "no other is there: the node starts no pods until one is"
         };
         say(&format!("{} is gone; {next}", conflist.display()));
+    }
+    Ok(())
+}
+
+/// Takes the names of our attachments off links that are the VPC CNI's now. Else this would count them as pods of ours another time,
+/// when what tells that they were handed back is gone.
+async fn unmark(host: &Host, links: &[Link]) -> Result<(), RemoveError> {
+    for link in links.iter().filter(|link| link.alias.as_deref().is_some_and(veth::is_ours)) {
+        if let Err(error) = host.netlink().set_alias(link.index, "").await {
+            let there = host.netlink().links().await?;
+            // Its pod may have ended meanwhile.
+            if there.iter().any(|other| other.index == link.index) {
+                return Err(error.into());
+            }
+        }
     }
     Ok(())
 }

@@ -110,7 +110,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 };
             }
             match done {
-                Ok(()) => tracing::info!(pod = %key, "a pod that was there before has a gate now"),
+                Ok(()) => {
+                    tracing::info!(pod = %key, "a pod that was there before has a gate now");
+                    // Links of Cilium's at its interface keep packets from the gate until then.
+                    self.tend_soon();
+                }
                 Err(error) => {
                     tracing::error!(pod = %key, error, "a pod that was there before could not be given a gate");
                     self.parts.metrics.error("adopt");

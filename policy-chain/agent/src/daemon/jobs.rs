@@ -312,6 +312,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.timers.tend.bring_forward(Instant::now() + TEND_AFTER);
     }
 
+    /// Uplinks, and what other agents have left at pods' interfaces, are looked after by the next step.
+    pub(super) fn tend_soon(&mut self) {
+        self.timers.tend.bring_forward(Instant::now());
+    }
+
     /// Pods that were there before are looked for by the next step.
     pub(super) fn adopt_soon(&mut self) {
         self.timers.adopt.bring_forward(Instant::now());
