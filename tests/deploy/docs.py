@@ -110,3 +110,11 @@ def units_have_the_capabilities_of_their_containers():
         unit = (ROOT / f"deploy/systemd/{name}.service").read_text()
         bounded = sorted(word.removeprefix("CAP_") for word in re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.M)[1].split())
         assert bounded == granted[name], f"{name}: the unit has {bounded}, the chart {granted[name]}"
+
+
+@check
+def units_can_write_the_files_that_their_daemons_are_told_to():
+    # By docs/observing.md both files may be in /var/log/sluice.
+    for name, variable in [("sluice-policyd", "SLUICE_FLOWS_FILE"), ("sluice-proxy", "SLUICE_PROXY_RECORDS_FILE")]:
+        unit = (ROOT / f"deploy/systemd/{name}.service").read_text()
+        assert "\nLogsDirectory=sluice\n" in unit and f"for {variable}." in unit, name
