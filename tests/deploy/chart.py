@@ -285,6 +285,17 @@ def pods_are_where_a_node_needs_them():
 
 
 @check
+def the_command_is_told_where_daemons_are_asked():
+    names = ["INTROSPECTION_BIND_ADDRESS", "SLUICE_POLICY_INTROSPECTION_ADDRESS", "SLUICE_PROXY_INTROSPECTION_ADDRESS"]
+    for combination, expected in [("defaults", {}), ("introspection elsewhere", dict(zip(names, ["127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003"])))]:
+        found = {container["name"]: container for name, found in daemonsets() if name == combination for container in containers(found)}
+        assert {one["name"]: one["value"] for one in found["conflist"].get("env", [])} == expected, combination
+        for (name, variable), usual in zip([("ipamd", names[0]), ("policyd", names[1]), ("proxy", names[2])], [61679, 61680, 61682]):
+            port = int(expected.get(variable, f":{usual}").rpartition(":")[2])
+            assert found[name]["livenessProbe"]["httpGet"]["port"] == port, f"{combination}: {name}"
+
+
+@check
 def the_proxy_surges_and_outlives_its_drain():
     for name, found in daemonsets():
         if not found["metadata"]["name"].endswith("-proxy"):

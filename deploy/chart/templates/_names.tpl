@@ -34,6 +34,15 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
+{{/* Where the daemons serve introspection, if not at their usual ports: for those who ask them. */}}
+{{- define "sluice.addresses" -}}
+{{- $found := dict -}}
+{{- range $name, $env := dict "INTROSPECTION_BIND_ADDRESS" .Values.env "SLUICE_POLICY_INTROSPECTION_ADDRESS" .Values.policyd.env "SLUICE_PROXY_INTROSPECTION_ADDRESS" .Values.proxy.env -}}
+{{- with get $env $name }}{{ $_ := set $found $name . }}{{ end -}}
+{{- end -}}
+{{- include "sluice.env" $found -}}
+{{- end -}}
+
 {{/* What every daemon of a node is told. */}}
 {{- define "sluice.place" -}}
 - name: MY_NODE_NAME
