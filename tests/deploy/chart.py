@@ -290,6 +290,8 @@ def the_command_is_told_where_daemons_are_asked():
     for combination, expected in [("defaults", {}), ("introspection elsewhere", dict(zip(names, ["127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003"])))]:
         found = {container["name"]: container for name, found in daemonsets() if name == combination for container in containers(found)}
         assert {one["name"]: one["value"] for one in found["conflist"].get("env", [])} == expected, combination
+        told = {one["name"]: one["value"] for one in found["policyd"]["env"] if "value" in one}
+        assert {name: value for name, value in told.items() if name in names} == expected, f"{combination}: the node's page"
         for (name, variable), usual in zip([("ipamd", names[0]), ("policyd", names[1]), ("proxy", names[2])], [61679, 61680, 61682]):
             port = int(expected.get(variable, f":{usual}").rpartition(":")[2])
             assert found[name]["livenessProbe"]["httpGet"]["port"] == port, f"{combination}: {name}"

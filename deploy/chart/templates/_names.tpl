@@ -34,11 +34,14 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
-{{/* Where the daemons serve introspection, if not at their usual ports: for those who ask them. */}}
+{{/* Where the daemons serve introspection, if not at their usual ports: for those who ask them. .env: variables that are said anyway. */}}
 {{- define "sluice.addresses" -}}
 {{- $found := dict -}}
-{{- range $name, $env := dict "INTROSPECTION_BIND_ADDRESS" .Values.env "SLUICE_POLICY_INTROSPECTION_ADDRESS" .Values.policyd.env "SLUICE_PROXY_INTROSPECTION_ADDRESS" .Values.proxy.env -}}
-{{- with get $env $name }}{{ $_ := set $found $name . }}{{ end -}}
+{{- $env := .env -}}
+{{- with .root.Values -}}
+{{- range $name, $from := dict "INTROSPECTION_BIND_ADDRESS" .env "SLUICE_POLICY_INTROSPECTION_ADDRESS" .policyd.env "SLUICE_PROXY_INTROSPECTION_ADDRESS" .proxy.env -}}
+{{- with get $from $name }}{{ if not (hasKey $env $name) }}{{ $_ := set $found $name . }}{{ end }}{{ end -}}
+{{- end -}}
 {{- end -}}
 {{- include "sluice.env" $found -}}
 {{- end -}}
