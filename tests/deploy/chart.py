@@ -250,7 +250,7 @@ def variables_in_values_are_known():
 @check
 def containers_have_no_more_rights_than_are_listed():
     rights = {
-        "plugins": [], "conflist": [], "done": [], "ipamd": ["NET_ADMIN"], "policyd": ["BPF", "NET_ADMIN", "PERFMON"],
+        "plugins": [], "seccomp": [], "conflist": [], "done": [], "ipamd": ["NET_ADMIN"], "policyd": ["BPF", "NET_ADMIN", "PERFMON"],
         "proxy": ["BPF", "NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "PERFMON", "SYS_ADMIN"],
     }
     privileged = {"namespaces", "uninstall"}
