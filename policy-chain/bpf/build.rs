@@ -175,6 +175,9 @@ fn compile(clang: &str, name: &str, out: &Path) -> Result<(), Box<dyn Error>> {
     if let Some(headers) = machine_headers() {
         command.arg("-I").arg(headers);
     }
+    // BTF names the sources of each line: not by where this machine has them.
+    command.arg(format!("-ffile-prefix-map={}=out", out.display()));
+    command.arg(format!("-ffile-prefix-map={}=policy-chain/bpf", std::env::var("CARGO_MANIFEST_DIR")?));
     let run = command.arg("-c").arg(&source).arg("-o").arg(&object).output();
     let run = run.map_err(|error| format!("{clang} cannot be run: {error}"))?;
     if run.status.success() {

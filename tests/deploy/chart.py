@@ -250,7 +250,7 @@ def variables_in_values_are_known():
 @check
 def containers_have_no_more_rights_than_are_listed():
     rights = {
-        "plugins": [], "conflist": [], "done": [], "ipamd": ["NET_ADMIN"], "policyd": ["BPF", "NET_ADMIN", "PERFMON"],
+        "plugins": [], "seccomp": [], "conflist": [], "done": [], "ipamd": ["NET_ADMIN"], "policyd": ["BPF", "NET_ADMIN", "PERFMON"],
         "proxy": ["BPF", "NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "PERFMON", "SYS_ADMIN"],
     }
     privileged = {"namespaces", "uninstall"}
@@ -282,6 +282,19 @@ def pods_are_where_a_node_needs_them():
         for container in pod["containers"]:
             if container["name"] in ("ipamd", "policyd", "proxy"):
                 assert container["livenessProbe"] and container["readinessProbe"] and container["startupProbe"], name
+
+
+@check
+def the_command_is_told_where_daemons_are_asked():
+    names = ["INTROSPECTION_BIND_ADDRESS", "SLUICE_POLICY_INTROSPECTION_ADDRESS", "SLUICE_PROXY_INTROSPECTION_ADDRESS"]
+    for combination, expected in [("defaults", {}), ("introspection elsewhere", dict(zip(names, ["127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003"])))]:
+        found = {container["name"]: container for name, found in daemonsets() if name == combination for container in containers(found)}
+        assert {one["name"]: one["value"] for one in found["conflist"].get("env", [])} == expected, combination
+        told = {one["name"]: one["value"] for one in found["policyd"]["env"] if "value" in one}
+        assert {name: value for name, value in told.items() if name in names} == expected, f"{combination}: the node's page"
+        for (name, variable), usual in zip([("ipamd", names[0]), ("policyd", names[1]), ("proxy", names[2])], [61679, 61680, 61682]):
+            port = int(expected.get(variable, f":{usual}").rpartition(":")[2])
+            assert found[name]["livenessProbe"]["httpGet"]["port"] == port, f"{combination}: {name}"
 
 
 @check

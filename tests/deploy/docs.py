@@ -1,10 +1,13 @@
 """The documentation: a book that builds, links that lead somewhere, no page that is in no list."""
 
 import html
+import pathlib
 import re
 import shlex
 import subprocess
 import tempfile
+
+import yaml
 
 from check import ROOT, check, current, run
 
@@ -102,6 +105,52 @@ def the_book_builds():
 
 
 @check
+def workflows_in_the_pages_are_ones_and_run_what_there_is():
+    found = 0
+    for page in PAGES:
+        for block in re.findall(r"^```yaml\n(name: .*?)^```", page.read_text(), re.M | re.S):
+            workflow = yaml.safe_load(block)
+            # YAML 1.1 reads `on` as true.
+            assert set(workflow) == {"name", True, "jobs"}, f"{page.name}: {sorted(map(str, workflow))}"
+            for name, job in workflow["jobs"].items():
+                assert set(job.get("needs", "").split()) <= set(workflow["jobs"]), f"{page.name}: {name}"
+                for step in job["steps"]:
+                    assert ("run" in step) != ("uses" in step), f"{page.name}: {step}"
+                    for path in re.findall(r"(?:^|[ /])((?:deploy|tests)/[\w./-]+)", step.get("run", "")):
+                        # What the steps build is not there before.
+                        assert "/target/" in path or (ROOT / path).exists(), f"{page.name}: there is no {path}"
+                    run("bash", "-n", input=re.sub(r"\$\{\{.*?\}\}", "X", step.get("run", "")))
+            found += 1
+    assert found >= 2, found
+
+
+@check
+def the_image_has_no_program_without_a_bound():
+    bounds = dict(line.split() for line in (ROOT / "deploy/image/sizes").read_text().splitlines() if line and not line.startswith("#"))
+    rootfs = (ROOT / "deploy/image/rootfs").read_text()
+    programs = {name for names in re.findall(r"^for name in (sluice[\w -]*); do install", rootfs, re.M) for name in names.split()}
+    assert len(programs) == 6 and set(bounds) == programs | {"image"}, sorted(bounds)
+    ours = sum(int(bounds[name]) for name in programs)
+    assert ours < int(bounds["image"]) < ours * 1.1, "the image's bound does not fit those of its programs"
+
+
+@check
+def the_image_is_weighed():
+    with tempfile.TemporaryDirectory() as directory:
+        programs = pathlib.Path(directory) / "usr/local/bin"
+        programs.mkdir(parents=True)
+        for name in ["sluice", "sluice-ipamd", "sluice-policyd", "sluice-proxy", "sluice-eni", "sluice-policy"]:
+            (programs / name).write_bytes(b"1")
+        weigh = [ROOT / "deploy/image/weigh", directory]
+        assert "sluice-eni            1 KiB of" in run(*weigh)
+        with (programs / "sluice-eni").open("wb") as file:
+            file.truncate(64 << 20)
+        heavy = subprocess.run([*weigh, "sluice-eni"], capture_output=True, text=True, check=False)
+        assert heavy.returncode == 1 and "sluice-eni has grown" in heavy.stderr, heavy
+        run(*weigh, "sluice", "image")
+
+
+@check
 def units_have_the_capabilities_of_their_containers():
     chart = (ROOT / "deploy/chart/templates").glob("*.yaml")
     lists = re.findall(r"command: \[/usr/local/bin/(sluice-\w+)\].*?\"capabilities\" \(list ([^)]*)\)", "".join(path.read_text() for path in chart), re.S)
@@ -110,3 +159,11 @@ def units_have_the_capabilities_of_their_containers():
         unit = (ROOT / f"deploy/systemd/{name}.service").read_text()
         bounded = sorted(word.removeprefix("CAP_") for word in re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.M)[1].split())
         assert bounded == granted[name], f"{name}: the unit has {bounded}, the chart {granted[name]}"
+
+
+@check
+def units_can_write_the_files_that_their_daemons_are_told_to():
+    # By docs/observing.md both files may be in /var/log/sluice.
+    for name, variable in [("sluice-policyd", "SLUICE_FLOWS_FILE"), ("sluice-proxy", "SLUICE_PROXY_RECORDS_FILE")]:
+        unit = (ROOT / f"deploy/systemd/{name}.service").read_text()
+        assert "\nLogsDirectory=sluice\n" in unit and f"for {variable}." in unit, name

@@ -83,7 +83,7 @@ def default_profile(added):
     return path
 
 
-def engine(pod, container, more_env=(), more_args=(), more_mounts=()):
+def engine(pod, container, more_env=(), more_args=(), more_mounts=(), seccomp=None):
     """How podman is told what Kubernetes is told of a container."""
     context = container["securityContext"]
     words = [*PODMAN, "run", "--name", container["name"], "--network", "host", "--user", "0:0"]
@@ -93,7 +93,7 @@ def engine(pod, container, more_env=(), more_args=(), more_mounts=()):
         words += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         added = context["capabilities"].get("add", [])
         words += [word for name in added for word in ("--cap-add", name)]
-        words += ["--security-opt", f"seccomp={default_profile(added)}"]
+        words += ["--security-opt", f"seccomp={seccomp or default_profile(added)}"]
     if context["readOnlyRootFilesystem"]:
         words.append("--read-only")
     paths = {volume["name"]: volume["hostPath"] for volume in pod["volumes"]}
@@ -168,6 +168,28 @@ def ask(pod, address, path, method="GET"):
     return done.stdout
 
 
+# What they are told beyond the manifests. There is no API server here: objects from a directory.
+MORE = {
+    "ipamd": {"more_env": ["AWS_ENDPOINT_URL_EC2=http://169.254.169.252"]},
+    "policyd": {"more_args": ["--cluster-dir", "/cluster"], "more_mounts": [f"{WORK}/cluster:/cluster:ro"]},
+}
+
+
+def under_profiles_of_our_own(node, proxy):
+    """All three daemons anew, as the chart has them with `seccomp.localhost`: by profiles that the image puts in place."""
+    profiles = WORK / "seccomp"
+    profiles.mkdir()
+    image = "localhost/" + node["containers"][0]["image"]
+    run(*PODMAN, "run", "--rm", "--network", "host", "--user", "0:0", "--cap-drop", "ALL", "--read-only", "-v", f"{profiles}:/var/lib/kubelet/seccomp",
+        "--entrypoint", "/usr/local/bin/sluice", image, "install", "seccomp")
+    run(*PODMAN, "rm", "--force", "--time", "30", "proxy", "policyd", "ipamd")
+    for pod, name in [(node, "ipamd"), (node, "policyd"), (proxy, "proxy")]:
+        profile = profiles / f"sluice/{name}.json"
+        assert profile.read_text() == (ROOT / f"deploy/seccomp/{name}.json").read_text(), name
+        container = start(pod, name, seccomp=profile, **MORE.get(name, {}))
+        eventually(f"{name} is ready under its own seccomp profile", lambda probes=container: answers(probes["livenessProbe"]) and answers(probes["readinessProbe"]))
+
+
 def main():
     (WORK / "cluster").mkdir()
     (WORK / "cluster/all.yaml").write_text(CLUSTER)
@@ -175,9 +197,7 @@ def main():
     code, said = once(node, "plugins")
     assert code == 0, said
     passed("plugins are copied")
-    ipamd = start(node, "ipamd", more_env=["AWS_ENDPOINT_URL_EC2=http://169.254.169.252"])
-    # There is no API server here: objects from a directory.
-    policyd = start(node, "policyd", more_args=["--cluster-dir", "/cluster"], more_mounts=[f"{WORK}/cluster:/cluster:ro"])
+    ipamd, policyd = start(node, "ipamd", **MORE["ipamd"]), start(node, "policyd", **MORE["policyd"])
     start(node, "conflist")
     eventually("ipamd lives and is ready", lambda: answers(ipamd["livenessProbe"]) and answers(ipamd["readinessProbe"]))
     eventually("policyd lives and is ready", lambda: answers(policyd["livenessProbe"]) and answers(policyd["readinessProbe"]))
@@ -215,6 +235,14 @@ def main():
         broken = [one for one in json.loads(told.stdout) if one["standing"] == "broken"]
         assert not broken, f"{json.dumps(broken, indent=1)}\n{told.stderr}"
         passed("doctor finds nothing broken, asked in the container conflist")
+        no_errors("ipamd", "policyd", "proxy")
+        under_profiles_of_our_own(node, proxy)
+        eventually("a request that the policy allows still does", lambda: ask("client", address, "/public") == "404")
+        assert ask("client", address, "/private") == "403", "the proxy refuses what no rule allows"
+        attach("other", "DEL", results["other"])
+        results["other"] = attach("other")
+        assert ask("other", address, "/public") == "000", "another pod does not get through"
+        passed("pods come and go, and are judged")
         no_errors("ipamd", "policyd", "proxy")
     finally:
         server.kill()

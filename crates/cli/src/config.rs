@@ -1,4 +1,7 @@
-//! What the environment and options say of the meaning of policies. No other part reads the environment.
+//! What the environment and options say of the meaning of policies, and of where daemons are asked. No other part reads the
+//! environment.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use sluice_policy_core::settings::Settings;
 
@@ -51,6 +54,37 @@ impl Meaning {
     }
 }
 
+/// Where a daemon of this node serves its introspection: what its own variable says here too, or else `port` of the loopback
+/// address.
+///
+/// # Errors
+/// The variable is no address with a port.
+#[expect(clippy::disallowed_methods, reason = "config.rs is where the environment is read")]
+pub(crate) fn introspection(variable: &str, port: u16) -> Result<SocketAddr, String> {
+    introspection_where(variable, port, |name| std::env::var(name).ok())
+}
+
+fn introspection_where(
+    variable: &str,
+    port: u16,
+    source: impl FnOnce(&str) -> Option<String>,
+) -> Result<SocketAddr, String> {
+    // An empty value is an unset one, as in the daemons.
+    let Some(text) = source(variable).filter(|text| !text.is_empty()) else {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    };
+    let said: SocketAddr = text
+        .parse()
+        .map_err(|_error| format!("{variable} is {text:?}: it must be ADDRESS:PORT, e.g. 127.0.0.1:{port}"))?;
+    // Who serves all addresses is asked at the loopback address.
+    let ip: IpAddr = match said.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    Ok(SocketAddr::from((ip, said.port())))
+}
+
 /// In the words that policyd reads.
 fn boolean(text: &str) -> Result<bool, String> {
     match text {
@@ -62,7 +96,22 @@ fn boolean(text: &str) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::Meaning;
+    use super::{Meaning, introspection_where};
+
+    #[test]
+    fn daemons_are_asked_where_their_variables_say() {
+        let of = |value: Option<&str>| {
+            let address = introspection_where("INTROSPECTION_BIND_ADDRESS", 61679, |_| value.map(str::to_owned));
+            address.map(|address| address.to_string())
+        };
+        assert_eq!(of(None).unwrap(), "127.0.0.1:61679");
+        assert_eq!(of(Some("")).unwrap(), "127.0.0.1:61679");
+        assert_eq!(of(Some("127.0.0.2:7000")).unwrap(), "127.0.0.2:7000");
+        assert_eq!(of(Some("0.0.0.0:7000")).unwrap(), "127.0.0.1:7000");
+        assert_eq!(of(Some("[::]:7000")).unwrap(), "[::1]:7000");
+        let fault = of(Some("7000")).unwrap_err();
+        assert_eq!(fault, r#"INTROSPECTION_BIND_ADDRESS is "7000": it must be ADDRESS:PORT, e.g. 127.0.0.1:61679"#);
+    }
 
     #[test]
     fn an_option_is_stronger_than_what_else_says_it() {

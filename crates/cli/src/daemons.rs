@@ -1,7 +1,7 @@
 //! What the daemons of this node say of themselves: the pages of their introspection ports.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -9,6 +9,8 @@ use serde_json::Value;
 use sluice_contract::node::{
     IPAMD_INTROSPECTION_PORT, LOG_SOCKETS, POLICYD_INTROSPECTION_PORT, PROXY_INTROSPECTION_PORT,
 };
+
+use crate::config;
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -56,42 +58,44 @@ impl Daemon {
         }
     }
 
-    const fn port(self) -> u16 {
-        match self {
-            Self::Ipamd => IPAMD_INTROSPECTION_PORT,
-            Self::Policyd => POLICYD_INTROSPECTION_PORT,
-            Self::Proxy => PROXY_INTROSPECTION_PORT,
-        }
+    /// Where its pages are: by the variable that the daemon itself reads.
+    fn address(self) -> Result<SocketAddr, String> {
+        let (variable, port) = match self {
+            Self::Ipamd => ("INTROSPECTION_BIND_ADDRESS", IPAMD_INTROSPECTION_PORT),
+            Self::Policyd => ("SLUICE_POLICY_INTROSPECTION_ADDRESS", POLICYD_INTROSPECTION_PORT),
+            Self::Proxy => ("SLUICE_PROXY_INTROSPECTION_ADDRESS", PROXY_INTROSPECTION_PORT),
+        };
+        config::introspection(variable, port)
     }
 
     /// A page of it, as JSON.
     pub(crate) fn page(self, path: &str) -> Result<Value, String> {
-        let body = self.get(path).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => format!("nobody listens at 127.0.0.1:{}", self.port()),
-            _ => format!("127.0.0.1:{}{path}: {error}", self.port()),
+        let address = self.address()?;
+        let body = get(address, path).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => format!("nobody listens at {address}"),
+            _ => format!("{address}{path}: {error}"),
         })?;
-        serde_json::from_slice(&body).map_err(|error| format!("127.0.0.1:{}{path}: {error}", self.port()))
+        serde_json::from_slice(&body).map_err(|error| format!("{address}{path}: {error}"))
     }
+}
 
-    fn get(self, path: &str) -> io::Result<Vec<u8>> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port()));
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        // With HTTP/1.0 a page ends where the connection does (RFC 9112, 6.3).
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.take(LIMIT).read_to_end(&mut answer)?;
-        let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-        let end =
-            answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or_else(|| wrong("it is no HTTP answer"))?;
-        let (head, body) = answer.split_at(end);
-        let status = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-        if status != b"200" {
-            return Err(wrong(&format!("status {}", String::from_utf8_lossy(status))));
-        }
-        Ok(body.get(4..).unwrap_or_default().to_vec())
+fn get(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    // With HTTP/1.0 a page ends where the connection does (RFC 9112, 6.3).
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(LIMIT).read_to_end(&mut answer)?;
+    let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let end =
+        answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or_else(|| wrong("it is no HTTP answer"))?;
+    let (head, body) = answer.split_at(end);
+    let status = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    if status != b"200" {
+        return Err(wrong(&format!("status {}", String::from_utf8_lossy(status))));
     }
+    Ok(body.get(4..).unwrap_or_default().to_vec())
 }
 
 /// What all of them say first.

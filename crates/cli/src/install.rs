@@ -7,6 +7,7 @@ mod conflist;
 mod files;
 mod ready;
 mod remove;
+mod seccomp;
 
 use std::error::Error;
 use std::io::{self, Write as _};
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use self::conflist::{ConflistError, Wanted};
 use self::files::FileError;
+use crate::daemons::Daemon;
 use crate::exit;
 
 /// How often it is looked whether the daemons are ready.
@@ -41,6 +43,9 @@ struct Places {
     /// The daemons' runtime state.
     #[arg(long, value_name = "DIR", default_value = node::RUN_DIR)]
     run_dir: PathBuf,
+    /// Where the kubelet has seccomp profiles.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/seccomp")]
+    seccomp_dir: PathBuf,
 }
 
 impl Places {
@@ -53,7 +58,8 @@ impl Places {
 /// Options of `sluice install`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What to install: the plugins, the conflist once the daemons are ready, or one after the other.
+    /// What to install: the plugins, the conflist once the daemons are ready, or one after the other; or the seccomp profiles of the
+    /// daemons' containers.
     #[arg(value_enum, default_value = "all")]
     what: What,
     #[command(flatten)]
@@ -67,6 +73,9 @@ pub(crate) struct Options {
     /// A plugin that follows ours, as a JSON object with a `type`. May be given more than once.
     #[arg(long = "plugin", value_name = "JSON", value_parser = conflist::parse_plugin)]
     plugins: Vec<Value>,
+    /// A daemon whose seccomp profile is put in place; may be given more than once. All if not given.
+    #[arg(long = "profile", value_enum, value_name = "DAEMON")]
+    profiles: Vec<Daemon>,
     /// Seconds to wait for the daemons; for as long as it takes with --stay.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     wait: u64,
@@ -84,6 +93,8 @@ enum What {
     Plugins,
     /// The conflist.
     Conflist,
+    /// The seccomp profiles of the daemons' containers, below the kubelet's directory.
+    Seccomp,
 }
 
 /// Options of `sluice uninstall`.
@@ -127,11 +138,18 @@ enum InstallError {
 /// Installs.
 pub(crate) fn install(options: &Options) -> ExitCode {
     ended(run(|| async {
-        if options.what != What::Conflist {
+        if matches!(options.what, What::All | What::Plugins) {
             plugins(options)?;
         }
-        if options.what != What::Plugins {
+        if matches!(options.what, What::All | What::Conflist) {
             conflist(options).await?;
+        }
+        if options.what == What::Seccomp {
+            let all = Daemon::ALL;
+            let daemons = if options.profiles.is_empty() { all.as_slice() } else { options.profiles.as_slice() };
+            for daemon in daemons {
+                seccomp::write(&options.places.seccomp_dir, *daemon, &say)?;
+            }
         }
         Ok(())
     }))

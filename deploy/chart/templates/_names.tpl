@@ -34,6 +34,18 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
+{{/* Where the daemons serve introspection, if not at their usual ports: for those who ask them. .env: variables that are said anyway. */}}
+{{- define "sluice.addresses" -}}
+{{- $found := dict -}}
+{{- $env := .env -}}
+{{- with .root.Values -}}
+{{- range $name, $from := dict "INTROSPECTION_BIND_ADDRESS" .env "SLUICE_POLICY_INTROSPECTION_ADDRESS" .policyd.env "SLUICE_PROXY_INTROSPECTION_ADDRESS" .proxy.env -}}
+{{- with get $from $name }}{{ if not (hasKey $env $name) }}{{ $_ := set $found $name . }}{{ end }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- include "sluice.env" $found -}}
+{{- end -}}
+
 {{/* What every daemon of a node is told. */}}
 {{- define "sluice.place" -}}
 - name: MY_NODE_NAME
@@ -89,14 +101,35 @@ readinessProbe:
   {{- end }}
 {{- end -}}
 
-{{/* A container's security context: these capabilities and nothing else. */}}
+{{/* A container's security context: these capabilities and nothing else. .profile: a seccomp profile of ours, where .root has it;
+.more.seccompProfile goes before it, as a whole. */}}
 {{- define "sluice.security" -}}
-{{- $context := dict "runAsUser" 0 "runAsGroup" 0 "readOnlyRootFilesystem" true "allowPrivilegeEscalation" false
-  "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- $context := dict "runAsUser" 0 "runAsGroup" 0 "readOnlyRootFilesystem" true "allowPrivilegeEscalation" false -}}
+{{- if not (hasKey (default dict .more) "seccompProfile") -}}
+{{- $profile := dict "type" "RuntimeDefault" -}}
+{{- if .profile }}{{ if .root.Values.seccomp.localhost }}{{ $profile = dict "type" "Localhost" "localhostProfile" (printf "sluice/%s.json" .profile) }}{{ end }}{{ end -}}
+{{- $_ := set $context "seccompProfile" $profile -}}
+{{- end -}}
 {{- $capabilities := dict "drop" (list "ALL") -}}
 {{- with .capabilities }}{{ $_ := set $capabilities "add" . }}{{ end -}}
 {{- $_ := set $context "capabilities" $capabilities -}}
 {{- toYaml (mustMergeOverwrite $context (deepCopy (default dict .more))) -}}
+{{- end -}}
+
+{{/* Puts seccomp profiles where the kubelet finds them: runtimes read a container's when they make it. .root, .profiles. */}}
+{{- define "sluice.profiles" -}}
+- name: seccomp
+  image: {{ include "sluice.image" .root }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  command: [/usr/local/bin/sluice, install, seccomp{{ range .profiles }}, --profile, {{ . }}{{ end }}]
+  securityContext:
+    {{- include "sluice.security" (dict "more" dict) | nindent 4 }}
+  volumeMounts:
+    - {name: seccomp, mountPath: /var/lib/kubelet/seccomp}
+{{- end -}}
+
+{{- define "sluice.profilesVolume" -}}
+- {name: seccomp, hostPath: {path: {{ .Values.seccomp.kubeletDirectory }}, type: DirectoryOrCreate}}
 {{- end -}}
 
 {{/* What the pods of all DaemonSets have in common. .root, .component, .automount. */}}

@@ -22,6 +22,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("DISABLE_HUBBLE", "false", "do not serve Hubble's protocol by TCP; the socket in SLUICE_RUN_DIR stays"),
     variable("DISABLE_INTROSPECTION", "false", "do not serve the introspection port"),
     variable("DISABLE_METRICS", "false", "do not serve the metrics port"),
+    variable("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", "where ipamd serves introspection, for the node's page"),
     variable("MY_NODE_NAME", "the host's name", "the node's name in the cluster"),
     variable("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", "false", "CIDRs of cilium.io rules match managed pods and nodes too"),
     variable(
@@ -70,6 +71,11 @@ pub const VARIABLES: &[Variable] = &[
         "60",
         "seconds that an address of a name is allowed at least, whatever the TTL of its record, 0 to 86400",
     ),
+    variable(
+        "SLUICE_PROXY_INTROSPECTION_ADDRESS",
+        "127.0.0.1:61682",
+        "where the proxy serves introspection, for the node's page",
+    ),
     variable("SLUICE_PUBLISH_POD_IPS", "true", "tell a new pod's addresses to all nodes at once, by an annotation"),
     variable("SLUICE_RUN_DIR", node::RUN_DIR, "directory of sockets and runtime state"),
 ];
@@ -101,6 +107,10 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// `SLUICE_POLICY_INTROSPECTION_ADDRESS`; none with `DISABLE_INTROSPECTION`.
     pub introspection_address: Option<SocketAddr>,
+    /// `INTROSPECTION_BIND_ADDRESS`: where ipamd is asked.
+    pub ipamd_address: SocketAddr,
+    /// `SLUICE_PROXY_INTROSPECTION_ADDRESS`: where the proxy is asked.
+    pub proxy_address: SocketAddr,
     /// `SLUICE_POLICY_ADD_DEADLINE`: the longest that an ADD waits, whatever its own deadline.
     pub add_deadline: Duration,
     /// `SLUICE_POLICY_MAX_WAITING`: how many ADDs may wait at once.
@@ -175,6 +185,14 @@ impl Config {
                 let default = SocketAddr::from(([127, 0, 0, 1], node::POLICYD_INTROSPECTION_PORT));
                 let address = from.address("SLUICE_POLICY_INTROSPECTION_ADDRESS", default);
                 (!from.boolean("DISABLE_INTROSPECTION", false)).then_some(address)
+            },
+            ipamd_address: {
+                let default = SocketAddr::from(([127, 0, 0, 1], node::IPAMD_INTROSPECTION_PORT));
+                from.address("INTROSPECTION_BIND_ADDRESS", default)
+            },
+            proxy_address: {
+                let default = SocketAddr::from(([127, 0, 0, 1], node::PROXY_INTROSPECTION_PORT));
+                from.address("SLUICE_PROXY_INTROSPECTION_ADDRESS", default)
             },
             add_deadline: Duration::from_secs(from.number("SLUICE_POLICY_ADD_DEADLINE", 10, 1..=220).into()),
             max_waiting: from.number("SLUICE_POLICY_MAX_WAITING", 1024, 1..=10_000),
@@ -259,6 +277,8 @@ mod tests {
         let default = |name| VARIABLES.iter().find(|variable| variable.name == name).unwrap().default;
         assert_eq!(config.metrics_address.unwrap().to_string(), default("SLUICE_POLICY_METRICS_ADDRESS"));
         assert_eq!(config.introspection_address.unwrap().to_string(), default("SLUICE_POLICY_INTROSPECTION_ADDRESS"));
+        assert_eq!(config.ipamd_address.to_string(), default("INTROSPECTION_BIND_ADDRESS"));
+        assert_eq!(config.proxy_address.to_string(), default("SLUICE_PROXY_INTROSPECTION_ADDRESS"));
         assert_eq!(config.hubble_address.unwrap().to_string(), default("SLUICE_HUBBLE_ADDRESS"));
         assert_eq!(config.flows.to_string(), default("SLUICE_FLOWS"));
         assert_eq!(config.add_deadline.as_secs().to_string(), default("SLUICE_POLICY_ADD_DEADLINE"));

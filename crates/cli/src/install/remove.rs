@@ -20,7 +20,7 @@ use sluice_hostnet::tc::{Hook, Slot, TcError};
 
 use super::conflist::{self, ConflistError};
 use super::files::{self, FileError};
-use super::{Places, ready};
+use super::{Places, ready, seccomp};
 
 /// The priorities of rules that ipamd makes.
 const RULES: [u32; 5] = [RULE_TO_POD, RULE_PRIMARY_ENI_MARK, RULE_EXTERNAL_SERVICE, RULE_FROM_POD, RULE_FROM_ENI];
@@ -116,6 +116,7 @@ pub(super) async fn everything(places: &Places, force: bool, say: &dyn Fn(&str))
             say(&format!("{} is gone", places.bin_dir.join(name).display()));
         }
     }
+    seccomp::remove(&places.seccomp_dir, say)?;
     if files::remove_all(&places.run_dir)? {
         say(&format!("{} is gone", places.run_dir.display()));
     }

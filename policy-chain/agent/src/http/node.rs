@@ -1,7 +1,7 @@
 //! The page of the node, for a browser; and what it shows: all three daemons, and flows.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Json;
@@ -9,7 +9,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Value, json};
-use sluice_contract::node::{IPAMD_INTROSPECTION_PORT, PROXY_INTROSPECTION_PORT};
 use sluice_hubble::json as message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -50,15 +49,15 @@ pub(super) async fn node(State(pages): State<Pages>) -> Json<Value> {
             None => json!({"unreachable": "the daemon's loop does not answer"}),
         }
     };
-    let (ipamd, policyd, proxy) =
-        tokio::join!(ask(IPAMD_INTROSPECTION_PORT, "/v1/pool"), policyd, ask(PROXY_INTROSPECTION_PORT, "/v1/policy"));
+    let (ipamd, proxy) = (pages.config.ipamd_address, pages.config.proxy_address);
+    let (ipamd, policyd, proxy) = tokio::join!(ask(ipamd, "/v1/pool"), policyd, ask(proxy, "/v1/policy"));
     Json(json!({"node": pages.config.node, "ipamd": ipamd, "policyd": policyd, "proxy": proxy}))
 }
 
 /// A page of another daemon of this node.
-async fn ask(port: u16, path: &str) -> Value {
+async fn ask(address: SocketAddr, path: &str) -> Value {
     let answer = async {
-        let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
+        let mut stream = TcpStream::connect(address).await?;
         // With HTTP/1.0 a page ends where the connection does (RFC 9112, 6.3).
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).await?;
         let mut answer = Vec::new();
@@ -72,10 +71,10 @@ async fn ask(port: u16, path: &str) -> Value {
     let why = match timeout(PATIENCE, answer).await {
         Ok(Ok(answer)) => match read(answer) {
             Some(value) => return value,
-            None => format!("port {port}: no page that can be read"),
+            None => format!("{address}: no page that can be read"),
         },
-        Ok(Err(error)) => format!("port {port}: {error}"),
-        Err(_) => format!("port {port}: no answer within {PATIENCE:?}"),
+        Ok(Err(error)) => format!("{address}: {error}"),
+        Err(_) => format!("{address}: no answer within {PATIENCE:?}"),
     };
     json!({"unreachable": why})
 }
