@@ -1,7 +1,7 @@
 //! What the environment and options say of the meaning of policies, and of where daemons are asked. No other part reads the
 //! environment.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use sluice_policy_core::settings::Settings;
 
@@ -76,12 +76,8 @@ fn introspection_where(
     let said: SocketAddr = text
         .parse()
         .map_err(|_error| format!("{variable} is {text:?}: it must be ADDRESS:PORT, e.g. 127.0.0.1:{port}"))?;
-    // Who serves all addresses is asked at the loopback address.
-    let ip: IpAddr = match said.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
+    // Who serves all addresses is asked at the loopback address of IPv4, which each node has.
+    let ip = Some(said.ip()).filter(|ip| !ip.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST.into());
     Ok(SocketAddr::from((ip, said.port())))
 }
 
@@ -108,7 +104,8 @@ mod tests {
         assert_eq!(of(Some("")).unwrap(), "127.0.0.1:61679");
         assert_eq!(of(Some("127.0.0.2:7000")).unwrap(), "127.0.0.2:7000");
         assert_eq!(of(Some("0.0.0.0:7000")).unwrap(), "127.0.0.1:7000");
-        assert_eq!(of(Some("[::]:7000")).unwrap(), "[::1]:7000");
+        assert_eq!(of(Some("[::]:7000")).unwrap(), "127.0.0.1:7000");
+        assert_eq!(of(Some("[::1]:7000")).unwrap(), "[::1]:7000");
         let fault = of(Some("7000")).unwrap_err();
         assert_eq!(fault, r#"INTROSPECTION_BIND_ADDRESS is "7000": it must be ADDRESS:PORT, e.g. 127.0.0.1:61679"#);
     }

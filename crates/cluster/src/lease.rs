@@ -73,8 +73,8 @@ impl Lease {
                         // It will not pass by itself, and nobody is elected meanwhile.
                         refused = error.code();
                         tracing::warn!(
-                            error = %ErrorChain(&error), lease, namespace = self.namespace,
-                            "the Lease is refused: {}", needed(refused)
+                            error = %ErrorChain(&error), lease, namespace = self.namespace, reason = needed(refused),
+                            "the Lease is refused"
                         );
                     }
                     backoff.next(error.retry_after())

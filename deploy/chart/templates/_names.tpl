@@ -107,7 +107,7 @@ readinessProbe:
 {{- $context := dict "runAsUser" 0 "runAsGroup" 0 "readOnlyRootFilesystem" true "allowPrivilegeEscalation" false -}}
 {{- if not (hasKey (default dict .more) "seccompProfile") -}}
 {{- $profile := dict "type" "RuntimeDefault" -}}
-{{- if .profile }}{{ if .root.Values.seccomp.localhost }}{{ $profile = dict "type" "Localhost" "localhostProfile" (printf "sluice/%s.json" .profile) }}{{ end }}{{ end -}}
+{{- if .profile }}{{ if include "sluice.ownProfiles" .root }}{{ $profile = dict "type" "Localhost" "localhostProfile" (printf "sluice/%s.json" .profile) }}{{ end }}{{ end -}}
 {{- $_ := set $context "seccompProfile" $profile -}}
 {{- end -}}
 {{- $capabilities := dict "drop" (list "ALL") -}}
@@ -170,4 +170,9 @@ tolerations:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{/* Not empty where our own seccomp profiles are used. Values of a release of before (--reuse-values) have none of it. */}}
+{{- define "sluice.ownProfiles" -}}
+{{- with .Values.seccomp }}{{ if .localhost }}true{{ end }}{{ end -}}
 {{- end -}}

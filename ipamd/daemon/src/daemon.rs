@@ -136,6 +136,8 @@ pub(crate) struct Daemon<C, K> {
     unmended: Option<Disturbance>,
     /// What was heard of before repairs that failed, until one does not.
     in_vain: BTreeSet<String>,
+    /// Something like that was heard of while a repair was under way.
+    echoed: bool,
     /// What looks like left behind by pods that are gone.
     garbage: Garbage,
     /// Pods with security groups of their own.
@@ -233,6 +235,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             next_repair: now,
             unmended: None,
             in_vain: BTreeSet::new(),
+            echoed: false,
             garbage: Garbage::default(),
             branching: branch::Branching::default(),
             outbox: Vec::new(),

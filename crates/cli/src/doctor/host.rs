@@ -167,8 +167,10 @@ fn leftovers(facts: &Facts, host: &Observed, findings: &mut Vec<Finding>) {
     let files = facts.files.iter().filter(|path| CILIUM_FILES.iter().any(|left| path.starts_with(left)));
     let files = files.map(|path| format!("{} (Cilium)", path.display()));
     let left: Vec<String> = links.chain(rules).chain(files).collect();
-    findings.push(if left.is_empty() {
+    findings.push(if left.is_empty() && facts.on_host {
         Finding::well("other CNIs", "nothing of other CNIs is left")
+    } else if left.is_empty() {
+        Finding::well("other CNIs", "no interfaces and rules of other CNIs are left; their files are seen on the host alone")
     } else {
         Finding::doubtful(
             "other CNIs",

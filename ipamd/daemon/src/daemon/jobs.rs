@@ -480,7 +480,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// and must not lead to the next try at once.
     fn disturbed(&mut self, disturbance: Disturbance) {
         let now = Instant::now();
-        if !self.in_vain.is_empty() && disturbance.changes.iter().all(|change| self.in_vain.contains(change)) {
+        let is_echo = disturbance.since <= self.next_repair
+            && !disturbance.changes.is_empty()
+            && disturbance.changes.iter().all(|change| self.in_vain.contains(change));
+        if is_echo {
+            // If what is under way mends everything, it may have been more than that.
+            self.echoed |= self.jobs.values().any(|job| matches!(job, Job::Repair(_)));
             self.timers.watch.succeeded(now);
             self.timers.watch.hurry(self.next_repair.max(now));
             return;
@@ -494,6 +499,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// meanwhile.
     fn repair_ended(&mut self, unmended: Option<Disturbance>, at_least: Duration) {
         let now = Instant::now();
+        if std::mem::take(&mut self.echoed) && unmended.is_none() && self.unmended.is_none() {
+            self.unmended = Some(Disturbance { changes: Vec::new(), since: now });
+        }
         self.next_repair = now + REPAIR_GAP;
         if let Some(disturbance) = &unmended {
             self.timers.mend.failed(now, at_least, &mut self.random);

@@ -1,7 +1,7 @@
 //! The page of the node, for a browser; and what it shows: all three daemons, and flows.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::Json;
@@ -55,7 +55,11 @@ pub(super) async fn node(State(pages): State<Pages>) -> Json<Value> {
 }
 
 /// A page of another daemon of this node.
-async fn ask(address: SocketAddr, path: &str) -> Value {
+async fn ask(mut address: SocketAddr, path: &str) -> Value {
+    if address.ip().is_unspecified() {
+        // Who serves all addresses is asked at the loopback address of IPv4, which each node has.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
     let answer = async {
         let mut stream = TcpStream::connect(address).await?;
         // With HTTP/1.0 a page ends where the connection does (RFC 9112, 6.3).

@@ -86,7 +86,8 @@ const CILIUM_LIST: &str = "/etc/cni/net.d/05-cilium.conflist";
 /// What else its agent makes on a node: its state, its veth, what sends packets to its proxy, the rule for local addresses behind
 /// that, its chains.
 const LEFT: &str = "
-mkdir -p /var/run/cilium/state/1000
+mkdir -p /var/run/cilium/state/1000 /var/run/cilium/cgroupv2
+mount -t tmpfs -o ro none /var/run/cilium/cgroupv2
 echo '{}' > /var/run/cilium/state/1000/ep_config.json
 ip link add cilium_host type veth peer name cilium_net
 ip link set cilium_host up
