@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::gone::Gone;
 use super::leaks::{self, Look};
 use super::resolve::{self, Found, Wanted};
-use super::{Daemon, LOOK_EVERY, OpResult, REPAIR_GAP, Timer, lost};
+use super::{Daemon, IN_VAIN_MOST, LOOK_EVERY, OpResult, REPAIR_GAP, Timer, lost};
 use crate::cloud::Cloud;
 use crate::cluster::{About, Weight};
 use crate::config::Config;
