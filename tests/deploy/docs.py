@@ -104,6 +104,105 @@ def the_book_builds():
         assert "Sluice" in open(f"{directory}/getting-started.html").read()
 
 
+# Where the fields of custom resources are: of policies, of what ipamd reads.
+FIELD_PAGES = ["policy-fields.md", "ipamd-kubernetes.md"]
+
+
+def code(cell):
+    """The spans of code in a cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def field_tables():
+    """The sections of pages that list fields: (page, group, version, the kinds that the heading names) and paths with their types.
+
+    Such a section names the apiVersion first. The first cell of a table's head says what its fields are of: of the object, or of paths that are
+    listed elsewhere in the section, by how these end.
+    """
+    for page in FIELD_PAGES:
+        for section in re.split(r"^## ", (DOCS / page).read_text(), flags=re.M)[1:]:
+            heading, _, text = section.partition("\n")
+            versions = re.match(r"\n`([\w.]+)/(\w+)`", text)
+            if not versions:
+                continue
+            rows = []
+            for table in re.findall(r"^\| of .*\n\|[-|]+\n(?:\|.*\n)+", text, re.M):
+                head, _, *lines = table.splitlines()
+                rows += [(code(head.split("|")[1]) or [""], code(line.split("|")[1]), line.split("|")[2].strip()) for line in lines]
+                wrong = [line for line in lines if len(re.split(r" ?\| ?", line)) != 6]
+                assert not wrong, f"{page}: not four cells: {wrong}"
+            paths = {}
+            while True:
+                before = len(paths)
+                for ends, names, kind in rows:
+                    for end in ends:
+                        above = [""] if not end else [path + "." for path in paths if path == end or path.endswith("." + end)]
+                        paths |= {path + name: kind for path in above for name in names}
+                if len(paths) == before:
+                    break
+            nowhere = {end for ends, _, _ in rows for end in ends if end and not any(f".{path}".endswith("." + end) for path in paths)}
+            assert not nowhere, f"{page}: {heading}: there is no {sorted(nowhere)}"
+            yield page, *versions.groups(), re.findall(r"[A-Z]\w+[a-z]+\w*", heading.partition(" of ")[0]), paths
+
+
+def schema_paths(schema, at=""):
+    """The paths of a schema, as the pages write them, each with its type and whether anything may stand below it."""
+    for name, inner in schema.get("properties", {}).items():
+        path = at + name
+        if inner["type"] == "array":
+            path, innermost = path + "[]", inner["items"]
+        else:
+            innermost = inner
+        is_open = innermost["type"] == "object" and ("properties" not in innermost or "x-kubernetes-preserve-unknown-fields" in innermost)
+        yield path, inner["type"], is_open
+        yield from schema_paths(innermost, path + ".")
+
+
+@check
+def fields_of_definitions_are_in_the_pages():
+    pages = {(group, version, kind): (page, paths) for page, group, version, kinds, paths in field_tables() for kind in kinds}
+    assert len(pages) == 10, sorted(pages)
+    words = {"array": "list", "object": "object", "string": "string", "integer": "integer"}
+    found = sorted((ROOT / "deploy/chart/crds").glob("*.yaml"))
+    assert len(found) >= 5, found
+    for file in found:
+        spec = yaml.safe_load(file.read_text())["spec"]
+        for version in spec["versions"]:
+            page, paths = pages[spec["group"], version["name"], spec["names"]["kind"]]
+            there = {path: (kind, is_open) for path, kind, is_open in schema_paths(version["schema"]["openAPIV3Schema"])}
+            assert there.keys() <= paths.keys(), f"{page} lacks {sorted(there.keys() - paths.keys())} of {file.name}"
+            for path, (kind, _) in there.items():
+                assert paths[path].startswith(words[kind]), f"{page}: {path} is {paths[path]!r}; {file.name} has {kind!r}"
+            for path in paths.keys() - there.keys():
+                # It is one that the definition leaves to who reads it.
+                above = max((one for one in there if path.startswith(one + ".")), key=len, default=None)
+                assert above and there[above][1], f"{page}: {path} is not in {file.name}"
+
+
+@check
+def fields_in_the_pages_are_those_that_are_read():
+    def sources(*paths):
+        # Without comments.
+        return re.sub(r"//.*", "", "".join(path.read_text() for path in paths))
+
+    kube = ROOT / "ipamd/kube/src"
+    ipamd = sources(kube / "kinds.rs", kube / "cninode.rs", ROOT / "ipamd/daemon/src/cluster/objects.rs")
+    parse = ROOT / "policy-chain/core/src/parse"
+    # What is read of other kinds than policies.
+    others = {"pod.rs", "service.rs", "endpoint_slice.rs", "node.rs", "namespace.rs", "visibility.rs", "plain.rs", "tests.rs"}
+    policies = sources(*(path for path in parse.rglob("*.rs") if path.name not in others and "tests" not in path.relative_to(parse).parts))
+    status = sources(ROOT / "policy-chain/agent/src/cluster/kube/status.rs")
+    for page, _, _, kinds, paths in field_tables():
+        known = {"apiVersion", "kind"} | set(re.findall(r"\w+", ipamd) if page == "ipamd-kubernetes.md" else re.findall(r'"(\w+)"', policies))
+        for path in paths:
+            name = path.rpartition(".")[2].removesuffix("[]")
+            assert name in known or path.startswith("status.") and f'"{name}"' in status, f"{page}: nothing reads {path} of {kinds[0]}"
+    # The other way round: each field's name, and each word that a field may have, is on the page. Metadata has two that mean nothing to policies.
+    listed = {word for span in code((DOCS / "policy-fields.md").read_text()) for word in re.findall(r"\w+", span)}
+    read = set(re.findall(r'"([a-z][A-Za-z0-9]*)"', policies)) - {"uid", "creationTimestamp"}
+    assert len(read) > 100 and read <= listed, f"policy-fields.md lacks {sorted(read - listed)}"
+
+
 @check
 def workflows_in_the_pages_are_ones_and_run_what_there_is():
     found = 0
