@@ -59,7 +59,11 @@ pub const VARIABLES: &[Variable] = &[
         "file of the authorities whose clients may come; without it, all may",
     ),
     variable("SLUICE_HUBBLE_TLS_KEY", "none", "file of the certificate's key"),
-    variable("SLUICE_KEEP_ESTABLISHED", "false", "flows that were let pass and answered stay so when policy changes"),
+    variable(
+        "SLUICE_KEEP_ESTABLISHED",
+        "false",
+        "flows that were let pass and answered stay so when policy changes; datagrams at the proxy are judged by the policy of now",
+    ),
     variable("SLUICE_LOG", "info", "log filter, e.g. info,sluice_policyd=debug"),
     variable("SLUICE_LOG_FORMAT", "text", "text, or json"),
     variable("SLUICE_POLICY_ADD_DEADLINE", "10", "seconds that an ADD waits for its pod's policy, 1 to 220"),

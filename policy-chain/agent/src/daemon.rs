@@ -161,6 +161,8 @@ pub(crate) struct Daemon<C, D> {
     unheard: BTreeSet<ObjectId>,
     /// Whether the maps may hold what no image of this process has.
     unswept: bool,
+    /// Gates of before whose pods are not known any more are closed, though the maps are not swept yet.
+    closed_unknown: bool,
     /// Whether pods' hooks may have this process' programs. Where the maps are empty, as those of another layout are, the programs
     /// of before judge on until what these need is in the maps.
     took_over: bool,
@@ -240,6 +242,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             stale: None,
             unheard: BTreeSet::new(),
             unswept: true,
+            closed_unknown: false,
             took_over: start.known_identities > 0,
             before: Before::Judging,
             unreplaced: None,
@@ -436,7 +439,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// something may be in force that is still to be told.
     fn sweep(&mut self) {
         // What the proxy wrote alone is known first, with the next commit.
-        if self.parts.gates.is_behind() || self.take_names_of_proxy() {
+        if self.parts.gates.is_behind() {
+            self.close_unknown();
+            return;
+        }
+        if self.take_names_of_proxy() {
             return;
         }
         match self.parts.gates.sweep(self.engine.image()) {
@@ -449,6 +456,26 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&error), "the maps could not be swept");
                 self.parts.metrics.error("sweep");
+            }
+        }
+    }
+
+    /// Where maps are too full for what is to be in force, they may never be swept: pods of before that nobody knows any more do not keep
+    /// their policies until then.
+    fn close_unknown(&mut self) {
+        if self.closed_unknown {
+            return;
+        }
+        match self.parts.gates.lock_down_kept() {
+            Ok(gates) => {
+                self.closed_unknown = true;
+                if gates > 0 {
+                    tracing::info!(gates, "gates of before whose pods are not known any more are closed");
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "gates of before could not be closed");
+                self.parts.metrics.error("close");
             }
         }
     }

@@ -7,6 +7,7 @@ use sluice_contract::node::{RULE_EXTERNAL_SERVICE, RULE_FROM_POD, RULE_PRIMARY_E
 use sluice_hostnet::state::{Family, Observed, Rule, host_prefix};
 
 use super::facts::{Assigned, assigned, by_name, texts};
+use super::host::is_ciliums;
 use super::{Facts, Finding};
 use crate::daemons::{is, number, text};
 
@@ -239,7 +240,9 @@ fn rules(host: &Observed, findings: &mut Vec<Finding>) {
     const OURS: [u32; 4] = [RULE_TO_POD, RULE_PRIMARY_ENI_MARK, RULE_EXTERNAL_SERVICE, RULE_FROM_POD];
     let foreign = host.rules.iter().filter(|rule| {
         // 0 is the kernel's: local; 10 and 20 are those of security groups for pods, as VPC CNI has them.
-        !matches!(rule.priority, 0 | 10 | 20) && rule.priority <= BEFORE_PODS && !OURS.contains(&rule.priority)
+        let is_known = matches!(rule.priority, 0 | 10 | 20) || OURS.contains(&rule.priority);
+        // Of what another CNI has left, the check of that tells.
+        !is_known && rule.priority <= BEFORE_PODS && !is_ciliums(rule)
     });
     let foreign: Vec<String> = foreign.map(shown).collect();
     findings.push(if foreign.is_empty() {

@@ -153,16 +153,18 @@ fn conflist(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Whether a rule leads packets with a mark of Cilium's into a table of its proxy.
+pub(super) fn is_ciliums(rule: &Rule) -> bool {
+    CILIUM_TABLES.contains(&rule.table) && rule.mark.is_some_and(|mark| mark.mask & CILIUM_MARKS == CILIUM_MARKS)
+}
+
 fn leftovers(facts: &Facts, host: &Observed, findings: &mut Vec<Finding>) {
     let links = host.links.iter().filter_map(|link| {
         let name = link.name.as_str();
         let (_, whose) = LEFT.iter().find(|(prefix, _)| name.starts_with(prefix))?;
         Some(format!("{name} ({whose})"))
     });
-    let is_ciliums = |rule: &&Rule| {
-        CILIUM_TABLES.contains(&rule.table) && rule.mark.is_some_and(|mark| mark.mask & CILIUM_MARKS == CILIUM_MARKS)
-    };
-    let rules = host.rules.iter().filter(is_ciliums);
+    let rules = host.rules.iter().filter(|rule| is_ciliums(rule));
     let rules = rules.map(|rule| format!("ip rule {}: table {} (Cilium)", rule.priority, rule.table));
     let files = facts.files.iter().filter(|path| CILIUM_FILES.iter().any(|left| path.starts_with(left)));
     let files = files.map(|path| format!("{} (Cilium)", path.display()));

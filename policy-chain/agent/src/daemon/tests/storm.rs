@@ -328,6 +328,25 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
     })
 }
 
+/// The maps are full when policyd comes back, so that they are not swept, and a pod has gone meanwhile whose sandbox lives.
+#[test]
+fn whoever_is_not_known_any_more_keeps_no_policy_where_maps_are_full() {
+    let outcome = run(&[
+        Step::Policy { name: 2, app: 2, role: 0 },
+        Step::KillAfter(26),
+        Step::Full("rows", 0),
+        Step::Policy { name: 2, app: 0, role: 0 },
+        Step::Policy { name: 0, app: 0, role: 1 },
+        Step::Pod { name: 0, app: 0, incarnation: 0 },
+        Step::Age,
+        Step::Pod { name: 0, app: 1, incarnation: 0 },
+        Step::PodGone { name: 0 },
+        Step::Start,
+        Step::Pod { name: 1, app: 0, incarnation: 0 },
+    ]);
+    outcome.unwrap();
+}
+
 proptest! {
     #![proptest_config(RunConfig { cases: 48, ..RunConfig::default() })]
 
