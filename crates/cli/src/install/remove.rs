@@ -187,12 +187,16 @@ fn branches(rules: &[Rule], gone: &mut Desired) {
     }
 }
 
-/// Takes rules, routes of secondary ENIs and nftables away.
+/// Takes rules, routes of secondary ENIs and nftables away. What pods that are the VPC CNI's leave the VPC by stays until its daemon has its
+/// own: a connection that is not translated at its beginning never is.
 async fn network(host: &Host, handed_over: bool, say: &dyn Fn(&str)) -> Result<(), RemoveError> {
     let mut gone = Desired::default();
     for family in [NftFamily::Ip, NftFamily::Ip6] {
         let table = NftTableId::new(family, "sluice");
-        gone.scope.nft.extend([draft(&table), table]);
+        gone.scope.nft.insert(draft(&table));
+        if !handed_over || family == NftFamily::Ip6 {
+            gone.scope.nft.insert(table);
+        }
     }
     if !handed_over {
         let view = View { rules: Family::ALL.into_iter().collect(), ..View::default() };
@@ -207,7 +211,11 @@ async fn network(host: &Host, handed_over: bool, say: &dyn Fn(&str)) -> Result<(
         branches(&rules, &mut gone);
     }
     host.reconcile(&gone).await?;
-    say(if handed_over { "rules and routes stay for the AWS VPC CNI" } else { "rules, routes and nftables are gone" });
+    say(if handed_over {
+        "rules, routes and the translation of addresses stay for the AWS VPC CNI: when its daemon is ready, `nft delete table ip sluice`"
+    } else {
+        "rules, routes and nftables are gone"
+    });
     Ok(())
 }
 

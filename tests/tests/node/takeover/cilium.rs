@@ -33,7 +33,7 @@ use sluice_vpcsim::policyd::{Policyd, Source};
 use sluice_vpcsim::probe::ECHO_PORT;
 use sluice_vpcsim::runtime::Runtime;
 
-use super::{AWS_NODE, Talk, as_aws_node_leaves_it};
+use super::{AWS_NODE, AWS_RULES, Talk, as_aws_node_leaves_it};
 use crate::install::{add, eventually, exists, flow, sluice};
 
 /// More than the primary ENI holds.
@@ -524,6 +524,12 @@ async fn taken_over_and_handed_back(attached: Attached) {
         assert!(ok, "{time}: {said}");
     }
     moves("traffic without Sluice").await;
+    // The VPC CNI's daemon comes, and then needs the last of it no more.
+    let (address, _) = bed.addresses_of("node-a").unwrap();
+    machine.write("/run/aws.nft", &AWS_RULES.replace("NODE", &address.to_string())).await.unwrap();
+    run(node, &["nft", "-f", "/run/aws.nft"]).await.unwrap();
+    run(node, &["nft", "delete", "table", "ip", "sluice"]).await.unwrap();
+    moves("traffic by the VPC CNI").await;
     let changed = touched(&mut watch, &alive).await;
     assert!(changed.is_empty(), "{changed:?}");
     let written = run(node, &["cat", &format!("{AWS_NODE}/ipam.json")]).await.unwrap();
