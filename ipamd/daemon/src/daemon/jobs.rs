@@ -476,8 +476,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.spawn(Job::Repair(Repairing { disturbance, pods }));
     }
 
-    /// Others have changed something, or a repair that failed has taken back what it had done: that is heard of like what others do,
-    /// and must not lead to the next try at once.
+    /// Others have changed something, or a failed repair has taken back what it had done: that must not lead to the next at once.
     fn disturbed(&mut self, disturbance: Disturbance) {
         let now = Instant::now();
         let is_echo = disturbance.since <= self.next_repair
@@ -495,8 +494,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.timers.mend.hurry(now.max(self.next_repair));
     }
 
-    /// A repair has ended. What could not be mended is tried again, later and later, and holds nothing up that is heard of
-    /// meanwhile.
+    /// A repair has ended. What could not be mended is tried again, later and later, and holds up nothing that is heard of then.
     fn repair_ended(&mut self, unmended: Option<Disturbance>, at_least: Duration) {
         let now = Instant::now();
         if std::mem::take(&mut self.echoed) && unmended.is_none() && self.unmended.is_none() {
