@@ -56,6 +56,7 @@ pub(crate) fn run(
         netns: netns_path.to_string_lossy().into_owned(),
         host_ifname: host.clone(),
         branches: true,
+        every_card: false,
     })?;
 
     // From here on a failed ADD holds an address. It is given back only when nothing of the attachment is in the kernel:

@@ -26,10 +26,8 @@ pub(crate) fn run(conf: &NetConf) -> Result<(), Failure> {
         return Err(Failure::new(ErrorCode::InvalidConfig, "GC without a list of valid attachments"));
     };
     let lives: BTreeSet<&GcAttachment> = valid.iter().collect();
-    let is_stale = |attachment: &Attachment| {
-        let entry = GcAttachment::new(attachment.container.clone(), attachment.ifname.clone());
-        attachment.network == conf.name && !lives.contains(&entry)
-    };
+    let is_stale =
+        |attachment: &Attachment| attachment.network == conf.name && !lives.contains(&GcAttachment::of(attachment));
     let mut errors = Vec::new();
 
     let marked = on_runtime(kernel::marked())?.unwrap_or_else(|error| {

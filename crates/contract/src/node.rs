@@ -4,6 +4,7 @@
 
 pub mod branch;
 pub mod egress;
+pub mod nic;
 pub mod veth;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -72,6 +73,8 @@ pub const PROXY_METRICS_PORT: u16 = 9963;
 /// TCP port of the proxy's introspection, on the loopback address only.
 pub const PROXY_INTROSPECTION_PORT: u16 = 61682;
 
+/// Priority, in a pod's own namespace, of `from ADDRESS lookup INDEX`: what a further interface is asked by, it answers by.
+pub const RULE_POD_INTERFACE: u32 = 1;
 /// Priority of `to POD lookup main`: traffic to a local pod, before anything else that might divert it.
 pub const RULE_TO_POD: u32 = 512;
 /// Priority of `fwmark 0x80/0x80 lookup main`: connections that belong to the primary ENI.
@@ -131,6 +134,16 @@ pub const fn route_table(card: u32, device: u32) -> u32 {
         (0, 0) => TABLE_MAIN,
         (0, device) => device + 1,
         (card, device) => 10_000 + 100 * card + device,
+    }
+}
+
+/// The route table, in a pod's own namespace, of its `index`-th interface: main for the first.
+#[must_use]
+pub const fn pod_table(index: u8) -> u32 {
+    match index {
+        0 => TABLE_MAIN,
+        // `as`: `From` is not const.
+        index => index as u32,
     }
 }
 

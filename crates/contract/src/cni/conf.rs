@@ -13,6 +13,7 @@ use super::invocation::Verb;
 use super::result::{AddResult, ResultError};
 use super::version::{SpecVersion, UnknownVersion};
 use crate::id::{InvalidId, NetworkName};
+use crate::node::nic;
 
 /// The longest configuration that is read, in bytes. All annotations of a pod have at most 256 KiB in Kubernetes; a
 /// GC with the attachments of 1,000 pods has 120 KiB.
@@ -244,6 +245,14 @@ where
     T: Deserialize<'de> + Default,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl RuntimeConfig {
+    /// Whether the pod asks for an interface on each network card.
+    #[must_use]
+    pub fn wants_every_card(&self) -> bool {
+        self.pod_annotations.get(nic::ANNOTATION).is_some_and(|value| value == nic::EVERY_CARD)
+    }
 }
 
 /// One port of the node that leads to a port of the pod.

@@ -78,14 +78,15 @@ pub fn attachment(alias: &str) -> Option<Attachment> {
     })
 }
 
-/// The name of the host's end. A Kubernetes pod's is that of the VPC CNI. Where there is no pod, and for further
+/// The name of the host's end. Those of a Kubernetes pod's interfaces are the VPC CNI's. Where there is no pod, and for further
 /// attachments of one pod, the sandbox and the interface are hashed too: two of them may live at once.
 ///
 /// # Errors
 /// When `prefix` is longer than the four characters that `IFNAMSIZ` leaves beside the hash.
 pub fn host_name(prefix: &str, pod: &PodRef, attachment: &Attachment) -> Result<IfName, InvalidId> {
-    if !pod.name.is_empty() && attachment.ifname.as_str() == POD_IFNAME {
-        return super::host_veth(prefix, pod, 0);
+    let index = super::nic::index(&attachment.ifname);
+    if !pod.name.is_empty() && (index > 0 || attachment.ifname.as_str() == POD_IFNAME) {
+        return super::host_veth(prefix, pod, index);
     }
     let name = format!("{}.{}.{}", pod.name, attachment.container, attachment.ifname);
     super::host_veth(prefix, &PodRef { namespace: pod.namespace.clone(), name, uid: None }, 0)
@@ -142,6 +143,7 @@ mod tests {
         assert_eq!(name(&pod, "abc", "eth0"), "enicc21c2d7785");
         assert_eq!(name(&pod, "abd", "eth0"), "enicc21c2d7785");
         assert_ne!(name(&pod, "abc", "net1"), "enicc21c2d7785");
+        assert_eq!(name(&pod, "abc", "mNicIf1"), "enia0b7655f3c9", "its second interface");
         let none = PodRef::default();
         assert_ne!(name(&none, "abc", "eth0"), name(&none, "abd", "eth0"));
         assert_eq!(name(&none, "abc", "eth0").len(), 14);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Attachment, ContainerId, EniId, IfName, MacAddr, NetworkName, PodRef, VlanId};
-use crate::node::branch;
+use crate::node::{branch, nic};
 
 /// The protocol versions that one side speaks, both ends included. A side speaks its own and the two before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,9 +90,13 @@ pub struct AddRequest {
     /// security groups, and is given none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub branches: bool,
+    /// Whether the pod wants an interface on each network card ([`crate::node::nic`]). A node that does not serve further cards
+    /// gives it one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub every_card: bool,
 }
 
-/// [`Call::Del`].
+/// [`Call::Del`]. It concerns all interfaces of the attachment, and so does [`Call::Check`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DelRequest {
     /// What to release.
@@ -128,7 +132,7 @@ use crate::cni::GcAttachment;
 pub struct PodAddress {
     /// The address; a pod has it as /32 or /128.
     pub ip: IpAddr,
-    /// Which of the pod's interfaces: 0 for the first.
+    /// Which of the pod's interfaces has it: 0 for the first. Further ones are [`crate::node::nic`]'s.
     pub interface: u8,
     /// The ENI that EC2 assigned the address to.
     pub eni: EniId,
@@ -338,10 +342,18 @@ impl Refusal {
 
 /// The parts of an attachment that a GC list may name without the network (CNI spec 1.1.0, GC).
 impl GcAttachment {
-    /// Whether `attachment` is the one that is named here.
+    /// Whether `attachment` is the one that is named here, or that of a further interface of the same pod, which runtimes do not
+    /// list.
     #[must_use]
     pub fn names(&self, attachment: &Attachment) -> bool {
-        self.container_id == attachment.container && self.ifname == attachment.ifname
+        *self == Self::of(attachment)
+    }
+
+    /// The entry by which a runtime lists `attachment`.
+    #[must_use]
+    pub fn of(attachment: &Attachment) -> Self {
+        let Attachment { container, ifname, .. } = nic::first(attachment);
+        Self::new(container, ifname)
     }
 
     /// An entry for `container` and `ifname`.
