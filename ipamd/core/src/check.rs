@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
 use sluice_contract::id::{Attachment, EniId};
+use sluice_contract::node::nic;
 
 use crate::ledger::{AddressState, Block, Role, Stage};
 use crate::state::State;
@@ -41,6 +42,8 @@ pub enum Violation {
     },
     /// More ENIs than the instance type allows are attached.
     EniLimit {
+        /// To which network card.
+        card: u32,
         /// ENIs there.
         enis: u32,
         /// ENIs allowed.
@@ -67,6 +70,8 @@ pub enum Violation {
     NotOurs(EniId),
     /// Two pods have the same branch ENI, or a pod has one and an address of the pool.
     BranchTwice(Attachment),
+    /// Two interfaces of a pod have addresses of one network card.
+    CardTwice(Attachment),
     /// An operation is under way on something that the ledger does not have.
     Flight(String),
 }
@@ -80,7 +85,10 @@ impl fmt::Display for Violation {
             Self::BlockContents(net) => write!(f, "{net} does not hold exactly its own addresses"),
             Self::PrimaryAddressOffered(address) => write!(f, "{address} is an ENI's own address and in the pool"),
             Self::AddressLimit { eni, taken, limit } => write!(f, "{eni} has {taken} of {limit} places taken"),
-            Self::EniLimit { enis, limit } => write!(f, "{enis} ENIs are attached where {limit} are allowed"),
+            Self::EniLimit { card, enis, limit } => {
+                write!(f, "{enis} ENIs are attached to network card {card}, where {limit} are allowed")
+            }
+            Self::CardTwice(attachment) => write!(f, "{attachment} has an address of another interface's network card"),
             Self::TableTwice(table) => write!(f, "two ENIs have route table {table}"),
             Self::Primary(eni) => write!(f, "{eni} is one primary ENI too many, or is being freed"),
             Self::LeavingInUse { eni, address } => write!(f, "{eni} is being freed, and {address} is in use"),
@@ -158,6 +166,13 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
     if !ledger.owners().eq(owned.iter().map(|(attachment, address)| (attachment, *address))) {
         found.push(Violation::Index { index: "owners", object: "an attachment".to_owned() });
     }
+    let mut cards = BTreeSet::new();
+    for (attachment, address) in &owned {
+        let card = ledger.eni_of(*address).map(|eni| eni.card);
+        if card.is_some_and(|card| !cards.insert((nic::first(attachment), card))) {
+            found.push(Violation::CardTwice(attachment.clone()));
+        }
+    }
     for stray in ledger.strays().iter().filter(|stray| seen.contains(stray)) {
         found.push(Violation::Index { index: "strays", object: stray.to_string() });
     }
@@ -216,9 +231,16 @@ fn limits(state: &State, found: &mut Vec<Violation>) {
         }
     }
     // What is asked for is held against the limits when it is begun; EC2 may tell of more in the meantime.
-    let attached = state.ledger().enis().filter(|eni| eni.card == 0 && eni.device.is_some());
-    let enis = u32::try_from(attached.count()).unwrap_or(u32::MAX);
-    if enis > node.limits.enis {
-        found.push(Violation::EniLimit { enis, limit: node.limits.enis });
+    let mut attached: BTreeMap<u32, u32> = BTreeMap::new();
+    for eni in state.ledger().enis().filter(|eni| eni.device.is_some()) {
+        *attached.entry(eni.card).or_default() += 1;
+    }
+    // Who does not know of further cards does not judge them.
+    let known = |card: &u32| usize::try_from(*card).is_ok_and(|card| card <= node.limits.further_cards.len());
+    for (card, enis) in attached.into_iter().filter(|(card, _)| known(card)) {
+        let limit = node.limits.enis_of(card);
+        if enis > limit {
+            found.push(Violation::EniLimit { card, enis, limit });
+        }
     }
 }

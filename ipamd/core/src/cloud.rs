@@ -160,14 +160,26 @@ pub struct EniConfig {
 }
 
 /// What an instance type can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceLimits {
     /// ENIs on network card 0, the primary among them.
     pub enis: u32,
+    /// ENIs on each further network card, from card 1 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_cards: Vec<u32>,
     /// IPv4 addresses an ENI, its primary address among them. In prefix mode each place but the first holds a /28.
     pub ipv4_per_eni: u32,
     /// Whether prefixes can be assigned (Nitro and bare metal).
     pub prefixes: bool,
+}
+
+impl InstanceLimits {
+    /// ENIs that a network card holds; none for one that there is not.
+    #[must_use]
+    pub fn enis_of(&self, card: u32) -> u32 {
+        let further = |card: u32| self.further_cards.get(usize::try_from(card.checked_sub(1)?).ok()?).copied();
+        if card == 0 { self.enis } else { further(card).unwrap_or(0) }
+    }
 }
 
 /// How many addresses to ask for, and in which form.
@@ -183,6 +195,9 @@ pub enum AddressCount {
 /// CreateNetworkInterface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateEni {
+    /// The network card that it is for. EC2 hears of it when the ENI is attached.
+    #[serde(default)]
+    pub card: u32,
     /// The subnet to make it in.
     pub subnet: SubnetId,
     /// Its security groups.

@@ -69,7 +69,7 @@ pub(crate) fn node() -> Node {
             primary_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             vpc: VpcId::new("vpc-00000001").unwrap(),
         },
-        limits: InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true },
+        limits: InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 10, prefixes: true },
         vpc_cidrs: vec![net("10.0.0.0/16")],
         security_groups: Vec::new(),
         tags: BTreeMap::from([(tag::INSTANCE.to_owned(), "i-00000001".to_owned())]),
@@ -78,6 +78,7 @@ pub(crate) fn node() -> Node {
         custom_networking: false,
         subnet_discovery: true,
         imds_only: false,
+        multi_nic: false,
     }
 }
 

@@ -82,12 +82,12 @@ fn fuzz_checkpoint() {
         let again = again.expect("a checkpoint of our own");
         assert_eq!(again.ledger(), state.ledger(), "a checkpoint changes when it is written once more");
         // Whatever it says, the planner has an answer.
-        let planned = plan(&state, &Targets::default(), Demand::default(), now);
+        let planned = plan(&state, &Targets::default(), &Demand::default(), now);
         // So it has by what was learned, and a pod may come.
         let mut state = state;
         state.apply(Event::Arrived, now).expect("a pod may always come");
         let adaptive = Targets { mode: WarmMode::Adaptive(Band::default()), ..Targets::default() };
-        let _answer = plan(&state, &adaptive, Demand::default(), now);
+        let _answer = plan(&state, &adaptive, &Demand::default(), now);
         Shape::of(&(state.node().is_some(), state.ledger().enis().count().min(4), planned.ops.len().min(4)))
     });
 }

@@ -30,7 +30,7 @@ pub enum Families {
     /// IPv4.
     #[default]
     V4,
-    /// IPv6, all of it on the primary ENI.
+    /// IPv6, all of it on the primary ENI; further interfaces of pods have theirs on one ENI of each further network card.
     V6,
     /// Both, from the same ENI.
     Dual,

@@ -138,10 +138,10 @@ impl Ledger {
         self.owners.values().copied().find(|address| self.companion_of(*address) == Some(companion))
     }
 
-    /// How many addresses the ENIs hold for pods, in whatever form and whatever they are doing.
+    /// How many addresses the ENIs of a network card hold for pods, in whatever form and whatever they are doing.
     #[must_use]
-    pub fn for_pods(&self) -> u32 {
-        let carrying = self.enis.values().filter(|eni| eni.carries_pods());
+    pub fn for_pods(&self, card: u32) -> u32 {
+        let carrying = self.enis.values().filter(|eni| eni.card == card && eni.carries_pods());
         carrying.map(|eni| eni.count(|_| true)).fold(0, u32::saturating_add)
     }
 
@@ -166,6 +166,11 @@ impl Ledger {
     /// All addresses that pods may have now, the longest-free first.
     pub fn available(&self, now: Timestamp) -> impl Iterator<Item = IpAddr> {
         self.queue.iter().take_while(move |(from, _)| *from <= now).map(|(_, address)| *address)
+    }
+
+    /// The same, of the ENIs of one network card.
+    pub fn available_on(&self, card: u32, now: Timestamp) -> impl Iterator<Item = IpAddr> {
+        self.available(now).filter(move |address| self.eni_of(*address).is_some_and(|eni| eni.card == card))
     }
 
     /// When the first of the cooling addresses that pods may have is free.

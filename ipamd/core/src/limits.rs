@@ -35,11 +35,12 @@ pub struct InstanceType {
 }
 
 impl InstanceType {
-    /// The limits of the default network card, which is the one that the pool lives on.
+    /// The limits of each network card.
     #[must_use]
     pub fn limits(&self) -> InstanceLimits {
         InstanceLimits {
             enis: self.enis_per_card.first().copied().unwrap_or(0),
+            further_cards: self.enis_per_card.iter().skip(1).copied().collect(),
             ipv4_per_eni: self.ipv4_per_eni,
             prefixes: self.hypervisor != Hypervisor::Xen,
         }
@@ -55,7 +56,7 @@ pub fn limits(instance_type: &str) -> Option<InstanceLimits> {
 /// Whether instances of a type can have a trunk ENI: those on Nitro, the burstable ones (`t2`, `t3`, `t3a`, `t4g`) apart. A few
 /// other types cannot either; which, only AWS's VPC resource controller knows, and it says so on the node.
 #[must_use]
-pub fn takes_trunk(instance_type: &str, limits: InstanceLimits) -> bool {
+pub fn takes_trunk(instance_type: &str, limits: &InstanceLimits) -> bool {
     let burstable = instance_type.strip_prefix('t').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     limits.prefixes && !burstable
 }
@@ -63,12 +64,14 @@ pub fn takes_trunk(instance_type: &str, limits: InstanceLimits) -> bool {
 /// As much as the largest type can hold, for a type of which nothing is known and that nobody is to be asked about.
 #[must_use]
 pub fn largest() -> InstanceLimits {
-    let none = InstanceLimits { enis: 0, ipv4_per_eni: 0, prefixes: true };
-    all().map(|row| row.limits()).fold(none, |most, limits| InstanceLimits {
+    let none = InstanceLimits { enis: 0, further_cards: Vec::new(), ipv4_per_eni: 0, prefixes: true };
+    let cards = all().map(|row| row.enis_per_card.len()).max().unwrap_or(1);
+    let largest = all().map(|row| row.limits()).fold(none, |most, limits| InstanceLimits {
         enis: most.enis.max(limits.enis),
         ipv4_per_eni: most.ipv4_per_eni.max(limits.ipv4_per_eni),
-        prefixes: true,
-    })
+        ..most
+    });
+    InstanceLimits { further_cards: vec![largest.enis; cards.saturating_sub(1)], ..largest }
 }
 
 /// All that the table says of `instance_type`.
@@ -150,7 +153,8 @@ mod tests {
             ("p5.48xlarge", 2, 50, true),
             ("c6in.32xlarge", 8, 50, true),
         ] {
-            assert_eq!(limits(name), Some(InstanceLimits { enis, ipv4_per_eni, prefixes }), "{name}");
+            let found = limits(name).unwrap();
+            assert_eq!((found.enis, found.ipv4_per_eni, found.prefixes), (enis, ipv4_per_eni, prefixes), "{name}");
         }
     }
 
@@ -164,6 +168,9 @@ mod tests {
             ("i7ie.48xlarge", vec![8, 7]),
         ] {
             assert_eq!(find(name).unwrap().enis_per_card, cards, "{name}");
+            let limits = limits(name).unwrap();
+            let told: Vec<u32> = (0..).map(|card| limits.enis_of(card)).take_while(|enis| *enis > 0).collect();
+            assert_eq!(told, cards, "{name}");
         }
         assert_eq!(all().filter(|row| row.enis_per_card.len() > 1).count(), 71);
     }

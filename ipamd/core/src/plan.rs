@@ -12,6 +12,7 @@ mod pool;
 mod shrink;
 mod steps;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -94,25 +95,35 @@ pub enum WarmMode {
 const THINK_EVERY: Duration = Duration::from_secs(60);
 
 /// What pods want beyond what they have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// ADDs that wait for an address.
+    /// ADDs that wait for an address, or for that of the first of several interfaces.
     pub waiting: u32,
     /// Pods that are bound to the node and have not asked yet: their ADDs are about to come.
     pub bound: u32,
+    /// ADDs that wait for an address of each further network card.
+    pub further: BTreeMap<u32, u32>,
 }
 
 impl Demand {
     /// Those that wait in `queue`, and the pods of [`crate::state::Event::PodsBound`] that neither wait nor hold an address.
     #[must_use]
     pub fn of(state: &State, queue: &Queue) -> Self {
-        Self { waiting: queue.waiting(), bound: state.bound_without(queue) }
+        let further = queue.waiting_further();
+        let waiting = queue.waiting().saturating_sub(further.values().sum());
+        Self { waiting, bound: state.bound_without(queue), further }
     }
 
-    /// All of them.
+    /// All of them that have an address of card 0.
     #[must_use]
-    pub const fn pods(self) -> u32 {
+    pub const fn pods(&self) -> u32 {
         self.waiting.saturating_add(self.bound)
+    }
+
+    /// What is wanted of a further network card: by those that wait for it, and by `spilled` pods for which card 0 has no place.
+    fn on(&self, card: u32, spilled: u32) -> Self {
+        let own = self.further.get(&card).copied().unwrap_or(0);
+        Self { waiting: own.saturating_add(spilled), ..Self::default() }
     }
 }
 
@@ -136,6 +147,34 @@ pub struct Plan {
     pub hopeless: Option<Hopeless>,
     /// Why the pool does not grow although it should, where that passes by itself.
     pub held_up: Option<Cause>,
+    /// Whether card 0 can hold no more, so that pods with one interface have addresses of further cards.
+    pub spills: bool,
+    /// The same as the first two for those that wait for an address of a further network card.
+    pub further: BTreeMap<u32, Outlook>,
+}
+
+/// What the pool of a further network card can hope for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// As [`Plan::hopeless`].
+    pub hopeless: Option<Hopeless>,
+    /// As [`Plan::held_up`].
+    pub held_up: Option<Cause>,
+}
+
+impl Plan {
+    /// Why some that wait for an address of a network card will not be served.
+    #[must_use]
+    pub fn hopeless_on(&self, card: u32) -> Option<&Hopeless> {
+        if card == 0 { self.hopeless.as_ref() } else { self.further.get(&card)?.hopeless.as_ref() }
+    }
+
+    /// Why the pool of a network card does not grow.
+    #[must_use]
+    pub fn held_up_on(&self, card: u32) -> Option<&Cause> {
+        let own = if card == 0 { None } else { self.further.get(&card).and_then(|outlook| outlook.held_up.as_ref()) };
+        own.or(self.held_up.as_ref())
+    }
 }
 
 /// Waiting ADDs for which there is no hope.
@@ -253,21 +292,38 @@ pub const MIN_ENI_LIFE: Duration = Duration::from_secs(60);
 
 /// What is to be done now.
 #[must_use]
-pub fn plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) -> Plan {
-    let mut plan = whole_plan(state, targets, demand, now);
+pub fn plan(state: &State, targets: &Targets, demand: &Demand, now: Timestamp) -> Plan {
+    let mut plan = whole_plan(state, targets, &demand, now);
     let imds_only = state.node().is_some_and(|node| node.imds_only);
     if !targets.provisioning || imds_only {
         plan.ops.retain(|planned| planned.op.is_question() && !imds_only);
-        let tally = state.ledger().tally(now);
-        let beyond = demand.waiting.saturating_sub(tally.free + tally.cooling + tally.pending);
-        // Before EC2 has told what there is, nobody knows that it is not enough.
-        let known = state.node().is_some() && steps::is_surveyed(state, now);
-        plan.hopeless = (beyond > 0 && known).then_some(Hopeless { cause: Cause::NotProvisioning, beyond });
+        without_provisioning(&mut plan, state, demand, now);
     }
     plan
 }
 
-fn whole_plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) -> Plan {
+/// What those that wait can hope for where nothing is asked for: what there is.
+fn without_provisioning(plan: &mut Plan, state: &State, demand: &Demand, now: Timestamp) {
+    // Before EC2 has told what there is, nobody knows that it is not enough.
+    let known = state.node().is_some() && steps::is_surveyed(state, now);
+    let hopeless = |beyond: u32| (beyond > 0 && known).then_some(Hopeless { cause: Cause::NotProvisioning, beyond });
+    let can_have = |card: u32| {
+        let tally = state.ledger().tally_of(card, now);
+        tally.free + tally.cooling + tally.pending
+    };
+    let mut spared = can_have(0);
+    plan.further.clear();
+    for card in state.cards().into_iter().filter(|card| *card > 0) {
+        let own = demand.on(card, 0).waiting;
+        spared = spared.saturating_add(can_have(card).saturating_sub(own));
+        let hopeless = hopeless(own.saturating_sub(can_have(card)));
+        plan.further.insert(card, Outlook { hopeless, held_up: None });
+    }
+    plan.spills = true;
+    plan.hopeless = hopeless(demand.waiting.saturating_sub(spared));
+}
+
+fn whole_plan(state: &State, targets: &Targets, demand: &Demand, now: Timestamp) -> Plan {
     let mut draft = Draft::new(state, now);
     let Some(node) = state.node() else {
         draft.held_up(Cause::NotReady);
@@ -283,17 +339,37 @@ fn whole_plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) 
         }
     };
     let targets = learned.as_ref().unwrap_or(targets);
+    let further = targets.of_further_cards();
+    let cards = state.cards();
     steps::learn(&mut draft, node);
     steps::take(&mut draft, node, targets);
     ipv6::delegate(&mut draft, node);
     if node.families == Families::V6 {
         ipv6::conclude(&mut draft, node, demand.waiting);
+        for card in cards.into_iter().filter(|card| *card > 0) {
+            draft.card = card;
+            ipv6::one_eni(&mut draft, node, &further, form, demand.on(card, 0));
+        }
         return draft.plan;
     }
-    let grows = grow::grow(&mut draft, node, targets, form, demand);
+    let mut at_rest = Vec::new();
+    let mut spilled = 0;
+    for card in cards {
+        draft.card = card;
+        let (targets, demand) =
+            if card == 0 { (targets, demand.clone()) } else { (&further, demand.on(card, spilled)) };
+        let (bound, nobody_waits) = (demand.bound, demand.waiting == 0);
+        let grows = grow::grow(&mut draft, node, targets, form, demand);
+        if !grows && nobody_waits {
+            at_rest.push((card, targets, bound));
+        }
+        spilled = spill(&mut draft, spilled);
+    }
+    draft.conclude_spill(spilled);
     shrink::finish(&mut draft);
-    if !grows && demand.waiting == 0 {
-        shrink::shrink(&mut draft, targets, form, demand.bound);
+    for (card, targets, bound) in at_rest {
+        draft.card = card;
+        shrink::shrink(&mut draft, targets, form, bound);
     }
     if form.prefixes {
         // Single addresses stand in for prefixes only as long as they have to.
@@ -303,6 +379,21 @@ fn whole_plan(state: &State, targets: &Targets, demand: Demand, now: Timestamp) 
         }
     }
     draft.plan
+}
+
+/// Pods with one interface for which no card up to this one has a place: the next one may have. `spilled` are those that came here
+/// from the cards before; whoever waits for this card and no other goes first.
+fn spill(draft: &mut Draft<'_>, spilled: u32) -> u32 {
+    let Some(hopeless) = draft.hopeless() else { return 0 };
+    if draft.card == 0 {
+        let is_full = matches!(hopeless.cause, Cause::EniLimit { .. });
+        draft.plan.spills = is_full && draft.state.cards().len() > 1;
+        return if draft.plan.spills { hopeless.beyond } else { 0 };
+    }
+    let own = hopeless.beyond.saturating_sub(spilled);
+    let left = hopeless.beyond.min(spilled);
+    draft.conclude((own > 0).then(|| Hopeless { beyond: own, ..hopeless }));
+    left
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! An attachment waits once, however many requests ask for it: a request for an attachment that waits already joins it and
 //! gets the same answer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,9 @@ pub struct Token(pub u64);
 pub struct Waiter {
     /// Who will hold the address.
     pub owner: Arc<Owner>,
+    /// The network card whose ENI the address has to be of; none for a pod with one interface, which has it of card 0 unless that
+    /// is full.
+    pub card: Option<u32>,
     /// Since when it waits.
     pub since: Timestamp,
     /// The requests that wait for it, each with its deadline.
@@ -39,7 +42,8 @@ pub struct Waiter {
 pub struct Queue {
     order: VecDeque<Attachment>,
     waiters: BTreeMap<Attachment, Waiter>,
-    owners: BTreeMap<Token, Attachment>,
+    /// What each request waits for: one attachment, or those of all interfaces of a pod that has several.
+    owners: BTreeMap<Token, BTreeSet<Attachment>>,
 }
 
 impl Queue {
@@ -47,6 +51,16 @@ impl Queue {
     #[must_use]
     pub fn waiting(&self) -> u32 {
         u32::try_from(self.order.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Those of them that wait for an address of each further network card.
+    #[must_use]
+    pub fn waiting_further(&self) -> BTreeMap<u32, u32> {
+        let mut further = BTreeMap::new();
+        for card in self.waiters.values().filter_map(|waiter| waiter.card).filter(|card| *card > 0) {
+            *further.entry(card).or_default() += 1;
+        }
+        further
     }
 
     /// Those that wait, the longest-waiting first.
@@ -66,7 +80,7 @@ impl Queue {
         self.waiters.contains_key(attachment)
     }
 
-    /// A request begins to wait, until `deadline`.
+    /// A request begins to wait, until `deadline`, for an address of `card` ([`Waiter::card`]). It may wait for several attachments.
     ///
     /// # Errors
     /// [`RefusalCode::QueueFull`] when too many wait already; nothing has changed then.
@@ -74,6 +88,7 @@ impl Queue {
         &mut self,
         token: Token,
         owner: Arc<Owner>,
+        card: Option<u32>,
         deadline: Timestamp,
         now: Timestamp,
     ) -> Result<(), Refusal> {
@@ -95,23 +110,25 @@ impl Queue {
             }
             None => {
                 let tokens = BTreeMap::from([(token, deadline)]);
-                self.waiters.insert(attachment.clone(), Waiter { owner, since: now, tokens });
+                self.waiters.insert(attachment.clone(), Waiter { owner, card, since: now, tokens });
                 self.order.push_back(attachment.clone());
             }
         }
-        self.owners.insert(token, attachment);
+        self.owners.entry(token).or_default().insert(attachment);
         Ok(())
     }
 
-    /// A request is withdrawn, as when its socket closes. Its attachment goes with the last of its requests.
+    /// A request is withdrawn, as when its socket closes. An attachment goes with the last of its requests.
     ///
     /// Answers whether it waited.
     pub fn withdraw(&mut self, token: Token) -> bool {
-        let Some(attachment) = self.owners.remove(&token) else { return false };
-        if let Some(waiter) = self.waiters.get_mut(&attachment) {
-            waiter.tokens.remove(&token);
-            if waiter.tokens.is_empty() {
-                self.remove(&attachment);
+        let Some(attachments) = self.owners.remove(&token) else { return false };
+        for attachment in attachments {
+            if let Some(waiter) = self.waiters.get_mut(&attachment) {
+                waiter.tokens.remove(&token);
+                if waiter.tokens.is_empty() {
+                    self.remove(&attachment);
+                }
             }
         }
         true
@@ -122,7 +139,12 @@ impl Queue {
         let Some(waiter) = self.waiters.remove(attachment) else { return Vec::new() };
         self.order.retain(|waiting| waiting != attachment);
         for token in waiter.tokens.keys() {
-            self.owners.remove(token);
+            if let Some(attachments) = self.owners.get_mut(token) {
+                attachments.remove(attachment);
+                if attachments.is_empty() {
+                    self.owners.remove(token);
+                }
+            }
         }
         waiter.tokens.into_keys().collect()
     }

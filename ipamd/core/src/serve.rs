@@ -1,5 +1,6 @@
 //! Which waiting ADDs get which address, and which are refused and in what words.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ pub struct Refused {
 /// What happens to the queue now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Serving {
-    /// In the queue's order, each with another address.
+    /// In the queue's order, each with another address; those with one of a further card for want of one of card 0 come last.
     pub grants: Vec<Grant>,
     /// Passed deadlines, and those for whom there is no hope.
     pub refused: Vec<Refused>,
@@ -57,34 +58,35 @@ pub struct Serving {
 #[must_use]
 pub fn serve(state: &State, queue: &Queue, plan: &Plan, now: Timestamp) -> Serving {
     let mut serving = Serving::default();
-    let mut free = state.ledger().available(now);
+    // Of each network card, the longest-free first.
+    let mut free = BTreeMap::new();
+    let mut take = |card: u32| free.entry(card).or_insert_with(|| state.ledger().available_on(card, now)).next();
     let mut left: Vec<&Waiter> = Vec::new();
     for waiter in queue.waiters() {
         let held = state.ledger().address_of(&waiter.owner.attachment);
-        match held.or_else(|| free.next()) {
+        match held.or_else(|| take(waiter.card.unwrap_or(0))) {
             Some(address) => {
                 serving.grants.push(Grant { owner: Arc::clone(&waiter.owner), address, held: held.is_some() });
             }
             None => left.push(waiter),
         }
     }
-    // The plan counted all that wait; those that are served just now are not hopeless.
-    let beyond = plan.hopeless.as_ref().map_or(0, |hopeless| usize::try_from(hopeless.beyond).unwrap_or(usize::MAX));
-    let hopeful = left.len().saturating_sub(beyond);
-    for (index, waiter) in left.into_iter().enumerate() {
-        let attachment = waiter.owner.attachment.clone();
-        if let Some(hopeless) = plan.hopeless.as_ref().filter(|_| index >= hopeful) {
-            let refusal = hopeless.cause.refusal(state, now);
-            serving.refused.push(Refused { attachment, tokens: waiter.tokens.keys().copied().collect(), refusal });
-            continue;
-        }
-        let (late, waiting): (Vec<_>, Vec<_>) = waiter.tokens.iter().partition(|(_, deadline)| **deadline <= now);
-        serving.wake_at = waiting.into_iter().map(|(_, deadline)| *deadline).chain(serving.wake_at).min();
-        if !late.is_empty() {
-            let tokens = late.into_iter().map(|(token, _)| *token).collect();
-            let refusal = too_late(state, plan, now.since(waiter.since), now);
-            serving.refused.push(Refused { attachment, tokens, refusal });
-        }
+    if plan.spills {
+        // Whoever may have an address of any card has it of the first that has one left.
+        let further: Vec<u32> = state.cards().into_iter().filter(|card| *card > 0).collect();
+        left.retain(|waiter| {
+            let spilled = waiter.card.is_none().then(|| further.iter().find_map(|card| take(*card))).flatten();
+            let Some(address) = spilled else { return true };
+            serving.grants.push(Grant { owner: Arc::clone(&waiter.owner), address, held: false });
+            false
+        });
+    }
+    let mut by_card: BTreeMap<u32, Vec<&Waiter>> = BTreeMap::new();
+    for waiter in left {
+        by_card.entry(waiter.card.unwrap_or(0)).or_default().push(waiter);
+    }
+    for (card, left) in by_card {
+        serving.refuse(state, plan, card, left, now);
     }
     if serving.wake_at.is_some() {
         serving.wake_at = serving.wake_at.into_iter().chain(state.ledger().next_cooled(now)).min();
@@ -92,16 +94,47 @@ pub fn serve(state: &State, queue: &Queue, plan: &Plan, now: Timestamp) -> Servi
     serving
 }
 
+impl Serving {
+    /// Refuses those of `left`, who wait for an address of the card, that have no hope or no time any more.
+    fn refuse(&mut self, state: &State, plan: &Plan, card: u32, left: Vec<&Waiter>, now: Timestamp) {
+        // The plan counted all that wait; those that are served just now are not hopeless.
+        let hopeless = plan.hopeless_on(card);
+        let beyond = hopeless.map_or(0, |hopeless| usize::try_from(hopeless.beyond).unwrap_or(usize::MAX));
+        let hopeful = left.len().saturating_sub(beyond);
+        for (index, waiter) in left.into_iter().enumerate() {
+            let attachment = waiter.owner.attachment.clone();
+            if let Some(hopeless) = hopeless.filter(|_| index >= hopeful) {
+                let refusal = hopeless.cause.refusal(state, card, now);
+                self.refused.push(Refused { attachment, tokens: waiter.tokens.keys().copied().collect(), refusal });
+                continue;
+            }
+            let (late, waiting): (Vec<_>, Vec<_>) = waiter.tokens.iter().partition(|(_, deadline)| **deadline <= now);
+            self.wake_at = waiting.into_iter().map(|(_, deadline)| *deadline).chain(self.wake_at).min();
+            if !late.is_empty() {
+                let tokens = late.into_iter().map(|(token, _)| *token).collect();
+                let refusal = too_late(state, plan, card, now.since(waiter.since), now);
+                self.refused.push(Refused { attachment, tokens, refusal });
+            }
+        }
+    }
+}
+
 /// The answer when a deadline has passed.
-fn too_late(state: &State, plan: &Plan, waited: Duration, now: Timestamp) -> Refusal {
-    if let Some(cause) = plan.hopeless.as_ref().map(|hopeless| &hopeless.cause).or(plan.held_up.as_ref()) {
-        let Refusal { code, message, hint, retry_after_ms } = cause.refusal(state, now);
+fn too_late(state: &State, plan: &Plan, card: u32, waited: Duration, now: Timestamp) -> Refusal {
+    if let Some(cause) = plan.hopeless_on(card).map(|hopeless| &hopeless.cause).or(plan.held_up_on(card)) {
+        let Refusal { code, message, hint, retry_after_ms } = cause.refusal(state, card, now);
         return Refusal { code, message: format!("{message}; waited {} s", waited.as_secs()), hint, retry_after_ms };
     }
-    let message = format!("no address was free within {} s: {}", waited.as_secs(), under_way(state, now));
+    let (of_card, waited) = (of_card(card), waited.as_secs());
+    let message = format!("no address{of_card} was free within {waited} s: {}", under_way(state, now));
     Refusal::new(RefusalCode::PoolGrowing, message)
         .hint("the pool is growing and the runtime will try again; `sluice status` shows what is under way")
         .retry_after(Duration::from_secs(5))
+}
+
+/// Which addresses are meant: nothing for those of card 0, which most pods have.
+fn of_card(card: u32) -> String {
+    if card == 0 { String::new() } else { format!(" of network card {card}") }
 }
 
 /// What is being done to get addresses, in words.
@@ -203,10 +236,11 @@ impl Cause {
         }
     }
 
-    /// The answer to an ADD that waits in vain because of it.
+    /// The answer to an ADD that waits in vain for an address of the network card because of it.
     #[must_use]
-    pub fn refusal(&self, state: &State, now: Timestamp) -> Refusal {
-        let refusal = Refusal::new(self.code(), format!("no address is free: {self}")).hint(self.hint());
+    pub fn refusal(&self, state: &State, card: u32, now: Timestamp) -> Refusal {
+        let of_card = of_card(card);
+        let refusal = Refusal::new(self.code(), format!("no address{of_card} is free: {self}")).hint(self.hint());
         match self.until().or_else(|| state.ledger().next_cooled(now)) {
             Some(until) => refusal.retry_after(until.since(now).max(Duration::from_secs(1))),
             None => refusal,

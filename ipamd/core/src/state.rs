@@ -20,7 +20,7 @@ use crate::arrivals::Arrivals;
 use crate::branch::Held;
 use crate::cloud::{
     AddressCount, Api, CloudErrorKind, CreateEni, Ec2Eni, Ec2Subnet, EniConfig, ImdsEni, InstanceIdentity,
-    InstanceLimits,
+    InstanceLimits, InterfaceType,
 };
 use crate::ipv6::Families;
 use crate::ledger::{AddressState, Eni, Ledger, LedgerError, Owner, Role, Stage};
@@ -73,6 +73,9 @@ pub struct Node {
     /// `ENABLE_IMDS_ONLY_MODE`: EC2 is never called, and IMDS alone tells what there is.
     #[serde(default)]
     pub imds_only: bool,
+    /// `ENABLE_MULTI_NIC`: ENIs on further network cards serve pods too.
+    #[serde(default)]
+    pub multi_nic: bool,
 }
 
 /// A create that has been begun: written before the call, so that what it made is found again.
@@ -80,7 +83,7 @@ pub struct Node {
 pub struct Intent {
     /// The call, word for word: a repeated call must not differ (EC2 API, IdempotentParameterMismatch).
     pub request: CreateEni,
-    /// The network card that the ENI is for.
+    /// The network card that the ENI is for, as the request has it.
     pub card: u32,
     /// When it was begun.
     pub since: Timestamp,
@@ -287,6 +290,8 @@ pub struct State {
     pub(crate) routes: Vec<Ipv4Net>,
     /// Device numbers that EC2 said were in use though we know of nothing there, and when.
     pub(crate) busy_devices: BTreeMap<(u32, u32), Timestamp>,
+    /// Further network cards that EC2 says hold all ENIs that they can, and until when that is believed.
+    pub(crate) full_cards: BTreeMap<u32, Timestamp>,
     /// Makes client tokens differ from those of a state that was lost.
     pub(crate) seed: u64,
     /// Makes client tokens differ from each other.
@@ -373,6 +378,32 @@ impl State {
     #[must_use]
     pub const fn arrivals(&self) -> &Arrivals {
         &self.arrivals
+    }
+
+    /// The network cards whose ENIs serve pods, in order: card 0, and with `ENABLE_MULTI_NIC` the others. Which of a pod's
+    /// interfaces is on which card goes by their order here.
+    #[must_use]
+    pub fn cards(&self) -> Vec<u32> {
+        let further = self.node.iter().flat_map(|node| (1..).zip(&node.limits.further_cards)).map(|(card, _)| card);
+        std::iter::once(0).chain(further.filter(|card| self.serves(*card))).collect()
+    }
+
+    /// Whether a network card serves pods: not where all that is attached to it is of EFA alone.
+    fn serves(&self, card: u32) -> bool {
+        let mut attached = self.ledger.enis().filter(|eni| eni.card == card && eni.device.is_some()).peekable();
+        let is_for_efa = attached.peek().is_some() && attached.all(|eni| eni.interface_type == InterfaceType::EfaOnly);
+        self.is_for_pods(card) && !is_for_efa
+    }
+
+    /// Whether ENIs on a network card may serve pods, by the settings.
+    pub(crate) fn is_for_pods(&self, card: u32) -> bool {
+        card == 0 || self.node.as_ref().is_some_and(|node| node.multi_nic && node.limits.enis_of(card) > 0)
+    }
+
+    /// Until when a network card is known to hold all ENIs that it can.
+    #[must_use]
+    pub fn full_until(&self, card: u32, now: Timestamp) -> Option<Timestamp> {
+        self.full_cards.get(&card).copied().filter(|until| *until > now)
     }
 
     /// What keeps calls of `api` from being worth making now.
@@ -469,8 +500,16 @@ impl State {
     /// Takes in who the node is. ENIs that lack what pods are to have from now on take none until they have it.
     fn node_known(&mut self, node: Node) -> Result<(), ApplyError> {
         let families = node.families;
+        let serves_more = node.multi_nic && self.node.as_ref().is_none_or(|before| !before.multi_nic);
         self.node = Some(node);
         self.close_and_open()?;
+        if serves_more {
+            // What was let alone on further cards may be for pods: EC2 knows by its tags.
+            let let_alone = self.ledger.enis().filter(|eni| eni.card > 0 && eni.role == Role::Unmanaged);
+            for id in let_alone.map(|eni| eni.id.clone()).collect::<Vec<_>>() {
+                self.ledger.eni_mut(&id)?.unsure = true;
+            }
+        }
         let enis: Vec<EniId> = self.ledger.enis().map(|eni| eni.id.clone()).collect();
         for id in enis {
             if !families.has_v6() {
@@ -484,7 +523,7 @@ impl State {
 
     /// Brings up to date which ENIs pods get no address of.
     fn close_and_open(&mut self) -> Result<(), LedgerError> {
-        let turned = self.ledger.enis().filter(|eni| eni.closed != self.is_closed(eni.role, &eni.subnet));
+        let turned = self.ledger.enis().filter(|eni| eni.closed != self.is_closed(eni.role, eni.card, &eni.subnet));
         let turned: Vec<(EniId, bool)> = turned.map(|eni| (eni.id.clone(), !eni.closed)).collect();
         turned.into_iter().try_for_each(|(id, closed)| self.ledger.set_closed(&id, closed))
     }
@@ -507,7 +546,7 @@ impl State {
     pub fn is_delegated_to(families: Families, eni: &Eni) -> bool {
         match families {
             Families::V4 => false,
-            Families::V6 => eni.role == Role::Primary,
+            Families::V6 => eni.role == Role::Primary || (eni.card > 0 && eni.carries_pods()),
             Families::Dual => eni.carries_pods(),
         }
     }
@@ -539,7 +578,7 @@ impl State {
         }
         match &op {
             Op::Create(request) => {
-                let intent = Intent { request: request.clone(), card: 0, since: now, tries: 0 };
+                let intent = Intent { request: request.clone(), card: request.card, since: now, tries: 0 };
                 let intent = self.intents.entry(request.client_token.clone()).or_insert(intent);
                 intent.tries = intent.tries.saturating_add(1);
                 // Plans number their creates ahead, and not all of them need have been begun.
@@ -579,11 +618,13 @@ impl State {
                 }
                 self.arrivals.begun(eni, now);
             }
-            Op::Attach { eni, .. } => {
+            Op::Attach { eni, card, .. } => {
                 self.ledger.eni_mut(eni)?;
-                let attaching = self.flights.values().filter(|op| matches!(op, Op::Attach { .. })).count();
-                let there = self.ledger.enis().filter(|eni| eni.device.is_some()).count() + attaching;
-                let limit = self.node.as_ref().map_or(u32::MAX, |node| node.limits.enis);
+                let is_here = |op: &&Op| matches!(op, Op::Attach { card: on, .. } if on == card);
+                let attaching = self.flights.values().filter(is_here).count();
+                let attached = self.ledger.enis().filter(|eni| eni.card == *card && eni.device.is_some());
+                let there = attached.count() + attaching;
+                let limit = self.node.as_ref().map_or(u32::MAX, |node| node.limits.enis_of(*card));
                 if u32::try_from(there).unwrap_or(u32::MAX) >= limit {
                     return stale(&op, "the instance has no place for it");
                 }

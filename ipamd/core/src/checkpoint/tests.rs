@@ -15,6 +15,7 @@ fn full() -> State {
     let what = Unassign { addresses: ["10.0.1.2".parse().unwrap()].into(), prefixes: [].into() };
     failed(&mut state, &Op::Unassign { eni: eni_id(2), what }, CloudErrorKind::Timeout, at(4));
     let request = crate::cloud::CreateEni {
+        card: 1,
         subnet: subnet_id(1),
         security_groups: Vec::new(),
         addresses: AddressCount::Prefixes(2),

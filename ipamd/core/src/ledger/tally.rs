@@ -1,6 +1,6 @@
 //! The ledger in numbers.
 
-use super::{AddressState, Block, Ledger, Stage};
+use super::{AddressState, Block, Eni, Ledger, Stage};
 use crate::ipv6::is_prefix;
 use crate::time::Timestamp;
 
@@ -36,8 +36,18 @@ impl Ledger {
     /// Counts everything.
     #[must_use]
     pub fn tally(&self, now: Timestamp) -> Tally {
+        self.tally_where(|_| true, now)
+    }
+
+    /// Counts what the ENIs of a network card have.
+    #[must_use]
+    pub fn tally_of(&self, card: u32, now: Timestamp) -> Tally {
+        self.tally_where(|eni| eni.card == card, now)
+    }
+
+    fn tally_where(&self, counts: impl Fn(&Eni) -> bool, now: Timestamp) -> Tally {
         let mut tally = Tally::default();
-        for eni in self.enis() {
+        for eni in self.enis().filter(|eni| counts(eni)) {
             tally.enis += 1;
             let going = eni.stage == Stage::Leaving || !eni.carries_pods();
             for (net, block) in &eni.blocks {

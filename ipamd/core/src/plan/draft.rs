@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Cause, Plan, Planned};
+use super::{Cause, Hopeless, Plan, Planned};
 use crate::cloud::{Api, CloudErrorKind};
 use crate::op::{Op, OpKey};
 use crate::state::{Obstacle, State};
@@ -12,12 +12,14 @@ pub(super) struct Draft<'a> {
     pub(super) state: &'a State,
     pub(super) now: Timestamp,
     pub(super) plan: Plan,
+    /// The network card whose pool is thought about.
+    pub(super) card: u32,
     keys: BTreeSet<OpKey>,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(state: &'a State, now: Timestamp) -> Self {
-        Self { state, now, plan: Plan::default(), keys: BTreeSet::new() }
+        Self { state, now, plan: Plan::default(), card: 0, keys: BTreeSet::new() }
     }
 
     /// Whether something is under way, or planned, on this object.
@@ -44,7 +46,31 @@ impl<'a> Draft<'a> {
 
     /// Notes why the pool does not grow; the first cause stands.
     pub(super) fn held_up(&mut self, cause: Cause) {
-        self.plan.held_up.get_or_insert(cause);
+        let held_up = match self.card {
+            0 => &mut self.plan.held_up,
+            card => &mut self.plan.further.entry(card).or_default().held_up,
+        };
+        held_up.get_or_insert(cause);
+    }
+
+    /// Says whether some that wait for the card's addresses wait in vain, and why.
+    pub(super) fn conclude(&mut self, hopeless: Option<Hopeless>) {
+        match self.card {
+            0 => self.plan.hopeless = hopeless,
+            card => self.plan.further.entry(card).or_default().hopeless = hopeless,
+        }
+    }
+
+    /// What has been concluded for the card.
+    pub(super) fn hopeless(&self) -> Option<Hopeless> {
+        self.plan.hopeless_on(self.card).cloned()
+    }
+
+    /// So many pods with one interface have found no card with a place.
+    pub(super) fn conclude_spill(&mut self, left: u32) {
+        if let Some(hopeless) = self.plan.hopeless.take_if(|_| self.plan.spills) {
+            self.plan.hopeless = (left > 0).then_some(Hopeless { beyond: left, ..hopeless });
+        }
     }
 
     /// The plan is to be made anew then.
@@ -67,9 +93,9 @@ pub(super) fn cause_of(state: &State, api: Api, obstacle: &Obstacle) -> Cause {
         CloudErrorKind::Denied => Cause::Denied { api, message, until },
         CloudErrorKind::Throttled => Cause::Throttled { api, until },
         CloudErrorKind::AttachmentLimit => {
-            let attached = state.ledger().enis().filter(|eni| eni.device.is_some()).count();
+            let attached = state.ledger().enis().filter(|eni| eni.card == 0 && eni.device.is_some()).count();
             let limit = u32::try_from(attached).unwrap_or(u32::MAX);
-            Cause::EniLimit { limit, by_setting: false, addresses: state.ledger().for_pods() }
+            Cause::EniLimit { limit, by_setting: false, addresses: state.ledger().for_pods(0) }
         }
         _ => Cause::Unavailable { api, message, until },
     }

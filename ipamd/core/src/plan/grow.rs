@@ -15,7 +15,6 @@ use super::shrink::{give_back, returnable};
 use super::steps::{SUBNETS_HOLD, ask_for_subnets, is_surveyed};
 use super::{Cause, Demand, Hopeless, Targets};
 use crate::cloud::{AddressCount, Api, CloudErrorKind, CreateEni};
-use crate::ipv6::Families;
 use crate::ledger::{Eni, Role, Stage};
 use crate::limits::takes_trunk;
 use crate::op::{Op, OpKey};
@@ -25,6 +24,7 @@ use crate::time::Timestamp;
 /// What is wanted, and how far it is covered.
 pub(super) struct Growth<'a> {
     node: &'a Node,
+    card: u32,
     targets: &'a Targets,
     form: Form,
     pool: Pool,
@@ -43,42 +43,31 @@ pub(super) struct Growth<'a> {
     reason: String,
 }
 
-/// How many ENIs the node may have.
-pub(super) const fn eni_limit(node: &Node, targets: &Targets) -> u32 {
-    match targets.max_enis {
-        Some(max) if max >= 1 && max < node.limits.enis => max,
-        _ => node.limits.enis,
-    }
+/// How many ENIs the node may have on a network card.
+pub(super) fn eni_limit(node: &Node, targets: &Targets, card: u32) -> u32 {
+    let limit = node.limits.enis_of(card);
+    targets.max_enis.filter(|max| *max >= 1).map_or(limit, |max| max.min(limit))
 }
 
-/// How many of them are kept for the trunk ENI, which somebody else makes and attaches.
-pub(super) fn kept_for_trunk(state: &State, node: &Node, targets: &Targets) -> u32 {
-    u32::from(targets.trunk && takes_trunk(&node.identity.instance_type, node.limits) && state.trunk().is_none())
+/// How many of them are kept for the trunk ENI, which somebody else makes and attaches, to card 0.
+fn kept_for_trunk(state: &State, node: &Node, targets: &Targets, card: u32) -> u32 {
+    let wanted = card == 0 && targets.trunk && takes_trunk(&node.identity.instance_type, &node.limits);
+    u32::from(wanted && state.trunk().is_none())
 }
 
-/// Asks for what is missing. Answers whether anything is.
+/// Asks for what is missing on the card. Answers whether anything is.
 pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: Form, demand: Demand) -> bool {
-    let pool = Pool::of(draft.state, form, draft.now);
     let keeps_warm = !draft.state.cordoned || targets.warm_when_cordoned;
+    let due = demand.pods();
+    let mut growth = Growth::new(draft, node, targets, form, demand);
+    let pool = growth.pool;
     let missing = if keeps_warm {
-        pool.missing(targets, form, demand.pods())
+        pool.missing(targets, form, due)
     } else {
         // Those that wait are served: they were here before, or tolerate it.
-        (-pool.available(demand.pods())).max(0)
+        (-pool.available(due)).max(0)
     };
-    let mut growth = Growth {
-        node,
-        targets,
-        form,
-        pool,
-        demand,
-        missing,
-        left: missing,
-        whole: !form.prefixes && !targets.counts_addresses(),
-        denied: None,
-        short: BTreeMap::new(),
-        reason: reason(&pool, targets, form, demand),
-    };
+    (growth.missing, growth.left) = (missing, missing);
     if missing > 0 {
         growth.fill(draft, form.prefixes);
         growth.swap(draft);
@@ -89,7 +78,7 @@ pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: 
         }
     }
     growth.conclude(draft);
-    if keeps_warm && missing <= 0 && pool.lacks_room(targets, demand.pods()) {
+    if keeps_warm && missing <= 0 && pool.lacks_room(targets, due) {
         // An ENI takes long to come; its addresses do not. So it comes before its addresses are wanted, with one of them.
         growth.left = 1;
         growth.create(draft, form.prefixes);
@@ -97,7 +86,15 @@ pub(super) fn grow(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: 
     missing > 0
 }
 
-fn reason(pool: &Pool, targets: &Targets, form: Form, demand: Demand) -> String {
+/// Asks for one ENI on the card, whatever the pool has.
+pub(super) fn one_eni(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: Form, demand: Demand) {
+    let mut growth = Growth::new(draft, node, targets, form, demand);
+    (growth.missing, growth.left) = (1, 1);
+    growth.create(draft, false);
+    growth.conclude(draft);
+}
+
+fn reason(pool: &Pool, targets: &Targets, form: Form, demand: &Demand) -> String {
     let spare = spare_words(pool.spare + pool.foreign);
     let waits = match demand.waiting {
         0 => String::new(),
@@ -112,7 +109,26 @@ fn reason(pool: &Pool, targets: &Targets, form: Form, demand: Demand) -> String 
     format!("{waits}{bound}{spare} or coming, {}", targets.words(form))
 }
 
-impl Growth<'_> {
+impl<'a> Growth<'a> {
+    /// Of the draft's card, with nothing missing yet.
+    fn new(draft: &Draft<'_>, node: &'a Node, targets: &'a Targets, form: Form, demand: Demand) -> Self {
+        let pool = Pool::of(draft.state, draft.card, form, draft.now);
+        Self {
+            node,
+            card: draft.card,
+            targets,
+            form,
+            reason: reason(&pool, targets, form, &demand),
+            pool,
+            demand,
+            missing: 0,
+            left: 0,
+            whole: !form.prefixes && !targets.counts_addresses(),
+            denied: None,
+            short: BTreeMap::new(),
+        }
+    }
+
     const fn size(prefixes: bool) -> i64 {
         if prefixes { PREFIX as i64 } else { 1 }
     }
@@ -149,10 +165,10 @@ impl Growth<'_> {
         let mut enis: Vec<&Eni> = state
             .ledger()
             .enis()
-            .filter(|eni| eni.carries_pods() && eni.stage != Stage::Leaving)
+            .filter(|eni| eni.card == self.card && eni.carries_pods() && eni.stage != Stage::Leaving)
             .filter(|eni| prefixes == (self.form.prefixes && !is_short_of_prefixes(state, eni, draft.now)))
             .collect();
-        enis.sort_by_key(|eni| (eni.stage != Stage::InService, eni.role != Role::Primary, eni.card, eni.device));
+        enis.sort_by_key(|eni| (eni.stage != Stage::InService, eni.role != Role::Primary, eni.device));
         for eni in enis {
             let room = room(state, eni, self.form);
             let places = self.wanted(room, prefixes);
@@ -181,7 +197,8 @@ impl Growth<'_> {
     fn swap(&mut self, draft: &mut Draft<'_>) {
         let state = draft.state;
         let mut spare = self.pool.spare + self.pool.foreign - self.pool.pending - i64::from(self.demand.pods());
-        for eni in state.ledger().enis().filter(|eni| eni.takes_pods() && !eni.unsure) {
+        let card = self.card;
+        for eni in state.ledger().enis().filter(|eni| eni.card == card && eni.takes_pods() && !eni.unsure) {
             let prefixes = self.form.prefixes && !is_short_of_prefixes(state, eni, draft.now);
             if let Some(Op::Unassign { what, .. }) = state.flights().get(&OpKey::Eni(eni.id.clone())) {
                 // What is being given back already leaves places that the next plan fills.
@@ -248,7 +265,8 @@ impl Growth<'_> {
     /// The room of ENIs that are being made takes its share of the need: they are filled as soon as they are there. ENIs
     /// of a few addresses each would be the price of a burst whose pods come one after the other.
     fn cover_by_intents(&mut self, state: &State, prefixes: bool) {
-        for intent in state.intents().values() {
+        let card = self.card;
+        for intent in state.intents().values().filter(|intent| intent.card == card) {
             let same_form = matches!(intent.request.addresses, AddressCount::Prefixes(_)) == prefixes;
             let room = self.form.places.saturating_sub(intent.request.addresses.places());
             let places = self.wanted(room, prefixes);
@@ -279,6 +297,10 @@ impl Growth<'_> {
 
     /// Whether ENIs can be made now; if they will be soon, the need is covered by that.
     fn may_create(&mut self, draft: &mut Draft<'_>, prefixes: bool) -> bool {
+        if let Some(until) = draft.state.full_until(self.card, draft.now) {
+            draft.wake(until);
+            return false;
+        }
         let create = Api::CreateNetworkInterface;
         if let Some(obstacle) = draft.obstacle(create) {
             let cause = cause_of(draft.state, create, obstacle);
@@ -319,14 +341,15 @@ impl Growth<'_> {
 
     /// How many ENIs can be made.
     fn free_slots(&self, draft: &Draft<'_>) -> u32 {
-        let there = there(draft.state) + draft.state.intents().len();
         let planned = draft.plan.ops.iter().filter(|planned| match &planned.op {
-            Op::Create(request) => !draft.state.intents().contains_key(&request.client_token),
+            Op::Create(request) => {
+                request.card == self.card && !draft.state.intents().contains_key(&request.client_token)
+            }
             _ => false,
         });
-        let there = u32::try_from(there + planned.count()).unwrap_or(u32::MAX);
-        let kept = kept_for_trunk(draft.state, self.node, self.targets);
-        eni_limit(self.node, self.targets).saturating_sub(there).saturating_sub(kept)
+        let there = self.made(draft.state).saturating_add(u32::try_from(planned.count()).unwrap_or(u32::MAX));
+        let kept = kept_for_trunk(draft.state, self.node, self.targets, self.card);
+        eni_limit(self.node, self.targets, self.card).saturating_sub(there).saturating_sub(kept)
     }
 
     /// The subnet with the most free addresses, of those that have any.
@@ -338,7 +361,7 @@ impl Growth<'_> {
     ) -> Option<(&'s SubnetId, &'s Subnet)> {
         let state = draft.state;
         let primary = state.ledger().primary().map(|eni| &eni.subnet);
-        let has_families = |subnet: &Subnet| self.node.families != Families::Dual || subnet.ipv6_cidr.is_some();
+        let has_families = |subnet: &Subnet| !self.node.families.has_v6() || subnet.ipv6_cidr.is_some();
         let usable = |id: &SubnetId, subnet: &Subnet| {
             let takes_enis = if self.node.custom_networking {
                 state.eni_config().is_some_and(|config| config.subnet == *id)
@@ -370,10 +393,11 @@ impl Growth<'_> {
         });
         let client_token = state.client_token(u64::try_from(new.count()).unwrap_or(u64::MAX));
         CreateEni {
+            card: self.card,
             subnet: subnet.clone(),
             security_groups: self.security_groups(state),
-            addresses,
-            ipv6_prefix: self.node.families == Families::Dual,
+            addresses: if self.node.families.has_v4() { addresses } else { AddressCount::Secondary(0) },
+            ipv6_prefix: self.node.families.has_v6(),
             connection_tracking: state.ledger().primary().and_then(|eni| eni.connection_tracking),
             description: format!("aws-K8S-{}", self.node.identity.instance),
             tags: state.eni_tags(&client_token, draft.now),
@@ -397,7 +421,7 @@ impl Growth<'_> {
             && obstacle.kind == CloudErrorKind::Denied
         {
             // What is not attached yet will not be.
-            let created = state.ledger().enis().filter(|eni| eni.stage == Stage::Created);
+            let created = state.ledger().enis().filter(|eni| eni.card == self.card && eni.stage == Stage::Created);
             let stuck: i64 = created.map(|eni| Pool::of_eni(state, eni, self.form, draft.now).everything).sum();
             if stuck > 0 {
                 pool -= stuck;
@@ -413,7 +437,8 @@ impl Growth<'_> {
             let cause = self.limit(draft);
             draft.held_up(cause.clone());
             // A place that is being freed is one to come.
-            let freed = state.ledger().enis().any(|eni| eni.stage == Stage::Leaving && eni.device.is_some());
+            let is_going = |eni: &Eni| eni.card == self.card && eni.stage == Stage::Leaving && eni.device.is_some();
+            let freed = state.ledger().enis().any(is_going);
             // An ENIConfig may be told of at any moment.
             let may_come = (freed && matches!(cause, Cause::EniLimit { .. })) || cause == Cause::NoEniConfig;
             if !may_come {
@@ -421,7 +446,7 @@ impl Growth<'_> {
             }
         }
         let beyond = u32::try_from(i64::from(self.demand.waiting) - pool - coming.max(0)).unwrap_or(0);
-        draft.plan.hopeless = hopeless.filter(|_| beyond > 0).map(|cause| Hopeless { cause, beyond });
+        draft.conclude(hopeless.filter(|_| beyond > 0).map(|cause| Hopeless { cause, beyond }));
     }
 
     /// Why there is no subnet for an ENI.
@@ -434,11 +459,17 @@ impl Growth<'_> {
         }
     }
 
+    /// ENIs that hold a place on the card, or will.
+    fn made(&self, state: &State) -> u32 {
+        let holds = |eni: &&Eni| eni.card == self.card && (eni.device.is_some() || eni.stage == Stage::Created);
+        let coming = state.intents().values().filter(|intent| intent.card == self.card);
+        u32::try_from(state.ledger().enis().filter(holds).count() + coming.count()).unwrap_or(u32::MAX)
+    }
+
     /// How many addresses so many ENIs hold for pods when all is asked for: what there is, in whatever form, and what there is
     /// room for.
     fn capacity(&self, state: &State, limit: u32) -> u32 {
-        let made = u32::try_from(there(state) + state.intents().len()).unwrap_or(u32::MAX);
-        let unmade = i64::from(limit.saturating_sub(made)) * self.form.room_beside(0);
+        let unmade = i64::from(limit.saturating_sub(self.made(state))) * self.form.room_beside(0);
         u32::try_from(self.pool.everything + self.pool.room + unmade).unwrap_or(0)
     }
 
@@ -447,20 +478,18 @@ impl Growth<'_> {
         if let Some(until) = self.short.values().min().copied() {
             return Cause::SubnetExhausted { subnets: std::mem::take(&mut self.short).into_keys().collect(), until };
         }
-        let limit = eni_limit(self.node, self.targets);
-        if self.free_slots(draft) > 0 && draft.state.obstacle(Api::CreateNetworkInterface, draft.now).is_none() {
+        let limit = eni_limit(self.node, self.targets, self.card);
+        let is_full = draft.state.full_until(self.card, draft.now).is_some();
+        if !is_full
+            && self.free_slots(draft) > 0
+            && draft.state.obstacle(Api::CreateNetworkInterface, draft.now).is_none()
+        {
             return self.no_subnet(draft.state);
         }
-        let kept = kept_for_trunk(draft.state, self.node, self.targets);
+        let kept = kept_for_trunk(draft.state, self.node, self.targets, self.card);
         let addresses = self.capacity(draft.state, limit.saturating_sub(kept));
-        Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis, addresses }
+        Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis_of(self.card), addresses }
     }
-}
-
-/// ENIs that hold a place on the instance, or will.
-fn there(state: &State) -> usize {
-    let holds = |eni: &&Eni| eni.card == 0 && (eni.device.is_some() || eni.stage == Stage::Created);
-    state.ledger().enis().filter(holds).count()
 }
 
 fn room(state: &State, eni: &Eni, form: Form) -> u32 {

@@ -1,7 +1,9 @@
-//! The /80s of ENIs. One is enough for all pods of an ENI, so there is nothing to grow or to give back.
+//! The /80s of ENIs. One is enough for all pods of an ENI, so there is nothing to grow or to give back; with IPv6 alone one ENI
+//! is enough for a network card.
 
 use super::draft::Draft;
-use super::{Cause, Hopeless};
+use super::pool::Form;
+use super::{Cause, Demand, Hopeless, Targets, grow};
 use crate::cloud::{Api, CloudErrorKind};
 use crate::ipv6::WINDOW;
 use crate::ledger::{Eni, Stage};
@@ -31,10 +33,23 @@ pub(super) fn delegate(draft: &mut Draft<'_>, node: &Node) {
     }
 }
 
+/// Asks for the ENI of a further network card: one with a /80 is enough, and as much as is kept.
+pub(super) fn one_eni(draft: &mut Draft<'_>, node: &Node, targets: &Targets, form: Form, demand: Demand) {
+    let state = draft.state;
+    let card = draft.card;
+    let is_it = |eni: &Eni| eni.card == card && eni.carries_pods() && eni.stage != Stage::Leaving;
+    let is_coming = state.intents().values().any(|intent| intent.card == card);
+    if node.limits.prefixes && !is_coming && !state.ledger().enis().any(is_it) {
+        grow::one_eni(draft, node, targets, form, demand);
+    } else if let Some(cooled) = state.ledger().next_cooled(draft.now).filter(|_| demand.waiting > 0) {
+        draft.wake(cooled);
+    }
+}
+
 /// Says which of those that wait for an IPv6 address wait in vain.
 pub(super) fn conclude(draft: &mut Draft<'_>, node: &Node, waiting: u32) {
     let state = draft.state;
-    let tally = state.ledger().tally(draft.now);
+    let tally = state.ledger().tally_of(0, draft.now);
     let can_come = tally.free + tally.cooling + tally.pending;
     if let Some(cooled) = state.ledger().next_cooled(draft.now).filter(|_| waiting > tally.free) {
         draft.wake(cooled);
@@ -54,7 +69,7 @@ pub(super) fn conclude(draft: &mut Draft<'_>, node: &Node, waiting: u32) {
         }
     };
     let beyond = waiting.saturating_sub(can_come);
-    draft.plan.hopeless = (beyond > 0).then_some(Hopeless { cause, beyond });
+    draft.conclude((beyond > 0).then_some(Hopeless { cause, beyond }));
 }
 
 #[cfg(test)]

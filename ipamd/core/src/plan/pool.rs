@@ -97,13 +97,13 @@ impl Sub for Pool {
 }
 
 impl Pool {
-    /// The whole pool.
-    pub(super) fn of(state: &State, form: Form, now: Timestamp) -> Self {
+    /// The pool of a network card.
+    pub(super) fn of(state: &State, card: u32, form: Form, now: Timestamp) -> Self {
         let mut pool = Self::default();
-        for eni in state.ledger().enis() {
+        for eni in state.ledger().enis().filter(|eni| eni.card == card) {
             pool += Self::of_eni(state, eni, form, now);
         }
-        for intent in state.intents().values() {
+        for intent in state.intents().values().filter(|intent| intent.card == card) {
             pool += Self::coming(intent.request.addresses, form.prefixes);
             pool.room += form.room_beside(intent.request.addresses.places());
         }
@@ -286,6 +286,12 @@ impl Targets {
     #[must_use]
     pub const fn counts_addresses(&self) -> bool {
         self.warm_ips != 0 || self.minimum_ips != 0 || matches!(self.mode, WarmMode::Adaptive(_))
+    }
+
+    /// What further network cards keep: one address, whatever the targets of card 0 are, because few pods have interfaces there.
+    #[must_use]
+    pub fn of_further_cards(&self) -> Self {
+        Self { mode: WarmMode::Static, warm_ips: 1, minimum_ips: 1, ..self.clone() }
     }
 
     /// How many spare addresses are kept when the pool has grown or shrunk. A target of no ENI or prefix still wants one address: VPC CNI grows the pool

@@ -17,18 +17,19 @@ use crate::ledger::{Eni, Role, Stage};
 use crate::op::{Op, OpKey};
 use crate::time::Timestamp;
 
-/// Gives back what neither the targets nor the pods that are about to ask want. Not to be called while something is missing.
+/// Gives back what neither the targets nor the pods that are about to ask want of the card. Not to be called while something is missing.
 pub(super) fn shrink(draft: &mut Draft<'_>, targets: &Targets, form: Form, bound: u32) {
     let state = draft.state;
     if !is_surveyed(state, draft.now) {
         return;
     }
-    let mut pool = Pool::of(state, form, draft.now).less_due(bound);
+    let mut pool = Pool::of(state, draft.card, form, draft.now).less_due(bound);
     let rests_until = [state.last_grown, state.last_shrunk].into_iter().flatten().max().map(|at| at + SHRINK_INTERVAL);
     let at_rest = rests_until.is_none_or(|until| until <= draft.now);
     let mut wanted = false;
 
-    let mut enis: Vec<&Eni> = state.ledger().enis().filter(|eni| eni.carries_pods()).collect();
+    let of_card = |eni: &&Eni| eni.card == draft.card && eni.carries_pods();
+    let mut enis: Vec<&Eni> = state.ledger().enis().filter(of_card).collect();
     enis.retain(|eni| eni.stage != Stage::Leaving && !draft.is_busy(&OpKey::Eni(eni.id.clone())));
     // The emptiest first: they can go whole.
     enis.sort_by_key(|eni| (eni.role == Role::Primary, used(eni, draft.now), Reverse((eni.card, eni.device))));

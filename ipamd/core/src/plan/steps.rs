@@ -122,9 +122,10 @@ fn tag(draft: &mut Draft<'_>, eni: &Eni) {
 fn attach(draft: &mut Draft<'_>, node: &Node, targets: &Targets, eni: &Eni) {
     let card = eni.card;
     let taken = devices(draft, card);
-    let limit = eni_limit(node, targets);
+    let limit = eni_limit(node, targets, card);
     if u32::try_from(taken.attached).unwrap_or(u32::MAX) >= limit {
-        let leaving = draft.state.ledger().enis().any(|other| other.stage == Stage::Leaving && other.device.is_some());
+        let is_leaving = |other: &Eni| other.card == card && other.stage == Stage::Leaving && other.device.is_some();
+        let leaving = draft.state.ledger().enis().any(is_leaving);
         if !leaving && eni.may_be_freed() {
             leave(draft, eni, &format!("{limit} ENIs are attached already, as many as may be"));
         }

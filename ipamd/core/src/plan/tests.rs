@@ -21,7 +21,7 @@ fn idle() -> Targets {
 }
 
 fn ops(state: &State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<String> {
-    plan(state, targets, Demand { waiting, bound: 0 }, at(seconds))
+    plan(state, targets, &Demand { waiting, ..Demand::default() }, at(seconds))
         .ops
         .iter()
         .map(|planned| planned.op.to_string())
@@ -29,7 +29,7 @@ fn ops(state: &State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<Stri
 }
 
 fn begin_all(state: &mut State, targets: &Targets, waiting: u32, seconds: u64) -> Vec<Op> {
-    let ops: Vec<Op> = plan(state, targets, Demand { waiting, bound: 0 }, at(seconds))
+    let ops: Vec<Op> = plan(state, targets, &Demand { waiting, ..Demand::default() }, at(seconds))
         .ops
         .into_iter()
         .map(|planned| planned.op)
@@ -68,7 +68,7 @@ fn what_is_under_way_is_not_asked_for_twice() {
     let failure = failure(Api::CreateNetworkInterface, CloudErrorKind::Timeout);
     state.apply(Event::End(begun[1].clone(), Err(failure)), at(3)).unwrap();
     assert_eq!(ops(&state, &targets, 15, 4), [""; 0]);
-    let again = plan(&state, &targets, Demand { waiting: 15, bound: 0 }, at(13)).ops;
+    let again = plan(&state, &targets, &Demand { waiting: 15, ..Demand::default() }, at(13)).ops;
     assert_eq!(again.iter().map(|planned| &planned.op).collect::<Vec<_>>(), [&begun[1]], "word for word");
 }
 
@@ -102,7 +102,7 @@ fn the_lowest_device_number_that_ec2_accepts_is_taken() {
     let mut state = state(vec![with(1, &singles(9)), created, third]);
     let targets = Targets { max_pods: 0, ..Targets::default() };
     let attach = "attach eni-00000002 as card 0 device 1";
-    let op = plan(&state, &targets, Demand::default(), at(1)).ops.remove(0).op;
+    let op = plan(&state, &targets, &Demand::default(), at(1)).ops.remove(0).op;
     assert_eq!(op.to_string(), attach);
     failed(&mut state, &op, CloudErrorKind::Conflict, at(1));
     // EC2 is asked first what has become of it, then another number is tried, and the first one again a minute later.
@@ -125,7 +125,7 @@ fn an_eni_of_others_takes_a_place_and_nothing_else() {
     let mut trunk = eni(3, &["10.0.0.30/32"]);
     trunk.interface_type = InterfaceType::Trunk;
     let state = state(vec![with(1, &singles(9)), unmanaged, trunk]);
-    let plan = plan(&state, &Targets::default(), Demand { waiting: 10, bound: 0 }, at(1_000));
+    let plan = plan(&state, &Targets::default(), &Demand { waiting: 10, ..Demand::default() }, at(1_000));
     assert_eq!(plan.ops, []);
     let limit = Cause::EniLimit { limit: 3, by_setting: false, addresses: 9 };
     assert_eq!(plan.hopeless, Some(Hopeless { cause: limit, beyond: 1 }));
@@ -147,10 +147,10 @@ fn a_young_eni_and_a_pool_that_has_just_changed_are_left_alone() {
         ops(&state, &targets, 0, 1),
         ["unassign from eni-00000001: 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.0.7"]
     );
-    let unassign = plan(&state, &targets, Demand::default(), at(1)).ops.remove(0).op;
+    let unassign = plan(&state, &targets, &Demand::default(), at(1)).ops.remove(0).op;
     done(&mut state, &unassign, Outcome::Done, at(1));
     assert_eq!(ops(&state, &targets, 0, 30), [""; 0]);
-    assert_eq!(plan(&state, &targets, Demand::default(), at(30)).wake_at, Some(at(60)), "one minute old");
+    assert_eq!(plan(&state, &targets, &Demand::default(), at(30)).wake_at, Some(at(60)), "one minute old");
     assert_eq!(ops(&state, &targets, 0, 60), ["detach eni-00000002"]);
     // While somebody waits, nothing goes.
     assert_eq!(ops(&state, &targets, 1, 60), ["assign 1 address to eni-00000001"]);
@@ -168,7 +168,7 @@ fn cooling_addresses_are_not_spare_and_not_given_back() {
         state.apply(Event::Release(owner(name).attachment.clone(), COOLDOWN), at(100)).unwrap();
     }
     assert_eq!(ops(&state, &targets, 0, 101), [""; 0], "two are free, two are cooling");
-    assert_eq!(plan(&state, &targets, Demand::default(), at(101)).wake_at, Some(at(130)));
+    assert_eq!(plan(&state, &targets, &Demand::default(), at(101)).wake_at, Some(at(130)));
     assert_eq!(ops(&state, &targets, 0, 130), ["unassign from eni-00000001: 10.0.0.3 10.0.0.4"]);
 }
 
@@ -182,9 +182,9 @@ fn a_change_to_prefixes_makes_room_for_them_and_keeps_the_pods() {
     let mut full = crate::fixture::state(vec![with(1, &singles(9))]);
     full.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
     assert_eq!(ops(&full, &targets, 0, 2), ["unassign from eni-00000001: 10.0.0.2"]);
-    let unassign = plan(&full, &targets, Demand::default(), at(2)).ops.remove(0).op;
+    let unassign = plan(&full, &targets, &Demand::default(), at(2)).ops.remove(0).op;
     done(&mut full, &unassign, Outcome::Done, at(2));
-    let assign = plan(&full, &targets, Demand::default(), at(2)).ops.remove(0).op;
+    let assign = plan(&full, &targets, &Demand::default(), at(2)).ops.remove(0).op;
     let assigned = Assigned { prefixes: [net("10.0.1.0/28")].into(), ..Assigned::default() };
     done(&mut full, &assign, Outcome::Assigned(assigned), at(2));
     let rest = ops(&full, &targets, 0, 40);
@@ -228,7 +228,7 @@ fn before_ec2_has_spoken_no_eni_is_made_and_nothing_given_back() {
     assert_eq!(ops(&state, &warm_ips(1), 0, 1), ["ask EC2 for all ENIs of this node"]);
     let unknown = State::new(1);
     assert_eq!(
-        plan(&unknown, &Targets::default(), Demand { waiting: 1, bound: 0 }, at(0)).held_up,
+        plan(&unknown, &Targets::default(), &Demand { waiting: 1, ..Demand::default() }, at(0)).held_up,
         Some(Cause::NotReady)
     );
 }
@@ -239,7 +239,7 @@ fn an_eni_whose_attachment_is_unknown_is_asked_about_before_it_is_freed() {
     state.ledger.eni_mut(&eni_id(2)).unwrap().attachment = None;
     assert_eq!(ops(&state, &Targets::default(), 0, 100), ["ask EC2 about eni-00000002"]);
     let _known = state.apply(Event::EniDescribed(eni_id(2), Some(eni(2, &[]))), at(101));
-    let detach = plan(&state, &Targets::default(), Demand::default(), at(101)).ops.remove(0).op;
+    let detach = plan(&state, &Targets::default(), &Demand::default(), at(101)).ops.remove(0).op;
     assert_eq!(detach.to_string(), "detach eni-00000002");
     done(&mut state, &detach, Outcome::Done, at(101));
     assert_eq!(state.ledger().eni(&eni_id(2)).unwrap().stage, Stage::Leaving);
@@ -259,7 +259,7 @@ fn no_more_pods_than_the_kubelet_takes_are_prepared_for() {
 #[test]
 fn every_operation_has_a_reason() {
     let state = state(vec![eni(1, &[])]);
-    let planned = plan(&state, &warm_ips(3), Demand { waiting: 2, bound: 0 }, at(1)).ops;
+    let planned = plan(&state, &warm_ips(3), &Demand { waiting: 2, ..Demand::default() }, at(1)).ops;
     assert_eq!(planned[0].reason, "2 ADDs wait, 0 addresses are spare or coming, WARM_IP_TARGET=3");
     assert_eq!(node().limits.enis, 3);
 }
@@ -275,7 +275,7 @@ fn an_eni_that_was_detached_from_under_a_pod_is_attached_again_after_it() {
         assert_eq!(check(state, now), []);
     };
     let asked = |state: &State, now| {
-        let planned = plan(state, &Targets::default(), Demand::default(), now).ops;
+        let planned = plan(state, &Targets::default(), &Demand::default(), now).ops;
         let on = planned.into_iter().map(|planned| planned.op).filter(|op| op.eni() == Some(&eni_id(2)));
         on.collect::<Vec<_>>()
     };
@@ -314,21 +314,21 @@ fn pods_that_are_about_to_ask_are_demand_once() {
     let bound: BTreeSet<_> = ["a", "b", "c", "d", "e", "f"].iter().map(|name| owner(name).pod.clone()).collect();
     state.apply(Event::PodsBound(bound), at(1)).unwrap();
     let mut queue = Queue::default();
-    assert_eq!(Demand::of(&state, &queue), Demand { waiting: 0, bound: 6 });
-    let planned = plan(&state, &targets, Demand::of(&state, &queue), at(1)).ops;
+    assert_eq!(Demand::of(&state, &queue), Demand { bound: 6, ..Demand::default() });
+    let planned = plan(&state, &targets, &Demand::of(&state, &queue), at(1)).ops;
     assert_eq!(planned[0].op.to_string(), "assign 3 addresses to eni-00000001");
     assert_eq!(planned[0].reason, "6 pods are about to ask, 4 addresses are spare or coming, WARM_IP_TARGET=1");
     state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(2)).unwrap();
-    queue.join(crate::queue::Token(1), owner("b"), at(60), at(2)).unwrap();
-    assert_eq!(Demand::of(&state, &queue), Demand { waiting: 1, bound: 4 });
+    queue.join(crate::queue::Token(1), owner("b"), None, at(60), at(2)).unwrap();
+    assert_eq!(Demand::of(&state, &queue), Demand { waiting: 1, bound: 4, ..Demand::default() });
     // One that was made anew under the same name is another pod.
     let again = |uid: &str| sluice_contract::id::PodRef { uid: Some(uid.to_owned()), ..owner("a").pod.clone() };
     state.apply(Event::PodsBound(BTreeSet::from([again("2")])), at(3)).unwrap();
     assert_eq!(Demand::of(&state, &queue).bound, 0, "its UID is not known to be another");
     // Nothing is given back that they will want, and no ADD is refused for their sake.
     let limits = Targets { max_enis: Some(1), ..warm_ips(0) };
-    let many = Demand { waiting: 0, bound: 50 };
-    let planned = plan(&state, &limits, many, at(100));
+    let many = Demand { bound: 50, ..Demand::default() };
+    let planned = plan(&state, &limits, &many, at(100));
     assert_eq!((planned.ops.len(), planned.hopeless), (1, None));
 }
 
@@ -365,12 +365,12 @@ mod custom {
     #[test]
     fn enis_are_made_where_the_eni_config_says_and_the_primary_one_takes_no_pods() {
         let mut state = custom_state();
-        let plan = plan(&state, &Targets::default(), Demand { waiting: 3, bound: 0 }, at(1));
+        let plan = plan(&state, &Targets::default(), &Demand { waiting: 3, ..Demand::default() }, at(1));
         assert!(plan.ops.is_empty(), "the primary ENI is not filled: {:?}", plan.ops);
         assert_eq!(plan.held_up, Some(Cause::NoEniConfig));
         assert_eq!(plan.hopeless, None, "it may be told of at any moment");
         state.apply(Event::EniConfigKnown(Some(config(2))), at(1)).unwrap();
-        let plan = super::plan(&state, &Targets::default(), Demand { waiting: 3, bound: 0 }, at(1));
+        let plan = super::plan(&state, &Targets::default(), &Demand { waiting: 3, ..Demand::default() }, at(1));
         let [Op::Create(request), ..] = &plan.ops.iter().map(|planned| planned.op.clone()).collect::<Vec<_>>()[..]
         else {
             panic!("{:?}", plan.ops);
@@ -383,7 +383,7 @@ mod custom {
     fn an_eni_config_that_names_a_foreign_subnet_is_told_to_who_waits() {
         let mut state = custom_state();
         state.apply(Event::EniConfigKnown(Some(config(9))), at(1)).unwrap();
-        let plan = plan(&state, &Targets::default(), Demand { waiting: 1, bound: 0 }, at(1));
+        let plan = plan(&state, &Targets::default(), &Demand { waiting: 1, ..Demand::default() }, at(1));
         let cause = plan.hopeless.unwrap().cause;
         assert_eq!(cause.to_string(), "ENIConfig zone names subnet-00000009, which is not in the node's VPC and zone");
     }
@@ -395,7 +395,7 @@ mod custom {
         state.apply(Event::NodeKnown(custom_node()), at(2)).unwrap();
         assert_eq!(state.ledger().next_available(at(3)), None);
         assert_eq!(check(&state, at(3)), []);
-        let ops = |state: &State, now| plan(state, &Targets::default(), Demand::default(), at(now)).ops;
+        let ops = |state: &State, now| plan(state, &Targets::default(), &Demand::default(), at(now)).ops;
         let words =
             |state: &State, now| ops(state, now).iter().map(|planned| planned.op.to_string()).collect::<Vec<_>>();
         assert_eq!(words(&state, 3), ["unassign from eni-00000001: 10.0.0.2"]);
@@ -427,7 +427,7 @@ fn security_groups_of_the_primary_eni_are_followed_by_those_that_were_made_for_p
 fn without_provisioning_ec2_is_only_asked_and_who_waits_in_vain_hears_it() {
     let state = state(vec![eni(1, &["10.0.0.1/32"])]);
     let targets = Targets { provisioning: false, ..Targets::default() };
-    let plan = plan(&state, &targets, Demand { waiting: 3, bound: 0 }, at(1));
+    let plan = plan(&state, &targets, &Demand { waiting: 3, ..Demand::default() }, at(1));
     assert!(plan.ops.is_empty(), "{:?}", plan.ops);
     let hopeless = plan.hopeless.unwrap();
     assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning, 2));
@@ -454,7 +454,7 @@ fn what_attached_enis_lack_of_this_nodes_tags_they_get() {
     let mut state = state(vec![eni(1, &[]), bare, others]);
     let planned = ops(&state, &idle(), 0, 1);
     assert_eq!(planned, [format!("tag eni-00000002: {}=i-00000001", tag::INSTANCE)]);
-    let op = plan(&state, &idle(), Demand::default(), at(1)).ops.remove(0).op;
+    let op = plan(&state, &idle(), &Demand::default(), at(1)).ops.remove(0).op;
     done(&mut state, &op, Outcome::Done, at(2));
     assert_eq!(ops(&state, &idle(), 0, 3), [] as [&str; 0]);
 }
@@ -465,8 +465,8 @@ mod excluded {
     use crate::fixture::subnet;
 
     fn words(state: &State, waiting: u32, now: u64) -> Vec<String> {
-        let demand = Demand { waiting, bound: 0 };
-        plan(state, &warm_ips(1), demand, at(now)).ops.iter().map(|planned| planned.op.to_string()).collect()
+        let demand = Demand { waiting, ..Demand::default() };
+        plan(state, &warm_ips(1), &demand, at(now)).ops.iter().map(|planned| planned.op.to_string()).collect()
     }
 
     fn tagged(state: &mut State, tags: &[(&str, &str)], now: u64) {
@@ -535,7 +535,7 @@ fn new_enis_remember_connections_for_as_long_as_the_primary_one() {
     let primary = Ec2Eni { connection_tracking: Some(tracking), ..with(1, &singles(9)) };
     for (primary, expected) in [(primary, Some(tracking)), (with(1, &singles(9)), None)] {
         let state = state(vec![primary]);
-        let plan = plan(&state, &Targets::default(), Demand { waiting: 12, bound: 0 }, at(1));
+        let plan = plan(&state, &Targets::default(), &Demand { waiting: 12, ..Demand::default() }, at(1));
         let created = plan.ops.iter().find_map(|planned| match &planned.op {
             Op::Create(request) => Some(request.connection_tracking),
             _ => None,
@@ -549,7 +549,7 @@ fn a_place_is_kept_for_the_trunk_until_it_is_there() {
     // Three ENIs may be there, one is.
     let targets = Targets { warm_enis: 3, trunk: true, max_pods: 1000, ..Targets::default() };
     let creates = |state: &State, targets: &Targets| {
-        let planned = plan(state, targets, Demand::default(), at(1)).ops;
+        let planned = plan(state, targets, &Demand::default(), at(1)).ops;
         planned.iter().filter(|planned| matches!(planned.op, Op::Create(_))).count()
     };
     let alone = state(vec![eni(1, &[])]);

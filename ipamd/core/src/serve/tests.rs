@@ -7,13 +7,13 @@ use crate::state::Event;
 fn waiting(names: &[&str]) -> Queue {
     let mut queue = Queue::default();
     for (token, name) in (1..).zip(names) {
-        queue.join(Token(token), owner(name), at(60), at(0)).unwrap();
+        queue.join(Token(token), owner(name), None, at(60), at(0)).unwrap();
     }
     queue
 }
 
 fn served(state: &State, queue: &Queue, now: Timestamp) -> Serving {
-    let plan = plan(state, &Targets::default(), Demand::of(state, queue), now);
+    let plan = plan(state, &Targets::default(), &Demand::of(state, queue), now);
     serve(state, queue, &plan, now)
 }
 
@@ -92,7 +92,7 @@ fn each_cause_has_its_code_and_names_what_it_is_about() {
     );
     let mut denied = state(vec![eni(1, &[])]);
     failed(&mut denied, &one, CloudErrorKind::Denied, at(1));
-    let create = plan(&denied, &Targets::default(), Demand { waiting: 20, bound: 0 }, at(1)).ops;
+    let create = plan(&denied, &Targets::default(), &Demand { waiting: 20, ..Demand::default() }, at(1)).ops;
     for planned in create {
         let error = failure(planned.op.api(), CloudErrorKind::Denied);
         denied.apply(Event::Begin(planned.op.clone()), at(1)).unwrap();
@@ -119,7 +119,7 @@ fn a_throttled_call_is_waited_for_and_named_at_the_deadline() {
     let op = Op::Assign { eni: eni_id(1), count: AddressCount::Secondary(1) };
     failed(&mut state, &op, CloudErrorKind::Throttled, at(55));
     let mut queue = Queue::default();
-    queue.join(Token(1), owner("a"), at(60), at(0)).unwrap();
+    queue.join(Token(1), owner("a"), None, at(60), at(0)).unwrap();
     assert_eq!(served(&state, &queue, at(56)).refused, []);
     let refused = served(&state, &queue, at(60)).refused;
     assert_eq!(refused[0].refusal.code, RefusalCode::Throttled);

@@ -26,8 +26,7 @@ impl State {
         let role = match attached {
             Some(attachment) if attachment.card == 0 && attachment.device == 0 => Role::Primary,
             _ if eni.tags.get(tag::NO_MANAGE).is_some_and(|value| value == "true") => Role::Unmanaged,
-            // Further network cards are not used yet.
-            Some(attachment) if attachment.card > 0 => Role::Unmanaged,
+            Some(attachment) if !self.is_for_pods(attachment.card) => Role::Unmanaged,
             _ if untagged_too || self.is_tagged_ours(eni) => Role::Secondary,
             _ => Role::Unmanaged,
         };
@@ -45,7 +44,7 @@ impl State {
             missing_tags: self.missing_tags(role, &eni.tags),
             interface_type: eni.interface_type,
             role,
-            closed: self.is_closed(role, &eni.subnet),
+            closed: self.is_closed(role, attached.map_or(0, |attachment| attachment.card), &eni.subnet),
             stage: if attached.is_some() { Stage::Attached } else { Stage::Created },
             since: now,
             attachment: attached.map(|attachment| attachment.attachment.clone()),
@@ -59,6 +58,19 @@ impl State {
             departed: BTreeMap::new(),
         };
         let record = self.with_ipv6(record, &eni.ipv6_prefixes, now);
+        let blocks = self.blocks_for_pods(&record, &eni.secondary_ips, &eni.prefixes);
+        (record, blocks)
+    }
+
+    /// The same for one that is to be attached to `card`, unless it is attached already.
+    pub(super) fn record_for(&self, eni: &Ec2Eni, card: u32, now: Timestamp) -> (Eni, BTreeSet<IpNet>) {
+        let (record, blocks) = self.record_of(eni, now);
+        if record.device.is_some() || card == record.card {
+            return (record, blocks);
+        }
+        let closed = self.is_closed(record.role, card, &record.subnet);
+        // With IPv6 alone it depends on the card whether pods have addresses of its /80.
+        let record = self.with_ipv6(Eni { card, closed, ..record }, &eni.ipv6_prefixes, now);
         let blocks = self.blocks_for_pods(&record, &eni.secondary_ips, &eni.prefixes);
         (record, blocks)
     }
@@ -81,7 +93,7 @@ impl State {
             missing_tags: BTreeMap::new(),
             interface_type: if is_bare { InterfaceType::EfaOnly } else { InterfaceType::Interface },
             role,
-            closed: self.is_closed(role, &seen.subnet),
+            closed: self.is_closed(role, seen.card, &seen.subnet),
             stage: Stage::Attached,
             since: now,
             attachment: None,
@@ -143,9 +155,12 @@ impl State {
         Ok(true)
     }
 
-    /// Whether pods get no address of an ENI of this role in this subnet.
-    pub(super) fn is_closed(&self, role: Role, subnet: &SubnetId) -> bool {
+    /// Whether pods get no address of an ENI of this role on this network card and in this subnet.
+    pub(super) fn is_closed(&self, role: Role, card: u32, subnet: &SubnetId) -> bool {
         let Some(node) = &self.node else { return false };
+        if card > 0 && !node.multi_nic {
+            return role == Role::Secondary;
+        }
         if node.custom_networking {
             // Where ENIs are is the ENIConfig's to say, whatever subnets' tags are.
             return role == Role::Primary;
@@ -247,13 +262,16 @@ impl State {
                 // Its tags are not told: what others do not want used has to be on another card, or of EFA alone.
                 let role = match (seen.card, seen.device) {
                     (0, 0) => Role::Primary,
-                    (0, _) => Role::Secondary,
+                    (card, _) if self.is_for_pods(card) => Role::Secondary,
                     _ => Role::Unmanaged,
                 };
                 let record = self.with_ipv6(self.record_of_imds(seen, role, now), &seen.ipv6_prefixes, now);
                 let blocks = self.blocks_for_pods(&record, &seen.secondary_ips, &seen.prefixes);
                 self.found(record, blocks, self.found_cool_until, now)?;
                 continue;
+            }
+            if self.is_taken_up(&seen.eni, None) {
+                self.take_up(&seen.eni)?;
             }
             let settled = now.since(self.ledger.eni_mut(&seen.eni)?.since) > SETTLE;
             self.described_ipv6(&seen.eni, &seen.ipv6_prefixes, settled, now)?;
@@ -322,10 +340,8 @@ impl State {
                     self.doubt_eni(&eni.eni, now + LOOK_AGAIN);
                 }
             } else if mine {
-                if let Some(intent) = eni.tags.get(tag::INTENT) {
-                    self.intents.remove(intent);
-                }
-                let (record, blocks) = self.record_of(eni, now);
+                let intent = eni.tags.get(tag::INTENT).and_then(|intent| self.intents.remove(intent));
+                let (record, blocks) = self.record_for(eni, intent.map_or(0, |intent| intent.card), now);
                 // It may have been freed a moment ago, and be shown late.
                 let recheck = record.may_be_freed().then_some(now + SETTLE);
                 if self
@@ -439,6 +455,9 @@ impl State {
         let certain = match described {
             None => self.unknown_to_ec2(id, settled, now)?,
             Some(described) => {
+                if self.is_taken_up(id, Some(described)) {
+                    self.take_up(id)?;
+                }
                 let attachment = self.described_attachment(id, described, settled)?;
                 self.ledger.eni_mut(id)?.connection_tracking = described.connection_tracking;
                 if !self.flights.contains_key(&OpKey::Attribute(id.clone())) {
@@ -459,6 +478,28 @@ impl State {
             eni.departed.retain(|_, at| now.since(*at) < DEPARTED_KEPT);
         }
         self.busy_devices.retain(|_, at| now.since(*at) < SETTLE);
+        Ok(())
+    }
+
+    /// Whether an ENI that was let alone because its network card served no pods is for pods by now. Its tags say so, where EC2
+    /// has told of them.
+    fn is_taken_up(&self, id: &EniId, described: Option<&Ec2Eni>) -> bool {
+        let was_let_alone = |eni: &&Eni| eni.role == Role::Unmanaged && eni.card > 0 && eni.device.is_some();
+        let Some(known) = self.ledger.eni(id).filter(was_let_alone) else { return false };
+        let is_ours = |described: &Ec2Eni| self.record_of(described, Timestamp::default()).0.role == Role::Secondary;
+        self.is_for_pods(known.card) && described.is_none_or(is_ours)
+    }
+
+    /// An ENI that was let alone is for pods from now on.
+    fn take_up(&mut self, id: &EniId) -> Result<(), ApplyError> {
+        let (card, subnet) = {
+            let eni = self.ledger.eni_mut(id)?;
+            eni.role = Role::Secondary;
+            (eni.card, eni.subnet.clone())
+        };
+        let closed = self.is_closed(Role::Secondary, card, &subnet);
+        self.ledger.set_closed(id, closed)?;
+        self.ledger.set_stage(id, Stage::Attached)?;
         Ok(())
     }
 

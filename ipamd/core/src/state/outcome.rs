@@ -130,8 +130,8 @@ impl State {
         self.arrivals.begun(&eni.eni, intent.as_ref().map_or(now, |intent| intent.since));
         let card = intent.map_or(0, |intent| intent.card);
         self.last_grown = Some(now);
-        let (record, blocks) = self.record_of(eni, now);
-        self.found(crate::ledger::Eni { card, stage: Stage::Created, ..record }, blocks, None, now)
+        let (record, blocks) = self.record_for(eni, card, now);
+        self.found(crate::ledger::Eni { stage: Stage::Created, ..record }, blocks, None, now)
     }
 
     fn failed(&mut self, op: &Op, failure: &Failure, now: Timestamp) {
@@ -152,7 +152,13 @@ impl State {
             }
             CloudErrorKind::AttachmentLimit => {
                 let until = now + ATTACHMENT_LIMIT_PAUSE;
-                self.blocked(Api::CreateNetworkInterface, error, until);
+                match op {
+                    // The others may have places.
+                    Op::Attach { card, .. } if *card > 0 => {
+                        self.full_cards.insert(*card, until);
+                    }
+                    _ => self.blocked(Api::CreateNetworkInterface, error, until),
+                }
                 if let Op::Attach { eni, .. } = op {
                     if self.ledger.eni(eni).is_some_and(|eni| eni.in_use(now).is_some()) {
                         // Pods live on it: it is attached, and what said otherwise was late.

@@ -247,7 +247,7 @@ fn without_ec2_the_metadata_service_is_believed_and_nothing_is_asked() {
     let look = |state: &mut State, enis: Vec<crate::cloud::ImdsEni>, now| {
         state.apply(Event::ImdsSeen(enis), at(now)).unwrap();
         assert_eq!(check(state, at(now)), []);
-        let plan = plan(state, &Targets::default(), Demand { waiting: 9, bound: 0 }, at(now));
+        let plan = plan(state, &Targets::default(), &Demand { waiting: 9, ..Demand::default() }, at(now));
         assert_eq!(plan.ops, [], "EC2 is never called");
         plan.hopeless
     };
@@ -330,7 +330,7 @@ fn a_refused_give_back_may_have_come_twice() {
         describe(&mut state, &["10.0.0.1/32", "10.0.0.2/32"], 110);
         assert_eq!(free(&state, 110), [ip("10.0.0.2")], "it may tell of the past");
         let asks = |state: &State, now| {
-            let planned = crate::plan::plan(state, &Targets::default(), Default::default(), at(now));
+            let planned = crate::plan::plan(state, &Targets::default(), &crate::plan::Demand::default(), at(now));
             planned.ops.iter().any(|planned| matches!(planned.op, Op::Inspect { .. }))
         };
         assert!(!asks(&state, 159) && asks(&state, 160), "EC2 is asked when it cannot be late");

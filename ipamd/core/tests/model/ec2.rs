@@ -54,19 +54,19 @@ impl Ec2 {
     /// Makes the primary ENI, as launching the instance does.
     pub(crate) fn launch(&mut self, subnet: &SubnetId) -> EniId {
         let mut eni = self.fresh(subnet, AddressCount::Secondary(0), BTreeMap::new()).unwrap();
-        eni.attachment = Some(self.attachment(0));
+        eni.attachment = Some(self.attachment(0, 0));
         let id = eni.eni.clone();
         self.enis.insert(id.clone(), eni);
         id
     }
 
-    fn attachment(&self, device: u32) -> Ec2Attachment {
+    fn attachment(&self, card: u32, device: u32) -> Ec2Attachment {
         Ec2Attachment {
             attachment: AttachmentId::new(format!("eni-attach-{:08x}", self.next)).unwrap(),
             instance: Some(self.instance.clone()),
             device,
-            card: 0,
-            delete_on_termination: device == 0,
+            card,
+            delete_on_termination: (card, device) == (0, 0),
         }
     }
 
@@ -196,19 +196,19 @@ impl Ec2 {
                 self.enis.insert(eni.eni.clone(), eni.clone());
                 Ok(Outcome::Created(eni))
             }
-            Op::Attach { eni, device, .. } => {
-                let devices: Vec<u32> =
-                    self.enis.values().filter_map(|eni| eni.attachment.as_ref()).map(|a| a.device).collect();
+            Op::Attach { eni, card, device, .. } => {
+                let attached = self.enis.values().filter_map(|eni| eni.attachment.as_ref());
+                let devices: Vec<u32> = attached.filter(|a| a.card == *card).map(|a| a.device).collect();
                 let known = self.enis.get(eni).ok_or_else(missing)?;
                 if known.attachment.is_some() || devices.contains(device) {
                     return Err(error(api, CloudErrorKind::Conflict, "InvalidParameterValue"));
                 }
-                if devices.len() >= self.limits.enis as usize {
+                if devices.len() >= self.limits.enis_of(*card) as usize {
                     self.blunders.push(format!("{op} beyond the limit"));
                     return Err(error(api, CloudErrorKind::AttachmentLimit, "AttachmentLimitExceeded"));
                 }
                 self.next += 1;
-                let attachment = self.attachment(*device);
+                let attachment = self.attachment(*card, *device);
                 self.enis.get_mut(eni).unwrap().attachment = Some(attachment.clone());
                 Ok(Outcome::Attached(attachment.attachment))
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use sluice_contract::id::{Attachment, ContainerId, EniId, IfName, MacAddr, NetworkName, PodRef, SubnetId, VpcId};
+use sluice_contract::node::nic;
 use sluice_contract::rpc::Refusal;
 use sluice_ipamd_core::check::check;
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
@@ -92,6 +93,17 @@ pub(crate) fn owner(name: &str) -> Arc<Owner> {
     })
 }
 
+/// The `index`-th interface of a pod.
+fn interface(name: &str, index: u8) -> Arc<Owner> {
+    let first = owner(name);
+    let attachment = nic::attachment(&first.attachment, index).unwrap();
+    let host_ifname = match index {
+        0 => first.host_ifname.clone(),
+        _ => IfName::new(format!("e{index}{:.11}", name)).unwrap(),
+    };
+    Arc::new(Owner { attachment, host_ifname, ..Owner::clone(&first) })
+}
+
 impl Life {
     /// A node on which the daemon starts for the first time.
     pub(crate) fn new(limits: InstanceLimits, targets: Targets) -> Self {
@@ -154,7 +166,7 @@ impl Life {
                 primary_mac: MacAddr([2, 0, 0, 0, 0, 1]),
                 vpc: VpcId::new("vpc-00000001").unwrap(),
             },
-            limits: self.ec2.limits,
+            limits: self.ec2.limits.clone(),
             vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
             security_groups: Vec::new(),
             tags: BTreeMap::from([(tag::INSTANCE.to_owned(), self.ec2.instance.to_string())]),
@@ -163,6 +175,7 @@ impl Life {
             custom_networking: self.custom,
             subnet_discovery: true,
             imds_only: false,
+            multi_nic: !self.ec2.limits.further_cards.is_empty(),
         }
     }
 
@@ -191,7 +204,7 @@ impl Life {
                 eni: eni.eni.clone(),
                 mac: eni.mac,
                 device: eni.attachment.as_ref().unwrap().device,
-                card: 0,
+                card: eni.attachment.as_ref().unwrap().card,
                 subnet: eni.subnet.clone(),
                 subnet_cidr: self.ec2.subnets[&eni.subnet].cidr,
                 primary_ip: eni.primary_ip,
@@ -226,25 +239,61 @@ impl Life {
         if !self.queue.waits(&owner.attachment) {
             self.apply(Event::Arrived);
         }
-        self.queue.join(Token(self.tokens), owner, self.now + DEADLINE, self.now).unwrap();
+        self.queue.join(Token(self.tokens), owner, None, self.now + DEADLINE, self.now).unwrap();
+    }
+
+    /// A pod with an interface on each network card.
+    pub(crate) fn add_on_every_card(&mut self, name: &str) {
+        self.tokens += 1;
+        self.apply(Event::Arrived);
+        for (index, card) in (0..).zip(self.state.cards()) {
+            let owner = interface(name, index);
+            self.queue.join(Token(self.tokens), owner, Some(card), self.now + DEADLINE, self.now).unwrap();
+        }
+    }
+
+    /// The interfaces that a pod has or waits for.
+    fn interfaces(&self, name: &str) -> Vec<Attachment> {
+        let held = self.state.ledger().owners().map(|(attachment, _)| attachment).chain(self.pods.keys());
+        let all = held.chain(self.queue.waiters().map(|waiter| &waiter.owner.attachment));
+        let all: BTreeSet<&Attachment> = all.filter(|attachment| attachment.container.as_str() == name).collect();
+        all.into_iter().cloned().collect()
+    }
+
+    /// Takes back what a pod was given that could not be given all: it never ran.
+    fn give_back(&mut self, name: &str) {
+        for attachment in self.interfaces(name) {
+            self.pods.remove(&attachment);
+            self.companions.remove(&attachment);
+            if self.state.ledger().address_of(&attachment).is_some() {
+                self.apply(Event::Release(attachment, Duration::ZERO));
+            }
+        }
     }
 
     pub(crate) fn del(&mut self, name: &str) {
-        let attachment = owner(name).attachment.clone();
-        self.queue.remove(&attachment);
-        self.released.extend(self.pods.remove(&attachment).map(|address| (address, self.now)));
-        self.companions.remove(&attachment);
-        if let Some(address) = self.state.ledger().address_of(&attachment) {
-            self.released.insert(address, self.now);
-            self.apply(Event::Release(attachment, COOLDOWN));
+        for attachment in self.interfaces(name) {
+            self.queue.remove(&attachment);
+            self.released.extend(self.pods.remove(&attachment).map(|address| (address, self.now)));
+            self.companions.remove(&attachment);
+            if let Some(address) = self.state.ledger().address_of(&attachment) {
+                self.released.insert(address, self.now);
+                self.apply(Event::Release(attachment, COOLDOWN));
+            }
         }
+    }
+
+    /// A pod dies, and its DEL is lost.
+    pub(crate) fn die(&mut self, name: &str) {
+        self.pods.retain(|attachment, _| attachment.container.as_str() != name);
+        self.companions.retain(|attachment, _| attachment.container.as_str() != name);
     }
 
     /// Serves and plans until nothing more happens at this time.
     pub(crate) fn pump(&mut self) {
         for round in 0.. {
             assert!(round < 200, "no end of plans at {}: {:?}", self.now, self.plan);
-            self.plan = plan(&self.state, &self.targets, Demand::of(&self.state, &self.queue), self.now);
+            self.plan = plan(&self.state, &self.targets, &Demand::of(&self.state, &self.queue), self.now);
             let serving = serve(&self.state, &self.queue, &self.plan, self.now);
             let mut quiet = self.plan.ops.is_empty() && serving.grants.is_empty() && serving.refused.is_empty();
             for grant in serving.grants {
@@ -256,7 +305,11 @@ impl Life {
                 assert!(on.is_some(), "{} is not ours in EC2\n{}", grant.address, self.log.join("\n"));
                 assert!(self.pods.values().all(|held| *held != grant.address), "{} is held by two", grant.address);
                 self.apply(Event::Assign(grant.address, Arc::clone(&grant.owner)));
-                let on_primary = self.ec2.enis[on.as_ref().unwrap()].attachment.as_ref().unwrap().device == 0;
+                let at = self.ec2.enis[on.as_ref().unwrap()].attachment.as_ref().unwrap();
+                if let Some(card) = self.queue.waiters().find(|w| w.owner == grant.owner).and_then(|w| w.card) {
+                    assert_eq!(at.card, card, "{} of {}", grant.address, grant.owner.attachment);
+                }
+                let on_primary = (at.card, at.device) == (0, 0);
                 assert!(!(self.custom && on_primary), "{} is the node's own ENI's", grant.address);
                 let companion = self.state.ledger().companion_of(grant.address);
                 assert_eq!(companion.is_some(), self.families == Families::Dual, "{}", grant.address);
@@ -272,8 +325,11 @@ impl Life {
             for refused in serving.refused {
                 assert!(!refused.refusal.message.contains("failed to assign"));
                 for token in refused.tokens {
-                    assert!(self.queue.withdraw(token));
-                    self.refused.push(refused.refusal.clone());
+                    // One refusal is enough for all that a pod asked for.
+                    if self.queue.withdraw(token) {
+                        self.refused.push(refused.refusal.clone());
+                        self.give_back(refused.attachment.container.as_str());
+                    }
                 }
             }
             // The plan was made before the grants, as in a daemon that plans and serves at once.
@@ -377,7 +433,9 @@ impl Life {
     }
 
     fn kernel(&self) -> KernelView {
-        let dev = |attachment: &Attachment| owner(attachment.container.as_str()).host_ifname.clone();
+        let dev = |attachment: &Attachment| {
+            interface(attachment.container.as_str(), nic::index(&attachment.ifname)).host_ifname.clone()
+        };
         let companions = self.companions.iter().filter(|(attachment, _)| self.pods.contains_key(*attachment));
         let companions = companions.map(|(attachment, ip)| (IpAddr::V6(*ip), dev(attachment)));
         KernelView { pods: self.pods.iter().map(|(a, ip)| (*ip, dev(a))).chain(companions).collect() }
@@ -429,10 +487,10 @@ impl Life {
         findings
     }
 
-    /// Addresses of each ENI, by device, without ENIs' own.
+    /// Addresses of each ENI, by card and device, without ENIs' own.
     pub(crate) fn held(&self) -> Vec<u32> {
         let mut enis: Vec<_> = self.state.ledger().enis().filter(|eni| eni.stage == Stage::InService).collect();
-        enis.sort_by_key(|eni| eni.device);
+        enis.sort_by_key(|eni| (eni.card, eni.device));
         enis.iter().map(|eni| eni.places_taken()).collect()
     }
 }

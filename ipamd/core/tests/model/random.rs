@@ -21,6 +21,8 @@ use crate::life::{Fate, Life, owner, subnet_id};
 #[derive(Debug, Clone)]
 enum Step {
     Add(u8),
+    /// Pods with an interface on each network card.
+    AddOnEveryCard(u8),
     Del(u8),
     /// A pod dies, and its DEL is lost.
     Die(u8),
@@ -59,6 +61,7 @@ fn fate() -> impl Strategy<Value = Fate> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (1..12u8).prop_map(Step::Add),
+        2 => (1..6u8).prop_map(Step::AddOnEveryCard),
         5 => any::<u8>().prop_map(Step::Del),
         1 => any::<u8>().prop_map(Step::Die),
         8 => prop_oneof![1..500u32, 500..20_000u32, 20_000..120_000u32].prop_map(Step::Run),
@@ -96,7 +99,13 @@ fn targets() -> impl Strategy<Value = Targets> {
 }
 
 fn limits() -> impl Strategy<Value = InstanceLimits> {
-    (2..5u32, 3..11u32).prop_map(|(enis, ipv4_per_eni)| InstanceLimits { enis, ipv4_per_eni, prefixes: true })
+    let further = prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(1..4u32, 1..3)];
+    (2..5u32, further, 3..11u32).prop_map(|(enis, further_cards, ipv4_per_eni)| InstanceLimits {
+        enis,
+        further_cards,
+        ipv4_per_eni,
+        prefixes: true,
+    })
 }
 
 fn pick(life: &Life, which: u8) -> Option<String> {
@@ -120,6 +129,13 @@ fn live(life: &mut Life, steps: &[Step]) {
                 }
                 life.pump();
             }
+            Step::AddOnEveryCard(count) => {
+                for _ in 0..*count {
+                    pods += 1;
+                    life.add_on_every_card(&format!("pod{pods}"));
+                }
+                life.pump();
+            }
             Step::Del(which) => {
                 if let Some(name) = pick(life, *which) {
                     life.del(&name);
@@ -129,8 +145,7 @@ fn live(life: &mut Life, steps: &[Step]) {
             Step::Die(which) => {
                 let dead = life.pods.keys().nth(usize::from(*which) % life.pods.len().max(1)).cloned();
                 if let Some(dead) = dead {
-                    life.pods.remove(&dead);
-                    life.companions.remove(&dead);
+                    life.die(dead.container.as_str());
                 }
             }
             Step::Run(millis) => life.run(Duration::from_millis(u64::from(*millis))),
@@ -184,7 +199,8 @@ fn agrees_with_ec2(life: &Life) {
         let delegated = life.families.has_v6() && !known.closed;
         assert_eq!(known.ipv6.is_some(), delegated, "{}", eni.eni);
         assert!(known.ipv6.is_none_or(|ipv6| eni.ipv6_prefixes.contains(&ipv6.net)), "{}", eni.eni);
-        assert_eq!(known.device, eni.attachment.as_ref().map(|attachment| attachment.device), "{}", eni.eni);
+        let at = eni.attachment.as_ref().map(|attachment| (attachment.card, attachment.device));
+        assert_eq!(known.device.map(|device| (known.card, device)), at, "{}", eni.eni);
     }
     assert_eq!(ledger.enis().count(), life.ec2.enis.len());
     assert!(life.state.intents().is_empty() && life.state.flights().is_empty());
@@ -268,7 +284,7 @@ proptest! {
 /// The first description after the start is late, and shows an address that the daemon had given back.
 #[test]
 fn without_a_checkpoint_one_late_description_gives_out_nothing() {
-    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 5, prefixes: true };
+    let limits = InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 5, prefixes: true };
     let targets = Targets { warm_ips: 1, max_pods: 11, ..Targets::default() };
     let mut life = Life::new(limits, targets);
     live(
@@ -300,7 +316,8 @@ fn without_a_checkpoint_one_late_description_gives_out_nothing() {
 #[test]
 fn an_eni_whose_create_was_given_up_is_found_after_a_crash_too() {
     let targets = Targets { warm_enis: 2, max_pods: 6, ..Targets::default() };
-    let mut life = Life::new(InstanceLimits { enis: 2, ipv4_per_eni: 3, prefixes: true }, targets);
+    let mut life =
+        Life::new(InstanceLimits { enis: 2, further_cards: Vec::new(), ipv4_per_eni: 3, prefixes: true }, targets);
     live(
         &mut life,
         &[
@@ -318,7 +335,8 @@ fn an_eni_whose_create_was_given_up_is_found_after_a_crash_too() {
 #[test]
 fn addresses_of_an_eni_whose_delete_lost_its_answer_may_come_again() {
     let targets = Targets { max_pods: 7, ..Targets::default() };
-    let mut life = Life::new(InstanceLimits { enis: 4, ipv4_per_eni: 4, prefixes: true }, targets);
+    let mut life =
+        Life::new(InstanceLimits { enis: 4, further_cards: Vec::new(), ipv4_per_eni: 4, prefixes: true }, targets);
     live(
         &mut life,
         &[
@@ -343,7 +361,8 @@ fn addresses_of_an_eni_whose_delete_lost_its_answer_may_come_again() {
 #[test]
 fn an_eni_with_pods_that_is_shown_late_is_not_freed() {
     let targets = Targets { prefixes: true, max_pods: 33, ..Targets::default() };
-    let mut life = Life::new(InstanceLimits { enis: 2, ipv4_per_eni: 3, prefixes: true }, targets);
+    let mut life =
+        Life::new(InstanceLimits { enis: 2, further_cards: Vec::new(), ipv4_per_eni: 3, prefixes: true }, targets);
     let (lost, refused) = (Fate::Lost, Fate::Refused);
     live(
         &mut life,
@@ -372,7 +391,7 @@ fn an_eni_with_pods_that_is_shown_late_is_not_freed() {
 #[test]
 fn what_a_late_description_showed_makes_room_for_what_has_come() {
     let targets = Targets { prefixes: true, warm_enis: 2, warm_prefixes: 3, max_pods: 9, ..Targets::default() };
-    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true };
+    let limits = InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 10, prefixes: true };
     let mut life = Life::with_subnet(limits, targets, "10.0.0.0/27".parse().unwrap());
     live(
         &mut life,
@@ -399,7 +418,7 @@ fn what_a_late_description_showed_makes_room_for_what_has_come() {
 #[test]
 fn a_pod_is_where_the_newest_description_has_its_address() {
     let targets = Targets { prefixes: true, warm_enis: 2, warm_prefixes: 3, max_pods: 9, ..Targets::default() };
-    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true };
+    let limits = InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 10, prefixes: true };
     let mut life = Life::with_subnet(limits, targets, "10.0.0.0/27".parse().unwrap());
     live(
         &mut life,
@@ -431,7 +450,8 @@ fn a_pod_is_where_the_newest_description_has_its_address() {
 #[test]
 fn an_eni_that_turns_out_to_be_unattached_is_attached_again() {
     let targets = Targets { prefixes: true, max_pods: 35, ..Targets::default() };
-    let mut life = Life::new(InstanceLimits { enis: 3, ipv4_per_eni: 3, prefixes: true }, targets);
+    let mut life =
+        Life::new(InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 3, prefixes: true }, targets);
     let (done, late) = (Fate::Done, Fate::Late);
     live(
         &mut life,

@@ -51,7 +51,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         Self {
-            limits: InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true },
+            limits: InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 10, prefixes: true },
             targets: Targets::default(),
             cidr: "10.0.0.0/20".parse().unwrap(),
             whole_prefixes: true,
@@ -85,7 +85,7 @@ impl Scene {
     }
 
     fn start(&mut self) {
-        let mut life = Life::with_subnet(self.limits, self.targets.clone(), self.cidr);
+        let mut life = Life::with_subnet(self.limits.clone(), self.targets.clone(), self.cidr);
         let fates = Rc::clone(&self.fates);
         life.fates = Box::new(move |_| fates.borrow_mut().pop_front().unwrap_or(Fate::Done));
         if !self.whole_prefixes {

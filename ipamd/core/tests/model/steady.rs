@@ -6,8 +6,8 @@ use sluice_ipamd_core::plan::Targets;
 
 use crate::life::Life;
 
-const T3_SMALL: InstanceLimits = InstanceLimits { enis: 3, ipv4_per_eni: 4, prefixes: true };
-const P3DN: InstanceLimits = InstanceLimits { enis: 15, ipv4_per_eni: 50, prefixes: true };
+const T3_SMALL: InstanceLimits = InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 4, prefixes: true };
+const P3DN: InstanceLimits = InstanceLimits { enis: 15, further_cards: Vec::new(), ipv4_per_eni: 50, prefixes: true };
 
 /// No target but these.
 fn targets(prefixes: bool, warm_units: u32, warm_ips: u32, minimum_ips: u32) -> Targets {
@@ -23,7 +23,7 @@ fn settles(name: &str, limits: InstanceLimits, targets: &Targets, rows: &[Row]) 
         (tally.assigned, life.held(), tally.free)
     };
     for row in rows {
-        let mut burst = Life::new(limits, targets.clone());
+        let mut burst = Life::new(limits.clone(), targets.clone());
         for pod in 0..row.0 {
             burst.add(&format!("pod{pod}"));
         }
@@ -31,7 +31,7 @@ fn settles(name: &str, limits: InstanceLimits, targets: &Targets, rows: &[Row]) 
         assert_eq!(state(&burst), *row, "{name} by a burst\n{}", burst.log.join("\n"));
         assert_eq!(burst.refused, []);
     }
-    let mut slow = Life::new(limits, targets.clone());
+    let mut slow = Life::new(limits.clone(), targets.clone());
     slow.settle();
     let mut pods = 0;
     for row in rows {

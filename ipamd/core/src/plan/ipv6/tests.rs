@@ -38,7 +38,7 @@ fn state(families: Families, enis: Vec<Ec2Eni>) -> State {
 }
 
 fn planned(state: &State, waiting: u32, now: u64) -> (Vec<String>, Plan) {
-    let plan = plan(state, &Targets::default(), Demand { waiting, bound: 0 }, at(now));
+    let plan = plan(state, &Targets::default(), &Demand { waiting, ..Demand::default() }, at(now));
     (plan.ops.iter().map(|planned| planned.op.to_string()).collect(), plan)
 }
 
