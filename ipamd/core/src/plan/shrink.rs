@@ -103,19 +103,19 @@ pub(super) fn finish(draft: &mut Draft<'_>) {
 /// Blocks of an ENI that the pool can do without, and what they are of it.
 fn surplus_of(draft: &Draft<'_>, eni: &Eni, pool: &Pool, targets: &Targets, form: Form) -> (Vec<Ipv4Net>, Pool) {
     let singles_wanted = !form.prefixes || is_short_of_prefixes(draft.state, eni, draft.now);
-    let mut prefixes = if form.prefixes { pool.surplus_prefixes(targets, form) } else { 0 };
-    let mut singles = pool.surplus_singles(targets, form);
     let mut part = Pool::default();
     let mut nets = Vec::new();
     for net in returnable(eni, draft.now, |_| true) {
         let Some(block) = eni.blocks.get(&IpNet::V4(net)) else { continue };
         let is_prefix = net.prefix_len() < 32;
         let wanted = if is_prefix { form.prefixes } else { singles_wanted };
-        let left = if is_prefix { &mut prefixes } else { &mut singles };
-        if wanted && *left <= 0 {
+        // With each that goes less is left over, of either form.
+        let rest = *pool - part;
+        let surplus =
+            if is_prefix { rest.surplus_prefixes(targets, form) } else { rest.surplus_singles(targets, form) };
+        if wanted && surplus <= 0 {
             continue;
         }
-        *left -= i64::from(wanted);
         part += Pool::of_block(block, is_prefix, wanted, draft.now);
         nets.push(net);
     }
