@@ -1,3 +1,5 @@
+mod cards;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
