@@ -50,11 +50,8 @@ fn rules_inside(node: &Node) -> Vec<String> {
     for family in ["-4", "-6"] {
         for rule in node.ip(&format!("-n b {family} rule")).as_array().unwrap() {
             if rule["priority"] == 1 {
-                rules.push(format!(
-                    "from {} lookup {}",
-                    rule["src"].as_str().unwrap(),
-                    rule["table"].as_str().unwrap()
-                ));
+                let text = |key: &str| rule[key].as_str().unwrap().to_owned();
+                rules.push(format!("from {} lookup {}", text("src"), text("table")));
             }
         }
     }
@@ -103,8 +100,8 @@ fn each_card_has_its_veth_and_the_pod_a_table_for_it() {
     assert_eq!(node.ip("-n b route"), routes("eth0", "169.254.1.1"));
     assert_eq!(node.ip("-n b route show table 1"), routes("mNicIf1", "169.254.1.2"));
     assert_eq!(rules_inside(&node), ["from 10.0.2.61 lookup 1"]);
-    let alias = &node.ip(&format!("link show {SECOND_B}"))[0]["ifalias"];
-    assert_eq!(*alias, json!("sluice bbb/mNicIf1@sluice"));
+    let host_end = node.ip(&format!("link show {SECOND_B}"));
+    assert_eq!(host_end[0]["ifalias"], "sluice bbb/mNicIf1@sluice");
     node.sh("ip addr add 10.0.1.10/32 dev lo");
     node.assert_reaches(None, "b", "10.0.1.60");
     node.assert_reaches(None, "b", "10.0.2.61");
@@ -335,8 +332,7 @@ fn every_interface_is_closed_and_the_first_alone_is_limited() {
     let (node, ipamd, netns, id) = gated::node(|| load(&DROP));
     ipamd.refill(two());
     let annotations = json!({"k8s.amazonaws.com/nicConfig": "multi-nic-attachment"});
-    let limits =
-        json!({"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000});
+    let limits = json!({"ingressRate": 8_000_000, "egressRate": 8_000_000});
     let runtime = json!({"io.kubernetes.cri.pod-annotations": annotations, "bandwidth": limits});
     let add = Cni::on("ADD", "1.1.0", POD_B, "bbb", &netns).with("gated", &json!(true));
     node.cni(&add.with("runtimeConfig", &runtime)).result();
@@ -367,7 +363,7 @@ fn a_killed_add_converges() {
     for moment in 0..MOMENTS {
         ipamd.refill(two());
         kill_after_answer(&node, &ipamd, &add(&netns), whole * moment / MOMENTS);
-        if moment % 2 == 0 {
+        if moment.is_multiple_of(2) {
             assert_eq!(node.cni(&add(&netns)).result(), expected, "moment {moment}");
             node.cni(&Cni::on("CHECK", "1.1.0", POD_B, "bbb", &netns).with("prevResult", &expected)).nothing();
         }
