@@ -5,15 +5,14 @@ use std::time::{Duration, Instant};
 
 use sluice_contract::cni::{AddResult, EniConf, ErrorCode, Failure, NetConf, chain};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
-use sluice_contract::node::veth;
+use sluice_contract::node::{nic, veth};
 use sluice_contract::rpc::{AddRequest, DelRequest};
 use sluice_hostnet::plugin::{on_runtime, sandbox};
 
 use crate::gate::Gate;
 use crate::ipamd::Ipamd;
 use crate::kernel;
-use crate::layout::Layout;
-use crate::{del, note};
+use crate::{del, layout, note};
 
 /// How long an ADD waits for an ipamd that is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,8 +40,17 @@ pub(crate) fn run(
         let text = "the configuration of an ADD has a prevResult: sluice-eni must be the first plugin of its list";
         return Err(Failure::new(ErrorCode::InvalidConfig, text));
     }
+    if nic::index(&ifname) > 0 {
+        let text = format!(
+            "CNI_IFNAME {ifname}: pods' interfaces on further network cards are called so, and are made with the \
+             first, {}",
+            veth::POD_IFNAME
+        );
+        return Err(Failure::new(ErrorCode::InvalidEnvironment, text));
+    }
     let netns = sandbox(netns_path)?;
     let attachment = Attachment { container, ifname, network: conf.name.clone() };
+    let every_card = nic::has_further(&attachment) && runtime.wants_every_card();
     let host = veth::host_name(&options.veth_prefix, pod, &attachment)
         .map_err(|error| Failure::of(ErrorCode::InvalidConfig, &error))?;
 
@@ -56,16 +64,27 @@ pub(crate) fn run(
         netns: netns_path.to_string_lossy().into_owned(),
         host_ifname: host.clone(),
         branches: true,
-        every_card: false,
+        every_card,
     })?;
 
     // From here on a failed ADD holds an address. It is given back only when nothing of the attachment is in the kernel:
     // a second ADD that fails must not take the address from the pod that the first has made. Else the DEL that follows
     // every failed ADD does it.
-    let layout = Layout::new(attachment.clone(), host, options.mtu, reply)
-        .map_err(|error| Failure::of(ErrorCode::Refused, &error))?
-        .with_bandwidth(runtime.bandwidth);
-    on_runtime(kernel::attach(&layout, &netns, gate.as_ref()))?.map_err(|error| {
+    let further = |of: &Attachment| veth::host_name(&options.veth_prefix, pod, of);
+    let mut layouts = layout::layouts(&attachment, &host, further, options.mtu, reply)
+        .map_err(|error| Failure::of(ErrorCode::Refused, &error))?;
+    // As by the bandwidth plugin, the interface that the runtime knows is limited, and no other.
+    if let (Some(first), Some(bandwidth)) = (layouts.first_mut(), runtime.bandwidth) {
+        first.bandwidth = bandwidth;
+    }
+    if every_card && layouts.len() == 1 {
+        note(&format!(
+            "the pod gets one interface, though its annotation {} asks for one on each network card: this node has \
+             one card, or does not serve the others (ENABLE_MULTI_NIC)",
+            nic::ANNOTATION
+        ));
+    }
+    on_runtime(kernel::attach(&layouts, &netns, gate.as_ref()))?.map_err(|error| {
         for left in error.leftovers() {
             note(left);
         }
@@ -77,5 +96,5 @@ pub(crate) fn run(
         }
         Failure::new(error.code(), format!("cannot set up {attachment}: {}", chain(&error)))
     })?;
-    Ok(layout.result(netns_path))
+    Ok(layout::result(&layouts, netns_path))
 }

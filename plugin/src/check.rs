@@ -6,15 +6,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sluice_contract::cni::{AddResult, EniConf, ErrorCode, Failure, NetConf, chain};
-use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
-use sluice_contract::node::veth;
+use sluice_contract::id::{Attachment, ContainerId, IfName, InvalidId, PodRef};
+use sluice_contract::node::{nic, veth};
 use sluice_contract::rpc::CheckRequest;
 use sluice_hostnet::plugin::{on_runtime, sandbox};
 
-use crate::del::addresses_of;
+use crate::del::{addresses_of, further_in};
 use crate::ipamd::Ipamd;
 use crate::kernel;
-use crate::layout::Layout;
+use crate::layout::{self, Layout};
 
 /// How long a CHECK waits for an ipamd that is gone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -36,17 +36,27 @@ pub(crate) fn run(
     let patience = PATIENCE.min(options.deadline);
     let ipamd = Ipamd { socket: &options.ipamd_socket, deadline: Instant::now() + DEADLINE, patience };
     let reply = ipamd.check(CheckRequest { attachment: attachment.clone() })?;
-    let host = host_name(&options, pod, &attachment, &prev_result)?;
-    let layout = Layout::new(attachment.clone(), host, options.mtu, reply)
+    let host = host_name(&options, pod, &attachment, &prev_result)
+        .map_err(|error| Failure::of(ErrorCode::InvalidConfig, &error))?;
+    let further = |of: &Attachment| host_name(&options, pod, of, &prev_result);
+    let layouts = layout::layouts(&attachment, &host, further, options.mtu, reply)
         .map_err(|error| Failure::of(ErrorCode::CheckFailed, &error))?;
 
-    let mut faults = compare(&prev_result, &layout);
-    let reported = prev_result.interfaces.iter().find(|i| i.name == attachment.ifname.as_str() && i.sandbox.is_some());
-    faults.extend(
-        on_runtime(kernel::differences(&layout, &netns, reported))?.map_err(|error| {
-            Failure::new(ErrorCode::Kernel, format!("cannot look at {attachment}: {}", chain(&error)))
-        })?,
-    );
+    let mut faults = Vec::new();
+    let reported = further_in(Some(&prev_result), &attachment);
+    for further in reported.into_iter().filter_map(|index| nic::attachment(&attachment, index)) {
+        if layouts.iter().all(|layout| layout.attachment != further) {
+            faults.push(format!("prevResult has {}, for which ipamd holds no address", further.ifname));
+        }
+    }
+    for layout in &layouts {
+        faults.extend(compare(&prev_result, layout));
+        let ifname = layout.attachment.ifname.as_str();
+        let reported = prev_result.interfaces.iter().find(|i| i.name == ifname && i.sandbox.is_some());
+        faults.extend(on_runtime(kernel::differences(layout, &netns, reported))?.map_err(|error| {
+            Failure::new(ErrorCode::Kernel, format!("cannot look at {}: {}", layout.attachment, chain(&error)))
+        })?);
+    }
     if faults.is_empty() {
         return Ok(());
     }
@@ -59,13 +69,12 @@ fn host_name(
     pod: &PodRef,
     attachment: &Attachment,
     prev_result: &AddResult,
-) -> Result<IfName, Failure> {
+) -> Result<IfName, InvalidId> {
     let host_mac = veth::mac(veth::End::Host, attachment);
     let reported = prev_result.interfaces.iter().find(|i| i.sandbox.is_none() && i.mac == Some(host_mac));
     match reported.and_then(|interface| IfName::new(&interface.name).ok()) {
         Some(name) => Ok(name),
-        None => veth::host_name(&options.veth_prefix, pod, attachment)
-            .map_err(|error| Failure::of(ErrorCode::InvalidConfig, &error)),
+        None => veth::host_name(&options.veth_prefix, pod, attachment),
     }
 }
 

@@ -2,14 +2,17 @@
 //!
 //! The kernel comes first and the ledger last: as long as ipamd holds an address for the attachment, nobody else can
 //! have it, so that what is deleted by address is the attachment's own.
+//!
+//! A runtime knows the first of a pod's interfaces, and all of them go with it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sluice_contract::cni::{AddResult, EniConf, ErrorCode, Failure, NetConf, chain};
 use sluice_contract::id::{Attachment, ContainerId, IfName, PodRef};
-use sluice_contract::node::{TOMBSTONE_DIR, branch, veth};
+use sluice_contract::node::{TOMBSTONE_DIR, branch, nic, veth};
 use sluice_contract::rpc::{CheckRequest, DelRequest};
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plugin::{ClientError, on_runtime, tombstone};
@@ -35,12 +38,17 @@ pub(crate) fn run(
         note(&format!("going on with the defaults: {}", chain(&error)));
         EniConf::default()
     });
+    if nic::index(&ifname) > 0 {
+        // ADD makes none by such a name: the interface that has it goes with the pod's first.
+        return Ok(());
+    }
     let attachment = Attachment { container, ifname, network: conf.name.clone() };
     let prev_result = conf.prev_result().unwrap_or_else(|error| {
         note(&format!("going on without it: {}", chain(&error)));
         None
     });
     let mut traces = Traces {
+        further: further_in(prev_result.as_ref(), &attachment),
         names: host_names(&options, &pod, &attachment, prev_result.as_ref()),
         netns: netns.and_then(|path| Namespace::open(path).ok()).filter(|netns| !netns.is_current()),
         // A runtime that does not tell the pod again leaves only the mark to go by.
@@ -49,21 +57,33 @@ pub(crate) fn run(
     };
     // With a branch ENI in strict mode it has another name, which the result has, where there is one.
     let strict: Vec<IfName> = traces.names.iter().map(|name| branch::host_name(name, branch::Mode::Strict)).collect();
-    let request = DelRequest { attachment: attachment.clone(), pod, add_failed: false };
     let held = ipamd(&options).check(CheckRequest { attachment: attachment.clone() });
     let gone = held.as_ref().is_err_and(ClientError::is_gone);
     match held {
-        Ok(reply) => traces.held = reply.addresses,
+        Ok(reply) => {
+            traces.further.extend(reply.addresses.iter().map(|address| address.interface).filter(|index| *index > 0));
+            traces.held = reply.addresses;
+        }
         // The ledger has let go of them: they may be another's by now.
         Err(error) if error.is_unknown() => {}
         Err(error) => {
             note(&shrug("going by prevResult and the kernel", &error));
-            traces.claimed = addresses_of(prev_result.as_ref(), &attachment.ifname);
+            let further = traces.further.iter().filter_map(|index| nic::ifname(&attachment.ifname, *index));
+            let all = std::iter::once(attachment.ifname.clone()).chain(further);
+            traces.claimed = all.flat_map(|ifname| addresses_of(prev_result.as_ref(), &ifname)).collect();
+        }
+    }
+    for further in traces.further.iter().filter_map(|index| nic::attachment(&attachment, *index)) {
+        if let Ok(name) = veth::host_name(&options.veth_prefix, &pod, &further)
+            && !traces.names.contains(&name)
+        {
+            traces.names.push(name);
         }
     }
     if traces.held.is_empty() || traces.held.iter().any(|address| address.branch.is_some()) {
         traces.names.extend(strict);
     }
+    let request = DelRequest { attachment: attachment.clone(), pod, add_failed: false };
     let detached = on_runtime(kernel::detach(&attachment, &traces))?;
     // Also when the kernel refuses: the runtime will ask again, and the address cools anyway. A daemon that is gone is
     // not waited for twice.
@@ -113,7 +133,15 @@ fn host_names(
     names
 }
 
-/// The addresses on the attachment's interface in a result.
+/// Which interfaces of further network cards a result has.
+pub(crate) fn further_in(result: Option<&AddResult>, first: &Attachment) -> BTreeSet<u8> {
+    let Some(result) = result.filter(|_| nic::has_further(first)) else { return BTreeSet::new() };
+    let in_sandbox = result.interfaces.iter().filter(|interface| interface.sandbox.is_some());
+    let index = |name: &str| IfName::new(name).map_or(0, |name| nic::index(&name));
+    in_sandbox.map(|interface| index(&interface.name)).filter(|index| *index > 0).collect()
+}
+
+/// The addresses on an interface in a result.
 pub(crate) fn addresses_of(result: Option<&AddResult>, ifname: &IfName) -> Vec<IpAddr> {
     let Some(result) = result else { return Vec::new() };
     let on_it = |index: usize| result.interfaces.get(index).is_some_and(|interface| interface.name == ifname.as_str());

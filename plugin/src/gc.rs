@@ -1,12 +1,14 @@
 //! GC: what belongs to none of the attachments that the runtime lists is taken away.
 //!
 //! Its traces are found from both sides: the kernel's links by their marks, and ipamd's ledger. Neither alone has all.
+//! A runtime lists the first of a pod's interfaces, and all of them stay with it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sluice_contract::cni::{EniConf, ErrorCode, Failure, GcAttachment, NetConf, chain};
 use sluice_contract::id::{Attachment, PodRef};
+use sluice_contract::node::nic;
 use sluice_contract::rpc::{DelRequest, GcRequest};
 use sluice_hostnet::plugin::on_runtime;
 
@@ -50,14 +52,17 @@ pub(crate) fn run(conf: &NetConf) -> Result<(), Failure> {
                 // An address rests before it is given to another, so that it is still nobody's. A mark that does not
                 // name its attachment can still be told to be that of a known one.
                 let search = stale.iter().all(|(seen, _)| *seen != attachment);
-                let traces = Traces { held, search, ..Traces::default() };
+                let further = held.iter().map(|address| address.interface).filter(|index| *index > 0).collect();
+                let traces = Traces { further, held, search, ..Traces::default() };
                 if let Err(error) = on_runtime(kernel::detach(&attachment, &traces))? {
                     errors.push(format!("{attachment}: {}", chain(&error)));
                 }
             }
         }
         Err(error) => {
-            for (attachment, _) in stale {
+            // ipamd knows of each one's further interfaces.
+            let firsts: BTreeSet<Attachment> = stale.iter().map(|(attachment, _)| nic::first(attachment)).collect();
+            for attachment in firsts {
                 let request = DelRequest { attachment, pod: PodRef::default(), add_failed: false };
                 if let Err(failure) = del::bury(&options, &request) {
                     errors.push(failure.to_string());

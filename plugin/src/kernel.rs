@@ -1,4 +1,4 @@
-//! The kernel's side of an attachment: made, taken away, looked at.
+//! The kernel's side of an attachment with all its interfaces: made, taken away, looked at.
 //!
 //! A veth is known by its marks ([`sluice_contract::node::veth`]), never by its name alone, and so is the VLAN of a branch ENI.
 
@@ -21,6 +21,11 @@ fn is_host_end_of(link: &Link, attachment: &Attachment) -> bool {
     link.kind == LinkKind::Veth
         && (link.mac == Some(veth::mac(End::Host, attachment))
             || link.alias.as_deref() == Some(veth::alias(attachment).as_str()))
+}
+
+/// Whether a link bears one of two marks of a host's end.
+fn bears(link: &Link, mac: MacAddr, alias: &str) -> bool {
+    link.mac == Some(mac) || link.alias.as_deref() == Some(alias)
 }
 
 /// Whether a link is the VLAN of an attachment's branch ENI.

@@ -1,15 +1,21 @@
 //! What an attachment looks like in the kernel and to the runtime: pure, from what ipamd says.
+//!
+//! Each interface of a pod is laid out by itself, the first as the only one of most pods. What comes by a further one
+//! is answered by it; the pod's own connections leave by the first.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::IpAddr;
 use std::path::Path;
 
+use serde_json::Value;
 use sluice_contract::cni::{
-    ATTACHMENT_KEY, AddResult, Bandwidth, Dns, EniAttachment, Interface, IpConfig, Route as CniRoute,
+    ATTACHMENT_KEY, AddResult, Bandwidth, EniAttachment, FURTHER_ATTACHMENTS_KEY, Interface, IpConfig,
+    Route as CniRoute,
 };
-use sluice_contract::id::{Attachment, IfName, MacAddr};
+use sluice_contract::id::{Attachment, IfName, InvalidId, MacAddr};
 use sluice_contract::node::veth::{self, End};
-use sluice_contract::node::{TABLE_MAIN, branch, pod_gateway_v4, pod_gateway_v6};
+use sluice_contract::node::{RULE_POD_INTERFACE, TABLE_MAIN, branch, nic, pod_gateway_v4, pod_gateway_v6, pod_table};
 use sluice_contract::rpc::{AddReply, PodAddress};
 use sluice_hostnet::branch::{BranchError, PodBranch, rules_of_address};
 use sluice_hostnet::desired::{Desired, LinkSettings};
@@ -21,7 +27,7 @@ const MTU_MIN_V6: u32 = 1280;
 /// The settings of IPv6 on the host's end: those of the VPC CNI, and no detection of duplicates. Nobody else is on the
 /// link, and the host could not ask for its pod before it has an address of the link.
 const HOST_SYSCTLS: [(&str, u8); 4] = [("accept_ra", 0), ("accept_redirects", 1), ("forwarding", 0), ("accept_dad", 0)];
-/// The most addresses of one pod; more is a fault of the daemon.
+/// The most addresses of one interface; more is a fault of the daemon.
 const ADDRESSES_MAX: usize = 64;
 
 /// Why ipamd's answer cannot be made real.
@@ -41,13 +47,30 @@ pub(crate) enum LayoutError {
         /// How many.
         count: usize,
     },
-    /// Pods with several interfaces are not made by this plugin.
-    #[error("ipamd gave {ip} for interface {interface} of the pod; this plugin makes one interface an attachment")]
-    SecondInterface {
+    /// An interface that the attachment cannot have.
+    #[error("ipamd gave {attachment} {ip} for interface {interface} of the pod, which it cannot have")]
+    NoSuchInterface {
+        /// For whom.
+        attachment: Attachment,
         /// The address.
         ip: IpAddr,
         /// The interface.
         interface: u8,
+    },
+    /// A pod with security groups of its own has one interface.
+    #[error("ipamd gave {attachment} a branch ENI beside interfaces on further network cards")]
+    BranchBeside {
+        /// For whom.
+        attachment: Attachment,
+    },
+    /// The host's end would have a name that no link can have.
+    #[error("the host's interface of {attachment} cannot be named")]
+    HostName {
+        /// For whom.
+        attachment: Attachment,
+        /// What is wrong.
+        #[source]
+        source: InvalidId,
     },
     /// The branch ENI cannot be made real.
     #[error("ipamd's answer for {attachment} contradicts itself")]
@@ -68,11 +91,13 @@ pub(crate) enum LayoutError {
     },
 }
 
-/// One attachment: names, addresses and what follows from them.
+/// One interface of a pod: names, addresses and what follows from them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// Whose it is.
     pub(crate) attachment: Attachment,
+    /// Which of the pod's interfaces it is, from 0.
+    pub(crate) index: u8,
     /// The host's end.
     pub(crate) host: IfName,
     /// The host end's MAC address.
@@ -91,32 +116,65 @@ pub(crate) struct Layout {
     pub(crate) bandwidth: Bandwidth,
 }
 
+/// The layouts of `reply`, one an interface: that of `first`, and those on further network cards. `mtu` is the
+/// conflist's, which comes before ipamd's. `host` is what the first one's host end is called, unless the pod's branch
+/// ENI gives it another name; `further` names the others.
+pub(crate) fn layouts(
+    first: &Attachment,
+    host: &IfName,
+    further: impl Fn(&Attachment) -> Result<IfName, InvalidId>,
+    mtu: Option<u32>,
+    reply: AddReply,
+) -> Result<Vec<Layout>, LayoutError> {
+    let AddReply { addresses: mut rest, mtu: given, mut egress } = reply;
+    let mtu = mtu.unwrap_or(given);
+    let all = rest.iter().map(|address| address.ip).chain(egress);
+    if let Some(ip) = all.filter(IpAddr::is_ipv6).find(|_| mtu < MTU_MIN_V6) {
+        return Err(LayoutError::Mtu { ip, mtu });
+    }
+    if rest.iter().any(|address| address.branch.is_some()) && rest.iter().any(|address| address.interface > 0) {
+        return Err(LayoutError::BranchBeside { attachment: first.clone() });
+    }
+    let mut layouts = Vec::with_capacity(1);
+    for (index, attachment) in (0u8..).zip(iter::once(first.clone()).chain(nic::further(first))) {
+        if index > 0 && rest.is_empty() {
+            break;
+        }
+        let (own, others): (Vec<_>, Vec<_>) = rest.into_iter().partition(|address| address.interface == index);
+        rest = others;
+        let host = if index == 0 {
+            host.clone()
+        } else {
+            let failed = |source| LayoutError::HostName { attachment: attachment.clone(), source };
+            further(&attachment).map_err(failed)?
+        };
+        // The pod's way out in the other family is the first's, and there is one of them.
+        layouts.push(Layout::new(attachment, index, host, mtu, own, egress.take())?);
+    }
+    match rest.first() {
+        None => Ok(layouts),
+        Some(&PodAddress { ip, interface, .. }) => {
+            Err(LayoutError::NoSuchInterface { attachment: first.clone(), ip, interface })
+        }
+    }
+}
+
 impl Layout {
-    /// The layout of `reply`; `mtu` is the conflist's, which comes before ipamd's. `host` is what the host's end is called, unless
-    /// the pod's branch ENI gives it another name.
-    pub(crate) fn new(
+    fn new(
         attachment: Attachment,
+        index: u8,
         host: IfName,
-        mtu: Option<u32>,
-        reply: AddReply,
+        mtu: u32,
+        addresses: Vec<PodAddress>,
+        egress: Option<IpAddr>,
     ) -> Result<Self, LayoutError> {
-        let mtu = mtu.unwrap_or(reply.mtu);
-        if reply.addresses.is_empty() {
+        if addresses.is_empty() {
             return Err(LayoutError::NoAddress { attachment });
         }
-        if reply.addresses.len() > ADDRESSES_MAX {
-            return Err(LayoutError::TooMany { attachment, count: reply.addresses.len() });
+        if addresses.len() > ADDRESSES_MAX {
+            return Err(LayoutError::TooMany { attachment, count: addresses.len() });
         }
-        for address in &reply.addresses {
-            if address.interface != 0 {
-                return Err(LayoutError::SecondInterface { ip: address.ip, interface: address.interface });
-            }
-        }
-        let all = reply.addresses.iter().map(|address| address.ip).chain(reply.egress);
-        if let Some(ip) = all.filter(IpAddr::is_ipv6).find(|_| mtu < MTU_MIN_V6) {
-            return Err(LayoutError::Mtu { ip, mtu });
-        }
-        let branch = match PodBranch::of(&reply.addresses) {
+        let branch = match PodBranch::of(&addresses) {
             Ok(branch) => branch,
             Err(source) => return Err(LayoutError::Branch { attachment, source }),
         };
@@ -124,21 +182,17 @@ impl Layout {
             host_mac: veth::mac(End::Host, &attachment),
             pod_mac: veth::mac(End::Pod, &attachment),
             attachment,
+            index,
             host: match &branch {
                 Some(own) => branch::host_name(&host, own.mode),
                 None => host,
             },
             mtu,
-            addresses: reply.addresses,
-            egress: reply.egress,
+            addresses,
+            egress,
             branch,
             bandwidth: Bandwidth::default(),
         })
-    }
-
-    /// The same with limits of its traffic.
-    pub(crate) fn with_bandwidth(self, bandwidth: Option<Bandwidth>) -> Self {
-        Self { bandwidth: bandwidth.unwrap_or_default(), ..self }
     }
 
     /// The limits of what the host sends to the pod, and of what the pod sends.
@@ -148,12 +202,12 @@ impl Layout {
         (limit(ingress_rate, ingress_burst), limit(egress_rate, egress_burst))
     }
 
-    /// Whether the pod has an IPv6 address.
+    /// Whether it has an IPv6 address.
     pub(crate) fn has_v6(&self) -> bool {
         self.all().any(|ip| ip.is_ipv6())
     }
 
-    /// Every address that the pod's interface has.
+    /// Every address that it has.
     pub(crate) fn all(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().map(|address| address.ip).chain(self.egress)
     }
@@ -161,15 +215,17 @@ impl Layout {
     /// What the pod's namespace must have (reference: the VPC CNI's driver, in its order).
     pub(crate) fn pod(&self) -> Desired {
         let dev = &self.attachment.ifname;
+        let table = pod_table(self.index);
         let mut desired = Desired {
             links: vec![LinkSettings { dev: dev.clone(), up: Some(true), mtu: Some(self.mtu) }],
+            rules: self.pod_rules(),
             ..Desired::default()
         };
         desired.addresses.extend(self.all().map(|ip| Address::new(dev.clone(), host_prefix(ip))));
         for family in families(self.all()) {
-            let gateway = gateway(family);
-            desired.routes.push(Route::on_link(TABLE_MAIN, host_prefix(gateway), dev.clone()));
-            desired.routes.push(Route::default_via(TABLE_MAIN, gateway, dev.clone()));
+            let gateway = gateway(family, self.index);
+            desired.routes.push(Route::on_link(table, host_prefix(gateway), dev.clone()));
+            desired.routes.push(Route::default_via(table, gateway, dev.clone()));
             desired.neighbours.push(Neighbour::permanent(dev.clone(), gateway, self.host_mac));
             if family == Family::V6 {
                 // Runtimes make namespaces in which IPv6 is switched off.
@@ -178,6 +234,16 @@ impl Layout {
             }
         }
         desired
+    }
+
+    /// The rules in the pod's namespace, by which a further interface answers what came by it. They name no link, so
+    /// that they do not go with it.
+    pub(crate) fn pod_rules(&self) -> Vec<Rule> {
+        if self.index == 0 {
+            return Vec::new();
+        }
+        let rule = |ip| Rule::from(RULE_POD_INTERFACE, host_prefix(ip), pod_table(self.index));
+        self.all().map(rule).collect()
     }
 
     /// What the host must have before anything of a branch ENI's pod: the way out.
@@ -210,8 +276,8 @@ impl Layout {
         Desired { routes, ..Desired::default() }
     }
 
-    /// What the runtime is told: nothing of the address for egress alone, at which nobody else reaches the pod.
-    pub(crate) fn result(&self, netns: &Path) -> AddResult {
+    /// What the runtime is told of its host's end and of its own.
+    fn interfaces(&self, netns: &Path) -> [Interface; 2] {
         let mtu = Some(self.mtu);
         let host = Interface { mtu, ..Interface::new(self.host.as_str(), self.host_mac) };
         let pod = Interface {
@@ -219,23 +285,41 @@ impl Layout {
             sandbox: Some(netns.to_string_lossy().into_owned()),
             ..Interface::new(self.attachment.ifname.as_str(), self.pod_mac)
         };
-        let ip = |address: &PodAddress| IpConfig {
-            interface: Some(1),
-            address: host_prefix(address.ip),
-            gateway: Some(gateway(Family::of(address.ip))),
-        };
-        let route = |family: Family| CniRoute::new(family.everything(), Some(gateway(family)));
+        [host, pod]
+    }
+
+    /// What the chain is told of what lies behind it.
+    fn eni(&self) -> Option<Value> {
         let attachment = self.addresses.first().map(|address| EniAttachment::of(&self.host, address));
         // Plain structs with string keys cannot fail to become a value.
-        let attachment = attachment.and_then(|attachment| serde_json::to_value(attachment).ok());
-        AddResult {
-            interfaces: vec![host, pod],
-            ips: self.addresses.iter().map(ip).collect(),
-            routes: families(self.addresses.iter().map(|address| address.ip)).into_iter().map(route).collect(),
-            dns: Dns::default(),
-            extra: attachment.map(|attachment| (ATTACHMENT_KEY.to_owned(), attachment)).into_iter().collect(),
-        }
+        attachment.and_then(|attachment| serde_json::to_value(attachment).ok())
     }
+}
+
+/// What the runtime is told: nothing of the address for egress alone, at which nobody else reaches the pod, and of
+/// routes those of the first interface, by which the pod's own connections leave.
+pub(crate) fn result(layouts: &[Layout], netns: &Path) -> AddResult {
+    let mut result = AddResult::default();
+    for layout in layouts {
+        result.interfaces.extend(layout.interfaces(netns));
+        // The pod's end is the last one so far.
+        let interface = result.interfaces.len().checked_sub(1);
+        let ip = |address: &PodAddress| IpConfig {
+            interface,
+            address: host_prefix(address.ip),
+            gateway: Some(gateway(Family::of(address.ip), layout.index)),
+        };
+        result.ips.extend(layout.addresses.iter().map(ip));
+    }
+    let Some((first, further)) = layouts.split_first() else { return result };
+    let route = |family: Family| CniRoute::new(family.everything(), Some(gateway(family, first.index)));
+    result.routes.extend(families(first.addresses.iter().map(|address| address.ip)).into_iter().map(route));
+    result.extra.extend(first.eni().map(|eni| (ATTACHMENT_KEY.to_owned(), eni)));
+    if !further.is_empty() {
+        let enis = further.iter().filter_map(Layout::eni).collect();
+        result.extra.insert(FURTHER_ATTACHMENTS_KEY.to_owned(), Value::Array(enis));
+    }
+    result
 }
 
 fn families(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<Family> {
@@ -247,11 +331,11 @@ pub(crate) fn rules(addresses: &[PodAddress]) -> Vec<Rule> {
     addresses.iter().flat_map(|address| rules_of_address(address.ip, address.table)).collect()
 }
 
-/// The next hop of a pod.
-pub(crate) fn gateway(family: Family) -> IpAddr {
+/// The next hop of a pod's `index`-th interface.
+const fn gateway(family: Family, index: u8) -> IpAddr {
     match family {
-        Family::V4 => pod_gateway_v4(0).into(),
-        Family::V6 => pod_gateway_v6(0).into(),
+        Family::V4 => IpAddr::V4(pod_gateway_v4(index)),
+        Family::V6 => IpAddr::V6(pod_gateway_v6(index)),
     }
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ContainerId, IfName};
 
 pub use conf::{Bandwidth, ConfError, NetConf, PortMapping, RuntimeConfig, RuntimeDns, STDIN_LIMIT};
-pub use eni::{ATTACHMENT_KEY, EniAttachment, EniConf};
+pub use eni::{ATTACHMENT_KEY, EniAttachment, EniConf, FURTHER_ATTACHMENTS_KEY};
 pub use error::{ErrorCode, ErrorObject};
 pub use failure::{Failure, chain};
 pub use invocation::{Environment, Invocation, InvocationError, PodArgs, Verb};

@@ -7,13 +7,13 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 use sluice_contract::cni::{ErrorCode, chain};
 use sluice_contract::id::IfName;
-use sluice_contract::node::{TABLE_MAIN, veth};
-use sluice_hostnet::desired::{Desired, Devices, RouteScope};
+use sluice_contract::node::{RULE_POD_INTERFACE, TABLE_MAIN, pod_table, veth};
+use sluice_hostnet::desired::{Desired, Devices, RouteScope, RuleScope};
 use sluice_hostnet::host::{ExecuteError, Host, ObserveError};
 use sluice_hostnet::netlink::{LinkError, NetlinkError, OpenError, VethSpec};
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::{Op, Planned, plan};
-use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol};
+use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Protocol, Rule};
 use sluice_hostnet::tc::TcError;
 
 use super::detach::{routed, rules_of};
@@ -130,26 +130,69 @@ impl From<StepError> for AttachError {
     }
 }
 
-/// Makes the attachment of `layout` in `netns`. The same attachment again is brought to the same state; what another
-/// sandbox of the same pod has left under the host's name is replaced. Where a policy is to come, `gate` keeps the pod
-/// closed until then.
-pub(crate) async fn attach(layout: &Layout, netns: &Namespace, gate: Option<&Gate>) -> Result<(), AttachError> {
+/// Makes the attachment of `layouts`, an interface each, in `netns`: all of them or none. The same attachment again is
+/// brought to the same state; what another sandbox of the same pod has left under the host's names is replaced. Where a
+/// policy is to come, `gate` keeps the pod closed until then.
+pub(crate) async fn attach(layouts: &[Layout], netns: &Namespace, gate: Option<&Gate>) -> Result<(), AttachError> {
     let host = Host::current().map_err(StepError::Open)?;
     let pod = Host::of(netns.clone()).map_err(StepError::Open)?;
-    let Some(branch) = &layout.branch else { return attach_veth(layout, &host, &pod, gate).await };
+    let mut done = Vec::with_capacity(layouts.len());
+    for layout in layouts {
+        match attach_interface(layout, &host, &pod, gate).await {
+            Ok(made) => done.push(made),
+            Err(mut error) => {
+                undo_others(&mut error, layouts, &done, &host, &pod).await;
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes one interface. Answers the pod's end where this ADD has made it, none where it was there.
+async fn attach_interface(
+    layout: &Layout,
+    host: &Host,
+    pod: &Host,
+    gate: Option<&Gate>,
+) -> Result<Option<Link>, AttachError> {
+    let Some(branch) = &layout.branch else { return attach_veth(layout, host, pod, gate).await };
     // Before the veth, so that nothing that the pod sends goes another way.
-    let uplink = uplink::raise(layout, branch, &host).await.map_err(StepError::Uplink)?;
-    match attach_veth(layout, &host, &pod, gate).await {
-        Ok(()) => Ok(()),
+    let uplink = uplink::raise(layout, branch, host).await.map_err(StepError::Uplink)?;
+    match attach_veth(layout, host, pod, gate).await {
         Err(mut error) => {
-            error.leftovers.extend(uplink::lower(layout, branch, &host, &uplink).await);
+            error.leftovers.extend(uplink::lower(layout, branch, host, &uplink).await);
             error.undone &= error.leftovers.is_empty();
             Err(error)
         }
+        made => made,
     }
 }
 
-async fn attach_veth(layout: &Layout, host: &Host, pod: &Host, gate: Option<&Gate>) -> Result<(), AttachError> {
+/// Takes back what this ADD has made before one of the interfaces failed, the last first: a pod has all its interfaces
+/// or none. What was there before stays, because its pod may be running.
+async fn undo_others(error: &mut AttachError, layouts: &[Layout], done: &[Option<Link>], host: &Host, pod: &Host) {
+    for (layout, made) in layouts.iter().zip(done).rev() {
+        match made {
+            Some(made) => error.leftovers.extend(remove(layout, host, pod, made).await),
+            None => error.undone = false,
+        }
+    }
+    // An earlier ADD may have come further than this one.
+    for later in layouts.iter().skip(done.len().saturating_add(1)) {
+        let there = host.netlink().link_by_name(&later.host).await;
+        let is_absent = |link: Option<Link>| link.is_none_or(|link| !is_host_end_of(&link, &later.attachment));
+        error.undone &= there.is_ok_and(is_absent);
+    }
+    error.undone &= error.leftovers.is_empty();
+}
+
+async fn attach_veth(
+    layout: &Layout,
+    host: &Host,
+    pod: &Host,
+    gate: Option<&Gate>,
+) -> Result<Option<Link>, AttachError> {
     // Nearly always both names are free, so that nobody has to look first: the kernel says when one is taken.
     let made = match create(layout, host, pod).await {
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
@@ -159,7 +202,8 @@ async fn attach_veth(layout: &Layout, host: &Host, pod: &Host, gate: Option<&Gat
                 && is_host_end_of(host_end, &layout.attachment)
                 && are_ends_of_one_veth(pod_end, host_end)
             {
-                return Ok(converge(layout, host, pod, host_end, gate).await?);
+                converge(layout, host, pod, host_end, gate).await?;
+                return Ok(None);
             }
             let lost = on_host.as_ref().is_some_and(|link| is_host_end_of(link, &layout.attachment));
             clear_the_way(layout, host, pod, in_pod, on_host).await.map_err(|step| match step {
@@ -171,7 +215,7 @@ async fn attach_veth(layout: &Layout, host: &Host, pod: &Host, gate: Option<&Gat
         made => made.map_err(StepError::Create)?,
     };
     match furnish(layout, host, pod, &made, gate).await {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Some(made)),
         Err(step) => Err(undo(layout, pod, &made, step).await),
     }
 }
@@ -191,19 +235,38 @@ async fn create(layout: &Layout, host: &Host, pod: &Host) -> Result<Link, LinkEr
     pod.netlink().create_veth(&spec).await
 }
 
-/// Takes the veth back, and with it the other end and all that stands on either. Rules were taken back where they
-/// were made.
+/// Takes the veth back, and with it the other end and all that stands on either. The host's rules were taken back where
+/// they were made; the pod's may have been made before something else failed.
 async fn undo(layout: &Layout, pod: &Host, made: &Link, step: StepError) -> AttachError {
     let mut error = AttachError::absent(step);
     if let StepError::Execute { source, .. } = &error.step {
         let failures = source.not_undone.iter();
         error.leftovers = failures.map(|(op, cause)| format!("left behind: {op}: {}", chain(cause))).collect();
     }
-    if let Err(cause) = pod.netlink().delete_link(made.index).await {
-        error.leftovers.push(format!("left behind: {}: {}", layout.host, chain(&cause)));
-    }
+    error.leftovers.extend(delete_veth(layout, pod, made).await);
+    error.leftovers.extend(delete_rules(layout, pod, layout.pod_rules()).await);
     error.undone = error.leftovers.is_empty();
     error
+}
+
+/// Takes a whole interface back. Answers what is left. As long as the link is there, ipamd takes the rules' going for
+/// somebody's mistake and puts them back.
+async fn remove(layout: &Layout, host: &Host, pod: &Host, made: &Link) -> Vec<String> {
+    let mut left: Vec<String> = delete_veth(layout, pod, made).await.into_iter().collect();
+    left.extend(delete_rules(layout, pod, layout.pod_rules()).await);
+    left.extend(delete_rules(layout, host, layout.host().rules).await);
+    left
+}
+
+async fn delete_veth(layout: &Layout, pod: &Host, made: &Link) -> Option<String> {
+    let failed = pod.netlink().delete_link(made.index).await.err();
+    failed.map(|cause| format!("left behind: {}: {}", layout.host, chain(&cause)))
+}
+
+async fn delete_rules(layout: &Layout, side: &Host, rules: Vec<Rule>) -> Option<String> {
+    let ops: Vec<_> = rules.into_iter().map(|rule| Planned::new(Op::DeleteRule(rule), "the ADD has failed")).collect();
+    let failed = side.execute(&ops).await.err();
+    failed.map(|cause| format!("left behind: rules of {}: {}", layout.host, chain(&cause)))
 }
 
 /// Removes what stands under one of the names and may be removed.
@@ -306,6 +369,14 @@ async fn converge(
     }
     let mut in_pod = layout.pod();
     in_pod.scope.addresses.insert(layout.attachment.ifname.clone());
+    if layout.index > 0 {
+        // Whatever else leads to its table is of an address that it had before.
+        let scope = |family| RuleScope {
+            table: Some(pod_table(layout.index)),
+            ..RuleScope::priority(family, RULE_POD_INTERFACE)
+        };
+        in_pod.scope.rules.extend(Family::ALL.map(scope));
+    }
     let observed = observe("pod's side", pod, &in_pod).await?;
     execute_unknown("pod's side", pod, &plan(&observed, &in_pod)).await?;
 

@@ -1,10 +1,12 @@
-//! Takes an attachment away, as far as it is there and is the attachment's own.
+//! Takes an attachment away with all its interfaces, as far as it is there and is the attachment's own.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::IpAddr;
 
 use sluice_contract::id::{Attachment, IfName};
-use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, branch, veth};
+use sluice_contract::node::veth::{self, End};
+use sluice_contract::node::{RULE_FROM_POD, RULE_POD_INTERFACE, RULE_TO_POD, TABLE_MAIN, branch, nic, pod_table};
 use sluice_contract::rpc::PodAddress;
 use sluice_hostnet::branch::{is_vlan, strict_rules_to};
 use sluice_hostnet::desired::View;
@@ -14,7 +16,7 @@ use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, Rule, host_prefix};
 
-use super::{are_ends_of_one_veth, is_host_end_of, is_uplink_of};
+use super::{are_ends_of_one_veth, bears, is_host_end_of, is_uplink_of};
 use crate::layout;
 
 /// Why an attachment could not be taken away as a whole.
@@ -46,7 +48,9 @@ pub(crate) enum DetachError {
 /// What is known of an attachment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Traces {
-    /// What the host's end may be called.
+    /// Which interfaces of further network cards it has had, as far as that is known; more may be found.
+    pub(crate) further: BTreeSet<u8>,
+    /// What the host's ends may be called.
     pub(crate) names: Vec<IfName>,
     /// The sandbox, where it is still there.
     pub(crate) netns: Option<Namespace>,
@@ -59,48 +63,111 @@ pub(crate) struct Traces {
     pub(crate) claimed: Vec<IpAddr>,
 }
 
-/// Takes the attachment away: its link, and with that its routes and the pod's end, the VLAN of its branch ENI, then its rules.
-/// As long as the link is there, ipamd takes the rules' going for somebody's mistake and puts them back.
+/// One interface of the attachment, and the host's end of it where that was found.
+#[derive(Debug)]
+struct Interface {
+    attachment: Attachment,
+    link: Option<Link>,
+}
+
+/// The interfaces of an attachment that are known so far: always the first.
+#[derive(Debug)]
+struct Interfaces(Vec<Interface>);
+
+impl Interfaces {
+    fn of(first: &Attachment, traces: &Traces) -> Self {
+        let further = traces.further.iter().filter_map(|index| nic::attachment(first, *index));
+        let all = iter::once(first.clone()).chain(further.filter(|further| further != first));
+        Self(all.map(|attachment| Interface { attachment, link: None }).collect())
+    }
+
+    /// Takes `link` for the host's end that it is marked as; says whether it is one.
+    fn take(&mut self, link: &Link) -> bool {
+        let Some(interface) = self.0.iter_mut().find(|one| is_host_end_of(link, &one.attachment)) else { return false };
+        interface.link.get_or_insert_with(|| link.clone());
+        true
+    }
+
+    /// Puts `link` down as the host's end of `attachment`, of which nobody may have known.
+    fn put(&mut self, attachment: Attachment, link: &Link) {
+        match self.0.iter_mut().find(|one| one.attachment == attachment) {
+            Some(interface) => {
+                interface.link.get_or_insert_with(|| link.clone());
+            }
+            None => self.0.push(Interface { attachment, link: Some(link.clone()) }),
+        }
+    }
+
+    /// Takes from all links of the host those that are marked as the attachment's.
+    fn take_marked(&mut self, first: &Attachment, links: &[Link]) {
+        for attachment in iter::once(first.clone()).chain(nic::further(first)) {
+            let (mac, alias) = (veth::mac(End::Host, &attachment), veth::alias(&attachment));
+            let is_it = |link: &&Link| link.kind == LinkKind::Veth && bears(link, mac, &alias);
+            if let Some(link) = links.iter().find(is_it) {
+                self.put(attachment, link);
+            }
+        }
+    }
+
+    /// Whether the host's end of one was not found.
+    fn is_any_lost(&self) -> bool {
+        self.0.iter().any(|one| one.link.is_none())
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        self.0.iter().filter_map(|one| one.link.as_ref())
+    }
+}
+
+/// Takes the attachment away: its links, and with them their routes and the pod's ends, the VLAN of its branch ENI, then
+/// its rules. As long as a link is there, ipamd takes the rules' going for somebody's mistake and puts them back.
 pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(), DetachError> {
     let host = Host::current().map_err(DetachError::Open)?;
-    let mut link = None;
+    let mut interfaces = Interfaces::of(attachment, traces);
     let mut uplink = None;
     let mut unmarked = Vec::new();
     let is_unmarked = |link: &Link| link.kind == LinkKind::Veth && link.alias.is_none();
     for name in &traces.names {
         let found = host.netlink().link_by_name(name).await.map_err(DetachError::Look)?;
         match found {
-            Some(found) if is_host_end_of(&found, attachment) => link = link.or(Some(found)),
+            Some(found) if interfaces.take(&found) => {}
             Some(found) if is_uplink_of(&found, attachment) => uplink = uplink.or(Some(found)),
             Some(found) if is_unmarked(&found) => unmarked.push(found),
             _ => {}
         }
     }
-    if let (None, Some(netns)) = (&link, &traces.netns) {
-        link = host_end_behind(netns, attachment, &host).await.map_err(DetachError::Look)?;
+    if let (true, Some(netns)) = (interfaces.is_any_lost(), &traces.netns) {
+        look_behind(netns, attachment, &host, &mut interfaces).await.map_err(DetachError::Look)?;
     }
-    if link.is_none() && traces.search {
+    if interfaces.is_any_lost() && traces.search {
         let all = host.netlink().links().await.map_err(DetachError::Look)?;
-        link = all.iter().find(|link| is_host_end_of(link, attachment)).cloned();
+        interfaces.take_marked(attachment, &all);
         uplink = uplink.or_else(|| all.iter().find(|link| is_uplink_of(link, attachment)).cloned());
         unmarked = all.into_iter().filter(is_unmarked).collect();
     }
 
     let mut rules = layout::rules(&traces.held);
-    // Without the ledger's word, the kernel's routes tell whose an address is.
-    let in_doubt = (traces.held.is_empty() && link.is_some()) || !traces.claimed.is_empty();
+    // Without the ledger's word, the kernel's routes tell whose an address is, and its marks how many interfaces there
+    // are.
+    let in_doubt = (traces.held.is_empty() && interfaces.links().next().is_some()) || !traces.claimed.is_empty();
     let branched = uplink.is_some() || traces.held.iter().any(|address| address.branch.is_some());
-    if in_doubt || branched || (link.is_none() && !unmarked.is_empty() && !traces.held.is_empty()) {
+    let adopted = interfaces.is_any_lost() && !unmarked.is_empty() && !traces.held.is_empty();
+    if in_doubt || branched || adopted {
         let seen = host.observe(&everything()).await.map_err(DetachError::Observe)?;
-        link = link.or_else(|| unmarked.into_iter().find(|unmarked| leads_to_held(&seen, unmarked, &traces.held)));
-        rules.extend(rules_of(&seen, &own_addresses(&seen, link.as_ref(), traces)));
+        interfaces.take_marked(attachment, &seen.links);
+        for lost in interfaces.0.iter_mut().filter(|one| one.link.is_none()) {
+            let is_its = |link: &&Link| leads_to(&seen, link, &held_by(&lost.attachment, attachment, traces));
+            lost.link = unmarked.iter().find(is_its).cloned();
+        }
+        rules.extend(rules_of(&seen, &own_addresses(&seen, &interfaces, traces)));
         uplink = uplink.or_else(|| seen.links.iter().find(|link| is_uplink(link, attachment, traces)).cloned());
         if let Some(table) = table_of(&seen, uplink.as_ref(), traces) {
             rules.extend(strict_rules_to(&seen.rules, table).cloned());
         }
     }
+    let had_further = interfaces.0.len() > 1;
     let mut failure = None;
-    for Link { index, name, .. } in link.into_iter().chain(uplink) {
+    for Link { index, name, .. } in interfaces.0.into_iter().filter_map(|one| one.link).chain(uplink) {
         if let Err(source) = host.netlink().delete_link(index).await {
             failure = failure.or(Some(DetachError::Link { name, source }));
         }
@@ -110,7 +177,17 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
         let rules = host.execute(&ops).await.err().map(DetachError::Rules);
         failure = failure.or(rules);
     }
+    if let (true, Some(netns)) = (had_further, &traces.netns) {
+        clear_sandbox(netns).await;
+    }
     failure.map_or(Ok(()), Err)
+}
+
+/// The addresses that ipamd holds for one interface of the attachment `first`.
+fn held_by<'t>(interface: &Attachment, first: &Attachment, traces: &'t Traces) -> Vec<&'t PodAddress> {
+    // What is said of a further interface alone is all its own.
+    let index = nic::has_further(first).then(|| nic::index(&interface.ifname));
+    traces.held.iter().filter(|held| index.is_none_or(|index| held.interface == index)).collect()
 }
 
 /// Whether a link is the VLAN of the attachment's branch ENI: marked as such, or the ledger's, and unmarked because its ADD has
@@ -134,14 +211,46 @@ fn table_of(seen: &Observed, uplink: Option<&Link>, traces: &Traces) -> Option<u
     seen.link(&name).is_none().then(|| branch::table(vlan))
 }
 
-/// The host's end as the pod's own end leads to it: its name may be none that we know. A sandbox that cannot be entered
-/// is as good as gone.
-async fn host_end_behind(netns: &Namespace, attachment: &Attachment, host: &Host) -> Result<Option<Link>, LinkError> {
-    let Ok(pod) = Netlink::open_in(netns) else { return Ok(None) };
-    let Some(pod_end) = pod.link_by_name(&attachment.ifname).await? else { return Ok(None) };
-    let Some(index) = pod_end.peer else { return Ok(None) };
-    let host_end = host.netlink().link_by_index(index).await?;
-    Ok(host_end.filter(|host_end| is_host_end_of(host_end, attachment) && are_ends_of_one_veth(&pod_end, host_end)))
+/// Finds the host's ends as the pod's own ends lead to them: their names may be none that we know, and there may be more
+/// of them than we know. A sandbox that cannot be entered is as good as gone.
+async fn look_behind(
+    netns: &Namespace,
+    first: &Attachment,
+    host: &Host,
+    interfaces: &mut Interfaces,
+) -> Result<(), LinkError> {
+    let Ok(pod) = Netlink::open_in(netns) else { return Ok(()) };
+    for pod_end in pod.links().await? {
+        let further = nic::has_further(first).then(|| nic::index(&pod_end.name)).filter(|index| *index > 0);
+        let attachment = match further {
+            Some(index) => nic::attachment(first, index),
+            None => (pod_end.name == first.ifname).then(|| first.clone()),
+        };
+        let (Some(attachment), Some(index)) = (attachment, pod_end.peer) else { continue };
+        let host_end = host.netlink().link_by_index(index).await?;
+        if let Some(host_end) = host_end
+            && is_host_end_of(&host_end, &attachment)
+            && are_ends_of_one_veth(&pod_end, &host_end)
+        {
+            interfaces.put(attachment, &host_end);
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the rules of further interfaces in a sandbox that is still there: they name no link, and so do not go with
+/// one. They lead nowhere by now, so that nothing depends on it.
+async fn clear_sandbox(netns: &Namespace) {
+    let Ok(pod) = Host::of(netns.clone()) else { return };
+    let view = View { rules: Family::ALL.into(), ..View::default() };
+    let Ok(seen) = pod.observe(&view).await else { return };
+    let leads_to_further = |rule: &Rule| (1..nic::INTERFACES_MAX).any(|index| rule.table == pod_table(index));
+    let is_ours = |rule: &Rule| {
+        rule.priority == RULE_POD_INTERFACE && rule.from.is_some() && rule.to.is_none() && leads_to_further(rule)
+    };
+    let rules = seen.rules.into_iter().filter(is_ours);
+    let ops: Vec<_> = rules.map(|rule| Planned::new(Op::DeleteRule(rule), "its interface is gone")).collect();
+    drop(pod.execute(&ops).await);
 }
 
 /// The attachments whose marks the host's links bear.
@@ -167,16 +276,16 @@ pub(super) fn routed(seen: &Observed) -> impl Iterator<Item = (IpAddr, &IfName)>
 }
 
 /// Whether an unmarked veth is the one of held addresses, as after a takeover from the VPC CNI.
-fn leads_to_held(seen: &Observed, link: &Link, held: &[PodAddress]) -> bool {
+fn leads_to(seen: &Observed, link: &Link, held: &[&PodAddress]) -> bool {
     routed(seen).any(|(ip, dev)| *dev == link.name && held.iter().any(|address| address.ip == ip))
 }
 
-/// The addresses that are the attachment's: those that are routed to its link, and those that are claimed and routed
+/// The addresses that are the attachment's: those that are routed to its links, and those that are claimed and routed
 /// nowhere. What is routed to another link has found another owner.
-fn own_addresses(seen: &Observed, link: Option<&Link>, traces: &Traces) -> BTreeSet<IpAddr> {
+fn own_addresses(seen: &Observed, interfaces: &Interfaces, traces: &Traces) -> BTreeSet<IpAddr> {
     let mut own: BTreeSet<IpAddr> = BTreeSet::new();
     for (ip, dev) in routed(seen) {
-        if link.is_some_and(|link| link.name == *dev) {
+        if interfaces.links().any(|link| link.name == *dev) {
             own.insert(ip);
         }
     }

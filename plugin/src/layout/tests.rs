@@ -1,6 +1,7 @@
 use super::*;
 use sluice_contract::cni::SpecVersion;
-use sluice_contract::id::{ContainerId, EniId, NetworkName, VlanId};
+use sluice_contract::id::{ContainerId, EniId, NetworkName, PodRef, VlanId};
+use sluice_contract::node::route_table;
 use sluice_contract::rpc::Branch;
 use sluice_hostnet::plan::plan;
 use sluice_hostnet::state::{Link, LinkKind, Observed};
@@ -23,12 +24,27 @@ fn layout_of(addresses: Vec<PodAddress>, mtu: Option<u32>) -> Result<Layout, Lay
 }
 
 fn layout_with(reply: AddReply, mtu: Option<u32>) -> Result<Layout, LayoutError> {
-    let attachment = Attachment {
+    let mut layouts = layouts_of(reply, mtu)?;
+    assert_eq!(layouts.len(), 1);
+    Ok(layouts.remove(0))
+}
+
+fn named(ifname: &str) -> Attachment {
+    Attachment {
         container: ContainerId::new("abc").unwrap(),
-        ifname: IfName::new("eth0").unwrap(),
+        ifname: IfName::new(ifname).unwrap(),
         network: NetworkName::new("sluice").unwrap(),
-    };
-    Layout::new(attachment, IfName::new("enib5faff8a083").unwrap(), mtu, reply)
+    }
+}
+
+fn layouts_of(reply: AddReply, mtu: Option<u32>) -> Result<Vec<Layout>, LayoutError> {
+    let pod = PodRef { namespace: "kube-system".into(), name: "coredns-57ff979f67-qqbdh".into(), uid: None };
+    let further = |of: &Attachment| veth::host_name("eni", &pod, of);
+    layouts(&named("eth0"), &IfName::new("enib5faff8a083").unwrap(), further, mtu, reply)
+}
+
+fn told(layouts: &[Layout], version: SpecVersion) -> Value {
+    result(layouts, Path::new("/run/netns/x")).to_value(version)
 }
 
 fn ops(layout: &Layout, name: &IfName, desired: &[Desired]) -> Vec<String> {
@@ -89,7 +105,7 @@ fn both_families_are_laid_out_and_the_result_says_so() {
     assert!(layout.has_v6());
     assert_eq!(layout.host().rules.len(), 4);
     assert_eq!(layout.pod().sysctls.len(), 2);
-    let result = layout.result(Path::new("/run/netns/x")).to_value(SpecVersion::V0_4_0);
+    let result = told(&[layout], SpecVersion::V0_4_0);
     assert_eq!(result["ips"][0]["version"], "4");
     assert_eq!(result["ips"][1]["version"], "6");
     assert_eq!(result["ips"][1]["gateway"], "fe80::1");
@@ -114,7 +130,7 @@ fn an_address_for_egress_alone_is_the_pods_and_nobody_is_told() {
     let host = ops(&layout, &layout.host, &[layout.host(), layout.host_routes()]);
     assert!(host.iter().any(|op| op == "route replace 169.254.176.7/32 dev enib5faff8a083 table 254"), "{host:#?}");
     assert_eq!(layout.host().rules.len(), 1, "the main table has all of it");
-    let result = layout.result(Path::new("/run/netns/x")).to_value(SpecVersion::V1_0_0);
+    let result = told(&[layout], SpecVersion::V1_0_0);
     assert_eq!((result["ips"].as_array().unwrap().len(), result["routes"].as_array().unwrap().len()), (1, 1));
     // The other way round IPv6 wants its MTU.
     let egress = Some("fd00::ac:a00:13c".parse().unwrap());
@@ -131,14 +147,20 @@ fn a_small_link_has_no_settings_of_ipv6() {
 
 #[test]
 fn an_answer_that_cannot_be_made_real_is_refused() {
-    let second = PodAddress { interface: 1, ..address("10.0.1.61", 2) };
     for (addresses, mtu, message) in [
         (vec![], None, "ipamd gave abc/eth0@sluice no address"),
         (vec![address("10.0.1.60", 2); 65], None, "ipamd gave abc/eth0@sluice 65 addresses; at most 64 are set up"),
+        (vec![on(1, "10.0.1.61")], None, "ipamd gave abc/eth0@sluice no address"),
+        (vec![on(0, "10.0.1.60"), on(2, "10.0.1.62")], None, "ipamd gave abc/mNicIf1@sluice no address"),
         (
-            vec![second],
+            (0..=64).map(|interface| on(interface, "10.0.1.60")).collect(),
             None,
-            "ipamd gave 10.0.1.61 for interface 1 of the pod; this plugin makes one interface an attachment",
+            "ipamd gave abc/eth0@sluice 10.0.1.60 for interface 64 of the pod, which it cannot have",
+        ),
+        (
+            vec![of_branch("10.0.2.30", branch::Mode::Standard), on(1, "10.0.1.61")],
+            None,
+            "ipamd gave abc/eth0@sluice a branch ENI beside interfaces on further network cards",
         ),
         (
             vec![address("2001:db8::5", 2)],
@@ -146,8 +168,115 @@ fn an_answer_that_cannot_be_made_real_is_refused() {
             "MTU 1000 is too small for the pod's IPv6 address 2001:db8::5: it must be at least 1280",
         ),
     ] {
-        assert_eq!(layout_of(addresses, mtu).unwrap_err().to_string(), message);
+        let reply = AddReply { addresses, mtu: 9001, egress: None };
+        assert_eq!(layouts_of(reply, mtu).unwrap_err().to_string(), message);
     }
+    // What is no Kubernetes pod's own attachment has no further interface.
+    let reply = AddReply { addresses: vec![on(0, "10.0.1.60"), on(1, "10.0.1.61")], mtu: 9001, egress: None };
+    let unasked = |_: &Attachment| IfName::new("never");
+    let error = layouts(&named("net1"), &IfName::new("enib5faff8a083").unwrap(), unasked, None, reply).unwrap_err();
+    assert!(matches!(error, LayoutError::NoSuchInterface { interface: 1, .. }), "{error}");
+}
+
+/// An address of a pod's interface, by the first ENI of its network card.
+fn on(interface: u8, ip: &str) -> PodAddress {
+    let card = u32::from(interface);
+    let table = if card == 0 { 2 } else { route_table(card, 0) };
+    PodAddress { interface, card, device: u32::from(card == 0), ..address(ip, table) }
+}
+
+#[test]
+fn a_further_interface_is_answered_by_its_own_table() {
+    let reply = AddReply {
+        addresses: vec![on(1, "10.0.1.61"), on(0, "10.0.1.60")],
+        mtu: 9001,
+        egress: Some("fd00::ac:a00:13c".parse().unwrap()),
+    };
+    let [first, second]: [Layout; 2] = layouts_of(reply, None).unwrap().try_into().unwrap();
+    // The first is laid out as the only one would be.
+    let egress = first.egress;
+    let only = AddReply { addresses: vec![on(0, "10.0.1.60")], mtu: 9001, egress };
+    assert_eq!(first, layout_with(only, None).unwrap());
+    assert_eq!((first.pod_rules(), second.egress), (vec![], None));
+
+    assert_eq!((&second.attachment, second.host.as_str()), (&named("mNicIf1"), "eniceb4ba3e890"));
+    let mac = second.host_mac;
+    assert_ne!(mac, first.host_mac);
+    assert_eq!(
+        ops(&second, &second.attachment.ifname, &[second.pod()]),
+        [
+            "link set mNicIf1 up".to_owned(),
+            "address add 10.0.1.61/32 dev mNicIf1".to_owned(),
+            format!("neighbour replace 169.254.1.2 dev mNicIf1 lladdr {mac}"),
+            "route replace 169.254.1.2/32 dev mNicIf1 table 1".to_owned(),
+            "route replace default via 169.254.1.2 dev mNicIf1 table 1".to_owned(),
+            "rule add 1: from 10.0.1.61/32 lookup 1".to_owned(),
+        ]
+    );
+    assert_eq!(
+        ops(&second, &second.host, &[second.host(), second.host_routes()])[4..],
+        [
+            "link set eniceb4ba3e890 up",
+            "rule add 512: from all to 10.0.1.61/32 lookup 254",
+            "rule add 1536: from 10.0.1.61/32 lookup 10100",
+            "route replace 10.0.1.61/32 dev eniceb4ba3e890 table 254",
+        ]
+    );
+}
+
+#[test]
+fn each_interface_of_both_families_has_its_gateways_and_the_result_tells_all() {
+    let addresses = vec![
+        on(0, "10.0.1.60"),
+        on(0, "2001:db8::60"),
+        on(1, "10.0.1.61"),
+        on(1, "2001:db8::61"),
+        on(2, "10.0.1.62"),
+        on(2, "2001:db8::62"),
+    ];
+    let layouts = layouts_of(AddReply { addresses, mtu: 9001, egress: None }, None).unwrap();
+    let third = &layouts[2];
+    let mac = third.host_mac;
+    assert_eq!(
+        ops(third, &third.attachment.ifname, &[third.pod()]),
+        [
+            "sysctl net/ipv6/conf/lo/disable_ipv6 = 0".to_owned(),
+            "sysctl net/ipv6/conf/mNicIf2/disable_ipv6 = 0".to_owned(),
+            "link set mNicIf2 up".to_owned(),
+            "address add 10.0.1.62/32 dev mNicIf2".to_owned(),
+            "address add 2001:db8::62/128 dev mNicIf2".to_owned(),
+            format!("neighbour replace 169.254.1.3 dev mNicIf2 lladdr {mac}"),
+            format!("neighbour replace fe80::3 dev mNicIf2 lladdr {mac}"),
+            "route replace 169.254.1.3/32 dev mNicIf2 table 2".to_owned(),
+            "route replace fe80::3/128 dev mNicIf2 table 2".to_owned(),
+            "route replace default via 169.254.1.3 dev mNicIf2 table 2".to_owned(),
+            "route replace default via fe80::3 dev mNicIf2 table 2".to_owned(),
+            "rule add 1: from 10.0.1.62/32 lookup 2".to_owned(),
+            "rule add 1: from 2001:db8::62/128 lookup 2".to_owned(),
+        ]
+    );
+    let result = told(&layouts, SpecVersion::V1_0_0);
+    let names: Vec<_> =
+        result["interfaces"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    let expected = ["enib5faff8a083", "eth0", "eniceb4ba3e890", "mNicIf1", "eni8574824b815", "mNicIf2"];
+    assert_eq!(names, expected);
+    let ips: Vec<_> = result["ips"].as_array().unwrap().iter().map(|ip| (&ip["interface"], &ip["gateway"])).collect();
+    let gateways =
+        [(1, "169.254.1.1"), (1, "fe80::1"), (3, "169.254.1.2"), (3, "fe80::2"), (5, "169.254.1.3"), (5, "fe80::3")];
+    assert_eq!(ips.len(), gateways.len());
+    for ((interface, gateway), expected) in ips.into_iter().zip(gateways) {
+        assert_eq!((interface.as_u64().unwrap(), gateway.as_str().unwrap()), expected);
+    }
+    assert_eq!(result["routes"].as_array().unwrap().len(), 2, "{}", result["routes"]);
+    assert_eq!(result["routes"][0]["gw"], "169.254.1.1");
+    assert_eq!(result["routes"][1]["gw"], "fe80::1");
+    assert_eq!(result["sluice.dev/attachment"]["hostInterface"], "enib5faff8a083");
+    let further = result["sluice.dev/further-attachments"].as_array().unwrap();
+    let cards: Vec<_> = further.iter().map(|one| (one["hostInterface"].as_str(), one["card"].as_u64())).collect();
+    assert_eq!(cards, [(Some("eniceb4ba3e890"), Some(1)), (Some("eni8574824b815"), Some(2))]);
+    // One interface says nothing of others.
+    let plain = told(&[layout_of(vec![address("10.0.1.60", 2)], None).unwrap()], SpecVersion::V1_0_0);
+    assert_eq!(plain.get("sluice.dev/further-attachments"), None);
 }
 
 fn of_branch(ip: &str, mode: branch::Mode) -> PodAddress {
@@ -189,7 +318,7 @@ fn a_strict_pod_is_routed_in_its_vlans_table_alone() {
     // The pod sees nothing of it.
     let plain = layout_of(vec![address("10.0.2.30", 2)], None).unwrap();
     assert_eq!(layout.pod(), plain.pod());
-    let result = layout.result(Path::new("/run/netns/x")).to_value(SpecVersion::V1_0_0);
+    let result = told(&[layout], SpecVersion::V1_0_0);
     assert_eq!(result["interfaces"][0]["name"], "vlanb5faff8a083");
     let attachment = &result["sluice.dev/attachment"];
     assert_eq!((attachment["vlan"].as_u64(), attachment["table"].as_u64()), (Some(7), Some(107)));

@@ -41,8 +41,13 @@ fn add(netns: &Path) -> Cni {
 
 /// The programs on the hooks of pod B's host interface, from the pod and to it: name and id.
 pub(crate) fn programs(node: &Node) -> [Vec<(String, u64)>; 2] {
+    programs_on(node, HOST_B)
+}
+
+/// The same of any of the host's interfaces.
+pub(crate) fn programs_on(node: &Node, host: &str) -> [Vec<(String, u64)>; 2] {
     ["ingress", "egress"].map(|hook| {
-        let filters = node.sh(&format!("tc -j filter show dev {HOST_B} {hook}"));
+        let filters = node.sh(&format!("tc -j filter show dev {host} {hook}"));
         let filters: Value = serde_json::from_str(filters.trim()).unwrap();
         let programs = filters.as_array().unwrap().iter().filter(|filter| filter["options"]["handle"].is_string());
         programs

@@ -165,7 +165,8 @@ fn answer(state: &mut State, call: Call) -> Reply {
     let refuse = |code, text: &str| Reply::Refused(Refusal::new(code, text));
     match call {
         Call::Add(add) => {
-            state.log.push(format!("add {} on {}", add.attachment.container, add.host_ifname));
+            let cards = if add.every_card { " for every card" } else { "" };
+            state.log.push(format!("add {} on {}{cards}", add.attachment.container, add.host_ifname));
             if !state.assigned.contains_key(&add.attachment) {
                 let Some(addresses) = state.free.pop_front() else {
                     return refuse(RefusalCode::PoolGrowing, "no address was free within 1 s");

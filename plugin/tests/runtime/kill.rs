@@ -13,13 +13,13 @@ use crate::ipamd::{Fault, Ipamd, address};
 use crate::node::{Answer, Cni, HOST_B, Node, POD_B};
 
 /// How many moments there are between ipamd's answer and the end of an ADD, which has six steps there.
-const MOMENTS: u32 = 40;
+pub(crate) const MOMENTS: u32 = 40;
 
 /// What a killed ADD has left: the host's end, its mark, the pod's address, rules, route.
 type Left = (bool, bool, bool, usize, usize);
 
 /// Whether the call was through before it was killed, and how long it took from ipamd's answer.
-fn kill_after_answer(node: &Node, ipamd: &Ipamd, call: &Cni, life: Duration) -> (bool, Duration) {
+pub(crate) fn kill_after_answer(node: &Node, ipamd: &Ipamd, call: &Cni, life: Duration) -> (bool, Duration) {
     let before = ipamd.answers();
     let mut child = node.spawn(call);
     node.wait("ipamd has answered", || ipamd.answers() > before);

@@ -10,6 +10,7 @@ mod bad_input;
 #[path = "../../../crates/hostnet/src/bpf/testing.rs"]
 mod bpf;
 mod branch;
+mod cards;
 mod del;
 mod gated;
 mod gc;

@@ -34,6 +34,9 @@ const ADDED: &str = "sluice.dev/added";
 /// Plugins that make, guard and limit a pod's interface on AWS, and that ours take the place of.
 const REPLACED: [&str; 6] = [PRIMARY, CHAINED, "aws-cni", "egress-cni", "cilium-cni", "bandwidth"];
 
+/// The capability by which a runtime hands on a pod's annotations: containerd does, others pass over it.
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
 /// The longest list that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
 
@@ -195,7 +198,11 @@ fn merged(there: Option<&Value>, other: Option<&Value>, wanted: &Wanted, has_por
     let mut primary = ours(PRIMARY);
     if let Some(fields) = primary.as_object_mut() {
         // It sets the limits of a pod's annotations itself.
-        fields.entry("capabilities").or_insert_with(|| json!({"bandwidth": true}));
+        let capabilities = fields.entry("capabilities").or_insert_with(|| json!({"bandwidth": true}));
+        // Lists of before there were pods with several interfaces have it not; what somebody has set stays.
+        if let Some(capabilities) = capabilities.as_object_mut() {
+            capabilities.entry(ANNOTATIONS).or_insert(Value::Bool(true));
+        }
         if wanted.policy {
             fields.insert("gated".to_owned(), Value::Bool(true));
         } else {

@@ -108,7 +108,8 @@ fn without_ready_daemons_there_is_no_conflist() {
     refused(&node, &[], "sluice-policyd has not been ready since the node booted");
     let output = node.install(&["--without-policy"]);
     assert!(output.status.success(), "{}", complaints(&output));
-    assert_eq!(node.conflist()["plugins"], json!([{"type": "sluice-eni", "capabilities": {"bandwidth": true}}]));
+    let capabilities = json!({"bandwidth": true, "io.kubernetes.cri.pod-annotations": true});
+    assert_eq!(node.conflist()["plugins"], json!([{"type": "sluice-eni", "capabilities": capabilities}]));
 }
 
 #[test]

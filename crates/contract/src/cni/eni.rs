@@ -14,6 +14,9 @@ use crate::rpc::PodAddress;
 /// The key of [`EniAttachment`] in a result. libcni reads results into its own types, so that it passes over the key
 /// and hands it on to nobody: a chained plugin asks ipamd (`rpc::Call::Check`) when it does not find it.
 pub const ATTACHMENT_KEY: &str = "sluice.dev/attachment";
+/// The key of a list of [`EniAttachment`] in the result of a pod that has further interfaces ([`node::nic`]), in their
+/// order. [`ATTACHMENT_KEY`] is that of the first.
+pub const FURTHER_ATTACHMENTS_KEY: &str = "sluice.dev/further-attachments";
 
 /// The smallest MTU of a pod, in bytes: what every IPv4 host must take (RFC 791). Pods with IPv6 need 1280 (RFC 8200).
 const MTU_MIN: u32 = 576;

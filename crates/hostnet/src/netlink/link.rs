@@ -114,16 +114,7 @@ impl Netlink {
     /// the VLAN on that link.
     pub async fn create_vlan(&self, spec: &VlanSpec<'_>) -> Result<Link, LinkError> {
         let failed = |source| LinkError { action: "create", link: spec.name.to_string(), source };
-        let find = Request::get(RouteNetlinkMessage::GetLink(link_named(spec.name)));
-        let mut answers = self.batch(vec![spec.request(), find]).await.into_iter();
-        let (made, found) = (answers.next(), answers.next());
-        made.unwrap_or(Err(NetlinkError::Closed)).map_err(failed)?;
-        match found.unwrap_or(Err(NetlinkError::Closed)).map_err(failed)? {
-            Some(RouteNetlinkMessage::NewLink(message)) => decode_link(&message),
-            _ => None,
-        }
-        .ok_or(NetlinkError::Unexpected)
-        .map_err(failed)
+        self.create(spec.request(), spec.name).await.map_err(failed)
     }
 
     /// Makes a veth pair in one request, so that nothing is ever moved between namespaces, and gives the near end:
@@ -135,16 +126,20 @@ impl Netlink {
         let action = "create";
         let failed = |source| LinkError { action, link: format!("{} - {}", spec.name, spec.peer_name), source };
         let create = Request::change(RouteNetlinkMessage::NewLink(spec.message()), NLM_F_CREATE | NLM_F_EXCL);
-        let find = Request::get(RouteNetlinkMessage::GetLink(link_named(spec.name)));
-        let mut answers = self.batch(vec![create, find]).await.into_iter();
+        self.create(create, spec.name).await.map_err(failed)
+    }
+
+    /// Makes a link and looks at it, in one datagram.
+    async fn create(&self, request: Request, name: &IfName) -> Result<Link, NetlinkError> {
+        let find = Request::get(RouteNetlinkMessage::GetLink(link_named(name)));
+        let mut answers = self.batch(vec![request, find]).await.into_iter();
         let (made, found) = (answers.next(), answers.next());
-        made.unwrap_or(Err(NetlinkError::Closed)).map_err(failed)?;
-        match found.unwrap_or(Err(NetlinkError::Closed)).map_err(failed)? {
+        made.unwrap_or(Err(NetlinkError::Closed))?;
+        match found.unwrap_or(Err(NetlinkError::Closed))? {
             Some(RouteNetlinkMessage::NewLink(message)) => decode_link(&message),
             _ => None,
         }
         .ok_or(NetlinkError::Unexpected)
-        .map_err(failed)
     }
 
     /// The link of a name; none if there is no such link.

@@ -67,6 +67,23 @@ fn the_result_comes_back_unchanged_in_every_version() {
 }
 
 #[test]
+fn each_interface_of_a_pod_has_its_gate_in_the_order_of_the_result() {
+    let node = Node::new();
+    let policyd = node.policyd();
+    let (netns, first, mut result) = pod(&node, "b", "1.0.0");
+    let second = node.veth("enib1", "b", "mNicIf1");
+    let interfaces = result["interfaces"].as_array_mut().unwrap();
+    interfaces.extend([json!({"name": "enib1"}), json!({"name": "mNicIf1", "sandbox": netns})]);
+    let ip = json!({"interface": 3, "address": "10.0.2.61/32", "gateway": "169.254.1.2"});
+    result["ips"].as_array_mut().unwrap().push(ip);
+    let answer = node.cni(&Cni::on("ADD", "1.0.0", &netns).after(&result));
+    assert_eq!(answer.result(), result);
+    assert_eq!(answer.stderr, "");
+    let gates = [gate("enib", first, "eth0", &["10.0.1.60"]), gate("enib1", second, "mNicIf1", &["10.0.2.61"])];
+    assert_eq!(only_add(&policyd).interfaces, gates);
+}
+
+#[test]
 fn nothing_is_said_before_policyd_has_answered() {
     let node = Node::new();
     let policyd = node.policyd();

@@ -42,6 +42,25 @@ fn what_a_person_has_written_stays() {
 }
 
 #[test]
+fn the_primary_is_told_of_bandwidth_and_of_annotations_unless_somebody_does_not_want_it() {
+    let capabilities =
+        |there: Option<&Value>| merged(there, None, &wanted(true, &[]), false)["plugins"][0]["capabilities"].clone();
+    let annotations = "io.kubernetes.cri.pod-annotations";
+    assert_eq!(capabilities(None), json!({"bandwidth": true, annotations: true}));
+    for (before, after) in [
+        // As written before there were pods with several interfaces.
+        (json!({"bandwidth": true}), json!({"bandwidth": true, annotations: true})),
+        (json!({"bandwidth": false}), json!({"bandwidth": false, annotations: true})),
+        (json!({}), json!({annotations: true})),
+        (json!({"bandwidth": true, annotations: false}), json!({"bandwidth": true, annotations: false})),
+        (Value::Null, Value::Null),
+    ] {
+        let there = json!({"name": "sluice", "plugins": [{"type": "sluice-eni", "capabilities": before}]});
+        assert_eq!(capabilities(Some(&there)), after, "{before}");
+    }
+}
+
+#[test]
 fn the_network_keeps_its_name_and_the_vpc_cnis_further_plugins() {
     let aws = json!({"cniVersion": "0.4.0", "name": "aws-cni", "disableCheck": true, "plugins": [
         {"type": "aws-cni"}, {"type": "egress-cni"}, {"type": "portmap", "snat": true}, {"type": "bandwidth"}, {"type": "tuning"}]});
