@@ -655,6 +655,7 @@ pub(super) fn node(
         custom_networking: pool.custom_networking.is_some(),
         subnet_discovery: pool.subnet_discovery,
         imds_only: pool.imds_only,
+        multi_nic: pool.multi_nic,
     }
 }
 
