@@ -40,6 +40,7 @@ use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
 use sluice_ipamd_core::serve::{Serving, serve};
 use sluice_ipamd_core::state::{Event, Node, State};
+use sluice_ipamd_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -116,7 +117,7 @@ pub(crate) struct Daemon<C, K> {
     queue: Queue,
     /// ADDs whose reply has not been sent.
     waiting: BTreeMap<Token, Waiting>,
-    /// The request that an attachment's address was given by, until another asks for the same attachment.
+    /// The request that an interface's address was given by, until another asks for the same interface.
     granted_by: BTreeMap<Attachment, Token>,
     plan: Plan,
     wake_at: Option<Instant>,
@@ -177,6 +178,9 @@ struct Waiting {
     /// Whether it has been counted as one that found no free address.
     counted: bool,
     pod: PodRef,
+    /// What it wants, by its interfaces.
+    parts: Vec<requests::Part>,
+    deadline: Timestamp,
 }
 
 /// A reply that goes out when the checkpoint is written.
@@ -290,7 +294,6 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.stopping = true;
         let waiting: Vec<Token> = self.waiting.keys().copied().collect();
         for token in waiting {
-            self.queue.withdraw(token);
             self.refuse_add(token, stopping());
         }
         self.refuse_pending(None, &stopping());
@@ -390,7 +393,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// Gives addresses to waiting ADDs, and refuses those for which there is none in time.
     fn serve_waiting(&mut self) -> Serving {
-        if self.queue.waiting() == 0 {
+        self.gather_again();
+        if self.queue.waiters().next().is_none() {
             return Serving::default();
         }
         let now = self.parts.clock.now();
@@ -409,8 +413,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         for refused in std::mem::take(&mut serving.refused) {
             for token in refused.tokens {
-                self.queue.withdraw(token);
-                self.refuse_add(token, refused.refusal.clone());
+                // What goes back with it may be what others wait for.
+                let frees = self.waiting.get(&token).is_some_and(Waiting::wants_several);
+                serving.wake_at = if frees { Some(now) } else { serving.wake_at };
+                self.refuse_part(token, &refused.attachment, refused.refusal.clone());
             }
         }
         for waiting in self.waiting.values_mut().filter(|waiting| !waiting.counted) {

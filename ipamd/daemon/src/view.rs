@@ -187,7 +187,7 @@ impl EniView {
 /// The pool in numbers.
 pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestamp) -> PoolGauges {
     let tally = state.ledger().tally(now);
-    let limits = state.node().map(|node| node.limits);
+    let limits = state.node().map(|node| &node.limits);
     let max_enis = limits.map_or(0, |limits| limits.enis);
     let per_eni = limits.as_ref().map_or(0, State::places_per_eni);
     let assigned_by_eni = state

@@ -116,8 +116,7 @@ fn vpc_cnis_ways_of_saying_none_are_understood() {
 #[test]
 fn what_has_no_effect_yet_is_named() {
     let config =
-        load(&[("ANNOTATE_POD_IP", "true"), ("DISABLE_POD_V6", "false"), ("CLUSTER_ENDPOINT", "https://api")])
-            .unwrap();
+        load(&[("ANNOTATE_POD_IP", "true"), ("DISABLE_POD_V6", "false"), ("CLUSTER_ENDPOINT", "https://api")]).unwrap();
     assert_eq!(config.without_effect, ["ANNOTATE_POD_IP"]);
 }
 
