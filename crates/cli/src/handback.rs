@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use sluice_contract::node::nic;
 use sluice_ipamd_core::aws_node::{self, AwsNodeError};
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
 use sluice_ipamd_core::ledger::{AddressState, Ledger};
@@ -161,8 +162,10 @@ fn prepare(options: &Options, now: Timestamp) -> Result<Handback, HandbackError>
         (path, document)
     });
     let states = state.ledger().enis().flat_map(|eni| eni.blocks.values()).flat_map(|block| block.addresses.values());
-    let is_told =
-        |state: &&AddressState| matches!(state, AddressState::Assigned { owner, .. } if !owner.pod.name.is_empty());
+    let is_told = |state: &&AddressState| match state {
+        AddressState::Assigned { owner, .. } => !owner.pod.name.is_empty() && nic::index(&owner.attachment.ifname) == 0,
+        _ => false,
+    };
     let pods = states.filter(is_told).count();
     Ok(Handback { files: files.collect(), pods, left })
 }

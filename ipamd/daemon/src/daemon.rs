@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_contract::id::{Attachment, EniId, PodRef};
+use sluice_contract::node::nic;
 use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
 use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::check::check;
@@ -398,7 +399,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             return Serving::default();
         }
         let now = self.parts.clock.now();
-        self.plan = plan(&self.state, &self.targets, self.demand(), now);
+        self.plan = plan(&self.state, &self.targets, &self.demand(), now);
         let mut serving = serve(&self.state, &self.queue, &self.plan, now);
         // Those for whom there is no hope are about to leave.
         self.report_pool();
@@ -432,7 +433,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             return Vec::new();
         }
         let now = self.parts.clock.now();
-        self.plan = plan(&self.state, &self.targets, self.demand(), now);
+        self.plan = plan(&self.state, &self.targets, &self.demand(), now);
         let mut launch = Vec::new();
         for planned in std::mem::take(&mut self.plan.ops) {
             if self.apply(Event::Begin(planned.op.clone())) {
@@ -566,7 +567,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// A picture of the state.
     fn view(&self) -> View {
         let now = self.parts.clock.now();
-        let pool = view::gauges(&self.state, self.queue.waiting(), self.violations, now);
+        let waiting: BTreeSet<Attachment> =
+            self.queue.waiters().map(|waiter| nic::first(&waiter.owner.attachment)).collect();
+        let waiting = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
+        let pool = view::gauges(&self.state, waiting, self.violations, now);
         view::view(&self.state, &self.plan, self.ready, pool, now)
     }
 

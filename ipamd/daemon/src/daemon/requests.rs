@@ -38,8 +38,8 @@ pub(super) struct Asking {
 pub(super) struct Part {
     /// Who will have the address.
     owner: Arc<Owner>,
-    /// The network card that the address is to be on.
-    card: u32,
+    /// The network card that the address has to be of; none where the pod has this interface alone.
+    card: Option<u32>,
 }
 
 impl Waiting {
@@ -168,13 +168,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// The interfaces that an ADD wants: one, or one on each network card whose ENIs serve pods.
     fn parts_of(&self, request: &AddRequest) -> Result<Vec<Part>, Refusal> {
-        let AddRequest { attachment: first, pod, netns, host_ifname, every_card, .. } = request;
+        let AddRequest { attachment, pod, netns, host_ifname, every_card, .. } = request;
         let owner = |attachment: Attachment, host_ifname| {
             Arc::new(Owner { attachment, pod: pod.clone(), host_ifname, netns: netns.clone() })
         };
-        let mut parts = vec![Part { owner: owner(first.clone(), host_ifname.clone()), card: 0 }];
-        if !every_card || !nic::has_further(first) || !self.parts.config.pool.multi_nic {
-            return Ok(parts);
+        let mut first = Part { owner: owner(attachment.clone(), host_ifname.clone()), card: None };
+        if !every_card || !nic::has_further(attachment) || !self.parts.config.pool.multi_nic {
+            return Ok(vec![first]);
         }
         if self.state.node().is_none() {
             let text = format!("pod {pod} wants an interface on each network card, and the node's are not known yet");
@@ -182,14 +182,18 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 .hint("the daemon is starting; check that the node reaches IMDS at 169.254.169.254")
                 .retry_after(Duration::from_secs(2)));
         }
+        let cards = self.state.cards();
+        // With one card it is a pod like any other.
+        first.card = (cards.len() > 1).then_some(0);
+        let mut parts = vec![first];
         let prefix = &self.parts.config.network.veth_prefix;
-        for (index, card) in (1..nic::INTERFACES_MAX).zip(self.state.cards().into_iter().skip(1)) {
-            let Some(attachment) = nic::attachment(first, index) else { break };
+        for (index, card) in (1..nic::INTERFACES_MAX).zip(cards.into_iter().skip(1)) {
+            let Some(attachment) = nic::attachment(attachment, index) else { break };
             let host_ifname = veth::host_name(prefix, pod, &attachment).map_err(|error| {
                 let text = format!("interface {} of pod {pod} has no name on the host: {error}", attachment.ifname);
                 Refusal::new(RefusalCode::BadRequest, text)
             })?;
-            parts.push(Part { owner: owner(attachment, host_ifname), card });
+            parts.push(Part { owner: owner(attachment, host_ifname), card: Some(card) });
         }
         Ok(parts)
     }
@@ -289,12 +293,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let several = self.waiting.get(&token).filter(|waiting| waiting.wants_several());
         let part = several.and_then(|waiting| waiting.parts.iter().find(|part| part.owner.attachment == *attachment));
         let refusal = match part {
-            Some(Part { card, .. }) => {
+            Some(Part { card: Some(card), .. }) => {
                 let message =
                     format!("network card {card}, of which the pod wants an address too: {}", refusal.message);
                 Refusal { message, ..refusal }
             }
-            None => refusal,
+            _ => refusal,
         };
         self.refuse_add(token, refusal);
     }
@@ -379,10 +383,14 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 .hint("its log and `sluice status` show what it waits for")
                 .retry_after(Duration::from_secs(2)));
         }
+        let assigned = self.state.ledger().tally(self.parts.clock.now()).assigned;
+        Ok(Outcome::Status(StatusReply { free: self.free(), assigned }))
+    }
+
+    /// Addresses that a pod with one interface could have at once: those of further network cards only when the first is full.
+    pub(super) fn free(&self) -> u32 {
         let (ledger, now) = (self.state.ledger(), self.parts.clock.now());
-        // Most pods have an interface on the first card alone.
-        let free = ledger.tally_of(0, now).free;
-        Ok(Outcome::Status(StatusReply { free, assigned: ledger.tally(now).assigned }))
+        if self.plan.spills { ledger.tally(now).free } else { ledger.tally_of(0, now).free }
     }
 
     /// How long an address cools after a DEL: not at all when its pod never ran.

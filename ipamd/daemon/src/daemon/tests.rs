@@ -291,5 +291,6 @@ pub(crate) fn add_request(container: &str) -> AddRequest {
         netns: format!("/run/netns/{container}"),
         host_ifname: host_ifname(container),
         branches: true,
+        every_card: false,
     }
 }
