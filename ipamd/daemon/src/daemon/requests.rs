@@ -294,8 +294,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let part = several.and_then(|waiting| waiting.parts.iter().find(|part| part.owner.attachment == *attachment));
         let refusal = match part {
             Some(Part { card: Some(card), .. }) => {
-                let message =
-                    format!("network card {card}, of which the pod wants an address too: {}", refusal.message);
+                let why = format!("the pod wants an address of each network card, and has none of card {card}");
+                let message = format!("{}; {why}", refusal.message);
                 Refusal { message, ..refusal }
             }
             _ => refusal,
