@@ -190,7 +190,7 @@ impl EniView {
 pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestamp) -> PoolGauges {
     let tally = state.ledger().tally(now);
     let limits = state.node().map(|node| &node.limits);
-    let max_enis = limits.map_or(0, |limits| state.cards().into_iter().map(|card| limits.enis_of(card)).sum());
+    let max_enis: u32 = limits.map_or(0, |limits| state.cards().into_iter().map(|card| limits.enis_of(card)).sum());
     let per_eni = limits.map_or(0, State::places_per_eni);
     let assigned_by_eni = state
         .ledger()
