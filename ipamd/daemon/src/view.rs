@@ -267,3 +267,20 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
         branches: state.branches().map(|held| (held.eni.clone(), BranchView::of(held))).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cards_that_do_not_grow_are_named() {
+        let mut plan = Plan::default();
+        assert_eq!(held_up(&plan), None);
+        let stuck = Outlook { hopeless: None, held_up: Some(Cause::NoSubnet) };
+        plan.further = BTreeMap::from([(1, stuck.clone()), (2, Outlook::default()), (3, stuck)]);
+        let further = "network cards 1, 3: no subnet in the node's zone is tagged for new ENIs";
+        assert_eq!(held_up(&plan).unwrap(), further);
+        plan.held_up = Some(Cause::NoEniConfig);
+        assert_eq!(held_up(&plan).unwrap(), format!("no ENIConfig is known for this node; {further}"));
+    }
+}
