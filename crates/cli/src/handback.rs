@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use sluice_contract::node::nic;
 use sluice_ipamd_core::aws_node::{self, AwsNodeError};
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
-use sluice_ipamd_core::ledger::{AddressState, Ledger};
+use sluice_ipamd_core::ledger::{AddressState, Ledger, Owner};
 use sluice_ipamd_core::time::Timestamp;
 use sluice_ipamd_daemon::config::AWS_NODE_CHECKPOINT;
 
@@ -161,8 +162,9 @@ fn prepare(options: &Options, now: Timestamp) -> Result<Handback, HandbackError>
         (path, document)
     });
     let states = state.ledger().enis().flat_map(|eni| eni.blocks.values()).flat_map(|block| block.addresses.values());
-    let is_told =
-        |state: &&AddressState| matches!(state, AddressState::Assigned { owner, .. } if !owner.pod.name.is_empty());
+    // A pod counts by its first interface.
+    let is_pods = |owner: &Owner| !owner.pod.name.is_empty() && nic::index(&owner.attachment.ifname) == 0;
+    let is_told = |state: &&AddressState| matches!(state, AddressState::Assigned { owner, .. } if is_pods(owner));
     let pods = states.filter(is_told).count();
     Ok(Handback { files: files.collect(), pods, left })
 }

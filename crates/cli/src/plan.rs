@@ -7,6 +7,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use sluice_ipamd_core::limits::takes_trunk;
+use sluice_ipamd_core::plan::Targets;
 use sluice_ipamd_sim::node::{Figures, Node, SimError, limits_of};
 use sluice_ipamd_sim::vpc_cni::{Burst, VpcCni};
 use sluice_vpcsim::model::Settings;
@@ -114,6 +116,8 @@ fn answer(options: &Options) -> Result<(Answer, Vec<String>), PlanError> {
     let answer = match options.burst {
         Some(pods) => {
             bounded("burst", pods)?;
+            let trunk = targets.trunk && takes_trunk(&options.instance_type, &limits);
+            let targets = Targets { trunk, ..targets };
             let vpc_cni = VpcCni::settled(limits, targets, config.pool.cooldown).burst(pods);
             Answer::Burst { sluice: burst(node, pods)?, vpc_cni }
         }

@@ -139,12 +139,16 @@ fn pool(ipamd: &Value, line: &mut impl FnMut(&str, &str), paint: Paint) {
     let enis = ipamd.get("enis").and_then(Value::as_object);
     for (id, eni) in enis.into_iter().flatten() {
         let device = eni.get("device").and_then(Value::as_u64).map_or("-".to_owned(), |device| device.to_string());
+        let card = match number(eni, "/card") {
+            0 => String::new(),
+            card => format!("card {card} "),
+        };
         let assigned = number(ipamd, &format!("/pool/assigned_by_eni/{id}"));
         let blocks = eni.get("blocks").and_then(Value::as_object).map_or(0, serde_json::Map::len);
         line(
             "  eni",
             &format!(
-                "{id} device {device}, {}, {}, {blocks} blocks, {assigned} pods, {}",
+                "{id} {card}device {device}, {}, {}, {blocks} blocks, {assigned} pods, {}",
                 text(eni, "/primary_ip"),
                 text(eni, "/subnet"),
                 text(eni, "/stage").to_ascii_lowercase(),

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use sluice_contract::id::{Attachment, ContainerId, IfName, NetworkName, PodRef};
+use sluice_contract::node::nic;
 
 use crate::checkpoint::SIZE_LIMIT;
 use crate::ledger::{AddressState, Ledger};
@@ -187,12 +188,17 @@ impl Record {
 /// `ipam-nic-N.json` those of card N. Pods that it could not have served are left out: their names are not known, or they
 /// have two families (of those it is told the IPv4 address).
 ///
-/// Every allocation is of the network [`NETWORK`], because that is what the VPC CNI's plugin will ask to delete.
+/// Every allocation is of the network [`NETWORK`] and of a pod's first interface, because that is what the VPC CNI's plugin will
+/// ask to delete: what it finds of that in so many files as the pod has interfaces.
 ///
 /// # Errors
 /// [`AwsNodeError::Write`]; it does not happen.
 pub fn write(ledger: &Ledger) -> Result<BTreeMap<u32, Vec<u8>>, AwsNodeError> {
     let mut cards: BTreeMap<u32, Vec<Record>> = BTreeMap::from([(0, Vec::new())]);
+    let mut interfaces: BTreeMap<Attachment, u32> = BTreeMap::new();
+    for (attachment, _) in ledger.owners() {
+        *interfaces.entry(nic::first(attachment)).or_default() += 1;
+    }
     for eni in ledger.enis() {
         for (address, state) in eni.blocks.values().flat_map(|block| &block.addresses) {
             let AddressState::Assigned { owner, since, .. } = state else { continue };
@@ -204,17 +210,18 @@ pub fn write(ledger: &Ledger) -> Result<BTreeMap<u32, Vec<u8>>, AwsNodeError> {
                 IpAddr::V4(ip) => (Some(ip.to_string()), None),
                 IpAddr::V6(ip) => (None, Some(ip.to_string())),
             };
+            let first = nic::first(&owner.attachment);
             cards.entry(eni.card).or_default().push(Record {
                 network: NETWORK.to_owned(),
-                container: owner.attachment.container.to_string(),
-                ifname: owner.attachment.ifname.to_string(),
+                container: first.container.to_string(),
+                ifname: first.ifname.to_string(),
                 ipv4,
                 ipv6,
                 since_nanos: nanos,
                 metadata: Metadata {
                     namespace: owner.pod.namespace.clone(),
                     name: owner.pod.name.clone(),
-                    interfaces: 1,
+                    interfaces: interfaces.get(&first).copied().unwrap_or(1),
                 },
             });
         }

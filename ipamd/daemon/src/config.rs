@@ -103,6 +103,8 @@ pub struct PoolConfig {
     pub warm_when_cordoned: bool,
     /// `AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG`: ENIs are made where the node's ENIConfig says. How the node names it.
     pub custom_networking: Option<EniConfigNaming>,
+    /// `ENABLE_MULTI_NIC`: ENIs of further network cards serve pods too, of those that ask for an interface on each.
+    pub multi_nic: bool,
     /// `ADDITIONAL_ENI_TAGS`.
     pub additional_tags: BTreeMap<String, String>,
 }
@@ -384,6 +386,7 @@ impl Config {
                 };
                 from.boolean("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", false).then_some(naming)
             },
+            multi_nic: from.boolean("ENABLE_MULTI_NIC", false),
             additional_tags: from.tags("ADDITIONAL_ENI_TAGS"),
         }
     }

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_contract::id::{Attachment, EniId, PodRef};
+use sluice_contract::node::nic;
 use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
 use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::check::check;
@@ -40,6 +41,7 @@ use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
 use sluice_ipamd_core::serve::{Serving, serve};
 use sluice_ipamd_core::state::{Event, Node, State};
+use sluice_ipamd_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -116,7 +118,7 @@ pub(crate) struct Daemon<C, K> {
     queue: Queue,
     /// ADDs whose reply has not been sent.
     waiting: BTreeMap<Token, Waiting>,
-    /// The request that an attachment's address was given by, until another asks for the same attachment.
+    /// The request that an interface's address was given by, until another asks for the same interface.
     granted_by: BTreeMap<Attachment, Token>,
     plan: Plan,
     wake_at: Option<Instant>,
@@ -177,6 +179,9 @@ struct Waiting {
     /// Whether it has been counted as one that found no free address.
     counted: bool,
     pod: PodRef,
+    /// What it wants, by its interfaces.
+    parts: Vec<requests::Part>,
+    deadline: Timestamp,
 }
 
 /// A reply that goes out when the checkpoint is written.
@@ -290,7 +295,6 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.stopping = true;
         let waiting: Vec<Token> = self.waiting.keys().copied().collect();
         for token in waiting {
-            self.queue.withdraw(token);
             self.refuse_add(token, stopping());
         }
         self.refuse_pending(None, &stopping());
@@ -390,11 +394,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// Gives addresses to waiting ADDs, and refuses those for which there is none in time.
     fn serve_waiting(&mut self) -> Serving {
-        if self.queue.waiting() == 0 {
+        self.gather_again();
+        if self.queue.waiters().next().is_none() {
             return Serving::default();
         }
         let now = self.parts.clock.now();
-        self.plan = plan(&self.state, &self.targets, self.demand(), now);
+        self.plan = plan(&self.state, &self.targets, &self.demand(), now);
         let mut serving = serve(&self.state, &self.queue, &self.plan, now);
         // Those for whom there is no hope are about to leave.
         self.report_pool();
@@ -409,8 +414,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         for refused in std::mem::take(&mut serving.refused) {
             for token in refused.tokens {
-                self.queue.withdraw(token);
-                self.refuse_add(token, refused.refusal.clone());
+                // What goes back with it may be what others wait for.
+                let frees = self.waiting.get(&token).is_some_and(Waiting::wants_several);
+                serving.wake_at = if frees { Some(now) } else { serving.wake_at };
+                self.refuse_part(token, &refused.attachment, refused.refusal.clone());
             }
         }
         for waiting in self.waiting.values_mut().filter(|waiting| !waiting.counted) {
@@ -426,7 +433,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             return Vec::new();
         }
         let now = self.parts.clock.now();
-        self.plan = plan(&self.state, &self.targets, self.demand(), now);
+        self.plan = plan(&self.state, &self.targets, &self.demand(), now);
         let mut launch = Vec::new();
         for planned in std::mem::take(&mut self.plan.ops) {
             if self.apply(Event::Begin(planned.op.clone())) {
@@ -560,7 +567,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// A picture of the state.
     fn view(&self) -> View {
         let now = self.parts.clock.now();
-        let pool = view::gauges(&self.state, self.queue.waiting(), self.violations, now);
+        let waiting: BTreeSet<Attachment> =
+            self.queue.waiters().map(|waiter| nic::first(&waiter.owner.attachment)).collect();
+        let waiting = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
+        let pool = view::gauges(&self.state, waiting, self.violations, now);
         view::view(&self.state, &self.plan, self.ready, pool, now)
     }
 

@@ -75,10 +75,18 @@ async fn index() -> Json<Value> {
     ]}))
 }
 
+/// The addresses of a network card.
+#[derive(Debug, Default)]
+struct Store {
+    total: usize,
+    assigned: usize,
+    enis: BTreeMap<String, Value>,
+}
+
 /// VPC CNI's form: data stores by network card, ENIs in them.
 async fn enis(State(pages): State<Pages>) -> Response {
     let Some(view) = pages.handle.look().await else { return silent() };
-    let mut cards: BTreeMap<u32, BTreeMap<String, Value>> = BTreeMap::new();
+    let mut cards: BTreeMap<u32, Store> = BTreeMap::new();
     for (id, eni) in &view.enis {
         let cidrs: BTreeMap<String, Value> = eni
             .blocks
@@ -105,12 +113,16 @@ async fn enis(State(pages): State<Pages>) -> Response {
             "DeviceNumber": eni.device, "RouteTableID": eni.table, "SubnetID": eni.subnet, "PrimaryIP": eni.primary_ip,
             "Stage": eni.stage, "AvailableIPv4Cidrs": cidrs,
         });
-        cards.entry(eni.card).or_default().insert(id.to_string(), described);
+        let states = || eni.blocks.values().flat_map(BTreeMap::values);
+        let store = cards.entry(eni.card).or_default();
+        store.total += states().count();
+        store.assigned += states().filter(|known| known.state == "assigned").count();
+        store.enis.insert(id.to_string(), described);
     }
     let stores: BTreeMap<String, Value> = cards
         .into_iter()
-        .map(|(card, enis)| {
-            (card.to_string(), json!({"TotalIPs": view.pool.total, "AssignedIPs": view.pool.assigned, "ENIs": enis}))
+        .map(|(card, Store { total, assigned, enis })| {
+            (card.to_string(), json!({"TotalIPs": total, "AssignedIPs": assigned, "ENIs": enis}))
         })
         .collect();
     Json(stores).into_response()

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sluice_contract::node::veth_hash;
+use sluice_contract::node::{nic, veth_hash};
 use sluice_ipamd_core::aws_node::{self, Allocation, AwsNodeError};
 use sluice_ipamd_core::ledger::Owner;
 use tokio::net::{TcpStream, UnixStream};
@@ -132,9 +132,12 @@ fn read(path: &Path) -> Result<Vec<Allocation>, ReadError> {
 fn owner(allocation: Allocation, pods: &Pods) -> Option<Owner> {
     let Allocation { attachment, pod, address, .. } = allocation;
     let host_ifname = pods.view.pods.get(&address).filter(|_| !pods.dead.contains(&address))?;
-    // A pod that was made anew under the same address has another interface.
-    let is_its = pod.name.is_empty() || host_ifname.as_str().ends_with(&veth_hash(&pod, 0));
-    is_its.then(|| Owner { attachment, pod, host_ifname: host_ifname.clone(), netns: String::new() })
+    // In the file of its card each interface of a pod is the first; which one it is its name on the host tells. A pod that was
+    // made anew under the same address has another name.
+    let is_its = |index: &u8| host_ifname.as_str().ends_with(&veth_hash(&pod, *index));
+    let index = if pod.name.is_empty() { Some(0) } else { (0..nic::INTERFACES_MAX).find(is_its) };
+    let attachment = nic::attachment(&attachment, index?)?;
+    Some(Owner { attachment, pod, host_ifname: host_ifname.clone(), netns: String::new() })
 }
 
 #[cfg(test)]
@@ -169,14 +172,16 @@ mod tests {
         std::fs::write(&file, allocations(&all)).unwrap();
         std::fs::write(dir.path().join("ipam-nic-1.json"), allocations(&[("b", "10.0.1.1")])).unwrap();
         std::fs::write(dir.path().join("ipam-nic-2.json"), "{").unwrap();
+        std::fs::write(dir.path().join("ipam-nic-3.json"), allocations(&[("a", "10.0.3.1")])).unwrap();
         let mut pods = Pods::default();
         for (name, address) in [("a", "10.0.0.1"), ("x", "10.0.0.3"), ("dead", "10.0.0.4"), ("b", "10.0.1.1")] {
             pods.view.pods.insert(address.parse().unwrap(), host_veth("eni", &pod(name), 0).unwrap());
         }
         pods.dead.insert("10.0.0.4".parse().unwrap());
+        pods.view.pods.insert("10.0.3.1".parse().unwrap(), host_veth("eni", &pod("a"), 1).unwrap());
         let owners = AwsNode::new(file).owners(&pods);
         let adopted: Vec<_> = owners.iter().map(|(ip, owner)| format!("{ip} {}", owner.attachment)).collect();
-        assert_eq!(adopted, ["10.0.0.1 c-a/eth0@aws-cni", "10.0.1.1 c-b/eth0@aws-cni"]);
+        assert_eq!(adopted, ["10.0.0.1 c-a/eth0@aws-cni", "10.0.1.1 c-b/eth0@aws-cni", "10.0.3.1 c-a/mNicIf1@aws-cni"]);
         assert_eq!(owners[&"10.0.0.1".parse::<IpAddr>().unwrap()].pod, pod("a"));
         assert_eq!(AwsNode::new(dir.path().join("none/ipam.json")).owners(&pods).len(), 0);
     }

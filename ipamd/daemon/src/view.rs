@@ -10,7 +10,7 @@ use sluice_contract::node::branch::{self, Mode};
 use sluice_ipamd_core::branch::Held;
 use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
-use sluice_ipamd_core::plan::Plan;
+use sluice_ipamd_core::plan::{Cause, Hopeless, Outlook, Plan};
 use sluice_ipamd_core::state::State;
 use sluice_ipamd_core::time::Timestamp;
 
@@ -85,8 +85,10 @@ pub struct NodeView {
     pub instance_type: String,
     /// Its zone.
     pub availability_zone: String,
-    /// ENIs that the type allows.
+    /// ENIs that the type allows on its first network card.
     pub max_enis: u32,
+    /// Network cards whose ENIs serve pods.
+    pub cards: Vec<u32>,
     /// Addresses an ENI that the type allows, its own among them.
     pub addresses_per_eni: u32,
     /// CIDRs of the VPC.
@@ -187,9 +189,9 @@ impl EniView {
 /// The pool in numbers.
 pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestamp) -> PoolGauges {
     let tally = state.ledger().tally(now);
-    let limits = state.node().map(|node| node.limits);
-    let max_enis = limits.map_or(0, |limits| limits.enis);
-    let per_eni = limits.as_ref().map_or(0, State::places_per_eni);
+    let limits = state.node().map(|node| &node.limits);
+    let max_enis: u32 = limits.map_or(0, |limits| state.cards().into_iter().map(|card| limits.enis_of(card)).sum());
+    let per_eni = limits.map_or(0, State::places_per_eni);
     let assigned_by_eni = state
         .ledger()
         .enis()
@@ -216,9 +218,27 @@ pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestam
     }
 }
 
+/// Why the pool does not grow: in words that name the network cards, where they are further ones.
+fn held_up(plan: &Plan) -> Option<String> {
+    let cause = |hopeless: Option<&Hopeless>, held_up: Option<&Cause>| {
+        hopeless.map(|hopeless| hopeless.cause.to_string()).or_else(|| held_up.map(ToString::to_string))
+    };
+    let mut further: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (card, Outlook { hopeless, held_up }) in &plan.further {
+        if let Some(cause) = cause(hopeless.as_ref(), held_up.as_ref()) {
+            further.entry(cause).or_default().push(card.to_string());
+        }
+    }
+    let further = further.into_iter().map(|(cause, cards)| {
+        let noun = if cards.len() == 1 { "card" } else { "cards" };
+        format!("network {noun} {}: {cause}", cards.join(", "))
+    });
+    let all: Vec<String> = cause(plan.hopeless.as_ref(), plan.held_up.as_ref()).into_iter().chain(further).collect();
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
 /// The picture.
 pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, now: Timestamp) -> View {
-    let held_up = plan.hopeless.as_ref().map(|hopeless| hopeless.cause.to_string());
     View {
         at: now.to_string(),
         ready,
@@ -227,6 +247,7 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
             instance_type: node.identity.instance_type.clone(),
             availability_zone: node.identity.availability_zone.clone(),
             max_enis: node.limits.enis,
+            cards: state.cards(),
             addresses_per_eni: node.limits.ipv4_per_eni,
             vpc_cidrs: node.vpc_cidrs.clone(),
             families: node.families,
@@ -235,7 +256,7 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
         enis: state.ledger().enis().map(|eni| (eni.id.clone(), EniView::of(eni, now))).collect(),
         under_way: state.flights().values().map(ToString::to_string).collect(),
         intents: state.intents().keys().cloned().collect(),
-        held_up: held_up.or_else(|| plan.held_up.as_ref().map(ToString::to_string)),
+        held_up: held_up(plan),
         obstacles: state
             .obstacles()
             .iter()
@@ -244,5 +265,22 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
             .collect(),
         strays: state.ledger().strays().iter().copied().collect(),
         branches: state.branches().map(|held| (held.eni.clone(), BranchView::of(held))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cards_that_do_not_grow_are_named() {
+        let mut plan = Plan::default();
+        assert_eq!(held_up(&plan), None);
+        let stuck = Outlook { hopeless: None, held_up: Some(Cause::NoSubnet) };
+        plan.further = BTreeMap::from([(1, stuck.clone()), (2, Outlook::default()), (3, stuck)]);
+        let further = "network cards 1, 3: no subnet in the node's zone is tagged for new ENIs";
+        assert_eq!(held_up(&plan).unwrap(), further);
+        plan.held_up = Some(Cause::NoEniConfig);
+        assert_eq!(held_up(&plan).unwrap(), format!("no ENIConfig is known for this node; {further}"));
     }
 }

@@ -9,8 +9,8 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use aws_sdk_ec2::types::{
-    AttachmentStatus, InstanceTypeHypervisor, InstanceTypeInfo, NetworkInterface, NetworkInterfaceAttachment,
-    NetworkInterfaceType, Subnet, SubnetCidrBlockStateCode, Tag,
+    AttachmentStatus, InstanceTypeHypervisor, InstanceTypeInfo, NetworkCardInfo, NetworkInterface,
+    NetworkInterfaceAttachment, NetworkInterfaceType, Subnet, SubnetCidrBlockStateCode, Tag,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use sluice_ipamd_core::cloud::{
@@ -202,7 +202,7 @@ fn tags(seen: &[Tag]) -> BTreeMap<String, String> {
     seen.iter().filter_map(pair).collect()
 }
 
-/// The limits of the default network card.
+/// The limits of the default network card, which takes the first place, and of the others in order.
 pub(crate) fn limits(seen: &InstanceTypeInfo) -> Result<InstanceLimits, CloudError> {
     let name = seen.instance_type().map_or("an instance type without name", |name| name.as_str());
     let fields = Fields { api: Api::DescribeInstanceTypes, of: name };
@@ -210,11 +210,19 @@ pub(crate) fn limits(seen: &InstanceTypeInfo) -> Result<InstanceLimits, CloudErr
         cloud_error(fields.api, CloudErrorKind::Other, "MalformedAnswer", &format!("{name} has no NetworkInfo"))
     })?;
     let default = network.default_network_card_index().unwrap_or(0);
-    let card = network.network_cards().iter().find(|card| card.network_card_index() == Some(default));
-    let enis = card.and_then(|card| card.maximum_network_interfaces()).or(network.maximum_network_interfaces());
+    let (first, further): (Vec<&NetworkCardInfo>, Vec<&NetworkCardInfo>) =
+        network.network_cards().iter().partition(|card| card.network_card_index() == Some(default));
+    let enis = first.first().and_then(|card| card.maximum_network_interfaces());
+    let enis = enis.or(network.maximum_network_interfaces());
+    let mut by_index = BTreeMap::new();
+    for card in further {
+        let index = fields.count("NetworkCardIndex", card.network_card_index())?;
+        by_index.insert(index, fields.count("MaximumNetworkInterfaces", card.maximum_network_interfaces())?);
+    }
     Ok(InstanceLimits {
         enis: fields.count("MaximumNetworkInterfaces", enis)?,
         ipv4_per_eni: fields.count("Ipv4AddressesPerInterface", network.ipv4_addresses_per_interface())?,
+        further_cards: by_index.into_values().collect(),
         prefixes: seen.bare_metal() == Some(true) || seen.hypervisor() == Some(&InstanceTypeHypervisor::Nitro),
     })
 }

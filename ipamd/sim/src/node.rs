@@ -322,7 +322,7 @@ impl Node {
         self.waiting.insert(owner.attachment.clone(), self.now);
         self.apply(Event::Arrived);
         let at = self.at();
-        if let Err(refusal) = self.queue.join(Token(self.tokens), owner, at + ADD_DEADLINE, at) {
+        if let Err(refusal) = self.queue.join(Token(self.tokens), owner, None, at + ADD_DEADLINE, at) {
             self.refused = Some(refusal);
         }
         Ok(())
@@ -431,7 +431,7 @@ impl Node {
     fn pump(&mut self) -> Result<(), SimError> {
         loop {
             let now = self.at();
-            self.plan = plan(&self.state, &self.targets, Demand::of(&self.state, &self.queue), now);
+            self.plan = plan(&self.state, &self.targets, &Demand::of(&self.state, &self.queue), now);
             let serving = serve(&self.state, &self.queue, &self.plan, now);
             let mut quiet = serving.grants.is_empty() && serving.refused.is_empty();
             for grant in serving.grants {
@@ -565,6 +565,7 @@ fn known(
         custom_networking: false,
         subnet_discovery: true,
         imds_only: false,
+        multi_nic: false,
     }
 }
 

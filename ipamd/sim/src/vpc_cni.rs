@@ -98,7 +98,7 @@ pub struct VpcCni {
 }
 
 impl VpcCni {
-    /// A node whose pool is at rest.
+    /// A node whose pool is at rest. [`Targets::trunk`] holds for instance types that can have a trunk ENI.
     #[must_use]
     pub fn settled(limits: InstanceLimits, targets: Targets, cooldown: Duration) -> Self {
         // It has nothing else.
@@ -271,8 +271,10 @@ impl VpcCni {
         self.places_each() * if self.prefixes() { PREFIX } else { 1 }
     }
 
+    /// ENIs for pods: one place less where the node is to have a trunk ENI, which somebody else attaches.
     fn max_enis(&self) -> u32 {
-        self.targets.max_enis.filter(|max| *max >= 1).map_or(self.limits.enis, |max| max.min(self.limits.enis))
+        let most = self.targets.max_enis.filter(|max| *max >= 1).unwrap_or(u32::MAX).min(self.limits.enis);
+        most.saturating_sub(u32::from(self.targets.trunk))
     }
 
     fn total(&self) -> u32 {
@@ -504,6 +506,13 @@ mod tests {
             assert_eq!((burst.at_once, burst.ec2_calls, burst.all), (at_once, calls, true), "{name}");
             assert!(burst.took.as_secs().abs_diff(seconds) <= 1, "{name}: {:?}", burst.took);
         }
+    }
+
+    #[test]
+    fn the_place_of_a_trunk_eni_is_not_its_own() {
+        let targets = Targets { trunk: true, ..targets(false, 1, 0, 0) };
+        let burst = VpcCni::settled(limits("m5.large"), targets, Duration::from_secs(30)).burst(27);
+        assert_eq!((burst.at_once, burst.all), (9, false));
     }
 
     /// Rows of 2.7 that both forms have.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::fixture::{at, eni, ip, owner, state};
+use crate::fixture::{at, eni, eni_id, ip, owner, state};
+use crate::ledger::Owner;
 use crate::state::Event;
 
 /// As reference/vpc-cni.md 2.5 shows it.
@@ -56,4 +57,25 @@ fn what_is_handed_back_reads_as_it_was() {
     let back = read(&written[&0]).unwrap();
     let seen: Vec<_> = back.iter().map(|one| (one.address, one.pod.name.as_str())).collect();
     assert_eq!(seen, [(ip("10.0.0.3"), "a"), (ip("10.0.1.1"), "b")]);
+}
+
+#[test]
+fn a_pod_on_two_cards_is_in_two_files_by_its_first_interface() {
+    let mut state = state(vec![eni(1, &["10.0.0.0/28"]), eni(2, &["10.0.1.1/32"])]);
+    let first = owner("a");
+    let further = Owner { attachment: nic::attachment(&first.attachment, 1).unwrap(), ..Owner::clone(&first) };
+    state.apply(Event::Assign(ip("10.0.0.3"), first), at(1)).unwrap();
+    state.apply(Event::Assign(ip("10.0.1.1"), further.into()), at(1)).unwrap();
+    state.ledger.eni_mut(&eni_id(2)).unwrap().card = 3;
+    let written = write(state.ledger()).unwrap();
+    assert_eq!(written.keys().collect::<Vec<_>>(), [&0, &3]);
+    for (card, address) in [(0, "10.0.0.3"), (3, "10.0.1.1")] {
+        let text = String::from_utf8(written[&card].clone()).unwrap();
+        assert!(text.contains(r#""k8sPodName":"a","interfacesCount":2"#), "{text}");
+        let back = read(&written[&card]).unwrap();
+        assert_eq!(
+            (back.len(), back[0].address, back[0].attachment.to_string().as_str()),
+            (1, ip(address), "a/eth0@aws-cni")
+        );
+    }
 }

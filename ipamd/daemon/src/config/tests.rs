@@ -26,6 +26,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             imds_only: false,
             warm_when_cordoned: false,
             custom_networking: None,
+            multi_nic: false,
             additional_tags: BTreeMap::new(),
         }
     );
@@ -115,9 +116,8 @@ fn vpc_cnis_ways_of_saying_none_are_understood() {
 #[test]
 fn what_has_no_effect_yet_is_named() {
     let config =
-        load(&[("ENABLE_MULTI_NIC", "true"), ("DISABLE_POD_V6", "false"), ("CLUSTER_ENDPOINT", "https://api")])
-            .unwrap();
-    assert_eq!(config.without_effect, ["ENABLE_MULTI_NIC"]);
+        load(&[("ANNOTATE_POD_IP", "true"), ("DISABLE_POD_V6", "false"), ("CLUSTER_ENDPOINT", "https://api")]).unwrap();
+    assert_eq!(config.without_effect, ["ANNOTATE_POD_IP"]);
 }
 
 #[test]

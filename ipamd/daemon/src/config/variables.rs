@@ -88,7 +88,11 @@ pub const VARIABLES: &[Variable] = &[
     daemon("ENABLE_IMDS_ONLY_MODE", "false", "never call EC2; use what the metadata service shows"),
     daemon("ENABLE_IPv4", "true", "pods have IPv4 addresses; with ENABLE_IPv6 too, they have both"),
     daemon("ENABLE_IPv6", "false", "pods have IPv6 addresses, of a /80 of their ENI"),
-    later("ENABLE_MULTI_NIC", "false", "pods on several network cards"),
+    daemon(
+        "ENABLE_MULTI_NIC",
+        "false",
+        "pods annotated k8s.amazonaws.com/nicConfig: multi-nic-attachment have an interface on each network card",
+    ),
     daemon(
         "ENABLE_POD_ENI",
         "false",

@@ -14,7 +14,7 @@ use sluice_ipamd_core::state::Event;
 use tokio::time::Instant;
 
 use super::requests::Asking;
-use super::{Daemon, Reply, ReplyKind, Waiting};
+use super::{Daemon, Reply, ReplyKind};
 use crate::cloud::Cloud;
 use crate::cluster::{Claim, Claims, Feature, Report};
 use crate::inbox::Answer;
@@ -224,12 +224,6 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         tracing::info!(attachment = %attachment, held, "a branch ENI was given");
     }
 
-    fn refuse_asking(&mut self, asking: Asking, refusal: Refusal) {
-        let Asking { token, request, since, answer, .. } = asking;
-        self.waiting.insert(token, Waiting { answer, since, counted: false, pod: request.pod });
-        self.refuse_add(token, refusal);
-    }
-
     /// Forgets what an attachment had of a branch ENI. Answers what that was.
     pub(super) fn let_go(&mut self, attachment: &Attachment) -> Vec<PodAddress> {
         let described = self.state.branch_of(attachment).map(Held::pod_addresses).unwrap_or_default();
@@ -262,7 +256,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let places = self.targets.max_enis.map_or(node.limits.enis, |most| most.min(node.limits.enis));
         let there = self.state.ledger().enis().filter(|eni| eni.card == 0 && eni.device.is_some()).count();
         let has_place = usize::try_from(places).unwrap_or(usize::MAX) > there;
-        let may_have = has_place && takes_trunk(&node.identity.instance_type, node.limits);
+        let may_have = has_place && takes_trunk(&node.identity.instance_type, &node.limits);
         // What has been asked for once is not taken back.
         (may_have || self.state.trunk().is_some() || !self.branching.asked.is_empty()).then_some(())?;
         let mut features = vec![Feature { name: "SecurityGroupsForPods".to_owned(), value: String::new() }];

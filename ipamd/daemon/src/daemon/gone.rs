@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_contract::id::Attachment;
+use sluice_contract::node::nic;
 use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
 use sluice_ipamd_core::garbage::{Litter, Look};
 
 use super::jobs::Job;
-use super::{Daemon, LOOK_EVERY, Waiting};
+use super::requests::Asking;
+use super::{Daemon, LOOK_EVERY};
 use crate::cloud::Cloud;
 use crate::kernel::{Cleared, Kernel};
 
@@ -19,6 +21,8 @@ use crate::kernel::{Cleared, Kernel};
 #[derive(Debug, Clone)]
 pub(super) struct Gone {
     pub(super) address: IpAddr,
+    /// The addresses of its further interfaces, which are held like that one.
+    pub(super) further: Vec<IpAddr>,
     /// What the pod had beside it: an IPv6 address; litter may be of several pods.
     pub(super) others: BTreeSet<IpAddr>,
     /// The tombstone that tells of it; none for litter.
@@ -28,7 +32,12 @@ pub(super) struct Gone {
 impl Gone {
     /// All addresses of the pod.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
-        std::iter::once(self.address).chain(self.others.iter().copied()).collect()
+        self.held().chain(self.others.iter().copied()).collect()
+    }
+
+    /// The addresses that nobody can be given meanwhile.
+    fn held(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address).chain(self.further.iter().copied())
     }
 }
 
@@ -48,12 +57,17 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         if self.spent.contains(&path) {
             return;
         }
-        self.orphans.retain(|_, owner| owner.attachment != request.attachment);
-        match self.state.ledger().address_of(&request.attachment) {
-            Some(address) if self.clearing.contains_key(&address) => {}
-            Some(address) => {
-                let others = self.state.ledger().companion_of(address).map(IpAddr::V6).into_iter().collect();
-                self.clear_pod(Gone { address, others, tombstone: Some((path, request)) });
+        self.orphans.retain(|_, owner| nic::first(&owner.attachment) != request.attachment);
+        let held: Vec<IpAddr> = self.held(&request.attachment).into_iter().map(|(_, address)| address).collect();
+        if held.iter().any(|address| self.clearing.contains_key(address)) {
+            return;
+        }
+        match held.split_first() {
+            Some((address, further)) => {
+                let ledger = self.state.ledger();
+                let others = held.iter().filter_map(|address| ledger.companion_of(*address)).map(IpAddr::V6).collect();
+                let tombstone = Some((path, request));
+                self.clear_pod(Gone { address: *address, further: further.to_vec(), others, tombstone });
             }
             None => {
                 // What its plugin could not take away without our word is litter now.
@@ -72,7 +86,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     fn clear_pod(&mut self, gone: Gone) {
-        self.clearing.insert(gone.address, Vec::new());
+        self.clearing.extend(gone.held().map(|address| (address, Vec::new())));
         self.spawn(Job::ClearPod(Box::new(gone)));
     }
 
@@ -90,7 +104,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             match one {
                 Litter::Rules { address, mut all, .. } => {
                     all.remove(&address);
-                    self.clear_pod(Gone { address, others: all, tombstone: None });
+                    self.clear_pod(Gone { address, further: Vec::new(), others: all, tombstone: None });
                 }
                 Litter::Route(address, dev) => {
                     if let Some(attachment) = look.marked.get(&dev).cloned() {
@@ -104,12 +118,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// Nothing of the pod is left, or an interface still carries its address.
     pub(super) fn pod_cleared(&mut self, gone: Gone, cleared: Cleared) {
-        let waiting = self.clearing.remove(&gone.address).unwrap_or_default();
+        let waiting = self.no_longer_clearing(&gone);
         if let Some((path, request)) = gone.tombstone {
             let cooldown = self.cooldown_after(&request);
             // Until the next look at the kernel, which puts an address that lives into quarantine.
             let cooldown = if cleared == Cleared::InUse { cooldown.max(LOOK_EVERY * 2) } else { cooldown };
-            self.release(&request.attachment, cooldown);
+            self.release_all(&request.attachment, cooldown);
             self.drained(path, &request);
         } else if cleared == Cleared::Removed {
             self.parts.metrics.littered(Litter::RULE);
@@ -121,9 +135,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 
     /// The tombstone stays, and with it the attachment's hold on the address: the next pass tries again.
     pub(super) fn pod_not_cleared(&mut self, gone: &Gone) {
-        for asking in self.clearing.remove(&gone.address).unwrap_or_default() {
-            let (token, since, pod) = (asking.token, asking.since, asking.request.pod);
-            self.waiting.insert(token, Waiting { answer: asking.answer, since, counted: false, pod });
+        for asking in self.no_longer_clearing(gone) {
             let refusal = Refusal::new(
                 RefusalCode::NotReady,
                 format!(
@@ -133,7 +145,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             )
             .hint("ipamd's log says why; it tries again by itself")
             .retry_after(Duration::from_secs(5));
-            self.refuse_add(token, refusal);
+            self.refuse_asking(asking, refusal);
         }
+    }
+
+    /// Answers the ADDs that have waited for the end of it.
+    fn no_longer_clearing(&mut self, gone: &Gone) -> Vec<Asking> {
+        gone.held().flat_map(|address| self.clearing.remove(&address).unwrap_or_default()).collect()
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use sluice_contract::id::{Attachment, EniId, IfName, SecurityGroupId};
-use sluice_contract::node::branch;
+use sluice_contract::node::{branch, nic};
 use sluice_hostnet::branch::PodBranch;
 use sluice_ipamd_core::cloud::{
     Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits, InterfaceType,
@@ -120,7 +120,7 @@ pub(super) struct EniSide {
 impl<C: Cloud, K: Kernel> Daemon<C, K> {
     pub(super) fn spawn(&mut self, job: Job) {
         let (executor, kernel) = (Arc::clone(&self.parts.executor), Arc::clone(&self.parts.kernel));
-        let known = self.state.node().map(|node| (node.identity.clone(), node.limits));
+        let known = self.state.node().map(|node| (node.identity.clone(), node.limits.clone()));
         let imds_only = self.parts.config.pool.imds_only;
         let prefix = self.parts.config.network.veth_prefix.clone();
         let work = job.clone();
@@ -438,6 +438,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     fn pod_networks(&self) -> Vec<PodNetwork> {
         let ledger = self.state.ledger();
         let now = self.parts.clock.now();
+        let network = &self.parts.config.network;
         let pods = ledger.owners().filter_map(|(attachment, address)| {
             let AddressState::Assigned { owner, since, .. } = ledger.address(address)? else { return None };
             // What is being taken away is nobody's to mend.
@@ -447,14 +448,14 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 attachment: attachment.clone(),
                 dev: owner.host_ifname.clone(),
                 addresses: std::iter::once(address).chain(companion).collect(),
-                egress: self.parts.config.network.egress_of(address),
+                // By its first interface a pod has it.
+                egress: network.egress_of(address).filter(|_| nic::index(&attachment.ifname) == 0),
                 table: ledger.eni_of(address)?.table()?,
                 branch: None,
                 settled: now.since(*since) > ADD_TAKES,
             })
         });
         let branches = self.state.branches().filter_map(|held| {
-            let network = &self.parts.config.network;
             let first = held.addresses.first().filter(|_| held.mode == branch::Mode::Standard);
             Some(PodNetwork {
                 attachment: held.owner.attachment.clone(),
@@ -655,6 +656,7 @@ pub(super) fn node(
         custom_networking: pool.custom_networking.is_some(),
         subnet_discovery: pool.subnet_discovery,
         imds_only: pool.imds_only,
+        multi_nic: pool.multi_nic,
     }
 }
 

@@ -79,22 +79,29 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     /// Tells what keeps the pool from growing, for some time or for good, and whether pods can have addresses.
     pub(super) fn report_pool(&mut self) {
         let now = Instant::now();
-        let hopeless = self.plan.hopeless.as_ref().map(|hopeless| &hopeless.cause);
+        let first = (None, self.plan.hopeless.as_ref(), self.plan.held_up.as_ref());
+        let further = self.plan.further.iter();
+        let further = further.map(|(card, outlook)| (Some(*card), outlook.hopeless.as_ref(), outlook.held_up.as_ref()));
+        let all = std::iter::once(first).chain(further);
+        let hopeless = all.clone().find_map(|(card, hopeless, _)| Some((card, &hopeless?.cause)));
         // A node that has all that it may have is in no trouble before a pod goes without.
-        let held_up = self.plan.held_up.as_ref().filter(|cause| !matches!(cause, Cause::EniLimit { .. }));
-        let Some(cause) = hopeless.or(held_up) else { return self.report_no_trouble(now) };
+        let passing = |cause: &&Cause| !matches!(cause, Cause::EniLimit { .. });
+        let mut held_up = all.filter_map(|(card, _, held_up)| Some((card, held_up.filter(passing)?)));
+        let Some((card, cause)) = hopeless.or_else(|| held_up.next()) else { return self.report_no_trouble(now) };
         let code = cause.code();
         let before = self.reports.trouble.filter(|before| before.code == code);
         let trouble = before.unwrap_or(Trouble { code, since: now, told: false, gone: None });
         let tells = hopeless.is_some() || now.saturating_duration_since(trouble.since) >= LASTING;
-        let words = format!("{cause}; {}", cause.hint());
+        let of_card = card.map(|card| format!("network card {card}: ")).unwrap_or_default();
+        let words = format!("{of_card}{cause}; {}", cause.hint());
         self.reports.trouble = Some(Trouble { told: trouble.told || tells, gone: None, ..trouble });
         if tells && !trouble.told {
             let message = format!("the pool does not grow: {words}");
             self.notice(About::Node, Weight::Warning, reason(code), message);
         }
         if tells || trouble.told {
-            let holds = self.state.ledger().tally(self.parts.clock.now()).free > 0;
+            // Most pods have nothing of further cards.
+            let holds = card.is_some() || self.free() > 0;
             let reason = if holds { "Available" } else { reason(code) };
             self.report_condition(Condition { holds, reason, message: words });
         }

@@ -10,6 +10,7 @@ mod families;
 mod fleet;
 mod memory;
 mod modes;
+mod nics;
 mod repair;
 mod requests;
 pub(crate) mod sim;
@@ -32,6 +33,7 @@ use sluice_ipamd_core::ipv6::pooled;
 use sluice_ipamd_core::ledger::Stage;
 use sluice_ipamd_core::time::Timestamp;
 use sluice_vpcsim::model::Settings;
+use sluice_vpcsim::model::state::Eni;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -180,8 +182,8 @@ impl World {
             assert_eq!(known, there, "the ledger knows the addresses of {}", eni.id);
         }
         let host = self.host.state();
-        let secondaries: BTreeSet<_> =
-            attached.iter().filter(|eni| eni.attachment.as_ref().unwrap().device > 0).map(|e| e.id.clone()).collect();
+        let is_secondary = |eni: &&Eni| eni.attachment.as_ref().is_some_and(|at| (at.card, at.device) != (0, 0));
+        let secondaries: BTreeSet<_> = attached.iter().filter(is_secondary).map(|eni| eni.id.clone()).collect();
         assert_eq!(host.enis.keys().cloned().collect::<BTreeSet<_>>(), secondaries, "the host has the ENIs set up");
         for address in host.pods.keys() {
             let states = view.enis.values().flat_map(|eni| eni.blocks.values()).flatten();
@@ -291,5 +293,6 @@ pub(crate) fn add_request(container: &str) -> AddRequest {
         netns: format!("/run/netns/{container}"),
         host_ifname: host_ifname(container),
         branches: true,
+        every_card: false,
     }
 }

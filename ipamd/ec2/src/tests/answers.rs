@@ -281,8 +281,9 @@ async fn limits_come_from_the_table_and_from_ec2_for_new_types() {
         instance_type(
             "m99.large",
             "<bareMetal>false</bareMetal><hypervisor>nitro</hypervisor><networkInfo>\
-             <maximumNetworkInterfaces>11</maximumNetworkInterfaces><maximumNetworkCards>2</maximumNetworkCards>\
+             <maximumNetworkInterfaces>18</maximumNetworkInterfaces><maximumNetworkCards>3</maximumNetworkCards>\
              <defaultNetworkCardIndex>0</defaultNetworkCardIndex><networkCards>\
+             <item><networkCardIndex>2</networkCardIndex><maximumNetworkInterfaces>7</maximumNetworkInterfaces></item>\
              <item><networkCardIndex>1</networkCardIndex><maximumNetworkInterfaces>6</maximumNetworkInterfaces></item>\
              <item><networkCardIndex>0</networkCardIndex><maximumNetworkInterfaces>5</maximumNetworkInterfaces></item>\
              </networkCards><ipv4AddressesPerInterface>20</ipv4AddressesPerInterface></networkInfo>",
@@ -298,14 +299,14 @@ async fn limits_come_from_the_table_and_from_ec2_for_new_types() {
     ])
     .await;
     let cloud = cloud(&server);
-    let m5 = InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true };
+    let m5 = InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 10, prefixes: true };
     assert_eq!(cloud.instance_limits("m5.large").await.unwrap(), m5);
     assert!(server.asked().is_empty());
-    let m99 = InstanceLimits { enis: 5, ipv4_per_eni: 20, prefixes: true };
+    let m99 = InstanceLimits { enis: 5, further_cards: vec![6, 7], ipv4_per_eni: 20, prefixes: true };
     assert_eq!(cloud.instance_limits("m99.large").await.unwrap(), m99);
     assert_eq!(cloud.instance_limits("m99.large").await.unwrap(), m99);
     assert_eq!(server.only()["InstanceType.1"], "m99.large");
-    let x99 = InstanceLimits { enis: 2, ipv4_per_eni: 4, prefixes: false };
+    let x99 = InstanceLimits { enis: 2, further_cards: Vec::new(), ipv4_per_eni: 4, prefixes: false };
     assert_eq!(cloud.instance_limits("x99.large").await.unwrap(), x99);
     let error = cloud.instance_limits("y99.large").await.unwrap_err();
     assert_eq!(error.message, "y99.large has no NetworkInfo");

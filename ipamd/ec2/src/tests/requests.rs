@@ -12,6 +12,7 @@ use super::server::{Answer, Server};
 
 fn create(addresses: AddressCount) -> CreateEni {
     CreateEni {
+        card: 0,
         subnet: "subnet-0123456789abcdef0".parse().unwrap(),
         security_groups: ["sg-0123456789abcdef0", "sg-0123456789abcdef1"].map(|group| group.parse().unwrap()).into(),
         addresses,

@@ -75,6 +75,7 @@ impl Account {
 
     fn request(&self, subnet: &SubnetId, addresses: AddressCount, token: &str) -> CreateEni {
         CreateEni {
+            card: 0,
             subnet: subnet.clone(),
             security_groups: Vec::new(),
             addresses,

@@ -106,6 +106,7 @@ impl Account {
     /// An order for an ENI as ipamd makes it.
     pub(crate) fn order(&self, subnet: &SubnetId, addresses: AddressCount, token: &str) -> CreateEni {
         CreateEni {
+            card: 0,
             subnet: subnet.clone(),
             security_groups: Vec::new(),
             addresses,

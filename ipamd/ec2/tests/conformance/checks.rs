@@ -133,7 +133,11 @@ async fn an_unknown_subnet_is_not_found(account: &Account) -> Outcome {
 
 async fn an_instance_type_is_described(account: &Account) -> Outcome {
     let told = account.cloud.described_limits("m5.large").await?;
-    same("what an m5.large holds", told, InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true })
+    same(
+        "what an m5.large holds",
+        told,
+        InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 10, prefixes: true },
+    )
 }
 
 async fn an_eni_is_made_with_secondary_addresses(account: &Account) -> Outcome {

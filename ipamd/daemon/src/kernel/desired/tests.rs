@@ -2,6 +2,7 @@
 //! ENI with 10.0.1.50, VPC 10.0.0.0/16.
 
 use sluice_contract::id::EniId;
+use sluice_contract::node::route_table;
 use sluice_hostnet::plan::plan;
 use sluice_hostnet::state::Observed;
 
@@ -351,4 +352,26 @@ fn a_trunk_is_set_up_without_a_rule_and_a_vlans_rules_go_with_its_table() {
     assert!(no_eni(107).scope.owns_rule(&strict));
     let foreign = Rule::iif(Family::V4, RULE_BRANCH, dev("vlan.eth.7"), 2);
     assert!(!no_eni(2).scope.owns_rule(&foreign));
+}
+
+#[test]
+fn an_eni_on_a_further_card_has_a_table_of_its_own_whatever_its_device() {
+    for (device, table) in [(0, 10_100), (1, 10_101)] {
+        let network = EniNetwork { table: route_table(1, device), ..golden_eni() };
+        let wanted = eni(&network, &dev("eth4")).unwrap();
+        assert_eq!(
+            text(&wanted),
+            format!(
+                "link eth4 up Some(true) mtu Some(9001)
+address 10.0.1.50/24 dev eth4 noprefixroute true
+route 10.0.1.1/32 dev eth4 table {table}
+route default via 10.0.1.1 dev eth4 table {table}
+rule 32765: from 10.0.1.50/32 lookup {table}"
+            )
+        );
+        let left = Route::default_via(table, "10.0.1.1".parse().unwrap(), dev("eth4"));
+        assert!(no_eni(table).scope.owns_route(&left), "the route goes with the ENI");
+        let strict = Rule::iif(Family::V4, RULE_BRANCH, dev("vlan.eth.7"), table);
+        assert!(!no_eni(table).scope.owns_rule(&strict), "no VLAN has that table");
+    }
 }

@@ -292,7 +292,7 @@ fn ledger() -> State {
         primary_mac: PRIMARY,
         vpc: VpcId::new("vpc-00000010").unwrap(),
     };
-    let limits = InstanceLimits { enis: 3, ipv4_per_eni: 10, prefixes: true };
+    let limits = InstanceLimits { enis: 3, further_cards: Vec::new(), ipv4_per_eni: 10, prefixes: true };
     let node = Node {
         identity,
         limits,
@@ -304,6 +304,7 @@ fn ledger() -> State {
         custom_networking: false,
         subnet_discovery: true,
         imds_only: false,
+        multi_nic: false,
     };
     let owner = Owner {
         attachment: crate::testing::attachment("abc"),
