@@ -187,6 +187,16 @@ def definitions_are_what_kubernetes_takes():
 
 
 @check
+def an_eniconfig_may_have_as_many_security_groups_as_the_code_takes():
+    code = (ROOT / "ipamd/daemon/src/cluster/objects.rs").read_text()
+    most = int(re.search(r"^const MOST_GROUPS: usize = (\d+);", code, re.M)[1])
+    config = definitions()["crd.k8s.amazonaws.com", "v1alpha1", "ENIConfig"]["properties"]["spec"]["properties"]["securityGroups"]
+    subnets = json.loads((CHART / "values.schema.json").read_text())["properties"]["eniConfig"]["properties"]["subnets"]
+    value = subnets["additionalProperties"]["properties"]["securityGroups"]
+    assert config["maxItems"] == value["maxItems"] == most, (config, value, most)
+
+
+@check
 def wrong_values_are_refused():
     def refused(values, word):
         try:
