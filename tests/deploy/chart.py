@@ -187,6 +187,16 @@ def definitions_are_what_kubernetes_takes():
 
 
 @check
+def an_eniconfig_may_have_as_many_security_groups_as_the_code_takes():
+    code = (ROOT / "ipamd/daemon/src/cluster/objects.rs").read_text()
+    most = int(re.search(r"^const MOST_GROUPS: usize = (\d+);", code, re.M)[1])
+    config = definitions()["crd.k8s.amazonaws.com", "v1alpha1", "ENIConfig"]["properties"]["spec"]["properties"]["securityGroups"]
+    subnets = json.loads((CHART / "values.schema.json").read_text())["properties"]["eniConfig"]["properties"]["subnets"]
+    value = subnets["additionalProperties"]["properties"]["securityGroups"]
+    assert config["maxItems"] == value["maxItems"] == most, (config, value, most)
+
+
+@check
 def wrong_values_are_refused():
     def refused(values, word):
         try:
@@ -200,6 +210,7 @@ def wrong_values_are_refused():
     refused({"env": {"WARM_ENI_TARGET": [1]}}, "WARM_ENI_TARGET")
     refused({"cniConfig": {"extraPlugins": [{"type": "sluice-eni"}]}}, "extraPlugins")
     refused({"env": {"DISABLE_INTROSPECTION": "true", "DISABLE_METRICS": "true"}}, "probes need one")
+    refused({"logs": {"hostPath": "var/log"}}, "logs")
     refused({"eniConfig": {"create": True, "subnets": {"a": {"id": "vpc-1"}}}}, "subnets")
 
 
@@ -295,6 +306,24 @@ def the_command_is_told_where_daemons_are_asked():
         for (name, variable), usual in zip([("ipamd", names[0]), ("policyd", names[1]), ("proxy", names[2])], [61679, 61680, 61682]):
             port = int(expected.get(variable, f":{usual}").rpartition(":")[2])
             assert found[name]["livenessProbe"]["httpGet"]["port"] == port, f"{combination}: {name}"
+
+
+@check
+def files_of_flows_and_records_are_where_containers_may_write():
+    seen = set()
+    for name, found in daemonsets():
+        pod = found["spec"]["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        wanted = COMBINATIONS[name].get("logs", {}).get("hostPath")
+        for container in pod["containers"]:
+            mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container.get("volumeMounts", [])}
+            if container["name"] in ("policyd", "proxy"):
+                assert mounts.get("/var/log/sluice", {}).get("hostPath", {}).get("path") == wanted, f"{name}: {container['name']}"
+            for one in container.get("env", []):
+                if one["name"] in ("SLUICE_FLOWS_FILE", "SLUICE_PROXY_RECORDS_FILE"):
+                    seen.add(one["name"])
+                    assert any(one["value"].startswith(path + "/") for path in mounts), f"{name}: {one}"
+    assert len(seen) == 2, seen
 
 
 @check

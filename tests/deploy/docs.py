@@ -205,22 +205,37 @@ def fields_in_the_pages_are_those_that_are_read():
 
 @check
 def workflows_in_the_pages_are_ones_and_run_what_there_is():
-    found = 0
-    for page in PAGES:
-        for block in re.findall(r"^```yaml\n(name: .*?)^```", page.read_text(), re.M | re.S):
-            workflow = yaml.safe_load(block)
-            # YAML 1.1 reads `on` as true.
-            assert set(workflow) == {"name", True, "jobs"}, f"{page.name}: {sorted(map(str, workflow))}"
-            for name, job in workflow["jobs"].items():
-                assert set(job.get("needs", "").split()) <= set(workflow["jobs"]), f"{page.name}: {name}"
-                for step in job["steps"]:
-                    assert ("run" in step) != ("uses" in step), f"{page.name}: {step}"
-                    for path in re.findall(r"(?:^|[ /])((?:deploy|tests)/[\w./-]+)", step.get("run", "")):
-                        # What the steps build is not there before.
-                        assert "/target/" in path or (ROOT / path).exists(), f"{page.name}: there is no {path}"
-                    run("bash", "-n", input=re.sub(r"\$\{\{.*?\}\}", "X", step.get("run", "")))
-            found += 1
-    assert found >= 2, found
+    blocks = [(page, block) for page in PAGES for block in re.findall(r"^```yaml\n(name: .*?)^```", page.read_text(), re.M | re.S)]
+    blocks += [(path, path.read_text()) for path in sorted((ROOT / "deploy/github").glob("*.yaml"))]
+    assert len(blocks) >= 2, blocks
+    for page, block in blocks:
+        workflow = yaml.safe_load(block)
+        # YAML 1.1 reads `on` as true.
+        assert set(workflow) - {"permissions"} == {"name", True, "jobs"}, f"{page.name}: {sorted(map(str, workflow))}"
+        for name, job in workflow["jobs"].items():
+            assert set(job.get("needs", "").split()) <= set(workflow["jobs"]), f"{page.name}: {name}"
+            ids = {step["id"] for step in job["steps"] if "id" in step}
+            named = set(re.findall(r"steps\.(\w+)\.", yaml.safe_dump(job["steps"])))
+            assert named <= ids, f"{page.name}: {name} has no steps {sorted(named - ids)}"
+            for step in job["steps"]:
+                assert ("run" in step) != ("uses" in step), f"{page.name}: {step}"
+                for path in re.findall(r"(?:^|[ /])((?:deploy|tests)/[\w./-]+)", step.get("run", "")):
+                    # What the steps build is not there before.
+                    assert "/target/" in path or (ROOT / path).exists(), f"{page.name}: there is no {path}"
+                run("bash", "-n", input=re.sub(r"\$\{\{.*?\}\}", "X", step.get("run", "")))
+
+
+@check
+def what_a_workflow_publishes_is_signed_and_what_only_builds_may_sign_nothing():
+    for path in sorted((ROOT / "deploy/github").glob("*.yaml")):
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {}, f"{path.name}: each job says what it may"
+        for name, job in workflow["jobs"].items():
+            signs = "cosign sign" in "".join(step.get("run", "") for step in job["steps"])
+            assert (job["permissions"].get("id-token") == "write") == signs, f"{path.name}: {name}"
+            attested = [step["with"] for step in job["steps"] if "attest-build-provenance" in step.get("uses", "")]
+            subjects = sorted(key for given in attested for key in given if key in ("subject-checksums", "subject-digest"))
+            assert not signs or subjects == ["subject-checksums", "subject-digest"], f"{path.name}: {name}: {subjects}"
 
 
 @check

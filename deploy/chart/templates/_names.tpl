@@ -132,6 +132,19 @@ readinessProbe:
 - {name: seccomp, hostPath: {path: {{ .Values.seccomp.kubeletDirectory }}, type: DirectoryOrCreate}}
 {{- end -}}
 
+{{/* The node's directory for files of flows and records; empty where there is none, as in values of a release of before (--reuse-values). */}}
+{{- define "sluice.logs" -}}
+{{- with .Values.logs }}{{ .hostPath }}{{ end -}}
+{{- end -}}
+
+{{- define "sluice.logsMount" -}}
+- {name: logs, mountPath: /var/log/sluice}
+{{- end -}}
+
+{{- define "sluice.logsVolume" -}}
+- {name: logs, hostPath: {path: {{ include "sluice.logs" . | quote }}, type: DirectoryOrCreate}}
+{{- end -}}
+
 {{/* What the pods of all DaemonSets have in common. .root, .component, .automount. */}}
 {{- define "sluice.metadata" -}}
 labels:

@@ -12,6 +12,12 @@ variable "families" {
   }
 }
 
+variable "multi_nic" {
+  description = "Pods may have an interface on each network card of their node (ENABLE_MULTI_NIC): also with IPv6 alone ipamd then makes ENIs."
+  type        = bool
+  default     = false
+}
+
 variable "scope" {
   description = "Limits ipamd to ENIs, instances and subnets of one cluster: {cluster_name, vpc_arn}. Then CLUSTER_NAME has to be set, and nodes and their first ENI carry the tags that `instance_tags` and `eni_tags` say. Null: every ENI of the account."
   type = object({
@@ -29,15 +35,16 @@ variable "partition" {
 
 locals {
   actions = jsondecode(file("${path.module}/actions.json"))
-  # Pods of IPv6 alone have the /80 of the primary ENI: no ENI is made, attached or given back.
-  makes_enis = contains(var.families, "ipv4")
+  # Pods of IPv6 alone have the /80 of the primary ENI: no ENI is made, attached or given back, but for one on each further network card.
+  ipv4       = contains(var.families, "ipv4")
+  makes_enis = local.ipv4 || var.multi_nic
   ec2        = { for group, names in local.actions : group => [for name in names : "ec2:${name}"] }
 
   enis      = "arn:${var.partition}:ec2:*:*:network-interface/*"
   instances = "arn:${var.partition}:ec2:*:*:instance/*"
   places    = ["arn:${var.partition}:ec2:*:*:subnet/*", "arn:${var.partition}:ec2:*:*:security-group/*"]
 
-  on_enis      = concat(local.makes_enis ? concat(local.ec2.eni, local.ec2.ipv4) : [], contains(var.families, "ipv6") ? local.ec2.ipv6 : [])
+  on_enis      = concat(local.makes_enis ? local.ec2.eni : [], local.ipv4 ? local.ec2.ipv4 : [], contains(var.families, "ipv6") ? local.ec2.ipv6 : [])
   on_instances = local.makes_enis ? local.ec2.eni_and_instance : []
   # ModifyNetworkInterfaceAttribute of an attachment asks for the instance too.
   on_both = local.makes_enis ? concat(local.ec2.eni_and_instance, ["ec2:ModifyNetworkInterfaceAttribute"]) : []

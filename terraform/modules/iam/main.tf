@@ -32,6 +32,12 @@ variable "families" {
   default     = ["ipv4"]
 }
 
+variable "multi_nic" {
+  description = "Pods may have an interface on each network card (ENABLE_MULTI_NIC): with IPv6 alone ipamd needs more rights for it."
+  type        = bool
+  default     = false
+}
+
 variable "scope" {
   description = "Limit ipamd to one cluster: {cluster_name, vpc_arn}; null for the whole account."
   type = object({
@@ -77,6 +83,7 @@ module "permissions" {
   source = "../ec2-permissions"
 
   families  = var.families
+  multi_nic = var.multi_nic
   scope     = var.scope
   partition = data.aws_partition.here.partition
 }

@@ -8,6 +8,10 @@
 //! there is a Docker engine; one that is installed from PyPI into the cache (`SLUICE_CACHE`) and started on this host.
 //! The last two end with the command. The exit status is the command's.
 
+#[cfg(feature = "container")]
+mod container;
+#[cfg(not(feature = "container"))]
+#[path = "no_container.rs"]
 mod container;
 mod health;
 mod host;

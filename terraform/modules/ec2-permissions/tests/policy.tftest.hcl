@@ -24,6 +24,40 @@ run "ipv6_alone_makes_no_eni" {
   }
 }
 
+run "ipv6_on_several_network_cards_makes_enis" {
+  command = plan
+
+  variables {
+    families  = ["ipv6"]
+    multi_nic = true
+  }
+
+  assert {
+    condition = length(setsubtract([for name in [
+      "AssignIpv6Addresses", "AttachNetworkInterface", "CreateNetworkInterface", "CreateTags", "DeleteNetworkInterface", "DetachNetworkInterface",
+      "ModifyNetworkInterfaceAttribute",
+    ] : "ec2:${name}"], output.actions)) == 0
+    error_message = "an ENI on each further network card is made, attached, set to go with its instance, and given back"
+  }
+  assert {
+    condition     = !contains(output.actions, "ec2:AssignPrivateIpAddresses")
+    error_message = "there is no pool of IPv4 addresses"
+  }
+}
+
+run "several_network_cards_need_nothing_more_with_ipv4" {
+  command = plan
+
+  variables {
+    multi_nic = true
+  }
+
+  assert {
+    condition     = contains(output.actions, "ec2:CreateNetworkInterface") && !contains(output.actions, "ec2:AssignIpv6Addresses")
+    error_message = "it is ENIs and addresses, on each card"
+  }
+}
+
 run "both_families_have_every_action_of_the_list" {
   command = plan
 
