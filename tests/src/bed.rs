@@ -19,7 +19,8 @@ use tokio::process::Command;
 /// The host on the Internet of [`scene`].
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// A conflist of CNI 1.1.0, which has all six verbs.
-const CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
+const CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice",
+    "plugins": [{"type": "sluice-eni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}}]}"#;
 /// How long a node may take to become ready, and a pool to become what a test waits for.
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long a connection may take before it counts as lost.
