@@ -138,7 +138,7 @@ fn a_restart_changes_nothing_until_the_endpoint_is_set() {
         let (mut gate, _) = open();
         for (name, index, address) in [("db", 7, "10.0.0.1"), ("api", 8, "10.0.0.2"), ("x", 9, "10.0.0.3")] {
             set(&mut gate, name, endpoint(address, 3, 41));
-            gate.bind(&key(name), interface(index, &[address])).unwrap();
+            gate.bind(&key(name), interface(index, &[address.as_str()])).unwrap();
         }
         let before = entries(&gate);
         drop(gate);
@@ -195,7 +195,7 @@ fn a_pod_may_have_more_interfaces_than_an_entry_has_room_for_addresses() {
         let (ingress, egress) = (PolicyId(3), PolicyId::NONE);
         set(&mut gate, "db", Arc::new(Endpoint { addresses, ingress, egress, audit: false, revision: 1 }));
         for (index, address) in (7..).zip(&all) {
-            assert_eq!(gate.bind(&key("db"), interface(index, &[address])).unwrap(), Bound::InForce);
+            assert_eq!(gate.bind(&key("db"), interface(index, &[address.as_str()])).unwrap(), Bound::InForce);
         }
         let entries = entries(&gate);
         for (index, address) in (7..).zip(&all) {
