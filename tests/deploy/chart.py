@@ -359,7 +359,7 @@ def the_conformance_job_is_what_kubernetes_takes():
 
 @check
 def ipamds_roles_are_what_its_page_lists():
-    # That the page lists what ipamd asks, another test holds (tests/tests/node/ipamd_kube.rs).
+    # That the page lists what ipamd asks, another test holds (tests/tests/node/ipamd_kube/rights.rs).
     page = (ROOT / "docs/ipamd-kubernetes.md").read_text()
     listed = yaml.safe_load(re.search(r"^## Rights\n.*?```yaml\n(.*?)```", page, re.M | re.S)[1])
     roles = {found["kind"]: found["rules"] for found in rendered("defaults") if found["metadata"]["name"] == "sluice-ipamd" and "rules" in found}

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use sluice_contract::id::EniId;
 use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, Pod};
 use sluice_vpcsim::model::IMDS;
+use sluice_vpcsim::model::state::{Eni, State};
 use sluice_vpcsim::node::NodeError;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
 use sluice_vpcsim::scene::{Scene, SceneError};
@@ -19,7 +21,8 @@ use tokio::process::Command;
 /// The host on the Internet of [`scene`].
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// A conflist of CNI 1.1.0, which has all six verbs.
-const CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
+const CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice",
+    "plugins": [{"type": "sluice-eni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}}]}"#;
 /// How long a node may take to become ready, and a pool to become what a test waits for.
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long a connection may take before it counts as lost.
@@ -178,15 +181,32 @@ impl Bed {
     /// Device number of the ENI that holds `address`, as EC2 knows it.
     #[must_use]
     pub fn device_of(&self, address: impl Into<IpAddr>) -> Option<u32> {
+        self.place_of(address).map(|(_, device)| device)
+    }
+
+    /// Network card and device number of the ENI that holds `address`, as EC2 knows them.
+    #[must_use]
+    pub fn place_of(&self, address: impl Into<IpAddr>) -> Option<(u32, u32)> {
         let address = address.into();
         self.world.look(|model, _| {
-            let eni = model.state().enis.values().find(|eni| match address {
-                IpAddr::V4(address) => eni.holds(address),
-                IpAddr::V6(address) => eni.assigned_ipv6().any(|net| net.contains(&address)),
-            })?;
-            Some(eni.attachment.as_ref()?.device)
+            let attachment = holder(model.state(), address)?.attachment.as_ref()?;
+            Some((attachment.card, attachment.device))
         })
     }
+
+    /// The ENI that holds `address`, as EC2 knows it, and that one's own address.
+    #[must_use]
+    pub fn eni_of(&self, address: impl Into<IpAddr>) -> Option<(EniId, Ipv4Addr)> {
+        let address = address.into();
+        self.world.look(|model, _| holder(model.state(), address).map(|eni| (eni.id.clone(), eni.primary)))
+    }
+}
+
+fn holder(state: &State, address: IpAddr) -> Option<&Eni> {
+    state.enis.values().find(|eni| match address {
+        IpAddr::V4(address) => eni.holds(address),
+        IpAddr::V6(address) => eni.assigned_ipv6().any(|net| net.contains(&address)),
+    })
 }
 
 /// Adds pods to a node until `count` are there, one after the other: `namespace/prefix1`, ….

@@ -226,7 +226,21 @@ impl<'node> Containerd<'node> {
     /// # Errors
     /// [`CriError::Refused`] with containerd's reason, such as a plugin's error.
     pub async fn run_pod(&self, namespace: &str, name: &str) -> Result<Pod, CriError> {
-        let request = RunPodSandboxRequest { config: Some(self.sandbox_config(namespace, name)) };
+        self.run_annotated(namespace, name, BTreeMap::new()).await
+    }
+
+    /// The same for a pod that has annotations.
+    ///
+    /// # Errors
+    /// As [`Self::run_pod`].
+    pub async fn run_annotated(
+        &self,
+        namespace: &str,
+        name: &str,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Pod, CriError> {
+        let config = PodSandboxConfig { annotations, ..self.sandbox_config(namespace, name) };
+        let request = RunPodSandboxRequest { config: Some(config) };
         let made: RunPodSandboxResponse = self.cri.call("RuntimeService/RunPodSandbox", &request).await?;
         let addresses = self.addresses(&made.pod_sandbox_id).await?;
         Ok(Pod { id: made.pod_sandbox_id, namespace: namespace.into(), name: name.into(), addresses })
@@ -333,6 +347,7 @@ impl<'node> Containerd<'node> {
                 attempt: 0,
             }),
             hostname: name.into(),
+            annotations: BTreeMap::new(),
             linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.parent() }),
         }
     }

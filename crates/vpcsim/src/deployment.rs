@@ -26,11 +26,13 @@ use crate::proxy::Proxy;
 use crate::runtime::{BIN_DIR, Runtime, RuntimeError, Sandbox};
 
 /// The conflist of a node with the primary plugin alone.
-pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice", "plugins": [{"type": "sluice-eni"}]}"#;
+pub const PLAIN_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice",
+    "plugins": [{"type": "sluice-eni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}}]}"#;
 
 /// The conflist of a node whose pods have gates.
 pub const GATED_CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "sluice",
-    "plugins": [{"type": "sluice-eni", "gated": true}, {"type": "sluice-policy"}]}"#;
+    "plugins": [{"type": "sluice-eni", "gated": true, "capabilities": {"io.kubernetes.cri.pod-annotations": true}},
+        {"type": "sluice-policy"}]}"#;
 
 /// Between two looks at what is waited for.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
@@ -335,7 +337,20 @@ impl Deployment {
     /// # Errors
     /// The chain's. The attachment and the sandbox are taken away again then, as a runtime does.
     pub async fn add(&self, namespace: &str, name: &str) -> Result<Pod, DeploymentError> {
-        let sandbox = self.node.sandbox(namespace, name).await?;
+        self.add_annotated(namespace, name, BTreeMap::new()).await
+    }
+
+    /// The same for a pod that has annotations.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub async fn add_annotated(
+        &self,
+        namespace: &str,
+        name: &str,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Pod, DeploymentError> {
+        let sandbox = Sandbox { annotations, ..self.node.sandbox(namespace, name).await? };
         let begun = Instant::now();
         let added = self.runtime.add(&self.node, &sandbox).await;
         let took = begun.elapsed();

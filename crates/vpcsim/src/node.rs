@@ -297,7 +297,8 @@ impl Node {
         written.await?.map_err(|source| self.io(what, source))
     }
 
-    /// Makes a pod's sandbox as a runtime does: a network namespace with loopback up, named `/run/netns/cni-…`.
+    /// Makes a pod's sandbox as a runtime does: a network namespace with loopback up, named `/run/netns/cni-…`. The pod has
+    /// no annotations.
     ///
     /// # Errors
     /// [`NodeError`] when the namespace or its name cannot be made.
@@ -310,7 +311,8 @@ impl Node {
         let made = self.run(move || Namespace::create(&path)).await?;
         let made = made.map_err(|source| self.namespace(format!("no sandbox for {namespace}/{name}"), source))?;
         self.loopback_up(&made).await?;
-        Ok(Sandbox { id, namespace: namespace.into(), name: name.into(), netns })
+        let annotations = BTreeMap::new();
+        Ok(Sandbox { id, namespace: namespace.into(), name: name.into(), netns, annotations })
     }
 
     /// Takes a sandbox's namespace away; twice is fine.

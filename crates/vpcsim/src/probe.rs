@@ -108,16 +108,29 @@ pub async fn tcp(from: Option<Ipv4Addr>, to: SocketAddrV4, limit: Duration) -> i
 /// # Errors
 /// `TimedOut` after `limit`; else the system's reason.
 pub async fn seen_by(to: SocketAddr, limit: Duration) -> io::Result<IpAddr> {
+    within(limit, async { read_seen(TcpStream::connect(to).await?).await }).await
+}
+
+/// The same from an address of the client's own.
+///
+/// # Errors
+/// As [`seen_by`], and when the address cannot be bound.
+pub async fn seen_from(from: IpAddr, to: SocketAddr, limit: Duration) -> io::Result<IpAddr> {
     within(limit, async {
-        let stream = TcpStream::connect(to).await?;
-        let mut text = Vec::new();
-        stream.take(ANSWER as u64).read_to_end(&mut text).await?;
-        let text = String::from_utf8_lossy(&text);
-        let seen: Result<SocketAddr, _> = text.trim().parse();
-        seen.map(|seen| seen.ip())
-            .map_err(|_not| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no address")))
+        let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        read_seen(socket.connect(to).await?).await
     })
     .await
+}
+
+async fn read_seen(stream: TcpStream) -> io::Result<IpAddr> {
+    let mut text = Vec::new();
+    stream.take(ANSWER as u64).read_to_end(&mut text).await?;
+    let text = String::from_utf8_lossy(&text);
+    let seen: Result<SocketAddr, _> = text.trim().parse();
+    seen.map(|seen| seen.ip())
+        .map_err(|_not| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no address")))
 }
 
 /// Asks an echo server by UDP which address it sees, again after a while when no answer comes.

@@ -18,6 +18,8 @@ use crate::node::{Node, NodeError};
 pub const CONF_DIR: &str = "/etc/cni/net.d";
 /// Where runtimes look for plugins.
 pub const BIN_DIR: &str = "/opt/cni/bin";
+/// The capability by which containerd and CRI-O hand a pod's annotations on.
+pub const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// How long one plugin may take before it is killed; above the plugins' own deadline of 60 s.
 const PLUGIN_TIME_LIMIT: Duration = Duration::from_secs(90);
 
@@ -32,6 +34,8 @@ pub struct Sandbox {
     pub name: String,
     /// `CNI_NETNS`: the path inside the node.
     pub netns: PathBuf,
+    /// The pod's annotations, for plugins that declare [`POD_ANNOTATIONS`].
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A verb of the CNI specification.
@@ -131,7 +135,7 @@ impl Runtime {
     pub async fn add(&self, node: &Node, sandbox: &Sandbox) -> Result<Value, RuntimeError> {
         let mut result = None;
         for plugin in self.plugins() {
-            let config = self.config(plugin, result.as_ref());
+            let config = self.config(plugin, Some(sandbox), result.as_ref());
             result = Some(execute(node, plugin, Verb::Add, Some(sandbox), &config).await?.1);
         }
         let result = result.unwrap_or(Value::Null);
@@ -146,7 +150,8 @@ impl Runtime {
     pub async fn del(&self, node: &Node, sandbox: &Sandbox) -> Result<(), RuntimeError> {
         let cached = self.cache().get(&sandbox.id).cloned();
         for plugin in self.plugins().rev() {
-            execute(node, plugin, Verb::Del, Some(sandbox), &self.config(plugin, cached.as_ref())).await?;
+            execute(node, plugin, Verb::Del, Some(sandbox), &self.config(plugin, Some(sandbox), cached.as_ref()))
+                .await?;
         }
         self.cache().remove(&sandbox.id);
         Ok(())
@@ -160,7 +165,7 @@ impl Runtime {
     pub async fn del_blindly(&self, node: &Node, sandbox: &Sandbox) -> Result<(), RuntimeError> {
         let forgotten = Sandbox { netns: PathBuf::new(), ..sandbox.clone() };
         for plugin in self.plugins().rev() {
-            execute(node, plugin, Verb::Del, Some(&forgotten), &self.config(plugin, None)).await?;
+            execute(node, plugin, Verb::Del, Some(&forgotten), &self.config(plugin, Some(&forgotten), None)).await?;
         }
         self.cache().remove(&sandbox.id);
         Ok(())
@@ -173,7 +178,8 @@ impl Runtime {
     pub async fn check(&self, node: &Node, sandbox: &Sandbox) -> Result<(), RuntimeError> {
         let cached = self.cache().get(&sandbox.id).cloned();
         for plugin in self.plugins() {
-            execute(node, plugin, Verb::Check, Some(sandbox), &self.config(plugin, cached.as_ref())).await?;
+            execute(node, plugin, Verb::Check, Some(sandbox), &self.config(plugin, Some(sandbox), cached.as_ref()))
+                .await?;
         }
         Ok(())
     }
@@ -184,7 +190,7 @@ impl Runtime {
     /// The first plugin's that says no.
     pub async fn status(&self, node: &Node) -> Result<(), RuntimeError> {
         for plugin in self.plugins() {
-            execute(node, plugin, Verb::Status, None, &self.config(plugin, None)).await?;
+            execute(node, plugin, Verb::Status, None, &self.config(plugin, None, None)).await?;
         }
         Ok(())
     }
@@ -196,7 +202,7 @@ impl Runtime {
     pub async fn gc(&self, node: &Node, valid: &[&Sandbox]) -> Result<(), RuntimeError> {
         let list: Value = valid.iter().map(|s| json!({"containerID": s.id, "ifname": "eth0"})).collect();
         for plugin in self.plugins() {
-            let mut config = self.config(plugin, None);
+            let mut config = self.config(plugin, None, None);
             config.insert("cni.dev/valid-attachments".into(), list.clone());
             config.insert("cni.dev/attachments".into(), list.clone());
             execute(node, plugin, Verb::Gc, None, &config).await?;
@@ -212,10 +218,15 @@ impl Runtime {
         self.results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// What libcni sends to a plugin: its own object of the list, with the list's name and version, and `prevResult`.
-    fn config(&self, plugin: &Value, previous: Option<&Value>) -> Map<String, Value> {
+    /// What libcni sends to a plugin: its own object of the list, with the list's name and version, the arguments of the
+    /// capabilities that it declares, and `prevResult`.
+    fn config(&self, plugin: &Value, sandbox: Option<&Sandbox>, previous: Option<&Value>) -> Map<String, Value> {
         let mut config = plugin.as_object().cloned().unwrap_or_default();
-        config.remove("capabilities");
+        let capabilities = config.remove("capabilities");
+        let declares = |name: &str| capabilities.as_ref().and_then(|all| all.get(name)?.as_bool()) == Some(true);
+        if let Some(sandbox) = sandbox.filter(|_| declares(POD_ANNOTATIONS)) {
+            config.insert("runtimeConfig".into(), json!({POD_ANNOTATIONS: sandbox.annotations}));
+        }
         for key in ["name", "cniVersion"] {
             if let Some(value) = self.conflist.get(key) {
                 config.insert(key.into(), value.clone());
@@ -318,4 +329,36 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_is_told_of_the_capabilities_that_it_declares() {
+        let conflist = json!({"cniVersion": "1.1.0", "name": "net", "plugins": [
+            {"type": "declares", "capabilities": {POD_ANNOTATIONS: true, "bandwidth": true}},
+            {"type": "refuses", "capabilities": {POD_ANNOTATIONS: false}},
+            {"type": "silent"},
+        ]});
+        let runtime = Runtime { conflist, results: Mutex::default() };
+        let annotations = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        let sandbox = Sandbox {
+            id: "c1".into(),
+            namespace: "default".into(),
+            name: "p".into(),
+            netns: PathBuf::new(),
+            annotations,
+        };
+        let told = |sandbox| -> Vec<Map<String, Value>> {
+            runtime.plugins().map(|plugin| runtime.config(plugin, sandbox, None)).collect()
+        };
+        let configs = told(Some(&sandbox));
+        assert_eq!(configs[0]["runtimeConfig"], json!({POD_ANNOTATIONS: {"a": "b"}}));
+        assert!(configs.iter().all(|config| config["name"] == "net" && !config.contains_key("capabilities")));
+        assert!(!configs[1].contains_key("runtimeConfig") && !configs[2].contains_key("runtimeConfig"));
+        // GC and STATUS are of no pod.
+        assert!(told(None).iter().all(|config| !config.contains_key("runtimeConfig")));
+    }
 }

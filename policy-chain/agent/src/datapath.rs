@@ -171,6 +171,9 @@ pub trait Datapath: Send + 'static {
     /// The host's interface behind which a pod with this address is, if the host's routes say so, whatever it is called.
     fn behind(&mut self, address: IpAddr) -> impl Future<Output = Option<(u32, IfName)>> + Send;
 
+    /// The addresses that the host routes by an interface, each by a route of its own: those of the pod behind it.
+    fn routed_by(&mut self, interface: &IfName) -> impl Future<Output = Vec<IpAddr>> + Send;
+
     /// Makes the flows that the pod behind a bound interface has already known to its gate, so that attaching it breaks none
     /// that its policy allows. What cannot be made known is logged.
     fn seed(&mut self, interface: &Interface) -> impl Future<Output = ()> + Send;

@@ -333,6 +333,10 @@ impl<D: Datapath> Gates<D> {
         self.datapath.behind(address)
     }
 
+    pub(crate) fn routed_by(&mut self, interface: &IfName) -> impl Future<Output = Vec<IpAddr>> + Send {
+        self.datapath.routed_by(interface)
+    }
+
     pub(crate) fn seed(&mut self, interface: &Interface) -> impl Future<Output = ()> + Send {
         self.datapath.seed(interface)
     }

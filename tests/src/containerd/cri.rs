@@ -4,6 +4,7 @@
 //! `k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`; fields that no test sets or reads are left out, as protobuf allows.
 //! Generated clients would need protoc on every machine that builds the workspace.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -202,6 +203,8 @@ pub(super) struct PodSandboxConfig {
     pub(super) metadata: Option<PodSandboxMetadata>,
     #[prost(string, tag = "2")]
     pub(super) hostname: String,
+    #[prost(btree_map = "string, string", tag = "7")]
+    pub(super) annotations: BTreeMap<String, String>,
     #[prost(message, optional, tag = "8")]
     pub(super) linux: Option<LinuxPodSandboxConfig>,
 }

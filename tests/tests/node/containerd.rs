@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_tests::containerd::{Containerd, DEBIAN_CNI, Pod, installed};
 use sluice_tests::privileged::{everything, may_run};
 use sluice_vpcsim::deployment::{Binaries, Deployment, PLAIN_CONFLIST};
 use sluice_vpcsim::node::Node;
 use sluice_vpcsim::world::World;
+
+use crate::nics;
 
 async fn sandboxes(node: &Node) -> usize {
     node.run(|| std::fs::read_dir("/run/netns").unwrap().count()).await.unwrap()
@@ -212,4 +214,53 @@ async fn p09_pods_that_containerd_starts_have_addresses_of_the_vpc() {
         product.pool_until("pods that are gone still had addresses", LIMIT, none).await.unwrap();
     }
     assert!(groups.iter().all(|group| !group.exists()));
+}
+
+/// The interfaces that a container sees, the loopback interface apart.
+async fn interfaces(containerd: &Containerd<'_>, pod: &Pod) -> BTreeSet<String> {
+    let shell = containerd.run_container(pod, "shell", &["sleep", "1000"]).await.unwrap();
+    let told = containerd.exec(&shell, &["cat", "/proc/net/dev"]).await.unwrap();
+    assert_eq!(told.status, 0, "{}", told.text);
+    let names = told.text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
+    names.filter(|name| name != "lo").collect()
+}
+
+/// containerd hands a pod's annotations on to the plugins that declare it, and knows of the first interface alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_containerd_starts_asks_for_an_interface_on_each_network_card_by_its_annotation() {
+    if !may_run(installed()) {
+        return;
+    }
+    let binaries = Binaries::beside_this_program().unwrap();
+    let world = World::up(&SCENE.replace("m5.large", nics::TWO_CARDS).parse().unwrap()).await.unwrap();
+    let node = world.node("node-a").unwrap();
+    let settings = nics::SETTINGS.map(|(variable, value)| (variable.to_owned(), value.to_owned())).into();
+    let product = Deployment::install(Arc::clone(node), &binaries, PLAIN_CONFLIST, settings).await.unwrap();
+    product.start_ipamd().await.unwrap();
+    product.ready(LIMIT).await.unwrap();
+    let containerd = Containerd::start(node).await.unwrap();
+    let begun = Instant::now();
+    let both = loop {
+        match containerd.run_annotated("default", "both", nics::wanted()).await {
+            Ok(pod) => break pod,
+            // The first ENI of a card may be on its way; the kubelet tries again.
+            Err(error) => assert!(begun.elapsed() < LIMIT, "{error}"),
+        }
+    };
+    let plain = containerd.run_pod("default", "plain").await.unwrap();
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+    assert_eq!(interfaces(&containerd, &both).await, names(&["eth0", "mNicIf1"]));
+    assert_eq!(interfaces(&containerd, &plain).await, names(&["eth0"]));
+    assert_eq!((both.addresses.len(), plain.addresses.len()), (1, 1));
+    let traced = traces(node).await;
+    let further = traced.lines().filter(|line| line.starts_with("1536:") && line.contains(" lookup 101"));
+    assert_eq!(further.count(), 1, "one address on the second network card:\n{traced}");
+
+    containerd.shut_down().await.unwrap();
+    assert_eq!(sandboxes(node).await, 0);
+    let none = |view: &serde_json::Value| view["pool"]["assigned"] == 0;
+    product.pool_until("pods that are gone still had addresses", LIMIT, none).await.unwrap();
+    let left = traces(node).await;
+    let of_pods = |line: &&str| line.contains(" eni") || line.starts_with("512:") || line.starts_with("1536:");
+    assert_eq!(left.lines().filter(of_pods).collect::<Vec<_>>(), [] as [&str; 0]);
 }

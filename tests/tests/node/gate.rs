@@ -79,6 +79,20 @@ fn client_only() -> String {
     )
 }
 
+/// A step that lets the client in to the server, and one that lets the other one in; each time nobody else.
+fn client_then_other() -> String {
+    let swap = admits("other");
+    format!(
+        "{}
+  - apply: [{swap}]
+    expect:
+    - {{from: x/client, to: x/server, port: 80, verdict: deny}}
+    - {{from: x/other, to: x/server, port: 80, verdict: allow}}
+",
+        client_only()
+    )
+}
+
 /// Everything of the product that a node has.
 pub(crate) fn options() -> Options {
     let gate = GateBinaries::beside_this_program().unwrap();
@@ -111,6 +125,13 @@ async fn stage(suite: &'static Suite, options: &Options) -> Stage<'static> {
 async fn begin<'s>(stage: &'s mut Stage<'static>, suite: &'static Suite, options: &Options) -> Act<'s, 'static> {
     let vector: &Vector = &suite.vectors[0];
     Act::begin(stage, vector, Mode::PodIp, options).await.unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+/// The same, with its first step done.
+async fn begun<'s>(stage: &'s mut Stage<'static>, suite: &'static Suite, options: &Options) -> Act<'s, 'static> {
+    let mut act = begin(stage, suite, options).await;
+    step(&mut act, suite, 0).await;
+    act
 }
 
 /// Does a step, and holds all of its rows.

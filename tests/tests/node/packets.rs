@@ -11,9 +11,9 @@ use sluice_vpcsim::deployment::Deployment;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
 use tokio::net::{TcpStream, UdpSocket};
 
-/// Rules as `ip rule` prints them.
-async fn rules(node: &Deployment) -> Vec<String> {
-    let rules = ip(node, None, &["rule", "show"]).await.unwrap();
+/// Rules of IPv4 as `ip rule` prints them, of the node or of one of its pods.
+pub(super) async fn rules(node: &Deployment, netns: Option<&Path>) -> Vec<String> {
+    let rules = ip(node, netns, &["rule", "show"]).await.unwrap();
     let text = |rule: &Value, key: &str| rule[key].as_str().map(str::to_owned);
     rules
         .as_array()
@@ -33,7 +33,7 @@ async fn rules(node: &Deployment) -> Vec<String> {
 }
 
 /// Routes of a table as `destination via gateway dev device scope`.
-async fn routes(node: &Deployment, netns: Option<&Path>, table: &str) -> Vec<String> {
+pub(super) async fn routes(node: &Deployment, netns: Option<&Path>, table: &str) -> Vec<String> {
     let routes = ip(node, netns, &["route", "show", "table", table]).await.unwrap();
     let mut lines: Vec<String> = routes
         .as_array()
@@ -89,7 +89,7 @@ async fn p02_a_node_with_two_pods_is_as_the_vpc_cni_leaves_it() {
         enis.iter().enumerate().skip(1).map(|(device, own)| format!("32765: from {own} lookup {}", device + 1)),
     );
     expected.extend(["32766: from all lookup main".to_owned(), "32767: from all lookup default".to_owned()]);
-    let mut seen = rules(node).await;
+    let mut seen = rules(node, None).await;
     // Rules of one priority are compared as a set: their order among each other means nothing.
     let key = |line: &String| (line.split(':').next().unwrap().parse::<u32>().unwrap(), line.clone());
     seen.sort_by_key(key);

@@ -107,6 +107,32 @@ impl Talk {
     }
 }
 
+/// Rules and routes of these pods that were touched.
+async fn touched(watch: &mut Watch, pods: &[Pod]) -> Vec<Event> {
+    let alive: BTreeSet<String> = pods.iter().map(|pod| format!("{}/32", pod.address)).collect();
+    let of_pods = |event: &&Event| match event {
+        Event::Route(_, route) => alive.contains(&route.destination.to_string()),
+        Event::Rule(_, rule) => {
+            [&rule.from, &rule.to].into_iter().flatten().any(|net| alive.contains(&net.to_string()))
+        }
+        Event::Lost => true,
+        _ => false,
+    };
+    watch.settle().await.iter().filter(of_pods).cloned().collect()
+}
+
+/// The pods in the VPC CNI's record: addresses with the ids of their containers.
+async fn handed_back(node: &Deployment) -> BTreeMap<String, String> {
+    let written = run(node, &["cat", &format!("{AWS_NODE}/ipam.json")]).await.unwrap();
+    let written: Value = serde_json::from_str(&written).unwrap();
+    assert_eq!(written["version"], "vpc-cni-ipam/1");
+    let of = |one: &Value| {
+        assert_eq!((&one["networkName"], &one["ifName"]), (&json!("aws-cni"), &json!("eth0")));
+        (one["ipv4"].as_str().unwrap().to_owned(), one["containerID"].as_str().unwrap().to_owned())
+    };
+    written["allocations"].as_array().unwrap().iter().map(of).collect()
+}
+
 /// SPECIFICATION P-25.
 #[tokio::test(flavor = "multi_thread")]
 async fn p25_a_node_of_the_vpc_cni_is_taken_over_and_handed_back_without_a_packet_lost() {
@@ -150,16 +176,7 @@ async fn p25_a_node_of_the_vpc_cni_is_taken_over_and_handed_back_without_a_packe
     assert_eq!(view["pool"]["violations"], 0, "{view}");
 
     // What the pods stand on is as it was.
-    let alive: BTreeSet<String> = pods.iter().map(|pod| format!("{}/32", pod.address)).collect();
-    let of_pods = |event: &&Event| match event {
-        Event::Route(_, route) => alive.contains(&route.destination.to_string()),
-        Event::Rule(_, rule) => {
-            [&rule.from, &rule.to].into_iter().flatten().any(|net| alive.contains(&net.to_string()))
-        }
-        Event::Lost => true,
-        _ => false,
-    };
-    let touched: Vec<Event> = watch.settle().await.iter().filter(of_pods).cloned().collect();
+    let touched = touched(&mut watch, &pods).await;
     assert!(touched.is_empty(), "{touched:?}");
 
     // New pods get other addresses; those of the VPC CNI end as any.
@@ -192,18 +209,7 @@ async fn p25_a_node_of_the_vpc_cni_is_taken_over_and_handed_back_without_a_packe
     node.kill_ipamd().await;
     let said = run(node, &[sluice, "handback"]).await.unwrap();
     assert!(said.starts_with("pods that are the AWS VPC CNI's: 13 (/var/run/aws-node/ipam.json)"), "{said}");
-    let written = run(node, &["cat", "/var/run/aws-node/ipam.json"]).await.unwrap();
-    let written: Value = serde_json::from_str(&written).unwrap();
-    assert_eq!(written["version"], "vpc-cni-ipam/1");
-    let back: BTreeMap<String, String> = written["allocations"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| {
-            assert_eq!((&one["networkName"], &one["ifName"]), (&json!("aws-cni"), &json!("eth0")));
-            (one["ipv4"].as_str().unwrap().to_owned(), one["containerID"].as_str().unwrap().to_owned())
-        })
-        .collect();
+    let back = handed_back(node).await;
     assert_eq!(back.len(), 13);
     for pod in [first, second, &pods[0]] {
         assert_eq!(back.get(&pod.address.to_string()), Some(&pod.sandbox.id));

@@ -13,13 +13,14 @@ use sluice_hostnet::state::{NftFamily, NftTableId};
 use sluice_hostnet::watch::{NftEvent, NftWatch, Watch, Watched};
 use sluice_tests::bed::{Bed, INTERNET, LIMIT, add_pods, scene_with_ipv6};
 use sluice_tests::privileged::privileged;
+use sluice_vpcsim::deployment::Deployment;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 /// Where servers give back what they get, by TCP and UDP.
-const PORT: u16 = 7777;
+pub(super) const PORT: u16 = 7777;
 /// Between two questions of a path: over a thousand a second on all of them.
 const EVERY: Duration = Duration::from_millis(10);
 /// How late an answer may be before it counts as lost.
@@ -30,7 +31,7 @@ const KILLS: usize = 3;
 const BETWEEN: u64 = 200;
 
 /// Gives back what comes.
-async fn serve(address: SocketAddr) -> io::Result<()> {
+pub(super) async fn serve(address: SocketAddr) -> io::Result<()> {
     let tcp = TcpListener::bind(address).await?;
     let udp = UdpSocket::bind(address).await?;
     drop(tokio::task::spawn_local(async move {
@@ -116,22 +117,62 @@ async fn datagrams(path: &Path, to: SocketAddr) -> Result<(), String> {
 
 type Running = JoinHandle<Result<(), String>>;
 
-/// Starts both kinds on a path.
-async fn start(
-    thread: &NamespaceThread,
-    name: String,
-    to: SocketAddr,
-    end: &Arc<AtomicBool>,
-) -> (Arc<Path>, [Running; 2]) {
-    let path = Arc::new(Path { name, end: Arc::clone(end), ..Path::default() });
-    let (one, other) = (Arc::clone(&path), Arc::clone(&path));
-    let begin = move || async move {
-        [
-            tokio::task::spawn_local(async move { stream(&one, to).await }),
-            tokio::task::spawn_local(async move { datagrams(&other, to).await }),
-        ]
-    };
-    (path, thread.run(begin).await.unwrap())
+/// Both kinds of questions on any number of paths, until the end.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    end: Arc<AtomicBool>,
+    running: Vec<(Arc<Path>, [Running; 2])>,
+}
+
+impl Load {
+    /// Starts both kinds on a path.
+    pub(super) async fn start(&mut self, thread: &NamespaceThread, name: String, to: SocketAddr) {
+        let path = Arc::new(Path { name, end: Arc::clone(&self.end), ..Path::default() });
+        let (one, other) = (Arc::clone(&path), Arc::clone(&path));
+        let begin = move || async move {
+            [
+                tokio::task::spawn_local(async move { stream(&one, to).await }),
+                tokio::task::spawn_local(async move { datagrams(&other, to).await }),
+            ]
+        };
+        self.running.push((path, thread.run(begin).await.unwrap()));
+    }
+
+    /// Waits until as many datagrams as go by in two seconds have been sent.
+    pub(super) async fn goes_on(&self) {
+        let asked = || self.running[0].0.asked.load(Ordering::Relaxed);
+        let until = asked() + BETWEEN;
+        while asked() < until {
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// Ends all questions, of which each has its answer.
+    pub(super) async fn end(self) {
+        self.end.store(true, Ordering::Relaxed);
+        let (mut questions, mut streamed) = (0, 0);
+        for (path, tasks) in self.running {
+            for task in tasks {
+                task.await.unwrap().unwrap();
+            }
+            let (asked, answered) = (path.asked.load(Ordering::Relaxed), path.answered.load(Ordering::Relaxed));
+            assert_eq!(asked, answered, "{}: datagrams were lost", path.name);
+            assert!(asked > 0 && path.streamed.load(Ordering::Relaxed) > 0, "{path:?}");
+            questions += asked;
+            streamed += path.streamed.load(Ordering::Relaxed);
+        }
+        println!("{questions} datagrams and {streamed} questions on streams, none lost");
+    }
+}
+
+/// Kills ipamd and starts it again, some times, while the load goes on.
+pub(super) async fn replace_ipamd(node: &Deployment, load: &Load) {
+    for _ in 0..KILLS {
+        node.kill_ipamd().await;
+        node.start_ipamd().await.unwrap();
+        node.ready(LIMIT).await.unwrap();
+        load.goes_on().await;
+    }
 }
 
 /// Issue F, 2.
@@ -150,7 +191,6 @@ async fn ipamd_is_killed_and_replaced_under_load_and_no_packet_is_lost() {
             pods.into_iter().partition(|pod| bed.device_of(pod.address) == Some(0));
         servers.push((name, node, primary, second));
     }
-    let end = Arc::new(AtomicBool::new(false));
     let mut targets: Vec<(String, SocketAddr)> = vec![("the Internet".into(), (INTERNET, PORT).into())];
     let internet = bed.world.internet().await;
     internet.run(move || serve((INTERNET, PORT).into())).await.unwrap().unwrap();
@@ -166,42 +206,21 @@ async fn ipamd_is_killed_and_replaced_under_load_and_no_packet_is_lost() {
         }
     }
     let (_, _, primary, second) = &servers[0];
-    let mut running = Vec::new();
+    let mut load = Load::default();
     for (pod, eni) in [(&primary[1], "primary"), (&second[0], "second")] {
         let thread = here.node().pod(&pod.sandbox.netns).await.unwrap();
         for (name, to) in &targets {
             let own = [IpAddr::V4(pod.address), pod.ipv6.unwrap().into()].contains(&to.ip());
             if !own {
-                running.push(start(&thread, format!("{eni} ENI to {name}"), *to, &end).await);
+                load.start(&thread, format!("{eni} ENI to {name}"), *to).await;
             }
         }
     }
 
     let mut watch = Watch::open(here.node().net(), Watched::ALL).await.unwrap();
     let mut nft = NftWatch::open(here.node().net()).unwrap();
-    for _ in 0..KILLS {
-        here.kill_ipamd().await;
-        here.start_ipamd().await.unwrap();
-        here.ready(LIMIT).await.unwrap();
-        let asked = || running[0].0.asked.load(Ordering::Relaxed);
-        let until = asked() + BETWEEN;
-        while asked() < until {
-            tokio::time::sleep(EVERY).await;
-        }
-    }
-    end.store(true, Ordering::Relaxed);
-    let (mut questions, mut streamed) = (0, 0);
-    for (path, tasks) in running {
-        for task in tasks {
-            task.await.unwrap().unwrap();
-        }
-        let (asked, answered) = (path.asked.load(Ordering::Relaxed), path.answered.load(Ordering::Relaxed));
-        assert_eq!(asked, answered, "{}: datagrams were lost", path.name);
-        assert!(asked > 0 && path.streamed.load(Ordering::Relaxed) > 0, "{path:?}");
-        questions += asked;
-        streamed += path.streamed.load(Ordering::Relaxed);
-    }
-    println!("{questions} datagrams and {streamed} questions on streams, none lost");
+    replace_ipamd(here, &load).await;
+    load.end().await;
     assert_eq!(watch.settle().await, [], "nothing of the node's network was touched");
     // A new ipamd learns by a draft of its table what that has to hold; no packet comes on a draft.
     let drafts = [NftFamily::Ip, NftFamily::Ip6].map(|family| draft(&NftTableId::new(family, "sluice")));

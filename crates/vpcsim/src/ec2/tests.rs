@@ -3,12 +3,18 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::model::{Model, Settings};
+use crate::model::api::{CreateSubnet, WantIpv4, WantIpv6};
+use crate::model::state::Tags;
+use crate::model::{Model, SceneEni, SceneInstance, Settings};
 
 async fn served(settings: Settings) -> SocketAddr {
+    served_model(Model::new(settings)).await
+}
+
+async fn served_model(model: Model) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(Ec2::new(LiveModel::new(Model::new(settings))).serve(listener));
+    tokio::spawn(Ec2::new(LiveModel::new(model)).serve(listener));
     address
 }
 
@@ -81,6 +87,56 @@ async fn errors_are_ec2s_own() {
     assert_eq!(between(&answer, "<Code>", "<"), "NoSuchVersion");
     assert!(send(address, "PUT", "/", "").await.starts_with("HTTP/1.1 405"));
     assert!(send(address, "GET", "/_vpcsim/nothing", "").await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn network_cards_are_told_of_types_and_of_attachments() {
+    let mut model = Model::new(Settings::instant());
+    let vpc = model.add_vpc(&["10.0.0.0/16".parse().unwrap()], None, Tags::new()).unwrap();
+    let cidr = "10.0.1.0/24".parse().unwrap();
+    let subnet = CreateSubnet { vpc, cidr, ipv6_cidr: None, availability_zone: None, tags: Tags::new() };
+    let subnet = model.add_subnet(&subnet, false).unwrap();
+    let instance = SceneInstance {
+        instance_type: "c6in.32xlarge".to_owned(),
+        subnet: subnet.clone(),
+        private_ip: None,
+        public_ip: false,
+        tags: Tags::new(),
+    };
+    let instance = model.add_instance(&instance).unwrap();
+    let eni = SceneEni {
+        subnet,
+        private_ip: None,
+        want: WantIpv4::default(),
+        want_ipv6: WantIpv6::default(),
+        place: Some((instance, 1, 0)),
+        tags: Tags::new(),
+    };
+    let eni = model.add_eni(&eni).unwrap();
+    let address = served_model(model).await;
+
+    let types = call(address, "Action=DescribeInstanceTypes&InstanceType.1=c6in.32xlarge").await;
+    assert_eq!(between(&types, "<maximumNetworkInterfaces>", "<"), "16");
+    assert_eq!(between(&types, "<maximumNetworkCards>", "<"), "2");
+    for card in 0..2 {
+        let told = format!(
+            "<networkCardIndex>{card}</networkCardIndex><maximumNetworkInterfaces>8</maximumNetworkInterfaces>"
+        );
+        assert!(types.contains(&told), "{types}");
+    }
+    let place = |told: &str| {
+        let attachment = between(told, "<deviceIndex>", "</attachment>");
+        (attachment.starts_with("0<"), between(attachment, "<networkCardIndex>", "<").to_owned())
+    };
+    let told = call(address, &format!("Action=DescribeNetworkInterfaces&NetworkInterfaceId.1={eni}")).await;
+    assert_eq!(place(&told), (true, "1".to_owned()));
+    let filter = "Filter.1.Name=attachment.network-card-index&Filter.1.Value.1=1";
+    let told = call(address, &format!("Action=DescribeNetworkInterfaces&{filter}")).await;
+    assert_eq!(between(&told, "<networkInterfaceId>", "<"), eni.as_str());
+    // An instance's ENIs come by card and device.
+    let told = call(address, "Action=DescribeInstances").await;
+    let (_, second) = told.split_once("</attachment>").unwrap();
+    assert_eq!((place(&told), place(second)), ((true, "0".to_owned()), (true, "1".to_owned())));
 }
 
 #[tokio::test]

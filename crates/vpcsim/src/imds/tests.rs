@@ -13,6 +13,11 @@ struct World {
 
 /// An m5.large at 10.0.0.10 with a second ENI that has a prefix and an IPv6 prefix.
 fn world(settings: Settings) -> World {
+    world_of("m5.large", (0, 1), settings)
+}
+
+/// The same of another type, with its second ENI at this card and device.
+fn world_of(instance_type: &str, (card, device): (u32, u32), settings: Settings) -> World {
     let mut model = Model::new(settings);
     let cidrs = ["10.0.0.0/16".parse().unwrap(), "100.64.0.0/16".parse().unwrap()];
     let vpc = model.add_vpc(&cidrs, Some("3fff:1::/56".parse().unwrap()), Tags::new()).unwrap();
@@ -26,7 +31,7 @@ fn world(settings: Settings) -> World {
     let subnet = model.add_subnet(&subnet, false).unwrap();
     let instance = model
         .add_instance(&SceneInstance {
-            instance_type: "m5.large".to_owned(),
+            instance_type: instance_type.to_owned(),
             subnet: subnet.clone(),
             private_ip: Some("10.0.0.10".parse().unwrap()),
             public_ip: true,
@@ -38,7 +43,7 @@ fn world(settings: Settings) -> World {
         private_ip: Some("10.0.0.20".parse().unwrap()),
         want: WantIpv4 { prefixes: vec!["10.0.0.32/28".parse().unwrap()], ..WantIpv4::default() },
         want_ipv6: WantIpv6 { prefix_count: 1, ..WantIpv6::default() },
-        place: Some((instance.clone(), 0, 1)),
+        place: Some((instance.clone(), card, device)),
         tags: Tags::new(),
     };
     model.add_eni(&eni).unwrap();
@@ -132,6 +137,21 @@ async fn an_instance_is_told_about_itself() {
         "/latest/meta-data/%zz",
     ] {
         assert_eq!(get(path).0, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn every_eni_of_an_instance_with_several_network_cards_says_which_it_is_on() {
+    let world = world_of("p4d.24xlarge", (3, 0), Settings::instant());
+    let imds = Imds::of_instance(world.live.clone(), world.instance.clone());
+    let token = token(&imds, "127.0.0.1");
+    let leaf = |mac: &str, name: &str| {
+        let path = format!("/latest/meta-data/network/interfaces/macs/{mac}/{name}");
+        ask(&imds, &Method::GET, &path, &[(TOKEN_HEADER, &token)], "127.0.0.1")
+    };
+    for (mac, card) in world.macs.iter().zip(["0", "3"]) {
+        assert_eq!(leaf(mac, "network-card"), (200, card.to_owned()));
+        assert_eq!(leaf(mac, "device-number"), (200, "0".to_owned()));
     }
 }
 

@@ -166,6 +166,42 @@ fn limits_are_those_of_the_instance_type() {
 }
 
 #[test]
+fn each_network_card_has_room_and_device_indexes_of_its_own() {
+    let mut world = world(Settings::instant());
+    let instance = world.instance("hpc7a.96xlarge");
+    let mut attach = |card, device| {
+        let eni = world.create(addresses(0), seconds(1));
+        let request = AttachNetworkInterface { eni, instance: instance.clone(), card, device };
+        world.model.call(request, seconds(1))
+    };
+    assert_eq!(code(&attach(0, 0)), "InvalidParameterValue", "the primary ENI is there");
+    let first = attach(1, 0);
+    for (card, device, expected) in [
+        (1, 0, "InvalidParameterValue"),
+        (1, 7, "ok"),
+        (1, 1, "AttachmentLimitExceeded"),
+        (0, 1, "ok"),
+        (0, 2, "AttachmentLimitExceeded"),
+        (2, 0, "InvalidParameterValue"),
+    ] {
+        assert_eq!(code(&attach(card, device)), expected, "card {card}, device {device}");
+    }
+    let Ok(Reply::Attached { card, .. }) = &first.result else { panic!("{first:?}") };
+    assert_eq!(*card, 1);
+    let places: Vec<(u32, u32)> = world
+        .model
+        .state()
+        .attached(&instance)
+        .into_iter()
+        .filter_map(|eni| eni.attachment.as_ref().map(|at| (at.card, at.device)))
+        .collect();
+    assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 7)]);
+    // Of all devices of number 0 that of the first card alone cannot be detached.
+    let detach = DetachNetworkInterface { attachment: attachment(&first), force: false };
+    assert_eq!(code(&world.model.call(detach, seconds(2))), "ok");
+}
+
+#[test]
 fn a_subnet_runs_out_of_prefixes_before_addresses() {
     let mut world = world(Settings { placement: address::Placement::Scattered, ..Settings::instant() });
     let instance = world.instance("m5.4xlarge");

@@ -134,6 +134,37 @@ async fn a_link_comes_and_goes_and_an_address_works_as_soon_as_ec2_has_answered(
 }
 
 #[tokio::test]
+async fn links_of_all_network_cards_have_names_of_their_own() {
+    if !privileged() {
+        return;
+    }
+    let world = World::up(&SCENE.replace("m5.large", "p4d.24xlarge").parse().unwrap()).await.unwrap();
+    let (a, subnet) = (world.node("node-a").unwrap(), world.subnet("main/only").unwrap());
+    let instance = world.instance("node-a").unwrap();
+    let mut macs = Vec::new();
+    // In an order that is not theirs, and devices of one number.
+    for (card, device) in [(3, 0), (0, 1), (1, 1), (1, 0)] {
+        let made = ec2(a, &format!("CreateNetworkInterface&SubnetId={subnet}")).await;
+        let (eni, mac) = (value(&made, "networkInterfaceId"), value(&made, "macAddress"));
+        let place = format!("NetworkCardIndex={card}&DeviceIndex={device}");
+        let attach = format!("AttachNetworkInterface&NetworkInterfaceId={eni}&InstanceId={instance}&{place}");
+        assert_eq!(value(&ec2(a, &attach).await, "networkCardIndex"), card.to_string());
+        let link = world.link_of(&eni.parse().unwrap()).await.unwrap();
+        let seen = links(a).await;
+        let line = seen.lines().find(|line| line.contains(&mac)).unwrap();
+        assert!(line.contains(&format!(" {link}@")), "{line}");
+        macs.push((mac, link, card));
+    }
+    let names: Vec<&str> = macs.iter().map(|(_, link, _)| link.as_str()).collect();
+    assert_eq!(names, ["eth1", "eth2", "eth3", "eth4"], "in the order in which they came");
+    for (mac, _, card) in &macs {
+        let key = format!("network/interfaces/macs/{mac}/network-card");
+        until("the service knows the link", async || metadata(a, &key).await.is_ok()).await;
+        assert_eq!(metadata(a, &key).await.unwrap(), card.to_string());
+    }
+}
+
+#[tokio::test]
 async fn a_machine_that_restarts_keeps_its_disk_and_its_enis_and_nothing_else() {
     if !privileged() {
         return;

@@ -2,13 +2,15 @@
 //!
 //! Such a pod has an address for the cluster and an interface on the host, and nobody has asked for its policy. Its interface is
 //! that of the name that the VPC CNI and sluice-eni give it, else that to which the host has a route of the pod's address alone, as
-//! `ptp` makes it. Its container's id is not known; its end is that of its interface.
+//! `ptp` makes it. Of its further interfaces, on other network cards, the cluster knows nothing: they are told by their names, and
+//! their addresses by the host's routes. Its container's id is not known; its end is that of its interfaces.
 
 use std::net::IpAddr;
 
 use sluice_contract::id::{Attachment, ContainerId, IfName, InvalidId, NetworkName, PodRef};
 use sluice_contract::node::branch::STRICT_PREFIX;
-use sluice_contract::node::{VETH_PREFIX, hex, host_veth};
+use sluice_contract::node::veth::POD_IFNAME;
+use sluice_contract::node::{VETH_PREFIX, hex, host_veth, nic};
 use sluice_contract::rpc::{GateInterface, PolicyAdd};
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::PodKey;
@@ -32,6 +34,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             return;
         }
         let ungated: Vec<PodKey> = self.ungated().cloned().collect();
+        let Ok(eth0) = IfName::new(POD_IFNAME) else { return };
         let mut begun = 0;
         for key in ungated {
             let Some(pod) = self.engine.cluster().pods.get(&key) else { continue };
@@ -40,7 +43,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 name: key.name.to_string(),
                 uid: (!pod.uid.is_empty()).then(|| pod.uid.to_string()),
             };
-            let addresses: Vec<IpAddr> = pod.addresses.to_vec();
+            let mut addresses: Vec<IpAddr> = pod.addresses.to_vec();
             // With a branch ENI in strict mode it has another beginning, and the main table leads elsewhere.
             let named = [VETH_PREFIX, STRICT_PREFIX].into_iter().find_map(|prefix| {
                 let name = host_veth(prefix, &of, 0).ok()?;
@@ -52,7 +55,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 None => self.routed_to(&addresses).await,
             };
             let Some((index, name)) = link.filter(|(index, _)| !self.ended.contains(index)) else { continue };
-            match adopted(of, index, name, addresses) {
+            let further = self.further(&of, &eth0).await;
+            addresses.retain(|address| !further.iter().any(|gate| gate.addresses.contains(address)));
+            let first = GateInterface { host: name, host_index: index, container: eth0.clone(), addresses };
+            match adopted(of, first, further) {
                 Ok(add) => self.begin_adoption(add),
                 Err(error) => tracing::error!(pod = %key, error = %error, "a pod cannot be adopted"),
             }
@@ -63,6 +69,23 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 return;
             }
         }
+    }
+
+    /// The interfaces of a pod after its first one.
+    async fn further(&mut self, pod: &PodRef, first: &IfName) -> Vec<GateInterface> {
+        let mut found = Vec::new();
+        for number in 1..nic::INTERFACES_MAX {
+            let named = host_veth(VETH_PREFIX, pod, number).ok().and_then(|host| {
+                let (index, _) = self.links.iter().find(|(_, link)| link.as_str() == host.as_str())?;
+                Some((*index, host))
+            });
+            // They are counted without gaps.
+            let Some((host_index, host)) = named.filter(|(index, _)| !self.ended.contains(index)) else { break };
+            let Some(container) = nic::ifname(first, number) else { break };
+            let addresses = self.parts.gates.routed_by(&host).await;
+            found.push(GateInterface { host, host_index, container, addresses });
+        }
+        found
     }
 
     /// The interface to which the host routes an address, where no other pod claims the address or has the interface.
@@ -108,6 +131,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                     }
                     Err(error) => Err(ErrorChain(&error).to_string()),
                 };
+                if done.is_err() {
+                    break;
+                }
             }
             match done {
                 Ok(()) => {
@@ -134,19 +160,18 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 }
 
 /// What a plugin would have said.
-fn adopted(pod: PodRef, index: u32, host: IfName, addresses: Vec<IpAddr>) -> Result<PolicyAdd, InvalidId> {
+fn adopted(pod: PodRef, first: GateInterface, further: Vec<GateInterface>) -> Result<PolicyAdd, InvalidId> {
     // A container of its own for every interface that ever was.
-    let container = format!("adopted-{index}-{}", hex(pod.uid.as_deref().unwrap_or_default().as_bytes()));
-    let container: String = container.chars().take(128).collect();
-    let ifname = IfName::new("eth0")?;
+    let uid = hex(pod.uid.as_deref().unwrap_or_default().as_bytes());
+    let container: String = format!("adopted-{}-{uid}", first.host_index).chars().take(128).collect();
     Ok(PolicyAdd {
         attachment: Attachment {
             container: ContainerId::new(container)?,
-            ifname: ifname.clone(),
+            ifname: first.container.clone(),
             network: NetworkName::new(NETWORK)?,
         },
         pod,
         netns: String::new(),
-        interfaces: vec![GateInterface { host, host_index: index, container: ifname, addresses }],
+        interfaces: std::iter::once(first).chain(further).collect(),
     })
 }

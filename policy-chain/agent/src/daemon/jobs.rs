@@ -324,8 +324,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// An interface is gone: what stood there has nothing to guard.
     pub(super) fn link_gone(&mut self, index: u32) {
-        self.links.remove(&index);
-        self.links_gone(|gate, _| gate == index);
+        let mut links = std::mem::take(&mut self.links);
+        links.remove(&index);
+        self.links_gone(|gate, _| gate == index, |gate| links.contains_key(&gate));
+        self.links = links;
         if self.ended.remove(&index) {
             self.forget(index);
         }
@@ -333,7 +335,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// All interfaces are known: those of ours that are not among them are gone.
     pub(super) fn links_are(&mut self, links: BTreeMap<u32, String>) {
-        self.links_gone(|index, name| links.get(&index).is_none_or(|link| link != name));
+        self.links_gone(|index, name| links.get(&index).is_none_or(|link| link != name), |_| true);
         let ended: Vec<u32> = self.ended.iter().copied().filter(|index| !links.contains_key(index)).collect();
         for index in ended {
             self.ended.remove(&index);
@@ -352,14 +354,16 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
     }
 
-    fn links_gone(&mut self, is_gone: impl Fn(u32, &str) -> bool) {
+    /// Releases the endpoints of which no interface `is_there` any more, beside those that are gone now.
+    fn links_gone(&mut self, is_gone: impl Fn(u32, &str) -> bool, is_there: impl Fn(u32) -> bool) {
         let mut dead: Vec<(Attachment, Vec<u32>, bool)> = Vec::new();
         for (attachment, binding) in &self.bindings {
             let (gone, left): (Vec<_>, Vec<_>) =
                 binding.interfaces().iter().partition(|gate| is_gone(gate.host_index, gate.host.as_str()));
             if !gone.is_empty() {
                 let gone = gone.iter().map(|gate| gate.host_index).collect();
-                dead.push((attachment.clone(), gone, left.is_empty()));
+                let all = !left.iter().any(|gate| is_there(gate.host_index));
+                dead.push((attachment.clone(), gone, all));
             }
         }
         for (attachment, indexes, all) in dead {

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sluice_contract::id::IfName;
+use sluice_contract::node::egress::is_egress;
 use sluice_hostnet::conntrack::{self, ConntrackError, Flow};
+use sluice_hostnet::desired::View;
+use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::netns::Namespace;
-use sluice_hostnet::state::LinkKind;
+use sluice_hostnet::state::{Family, LinkKind, TABLE_MAIN};
 use sluice_policy_bpf::events::{Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime};
@@ -410,6 +413,26 @@ impl Datapath for GateDatapath {
             Err(error) => {
                 tracing::warn!(index, error = %ErrorChain(&error), "an interface could not be looked at");
                 None
+            }
+        }
+    }
+
+    async fn routed_by(&mut self, interface: &IfName) -> Vec<IpAddr> {
+        let routes = Family::ALL.map(|family| (family, TABLE_MAIN)).into();
+        let view = View { routes, ..View::default() };
+        let seen = match Host::current() {
+            Ok(host) => host.observe(&view).await.map_err(|error| ErrorChain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
+        };
+        match seen {
+            Ok(seen) => {
+                let ours = seen.routes.into_iter().filter(|route| route.dev.as_ref() == Some(interface));
+                let alone = ours.map(|route| route.destination).filter(|to| to.prefix_len() == to.max_prefix_len());
+                alone.map(|to| to.addr()).filter(|address| !is_egress(*address)).collect()
+            }
+            Err(error) => {
+                tracing::warn!(%interface, error, "the routes to a pod could not be read");
+                Vec::new()
             }
         }
     }

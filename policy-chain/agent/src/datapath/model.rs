@@ -455,6 +455,12 @@ impl Datapath for Model {
         kernel.links.get(&index).map(|(name, _)| (index, IfName::new(name.as_str()).unwrap()))
     }
 
+    async fn routed_by(&mut self, interface: &IfName) -> Vec<IpAddr> {
+        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |index: &u32| kernel.links.get(index).is_some_and(|(name, _)| name.as_str() == interface.as_str());
+        kernel.routes.iter().filter(|(_, index)| is_it(index)).map(|(address, _)| *address).collect()
+    }
+
     async fn seed(&mut self, interface: &Interface) {
         self.write().seeded.insert(interface.index);
     }

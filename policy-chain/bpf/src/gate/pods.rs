@@ -47,9 +47,10 @@ impl Pod {
         Self { id, base: 1, endpoint: None, locked: false, interfaces: BTreeMap::new() }
     }
 
-    /// The addresses that the entry of an interface must have, the compiler's with their rows and the interface's own, and
-    /// as far as there is room those of the other interfaces, by which the pod may answer, and those for egress alone. How many it
-    /// must have.
+    /// The addresses of the entry of an interface, and how many it must have: the interface's own, which come first. As far as
+    /// there is room then those that the compiler has rows for, those of the other interfaces, by which the pod may answer, and
+    /// those for egress alone. A pod with an interface on each of many network cards has more than there is room for, and sends
+    /// from each by its own interface.
     fn addresses(&self, interface: &Interface) -> (Vec<OwnAddress>, usize) {
         let row = |row: Option<RowId>| row.map_or(0, |row| row.0);
         let known = self.endpoint.iter().flat_map(|endpoint| &endpoint.addresses).map(|own| OwnAddress {
@@ -58,21 +59,18 @@ impl Pod {
             egress: row(own.egress),
         });
         let mut addresses: Vec<OwnAddress> = known.collect();
-        let mut add = |address: &IpAddr| {
-            let address = Address::from(address.to_canonical());
-            if !addresses.iter().any(|own| own.address == address) {
+        let own: Vec<Address> =
+            interface.addresses.iter().map(|address| Address::from(address.to_canonical())).collect();
+        let others = self.interfaces.values().flat_map(|other| other.addresses.iter().copied());
+        let more = others.chain(self.interfaces.values().filter_map(egress));
+        for address in own.iter().copied().chain(more.map(|address| Address::from(address.to_canonical()))) {
+            if !addresses.iter().any(|known| known.address == address) {
                 addresses.push(OwnAddress { address, ingress: 0, egress: 0 });
             }
-            addresses.len()
-        };
-        let own = interface.addresses.iter().map(&mut add).last();
-        for address in self.interfaces.values().flat_map(|interface| &interface.addresses) {
-            add(address);
         }
-        for address in self.interfaces.values().filter_map(egress) {
-            add(&address);
-        }
-        let needed = own.unwrap_or(addresses.len().min(ADDRESSES));
+        // Stable: the order of all else is as above.
+        addresses.sort_by_key(|address| !own.contains(&address.address));
+        let needed = addresses.iter().take_while(|address| own.contains(&address.address)).count();
         (addresses, needed)
     }
 

@@ -9,7 +9,7 @@ use sluice_tests::live::town::conflist;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::policyd::{Policyd, Source};
 
-use super::{admits, begin, holds, options, policy, stage, step, suite};
+use super::{admits, begun, holds, options, policy, stage, suite};
 
 /// How many pods the nodes have.
 const PODS: [(&str, usize); 2] = [("n1", 2), ("n2", 1)];
@@ -69,8 +69,7 @@ async fn pods_that_talk_before_the_agent_comes_keep_what_their_policy_allows() {
     let suite = suite(&steps);
     let options = options();
     let mut stage = stage(suite, &before(&options)).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     act.advance(&suite.vectors[0].steps[1]).await.unwrap_or_else(|error| panic!("{}", super::chain(&error)));
     let source = act.stage.publisher.source();
     install(act.stage, &options, &source).await;

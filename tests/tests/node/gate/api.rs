@@ -16,7 +16,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{admits, adopted, begin, chain, client_only, holds, options, stage, step, suite};
+use super::{admits, adopted, begin, begun, chain, client_only, holds, options, stage, step, suite};
 
 /// Issue C, 3; DESIGN 11: verdicts hold, pods that are known start, and what changed meanwhile is in force afterwards.
 #[tokio::test(flavor = "multi_thread")]
@@ -39,8 +39,7 @@ async fn what_the_api_server_does_opens_nothing_and_closes_nothing() {
     let mut options = options();
     options.source = SourceKind::Api;
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
 
     // Away: pods that are known come and go.
     let api = |act: &super::Act<'_, 'static>, outage| act.stage.publisher.api.as_ref().unwrap().outage(outage);

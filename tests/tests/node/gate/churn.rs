@@ -7,7 +7,7 @@ use sluice_policy_core::cluster::PodKey;
 use sluice_tests::live::stage::{APPLIED, Stage};
 use sluice_tests::privileged::privileged;
 
-use super::{begin, options, policy, stage, step, suite, times};
+use super::{begun, options, policy, stage, suite, times};
 
 /// Series of metrics that an agent may have, whoever came and went: it begins with a hundred.
 const SERIES: usize = 200;
@@ -52,8 +52,7 @@ async fn pods_that_come_and_go_leave_nothing() {
     let suite = suite(&format!("\n  - apply: [{deny}]\n    expect: []\n"));
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let act = begun(&mut stage, suite, &options).await;
     let client = PodKey { namespace: "x".into(), name: "client".into() };
     let mut pods = Vec::new();
     for (number, node) in (1..=10_u8).zip(["n1", "n2"].into_iter().cycle()) {

@@ -8,7 +8,7 @@ use sluice_tests::live::town::TownError;
 use sluice_tests::privileged::privileged;
 use sluice_vpcsim::runtime::RuntimeError;
 
-use super::{begin, client_only, holds, options, stage, step, suite};
+use super::{begin, begun, client_only, holds, options, stage, step, suite};
 
 /// Issue C, 3; DESIGN 11: existing verdicts hold, ADD fails retriably, DEL succeeds and is made up for.
 #[tokio::test(flavor = "multi_thread")]
@@ -19,8 +19,7 @@ async fn without_the_agent_verdicts_hold_adds_wait_and_fail_and_deletes_succeed(
     let suite = suite(&client_only());
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     act.stage.agents["n1"].kill().await;
     holds(&mut act, suite, 0).await;
 

@@ -2,7 +2,7 @@
 
 use sluice_tests::privileged::privileged;
 
-use super::{admits, begin, options, policy, stage, step, suite};
+use super::{admits, begin, begun, options, policy, stage, step, suite};
 
 /// Issue C, 2; DESIGN 6.5: a deny cuts what is open, whichever side speaks, and not what its direction does not concern.
 #[tokio::test(flavor = "multi_thread")]
@@ -64,8 +64,7 @@ async fn probes_of_the_own_node_pass_under_deny_all() {
     let suite = suite(&steps);
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    begun(&mut stage, suite, &options).await;
 }
 
 /// Labels, namespaces and pods that come and go change verdicts at once; a second replica is not cold.

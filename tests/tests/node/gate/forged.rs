@@ -11,7 +11,7 @@ use sluice_policy_core::cluster::PodKey;
 use sluice_tests::live::stage::{APPLIED, Stage};
 use sluice_tests::privileged::privileged;
 
-use super::{begin, options, policy, stage, step, suite_of};
+use super::{begun, options, policy, stage, suite_of};
 use frame::{Datagram, Wire, arp_reply, ethernet, icmpv6};
 
 const FIXTURE: &str = r#"
@@ -138,8 +138,7 @@ async fn frames_that_a_pod_builds_itself_reach_nobody_whom_it_may_not_reach() {
     let suite = suite_of(FIXTURE, &format!("\n  - apply: [{allow}]\n    expect: []\n"));
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let act = begun(&mut stage, suite, &options).await;
     let server = PodKey { namespace: "x".into(), name: "server".into() };
     let server_net = act.stage.town.pod(&server).unwrap().net.clone();
     let (open, closed) = (Server::new(&server_net, PORT), Server::new(&server_net, CLOSED));

@@ -11,7 +11,7 @@ use sluice_policy_core::cluster::PodKey;
 use sluice_tests::live::stage::Stage;
 use sluice_tests::privileged::privileged;
 
-use super::{admits, begin, options, policy, stage, step, suite};
+use super::{admits, begun, options, policy, stage, suite};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
@@ -79,8 +79,7 @@ async fn a_forged_source_reaches_nobody() {
     let suite = suite(&format!("\n  - apply: [{allow}]\n    expect: []\n"));
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let act = begun(&mut stage, suite, &options).await;
     let (client, other, server) = (net(act.stage, "client"), net(act.stage, "other"), net(act.stage, "server"));
     let to = SocketAddrV4::new(SERVER, PORT);
     let listener = bound(&server, to);
@@ -114,8 +113,7 @@ async fn a_port_that_was_used_before_opens_nothing() {
     let suite = suite(&format!("\n  - apply: [{egress}]\n    expect: []\n"));
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let act = begun(&mut stage, suite, &options).await;
     let (client, other, server) = (net(act.stage, "client"), net(act.stage, "other"), net(act.stage, "server"));
     let allowed = bound(&server, SocketAddrV4::new(SERVER, PORT));
     let (wrong_port, wrong_pod) =

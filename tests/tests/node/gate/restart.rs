@@ -9,7 +9,7 @@ use sluice_tests::live::stage::{APPLIED, Stage};
 use sluice_tests::privileged::privileged;
 use sluice_tests::prober::{Ask, Dial, Prober, Station, Transport};
 
-use super::{admits, begin, options, stage, step, suite};
+use super::{admits, begun, client_then_other, options, stage, step, suite};
 
 /// How long a packet may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -102,24 +102,10 @@ async fn no_packet_is_lost_and_no_verdict_changes_when_the_agent_restarts() {
     if !privileged() {
         return;
     }
-    let (allow, swap) = (admits("client"), admits("other"));
-    let steps = format!(
-        "
-  - apply: [{allow}]
-    expect:
-    - {{from: x/client, to: x/server, port: 80, verdict: allow}}
-    - {{from: x/other, to: x/server, port: 80, verdict: deny}}
-  - apply: [{swap}]
-    expect:
-    - {{from: x/client, to: x/server, port: 80, verdict: deny}}
-    - {{from: x/other, to: x/server, port: 80, verdict: allow}}
-"
-    );
-    let suite = suite(&steps);
+    let suite = suite(&client_then_other());
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     let traffic = Traffic::start(act.stage).await;
     traffic.goes_on().await;
     for round in 0..4 {
@@ -159,8 +145,7 @@ async fn what_changes_while_the_agent_is_down_is_in_force_when_it_is_back() {
     let suite = suite(&steps);
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     for agent in act.stage.agents.values() {
         agent.kill().await;
     }

@@ -9,7 +9,7 @@ use sluice_hostnet::netns::Namespace;
 use sluice_policy_core::cluster::PodKey;
 use sluice_tests::privileged::privileged;
 
-use super::{begin, options, policy, stage, step, suite, times};
+use super::{begun, options, policy, stage, suite, times};
 
 const PORT: u16 = 4000;
 /// How many datagrams a pod sends after its ADD, at least.
@@ -85,8 +85,7 @@ async fn nothing_passes_before_the_policy() {
     let suite = suite(&format!("\n  - apply: [{deny}]\n    expect: []\n"));
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let act = begun(&mut stage, suite, &options).await;
 
     let outside = act.stage.town.outside("198.51.100.7".parse().unwrap()).await.unwrap();
     let listener = receiver(&outside.net, "198.51.100.7:4000");

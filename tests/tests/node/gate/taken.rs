@@ -11,7 +11,7 @@ use sluice_tests::live::town::conflist;
 use sluice_tests::privileged::{everything, privileged};
 
 use super::restart::Traffic;
-use super::{admits, begin, holds, options, stage, step, suite};
+use super::{admits, begun, holds, options, stage, suite};
 
 /// Where Debian has its plugins.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -107,8 +107,7 @@ async fn a_gate_that_is_taken_away_is_put_back() {
     let suite = suite(&steps());
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     let (server, _) = interface(act.stage, "n2", "server").await;
     assert!(filters(act.stage, "n2", &server).await);
     for taken in ["tc filter del dev SERVER egress", "tc qdisc del dev SERVER clsact"] {
@@ -136,8 +135,7 @@ async fn a_gate_that_stands_by_links_outlasts_who_takes_qdiscs_away() {
     let suite = suite(&steps());
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     let mut interfaces = Vec::new();
     for (node, pod) in [("n1", "client"), ("n1", "other"), ("n2", "server")] {
         let (name, index) = interface(act.stage, node, pod).await;
@@ -186,8 +184,7 @@ async fn the_gate_stands_beside_the_bandwidth_plugin() {
         {"type": "sluice-policy"},
     ]));
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     let (server, index) = interface(act.stage, "n2", "server").await;
     let qdiscs = run(act.stage, "n2", &format!("tc qdisc show dev {server}")).await;
     assert!(qdiscs.contains("ingress") && qdiscs.contains("tbf") && !qdiscs.contains("clsact"), "{qdiscs}");

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::restart::{Traffic, station};
-use super::{admits, begin, client_only, options, stage, step, suite};
+use super::{begun, client_only, client_then_other, options, stage, step, suite};
 
 /// Where [`Traffic`] has its server.
 const SERVER: &str = "10.1.0.3:81";
@@ -129,26 +129,12 @@ async fn no_packet_is_lost_and_nothing_opens_when_the_agent_is_replaced_by_anoth
     if !privileged() {
         return;
     }
-    let (allow, swap) = (admits("client"), admits("other"));
-    let steps = format!(
-        "
-  - apply: [{allow}]
-    expect:
-    - {{from: x/client, to: x/server, port: 80, verdict: allow}}
-    - {{from: x/other, to: x/server, port: 80, verdict: deny}}
-  - apply: [{swap}]
-    expect:
-    - {{from: x/client, to: x/server, port: 80, verdict: deny}}
-    - {{from: x/other, to: x/server, port: 80, verdict: allow}}
-"
-    );
-    let suite = suite(&steps);
+    let suite = suite(&client_then_other());
     let options = options();
     let first = options.policyd.clone().unwrap();
     let copied = Copied::of(&first);
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     let load = Load::start(act.stage).await;
     let rounds = [(copied.binary(), End::Stopped), (first, End::Killed), (copied.binary(), End::Relieved)];
     for (binary, end) in rounds {
@@ -187,8 +173,7 @@ async fn gates_that_stand_by_links_are_replaced_across_layouts() {
     let suite = suite(&client_only());
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let mut act = begin(&mut stage, suite, &options).await;
-    step(&mut act, suite, 0).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     let load = Load::start(act.stage).await;
     for (node, pods) in [("n1", 2), ("n2", 1)] {
         let agent = &act.stage.agents[node];

@@ -5,7 +5,7 @@
 //! list, real programs by the names of Cilium's at pods' interfaces and ENIs, pins, state, rules, chains, and its veth. They count
 //! what they see and let it pass, in Cilium's way: behind a link that says so (`TC_ACT_OK`) no filter is asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use sluice_contract::node::{BPF_DIR, CONFLIST, RUN_DIR};
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::tc::{Existing, Hook, Program, Slot};
-use sluice_hostnet::watch::{Event, Watch, Watched};
+use sluice_hostnet::watch::{Watch, Watched};
 use sluice_policy_bpf::links::Links;
 use sluice_tests::bed::{Bed, INTERNET, LIMIT, add_pods, ask, run, scene, serve};
 use sluice_tests::directory::Directory;
@@ -33,7 +33,7 @@ use sluice_vpcsim::policyd::{Policyd, Source};
 use sluice_vpcsim::probe::ECHO_PORT;
 use sluice_vpcsim::runtime::Runtime;
 
-use super::{AWS_NODE, AWS_RULES, Talk, as_aws_node_leaves_it};
+use super::{AWS_RULES, Talk, as_aws_node_leaves_it, handed_back, touched};
 use crate::install::{add, eventually, exists, flow, sluice};
 
 /// More than the primary ENI holds.
@@ -354,19 +354,6 @@ async fn finding(node: &Node, check: &str) -> (Value, String) {
     found.next().map_or((Value::Null, said.clone()), |finding| (finding["standing"].clone(), finding.to_string()))
 }
 
-/// Rules and routes of pods that were touched.
-async fn touched(watch: &mut Watch, alive: &BTreeSet<String>) -> Vec<Event> {
-    let of_pods = |event: &&Event| match event {
-        Event::Route(_, route) => alive.contains(&route.destination.to_string()),
-        Event::Rule(_, rule) => {
-            [&rule.from, &rule.to].into_iter().flatten().any(|net| alive.contains(&net.to_string()))
-        }
-        Event::Lost => true,
-        _ => false,
-    };
-    watch.settle().await.iter().filter(of_pods).cloned().collect()
-}
-
 async fn taken_over_and_handed_back(attached: Attached) {
     let bed = Bed::up(&scene(0.1), &[]).await.unwrap();
     let (node, other) = (bed.node("node-a").unwrap(), bed.node("node-b").unwrap());
@@ -478,8 +465,7 @@ async fn taken_over_and_handed_back(attached: Attached) {
         assert!(passed.is_err(), "{} reaches {}", from.sandbox.name, to.sandbox.name);
     }
     ask(node, stranger, idle.address).await.unwrap();
-    let alive: BTreeSet<String> = pods.iter().map(|pod| format!("{}/32", pod.address)).collect();
-    let changed = touched(&mut watch, &alive).await;
+    let changed = touched(&mut watch, &pods).await;
     assert!(changed.is_empty(), "{changed:?}");
 
     // What Cilium has left is found, and the guide's commands take it away.
@@ -530,20 +516,12 @@ async fn taken_over_and_handed_back(attached: Attached) {
     run(node, &["nft", "-f", "/run/aws.nft"]).await.unwrap();
     run(node, &["nft", "delete", "table", "ip", "sluice"]).await.unwrap();
     moves("traffic by the VPC CNI").await;
-    let changed = touched(&mut watch, &alive).await;
+    let changed = touched(&mut watch, &pods).await;
     assert!(changed.is_empty(), "{changed:?}");
-    let written = run(node, &["cat", &format!("{AWS_NODE}/ipam.json")]).await.unwrap();
-    let written: Value = serde_json::from_str(&written).unwrap();
-    assert_eq!(written["version"], "vpc-cni-ipam/1");
-    let back: BTreeMap<&str, &str> = written["allocations"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| (one["ipv4"].as_str().unwrap(), one["containerID"].as_str().unwrap()))
-        .collect();
+    let back = handed_back(node).await;
     assert_eq!(back.len(), PODS + 1);
     for pod in pods.iter().chain([&late]) {
-        assert_eq!(back.get(pod.address.to_string().as_str()), Some(&pod.sandbox.id.as_str()));
+        assert_eq!(back.get(&pod.address.to_string()), Some(&pod.sandbox.id));
     }
     for path in ["/opt/cni/bin/sluice-eni", "/opt/cni/bin/sluice-policy", RUN_DIR, BPF_DIR, CONFLIST] {
         assert!(!exists(machine, path).await, "{path} is left");

@@ -1,7 +1,9 @@
 //! ADD waits, is refused, is answered; DEL, GC, CHECK and STATUS.
 
-use sluice_contract::id::NetworkName;
-use sluice_contract::rpc::{GcRequest, PolicyCall, PolicyCheck, PolicyCheckReply, PolicyOutcome, RefusalCode};
+use sluice_contract::id::{IfName, NetworkName};
+use sluice_contract::rpc::{
+    GateInterface, GcRequest, PolicyCall, PolicyCheck, PolicyCheckReply, PolicyOutcome, RefusalCode,
+};
 
 use super::sim::*;
 use crate::datapath::model::Attached;
@@ -233,6 +235,53 @@ async fn the_same_add_again_is_answered_again() {
     assert!(node.passes(8, FRIEND, 80));
     assert!(!node.passes(7, FRIEND, 80));
     assert_eq!(node.view().await.endpoints.len(), 1);
+}
+
+/// A pod with an interface on each network card is one attachment here.
+#[tokio::test(start_paused = true)]
+async fn a_pod_with_two_interfaces_has_two_gates_and_is_known_by_both_addresses() {
+    let mut node = Node::with(&[scene(), pod("a", "app: a"), pod("two", "app: a, role: friend")].concat()).await;
+    let mut request = add("c1", "two", 7);
+    let second = add("c1", "two", 8).interfaces.remove(0);
+    request.interfaces.push(GateInterface { container: IfName::new("mNicIf1").unwrap(), ..second });
+    let mut asked = node.begin(request.clone()).await;
+    node.settle().await;
+    assert!(asked.answer().unwrap().is_ok());
+    assert!(node.add("c2", "a", 9).await.unwrap().is_ok());
+    let in_force = |node: &Node| {
+        for (index, other) in [(7, "10.0.0.8"), (8, "10.0.0.7")] {
+            assert_eq!(node.kernel(|kernel| kernel.attached(index)), Some(Attached::Gate));
+            assert!(
+                node.passes(index, FRIEND, 80) && !node.passes(index, STRANGER, 80) && !node.passes(index, FRIEND, 81)
+            );
+            assert!(node.passes(index, other, 81), "a pod may always reach itself");
+            // Another pod of the node takes it for the friend that it is.
+            assert!(node.passes(9, other, 80) && !node.passes(9, other, 81));
+        }
+    };
+    in_force(&node);
+    let check = PolicyCheck { attachment: request.attachment, interfaces: request.interfaces };
+    let PolicyOutcome::Check(checked) = node.call(PolicyCall::Check(check)).await else { panic!() };
+    assert_eq!(checked.differences, Vec::<String>::new());
+    node.wait(10_000).await;
+    let published = node.source.world(|world| world.published.clone());
+    let of_pod: Vec<_> = published.iter().filter(|(pod, _)| &*pod.name == "two").map(|(_, all)| all.len()).collect();
+    assert_eq!(of_pod, [2], "other nodes are told of both");
+
+    // Its status has the address alone that the runtime knows; its sandbox is the better witness, also after a restart.
+    let status = pod("two", "app: a, role: friend").replace("Running", "Running, podIPs: [{ip: 10.0.0.7}]");
+    node.source.set(&status);
+    node.settle().await;
+    in_force(&node);
+    node.kill().await;
+    in_force(&node);
+    node.start().await;
+    node.settle().await;
+    in_force(&node);
+    node.del("c1").await;
+    node.settle().await;
+    assert!(!node.passes(7, FRIEND, 80) && !node.passes(8, FRIEND, 80));
+    assert!(!node.passes(9, "10.0.0.8", 80), "it is nobody's any more");
 }
 
 #[tokio::test(start_paused = true)]

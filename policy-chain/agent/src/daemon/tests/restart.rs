@@ -334,6 +334,47 @@ async fn a_pod_that_ran_before_is_counted_and_adopted_with_its_flows() {
     assert!(node.view().await.endpoints.is_empty());
 }
 
+/// The cluster knows the address of the first one alone.
+#[tokio::test(start_paused = true)]
+async fn all_interfaces_of_a_pod_that_ran_before_are_adopted() {
+    let before = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: old, namespace: web, uid: u-old, labels: {app: a}}\n\
+                  spec: {nodeName: node-1}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.77}]}\n";
+    let mut node = Node::with(&[&scene(), before].concat()).await;
+    let of = sluice_contract::id::PodRef { namespace: "web".into(), name: "old".into(), uid: None };
+    for (number, index) in [(0, 77), (1, 78), (2, 79)] {
+        let name = sluice_contract::node::host_veth("eni", &of, number).unwrap();
+        let address = format!("10.0.0.{index}").parse().unwrap();
+        node.kernel(|kernel| {
+            kernel.plug_named(index, name.as_str(), Attached::Nothing);
+            kernel.routes.insert(address, index);
+        });
+    }
+    let links = node.kernel(|kernel| kernel.links());
+    node.send(crate::inbox::Input::Links(links)).await;
+    node.settle().await;
+    let in_force = |node: &Node| {
+        for index in 77..80 {
+            assert!(node.passes(index, FRIEND, 80) && !node.passes(index, STRANGER, 80), "{index}");
+            assert!(node.passes(index, "10.0.0.79", 81), "it is known by all of its addresses");
+        }
+    };
+    in_force(&node);
+    assert!(node.kernel(|kernel| kernel.seeded.is_superset(&[77, 78, 79].into())));
+    assert!(node.view().await.without_gate.is_empty());
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    in_force(&node);
+    // It ends with the last of its links.
+    let links = node.kernel(|kernel| kernel.links());
+    node.send(crate::inbox::Input::Links(links)).await;
+    for (index, left) in [(78, true), (77, true), (79, false)] {
+        node.kernel(|kernel| kernel.unplug(index));
+        node.send(crate::inbox::Input::LinkGone(index)).await;
+        assert_eq!(!node.view().await.endpoints.is_empty(), left, "{index}");
+    }
+}
+
 /// Behind plugins that name interfaces as they like, the host's route says whose one is.
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_ran_before_is_found_by_the_route_to_its_address() {

@@ -138,7 +138,7 @@ fn a_restart_changes_nothing_until_the_endpoint_is_set() {
         let (mut gate, _) = open();
         for (name, index, address) in [("db", 7, "10.0.0.1"), ("api", 8, "10.0.0.2"), ("x", 9, "10.0.0.3")] {
             set(&mut gate, name, endpoint(address, 3, 41));
-            gate.bind(&key(name), interface(index, &[address])).unwrap();
+            gate.bind(&key(name), interface(index, &[address.as_str()])).unwrap();
         }
         let before = entries(&gate);
         drop(gate);
@@ -179,7 +179,31 @@ fn more_addresses_than_there_is_room_for_close_the_gate() {
         let entry = entries(&gate)[&8];
         let addresses: Vec<IpAddr> = entry.addresses.iter().map(|own| own.address.into()).collect();
         assert_eq!(entry.flags, 0);
-        assert_eq!(addresses[..2], ["10.0.0.1", "10.0.0.5"].map(|text| text.parse::<IpAddr>().unwrap()));
+        assert_eq!(addresses[..2], ["10.0.0.5", "10.0.0.1"].map(|text| text.parse::<IpAddr>().unwrap()));
+    });
+}
+
+/// One on each network card: each has its own address, with the compiler's row, and the pod is open.
+#[test]
+fn a_pod_may_have_more_interfaces_than_an_entry_has_room_for_addresses() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let all: Vec<String> = (1..=8).map(|number| format!("10.0.0.{number}")).collect();
+        let row =
+            |address: &String| OwnAddress { address: address.parse().unwrap(), ingress: Some(RowId(5)), egress: None };
+        let addresses = all.iter().map(row).collect();
+        let (ingress, egress) = (PolicyId(3), PolicyId::NONE);
+        set(&mut gate, "db", Arc::new(Endpoint { addresses, ingress, egress, audit: false, revision: 1 }));
+        for (index, address) in (7..).zip(&all) {
+            assert_eq!(gate.bind(&key("db"), interface(index, &[address.as_str()])).unwrap(), Bound::InForce);
+        }
+        let entries = entries(&gate);
+        for (index, address) in (7..).zip(&all) {
+            let entry = entries[&index];
+            let own = entry.addresses[0];
+            assert_eq!((entry.flags, own.ingress, IpAddr::from(own.address).to_string()), (0, 5, address.clone()));
+            assert_eq!(entry.id, entries[&7].id, "they are one pod's");
+        }
     });
 }
 
