@@ -52,7 +52,7 @@ async fn pods_that_come_and_go_leave_nothing() {
     let suite = suite(&format!("\n  - apply: [{deny}]\n    expect: []\n"));
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let act = begun(&mut stage, suite, &options).await;
+    let mut act = begun(&mut stage, suite, &options).await;
     let client = PodKey { namespace: "x".into(), name: "client".into() };
     let mut pods = Vec::new();
     for (number, node) in (1..=10_u8).zip(["n1", "n2"].into_iter().cycle()) {

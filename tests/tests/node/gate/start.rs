@@ -85,7 +85,7 @@ async fn nothing_passes_before_the_policy() {
     let suite = suite(&format!("\n  - apply: [{deny}]\n    expect: []\n"));
     let options = options();
     let mut stage = stage(suite, &options).await;
-    let act = begun(&mut stage, suite, &options).await;
+    let mut act = begun(&mut stage, suite, &options).await;
 
     let outside = act.stage.town.outside("198.51.100.7".parse().unwrap()).await.unwrap();
     let listener = receiver(&outside.net, "198.51.100.7:4000");

@@ -138,7 +138,7 @@ fn a_restart_changes_nothing_until_the_endpoint_is_set() {
         let (mut gate, _) = open();
         for (name, index, address) in [("db", 7, "10.0.0.1"), ("api", 8, "10.0.0.2"), ("x", 9, "10.0.0.3")] {
             set(&mut gate, name, endpoint(address, 3, 41));
-            gate.bind(&key(name), interface(index, &[address.as_str()])).unwrap();
+            gate.bind(&key(name), interface(index, &[address])).unwrap();
         }
         let before = entries(&gate);
         drop(gate);
