@@ -147,7 +147,7 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
                 }
                 let offered = eni.takes_pods() && block.is_offered();
                 if let Some(from) = state.available_from().filter(|_| offered) {
-                    queued.insert((from, *address));
+                    queued.insert((eni.card, from, *address));
                     // A prefix may hold the ENI's own address only if EC2 says so; it does not.
                     if own.contains(address) {
                         found.push(Violation::PrimaryAddressOffered(*address));
@@ -156,8 +156,11 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
             }
         }
     }
-    if *ledger.queue() != queued {
-        let odd = ledger.queue().symmetric_difference(&queued).next().map(|(_, address)| address.to_string());
+    let in_queue =
+        |(card, queue): (&u32, &BTreeSet<_>)| queue.iter().map(|(from, ip)| (*card, *from, *ip)).collect::<Vec<_>>();
+    let queue: BTreeSet<_> = ledger.queue().iter().flat_map(in_queue).collect();
+    if queue != queued {
+        let odd = queue.symmetric_difference(&queued).next().map(|(_, _, address)| address.to_string());
         found.push(Violation::Index { index: "free addresses", object: odd.unwrap_or_default() });
     }
     if ledger.homes().len() != seen.len() {
@@ -235,9 +238,8 @@ fn limits(state: &State, found: &mut Vec<Violation>) {
     for eni in state.ledger().enis().filter(|eni| eni.device.is_some()) {
         *attached.entry(eni.card).or_default() += 1;
     }
-    // Who does not know of further cards does not judge them.
-    let known = |card: &u32| usize::try_from(*card).is_ok_and(|card| card <= node.limits.further_cards.len());
-    for (card, enis) in attached.into_iter().filter(|(card, _)| known(card)) {
+    // What is on cards that serve no pods is not ours to judge.
+    for (card, enis) in attached.into_iter().filter(|(card, _)| state.is_for_pods(*card)) {
         let limit = node.limits.enis_of(card);
         if enis > limit {
             found.push(Violation::EniLimit { card, enis, limit });

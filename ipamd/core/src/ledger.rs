@@ -79,6 +79,9 @@ pub enum LedgerError {
     },
 }
 
+/// Network card -> its addresses that pods may have, each with the time from which it is free.
+type Queue = BTreeMap<u32, BTreeSet<(Timestamp, IpAddr)>>;
+
 /// Who holds which address on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
@@ -87,8 +90,9 @@ pub struct Ledger {
     owners: BTreeMap<Attachment, IpAddr>,
     /// Address -> the ENI and the block that it is part of.
     homes: BTreeMap<IpAddr, (EniId, IpNet)>,
-    /// Addresses that pods may have, by the time from which they are free: the longest-free come first, cooling ones last.
-    queue: BTreeSet<(Timestamp, IpAddr)>,
+    /// Addresses that pods may have, by network card and the time from which they are free: the longest-free come first, cooling
+    /// ones last.
+    queue: Queue,
     /// Addresses that are alive in the kernel and on no ENI that is known: quarantined if an ENI turns out to have them.
     strays: BTreeSet<IpAddr>,
 }
@@ -160,26 +164,27 @@ impl Ledger {
     /// The address that has been free for the longest, of those that pods may have.
     #[must_use]
     pub fn next_available(&self, now: Timestamp) -> Option<IpAddr> {
-        self.queue.first().filter(|(from, _)| *from <= now).map(|(_, address)| *address)
+        let first = self.queue.values().filter_map(BTreeSet::first).min();
+        first.filter(|(from, _)| *from <= now).map(|(_, address)| *address)
     }
 
-    /// All addresses that pods may have now, the longest-free first.
+    /// All addresses that pods may have now, the longest-free first. It goes through all of them.
     pub fn available(&self, now: Timestamp) -> impl Iterator<Item = IpAddr> {
-        self.queue.iter().take_while(move |(from, _)| *from <= now).map(|(_, address)| *address)
+        let all: BTreeSet<&(Timestamp, IpAddr)> = self.queue.values().flatten().collect();
+        all.into_iter().take_while(move |(from, _)| *from <= now).map(|(_, address)| *address)
     }
 
-    /// The same, of the ENIs of one network card.
+    /// Those of the ENIs of one network card.
     pub fn available_on(&self, card: u32, now: Timestamp) -> impl Iterator<Item = IpAddr> {
-        self.available(now).filter(move |address| self.eni_of(*address).is_some_and(|eni| eni.card == card))
+        let queue = self.queue.get(&card).into_iter().flatten();
+        queue.take_while(move |(from, _)| *from <= now).map(|(_, address)| *address)
     }
 
     /// When the first of the cooling addresses that pods may have is free.
     #[must_use]
     pub fn next_cooled(&self, now: Timestamp) -> Option<Timestamp> {
-        self.queue
-            .range((now + Duration::from_millis(1), IpAddr::V4(Ipv4Addr::UNSPECIFIED))..)
-            .next()
-            .map(|(from, _)| *from)
+        let later = (now + Duration::from_millis(1), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        self.queue.values().filter_map(|queue| queue.range(later..).next()).map(|(from, _)| *from).min()
     }
 
     /// Addresses alive in the kernel that no known ENI has.
@@ -189,7 +194,7 @@ impl Ledger {
     }
 
     /// The queue as the index holds it, for the invariant checker.
-    pub(crate) const fn queue(&self) -> &BTreeSet<(Timestamp, IpAddr)> {
+    pub(crate) const fn queue(&self) -> &Queue {
         &self.queue
     }
 
@@ -336,7 +341,8 @@ impl Ledger {
             None => AddressState::Free { since: now },
         };
         let blocks: Vec<IpNet> = blocks.into_iter().collect();
-        self.eni_mut(id)?;
+        // What comes to an ENI that takes no pods any more, asked for before, goes back like the rest.
+        let withdrawn = self.eni_mut(id)?.closed;
         for block in &blocks {
             if !ipv6::is_block(block) {
                 // A wider one would be counted out address by address.
@@ -347,7 +353,7 @@ impl Ledger {
             }
         }
         for net in blocks {
-            let mut block = Block { added: now, withdrawn: false, hearsay: false, addresses: BTreeMap::new() };
+            let mut block = Block { added: now, withdrawn, hearsay: false, addresses: BTreeMap::new() };
             for address in Block::hosts(net) {
                 let state =
                     if self.strays.remove(&address) { AddressState::Quarantined { since: now } } else { new.clone() };
@@ -506,38 +512,72 @@ impl Ledger {
         })
     }
 
+    /// Says where an ENI is attached; its addresses go with it.
+    pub(crate) fn set_place(&mut self, id: &EniId, card: u32, device: u32) -> Result<(), LedgerError> {
+        let eni = self.eni_mut(id)?;
+        let before = std::mem::replace(&mut eni.card, card);
+        eni.device = Some(device);
+        if before != card {
+            let addresses: Vec<(Timestamp, IpAddr)> = eni
+                .blocks
+                .values()
+                .flat_map(|block| &block.addresses)
+                .filter_map(|(address, state)| Some((state.available_from()?, *address)))
+                .collect();
+            for place in &addresses {
+                self.leave_queue(before, place);
+            }
+            self.reindex(id);
+        }
+        Ok(())
+    }
+
     fn set(&mut self, address: IpAddr, state: AddressState) {
         self.unqueue(address);
         let from = state.available_from().filter(|_| self.is_offered(address));
-        if let Some(slot) = self
-            .homes
-            .get(&address)
-            .and_then(|(eni, net)| self.enis.get_mut(eni)?.blocks.get_mut(net)?.addresses.get_mut(&address))
-        {
+        let Some((eni, net)) = self.homes.get(&address) else { return };
+        let Some(eni) = self.enis.get_mut(eni) else { return };
+        if let Some(slot) = eni.blocks.get_mut(net).and_then(|block| block.addresses.get_mut(&address)) {
             *slot = state;
-            self.queue.extend(from.map(|from| (from, address)));
+            if let Some(from) = from {
+                self.queue.entry(eni.card).or_default().insert((from, address));
+            }
         }
     }
 
     fn unqueue(&mut self, address: IpAddr) {
-        if let Some(from) = self.address(address).and_then(AddressState::available_from) {
-            self.queue.remove(&(from, address));
+        let from = self.address(address).and_then(AddressState::available_from);
+        if let Some((from, card)) = from.zip(self.eni_of(address).map(|eni| eni.card)) {
+            self.leave_queue(card, &(from, address));
+        }
+    }
+
+    fn leave_queue(&mut self, card: u32, place: &(Timestamp, IpAddr)) {
+        if let Some(queue) = self.queue.get_mut(&card) {
+            queue.remove(place);
+            if queue.is_empty() {
+                self.queue.remove(&card);
+            }
         }
     }
 
     /// Brings the queue up to date with one ENI.
     fn reindex(&mut self, id: &EniId) {
         let Some(eni) = self.enis.get(id) else { return };
+        let mut queue = self.queue.remove(&eni.card).unwrap_or_default();
         for block in eni.blocks.values() {
             let offered = eni.takes_pods() && block.is_offered();
             for (address, state) in &block.addresses {
                 let Some(from) = state.available_from() else { continue };
                 if offered {
-                    self.queue.insert((from, *address));
+                    queue.insert((from, *address));
                 } else {
-                    self.queue.remove(&(from, *address));
+                    queue.remove(&(from, *address));
                 }
             }
+        }
+        if !queue.is_empty() {
+            self.queue.insert(eni.card, queue);
         }
     }
 }

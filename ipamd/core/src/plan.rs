@@ -101,6 +101,8 @@ pub struct Demand {
     pub waiting: u32,
     /// Pods that are bound to the node and have not asked yet: their ADDs are about to come.
     pub bound: u32,
+    /// How many of [`Self::waiting`] want an address of card 0 and no other: that of the first of several interfaces.
+    pub pinned: u32,
     /// ADDs that wait for an address of each further network card.
     pub further: BTreeMap<u32, u32>,
 }
@@ -109,9 +111,11 @@ impl Demand {
     /// Those that wait in `queue`, and the pods of [`crate::state::Event::PodsBound`] that neither wait nor hold an address.
     #[must_use]
     pub fn of(state: &State, queue: &Queue) -> Self {
-        let further = queue.waiting_further();
-        let waiting = queue.waiting().saturating_sub(further.values().sum());
-        Self { waiting, bound: state.bound_without(queue), further }
+        let mut further = queue.waiting_by_card();
+        let waiting =
+            queue.waiting().saturating_sub(further.iter().filter(|(card, _)| **card > 0).map(|(_, n)| n).sum());
+        let pinned = further.remove(&0).unwrap_or(0);
+        Self { waiting, bound: state.bound_without(queue), pinned, further }
     }
 
     /// All of them that have an address of card 0.
@@ -149,11 +153,12 @@ pub struct Plan {
     pub held_up: Option<Cause>,
     /// Whether card 0 can hold no more, so that pods with one interface have addresses of further cards.
     pub spills: bool,
-    /// The same as the first two for those that wait for an address of a further network card.
+    /// The same as the first two for those that wait for an address of a further network card; of card 0, where it spills, for
+    /// those that wait for it and no other.
     pub further: BTreeMap<u32, Outlook>,
 }
 
-/// What the pool of a further network card can hope for.
+/// What those can hope for who wait for an address of one network card and no other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outlook {
     /// As [`Plan::hopeless`].
@@ -163,16 +168,34 @@ pub struct Outlook {
 }
 
 impl Plan {
-    /// Why some that wait for an address of a network card will not be served.
+    /// The group of those that wait together, by the network card that they have to have an address of: where card 0 spills, some
+    /// have hope that others have not.
     #[must_use]
-    pub fn hopeless_on(&self, card: u32) -> Option<&Hopeless> {
-        if card == 0 { self.hopeless.as_ref() } else { self.further.get(&card)?.hopeless.as_ref() }
+    pub const fn group(&self, card: Option<u32>) -> Option<u32> {
+        match card {
+            None if !self.spills => Some(0),
+            card => card,
+        }
     }
 
-    /// Why the pool of a network card does not grow.
+    fn outlook(&self, group: Option<u32>) -> Option<&Outlook> {
+        group.filter(|card| *card > 0 || self.spills).and_then(|card| self.further.get(&card))
+    }
+
+    fn is_first(&self, group: Option<u32>) -> bool {
+        group.is_none_or(|card| card == 0 && !self.spills)
+    }
+
+    /// Why some of a group will not be served.
     #[must_use]
-    pub fn held_up_on(&self, card: u32) -> Option<&Cause> {
-        let own = if card == 0 { None } else { self.further.get(&card).and_then(|outlook| outlook.held_up.as_ref()) };
+    pub fn hopeless_in(&self, group: Option<u32>) -> Option<&Hopeless> {
+        if self.is_first(group) { self.hopeless.as_ref() } else { self.outlook(group)?.hopeless.as_ref() }
+    }
+
+    /// Why the pool of a group does not grow.
+    #[must_use]
+    pub fn held_up_in(&self, group: Option<u32>) -> Option<&Cause> {
+        let own = self.outlook(group).and_then(|outlook| outlook.held_up.as_ref());
         own.or(self.held_up.as_ref())
     }
 }
@@ -311,16 +334,21 @@ fn without_provisioning(plan: &mut Plan, state: &State, demand: &Demand, now: Ti
         let tally = state.ledger().tally_of(card, now);
         tally.free + tally.cooling + tally.pending
     };
-    let mut spared = can_have(0);
+    plan.spills = state.cards().len() > 1;
     plan.further.clear();
-    for card in state.cards().into_iter().filter(|card| *card > 0) {
-        let own = demand.on(card, 0).waiting;
-        spared = spared.saturating_add(can_have(card).saturating_sub(own));
-        let hopeless = hopeless(own.saturating_sub(can_have(card)));
-        plan.further.insert(card, Outlook { hopeless, held_up: None });
+    let pinned = if plan.spills { demand.pinned } else { 0 };
+    let mut spared = can_have(0).saturating_sub(pinned);
+    let own = |card: u32| if card == 0 { pinned } else { demand.on(card, 0).waiting };
+    for card in state.cards() {
+        if card > 0 {
+            spared = spared.saturating_add(can_have(card).saturating_sub(own(card)));
+        }
+        let hopeless = hopeless(own(card).saturating_sub(can_have(card)));
+        if hopeless.is_some() {
+            plan.further.insert(card, Outlook { hopeless, held_up: None });
+        }
     }
-    plan.spills = true;
-    plan.hopeless = hopeless(demand.waiting.saturating_sub(spared));
+    plan.hopeless = hopeless((demand.waiting - pinned).saturating_sub(spared));
 }
 
 fn whole_plan(state: &State, targets: &Targets, demand: &Demand, now: Timestamp) -> Plan {
@@ -350,20 +378,20 @@ fn whole_plan(state: &State, targets: &Targets, demand: &Demand, now: Timestamp)
             draft.card = card;
             ipv6::one_eni(&mut draft, node, &further, form, demand.on(card, 0));
         }
+        shrink::finish(&mut draft);
         return draft.plan;
     }
     let mut at_rest = Vec::new();
     let mut spilled = 0;
     for card in cards {
         draft.card = card;
-        let (targets, demand) =
-            if card == 0 { (targets, demand.clone()) } else { (&further, demand.on(card, spilled)) };
-        let (bound, nobody_waits) = (demand.bound, demand.waiting == 0);
-        let grows = grow::grow(&mut draft, node, targets, form, demand);
+        let (targets, here) = if card == 0 { (targets, demand.clone()) } else { (&further, demand.on(card, spilled)) };
+        let (bound, nobody_waits) = (here.bound, here.waiting == 0);
+        let grows = grow::grow(&mut draft, node, targets, form, here);
         if !grows && nobody_waits {
             at_rest.push((card, targets, bound));
         }
-        spilled = spill(&mut draft, spilled);
+        spilled = spill(&mut draft, spilled, demand);
     }
     draft.conclude_spill(spilled);
     shrink::finish(&mut draft);
@@ -382,13 +410,21 @@ fn whole_plan(state: &State, targets: &Targets, demand: &Demand, now: Timestamp)
 }
 
 /// Pods with one interface for which no card up to this one has a place: the next one may have. `spilled` are those that came here
-/// from the cards before; whoever waits for this card and no other goes first.
-fn spill(draft: &mut Draft<'_>, spilled: u32) -> u32 {
+/// from the cards before; whoever waits for this card and no other, as those that are pinned do for card 0, goes first.
+fn spill(draft: &mut Draft<'_>, spilled: u32, demand: &Demand) -> u32 {
     let Some(hopeless) = draft.hopeless() else { return 0 };
+    let is_full = matches!(hopeless.cause, Cause::EniLimit { .. });
     if draft.card == 0 {
-        let is_full = matches!(hopeless.cause, Cause::EniLimit { .. });
         draft.plan.spills = is_full && draft.state.cards().len() > 1;
-        return if draft.plan.spills { hopeless.beyond } else { 0 };
+        if !draft.plan.spills {
+            return 0;
+        }
+        let served = demand.waiting.saturating_sub(hopeless.beyond);
+        let beyond = demand.pinned.saturating_sub(served);
+        let spilled = hopeless.beyond - beyond;
+        let of_card = (beyond > 0).then_some(Hopeless { beyond, ..hopeless });
+        draft.plan.further.entry(0).or_default().hopeless = of_card;
+        return spilled;
     }
     let own = hopeless.beyond.saturating_sub(spilled);
     let left = hopeless.beyond.min(spilled);

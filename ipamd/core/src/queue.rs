@@ -53,14 +53,14 @@ impl Queue {
         u32::try_from(self.order.len()).unwrap_or(u32::MAX)
     }
 
-    /// Those of them that wait for an address of each further network card.
+    /// Those of them that wait for an address of one network card and no other, by card.
     #[must_use]
-    pub fn waiting_further(&self) -> BTreeMap<u32, u32> {
-        let mut further = BTreeMap::new();
-        for card in self.waiters.values().filter_map(|waiter| waiter.card).filter(|card| *card > 0) {
-            *further.entry(card).or_default() += 1;
+    pub fn waiting_by_card(&self) -> BTreeMap<u32, u32> {
+        let mut waiting = BTreeMap::new();
+        for card in self.waiters.values().filter_map(|waiter| waiter.card) {
+            *waiting.entry(card).or_default() += 1;
         }
-        further
+        waiting
     }
 
     /// Those that wait, the longest-waiting first.

@@ -81,12 +81,12 @@ pub fn serve(state: &State, queue: &Queue, plan: &Plan, now: Timestamp) -> Servi
             false
         });
     }
-    let mut by_card: BTreeMap<u32, Vec<&Waiter>> = BTreeMap::new();
+    let mut groups: BTreeMap<Option<u32>, Vec<&Waiter>> = BTreeMap::new();
     for waiter in left {
-        by_card.entry(waiter.card.unwrap_or(0)).or_default().push(waiter);
+        groups.entry(plan.group(waiter.card)).or_default().push(waiter);
     }
-    for (card, left) in by_card {
-        serving.refuse(state, plan, card, left, now);
+    for (group, left) in groups {
+        serving.refuse(state, plan, group, left, now);
     }
     if serving.wake_at.is_some() {
         serving.wake_at = serving.wake_at.into_iter().chain(state.ledger().next_cooled(now)).min();
@@ -95,16 +95,16 @@ pub fn serve(state: &State, queue: &Queue, plan: &Plan, now: Timestamp) -> Servi
 }
 
 impl Serving {
-    /// Refuses those of `left`, who wait for an address of the card, that have no hope or no time any more.
-    fn refuse(&mut self, state: &State, plan: &Plan, card: u32, left: Vec<&Waiter>, now: Timestamp) {
+    /// Refuses those of `left`, a group of the plan, that have no hope or no time any more.
+    fn refuse(&mut self, state: &State, plan: &Plan, group: Option<u32>, left: Vec<&Waiter>, now: Timestamp) {
         // The plan counted all that wait; those that are served just now are not hopeless.
-        let hopeless = plan.hopeless_on(card);
+        let hopeless = plan.hopeless_in(group);
         let beyond = hopeless.map_or(0, |hopeless| usize::try_from(hopeless.beyond).unwrap_or(usize::MAX));
         let hopeful = left.len().saturating_sub(beyond);
         for (index, waiter) in left.into_iter().enumerate() {
             let attachment = waiter.owner.attachment.clone();
             if let Some(hopeless) = hopeless.filter(|_| index >= hopeful) {
-                let refusal = hopeless.cause.refusal(state, card, now);
+                let refusal = hopeless.cause.refusal(state, group, now);
                 self.refused.push(Refused { attachment, tokens: waiter.tokens.keys().copied().collect(), refusal });
                 continue;
             }
@@ -112,7 +112,7 @@ impl Serving {
             self.wake_at = waiting.into_iter().map(|(_, deadline)| *deadline).chain(self.wake_at).min();
             if !late.is_empty() {
                 let tokens = late.into_iter().map(|(token, _)| *token).collect();
-                let refusal = too_late(state, plan, card, now.since(waiter.since), now);
+                let refusal = too_late(state, plan, group, now.since(waiter.since), now);
                 self.refused.push(Refused { attachment, tokens, refusal });
             }
         }
@@ -120,12 +120,12 @@ impl Serving {
 }
 
 /// The answer when a deadline has passed.
-fn too_late(state: &State, plan: &Plan, card: u32, waited: Duration, now: Timestamp) -> Refusal {
-    if let Some(cause) = plan.hopeless_on(card).map(|hopeless| &hopeless.cause).or(plan.held_up_on(card)) {
-        let Refusal { code, message, hint, retry_after_ms } = cause.refusal(state, card, now);
+fn too_late(state: &State, plan: &Plan, group: Option<u32>, waited: Duration, now: Timestamp) -> Refusal {
+    if let Some(cause) = plan.hopeless_in(group).map(|hopeless| &hopeless.cause).or(plan.held_up_in(group)) {
+        let Refusal { code, message, hint, retry_after_ms } = cause.refusal(state, group, now);
         return Refusal { code, message: format!("{message}; waited {} s", waited.as_secs()), hint, retry_after_ms };
     }
-    let (of_card, waited) = (of_card(card), waited.as_secs());
+    let (of_card, waited) = (of_card(group), waited.as_secs());
     let message = format!("no address{of_card} was free within {waited} s: {}", under_way(state, now));
     Refusal::new(RefusalCode::PoolGrowing, message)
         .hint("the pool is growing and the runtime will try again; `sluice status` shows what is under way")
@@ -133,8 +133,8 @@ fn too_late(state: &State, plan: &Plan, card: u32, waited: Duration, now: Timest
 }
 
 /// Which addresses are meant: nothing for those of card 0, which most pods have.
-fn of_card(card: u32) -> String {
-    if card == 0 { String::new() } else { format!(" of network card {card}") }
+fn of_card(card: Option<u32>) -> String {
+    card.filter(|card| *card > 0).map(|card| format!(" of network card {card}")).unwrap_or_default()
 }
 
 /// What is being done to get addresses, in words.
@@ -238,7 +238,7 @@ impl Cause {
 
     /// The answer to an ADD that waits in vain for an address of the network card because of it.
     #[must_use]
-    pub fn refusal(&self, state: &State, card: u32, now: Timestamp) -> Refusal {
+    pub fn refusal(&self, state: &State, card: Option<u32>, now: Timestamp) -> Refusal {
         let of_card = of_card(card);
         let refusal = Refusal::new(self.code(), format!("no address{of_card} is free: {self}")).hint(self.hint());
         match self.until().or_else(|| state.ledger().next_cooled(now)) {

@@ -290,7 +290,7 @@ pub struct State {
     pub(crate) routes: Vec<Ipv4Net>,
     /// Device numbers that EC2 said were in use though we know of nothing there, and when.
     pub(crate) busy_devices: BTreeMap<(u32, u32), Timestamp>,
-    /// Further network cards that EC2 says hold all ENIs that they can, and until when that is believed.
+    /// Network cards that EC2 says hold all ENIs that they can, and until when that is believed.
     pub(crate) full_cards: BTreeMap<u32, Timestamp>,
     /// Makes client tokens differ from those of a state that was lost.
     pub(crate) seed: u64,
@@ -391,8 +391,10 @@ impl State {
     /// Whether a network card serves pods: not where all that is attached to it is of EFA alone.
     fn serves(&self, card: u32) -> bool {
         let mut attached = self.ledger.enis().filter(|eni| eni.card == card && eni.device.is_some()).peekable();
+        // Where nothing is asked for, nothing comes to a card that is empty.
+        let is_empty = self.node.as_ref().is_some_and(|node| node.imds_only) && attached.peek().is_none();
         let is_for_efa = attached.peek().is_some() && attached.all(|eni| eni.interface_type == InterfaceType::EfaOnly);
-        self.is_for_pods(card) && !is_for_efa
+        card == 0 || (self.is_for_pods(card) && !is_empty && !is_for_efa)
     }
 
     /// Whether ENIs on a network card may serve pods, by the settings.
@@ -500,15 +502,14 @@ impl State {
     /// Takes in who the node is. ENIs that lack what pods are to have from now on take none until they have it.
     fn node_known(&mut self, node: Node) -> Result<(), ApplyError> {
         let families = node.families;
-        let serves_more = node.multi_nic && self.node.as_ref().is_none_or(|before| !before.multi_nic);
+        let let_alone = |eni: &&Eni| eni.role == Role::Unmanaged && !self.is_for_pods(eni.card);
+        let let_alone: Vec<EniId> = self.ledger.enis().filter(let_alone).map(|eni| eni.id.clone()).collect();
         self.node = Some(node);
         self.close_and_open()?;
-        if serves_more {
-            // What was let alone on further cards may be for pods: EC2 knows by its tags.
-            let let_alone = self.ledger.enis().filter(|eni| eni.card > 0 && eni.role == Role::Unmanaged);
-            for id in let_alone.map(|eni| eni.id.clone()).collect::<Vec<_>>() {
-                self.ledger.eni_mut(&id)?.unsure = true;
-            }
+        for id in let_alone {
+            // What was let alone on a card that serves pods by now may be for them: EC2 knows by its tags.
+            let card = self.ledger.eni_mut(&id)?.card;
+            self.ledger.eni_mut(&id)?.unsure |= self.is_for_pods(card);
         }
         let enis: Vec<EniId> = self.ledger.enis().map(|eni| eni.id.clone()).collect();
         for id in enis {
@@ -525,7 +526,12 @@ impl State {
     fn close_and_open(&mut self) -> Result<(), LedgerError> {
         let turned = self.ledger.enis().filter(|eni| eni.closed != self.is_closed(eni.role, eni.card, &eni.subnet));
         let turned: Vec<(EniId, bool)> = turned.map(|eni| (eni.id.clone(), !eni.closed)).collect();
-        turned.into_iter().try_for_each(|(id, closed)| self.ledger.set_closed(&id, closed))
+        for (id, closed) in turned {
+            self.ledger.set_closed(&id, closed)?;
+            // What EC2 has shown on it meanwhile was not taken in.
+            self.ledger.eni_mut(&id)?.unsure |= !closed;
+        }
+        Ok(())
     }
 
     /// Which addresses pods have.

@@ -36,6 +36,7 @@ use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind};
 use sluice_ipamd_core::garbage::Garbage;
 use sluice_ipamd_core::ledger::{Owner, Stage};
+use sluice_ipamd_core::limits;
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
@@ -589,6 +590,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 /// A checkpoint has the node as the settings of its time had it; these hold from the first request on.
 fn with_settings<C, K>(state: &mut State, parts: &Parts<C, K>) {
     let Some(Node { identity, limits, vpc_cidrs, security_groups, .. }) = state.node().cloned() else { return };
+    // What a version before this one has written may lack what this one's table tells.
+    let limits = limits::limits(&identity.instance_type).unwrap_or(limits);
     let node = jobs::node(&parts.config, identity, limits, vpc_cidrs, security_groups);
     if let Err(error) = state.apply(Event::NodeKnown(node), parts.clock.now()) {
         tracing::error!(error = %ErrorChain(&error), "the settings do not fit the checkpoint");

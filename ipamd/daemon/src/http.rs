@@ -75,18 +75,10 @@ async fn index() -> Json<Value> {
     ]}))
 }
 
-/// The addresses of a network card.
-#[derive(Debug, Default)]
-struct Store {
-    total: usize,
-    assigned: usize,
-    enis: BTreeMap<String, Value>,
-}
-
 /// VPC CNI's form: data stores by network card, ENIs in them.
 async fn enis(State(pages): State<Pages>) -> Response {
     let Some(view) = pages.handle.look().await else { return silent() };
-    let mut cards: BTreeMap<u32, Store> = BTreeMap::new();
+    let mut cards: BTreeMap<u32, BTreeMap<String, Value>> = BTreeMap::new();
     for (id, eni) in &view.enis {
         let cidrs: BTreeMap<String, Value> = eni
             .blocks
@@ -113,15 +105,12 @@ async fn enis(State(pages): State<Pages>) -> Response {
             "DeviceNumber": eni.device, "RouteTableID": eni.table, "SubnetID": eni.subnet, "PrimaryIP": eni.primary_ip,
             "Stage": eni.stage, "AvailableIPv4Cidrs": cidrs,
         });
-        let states = || eni.blocks.values().flat_map(BTreeMap::values);
-        let store = cards.entry(eni.card).or_default();
-        store.total += states().count();
-        store.assigned += states().filter(|known| known.state == "assigned").count();
-        store.enis.insert(id.to_string(), described);
+        cards.entry(eni.card).or_default().insert(id.to_string(), described);
     }
     let stores: BTreeMap<String, Value> = cards
         .into_iter()
-        .map(|(card, Store { total, assigned, enis })| {
+        .map(|(card, enis)| {
+            let (total, assigned) = view.cards.get(&card).copied().unwrap_or_default();
             (card.to_string(), json!({"TotalIPs": total, "AssignedIPs": assigned, "ENIs": enis}))
         })
         .collect();

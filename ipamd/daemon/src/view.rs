@@ -27,6 +27,8 @@ pub struct View {
     pub node: Option<NodeView>,
     /// The pool in numbers.
     pub pool: PoolGauges,
+    /// Addresses that the ENIs of each network card have for pods, and those of them that pods hold.
+    pub cards: BTreeMap<u32, (u32, u32)>,
     /// ENIs by id.
     pub enis: BTreeMap<EniId, EniView>,
     /// Operations under way.
@@ -237,6 +239,12 @@ fn held_up(plan: &Plan) -> Option<String> {
     (!all.is_empty()).then(|| all.join("; "))
 }
 
+fn cards(state: &State, now: Timestamp) -> BTreeMap<u32, (u32, u32)> {
+    let cards: BTreeSet<u32> = state.ledger().enis().map(|eni| eni.card).collect();
+    let tallies = cards.into_iter().map(|card| (card, state.ledger().tally_of(card, now)));
+    tallies.map(|(card, tally)| (card, (tally.total(), tally.assigned))).collect()
+}
+
 /// The picture.
 pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, now: Timestamp) -> View {
     View {
@@ -253,6 +261,7 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
             families: node.families,
         }),
         pool,
+        cards: cards(state, now),
         enis: state.ledger().enis().map(|eni| (eni.id.clone(), EniView::of(eni, now))).collect(),
         under_way: state.flights().values().map(ToString::to_string).collect(),
         intents: state.intents().keys().cloned().collect(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Attachment, ContainerId, EniId, IfName, MacAddr, NetworkName, PodRef, VlanId};
+use crate::node::veth::POD_IFNAME;
 use crate::node::{branch, nic};
 
 /// The protocol versions that one side speaks, both ends included. A side speaks its own and the two before.
@@ -346,7 +347,9 @@ impl GcAttachment {
     /// list.
     #[must_use]
     pub fn names(&self, attachment: &Attachment) -> bool {
-        *self == Self::of(attachment)
+        let Attachment { container, ifname, .. } = attachment;
+        let is_further = || nic::index(ifname) > 0 && self.ifname.as_str() == POD_IFNAME;
+        self.container_id == *container && (self.ifname == *ifname || is_further())
     }
 
     /// The entry by which a runtime lists `attachment`.

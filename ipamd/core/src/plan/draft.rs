@@ -63,7 +63,10 @@ impl<'a> Draft<'a> {
 
     /// What has been concluded for the card.
     pub(super) fn hopeless(&self) -> Option<Hopeless> {
-        self.plan.hopeless_on(self.card).cloned()
+        match self.card {
+            0 => self.plan.hopeless.clone(),
+            card => self.plan.further.get(&card)?.hopeless.clone(),
+        }
     }
 
     /// So many pods with one interface have found no card with a place.

@@ -39,7 +39,8 @@ pub(super) fn one_eni(draft: &mut Draft<'_>, node: &Node, targets: &Targets, for
     let card = draft.card;
     let is_it = |eni: &Eni| eni.card == card && eni.carries_pods() && eni.stage != Stage::Leaving;
     let is_coming = state.intents().values().any(|intent| intent.card == card);
-    if node.limits.prefixes && !is_coming && !state.ledger().enis().any(is_it) {
+    let is_wanted = demand.waiting > 0 || !state.cordoned || targets.warm_when_cordoned;
+    if is_wanted && node.limits.prefixes && !is_coming && !state.ledger().enis().any(is_it) {
         grow::one_eni(draft, node, targets, form, demand);
     } else if let Some(cooled) = state.ledger().next_cooled(draft.now).filter(|_| demand.waiting > 0) {
         draft.wake(cooled);

@@ -212,18 +212,15 @@ impl Pool {
     }
 
     /// Whether so many spare addresses are too many.
-    fn is_rich(&self, targets: &Targets) -> bool {
+    pub(super) fn is_rich(&self, targets: &Targets) -> bool {
         match targets.mode {
             WarmMode::Adaptive(band) => self.spare > i64::from(band.most),
             WarmMode::Static => true,
         }
     }
 
-    /// How many prefixes could be given back.
+    /// How many prefixes could be given back, if the pool is rich.
     pub(super) fn surplus_prefixes(&self, targets: &Targets, form: Form) -> i64 {
-        if !self.is_rich(targets) {
-            return 0;
-        }
         let size = i64::from(PREFIX);
         let surplus = if targets.counts_addresses() {
             let warm = (self.used_of_prefixes + targets.spare_wanted(form) + size - 1) / size;
@@ -236,11 +233,8 @@ impl Pool {
         surplus.min((self.spare - targets.spare_wanted(form)) / size).max(0)
     }
 
-    /// How many single addresses could be given back.
+    /// How many single addresses could be given back, if the pool is rich.
     pub(super) fn surplus_singles(&self, targets: &Targets, form: Form) -> i64 {
-        if !self.is_rich(targets) {
-            return 0;
-        }
         let over = self.spare - targets.spare_wanted(form);
         let over = match (targets.counts_addresses(), form.prefixes) {
             (true, _) => over.min(self.total - i64::from(targets.minimum_ips)),

@@ -103,6 +103,8 @@ pub(super) fn finish(draft: &mut Draft<'_>) {
 /// Blocks of an ENI that the pool can do without, and what they are of it.
 fn surplus_of(draft: &Draft<'_>, eni: &Eni, pool: &Pool, targets: &Targets, form: Form) -> (Vec<Ipv4Net>, Pool) {
     let singles_wanted = !form.prefixes || is_short_of_prefixes(draft.state, eni, draft.now);
+    // One that is rich shrinks to what is wanted of it, and not just until it is rich no more.
+    let rich = pool.is_rich(targets);
     let mut part = Pool::default();
     let mut nets = Vec::new();
     for net in returnable(eni, draft.now, |_| true) {
@@ -113,7 +115,7 @@ fn surplus_of(draft: &Draft<'_>, eni: &Eni, pool: &Pool, targets: &Targets, form
         let rest = *pool - part;
         let surplus =
             if is_prefix { rest.surplus_prefixes(targets, form) } else { rest.surplus_singles(targets, form) };
-        if wanted && surplus <= 0 {
+        if wanted && (!rich || surplus <= 0) {
             continue;
         }
         part += Pool::of_block(block, is_prefix, wanted, draft.now);

@@ -568,3 +568,18 @@ fn a_place_is_kept_for_the_trunk_until_it_is_there() {
     small.apply(Event::NodeKnown(burstable), at(1)).unwrap();
     assert_eq!(creates(&small, &targets), creates(&small, &without));
 }
+
+#[test]
+fn an_adaptive_pool_that_is_too_rich_shrinks_to_what_it_wants() {
+    use crate::arrivals::Band;
+    let mut state = state(vec![with(1, &singles(9))]);
+    let targets = Targets { mode: WarmMode::Adaptive(Band::default()), ..Targets::default() };
+    for minute in 1..600 {
+        state.apply(Event::Arrived, at(minute * 60)).unwrap();
+    }
+    let band = state.arrivals().band(9, at(36_000));
+    assert!(band.high < band.most && band.most < 9, "{band:?}");
+    let planned = plan(&state, &targets, &Demand::default(), at(36_000)).ops;
+    let Op::Unassign { what, .. } = &planned[0].op else { panic!("{planned:?}") };
+    assert_eq!(9 - what.addresses.len(), usize::try_from(band.high).unwrap(), "{band:?}");
+}

@@ -275,8 +275,8 @@ impl State {
             }
             let settled = now.since(self.ledger.eni_mut(&seen.eni)?.since) > SETTLE;
             self.described_ipv6(&seen.eni, &seen.ipv6_prefixes, settled, now)?;
+            self.ledger.set_place(&seen.eni, seen.card, seen.device)?;
             let known = self.ledger.eni_mut(&seen.eni)?;
-            (known.card, known.device) = (seen.card, Some(seen.device));
             (known.unsure, known.not_before, known.recheck) = (false, None, None);
             if known.stage == Stage::Created {
                 self.ledger.set_stage(&seen.eni, Stage::Attached)?;
@@ -534,8 +534,8 @@ impl State {
             (Some(_), _) if detached && !settled => Ok(false),
             (Some(attachment), stage) if attachment.instance == ours || ours.is_none() => {
                 eni.attachment = Some(attachment.attachment.clone());
-                (eni.card, eni.device) = (attachment.card, Some(attachment.device));
                 eni.delete_on_termination = attachment.delete_on_termination;
+                self.ledger.set_place(id, attachment.card, attachment.device)?;
                 if stage == Stage::Created {
                     self.ledger.set_stage(id, Stage::Attached)?;
                 }

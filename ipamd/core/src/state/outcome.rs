@@ -43,8 +43,10 @@ impl State {
             (Op::Attach { eni, card, device, .. }, Outcome::Attached(attachment)) => {
                 let known = self.ledger.eni_mut(eni)?;
                 known.attachment = Some(attachment);
-                (known.card, known.device, known.since) = (*card, Some(*device), now);
-                if known.stage == Stage::Created {
+                known.since = now;
+                let is_new = known.stage == Stage::Created;
+                self.ledger.set_place(eni, *card, *device)?;
+                if is_new {
                     self.ledger.set_stage(eni, Stage::Attached)?;
                 }
                 Ok(())
@@ -153,8 +155,8 @@ impl State {
             CloudErrorKind::AttachmentLimit => {
                 let until = now + ATTACHMENT_LIMIT_PAUSE;
                 match op {
-                    // The others may have places.
-                    Op::Attach { card, .. } if *card > 0 => {
+                    // Other cards may have places.
+                    Op::Attach { card, .. } => {
                         self.full_cards.insert(*card, until);
                     }
                     _ => self.blocked(Api::CreateNetworkInterface, error, until),

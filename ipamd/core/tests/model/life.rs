@@ -61,6 +61,8 @@ pub(crate) struct Life {
     pub(crate) companions: BTreeMap<Attachment, Ipv6Addr>,
     pub(crate) families: Families,
     pub(crate) custom: bool,
+    /// `ENABLE_MULTI_NIC`.
+    multi_nic: bool,
     pub(crate) refused: Vec<Refusal>,
     /// When an address was last released.
     released: BTreeMap<IpAddr, Timestamp>,
@@ -129,6 +131,7 @@ impl Life {
             companions: BTreeMap::new(),
             families,
             custom: false,
+            multi_nic: true,
             refused: Vec::new(),
             released: BTreeMap::new(),
             tokens: 0,
@@ -175,8 +178,14 @@ impl Life {
             custom_networking: self.custom,
             subnet_discovery: true,
             imds_only: false,
-            multi_nic: !self.ec2.limits.further_cards.is_empty(),
+            multi_nic: self.multi_nic,
         }
+    }
+
+    /// Switches pods' interfaces on further network cards on or off, as by a restart with another setting.
+    pub(crate) fn use_further_cards(&mut self, multi_nic: bool) {
+        self.multi_nic = multi_nic;
+        self.apply(Event::NodeKnown(self.node()));
     }
 
     /// What EC2 held ten seconds ago.

@@ -40,6 +40,8 @@ enum Step {
     Others(bool, u8),
     /// Prefixes are switched on or off, as by a restart with another setting.
     Toggle,
+    /// Further network cards are used or not, as by a restart with another setting.
+    Cards(bool),
     /// So many pods are bound to the node and will ask next.
     Bound(u8),
 }
@@ -71,6 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(|late| Step::Imds { late }),
         1 => (any::<bool>(), any::<u8>()).prop_map(|(take, which)| Step::Others(take, which)),
         1 => Just(Step::Toggle),
+        1 => prop::bool::weighted(0.7).prop_map(Step::Cards),
         1 => (0..12u8).prop_map(Step::Bound),
     ]
 }
@@ -163,6 +166,10 @@ fn live(life: &mut Life, steps: &[Step]) {
                 life.targets.prefixes = !life.targets.prefixes;
                 life.pump();
             }
+            Step::Cards(used) => {
+                life.use_further_cards(*used);
+                life.pump();
+            }
             Step::Bound(count) => {
                 let coming = pods + 1..=pods + u32::from(*count);
                 life.apply(Event::PodsBound(coming.map(|pod| owner(&format!("pod{pod}")).pod.clone()).collect()));
@@ -219,6 +226,7 @@ fn config() -> ProptestConfig {
 /// Whatever happens in it, a life keeps the invariants, and ends well.
 fn keeps_its_promises(mut life: Life, steps: &[Step]) {
     live(&mut life, steps);
+    life.use_further_cards(true);
     // Nobody is awaited any more.
     life.apply(Event::PodsBound(BTreeSet::new()));
     // What others hold is theirs for good, but whoever waits is answered, and dead pods are found.

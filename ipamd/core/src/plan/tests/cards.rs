@@ -102,7 +102,7 @@ fn who_waits_for_a_card_is_served_from_it_and_told_of_it() {
         queue.join(Token(1), part(index), Some(card), at(60), at(0)).unwrap();
     }
     let demand = Demand::of(&state, &queue);
-    assert_eq!(demand, Demand { waiting: 1, bound: 0, further: BTreeMap::from([(1, 1), (2, 1)]) });
+    assert_eq!(demand, Demand { waiting: 1, bound: 0, pinned: 1, further: BTreeMap::from([(1, 1), (2, 1)]) });
     let plan_now = |state: &State, now: u64| plan(state, &warm_ips(1), &demand, at(now));
     let serving = serve(&state, &queue, &plan_now(&state, 1), at(1));
     let grants: Vec<String> = serving.grants.iter().map(|grant| grant.address.to_string()).collect();
@@ -145,6 +145,34 @@ fn pods_with_one_interface_go_to_a_further_card_only_when_the_first_is_full() {
 }
 
 #[test]
+fn what_spills_is_no_hope_for_who_has_to_have_an_address_of_the_first_card() {
+    let narrow = Node { limits: InstanceLimits { enis: 1, further_cards: vec![2], ..node().limits }, ..wide() };
+    let nine = singles(9);
+    let mut state = told(narrow, vec![with(1, &nine), on(1, 0, 2, &["10.0.2.1/32"])]);
+    for n in 1..=9u32 {
+        let address = ip(&format!("10.0.0.{n}"));
+        state.apply(Event::Assign(address, owner(&format!("old{n}"))), at(0)).unwrap();
+    }
+    let mut queue = Queue::default();
+    queue.join(Token(1), owner("pinned"), Some(0), at(60), at(0)).unwrap();
+    queue.join(Token(2), owner("any"), None, at(60), at(0)).unwrap();
+    let demand = Demand::of(&state, &queue);
+    assert_eq!((demand.waiting, demand.pinned), (2, 1));
+    let plan = plan(&state, &idle(), &demand, at(1));
+    // Card 1 keeps one spare beside the one that spills, and grows for nobody else.
+    let words: Vec<String> = plan.ops.iter().map(|planned| planned.op.to_string()).collect();
+    assert_eq!(words, ["assign 1 address to eni-00000002"]);
+    let serving = serve(&state, &queue, &plan, at(1));
+    let grants: Vec<_> = serving.grants.iter().map(|it| (it.owner.pod.name.as_str(), it.address.to_string())).collect();
+    assert_eq!(grants, [("any", "10.0.2.1".to_owned())]);
+    let refused: Vec<_> = serving.refused.iter().map(|it| it.attachment.container.as_str()).collect();
+    assert_eq!(refused, ["pinned"]);
+    // Without provisioning it is the same with what there is.
+    let plan = super::plan(&state, &Targets { provisioning: false, ..idle() }, &demand, at(1));
+    assert_eq!((plan.hopeless.is_none(), plan.hopeless_in(Some(0)).map(|it| it.beyond)), (true, Some(1)));
+}
+
+#[test]
 fn a_card_that_ec2_says_is_full_holds_up_no_other() {
     let mut state = told(wide(), vec![eni(1, &["10.0.0.1/32"]), on(1, 0, 2, &["10.0.0.2/32"])]);
     let made = Ec2Eni { attachment: None, ..with(3, &["10.0.0.3/32".to_owned()]) };
@@ -167,7 +195,7 @@ fn a_card_that_ec2_says_is_full_holds_up_no_other() {
             "create ENI in subnet-00000001 with 9 addresses",
         ]
     );
-    assert!(plan.hopeless_on(2).is_some() && plan.hopeless.is_none(), "{plan:?}");
+    assert!(plan.hopeless_in(Some(2)).is_some() && plan.hopeless.is_none(), "{plan:?}");
 }
 
 #[test]
