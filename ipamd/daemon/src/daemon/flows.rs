@@ -89,10 +89,11 @@ impl Forgetting {
             return Vec::new();
         }
         let all = self.is_crowded();
-        let (due, later) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|left: &Left| all || left.due <= now + GAP);
+        let is_due = |left: &Left| all || left.due <= now + GAP;
+        let (due, later): (BTreeSet<Left>, BTreeSet<Left>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(is_due);
         self.waiting = later;
-        due
+        due.into_iter().collect()
     }
 }
 
@@ -158,15 +159,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 }
             }
             Err(error @ KernelError::NoConntrack(_)) => {
-                let error = ErrorChain(&error);
-                tracing::warn!(error = %error, "flows of pods that are gone are not forgotten from now on");
+                tracing::warn!(error = %ErrorChain(&error), "flows of pods that are gone are not forgotten from now on");
                 self.parts.metrics.flows_not_forgotten();
                 self.forgetting = Forgetting { is_impossible: true, ..Forgetting::new(Instant::now()) };
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.forgetting.fails, true) {
-                    let error = ErrorChain(&error);
-                    tracing::warn!(error = %error, "flows of pods that are gone could not be forgotten");
+                    tracing::warn!(error = %ErrorChain(&error), "flows of pods that are gone could not be forgotten");
                 }
                 self.flows_not_forgotten(left);
             }
