@@ -162,8 +162,8 @@ fn open() -> Result<OwnedFd, ConntrackError> {
     Ok(socket)
 }
 
-/// Hands each entry of one dump, an nfgenmsg and its attributes, to `take`, until that breaks off. Answers whether the table
-/// kept its size meanwhile, without which entries may be missing.
+/// Hands each entry of one dump, an nfgenmsg and its attributes, to `take`, until that breaks off. Answers whether the
+/// table kept its size meanwhile, without which entries may be missing.
 fn each_entry(take: &mut dyn FnMut(&[u8]) -> Result<ControlFlow<()>, ConntrackError>) -> Result<bool, ConntrackError> {
     let failed = |errno: Errno| ConntrackError::Socket(errno.into());
     let socket = open()?;

@@ -265,7 +265,7 @@ async fn what_leaves_the_vpc_can_leave_by_its_pods_eni_with_the_address_of_that(
     };
     let peer = address_of("peer", 0);
     let machine = bed.world.node("peer").unwrap();
-    let to = std::net::SocketAddr::new(peer.into(), ECHO_PORT);
+    let to = SocketAddr::new(peer.into(), ECHO_PORT);
     machine.run_async(move || probe::serve_in_background(to)).await.unwrap().unwrap();
     let pods = add_pods(node, "default", "p", 10).await.unwrap();
     for (pod, device) in [(&pods[0], 0), (&pods[9], 1)] {

@@ -1,5 +1,5 @@
-//! What an address leaves behind in connection tracking when its owner is gone: entries by which packets of its connections go on
-//! to whoever has the address next.
+//! What an address leaves behind in connection tracking when its owner is gone: entries by which packets of its connections
+//! go on to whoever has the address next.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,12 +19,12 @@ const NLM_F_ACK: u16 = 0x4;
 const CT_DELETE: u16 = 0x0102;
 
 /// Makes connection tracking in `namespace` forget every flow that names one of the addresses, on either side and before or
-/// after translation; at most `limit` of them. Answers how many it has forgotten. Blocks for as long as that takes: a dump for
-/// each 4,096 of them, and some 10 microseconds for each.
+/// after translation; at most `limit` of them. Answers how many it has forgotten. Blocks for as long as that takes: a dump
+/// for each 4,096 of them, and some 10 microseconds for each.
 ///
 /// # Errors
-/// [`ConntrackError`]; [`ConntrackError::TooMany`] when `limit` of them are forgotten and there are more. A flow that the kernel
-/// keeps holds up no other: [`ConntrackError::Kept`] comes at the end.
+/// [`ConntrackError`]; [`ConntrackError::TooMany`] when `limit` of them are forgotten and there are more. A flow that the
+/// kernel keeps holds up no other: [`ConntrackError::Kept`] comes at the end.
 pub fn forget(namespace: &Namespace, addresses: &BTreeSet<IpAddr>, limit: usize) -> Result<usize, ConntrackError> {
     if addresses.is_empty() {
         return Ok(0);
@@ -82,7 +82,7 @@ impl Doomed {
         const CTA_ZONE: u16 = 18;
         let from = entry.get(NFGENMSG..)?;
         let Flow { original, reply, .. } = flow(from)?;
-        // A service proxy's client has sent to another address, and what leaves in the node's name is answered to another.
+        // A service proxy's client has sent to another address; what leaves in the node's name is answered to another.
         let named = [original.source, original.destination, reply.source, reply.destination];
         named.iter().any(|address| addresses.contains(address)).then_some(())?;
         let mut attributes = Vec::new();

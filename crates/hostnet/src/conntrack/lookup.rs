@@ -47,8 +47,8 @@ impl Lookup {
         flow(&answer).map(Some).ok_or(ConntrackError::Unreadable)
     }
 
-    /// The attributes that the kernel answers with about one flow, none of them where it only agrees; nothing: there is no such
-    /// flow.
+    /// The attributes that the kernel answers with about one flow, none of them where it only agrees; nothing: there is no
+    /// such flow.
     pub(super) fn ask(
         &mut self,
         kind: u16,

@@ -1,5 +1,5 @@
-//! What connection tracking knows of pods that are gone: flows that are open still, connections that a service proxy has just
-//! sent their way. It is forgotten before their address is another pod's, which would get the packets otherwise.
+//! What connection tracking knows of pods that are gone: flows that are open still, connections that a service proxy has
+//! just sent their way. It is forgotten before their address is another pod's, which would get the packets otherwise.
 //!
 //! That is done late in the cooldown, so that what peers try in vain until then goes with it.
 
@@ -23,8 +23,8 @@ const AHEAD: Duration = Duration::from_secs(10);
 /// So long a short cooldown is left alone, for others to go with it.
 const GATHER: Duration = Duration::from_secs(1);
 
-/// Between two looks at all flows of the node. What would be due until the next goes with the one before, so that nothing with a
-/// cooldown of this length or more comes too late.
+/// Between two looks at all flows of the node. What would be due until the next goes with the one before, so that nothing
+/// with a cooldown of this length or more comes too late.
 const GAP: Duration = Duration::from_secs(5);
 
 /// After an address is free again, what failed is not tried any longer.
@@ -159,7 +159,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 }
             }
             Err(error @ KernelError::NoConntrack(_)) => {
-                tracing::warn!(error = %ErrorChain(&error), "flows of pods that are gone are not forgotten from now on");
+                tracing::warn!(error = %ErrorChain(&error), "flows of pods that are gone cannot be forgotten");
                 self.parts.metrics.flows_not_forgotten();
                 self.forgetting = Forgetting { is_impossible: true, ..Forgetting::new(Instant::now()) };
             }

@@ -183,8 +183,8 @@ fn forgotten(world: &World, since: Instant) -> Vec<(Duration, BTreeSet<IpAddr>)>
     all.into_iter().map(|(at, addresses)| (at - since, addresses)).collect()
 }
 
-/// #3634 too: a peer's connection to the pod that was there goes on to the one that is there now, by what connection tracking has
-/// kept of it.
+/// #3634 too: a peer's connection to the pod that was there goes on to the one that is there now, by what connection
+/// tracking has kept of it.
 #[tokio::test(start_paused = true)]
 async fn issue_3634_flows_are_forgotten_before_their_address_is_used_again() {
     let mut world = World::new("m5.large");
