@@ -1,11 +1,13 @@
 //! The flows that connection tracking knows, over ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`): all of them by a dump,
-//! or one by its tuple ([`Lookup`]).
+//! or one by its tuple ([`Lookup`]). Those of addresses whose owner has gone can be deleted ([`forget()`]).
 
+mod forget;
 mod lookup;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
+use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_packet_core::NlasIterator;
@@ -17,6 +19,7 @@ use nix::sys::time::TimeVal;
 
 use crate::netns::{Namespace, NamespaceError};
 
+pub use forget::forget;
 pub use lookup::Lookup;
 
 /// The kernel answers within its own call.
@@ -37,6 +40,7 @@ const NLMSG_DONE: u16 = 3;
 const CT_GET: u16 = 0x0101;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`: what a dump's entries are.
 const CT_NEW: u16 = 0x0100;
+const CTA_TUPLE_ORIG: u16 = 1;
 
 /// A direction of a flow: as its packets look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,7 +80,7 @@ impl Flow {
     }
 }
 
-/// Why there is no dump.
+/// What connection tracking did not do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConntrackError {
     /// The namespace could not be entered.
@@ -88,6 +92,9 @@ pub enum ConntrackError {
     /// The kernel refused (EPERM: `CAP_NET_ADMIN` is needed).
     #[error("connection tracking does not list its flows")]
     Refused(#[source] io::Error),
+    /// The kernel did not delete a flow.
+    #[error("connection tracking does not delete a flow")]
+    Kept(#[source] io::Error),
     /// There are more flows than the caller has room for.
     #[error("connection tracking knows more than {limit} of the flows that are looked for")]
     TooMany {
@@ -97,6 +104,19 @@ pub enum ConntrackError {
     /// The answer is none.
     #[error("cannot read what connection tracking lists")]
     Unreadable,
+}
+
+impl ConntrackError {
+    /// Whether the kernel has no ctnetlink at all, so that asking again is in vain.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Socket(error) => matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)),
+            // A dump has nothing in it that could be wrong: nobody knows its subsystem.
+            Self::Refused(error) => matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)),
+            Self::Namespace(_) | Self::Kept(_) | Self::TooMany { .. } | Self::Unreadable => false,
+        }
+    }
 }
 
 /// The flows in `namespace` that `wanted` says yes to, at most `limit` of them. Blocks for as long as the dump takes:
@@ -113,23 +133,41 @@ pub fn flows(
 }
 
 fn dump(limit: usize, wanted: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, ConntrackError> {
-    for attempt in 1..=ATTEMPTS {
-        let (flows, consistent) = dump_once(limit, wanted)?;
-        // Better a list with holes than none.
-        if consistent || attempt == ATTEMPTS {
-            return Ok(flows);
+    let mut flows = Vec::new();
+    for _ in 0..ATTEMPTS {
+        flows.clear();
+        let consistent = each_entry(&mut |entry| {
+            // A protocol whose tuple has another form is nothing that a pod's gate tracks.
+            match entry.get(NFGENMSG..).and_then(flow).filter(wanted) {
+                Some(_) if flows.len() >= limit => return Err(ConntrackError::TooMany { limit }),
+                Some(flow) => flows.push(flow),
+                None => {}
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if consistent {
+            break;
         }
     }
-    Ok(Vec::new())
+    // Better a list with holes than none.
+    Ok(flows)
 }
 
-fn dump_once(limit: usize, wanted: &dyn Fn(&Flow) -> bool) -> Result<(Vec<Flow>, bool), ConntrackError> {
+/// A ctnetlink socket in the namespace of the calling thread.
+fn open() -> Result<OwnedFd, ConntrackError> {
     let failed = |errno: Errno| ConntrackError::Socket(errno.into());
     let protocol = SockProtocol::NetlinkNetFilter;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).map_err(failed)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &ANSWER_TIMEOUT).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Hands each entry of one dump, an nfgenmsg and its attributes, to `take`, until that breaks off. Answers whether the
+/// table kept its size meanwhile, without which entries may be missing.
+fn each_entry(take: &mut dyn FnMut(&[u8]) -> Result<ControlFlow<()>, ConntrackError>) -> Result<bool, ConntrackError> {
+    let failed = |errno: Errno| ConntrackError::Socket(errno.into());
+    let socket = open()?;
     sendto(socket.as_raw_fd(), &request(), &NetlinkAddr::new(0, 0), MsgFlags::empty()).map_err(failed)?;
-    let mut flows = Vec::new();
     let mut consistent = true;
     let mut buffer = vec![0_u8; DATAGRAM];
     loop {
@@ -140,17 +178,16 @@ fn dump_once(limit: usize, wanted: &dyn Fn(&Flow) -> bool) -> Result<(Vec<Flow>,
             rest = behind;
             consistent &= message.flags & NLM_F_DUMP_INTR == 0;
             match message.kind {
-                NLMSG_DONE => return Ok((flows, consistent)),
+                NLMSG_DONE => return Ok(consistent),
                 NLMSG_ERROR => {
                     let code = message.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
                     return Err(ConntrackError::Refused(io::Error::from_raw_os_error(code.saturating_neg())));
                 }
-                // A protocol whose tuple has another form is nothing that a pod's gate tracks.
-                CT_NEW => match message.body.get(NFGENMSG..).and_then(flow).filter(wanted) {
-                    Some(_) if flows.len() >= limit => return Err(ConntrackError::TooMany { limit }),
-                    Some(flow) => flows.push(flow),
-                    None => {}
-                },
+                CT_NEW => {
+                    if take(message.body)?.is_break() {
+                        return Ok(consistent);
+                    }
+                }
                 _ => {}
             }
         }
@@ -191,7 +228,6 @@ fn attribute(attributes: &[u8], wanted: u16) -> Option<Vec<u8>> {
 }
 
 fn flow(attributes: &[u8]) -> Option<Flow> {
-    const CTA_TUPLE_ORIG: u16 = 1;
     const CTA_TUPLE_REPLY: u16 = 2;
     const CTA_STATUS: u16 = 3;
     const CTA_PROTOINFO: u16 = 4;

@@ -11,6 +11,7 @@
 //! If the checkpoint cannot be written, what was given in this batch is taken back and refused, and no call is made.
 
 mod branch;
+mod flows;
 mod gone;
 mod jobs;
 mod leaks;
@@ -143,6 +144,8 @@ pub(crate) struct Daemon<C, K> {
     echoed: bool,
     /// What looks like left behind by pods that are gone.
     garbage: Garbage,
+    /// What connection tracking is to forget of pods that are gone.
+    forgetting: flows::Forgetting,
     /// Pods with security groups of their own.
     branching: branch::Branching,
     outbox: Vec<Reply>,
@@ -223,7 +226,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             tombstones: Timer::due(now, TOMBSTONES_EVERY),
             store: Timer::due(now, STORE_AGAIN),
         };
-        Self {
+        let mut daemon = Self {
             random: Random::new(parts.seed),
             targets,
             state,
@@ -243,6 +246,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             in_vain: BTreeSet::new(),
             echoed: false,
             garbage: Garbage::default(),
+            forgetting: flows::Forgetting::new(now),
             branching: branch::Branching::default(),
             outbox: Vec::new(),
             tasks: JoinSet::new(),
@@ -255,7 +259,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             resolving: resolve::Resolving::new(now),
             reports: Reports::new(parts.reports.clone()),
             parts,
-        }
+        };
+        // Those that an earlier daemon took back: it may not have come to that.
+        daemon.cool_since(&BTreeMap::new());
+        daemon
     }
 
     /// Runs until `stop` resolves, then for as long as calls are under way, `stop_grace` at most.
@@ -517,6 +524,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             .chain(search)
             .chain(self.branching.wake().filter(|_| !self.stopping))
             .chain(resolve)
+            .chain(self.forgetting.wake())
             .chain(self.reports.wake())
             .chain(node)
             .chain(store)
@@ -553,6 +561,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         if !self.stopping {
             self.search(now);
             self.resolve(now);
+            self.forget_flows(now);
         }
     }
 

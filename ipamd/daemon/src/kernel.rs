@@ -161,6 +161,9 @@ pub enum KernelError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Connection tracking cannot be asked, now or later.
+    #[error("this kernel has no ctnetlink (nf_conntrack_netlink)")]
+    NoConntrack(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The host's network.
@@ -204,6 +207,9 @@ pub trait Kernel: Send + Sync + 'static {
         dev: &IfName,
         attachment: &Attachment,
     ) -> impl Future<Output = Result<bool, KernelError>> + Send;
+
+    /// Makes connection tracking forget all flows that name one of the addresses. Answers how many it has forgotten.
+    fn forget_flows(&self, addresses: &BTreeSet<IpAddr>) -> impl Future<Output = Result<usize, KernelError>> + Send;
 
     /// Waits until somebody else has changed what [`Kernel::set_up_node`] and [`Kernel::set_up_eni`] have made, or a pod's part,
     /// and answers what, `not_before` a time: what is heard until then is gathered. The first call answers without a change, so that

@@ -146,6 +146,9 @@ pub struct Metrics {
     repairs: Family<Kind, Count>,
     repair_seconds: Histogram,
     litter: Family<Kind, Count>,
+    flows_forgotten: Count,
+    flow_failures: Count,
+    flows_left: Count,
     elected: Gauge,
     leaked: Gauge,
     groups: Gauge,
@@ -213,6 +216,9 @@ impl Metrics {
             repairs: Family::default(),
             repair_seconds: Histogram::new(REPAIR_BUCKETS),
             litter: Family::default(),
+            flows_forgotten: Count::default(),
+            flow_failures: Count::default(),
+            flows_left: Count::default(),
             elected: Gauge::default(),
             leaked: Gauge::default(),
             groups: Gauge::default(),
@@ -277,6 +283,12 @@ impl Metrics {
         registry.register("sluice_ipamd_repair_seconds", help, self.repair_seconds.clone());
         let help = "Times that something was removed which a pod that is gone had left in the kernel, by kind";
         registry.register_family("sluice_ipamd_litter_total", help, self.litter.clone());
+        let help = "Flows that connection tracking was made to forget because their pod is gone";
+        registry.register("sluice_ipamd_flows_forgotten_total", help, self.flows_forgotten.clone());
+        let help = "Attempts to make connection tracking forget flows that failed";
+        registry.register("sluice_ipamd_flow_failures_total", help, self.flow_failures.clone());
+        let help = "Addresses of pods that are gone whose flows were left: too many wait";
+        registry.register("sluice_ipamd_flows_left_total", help, self.flows_left.clone());
         let help = "Events and conditions for the cluster that were not taken: too many wait";
         registry.register("sluice_ipamd_reports_dropped_total", help, self.reports_dropped.clone());
         registry.register(
@@ -418,6 +430,18 @@ impl Metrics {
 
     pub(crate) fn littered(&self, kind: &'static str) {
         self.litter.get_or_create(&Kind { kind }).add();
+    }
+
+    pub(crate) fn flows_forgotten(&self, count: usize) {
+        self.flows_forgotten.add_many(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn flows_not_forgotten(&self) {
+        self.flow_failures.add();
+    }
+
+    pub(crate) fn flows_left(&self) {
+        self.flows_left.add();
     }
 
     /// Where a cluster's source registers its own.

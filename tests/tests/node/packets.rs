@@ -1,12 +1,18 @@
 //! What packets meet on a node.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sluice_tests::bed::{self, Bed, INTERNET, LIMIT, add_pods, ask, ip, run, scene, scene_with_ipv6, serve};
+use sluice_hostnet::conntrack::{self, Flow};
+use sluice_policy_core::cluster::{
+    Cluster, EndpointSlice, Event, Labels, NamedPort, Object, ObjectKey, Service, ServicePort,
+};
+use sluice_policy_core::flow::Protocol;
+use sluice_tests::bed::{self, Bed, INTERNET, LIMIT, LOST, add_pods, ask, ip, run, scene, scene_with_ipv6, serve};
 use sluice_tests::privileged::privileged;
+use sluice_tests::service_proxy::{Backend, Extra, Proxy};
 use sluice_vpcsim::deployment::Deployment;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
 use tokio::net::{TcpStream, UdpSocket};
@@ -259,7 +265,7 @@ async fn what_leaves_the_vpc_can_leave_by_its_pods_eni_with_the_address_of_that(
     };
     let peer = address_of("peer", 0);
     let machine = bed.world.node("peer").unwrap();
-    let to = std::net::SocketAddr::new(peer.into(), ECHO_PORT);
+    let to = SocketAddr::new(peer.into(), ECHO_PORT);
     machine.run_async(move || probe::serve_in_background(to)).await.unwrap().unwrap();
     let pods = add_pods(node, "default", "p", 10).await.unwrap();
     for (pod, device) in [(&pods[0], 0), (&pods[9], 1)] {
@@ -268,4 +274,74 @@ async fn what_leaves_the_vpc_can_leave_by_its_pods_eni_with_the_address_of_that(
         assert_eq!(ask(node, pod, peer).await.unwrap(), own, "from the ENI of device {device}");
     }
     assert_eq!(bed.world.dropped().await.unwrap(), []);
+}
+
+/// A Service on port 80 with echo servers behind it.
+fn service(address: IpAddr, backends: &[IpAddr]) -> Cluster {
+    let mut cluster = Cluster::default();
+    let key = ObjectKey { namespace: "default".into(), name: "echo".into() };
+    let port = ServicePort { name: "echo".into(), protocol: Protocol::TCP, port: 80, node_port: None };
+    cluster.apply(Event::Upsert(Object::EndpointSlice(EndpointSlice {
+        key: key.clone(),
+        service: Some("echo".into()),
+        ports: vec![NamedPort { name: "echo".into(), protocol: Protocol::TCP, port: ECHO_PORT }].into(),
+        ready: backends.iter().copied().collect(),
+    })));
+    cluster.apply(Event::Upsert(Object::Service(Service {
+        key,
+        labels: Labels::default(),
+        addresses: vec![address].into(),
+        ports: [port].into(),
+        selector: None,
+    })));
+    cluster
+}
+
+/// What connection tracking of a node knows of flows that name an address.
+async fn flows_of(node: &Deployment, address: Ipv4Addr) -> Vec<Flow> {
+    let net = node.node().net().clone();
+    let names = move |flow: &Flow| {
+        [flow.original, flow.reply].iter().any(|tuple| [tuple.source, tuple.destination].contains(&address.into()))
+    };
+    tokio::task::spawn_blocking(move || conntrack::flows(&net, 1000, names)).await.unwrap().unwrap()
+}
+
+/// Failure 6 of reference/vpc-cni.md 10 (#3634): what a service proxy has sent to a pod goes to nobody who has its address next.
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_of_a_pod_that_is_gone_are_forgotten_and_others_stay() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::up(&scene(0.1), &[("IP_COOLDOWN_PERIOD", "5")]).await.unwrap();
+    let node = bed.node("node-a").unwrap();
+    let pods = add_pods(node, "default", "p", 3).await.unwrap();
+    let [client, gone, other] = pods.as_slice() else { panic!("three pods") };
+    for pod in [gone, other] {
+        serve(node, pod).await.unwrap();
+    }
+    let virtual_ip = IpAddr::from([172, 20, 0, 10]);
+    let cluster = service(virtual_ip, &[gone.address.into()]);
+    let proxy = Proxy::new(node.node().net().clone(), Backend::Nftables);
+    let apply = move || proxy.apply(&cluster, &Extra::default());
+    tokio::task::spawn_blocking(apply).await.unwrap().unwrap();
+    let inside = node.node().pod(&client.sandbox.netns).await.unwrap();
+    let front = SocketAddr::new(virtual_ip, 80);
+    inside.run(move || async move { probe::seen_by(front, LOST).await }).await.unwrap().unwrap();
+    ask(node, client, other.address).await.unwrap();
+    let translated = |flow: &Flow| flow.original.destination == virtual_ip;
+    assert!(flows_of(node, gone.address).await.iter().any(translated), "the service proxy's is one of them");
+    assert!(!flows_of(node, other.address).await.is_empty());
+
+    node.delete(&gone.sandbox).await.unwrap();
+    let begun = Instant::now();
+    loop {
+        let left = flows_of(node, gone.address).await;
+        if left.is_empty() {
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "they are known still: {left:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // By itself a connection that was closed goes after two minutes.
+    assert!(!flows_of(node, other.address).await.is_empty(), "nobody else's are touched");
 }

@@ -5,20 +5,18 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, recv, sendto};
 
 use super::{
-    ANSWER_TIMEOUT, CT_GET, CT_NEW, ConntrackError, DATAGRAM, Flow, NFGENMSG, NLM_F_REQUEST, NLMSG_ERROR, NLMSG_HEADER,
-    Tuple, flow, message,
+    CT_GET, CT_NEW, CTA_TUPLE_ORIG, ConntrackError, DATAGRAM, Flow, NFGENMSG, NLM_F_REQUEST, NLMSG_ERROR, NLMSG_HEADER,
+    Tuple, flow, message, open,
 };
 use crate::netns::Namespace;
 
 /// Answers to older questions that are read past: there is at most one, of a call whose wait ran out.
 const STALE_ANSWERS: usize = 8;
 /// `NLA_F_NESTED` of `linux/netlink.h`.
-const NESTED: u16 = 0x8000;
+pub(super) const NESTED: u16 = 0x8000;
 
 /// A socket in one namespace on which single flows are asked for. A call is a question and its answer, some 10
 /// microseconds, and does not wait.
@@ -35,11 +33,7 @@ impl Lookup {
     /// # Errors
     /// [`ConntrackError::Namespace`], [`ConntrackError::Socket`].
     pub fn open(namespace: &Namespace) -> Result<Self, ConntrackError> {
-        let failed = |errno: Errno| ConntrackError::Socket(errno.into());
-        let protocol = SockProtocol::NetlinkNetFilter;
-        let open = || socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
-        let socket = namespace.run(open).map_err(ConntrackError::Namespace)?.map_err(failed)?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &ANSWER_TIMEOUT).map_err(failed)?;
+        let socket = namespace.run(open).map_err(ConntrackError::Namespace)??;
         Ok(Self { socket, sequence: 0, buffer: vec![0; DATAGRAM] })
     }
 
@@ -48,9 +42,23 @@ impl Lookup {
     /// # Errors
     /// [`ConntrackError`].
     pub fn flow(&mut self, original: &Tuple) -> Result<Option<Flow>, ConntrackError> {
+        let (family, attributes) = named(original);
+        let Some(answer) = self.ask(CT_GET, NLM_F_REQUEST, family, &attributes)? else { return Ok(None) };
+        flow(&answer).map(Some).ok_or(ConntrackError::Unreadable)
+    }
+
+    /// The attributes that the kernel answers with about one flow, none of them where it only agrees; nothing: there is no
+    /// such flow.
+    pub(super) fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        attributes: &[u8],
+    ) -> Result<Option<Vec<u8>>, ConntrackError> {
         let failed = |errno: Errno| ConntrackError::Socket(errno.into());
         self.sequence = self.sequence.wrapping_add(1);
-        let question = question(original, self.sequence);
+        let question = question(kind, flags, self.sequence, family, attributes);
         sendto(self.socket.as_raw_fd(), &question, &NetlinkAddr::new(0, 0), MsgFlags::empty()).map_err(failed)?;
         for _ in 0..STALE_ANSWERS {
             let length = recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()).map_err(failed)?;
@@ -63,13 +71,14 @@ impl Lookup {
             return match answer.kind {
                 CT_NEW => {
                     let attributes = answer.body.get(NFGENMSG..).ok_or(ConntrackError::Unreadable)?;
-                    flow(attributes).map(Some).ok_or(ConntrackError::Unreadable)
+                    Ok(Some(attributes.to_vec()))
                 }
                 NLMSG_ERROR => {
-                    let code = answer.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    match io::Error::from_raw_os_error(code.saturating_neg()) {
-                        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-                        error => Err(ConntrackError::Refused(error)),
+                    let code = answer.body.first_chunk().map(|code| i32::from_ne_bytes(*code));
+                    match code.ok_or(ConntrackError::Unreadable)?.saturating_neg() {
+                        0 => Ok(Some(Vec::new())),
+                        libc::ENOENT => Ok(None),
+                        errno => Err(ConntrackError::Refused(io::Error::from_raw_os_error(errno))),
                     }
                 }
                 _ => Err(ConntrackError::Unreadable),
@@ -79,8 +88,8 @@ impl Lookup {
     }
 }
 
-fn question(original: &Tuple, sequence: u32) -> Vec<u8> {
-    const CTA_TUPLE_ORIG: u16 = 1;
+/// A flow's family, and the attributes that name it.
+fn named(original: &Tuple) -> (u8, Vec<u8>) {
     const CTA_TUPLE_IP: u16 = 1;
     const CTA_TUPLE_PROTO: u16 = 2;
     const CTA_IP_V4_SRC: u16 = 1;
@@ -116,22 +125,25 @@ fn question(original: &Tuple, sequence: u32) -> Vec<u8> {
     attribute(&mut tuple, NESTED | CTA_TUPLE_PROTO, &protocol);
     let mut body = Vec::new();
     attribute(&mut body, NESTED | CTA_TUPLE_ORIG, &tuple);
+    (u8::try_from(family).unwrap_or_default(), body)
+}
 
-    let length = NLMSG_HEADER + NFGENMSG + body.len();
+fn question(kind: u16, flags: u16, sequence: u32, family: u8, attributes: &[u8]) -> Vec<u8> {
+    let length = NLMSG_HEADER + NFGENMSG + attributes.len();
     let mut bytes = Vec::with_capacity(length);
     bytes.extend(u32::try_from(length).unwrap_or_default().to_ne_bytes());
-    bytes.extend(CT_GET.to_ne_bytes());
-    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
     bytes.extend(sequence.to_ne_bytes());
     bytes.extend(0_u32.to_ne_bytes());
     // nfgenmsg: family, version 0, resource 0.
-    bytes.extend([u8::try_from(family).unwrap_or_default(), 0, 0, 0]);
-    bytes.extend(body);
+    bytes.extend([family, 0, 0, 0]);
+    bytes.extend(attributes);
     bytes
 }
 
 /// Appends an attribute, padded to four bytes.
-fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(super) fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     to.extend(u16::try_from(value.len() + 4).unwrap_or_default().to_ne_bytes());
     to.extend(kind.to_ne_bytes());
     to.extend(value);

@@ -1,5 +1,6 @@
 //! Against the real connection tracking, in a namespace made for it (root).
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::process::Command;
 
@@ -57,6 +58,72 @@ fn a_translated_flow_and_a_plain_one_are_listed_in_both_families() {
     let limited = flows(&namespace, 0, |flow| flow.original.protocol == 17);
     assert!(matches!(limited, Err(ConntrackError::TooMany { limit: 0 })), "{limited:?}");
     assert_eq!(flows(&namespace, 10, |flow| flow.original.protocol == 6).unwrap(), []);
+}
+
+/// Ways in which a flow may name an address.
+const WAYS: &str = "table inet t {
+ chain zones { type filter hook output priority -300
+ ip daddr 127.0.0.4 ct zone set 7
+ }
+ chain output { type filter hook output priority 0
+ ct state new accept
+ }
+ chain nat { type nat hook output priority -100
+ ip daddr 10.96.0.1 udp dport 53 dnat ip to 127.0.0.2:5353
+ }
+ chain source { type nat hook postrouting priority 100
+ ip daddr 127.0.0.3 udp dport 99 snat ip to 127.0.0.1
+ }
+}";
+
+/// Sends a packet from an address to another.
+fn send(namespace: &Namespace, from: &str, to: &str) {
+    let sent = namespace.run(|| UdpSocket::bind((from, 0)).and_then(|socket| socket.send_to(b"x", to))).unwrap();
+    assert_eq!(sent.unwrap(), 1);
+}
+
+/// Where the flows of UDP go that are known.
+fn known(namespace: &Namespace) -> BTreeSet<(IpAddr, u16)> {
+    let udp = flows(namespace, 100, |flow| flow.original.protocol == 17).unwrap();
+    udp.iter().map(|flow| (flow.original.destination, flow.original.destination_port)).collect()
+}
+
+fn addresses(all: &[&str]) -> BTreeSet<IpAddr> {
+    all.iter().map(|address| address.parse().unwrap()).collect()
+}
+
+#[test]
+fn flows_of_an_address_are_forgotten_however_they_name_it_and_those_of_another_stay() {
+    let namespace = Namespace::new_unbound().unwrap();
+    run(&namespace, "ip", &["link", "set", "lo", "up"]);
+    run(&namespace, "ip", &["route", "add", "10.96.0.0/16", "dev", "lo", "src", "127.0.0.1"]);
+    run(&namespace, "nft", &[WAYS]);
+    // To it, translated and not; from it, translated and not.
+    send(&namespace, "127.0.0.1", "10.96.0.1:53");
+    send(&namespace, "127.0.0.1", "127.0.0.2:11");
+    send(&namespace, "127.0.0.2", "127.0.0.3:99");
+    send(&namespace, "127.0.0.2", "127.0.0.3:12");
+    // In a zone of its own.
+    send(&namespace, "127.0.0.2", "127.0.0.4:13");
+    send(&namespace, "127.0.0.1", "127.0.0.4:14");
+    // Others'.
+    send(&namespace, "127.0.0.1", "127.0.0.3:15");
+    send(&namespace, "::1", "[::1]:16");
+    assert_eq!(known(&namespace).len(), 8);
+
+    assert_eq!(forget(&namespace, &addresses(&["127.0.0.2", "127.0.0.9"]), 100).unwrap(), 5);
+    let at = |address: &str, port| (address.parse::<IpAddr>().unwrap(), port);
+    let others = BTreeSet::from([at("127.0.0.4", 14), at("127.0.0.3", 15), at("::1", 16)]);
+    assert_eq!(known(&namespace), others);
+    assert_eq!(forget(&namespace, &addresses(&["127.0.0.2"]), 100).unwrap(), 0, "there is none any more");
+    assert_eq!(forget(&namespace, &BTreeSet::new(), 100).unwrap(), 0);
+    assert_eq!(forget(&namespace, &addresses(&["::1"]), 100).unwrap(), 1);
+
+    let limited = forget(&namespace, &addresses(&["127.0.0.1"]), 1);
+    assert!(matches!(limited, Err(ConntrackError::TooMany { limit: 1 })), "{limited:?}");
+    assert_eq!(known(&namespace).len(), 1, "what the limit allows is forgotten");
+    assert_eq!(forget(&namespace, &addresses(&["127.0.0.1"]), 1).unwrap(), 1);
+    assert!(known(&namespace).is_empty());
 }
 
 #[test]

@@ -22,6 +22,7 @@ use sluice_ipamd_core::state::{Event, Node, tag};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
+use super::flows::Left;
 use super::gone::Gone;
 use super::leaks::{self, Look};
 use super::resolve::{self, Found, Wanted};
@@ -58,6 +59,8 @@ pub(super) enum Job {
     ClearRoute(IpAddr, IfName, Attachment),
     /// Take away the interface of a pod that is gone.
     ClearLink(IfName, Attachment),
+    /// Make connection tracking forget what pods that are gone have left there.
+    ForgetFlows(Vec<Left>),
     /// Wait until others change what is ours, and until a time.
     Watch(Instant),
     /// Put right what others have changed.
@@ -90,6 +93,7 @@ pub(super) enum Done {
     ClearPod(Box<Gone>, Result<Cleared, KernelError>),
     /// What kind of litter, and whether it was removed: it may have gone by itself, or be in use by now.
     Swept(&'static str, Result<bool, KernelError>),
+    ForgotFlows(Vec<Left>, Result<usize, KernelError>),
     Disturbed(Result<Disturbance, KernelError>),
     Repaired(Disturbance, Repaired),
     Leaks(Result<Look, Failure>),
@@ -155,6 +159,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 Job::ClearLink(dev, attachment) => {
                     Done::Swept(Litter::LINK, kernel.clear_link(&dev, &attachment).await)
                 }
+                Job::ForgetFlows(left) => {
+                    let result = kernel.forget_flows(&Left::addresses(&left)).await;
+                    Done::ForgotFlows(left, result)
+                }
                 Job::Watch(not_before) => Done::Disturbed(kernel.disturbed(&prefix, not_before).await),
                 Job::Repair(Repairing { disturbance, pods }) => Done::Repaired(disturbance, kernel.repair(&pods).await),
                 Job::Leaks(cluster) => Done::Leaks(leaks::look(&executor, &cluster).await),
@@ -189,6 +197,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                     }
                     Some(Job::Resolve(_)) => self.resolving.timer.failed(now, pause, random),
                     Some(Job::ClearPod(gone)) => self.pod_not_cleared(&gone),
+                    Some(Job::ForgetFlows(left)) => self.flows_not_forgotten(left),
                     Some(Job::Op(op)) => {
                         let failure = lost(&op);
                         self.apply(Event::End(op, Err(failure)));
@@ -236,8 +245,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 self.timers.pods.succeeded(now);
                 self.parts.metrics.reconcile("kernel");
                 let cooldown = self.parts.config.pool.cooldown;
+                let cooling = self.cooling();
                 let findings = reconcile(&mut self.state, &pods.view, cooldown, self.parts.clock.now());
                 self.dirty = true;
+                self.cool_since(&cooling);
                 for finding in findings {
                     tracing::warn!(finding = %finding, "the kernel differs from the ledger");
                 }
@@ -286,6 +297,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::warn!(error = %ErrorChain(&error), "what a pod has left could not be removed");
                 self.parts.metrics.error("clear_litter");
             }
+            Done::ForgotFlows(left, forgotten) => self.forgot_flows(left, forgotten),
             Done::Disturbed(Ok(disturbance)) => self.disturbed(disturbance),
             Done::Disturbed(Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the host's network cannot be watched");

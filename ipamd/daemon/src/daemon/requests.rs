@@ -431,7 +431,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             // It is taken back when the kernel is clear of its pod.
             return described;
         }
+        let companion = self.state.ledger().companion_of(address);
         if self.apply(Event::Release(attachment.clone(), cooldown)) {
+            self.leaves_flows(address, companion, cooldown);
             tracing::info!(attachment = %attachment, address = %address, "an address was taken back");
         }
         described

@@ -12,6 +12,7 @@ use sluice_contract::node::branch;
 use sluice_contract::node::egress::is_egress;
 use sluice_contract::node::{RULE_FROM_ENI, RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_hostnet::branch::{is_vlan, is_vlans_rule, strict_rules_to};
+use sluice_hostnet::conntrack;
 use sluice_hostnet::desired::{Desired, View};
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::OpenError;
@@ -40,6 +41,12 @@ const GATHER: Duration = Duration::from_millis(100);
 
 /// Changes that are told of by name; the others are found all the same.
 const TOLD: usize = 16;
+
+/// Flows that connection tracking is made to forget at once: as many as it knows at the most on nodes of the largest types.
+const FORGOTTEN: usize = 1 << 20;
+
+/// What is tried then.
+const FORGETTING: &str = "forgetting flows";
 
 /// What a pod's address is said to live on when its route is gone and its rule is not.
 const UNKNOWN_LINK: &str = "unknown";
@@ -368,6 +375,17 @@ impl Kernel for HostKernel {
         }
         tracing::info!(link = %dev, attachment = %attachment, "the interface of a pod that is gone was removed");
         Ok(true)
+    }
+
+    async fn forget_flows(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, KernelError> {
+        let (namespace, addresses) = (self.host.namespace().clone(), addresses.clone());
+        // A dump of a large table takes seconds.
+        let work = tokio::task::spawn_blocking(move || conntrack::forget(&namespace, &addresses, FORGOTTEN));
+        match work.await {
+            Ok(Err(error)) if error.is_unsupported() => Err(KernelError::NoConntrack(Box::new(error))),
+            Ok(forgotten) => forgotten.map_err(failed(FORGETTING)),
+            Err(error) => Err(failed(FORGETTING)(error)),
+        }
     }
 
     async fn disturbed(&self, veth_prefix: &str, not_before: Instant) -> Result<Disturbance, KernelError> {

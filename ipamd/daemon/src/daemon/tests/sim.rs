@@ -476,6 +476,12 @@ pub(crate) struct HostState {
     pub(crate) enis: BTreeMap<EniId, EniNetwork>,
     /// How often something was changed.
     pub(crate) changes: u32,
+    /// When flows were to be forgotten, and of which addresses.
+    pub(crate) forgotten: Vec<(Instant, BTreeSet<IpAddr>)>,
+    /// So many of the next times that fails.
+    pub(crate) failing_flows: u32,
+    /// There is no connection tracking.
+    pub(crate) no_conntrack: bool,
     /// When repairs were asked for, and of which pods.
     pub(crate) repaired: Vec<(Instant, Vec<PodNetwork>)>,
     /// So many of the next repairs fail.
@@ -581,6 +587,23 @@ impl Kernel for SimHost {
         state.pods.retain(|_, by| by != dev);
         drop(state);
         Ok(removed)
+    }
+
+    async fn forget_flows(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, KernelError> {
+        let mut state = self.state();
+        state.forgotten.push((Instant::now(), addresses.clone()));
+        let fails = state.failing_flows > 0;
+        state.failing_flows = state.failing_flows.saturating_sub(1);
+        let impossible = state.no_conntrack;
+        drop(state);
+        let source = Box::new(std::io::Error::other("no answer"));
+        if impossible {
+            return Err(KernelError::NoConntrack(source));
+        }
+        if fails {
+            return Err(KernelError::Failed { action: "forgetting flows".to_owned(), source });
+        }
+        Ok(addresses.len())
     }
 
     async fn disturbed(&self, _veth_prefix: &str, not_before: Instant) -> Result<Disturbance, KernelError> {

@@ -165,12 +165,108 @@ async fn issue_3634_an_address_is_used_again_as_late_as_possible() {
     for index in 0..40u32 {
         let name = format!("p{index}");
         let address = node.add(&name).await.unwrap();
-        let last = before.insert(address.ip, Instant::now());
-        assert!(last.is_none_or(|last| last.elapsed() >= Duration::from_secs(80)), "{} comes too soon", address.ip);
+        if let Some(last) = before.insert(address.ip, Instant::now()) {
+            assert!(last.elapsed() >= Duration::from_secs(80), "{} comes too soon", address.ip);
+            let told = world.host.state().forgotten.clone();
+            let times = told.iter().filter(|(at, addresses)| *at > last && addresses.contains(&address.ip)).count();
+            assert_eq!(times, 1, "connection tracking has forgotten {}", address.ip);
+        }
         node.del(&name).await;
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
     assert!(before.len() >= 9, "all take turns: {}", before.len());
+}
+
+/// What connection tracking was to forget, and how long after a moment.
+fn forgotten(world: &World, since: Instant) -> Vec<(Duration, BTreeSet<IpAddr>)> {
+    let all = world.host.state().forgotten.clone();
+    all.into_iter().map(|(at, addresses)| (at - since, addresses)).collect()
+}
+
+/// #3634 too: a peer's connection to the pod that was there goes on to the one that is there now, by what connection
+/// tracking has kept of it.
+#[tokio::test(start_paused = true)]
+async fn issue_3634_flows_are_forgotten_before_their_address_is_used_again() {
+    let mut world = World::new("m5.large");
+    world.set("ENABLE_IPv6", "true");
+    let node = world.settled().await;
+    for index in 0..8 {
+        node.add(&format!("p{index}")).await.unwrap();
+    }
+    // One that never ran has no flows.
+    let request = DelRequest { attachment: attachment("p7"), pod: PodRef::default(), add_failed: true };
+    let reply = node.ask(Call::Del(request), Duration::from_secs(10)).await;
+    assert!(matches!(reply, Reply::Done(Outcome::Del(reply)) if reply.addresses.len() == 2));
+    let first = Instant::now();
+    let mut addresses = BTreeSet::new();
+    for index in 0..6 {
+        let described = node.del(&format!("p{index}")).await;
+        assert_eq!(described.len(), 2, "of both families");
+        addresses.extend(described.into_iter().map(|address| address.ip));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let told = forgotten(&world, first);
+    let [(after, once)] = told.as_slice() else { panic!("many DELs are one look: {told:?}") };
+    assert_eq!(*once, addresses);
+    assert!(*after > Duration::from_secs(15) && *after < Duration::from_secs(30), "{after:?}");
+    assert_eq!(node.counted("sluice_ipamd_flows_forgotten_total"), 12);
+    assert_eq!(node.counted("sluice_ipamd_flow_failures_total"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flows_are_forgotten_in_a_short_cooldown_and_after_a_failure_and_a_crash() {
+    let mut world = World::new("m5.large");
+    world.set("IP_COOLDOWN_PERIOD", "5");
+    let node = world.settled().await;
+    for index in 0..3 {
+        node.add(&format!("p{index}")).await.unwrap();
+    }
+    let first = Instant::now();
+    for index in 0..2 {
+        node.del(&format!("p{index}")).await;
+        // The second is taken back a moment after the look that the first has led to.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let times: Vec<Duration> = forgotten(&world, first).into_iter().map(|(after, _)| after).collect();
+    assert_eq!(times.len(), 2, "{times:?}");
+    assert!(times[1] - times[0] >= Duration::from_secs(5), "{times:?}");
+    // Within both cooldowns: the second's ends 6.2 s after the first DEL.
+    assert!(times[0] < Duration::from_secs(5) && times[1] < Duration::from_millis(6200), "{times:?}");
+    node.kill().await;
+
+    world.set("IP_COOLDOWN_PERIOD", "30");
+    world.host.state().forgotten.clear();
+    world.host.state().failing_flows = 1;
+    let node = world.start().await;
+    let address = node.add("p2").await.unwrap();
+    let released = Instant::now();
+    node.del("p2").await;
+    node.kill().await;
+    let node = world.start().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let told = forgotten(&world, released);
+    let expected = BTreeSet::from([address.ip]);
+    assert!(told.len() == 2 && told.iter().all(|(_, addresses)| *addresses == expected), "tried again once: {told:?}");
+    assert!(told[1].0 < Duration::from_secs(30), "before it is free: {told:?}");
+    assert_eq!(node.counted("sluice_ipamd_flow_failures_total"), 1);
+    assert_eq!(node.counted("awscni_ipamd_error_count{fn=\"forget_flows\"}"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_without_connection_tracking_is_asked_once() {
+    let mut world = World::new("m5.large");
+    world.host.state().no_conntrack = true;
+    let node = world.settled().await;
+    for index in 0..5 {
+        node.add(&format!("p{index}")).await.unwrap();
+        node.del(&format!("p{index}")).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.host.state().forgotten.len(), 1);
+    assert_eq!(node.counted("sluice_ipamd_flow_failures_total"), 1);
 }
 
 /// #1375, #1939, #3270: a StatefulSet's pod is made anew while the daemon is down, the old DEL comes late and twice, an ADD
