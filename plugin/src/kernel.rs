@@ -8,6 +8,7 @@ mod differences;
 mod uplink;
 
 use sluice_contract::id::{Attachment, MacAddr};
+use sluice_contract::node::nic;
 use sluice_contract::node::veth::{self, End};
 use sluice_hostnet::branch::is_vlan;
 use sluice_hostnet::state::{Link, LinkKind};
@@ -47,6 +48,16 @@ fn is_pods(link: &Link) -> bool {
             Some(alias) => veth::is_ours(alias),
             None => link.peer_netns.is_some(),
         }
+}
+
+/// Whether a pod's link may be what an earlier sandbox of the pod whose name it has left as its `index`-th interface. A name alone
+/// does not say so: the second interface of `a` is called like the first of `a.1`.
+fn is_earlier(link: &Link, index: u8) -> bool {
+    match link.alias.as_deref().and_then(veth::attachment) {
+        Some(marked) => is_pods(link) && nic::index(&marked.ifname) == index,
+        // What bears no mark that can be read, as the VPC CNI leaves it, is taken for a first one.
+        None => is_pods(link) && index == 0,
+    }
 }
 
 fn mac_text(mac: Option<MacAddr>) -> String {

@@ -18,7 +18,7 @@ use crate::node::{Node, NodeError};
 pub const CONF_DIR: &str = "/etc/cni/net.d";
 /// Where runtimes look for plugins.
 pub const BIN_DIR: &str = "/opt/cni/bin";
-/// The capability by which containerd and CRI-O hand a pod's annotations on.
+/// The capability by which containerd hands a pod's annotations on; other runtimes pass over it.
 pub const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// How long one plugin may take before it is killed; above the plugins' own deadline of 60 s.
 const PLUGIN_TIME_LIMIT: Duration = Duration::from_secs(90);

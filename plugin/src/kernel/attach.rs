@@ -18,7 +18,7 @@ use sluice_hostnet::tc::TcError;
 
 use super::detach::{routed, rules_of};
 use super::uplink::{self, UplinkError};
-use super::{are_ends_of_one_veth, is_host_end_of, is_pods, mac_text};
+use super::{are_ends_of_one_veth, is_earlier, is_host_end_of, is_pods, mac_text};
 use crate::gate::Gate;
 use crate::layout::Layout;
 
@@ -33,6 +33,8 @@ enum StepError {
     PodNameTaken { name: IfName, mac: String },
     #[error("the host has an interface {name} already (MAC address {mac}), which is not a pod's")]
     HostNameTaken { name: IfName, mac: String },
+    #[error("the host has an interface {name} already, {whose}: another pod's name leads to it too")]
+    HostNameOfAnother { name: IfName, whose: String },
     #[error("cannot remove the stale {name}")]
     Replace {
         name: IfName,
@@ -77,6 +79,13 @@ enum StepError {
     },
 }
 
+impl StepError {
+    /// Whether something else has one of the names.
+    const fn is_conflict(&self) -> bool {
+        matches!(self, Self::PodNameTaken { .. } | Self::HostNameTaken { .. } | Self::HostNameOfAnother { .. })
+    }
+}
+
 /// A failed ADD.
 #[derive(Debug)]
 pub(crate) struct AttachError {
@@ -105,7 +114,7 @@ impl AttachError {
     /// The code on the wire.
     pub(crate) const fn code(&self) -> ErrorCode {
         match &self.step {
-            StepError::PodNameTaken { .. } | StepError::HostNameTaken { .. } => ErrorCode::Conflict,
+            step if step.is_conflict() => ErrorCode::Conflict,
             StepError::Uplink(error) => error.code(),
             _ => ErrorCode::Kernel,
         }
@@ -207,8 +216,8 @@ async fn attach_veth(
             }
             let lost = on_host.as_ref().is_some_and(|link| is_host_end_of(link, &layout.attachment));
             clear_the_way(layout, host, pod, in_pod, on_host).await.map_err(|step| match step {
-                StepError::PodNameTaken { .. } | StepError::HostNameTaken { .. } if !lost => AttachError::absent(step),
-                _ => step.into(),
+                step if step.is_conflict() && !lost => AttachError::absent(step),
+                step => step.into(),
             })?;
             create(layout, host, pod).await.map_err(|error| AttachError::absent(StepError::Create(error)))?
         }
@@ -286,8 +295,15 @@ async fn clear_the_way(
         pod.netlink().delete_link(link.index).await.map_err(|source| StepError::Replace { name, source })?;
     }
     let Some(link) = on_host else { return Ok(()) };
-    if !is_host_end_of(&link, &layout.attachment) && !is_pods(&link) {
-        return Err(StepError::HostNameTaken { name: link.name, mac: mac_text(link.mac) });
+    if !is_host_end_of(&link, &layout.attachment) {
+        if !is_pods(&link) {
+            return Err(StepError::HostNameTaken { name: link.name, mac: mac_text(link.mac) });
+        }
+        if !is_earlier(&link, layout.index) {
+            let marked = link.alias.as_deref().and_then(veth::attachment);
+            let whose = marked.map_or_else(|| "a pod's without mark".to_owned(), |marked| format!("that of {marked}"));
+            return Err(StepError::HostNameOfAnother { name: link.name, whose });
+        }
     }
     // A pod's name is unique while it lives: this is an earlier sandbox of the same pod, on its way out. Between
     // looking and deleting it may have gone and its name may be another's; its number is not.

@@ -147,6 +147,7 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
     }
 
     let mut rules = layout::rules(&traces.held);
+    let mut own: BTreeSet<IpAddr> = traces.held.iter().map(|held| held.ip).collect();
     // Without the ledger's word, the kernel's routes tell whose an address is, and its marks how many interfaces there
     // are.
     let in_doubt = (traces.held.is_empty() && interfaces.links().next().is_some()) || !traces.claimed.is_empty();
@@ -159,7 +160,9 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
             let is_its = |link: &&Link| leads_to(&seen, link, &held_by(&lost.attachment, attachment, traces));
             lost.link = unmarked.iter().find(is_its).cloned();
         }
-        rules.extend(rules_of(&seen, &own_addresses(&seen, &interfaces, traces)));
+        let routed = own_addresses(&seen, &interfaces, traces);
+        rules.extend(rules_of(&seen, &routed));
+        own.extend(routed);
         uplink = uplink.or_else(|| seen.links.iter().find(|link| is_uplink(link, attachment, traces)).cloned());
         if let Some(table) = table_of(&seen, uplink.as_ref(), traces) {
             rules.extend(strict_rules_to(&seen.rules, table).cloned());
@@ -178,7 +181,7 @@ pub(crate) async fn detach(attachment: &Attachment, traces: &Traces) -> Result<(
         failure = failure.or(rules);
     }
     if let (true, Some(netns)) = (had_further, &traces.netns) {
-        clear_sandbox(netns).await;
+        clear_sandbox(netns, &own).await;
     }
     failure.map_or(Ok(()), Err)
 }
@@ -239,14 +242,16 @@ async fn look_behind(
 }
 
 /// Deletes the rules of further interfaces in a sandbox that is still there: they name no link, and so do not go with
-/// one. They lead nowhere by now, so that nothing depends on it.
-async fn clear_sandbox(netns: &Namespace) {
+/// one. They lead nowhere by now, so that nothing depends on it. Only those of the attachment's `own` addresses: what a late
+/// DEL names may be another pod's by now.
+async fn clear_sandbox(netns: &Namespace, own: &BTreeSet<IpAddr>) {
     let Ok(pod) = Host::of(netns.clone()) else { return };
     let view = View { rules: Family::ALL.into(), ..View::default() };
     let Ok(seen) = pod.observe(&view).await else { return };
     let leads_to_further = |rule: &Rule| (1..nic::INTERFACES_MAX).any(|index| rule.table == pod_table(index));
+    let is_own = |rule: &Rule| rule.from.is_some_and(|from| own.iter().any(|ip| host_prefix(*ip) == from));
     let is_ours = |rule: &Rule| {
-        rule.priority == RULE_POD_INTERFACE && rule.from.is_some() && rule.to.is_none() && leads_to_further(rule)
+        rule.priority == RULE_POD_INTERFACE && is_own(rule) && rule.to.is_none() && leads_to_further(rule)
     };
     let rules = seen.rules.into_iter().filter(is_ours);
     let ops: Vec<_> = rules.map(|rule| Planned::new(Op::DeleteRule(rule), "its interface is gone")).collect();

@@ -11,7 +11,7 @@ use crate::bpf::{DROP, load};
 use crate::gated;
 use crate::ipamd::{Ipamd, address};
 use crate::kill::{MOMENTS, kill_after_answer};
-use crate::node::{Cni, HOST_B, Node, POD_B};
+use crate::node::{Cni, HOST_B, Node, POD_B, PodName};
 
 /// The host's interface of pod B's second.
 const SECOND_B: &str = "eniceb4ba3e890";
@@ -278,6 +278,67 @@ fn the_late_del_of_an_old_sandbox_spares_both_interfaces_of_the_new_one() {
         assert_eq!(node.pod_rules().len(), 4);
     }
     assert_eq!(ipamd.assigned(), ["10.0.1.70", "10.0.2.71"]);
+}
+
+/// Namespaces that are known by a process's number are another's once the number is used again.
+#[test]
+fn a_late_del_that_names_the_namespace_of_another_pod_spares_its_rules() {
+    let node = Node::new();
+    let ipamd = node.ipamd();
+    ipamd.give(vec![address("10.0.1.70", 1), of_card(1, "10.0.2.71")]);
+    ipamd.give(two());
+    let old = node.netns("old");
+    let other = PodName { namespace: "default", name: "other" };
+    let first = node.cni(&annotated(Cni::on("ADD", "1.1.0", other, "old", &old))).result();
+    let netns = node.netns("b");
+    node.cni(&add(&netns)).result();
+    let del = Cni::on("DEL", "1.1.0", other, "old", &netns).with("prevResult", &first);
+    node.cni(&del).nothing();
+    assert_eq!(rules_inside(&node), ["from 10.0.2.61 lookup 1"]);
+    // With nobody who says what it has held.
+    drop(ipamd);
+    node.cni(&del).nothing();
+    assert_eq!(rules_inside(&node), ["from 10.0.2.61 lookup 1"]);
+    assert_eq!(node.pod_routes(), [format!("10.0.1.60 dev {HOST_B}"), format!("10.0.2.61 dev {SECOND_B}")]);
+}
+
+/// A pod's name may end in a dot and a number, so that its first interface is called like a further one of another pod.
+#[test]
+fn a_pod_whose_first_interface_is_called_like_anothers_second_does_not_replace_it() {
+    let like_second = PodName { namespace: "kube-system", name: "coredns-57ff979f67-qqbdh.1" };
+    let node = Node::new();
+    let (ipamd, netns, _) = added(&node);
+    ipamd.give(vec![address("10.0.1.80", 1)]);
+    let c = node.netns("c");
+    let add_other = Cni::on("ADD", "1.1.0", like_second, "ccc", &c);
+    let (code, text) = node.cni(&add_other).error();
+    assert_eq!(code, 102, "{text}");
+    assert!(
+        text.contains(&format!("the host has an interface {SECOND_B} already, that of bbb/mNicIf1@sluice")),
+        "{text}"
+    );
+    assert_eq!(node.pod_routes(), [format!("10.0.1.60 dev {HOST_B}"), format!("10.0.2.61 dev {SECOND_B}")]);
+    assert_eq!(ipamd.assigned(), ["10.0.1.60", "10.0.2.61"]);
+    node.cni(&Cni::on("DEL", "1.1.0", like_second, "ccc", &c)).nothing();
+    assert!(node.has_link(SECOND_B));
+    node.cni(&Cni::on("DEL", "1.1.0", POD_B, "bbb", &netns)).nothing();
+    node.assert_clean();
+
+    // The other way round, whether it is ours or the VPC CNI's.
+    ipamd.refill(vec![address("10.0.1.80", 1)]);
+    node.cni(&add_other).result();
+    for whose in ["that of ccc/eth0@sluice", "a pod's without mark"] {
+        ipamd.give(two());
+        let (code, text) = node.cni(&add(&netns)).error();
+        assert_eq!(code, 102, "{text}");
+        assert!(text.contains(&format!("the host has an interface {SECOND_B} already, {whose}")), "{text}");
+        assert!(node.has_link(SECOND_B) && !node.has_link(HOST_B));
+        assert_nothing_inside(&node);
+        node.sh(&format!("ip link del {SECOND_B}; ip link add {SECOND_B} type veth peer name eth0 netns c"));
+    }
+    ipamd.refill(two());
+    node.sh(&format!("ip link del {SECOND_B}"));
+    node.cni(&add(&netns)).result();
 }
 
 fn gc(valid: &[&str]) -> Cni {

@@ -183,12 +183,16 @@ pub(crate) struct Daemon<C, D> {
     superseded: BTreeSet<Attachment>,
     /// Those that are to be bound again after the next commit.
     rebind: BTreeSet<Attachment>,
-    /// Pods that were there before, which get their gates after the next commit.
-    adopting: BTreeSet<Attachment>,
+    /// Pods that were there before, with the interfaces that get their gates after the next commit.
+    adopting: BTreeMap<Attachment, BTreeSet<u32>>,
+    /// Interfaces of such pods at which no gate could be put yet: nobody has taken it away.
+    refused: BTreeSet<u32>,
     /// Whether the VLAN of a pod's branch ENI has come since the uplinks were last looked after.
     has_new_vlan: bool,
-    /// The host's interfaces as they were when policyd began, or lost sight of them, by index.
+    /// The host's interfaces by index, as they were when policyd began or lost sight of them, and those of sandboxes since.
     links: BTreeMap<u32, String>,
+    /// Whether all of them have been told.
+    links_told: bool,
     /// Interfaces whose sandboxes have ended and that may still be there: nobody adopts them.
     ended: BTreeSet<u32>,
     /// What the source said last of the pods that have sandboxes.
@@ -231,6 +235,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     pub(crate) fn new(parts: Parts<C, D>, start: Start) -> Self {
         let number = start.bindings.values().map(|binding| binding.number).max().unwrap_or(0);
         let told = start.bindings.values().map(|binding| (binding.key(), None)).collect();
+        let links = start.bindings.values().flat_map(Binding::interfaces);
+        let links = links.map(|gate| (gate.host_index, gate.host.to_string())).collect();
         let mut daemon = Self {
             names: Names::default(),
             stand_ins: StandIns::default(),
@@ -253,9 +259,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             bindings: start.bindings,
             superseded: BTreeSet::new(),
             rebind: BTreeSet::new(),
-            adopting: BTreeSet::new(),
+            adopting: BTreeMap::new(),
+            refused: BTreeSet::new(),
             has_new_vlan: false,
-            links: BTreeMap::new(),
+            links,
+            links_told: false,
             ended: BTreeSet::new(),
             told,
             suspects: BTreeSet::new(),

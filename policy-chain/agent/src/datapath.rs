@@ -33,6 +33,23 @@ pub struct Interface {
     pub name: IfName,
     /// The addresses of the pod behind it.
     pub addresses: Vec<IpAddr>,
+    /// It is the pod's first. By that one alone may a pod of one family leave in the other.
+    pub first: bool,
+}
+
+/// A veth of the host's, as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Veth {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: IfName,
+    /// Its alias, which tells whose it is where sluice-eni has made it.
+    pub alias: Option<String>,
+    /// The kernel's number of the namespace that its other end is in; none if that is the host's.
+    pub peer_netns: Option<i32>,
+    /// The addresses that the host routes by it, each by a route of its own: those of the pod behind it.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What the pinned maps held when they were opened.
@@ -171,8 +188,8 @@ pub trait Datapath: Send + 'static {
     /// The host's interface behind which a pod with this address is, if the host's routes say so, whatever it is called.
     fn behind(&mut self, address: IpAddr) -> impl Future<Output = Option<(u32, IfName)>> + Send;
 
-    /// The addresses that the host routes by an interface, each by a route of its own: those of the pod behind it.
-    fn routed_by(&mut self, interface: &IfName) -> impl Future<Output = Vec<IpAddr>> + Send;
+    /// All veths of the host; none if the kernel does not tell now. All links and routes are read for it.
+    fn veths(&mut self) -> impl Future<Output = Option<Vec<Veth>>> + Send;
 
     /// Makes the flows that the pod behind a bound interface has already known to its gate, so that attaching it breaks none
     /// that its policy allows. What cannot be made known is logged.

@@ -18,7 +18,7 @@ use sluice_policy_core::compile::image::{
     DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, Prefixes, RowId,
 };
 
-use crate::datapath::{ApplyError, AttachError, Datapath, Difference, Interface, Seen};
+use crate::datapath::{ApplyError, AttachError, Datapath, Difference, Interface, Seen, Veth};
 
 /// A key of a map of which the kernel does not have what the image has. The order is that in which they are written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -333,8 +333,8 @@ impl<D: Datapath> Gates<D> {
         self.datapath.behind(address)
     }
 
-    pub(crate) fn routed_by(&mut self, interface: &IfName) -> impl Future<Output = Vec<IpAddr>> + Send {
-        self.datapath.routed_by(interface)
+    pub(crate) fn veths(&mut self) -> impl Future<Output = Option<Vec<Veth>>> + Send {
+        self.datapath.veths()
     }
 
     pub(crate) fn seed(&mut self, interface: &Interface) -> impl Future<Output = ()> + Send {

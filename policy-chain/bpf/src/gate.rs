@@ -72,6 +72,8 @@ pub struct Interface {
     pub name: IfName,
     /// The addresses behind it: what the pod may send from.
     pub addresses: Vec<IpAddr>,
+    /// It is the pod's first. By that one alone may a pod of one family leave in the other.
+    pub first: bool,
     /// The pod may send from any address, because it routes for others.
     pub any_source: bool,
     /// Index of the bridge that it is a port of, if it is: what a bridge forwards names the bridge, not the port.

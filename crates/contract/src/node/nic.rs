@@ -7,7 +7,7 @@
 use super::veth::POD_IFNAME;
 use crate::id::{Attachment, IfName};
 
-/// The annotation of a pod that asks for it; runtimes hand it on as the capability `io.kubernetes.cri.pod-annotations`.
+/// The annotation of a pod that asks for it; containerd hands it on as the capability `io.kubernetes.cri.pod-annotations`.
 pub const ANNOTATION: &str = "k8s.amazonaws.com/nicConfig";
 /// The annotation's value.
 pub const EVERY_CARD: &str = "multi-nic-attachment";

@@ -150,6 +150,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.told.entry(key.clone()).or_insert(known);
         self.superseded.remove(&attachment);
         self.rebind.remove(&attachment);
+        // The link watch tells of those alone that go.
+        let links = binding.interfaces().iter().map(|gate| (gate.host_index, gate.host.to_string()));
+        self.links.extend(links);
         self.bindings.insert(attachment, binding);
         self.put_pod(&key);
     }

@@ -3,14 +3,17 @@
 //! Such a pod has an address for the cluster and an interface on the host, and nobody has asked for its policy. Its interface is
 //! that of the name that the VPC CNI and sluice-eni give it, else that to which the host has a route of the pod's address alone, as
 //! `ptp` makes it. Of its further interfaces, on other network cards, the cluster knows nothing: they are told by their names, and
-//! their addresses by the host's routes. Its container's id is not known; its end is that of its interfaces.
+//! their addresses by the host's routes. A name alone proves nothing there, because `a`'s second interface is called like the first
+//! of a pod `a.1`: the kernel has to show that both are of one sandbox. They are looked for as long as the pod lives. Its
+//! container's id is not known; its end is that of its interfaces.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use sluice_contract::id::{Attachment, ContainerId, IfName, InvalidId, NetworkName, PodRef};
 use sluice_contract::node::branch::STRICT_PREFIX;
-use sluice_contract::node::veth::POD_IFNAME;
-use sluice_contract::node::{VETH_PREFIX, hex, host_veth, nic};
+use sluice_contract::node::veth::{POD_IFNAME, attachment};
+use sluice_contract::node::{VETH_PREFIX, hex, host_veth, nic, veth_hash};
 use sluice_contract::rpc::{GateInterface, PolicyAdd};
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::PodKey;
@@ -18,7 +21,7 @@ use sluice_policy_core::cluster::PodKey;
 use super::{Daemon, Knowledge};
 use crate::cluster::Cluster;
 use crate::daemon::pods::interface;
-use crate::datapath::Datapath;
+use crate::datapath::{AttachError, Datapath, Veth};
 use crate::registry::Binding;
 
 /// The network of attachments that nobody has told of: no runtime's GC means them.
@@ -28,12 +31,23 @@ const NETWORK: &str = "sluice-adopted";
 const AT_ONCE: usize = 16;
 
 impl<C: Cluster, D: Datapath> Daemon<C, D> {
-    /// Takes in pods that have an interface here and no gate.
+    /// Takes in pods that have an interface here and no gate, and interfaces without one of pods that were taken in.
     pub(super) async fn find_ungated(&mut self) {
-        if self.knowledge != Knowledge::All || self.links.is_empty() {
+        if self.knowledge != Knowledge::All || !self.links_told {
             return;
         }
         let ungated: Vec<PodKey> = self.ungated().cloned().collect();
+        if ungated.is_empty() && !self.bindings.values().any(is_adopted) {
+            return;
+        }
+        // One look for all of them. Without it nobody knows what belongs together, and the next step looks again.
+        let Some(veths) = self.parts.gates.veths().await else { return };
+        let gated: BTreeSet<u32> =
+            self.bindings.values().flat_map(Binding::interfaces).map(|gate| gate.host_index).collect();
+        let is_free = |veth: &&Veth| !gated.contains(&veth.index) && !self.ended.contains(&veth.index);
+        let free: Vec<&Veth> = veths.iter().filter(is_free).collect();
+        self.complete_adopted(&veths, &free);
+
         let Ok(eth0) = IfName::new(POD_IFNAME) else { return };
         let mut begun = 0;
         for key in ungated {
@@ -43,23 +57,18 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 name: key.name.to_string(),
                 uid: (!pod.uid.is_empty()).then(|| pod.uid.to_string()),
             };
-            let mut addresses: Vec<IpAddr> = pod.addresses.to_vec();
-            // With a branch ENI in strict mode it has another beginning, and the main table leads elsewhere.
-            let named = [VETH_PREFIX, STRICT_PREFIX].into_iter().find_map(|prefix| {
-                let name = host_veth(prefix, &of, 0).ok()?;
-                let link = self.links.iter().find(|(_, link)| link.as_str() == name.as_str());
-                link.map(|(index, _)| (*index, name))
-            });
-            let link = match named {
+            let addresses: Vec<IpAddr> = pod.addresses.to_vec();
+            let link = match self.named(&of, &veths) {
                 Some(named) => Some(named),
                 None => self.routed_to(&addresses).await,
             };
-            let Some((index, name)) = link.filter(|(index, _)| !self.ended.contains(index)) else { continue };
-            let further = self.further(&of, &eth0).await;
-            addresses.retain(|address| !further.iter().any(|gate| gate.addresses.contains(address)));
-            let first = GateInterface { host: name, host_index: index, container: eth0.clone(), addresses };
+            let Some((host_index, host)) = link.filter(|(index, _)| !self.ended.contains(index)) else { continue };
+            let mut first = GateInterface { host, host_index, container: eth0.clone(), addresses };
+            let further = self.further(&key, &of, &first, &veths, &free);
+            retain_own(&mut first, &further);
+            let new = std::iter::once(&first).chain(&further).map(|gate| gate.host_index).collect();
             match adopted(of, first, further) {
-                Ok(add) => self.begin_adoption(add),
+                Ok(add) => self.begin_adoption(Binding { add, number: self.number + 1 }, new),
                 Err(error) => tracing::error!(pod = %key, error = %error, "a pod cannot be adopted"),
             }
             begun += 1;
@@ -71,21 +80,73 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
     }
 
-    /// The interfaces of a pod after its first one.
-    async fn further(&mut self, pod: &PodRef, first: &IfName) -> Vec<GateInterface> {
+    /// Adds to pods that were taken in the interfaces that they have beside, which may have come later.
+    fn complete_adopted(&mut self, veths: &[Veth], free: &[&Veth]) {
         let mut found = Vec::new();
-        for number in 1..nic::INTERFACES_MAX {
-            let named = host_veth(VETH_PREFIX, pod, number).ok().and_then(|host| {
-                let (index, _) = self.links.iter().find(|(_, link)| link.as_str() == host.as_str())?;
-                Some((*index, host))
-            });
-            // They are counted without gaps.
-            let Some((host_index, host)) = named.filter(|(index, _)| !self.ended.contains(index)) else { break };
-            let Some(container) = nic::ifname(first, number) else { break };
-            let addresses = self.parts.gates.routed_by(&host).await;
-            found.push(GateInterface { host, host_index, container, addresses });
+        for binding in self.bindings.values().filter(|binding| is_adopted(binding)) {
+            let first = binding.interfaces().iter().find(|gate| nic::index(&gate.container) == 0);
+            let Some(first) = first.filter(|_| !self.superseded.contains(&binding.add.attachment)) else { continue };
+            let further = self.further(&binding.key(), &binding.add.pod, first, veths, free);
+            if !further.is_empty() {
+                found.push((binding.clone(), further));
+            }
         }
-        found
+        for (mut binding, further) in found {
+            tracing::info!(pod = %binding.key(), further = further.len(), "a pod has more interfaces than were known");
+            let new = further.iter().map(|gate| gate.host_index).collect();
+            let interfaces = &mut binding.add.interfaces;
+            // What was called so before has gone.
+            interfaces.retain(|gate| further.iter().all(|new| new.container != gate.container));
+            for gate in interfaces.iter_mut() {
+                retain_own(gate, &further);
+            }
+            interfaces.extend(further);
+            self.begin_adoption(binding, new);
+        }
+    }
+
+    /// The interface that is called as a pod's first one.
+    fn named(&self, pod: &PodRef, veths: &[Veth]) -> Option<(u32, IfName)> {
+        // With a branch ENI in strict mode it has another beginning, and the main table leads elsewhere.
+        let named = [VETH_PREFIX, STRICT_PREFIX].into_iter().find_map(|prefix| {
+            let name = host_veth(prefix, pod, 0).ok()?;
+            let link = self.links.iter().find(|(_, link)| link.as_str() == name.as_str());
+            link.map(|(index, _)| (*index, name))
+        });
+        named.filter(|(index, _)| {
+            let marked = veths.iter().find(|veth| veth.index == *index).and_then(marked);
+            !self.is_bound(*index) && marked.is_none_or(|attachment| nic::index(&attachment.ifname) == 0)
+        })
+    }
+
+    /// The interfaces of a pod beside its first one that have no gate, of those that are `free`: called after it, and of one
+    /// sandbox with it. None to which no address is routed yet: its gate would know none.
+    fn further(
+        &self,
+        key: &PodKey,
+        pod: &PodRef,
+        first: &GateInterface,
+        veths: &[Veth],
+        free: &[&Veth],
+    ) -> Vec<GateInterface> {
+        let hash = veth_hash(pod, 0);
+        let Some(prefix) = first.host.as_str().strip_suffix(hash.as_str()) else { return Vec::new() };
+        let Some(known) = veths.iter().find(|veth| veth.index == first.host_index) else { return Vec::new() };
+        let is_other = |veth: &&&Veth| veth.index != known.index && !veth.addresses.is_empty();
+        let of_sandbox = free.iter().filter(is_other).filter(|veth| are_of_one_pod(known, veth));
+        let called = of_sandbox.filter_map(|veth| {
+            let is_its = |number: &u8| host_veth(prefix, pod, *number).is_ok_and(|name| name == veth.name);
+            let number = (1..nic::INTERFACES_MAX).find(is_its)?;
+            Some((*veth, nic::ifname(&first.container, number)?))
+        });
+        let its = called.filter(|(veth, _)| !self.is_bound(veth.index) && !self.is_anothers(key, &veth.addresses));
+        let gate = |(veth, container): (&Veth, IfName)| GateInterface {
+            host: veth.name.clone(),
+            host_index: veth.index,
+            container,
+            addresses: veth.addresses.clone(),
+        };
+        its.map(gate).collect()
     }
 
     /// The interface to which the host routes an address, where no other pod claims the address or has the interface.
@@ -96,57 +157,81 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 continue;
             }
             let Some((index, name)) = self.parts.gates.behind(*address).await else { continue };
-            let taken = |binding: &Binding| binding.interfaces().iter().any(|gate| gate.host_index == index);
-            if !self.bindings.values().any(taken) {
+            if !self.is_bound(index) {
                 return Some((index, name));
             }
         }
         None
     }
 
-    fn begin_adoption(&mut self, add: PolicyAdd) {
-        let binding = Binding { add, number: self.number + 1 };
+    /// Whether an interface is a sandbox's already.
+    fn is_bound(&self, index: u32) -> bool {
+        self.bindings.values().any(|binding| binding.interfaces().iter().any(|gate| gate.host_index == index))
+    }
+
+    /// Whether another pod claims one of these addresses.
+    fn is_anothers(&self, pod: &PodKey, addresses: &[IpAddr]) -> bool {
+        let mut others = self.engine.cluster().pods.iter().filter(|(key, _)| *key != pod);
+        others.any(|(_, other)| addresses.iter().any(|address| other.addresses.contains(address)))
+    }
+
+    /// Records a pod whose interfaces `new` are to have gates.
+    fn begin_adoption(&mut self, binding: Binding, new: BTreeSet<u32>) {
         if let Err(error) = self.parts.registry.write(&binding) {
             tracing::error!(error = %ErrorChain(&error), "an endpoint could not be recorded");
             self.parts.metrics.error("adopt");
             return;
         }
-        self.number += 1;
-        self.adopting.insert(binding.add.attachment.clone());
+        self.number = self.number.max(binding.number);
+        self.adopting.entry(binding.add.attachment.clone()).or_default().extend(new);
         self.record(binding);
     }
 
     /// Puts gates on them, now that what they need is in the maps.
     pub(super) async fn finish_adoptions(&mut self) {
-        for attachment in std::mem::take(&mut self.adopting) {
+        let mut gone = Vec::new();
+        for (attachment, new) in std::mem::take(&mut self.adopting) {
             let Some(binding) = self.bindings.get(&attachment).cloned() else { continue };
             let key = binding.key();
-            let mut done = Ok(());
+            let mut is_whole = true;
             for gate in binding.interfaces() {
                 let interface = interface(gate);
-                done = match self.parts.gates.bind(&key, &interface).await {
-                    Ok(()) => {
-                        self.parts.gates.seed(&interface).await;
-                        self.parts.gates.attach(&interface).await.map_err(|error| ErrorChain(&error).to_string())
-                    }
-                    Err(error) => Err(ErrorChain(&error).to_string()),
-                };
-                if done.is_err() {
-                    break;
-                }
-            }
-            match done {
-                Ok(()) => {
-                    tracing::info!(pod = %key, "a pod that was there before has a gate now");
-                    // Links of Cilium's at its interface keep packets from the gate until then.
-                    self.tend_soon();
-                }
-                Err(error) => {
-                    tracing::error!(pod = %key, error, "a pod that was there before could not be given a gate");
+                if let Err(error) = self.parts.gates.bind(&key, &interface).await {
+                    // With its gate it drops everything, until it is bound.
+                    tracing::error!(pod = %key, error = %ErrorChain(&error), "an interface could not be bound; trying on");
                     self.parts.metrics.error("adopt");
-                    self.release(&attachment);
+                    self.rebind.insert(attachment.clone());
+                    is_whole = false;
+                }
+                if !new.contains(&interface.index) {
+                    continue;
+                }
+                self.parts.gates.seed(&interface).await;
+                match self.parts.gates.attach(&interface).await {
+                    Ok(()) => {}
+                    // The link watch may have said so before anybody here knew of it.
+                    Err(AttachError::Gone { .. }) => {
+                        gone.push(interface.index);
+                        is_whole = false;
+                    }
+                    Err(error) => {
+                        let error = ErrorChain(&error);
+                        tracing::error!(pod = %key, %error, "a pod that was there before has no gate yet; trying on");
+                        self.parts.metrics.error("adopt");
+                        // The next check of all gates finds it missing.
+                        self.refused.insert(interface.index);
+                        is_whole = false;
+                    }
                 }
             }
+            if is_whole {
+                tracing::info!(pod = %key, "a pod that was there before has a gate now");
+            }
+            // Links of Cilium's at its interfaces keep packets from the gate until then.
+            self.tend_soon();
+        }
+        for index in gone {
+            self.link_gone(index);
         }
     }
 
@@ -157,6 +242,30 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             !self.told.contains_key(*key) && state.pods.get(key).is_some_and(|pod| !pod.addresses.is_empty())
         })
     }
+}
+
+/// Whether a sandbox is that of a pod that was there before.
+fn is_adopted(binding: &Binding) -> bool {
+    binding.add.attachment.network.as_str() == NETWORK
+}
+
+/// The attachment whose mark a veth bears.
+fn marked(veth: &Veth) -> Option<Attachment> {
+    veth.alias.as_deref().and_then(attachment)
+}
+
+/// Whether the kernel proves that two veths lead to one sandbox: their marks name it, or, where the VPC CNI has made them, their
+/// other ends are in one namespace.
+fn are_of_one_pod(one: &Veth, other: &Veth) -> bool {
+    match (marked(one), marked(other)) {
+        (Some(one), Some(other)) => nic::first(&one) == nic::first(&other),
+        _ => one.peer_netns.is_some() && one.peer_netns == other.peer_netns,
+    }
+}
+
+/// Takes from an interface the addresses that are of others of its pod: the cluster knows a pod's addresses, and not which is where.
+fn retain_own(gate: &mut GateInterface, others: &[GateInterface]) {
+    gate.addresses.retain(|address| others.iter().all(|other| !other.addresses.contains(address)));
 }
 
 /// What a plugin would have said.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sluice_contract::id::Attachment;
+use sluice_contract::rpc::GateInterface;
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::ObjectId;
 use tokio::time::Instant;
@@ -169,7 +170,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 if wanted.as_ref().is_some_and(|wanted| !wanted.contains(&gate.host_index)) {
                     continue;
                 }
-                if self.adopting.contains(attachment) {
+                if self.adopting.get(attachment).is_some_and(|new| new.contains(&gate.host_index)) {
                     // It is bound at the end of this step, and gets its gate then.
                     left.insert(gate.host_index);
                 } else {
@@ -213,6 +214,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
         };
         if differences.is_empty() {
+            self.refused.remove(&interface.index);
             return;
         }
         let is_gate = differences.iter().all(|one| one.older);
@@ -223,6 +225,14 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if let Err(error) = &attached {
             tracing::error!(pod = %pod, error = %ErrorChain(error), "a gate could not be mended; trying on");
             self.parts.metrics.error("repair");
+        }
+        if self.refused.contains(&interface.index) {
+            if attached.is_ok() {
+                self.refused.remove(&interface.index);
+                tracing::info!(pod = %pod, interface = %interface.name, "a pod that was there before has a gate now");
+                self.tend_soon();
+            }
+            return;
         }
         let taken: Vec<&str> = differences.iter().filter(|one| !one.older).map(|one| &*one.what).collect();
         if taken.is_empty() {
@@ -324,45 +334,45 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// An interface is gone: what stood there has nothing to guard.
     pub(super) fn link_gone(&mut self, index: u32) {
-        let mut links = std::mem::take(&mut self.links);
-        links.remove(&index);
-        self.links_gone(|gate, _| gate == index, |gate| links.contains_key(&gate));
-        self.links = links;
-        if self.ended.remove(&index) {
+        self.links.remove(&index);
+        self.links_gone(|gate, _| gate.host_index == index);
+        if self.ended.contains(&index) {
             self.forget(index);
         }
     }
 
     /// All interfaces are known: those of ours that are not among them are gone.
     pub(super) fn links_are(&mut self, links: BTreeMap<u32, String>) {
-        self.links_gone(|index, name| links.get(&index).is_none_or(|link| link != name), |_| true);
-        let ended: Vec<u32> = self.ended.iter().copied().filter(|index| !links.contains_key(index)).collect();
+        self.links = links;
+        self.links_told = true;
+        self.links_gone(|gate, links| links.get(&gate.host_index).is_none_or(|link| link != gate.host.as_str()));
+        let ended: Vec<u32> = self.ended.iter().copied().filter(|index| !self.links.contains_key(index)).collect();
         for index in ended {
-            self.ended.remove(&index);
             self.forget(index);
         }
-        self.links = links;
         self.adopt_soon();
     }
 
     /// Keeps nothing of an interface that is gone.
     fn forget(&mut self, index: u32) {
         self.unbound.remove(&index);
+        self.ended.remove(&index);
+        self.refused.remove(&index);
         if let Err(error) = self.parts.gates.forget(index) {
             tracing::error!(index, error = %ErrorChain(&error), "an interface could not be forgotten");
             self.parts.metrics.error("forget");
         }
     }
 
-    /// Releases the endpoints of which no interface `is_there` any more, beside those that are gone now.
-    fn links_gone(&mut self, is_gone: impl Fn(u32, &str) -> bool, is_there: impl Fn(u32) -> bool) {
+    /// Releases the endpoints of which no interface is left, beside those that are gone now.
+    fn links_gone(&mut self, is_gone: impl Fn(&GateInterface, &BTreeMap<u32, String>) -> bool) {
         let mut dead: Vec<(Attachment, Vec<u32>, bool)> = Vec::new();
         for (attachment, binding) in &self.bindings {
             let (gone, left): (Vec<_>, Vec<_>) =
-                binding.interfaces().iter().partition(|gate| is_gone(gate.host_index, gate.host.as_str()));
+                binding.interfaces().iter().partition(|gate| is_gone(gate, &self.links));
             if !gone.is_empty() {
                 let gone = gone.iter().map(|gate| gate.host_index).collect();
-                let all = !left.iter().any(|gate| is_there(gate.host_index));
+                let all = !left.iter().any(|gate| self.links.contains_key(&gate.host_index));
                 dead.push((attachment.clone(), gone, all));
             }
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use sluice_contract::id::{Attachment, ContainerId};
+use sluice_contract::node::nic;
 use sluice_daemon::log::ErrorChain;
 use sluice_policy_core::cluster::{Addresses, Cluster as State, Event, Object, ObjectId, Pod, PodKey, Uid};
 use sluice_policy_core::model::Text;
@@ -63,7 +64,12 @@ fn is_known(state: &State, object: &Object) -> bool {
 
 /// The host's side of an interface.
 pub(crate) fn interface(gate: &GateInterface) -> Interface {
-    Interface { index: gate.host_index, name: gate.host.clone(), addresses: gate.addresses.clone() }
+    Interface {
+        index: gate.host_index,
+        name: gate.host.clone(),
+        addresses: gate.addresses.clone(),
+        first: nic::index(&gate.container) == 0,
+    }
 }
 
 /// Whether a sandbox is one of the pod with this UID. What does not know its UID is.
@@ -257,7 +263,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     }
 
     pub(super) fn unbind(&mut self, index: u32) {
-        self.ended.insert(index);
+        // One that has gone cannot be adopted.
+        if self.links.contains_key(&index) {
+            self.ended.insert(index);
+        }
         match self.parts.gates.unbind(index) {
             Ok(()) => {
                 self.unbound.remove(&index);

@@ -13,7 +13,7 @@ use sluice_hostnet::desired::View;
 use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::netns::Namespace;
-use sluice_hostnet::state::{Family, LinkKind, TABLE_MAIN};
+use sluice_hostnet::state::{Family, Link, LinkKind, Observed, TABLE_MAIN, host_prefix};
 use sluice_policy_bpf::events::{Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime};
@@ -26,7 +26,7 @@ use sluice_policy_core::compile::image::{Identity, Image};
 use tokio::task::{JoinError, JoinHandle};
 
 use super::uplinks::Uplinks;
-use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, Veth};
 use crate::log::ErrorChain;
 
 /// How long after its maps were made a gate takes packets of flows that it does not know for the replies of such that were
@@ -171,6 +171,7 @@ impl GateDatapath {
             index: interface.index,
             name: interface.name.clone(),
             addresses: interface.addresses.clone(),
+            first: interface.first,
             any_source: false,
             bridge,
         }
@@ -195,6 +196,23 @@ impl GateDatapath {
             _ => Err(AttachError::Gone { name: interface.name.clone(), index: interface.index }),
         }
     }
+}
+
+/// The veths among links, with what is routed by each.
+fn veths(seen: Observed) -> Vec<Veth> {
+    let mut routed: BTreeMap<IfName, Vec<IpAddr>> = BTreeMap::new();
+    for route in seen.routes {
+        let (to, is_host) = (route.destination.addr(), host_prefix(route.destination.addr()) == route.destination);
+        if let Some(dev) = route.dev.filter(|_| is_host && !is_egress(to)) {
+            routed.entry(dev).or_default().push(to);
+        }
+    }
+    let links = seen.links.into_iter().filter(|link| link.kind == LinkKind::Veth);
+    let veth = |link: Link| {
+        let addresses = routed.remove(&link.name).unwrap_or_default();
+        Veth { index: link.index, name: link.name, alias: link.alias, peer_netns: link.peer_netns, addresses }
+    };
+    links.map(veth).collect()
 }
 
 /// Gives an interface links, on a thread that may wait.
@@ -365,7 +383,8 @@ impl Datapath for GateDatapath {
             && let Some(links) = &self.links
             && let Some((index, name)) = self.promotions.next(Ktime::now())
         {
-            let interface = Interface { index, name, addresses: Vec::new() };
+            // Links are put where a gate is: what it lets pass is the maps' business.
+            let interface = Interface { index, name, addresses: Vec::new(), first: true };
             let task = link(links, &interface);
             self.promoting = Some(Promoting { interface, task });
         }
@@ -417,7 +436,7 @@ impl Datapath for GateDatapath {
         }
     }
 
-    async fn routed_by(&mut self, interface: &IfName) -> Vec<IpAddr> {
+    async fn veths(&mut self) -> Option<Vec<Veth>> {
         let routes = Family::ALL.map(|family| (family, TABLE_MAIN)).into();
         let view = View { routes, ..View::default() };
         let seen = match Host::current() {
@@ -425,14 +444,10 @@ impl Datapath for GateDatapath {
             Err(error) => Err(ErrorChain(&error).to_string()),
         };
         match seen {
-            Ok(seen) => {
-                let ours = seen.routes.into_iter().filter(|route| route.dev.as_ref() == Some(interface));
-                let alone = ours.map(|route| route.destination).filter(|to| to.prefix_len() == to.max_prefix_len());
-                alone.map(|to| to.addr()).filter(|address| !is_egress(*address)).collect()
-            }
+            Ok(seen) => Some(veths(seen)),
             Err(error) => {
-                tracing::warn!(%interface, error, "the routes to a pod could not be read");
-                Vec::new()
+                tracing::warn!(error, "the host's veths could not be read");
+                None
             }
         }
     }

@@ -12,7 +12,7 @@ use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::{Endpoint, Identity, Image};
 use sluice_policy_core::flow::{Query, Verdict};
 
-use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, Veth};
 use ipnet::IpNet;
 use sluice_contract::id::IfName;
 
@@ -69,6 +69,14 @@ pub(crate) struct Kernel {
     pub(crate) seeded: BTreeSet<u32>,
     /// Interfaces to which the host has a route of an address alone.
     pub(crate) routes: BTreeMap<IpAddr, u32>,
+    /// The aliases of interfaces.
+    pub(crate) aliases: BTreeMap<u32, String>,
+    /// The namespaces that the other ends of interfaces are in.
+    pub(crate) namespaces: BTreeMap<u32, i32>,
+    /// It does not tell of all interfaces.
+    pub(crate) hides_veths: bool,
+    /// How often it was asked for all interfaces.
+    pub(crate) dumps: u32,
     /// Addresses with which pods have open flows.
     pub(crate) peers: BTreeSet<IpAddr>,
 }
@@ -455,10 +463,19 @@ impl Datapath for Model {
         kernel.links.get(&index).map(|(name, _)| (index, IfName::new(name.as_str()).unwrap()))
     }
 
-    async fn routed_by(&mut self, interface: &IfName) -> Vec<IpAddr> {
-        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |index: &u32| kernel.links.get(index).is_some_and(|(name, _)| name.as_str() == interface.as_str());
-        kernel.routes.iter().filter(|(_, index)| is_it(index)).map(|(address, _)| *address).collect()
+    async fn veths(&mut self) -> Option<Vec<Veth>> {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        kernel.dumps += 1;
+        let routed =
+            |index: u32| kernel.routes.iter().filter(move |(_, to)| **to == index).map(|(address, _)| *address);
+        let veth = |(index, (name, _)): (&u32, &(String, Attached))| Veth {
+            index: *index,
+            name: IfName::new(name.as_str()).unwrap(),
+            alias: kernel.aliases.get(index).cloned(),
+            peer_netns: kernel.namespaces.get(index).copied(),
+            addresses: routed(*index).collect(),
+        };
+        (!kernel.hides_veths).then(|| kernel.links.iter().map(veth).collect())
     }
 
     async fn seed(&mut self, interface: &Interface) {

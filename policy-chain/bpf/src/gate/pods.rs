@@ -48,9 +48,9 @@ impl Pod {
     }
 
     /// The addresses of the entry of an interface, and how many it must have: the interface's own, which come first. As far as
-    /// there is room then those that the compiler has rows for, those of the other interfaces, by which the pod may answer, and
-    /// those for egress alone. A pod with an interface on each of many network cards has more than there is room for, and sends
-    /// from each by its own interface.
+    /// there is room then the interface's own for egress, those that the compiler has rows for, and those of the other
+    /// interfaces, by which the pod may answer. A pod with an interface on each of many network cards has more than there is room
+    /// for, and sends from each by its own interface.
     fn addresses(&self, interface: &Interface) -> (Vec<OwnAddress>, usize) {
         let row = |row: Option<RowId>| row.map_or(0, |row| row.0);
         let known = self.endpoint.iter().flat_map(|endpoint| &endpoint.addresses).map(|own| OwnAddress {
@@ -68,8 +68,9 @@ impl Pod {
                 addresses.push(OwnAddress { address, ingress: 0, egress: 0 });
             }
         }
+        let own_egress = egress(interface).map(|address| Address::from(address.to_canonical()));
         // Stable: the order of all else is as above.
-        addresses.sort_by_key(|address| !own.contains(&address.address));
+        addresses.sort_by_key(|known| (!own.contains(&known.address), own_egress != Some(known.address)));
         let needed = addresses.iter().take_while(|address| own.contains(&address.address)).count();
         (addresses, needed)
     }
@@ -102,9 +103,10 @@ impl Pod {
 }
 
 /// The address that a pod of one family may have for egress in the other, of which the runtime is not told. Where it has none, the
-/// host drops what is sent in that name.
+/// host drops what is sent in that name. Only a pod's first interface has one: the others' IPv6 addresses are counted on network
+/// cards of their own, so that theirs would be those of other pods.
 fn egress(interface: &Interface) -> Option<IpAddr> {
-    let (first, others) = interface.addresses.split_first()?;
+    let (first, others) = interface.addresses.split_first().filter(|_| interface.first)?;
     egress_of(*first).filter(|_| others.iter().all(|other| other.is_ipv4() == first.is_ipv4()))
 }
 

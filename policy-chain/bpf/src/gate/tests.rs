@@ -59,6 +59,7 @@ fn interface(index: u32, addresses: &[&str]) -> Interface {
         index,
         name: IfName::new("eni0").unwrap(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        first: true,
         any_source: false,
         bridge: None,
     }

@@ -388,6 +388,7 @@ impl World {
                 index: pod.index,
                 name: IfName::new("eni0").unwrap(),
                 addresses: vec![pod.v4, pod.v6],
+                first: true,
                 any_source: false,
                 bridge: None,
             };

@@ -284,6 +284,37 @@ async fn a_pod_with_two_interfaces_has_two_gates_and_is_known_by_both_addresses(
     assert!(!node.passes(9, "10.0.0.8", 80), "it is nobody's any more");
 }
 
+/// policyd knows of links that have come since it began, by the ADDs that brought them.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_loses_one_interface_keeps_the_other() {
+    let old = pod("old", "app: a").replace("Running", "Running, podIPs: [{ip: 10.0.0.99}]");
+    let node = Node::with(&[scene(), pod("two", "app: a"), old].concat()).await;
+    node.send(Input::Links(node.kernel(|kernel| kernel.links()))).await;
+    let mut request = add("c1", "two", 7);
+    let second = add("c1", "two", 8).interfaces.remove(0);
+    request.interfaces.push(GateInterface { container: IfName::new("mNicIf1").unwrap(), ..second });
+    let gates = request.interfaces.iter().map(crate::daemon::interface);
+    assert_eq!(gates.map(|gate| gate.first).collect::<Vec<_>>(), [true, false]);
+    let mut asked = node.begin(request).await;
+    node.settle().await;
+    assert!(asked.answer().unwrap().is_ok());
+    node.kernel(|kernel| kernel.unplug(8));
+    node.send(Input::LinkGone(8)).await;
+    node.settle().await;
+    assert!(!node.view().await.endpoints.is_empty());
+    assert!(node.passes(7, FRIEND, 80) && !node.passes(7, STRANGER, 80));
+    node.kernel(|kernel| kernel.unplug(7));
+    node.send(Input::LinkGone(7)).await;
+    assert!(node.view().await.endpoints.is_empty());
+    // Neither number is barred: here it is that of a pod's which policyd has not been asked about.
+    let of = sluice_contract::id::PodRef { namespace: "web".into(), name: "old".into(), uid: None };
+    let name = sluice_contract::node::host_veth("eni", &of, 0).unwrap();
+    node.kernel(|kernel| kernel.plug_named(8, name.as_str(), Attached::Nothing));
+    node.send(Input::Links(node.kernel(|kernel| kernel.links()))).await;
+    node.settle().await;
+    assert!(node.passes(8, FRIEND, 80) && !node.passes(8, STRANGER, 80));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_outlives_its_pods_object() {
     let node = Node::with(&[scene(), pod("a", "app: a")].concat()).await;

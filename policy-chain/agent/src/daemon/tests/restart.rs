@@ -347,11 +347,14 @@ async fn all_interfaces_of_a_pod_that_ran_before_are_adopted() {
         node.kernel(|kernel| {
             kernel.plug_named(index, name.as_str(), Attached::Nothing);
             kernel.routes.insert(address, index);
+            kernel.namespaces.insert(index, 5);
         });
     }
+    let dumps = node.kernel(|kernel| kernel.dumps);
     let links = node.kernel(|kernel| kernel.links());
     node.send(crate::inbox::Input::Links(links)).await;
     node.settle().await;
+    assert_eq!(node.kernel(|kernel| kernel.dumps), dumps + 1, "one look is enough for all");
     let in_force = |node: &Node| {
         for index in 77..80 {
             assert!(node.passes(index, FRIEND, 80) && !node.passes(index, STRANGER, 80), "{index}");
@@ -373,6 +376,150 @@ async fn all_interfaces_of_a_pod_that_ran_before_are_adopted() {
         node.send(crate::inbox::Input::LinkGone(index)).await;
         assert_eq!(!node.view().await.endpoints.is_empty(), left, "{index}");
     }
+}
+
+/// A pod that ran before policyd, with an address for the cluster.
+fn ran_before(name: &str, address: &str) -> String {
+    pod(name, "app: a").replace("Running", &format!("Running, podIPs: [{{ip: {address}}}]"))
+}
+
+/// A link that nobody has gated: the `number`-th interface of a pod, in a namespace, with the address 10.0.0.INDEX.
+fn plug(node: &Node, (pod, number): (&str, u8), prefix: &str, index: u32, namespace: i32) {
+    let of = sluice_contract::id::PodRef { namespace: "web".into(), name: pod.into(), uid: None };
+    let name = sluice_contract::node::host_veth(prefix, &of, number).unwrap();
+    let address = format!("10.0.0.{index}").parse().unwrap();
+    node.kernel(|kernel| {
+        kernel.plug_named(index, name.as_str(), Attached::Nothing);
+        kernel.routes.insert(address, index);
+        kernel.namespaces.insert(index, namespace);
+    });
+}
+
+async fn tell_links(node: &Node) {
+    let links = node.kernel(|kernel| kernel.links());
+    node.send(crate::inbox::Input::Links(links)).await;
+    node.settle().await;
+}
+
+/// Whether an interface has a gate that enforces the policy of pods like `a`.
+fn is_gated(node: &Node, index: u32) -> bool {
+    node.passes(index, FRIEND, 80) && !node.passes(index, STRANGER, 80)
+}
+
+/// `old`'s second interface has the name of the first of `old.1`: whose one is, its mark or its namespace says.
+#[tokio::test(start_paused = true)]
+async fn no_pod_is_given_the_interface_of_another_whose_name_is_alike() {
+    for is_marked in [false, true] {
+        let pods = [ran_before("old", "10.0.0.77"), ran_before("old.1", "10.0.0.78")].concat();
+        let node = Node::with(&[scene(), pods].concat()).await;
+        plug(&node, ("old", 0), "eni", 77, 1);
+        plug(&node, ("old.1", 0), "eni", 78, if is_marked { 1 } else { 2 });
+        // They need not be without gaps.
+        plug(&node, ("old", 2), "eni", 79, if is_marked { 3 } else { 1 });
+        if is_marked {
+            let aliases = [(77, "c1/eth0"), (78, "c2/eth0"), (79, "c1/mNicIf2")];
+            let marks = aliases.map(|(index, of)| (index, format!("sluice {of}@sluice")));
+            node.kernel(|kernel| kernel.aliases.extend(marks));
+        }
+        tell_links(&node).await;
+        assert!([77, 78, 79].into_iter().all(|index| is_gated(&node, index)));
+        assert_eq!(node.view().await.endpoints.len(), 3);
+        // A pod may always reach itself, by the addresses that are its own.
+        assert!(node.passes(77, "10.0.0.79", 81) && !node.passes(77, "10.0.0.78", 81), "{is_marked}");
+        assert!(node.passes(78, "10.0.0.78", 81) && !node.passes(78, "10.0.0.77", 81), "{is_marked}");
+    }
+}
+
+/// The other way round: what is marked as a further interface is nobody's first.
+#[tokio::test(start_paused = true)]
+async fn the_second_interface_of_a_pod_is_not_taken_for_the_first_of_another() {
+    let pods = [ran_before("old", "10.0.0.77"), ran_before("old.1", "10.0.0.99")].concat();
+    let node = Node::with(&[scene(), pods].concat()).await;
+    plug(&node, ("old", 0), "eni", 77, 1);
+    plug(&node, ("old", 1), "eni", 78, 1);
+    let marks = [(77, "c1/eth0"), (78, "c1/mNicIf1")].map(|(index, of)| (index, format!("sluice {of}@sluice")));
+    node.kernel(|kernel| kernel.aliases.extend(marks));
+    tell_links(&node).await;
+    assert_eq!(node.view().await.without_gate, ["web/old.1"]);
+    assert!(is_gated(&node, 77) && is_gated(&node, 78));
+    assert!(node.passes(78, "10.0.0.77", 81) && !node.passes(78, "10.0.0.99", 81));
+}
+
+/// An address that another pod claims proves the contrary.
+#[tokio::test(start_paused = true)]
+async fn an_interface_with_an_address_of_another_pod_is_left_alone() {
+    let pods = [ran_before("old", "10.0.0.77"), peer("far", "10.0.0.78", "role: other")].concat();
+    let node = Node::with(&[scene(), pods].concat()).await;
+    plug(&node, ("old", 0), "eni", 77, 1);
+    plug(&node, ("old", 1), "eni", 78, 1);
+    tell_links(&node).await;
+    assert!(is_gated(&node, 77));
+    assert_eq!(node.kernel(|kernel| kernel.attached(78)), Some(Attached::Nothing));
+}
+
+/// Whatever they are called, and though the pod has come since policyd began or was adopted without them.
+#[tokio::test(start_paused = true)]
+async fn further_interfaces_are_found_later_too() {
+    let mut node = Node::with(&scene()).await;
+    tell_links(&node).await;
+    plug(&node, ("old", 0), "gan", 77, 5);
+    plug(&node, ("old", 1), "gan", 78, 5);
+    node.source.set(&ran_before("old", "10.0.0.77"));
+    node.wait(11_000).await;
+    assert!(is_gated(&node, 77) && is_gated(&node, 78));
+    plug(&node, ("old", 2), "gan", 79, 5);
+    node.wait(11_000).await;
+    assert!([77, 78, 79].into_iter().all(|index| is_gated(&node, index)));
+    assert!(node.kernel(|kernel| kernel.seeded.contains(&79)));
+    assert_eq!(node.view().await.endpoints.len(), 3);
+    node.kill().await;
+    node.start().await;
+    node.settle().await;
+    assert!([77, 78, 79].into_iter().all(|index| is_gated(&node, index)));
+    assert!(node.passes(77, "10.0.0.79", 81), "it is known by all of its addresses");
+    // One of them is made anew.
+    tell_links(&node).await;
+    node.kernel(|kernel| kernel.unplug(78));
+    node.send(crate::inbox::Input::LinkGone(78)).await;
+    node.kernel(|kernel| kernel.routes.clear());
+    plug(&node, ("old", 1), "gan", 80, 5);
+    node.wait(11_000).await;
+    assert!([77, 79, 80].into_iter().all(|index| is_gated(&node, index)));
+    assert!(node.passes(77, "10.0.0.80", 81) && !node.passes(77, "10.0.0.78", 81));
+}
+
+/// Without the host's routes nobody knows what a gate is to let pass.
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_until_the_kernel_tells_of_its_interfaces() {
+    let node = Node::with(&[scene(), ran_before("old", "10.0.0.77")].concat()).await;
+    plug(&node, ("old", 0), "eni", 77, 5);
+    plug(&node, ("old", 1), "eni", 78, 5);
+    node.kernel(|kernel| kernel.hides_veths = true);
+    tell_links(&node).await;
+    assert_eq!(node.view().await.without_gate, ["web/old"]);
+    node.kernel(|kernel| kernel.hides_veths = false);
+    node.wait(11_000).await;
+    assert!(is_gated(&node, 77) && is_gated(&node, 78));
+    assert!(node.passes(77, "10.0.0.78", 81), "it is known by all of its addresses");
+}
+
+/// A gate that cannot be put there is tried again, and the others stand.
+#[tokio::test(start_paused = true)]
+async fn one_interface_that_refuses_its_gate_keeps_none_of_the_others_from_theirs() {
+    let node = Node::with(&[scene(), ran_before("old", "10.0.0.77")].concat()).await;
+    for (number, index) in [(0, 77), (1, 78), (2, 79)] {
+        plug(&node, ("old", number), "eni", index, 5);
+    }
+    node.kernel(|kernel| kernel.refuses_at = Some(78));
+    tell_links(&node).await;
+    assert!(is_gated(&node, 77) && is_gated(&node, 79));
+    node.wait(11_000).await;
+    assert_eq!(node.kernel(|kernel| kernel.attached(78)), Some(Attached::Nothing));
+    node.kernel(|kernel| kernel.refuses_at = None);
+    node.wait(11_000).await;
+    assert!([77, 78, 79].into_iter().all(|index| is_gated(&node, index)));
+    let notices = node.source.world(|world| world.notices.clone());
+    assert!(notices.iter().all(|notice| notice.reason != "PolicyGateRemoved"), "nobody has taken it: {notices:?}");
 }
 
 /// Behind plugins that name interfaces as they like, the host's route says whose one is.

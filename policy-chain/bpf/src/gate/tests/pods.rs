@@ -45,7 +45,8 @@ fn a_revision_moves_all_interfaces_of_a_pod() {
         gate.bind(&key("db"), interface(8, &["10.0.0.8"])).unwrap();
         let before = entries(&gate);
         assert_eq!(before[&7].id, before[&8].id);
-        assert_eq!(before[&7].addresses, before[&8].addresses, "a pod may answer by its other interface");
+        let of = |index: u32| before[&index].addresses.map(|own| own.address);
+        assert!(of(7).iter().all(|address| of(8).contains(address)), "a pod may answer by its other interface");
         gate.apply(&Operation::SetRevision(key("db"), 4)).unwrap();
         let after = entries(&gate);
         for index in [7, 8] {
@@ -175,7 +176,7 @@ fn more_addresses_than_there_is_room_for_close_the_gate() {
         gate.bind(&key("db"), interface(7, &many[..4])).unwrap();
         assert_eq!(entries(&gate)[&7].flags, 0);
         // Addresses of other interfaces are of use, but no need.
-        gate.bind(&key("db"), interface(8, &many[4..])).unwrap();
+        gate.bind(&key("db"), Interface { first: false, ..interface(8, &many[4..]) }).unwrap();
         let entry = entries(&gate)[&8];
         let addresses: Vec<IpAddr> = entry.addresses.iter().map(|own| own.address.into()).collect();
         assert_eq!(entry.flags, 0);
@@ -212,11 +213,6 @@ fn a_pod_may_have_more_interfaces_than_an_entry_has_room_for_addresses() {
 fn a_pod_of_one_family_leaves_in_the_other_by_its_gate() {
     on_a_node(|| async {
         let (mut gate, _) = open();
-        let own = |gate: &Gate, index: u32| -> Vec<String> {
-            let entry = entries(gate)[&index];
-            let held = entry.addresses.iter().filter(|own| !own.address.is_none());
-            held.map(|own| IpAddr::from(own.address).to_string()).collect()
-        };
         set(&mut gate, "db", endpoint("2001:db8:1::7", 3, 1));
         gate.bind(&key("db"), interface(7, &["2001:db8:1::7"])).unwrap();
         assert_eq!(own(&gate, 7), ["2001:db8:1::7", "169.254.176.7"]);
@@ -231,6 +227,56 @@ fn a_pod_of_one_family_leaves_in_the_other_by_its_gate() {
         gate.bind(&key("db"), interface(7, &["2001:db8:1::7"])).unwrap();
         gate.unbind(7).unwrap();
         assert_eq!(owner(&gate), None);
+    });
+}
+
+fn own(gate: &Gate, index: u32) -> Vec<String> {
+    let entry = entries(gate)[&index];
+    let held = entry.addresses.iter().filter(|own| !own.address.is_none());
+    held.map(|own| IpAddr::from(own.address).to_string()).collect()
+}
+
+/// On the first interface of each network card IPv6 addresses are counted from one, and so their numbers are other pods' too.
+#[test]
+fn a_further_interface_has_no_address_for_egress() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let owner = |gate: &Gate| gate.maps.owners.get(&IpAddr::from([169, 254, 176, 1]).into(), 0).ok();
+        let (other, first, second) = ("2001:db8::a:0:0:1", "2001:db8::a:0:0:2", "2001:db8::b:0:0:1");
+        set(&mut gate, "db", endpoint(other, 3, 1));
+        gate.bind(&key("db"), interface(7, &[other])).unwrap();
+        assert_eq!(owner(&gate), Some(7));
+        set(&mut gate, "two", endpoint(first, 3, 1));
+        gate.bind(&key("two"), interface(8, &[first])).unwrap();
+        let further = Interface { first: false, ..interface(9, &[second]) };
+        gate.bind(&key("two"), further).unwrap();
+        assert_eq!(owner(&gate), Some(7), "it stays the other pod's");
+        assert_eq!(own(&gate, 8), [first, "169.254.176.2", second]);
+        assert_eq!(own(&gate, 9), [second, first, "169.254.176.2"]);
+        gate.unbind(9).unwrap();
+        assert_eq!(owner(&gate), Some(7));
+        gate.unbind(7).unwrap();
+        assert_eq!(owner(&gate), None);
+    });
+}
+
+/// Whatever else there is no room for: an interface's own address for egress comes right after its own addresses.
+#[test]
+fn the_first_of_many_interfaces_keeps_its_address_for_egress() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        let all: Vec<String> = (1..=8).map(|number| format!("2001:db8::{number}:0:0:7")).collect();
+        let row =
+            |address: &String| OwnAddress { address: address.parse().unwrap(), ingress: Some(RowId(5)), egress: None };
+        let addresses = all.iter().map(row).collect();
+        let (ingress, egress) = (PolicyId(3), PolicyId::NONE);
+        set(&mut gate, "db", Arc::new(Endpoint { addresses, ingress, egress, audit: false, revision: 1 }));
+        for (index, address) in (7..).zip(&all) {
+            let interface = Interface { first: index == 7, ..interface(index, &[address.as_str()]) };
+            assert_eq!(gate.bind(&key("db"), interface).unwrap(), Bound::InForce);
+        }
+        assert_eq!(own(&gate, 7)[1], "169.254.176.7");
+        assert_eq!(own(&gate, 14)[..2], [all[7].clone(), all[0].clone()]);
     });
 }
 
