@@ -119,7 +119,14 @@ impl Storm {
     async fn restart(&mut self) {
         self.say("kill -9, start");
         self.node.take().unwrap().kill().await;
+        let path = self.world.config().checkpoint();
+        let left = std::fs::read(&path).unwrap_or_default();
         self.node = Some(self.world.start().await);
+        // What a daemon has written is what the next one can use, wherever it has died.
+        let aside = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+        let aside: Vec<_> = aside.filter(|name| name.to_string_lossy().contains("corrupt")).collect();
+        let why = || Checkpoint::from_json(&left).and_then(|read| read.into_state(self.world.clock.now())).err();
+        assert!(aside.is_empty(), "{aside:?}: {:?}\n{}", why(), String::from_utf8_lossy(&left));
     }
 
     /// The daemon is killed at its n-th call of EC2 from here, before or after its effect, or after a minute.
