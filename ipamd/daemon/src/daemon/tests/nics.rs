@@ -66,7 +66,7 @@ async fn a_pod_has_an_address_of_each_card_until_its_del() {
     let cards: Vec<_> = pod.iter().map(|address| (address.interface, address.card)).collect();
     assert_eq!(cards, [(0, 0), (1, 1), (2, 2), (3, 3)]);
     for address in &pod {
-        assert_eq!(address.table, route_table(address.card, address.device));
+        assert_eq!(Some(address.table), route_table(address.card, address.device));
     }
     // Each by a host interface of its own.
     let view = node.wait("warm cards again", is_warm).await;
