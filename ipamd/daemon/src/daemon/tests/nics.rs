@@ -282,3 +282,26 @@ async fn the_names_of_further_interfaces_are_no_runtimes_to_use() {
     assert_eq!(check(&node, "a").await.unwrap(), pod);
     node.stop().await;
 }
+
+/// In VPC CNI each card overwrites the figures of the one before.
+#[tokio::test(start_paused = true)]
+async fn figures_are_of_all_network_cards_together_and_of_each_eni_alone() {
+    let mut world = world();
+    let node = world.settled().await;
+    node.wait("warm cards", is_warm).await;
+    for container in ["a", "b"] {
+        assert_eq!(add(&node, container, Duration::from_secs(60)).await.unwrap().len(), 4);
+    }
+    let view = node.wait("warm cards again", is_warm).await;
+    node.metrics.set_pool(&view.pool);
+    let all = |state: &str| u64::try_from((0..4).map(|card| count(&view, card, state)).sum::<usize>()).unwrap();
+    assert_eq!(node.counted("awscni_assigned_ip_addresses"), 8);
+    assert_eq!(node.counted("awscni_total_ip_addresses"), all("assigned") + all("free"));
+    assert_eq!(node.counted("awscni_eni_allocated"), u64::try_from(view.enis.len()).unwrap());
+    for (id, eni) in &view.enis {
+        let held = eni.blocks.values().flatten().filter(|(_, address)| address.state == "assigned").count();
+        let told = node.counted(&format!("awscni_assigned_ip_per_eni{{eni=\"{id}\"}}"));
+        assert_eq!(told, u64::try_from(held).unwrap(), "{id}");
+    }
+    node.stop().await;
+}
