@@ -126,14 +126,23 @@ pub const fn pod_gateway_v6(index: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, index as u16 + 1)
 }
 
+/// Device numbers that have route tables, 0 to 99: those of further network cards begin a hundred apart, and on card 0 a
+/// higher one would have the table of a VLAN ([`branch::table`]) or of the kernel.
+pub const DEVICES: u32 = 100;
+
+/// More network cards than any instance has.
+const MOST_CARDS: u32 = 1000;
+
 /// The route table of an ENI: main for the primary ENI, `device + 1` for others on network card 0, and
-/// `10000 + 100 * card + device` on further cards.
+/// `10000 + 100 * card + device` on further cards. None for a device number from [`DEVICES`] on, and for
+/// a card that no instance has.
 #[must_use]
-pub const fn route_table(card: u32, device: u32) -> u32 {
+pub const fn route_table(card: u32, device: u32) -> Option<u32> {
     match (card, device) {
-        (0, 0) => TABLE_MAIN,
-        (0, device) => device + 1,
-        (card, device) => 10_000 + 100 * card + device,
+        (0, 0) => Some(TABLE_MAIN),
+        (_, DEVICES..) | (MOST_CARDS.., _) => None,
+        (0, device) => Some(device + 1),
+        (card, device) => Some(10_000 + 100 * card + device),
     }
 }
 
@@ -215,11 +224,24 @@ mod tests {
 
     #[test]
     fn route_tables_are_those_of_the_vpc_cni() {
-        assert_eq!(route_table(0, 0), 254);
-        assert_eq!(route_table(0, 1), 2);
-        assert_eq!(route_table(0, 14), 15);
-        assert_eq!(route_table(1, 0), 10_100);
-        assert_eq!(route_table(3, 2), 10_302);
+        for (card, device, table) in
+            [(0, 0, 254), (0, 1, 2), (0, 14, 15), (0, 99, 100), (1, 0, 10_100), (3, 2, 10_302), (31, 99, 13_199)]
+        {
+            assert_eq!(route_table(card, device), Some(table));
+        }
+    }
+
+    /// VPC CNI panics at device 100. 253 would have had the table `main`, and 100 on card 1 that of card 2.
+    #[test]
+    fn a_device_or_a_card_beyond_all_numbers_has_no_table() {
+        for (card, device) in [(0, 100), (0, 253), (0, u32::MAX), (1, 100), (1, u32::MAX), (u32::MAX, 0)] {
+            assert_eq!(route_table(card, device), None, "card {card}, device {device}");
+        }
+        for card in 0..32 {
+            let tables: Vec<_> = (0..DEVICES).filter_map(|device| route_table(card, device)).collect();
+            assert_eq!(tables.len(), 100);
+            assert!(tables[1..].is_sorted() && tables[99] < route_table(card + 1, 0).unwrap());
+        }
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn an_answer_that_cannot_be_made_real_is_refused() {
 /// An address of a pod's interface, by the first ENI of its network card.
 fn on(interface: u8, ip: &str) -> PodAddress {
     let card = u32::from(interface);
-    let table = if card == 0 { 2 } else { route_table(card, 0) };
+    let table = if card == 0 { 2 } else { route_table(card, 0).unwrap() };
     PodAddress { interface, card, device: u32::from(card == 0), ..address(ip, table) }
 }
 

@@ -19,7 +19,7 @@ const SECOND_B: &str = "eniceb4ba3e890";
 /// An address on the first ENI of a further network card.
 fn of_card(card: u8, ip: &str) -> PodAddress {
     let number = u32::from(card);
-    PodAddress { interface: card, card: number, table: route_table(number, 0), ..address(ip, 0) }
+    PodAddress { interface: card, card: number, table: route_table(number, 0).unwrap(), ..address(ip, 0) }
 }
 
 fn two() -> Vec<PodAddress> {

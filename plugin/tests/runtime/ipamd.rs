@@ -54,7 +54,7 @@ pub(crate) fn address(ip: &str, device: u32) -> PodAddress {
         eni_mac: MacAddr([2, 0, 0, 0, 0, u8::try_from(device).unwrap()]),
         card: 0,
         device,
-        table: route_table(0, device),
+        table: route_table(0, device).unwrap(),
         branch: None,
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use sluice_contract::node::{CONNMARK, RULE_FROM_ENI, RULE_PRIMARY_ENI_MARK, route_table};
+use sluice_contract::node::{CONNMARK, RULE_FROM_ENI, RULE_PRIMARY_ENI_MARK, TABLE_MAIN, route_table};
 use sluice_hostnet::netns::Namespace;
 use sluice_policy_core::vector::schema::{Fixture, PodSpec};
 
@@ -60,7 +60,7 @@ impl Eni {
     /// The routing table of what its pods send.
     #[must_use]
     pub fn table(self) -> u32 {
-        route_table(0, self.device())
+        route_table(0, self.device()).unwrap_or(TABLE_MAIN)
     }
 
     /// Its name on the node.

@@ -13,7 +13,7 @@
 //! | [`install`], [`versions`] | a node is installed, upgraded and left; other versions' files and frames |
 //! | [`takeover`] | a node of the VPC CNI, also with Cilium behind it, changes hands with its pods talking |
 //! | [`burst`] | what the benchmarks measure with |
-//! | [`law`], [`logs`] | the dependency law; names of fields in logs |
+//! | [`law`], [`logs`], [`held`] | the dependency law; names of fields in logs; the tests that hold what is promised |
 
 #![cfg(test)]
 
@@ -24,6 +24,7 @@ mod crash;
 mod custom;
 mod families;
 mod gate;
+mod held;
 mod input;
 mod install;
 mod ipamd_kube;

@@ -159,13 +159,13 @@ async fn p64_a_pod_has_an_address_on_each_network_card_as_by_the_vpc_cni_and_lea
     for (address, (card, device), veth) in [(first, place, &veths[0]), (second, other_place, &veths[1])] {
         let mut expected = vec![format!("512: from all to {address} lookup main")];
         if (card, device) != (0, 0) {
-            expected.push(format!("1536: from {address} lookup {}", route_table(card, device)));
+            expected.push(format!("1536: from {address} lookup {}", route_table(card, device).unwrap()));
         }
         assert_eq!(about(address), expected);
         assert!(main.contains(&format!("{address} dev {veth} scope link")), "{main:?}");
     }
     let (eni, eni_address) = bed.eni_of(second).unwrap();
-    let (link, table) = (bed.world.link_of(&eni).await.unwrap(), route_table(other_place.0, other_place.1));
+    let (link, table) = (bed.world.link_of(&eni).await.unwrap(), route_table(other_place.0, other_place.1).unwrap());
     assert_eq!(about(eni_address.into()), [format!("32765: from {eni_address} lookup {table}")]);
     assert_eq!(
         routes(node, None, &table.to_string()).await,

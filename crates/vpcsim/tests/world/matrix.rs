@@ -111,7 +111,7 @@ async fn enis(world: &World, name: &str) -> ([EniId; 2], [Ipv4Addr; 2], [Vec<Ipv
 async fn set_up_node(host: &Host, eth1: &IfName, primaries: [Ipv4Addr; 2]) {
     let vpc: Ipv4Net = "10.0.0.0/16".parse().unwrap();
     let router: IpAddr = Ipv4Addr::new(10, 0, 1, 1).into();
-    let table = route_table(0, 1);
+    let table = route_table(0, 1).unwrap();
     let everything = Mark { value: CONNMARK, mask: CONNMARK };
     let desired = Desired {
         links: vec![LinkSettings { dev: eth1.clone(), up: Some(true), mtu: Some(MTU) }],
@@ -165,7 +165,7 @@ async fn add_pod(node: &Node, host: &Host, name: &str, address: Ipv4Addr, device
     pod.reconcile(&inside).await.unwrap();
     let mut rules = vec![Rule::to(RULE_TO_POD, net(address), TABLE_MAIN)];
     if device > 0 {
-        rules.push(Rule::from(RULE_FROM_POD, net(address), route_table(0, device)));
+        rules.push(Rule::from(RULE_FROM_POD, net(address), route_table(0, device).unwrap()));
     }
     let outside = Desired { routes: vec![Route::on_link(TABLE_MAIN, net(address), veth)], rules, ..Desired::default() };
     host.reconcile(&outside).await.unwrap();
@@ -270,7 +270,7 @@ async fn without_the_rule_of_a_pod_on_a_secondary_eni_the_fabric_drops_what_it_s
     }
     let cluster = Cluster::up().await;
     let broken = cluster.pods.iter().find(|pod| pod.device == 1 && pod.node == "node-a").unwrap();
-    let rule = Rule::from(RULE_FROM_POD, net(broken.address), route_table(0, 1));
+    let rule = Rule::from(RULE_FROM_POD, net(broken.address), route_table(0, 1).unwrap());
     let host = &cluster.hosts["node-a"];
     host.execute(&[Planned::new(Op::DeleteRule(rule.clone()), "to see it missed")]).await.unwrap();
 

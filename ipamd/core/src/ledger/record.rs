@@ -291,9 +291,9 @@ impl Eni {
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
-    /// The route table by which its pods' packets leave; none before it is attached.
+    /// The route table by which its pods' packets leave; none before it is attached, and none at a place that has no table.
     #[must_use]
     pub fn table(&self) -> Option<u32> {
-        self.device.map(|device| sluice_contract::node::route_table(self.card, device))
+        self.device.and_then(|device| sluice_contract::node::route_table(self.card, device))
     }
 }

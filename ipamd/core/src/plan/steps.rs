@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sluice_contract::id::SecurityGroupId;
+use sluice_contract::node::DEVICES;
 
 use super::draft::Draft;
 use super::grow::eni_limit;
@@ -13,9 +14,6 @@ use crate::ledger::{AddressState, Eni, Stage};
 use crate::op::{Op, OpKey};
 use crate::state::{Node, SETTLE, State};
 use crate::time::Timestamp;
-
-/// Device numbers go up to 99: tables of further cards begin a hundred apart (reference/vpc-cni.md 2.1).
-const DEVICES: u32 = 100;
 
 /// How old the knowledge of subnets may be when an ENI is made by it.
 pub(super) const SUBNETS_HOLD: Duration = Duration::from_secs(600);

@@ -583,3 +583,38 @@ fn an_adaptive_pool_that_is_too_rich_shrinks_to_what_it_wants() {
     let Op::Unassign { what, .. } = &planned[0].op else { panic!("{planned:?}") };
     assert_eq!(9 - what.addresses.len(), usize::try_from(band.high).unwrap(), "{band:?}");
 }
+
+/// VPC CNI makes a second call at once, for one address, whatever the first error was, throttling included.
+#[test]
+fn a_throttled_call_is_not_made_again_before_its_pause_is_over() {
+    let mut state = state(vec![eni(1, &[])]);
+    let assign = plan(&state, &warm_ips(3), &Demand { waiting: 2, ..Demand::default() }, at(1)).ops.remove(0).op;
+    assert!(matches!(assign, Op::Assign { .. }), "{assign}");
+    // For ten seconds.
+    failed(&mut state, &assign, CloudErrorKind::Throttled, at(1));
+    for seconds in [1, 2, 6, 10] {
+        let planned = ops(&state, &warm_ips(3), 2, seconds);
+        assert!(!planned.iter().any(|op| op.starts_with("assign")), "after {seconds} s: {planned:?}");
+    }
+    assert!(ops(&state, &warm_ips(3), 2, 11).contains(&assign.to_string()));
+}
+
+/// VPC CNI takes a new ENI for ready as soon as it shows more than one of the prefixes that were asked for, and not with one.
+#[test]
+fn fewer_prefixes_than_were_asked_for_are_used_and_the_rest_is_asked_for() {
+    let targets = Targets { prefixes: true, ..Targets::default() };
+    let demand = Demand { waiting: 40, ..Demand::default() };
+    let asked = |state: &State, seconds| match plan(state, &targets, &demand, at(seconds)).ops.remove(0).op {
+        Op::Assign { eni, count: AddressCount::Prefixes(count) } => (eni, count),
+        other => panic!("{other}"),
+    };
+    let mut state = state(vec![eni(1, &[])]);
+    let (eni, count) = asked(&state, 1);
+    assert!(count >= 3, "{count}");
+    let assign = Op::Assign { eni: eni.clone(), count: AddressCount::Prefixes(count) };
+    let assigned = Assigned { prefixes: [net("10.0.1.0/28")].into(), ..Assigned::default() };
+    done(&mut state, &assign, Outcome::Assigned(assigned), at(2));
+    assert_eq!(state.ledger().tally(at(2)).free, 16);
+    assert_eq!(asked(&state, 2), (eni, count - 1));
+    assert_eq!(check(&state, at(2)), []);
+}

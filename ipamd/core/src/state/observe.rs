@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_contract::id::{EniId, SubnetId};
+use sluice_contract::node::route_table;
 
 use super::{ApplyError, DEPARTED_KEPT, SETTLE, State, Subnet, tag};
-use crate::cloud::{Ec2Eni, Ec2Subnet, ImdsEni, InstanceLimits, InterfaceType};
+use crate::cloud::{Ec2Attachment, Ec2Eni, Ec2Subnet, ImdsEni, InstanceLimits, InterfaceType};
 use crate::ipv6::{Delegation, Families};
 use crate::ledger::{AddressState, Block, Eni, LedgerError, Role, Stage};
 use crate::op::{Op, OpKey};
@@ -27,6 +28,8 @@ impl State {
             Some(attachment) if attachment.card == 0 && attachment.device == 0 => Role::Primary,
             _ if eni.tags.get(tag::NO_MANAGE).is_some_and(|value| value == "true") => Role::Unmanaged,
             Some(attachment) if !self.is_for_pods(attachment.card) => Role::Unmanaged,
+            // Whoever has attached it there, pods' packets would not leave by it.
+            Some(attachment) if route_table(attachment.card, attachment.device).is_none() => Role::Unmanaged,
             _ if untagged_too || self.is_tagged_ours(eni) => Role::Secondary,
             _ => Role::Unmanaged,
         };
@@ -262,7 +265,7 @@ impl State {
                 // Its tags are not told: what others do not want used has to be on another card, or of EFA alone.
                 let role = match (seen.card, seen.device) {
                     (0, 0) => Role::Primary,
-                    (card, _) if self.is_for_pods(card) => Role::Secondary,
+                    (card, device) if self.is_for_pods(card) && route_table(card, device).is_some() => Role::Secondary,
                     _ => Role::Unmanaged,
                 };
                 let record = self.with_ipv6(self.record_of_imds(seen, role, now), &seen.ipv6_prefixes, now);
@@ -275,7 +278,10 @@ impl State {
             }
             let settled = now.since(self.ledger.eni_mut(&seen.eni)?.since) > SETTLE;
             self.described_ipv6(&seen.eni, &seen.ipv6_prefixes, settled, now)?;
-            self.ledger.set_place(&seen.eni, seen.card, seen.device)?;
+            if self.ledger.eni_mut(&seen.eni)?.role == Role::Unmanaged || route_table(seen.card, seen.device).is_some()
+            {
+                self.ledger.set_place(&seen.eni, seen.card, seen.device)?;
+            }
             let known = self.ledger.eni_mut(&seen.eni)?;
             (known.unsure, known.not_before, known.recheck) = (false, None, None);
             if known.stage == Stage::Created {
@@ -484,7 +490,7 @@ impl State {
     /// Whether an ENI that was let alone because its network card served no pods is for pods by now. Its tags say so, where EC2
     /// has told of them.
     fn is_taken_up(&self, id: &EniId, described: Option<&Ec2Eni>) -> bool {
-        let was_let_alone = |eni: &&Eni| eni.role == Role::Unmanaged && eni.card > 0 && eni.device.is_some();
+        let was_let_alone = |eni: &&Eni| eni.role == Role::Unmanaged && eni.card > 0 && eni.table().is_some();
         let Some(known) = self.ledger.eni(id).filter(was_let_alone) else { return false };
         let is_ours = |described: &Ec2Eni| self.record_of(described, Timestamp::default()).0.role == Role::Secondary;
         self.is_for_pods(known.card) && described.is_none_or(is_ours)
@@ -529,10 +535,13 @@ impl State {
         let ours = self.node.as_ref().map(|node| node.identity.instance.clone());
         let eni = self.ledger.eni_mut(id)?;
         let detached = eni.stage == Stage::Leaving && eni.attachment.is_none() && eni.device.is_none();
+        // Of others' ENIs it does not matter by which table packets would leave.
+        let is_others = eni.role == Role::Unmanaged;
+        let is_usable = |at: &Ec2Attachment| is_others || route_table(at.card, at.device).is_some();
         match (&described.attachment, eni.stage) {
             // Detached a moment ago: this is news of the past.
             (Some(_), _) if detached && !settled => Ok(false),
-            (Some(attachment), stage) if attachment.instance == ours || ours.is_none() => {
+            (Some(attachment), stage) if is_usable(attachment) && (attachment.instance == ours || ours.is_none()) => {
                 eni.attachment = Some(attachment.attachment.clone());
                 eni.delete_on_termination = attachment.delete_on_termination;
                 self.ledger.set_place(id, attachment.card, attachment.device)?;

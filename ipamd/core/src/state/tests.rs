@@ -344,3 +344,87 @@ fn a_refused_give_back_may_have_come_twice() {
         assert_eq!(back.ledger(), gone.ledger());
     }
 }
+
+/// VPC CNI panics at device number 100. Whatever is attached where there is no route table takes its place there, and carries
+/// no pods.
+#[test]
+fn an_eni_where_there_is_no_route_table_is_let_alone() {
+    use crate::plan::{Demand, Targets, plan};
+    let wide = || {
+        let limits = crate::cloud::InstanceLimits { further_cards: vec![2], ..node().limits };
+        Node { limits, multi_nic: true, ..node() }
+    };
+    let far_away = |card: u32, device: u32| {
+        let mut eni = eni(2, &["10.0.0.2/32"]);
+        let place = eni.attachment.as_mut().unwrap();
+        (place.card, place.device) = (card, device);
+        eni
+    };
+    for (card, device) in [(0, 100), (0, 253), (0, 4_000_000_000), (1, 100), (1, 4_000_000_000), (u32::MAX, 1)] {
+        let far = far_away(card, device);
+        let mut state = State::new(1);
+        state.apply(Event::NodeKnown(wide()), at(0)).unwrap();
+        state.apply(Event::Surveyed(vec![eni(1, &["10.0.0.1/32"]), far.clone()]), at(0)).unwrap();
+        for now in [100, 200] {
+            let known = state.ledger().eni(&eni_id(2)).unwrap();
+            assert_eq!((known.role, known.table(), known.blocks.len()), (Role::Unmanaged, None, 0), "{card} {device}");
+            assert_eq!(check(&state, at(now)), []);
+            let planned = plan(&state, &Targets::default(), &Demand { waiting: 30, ..Demand::default() }, at(now)).ops;
+            assert!(planned.iter().all(|planned| planned.op.eni() != Some(&eni_id(2))), "{planned:?}");
+            state.apply(Event::EniDescribed(eni_id(2), Some(far.clone())), at(now)).unwrap();
+        }
+        // So it is by the metadata service alone.
+        let shown = |n: u32, card, device| ImdsEni {
+            eni: eni_id(n),
+            mac: eni(n, &[]).mac,
+            device,
+            card,
+            subnet: subnet_id(1),
+            subnet_cidr: net("10.0.0.0/16"),
+            primary_ip: eni(n, &[]).primary_ip,
+            secondary_ips: BTreeSet::from([format!("10.0.0.{n}").parse().unwrap()]),
+            prefixes: BTreeSet::new(),
+            ipv6_prefixes: BTreeSet::new(),
+            security_groups: Vec::new(),
+        };
+        let mut state = State::new(1);
+        state.apply(Event::NodeKnown(Node { imds_only: true, ..wide() }), at(0)).unwrap();
+        for now in [1, 60, 120] {
+            state.apply(Event::ImdsSeen(vec![shown(1, 0, 0), shown(2, card, device)]), at(now)).unwrap();
+            let known = state.ledger().eni(&eni_id(2)).unwrap();
+            assert_eq!((known.role, known.table(), known.blocks.len()), (Role::Unmanaged, None, 0), "{card} {device}");
+            assert_eq!(check(&state, at(now)), []);
+        }
+    }
+    // One of ours cannot come there without being detached first: a pod keeps its route, and nobody else is put on it.
+    let mut state = state(vec![eni(1, &[]), eni(2, &["10.0.0.1/32", "10.0.0.2/32"])]);
+    state.apply(Event::Assign(ip("10.0.0.1"), owner("a")), at(1)).unwrap();
+    let moved = Ec2Eni { secondary_ips: eni(2, &["10.0.0.1/32", "10.0.0.2/32"]).secondary_ips, ..far_away(0, 100) };
+    state.apply(Event::EniDescribed(eni_id(2), Some(moved)), at(100)).unwrap();
+    assert_eq!(state.ledger().address_of(&owner("a").attachment), Some(ip("10.0.0.1")));
+    assert_eq!(state.ledger().eni(&eni_id(2)).unwrap().table(), Some(2));
+    assert_eq!(state.ledger().next_available(at(100)), None);
+    assert_eq!(check(&state, at(100)), []);
+}
+
+/// In VPC CNI an ENI that is removed by force is subtracted from the totals twice, and what was given back is still in them.
+#[test]
+fn totals_are_of_what_is_there() {
+    let mut state = state(vec![eni(1, &["10.0.1.0/28"]), eni(2, &["10.0.2.0/28", "10.0.3.0/28"])]);
+    let totals = |state: &State, now| {
+        let tally = state.ledger().tally(at(now));
+        (tally.enis, tally.prefixes, tally.total(), tally.assigned)
+    };
+    state.apply(Event::Assign(ip("10.0.2.1"), owner("a")), at(1)).unwrap();
+    assert_eq!(totals(&state, 1), (2, 3, 48, 1));
+    let what = Unassign { addresses: BTreeSet::new(), prefixes: [net("10.0.3.0/28")].into() };
+    done(&mut state, &Op::Unassign { eni: eni_id(2), what }, Outcome::Done, at(100));
+    assert_eq!(totals(&state, 100), (2, 2, 32, 1));
+    // EC2 does not know the ENI any more: the pod has what it has, and nobody else gets anything of it.
+    state.apply(Event::EniDescribed(eni_id(2), None), at(200)).unwrap();
+    assert_eq!(totals(&state, 200), (2, 1, 17, 1));
+    state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(201)).unwrap();
+    state.apply(Event::EniDescribed(eni_id(2), None), at(300)).unwrap();
+    assert_eq!(totals(&state, 300), (1, 1, 16, 0));
+    assert_eq!(check(&state, at(300)), []);
+}

@@ -17,6 +17,9 @@ use crate::kernel::Kernel;
 /// For how long something that may pass by itself has to stand in the pool's way before people are told.
 pub(super) const LASTING: Duration = Duration::from_secs(60);
 
+/// How long a call may take that is tried again. While it is under way nothing stands in the way, and yet it has not passed.
+const TRIED_AGAIN: Duration = Duration::from_secs(15);
+
 /// What has been told.
 #[derive(Debug)]
 pub(super) struct Reports {
@@ -44,7 +47,8 @@ impl Reports {
     /// When there is something to tell, if nothing changes.
     pub(super) fn wake(&self) -> Option<Instant> {
         let Trouble { since, told, gone, .. } = self.trouble?;
-        let from = if told { gone } else { Some(since) };
+        // What has passed before it was told is nothing to tell.
+        let from = if told { gone } else { gone.is_none().then_some(since) };
         from.map(|from| from + LASTING)
     }
 }
@@ -89,7 +93,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let mut held_up = all.filter_map(|(card, _, held_up)| Some((card, held_up.filter(passing)?)));
         let Some((card, cause)) = hopeless.or_else(|| held_up.next()) else { return self.report_no_trouble(now) };
         let code = cause.code();
-        let before = self.reports.trouble.filter(|before| before.code == code);
+        let is_same = |before: &Trouble| {
+            let gone = before.gone.filter(|_| !before.told);
+            before.code == code && gone.is_none_or(|gone| now.saturating_duration_since(gone) < TRIED_AGAIN)
+        };
+        let before = self.reports.trouble.filter(is_same);
         let trouble = before.unwrap_or(Trouble { code, since: now, told: false, gone: None });
         let tells = hopeless.is_some() || now.saturating_duration_since(trouble.since) >= LASTING;
         let of_card = card.map(|card| format!("network card {card}: ")).unwrap_or_default();
@@ -108,17 +116,17 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
     }
 
     fn report_no_trouble(&mut self, now: Instant) {
-        if let Some(trouble) = &mut self.reports.trouble
-            && trouble.told
-        {
+        if let Some(trouble) = &mut self.reports.trouble {
             let gone = *trouble.gone.get_or_insert(now);
-            if now.saturating_duration_since(gone) < LASTING {
-                return;
+            if trouble.told {
+                if now.saturating_duration_since(gone) < LASTING {
+                    return;
+                }
+                let message = "nothing stands in the pool's way any more".to_owned();
+                self.notice(About::Node, Weight::Normal, "PoolGrows", message);
+                self.reports.trouble = None;
             }
-            let message = "nothing stands in the pool's way any more".to_owned();
-            self.notice(About::Node, Weight::Normal, "PoolGrows", message);
         }
-        self.reports.trouble = None;
         if self.state.node().is_some() {
             let message = "pods can have addresses".to_owned();
             self.report_condition(Condition { holds: true, reason: "Available", message });

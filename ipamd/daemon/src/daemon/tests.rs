@@ -6,6 +6,7 @@ mod burst;
 mod cluster;
 mod crash;
 mod custom;
+mod defects;
 mod families;
 mod fleet;
 mod memory;

@@ -263,6 +263,33 @@ async fn pages_show_the_pool_and_a_busy_port_is_not_fatal() {
     node.stop().await;
 }
 
+/// The probes of the VPC CNI start a program for each, which a busy node kills for being late.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_are_answered_while_many_adds_are_under_way() {
+    let (free, metrics) = free_port();
+    drop(free);
+    let mut node = Running::with(&[("SLUICE_METRICS_ADDRESS", metrics.to_string().as_str())]).await;
+    fetch(metrics, "/livez").await;
+    // More than the instance can hold: some are served, some wait, some are refused.
+    let adds: Vec<_> = (0..60)
+        .map(|index| {
+            let socket = node.connect().unwrap();
+            let call = Call::Add(add_request(&format!("p{index}")));
+            spawn_blocking(move || exchange(socket, &Hello::of("test"), &call))
+        })
+        .collect();
+    for _ in 0..50 {
+        assert_eq!(fetch(metrics, "/livez").await, "ok\n");
+        assert_eq!(fetch(metrics, "/readyz").await, "ok\n");
+    }
+    let mut served = 0;
+    for add in adds {
+        served += u32::from(matches!(add.await.unwrap(), Some(Reply::Done(_))));
+    }
+    assert_eq!(served, 27, "as many as an m5.large holds");
+    node.stop().await;
+}
+
 /// 50 ADDs at once cost few checkpoints; prints what a checkpoint and an ADD take.
 #[tokio::test(flavor = "multi_thread")]
 async fn adds_at_once_share_a_checkpoint() {

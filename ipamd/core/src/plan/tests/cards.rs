@@ -222,4 +222,11 @@ fn with_ipv6_alone_a_further_card_has_one_eni_with_a_prefix_of_its_own() {
     state.apply(Event::EniReady(eni_id(2)), at(5)).unwrap();
     assert_eq!(state.ledger().available_on(1, at(5)).next(), Some(ip("2001:db8:0:1:8::1")));
     assert_eq!(check(&state, at(5)), []);
+    // A pod of IPv6 alone stands against freeing it as any other does, and so does its address while that cools.
+    let detach = Op::Detach { eni: eni_id(2), attachment: crate::fixture::attachment_id(2) };
+    state.apply(Event::Assign(ip("2001:db8:0:1:8::1"), owner("a")), at(6)).unwrap();
+    assert!(state.apply(Event::Begin(detach.clone()), at(1000)).is_err());
+    state.apply(Event::Release(owner("a").attachment.clone(), COOLDOWN), at(1000)).unwrap();
+    assert!(state.apply(Event::Begin(detach), at(1001)).is_err());
+    assert_eq!(check(&state, at(1001)), []);
 }

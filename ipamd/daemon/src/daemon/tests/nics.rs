@@ -66,7 +66,7 @@ async fn a_pod_has_an_address_of_each_card_until_its_del() {
     let cards: Vec<_> = pod.iter().map(|address| (address.interface, address.card)).collect();
     assert_eq!(cards, [(0, 0), (1, 1), (2, 2), (3, 3)]);
     for address in &pod {
-        assert_eq!(address.table, route_table(address.card, address.device));
+        assert_eq!(Some(address.table), route_table(address.card, address.device));
     }
     // Each by a host interface of its own.
     let view = node.wait("warm cards again", is_warm).await;
@@ -280,5 +280,28 @@ async fn the_names_of_further_interfaces_are_no_runtimes_to_use() {
     let reply = node.ask(Call::Del(del), FIVE).await;
     assert!(matches!(&reply, Reply::Done(Outcome::Del(reply)) if reply.addresses.is_empty()), "{reply:?}");
     assert_eq!(check(&node, "a").await.unwrap(), pod);
+    node.stop().await;
+}
+
+/// In VPC CNI each card overwrites the figures of the one before.
+#[tokio::test(start_paused = true)]
+async fn figures_are_of_all_network_cards_together_and_of_each_eni_alone() {
+    let mut world = world();
+    let node = world.settled().await;
+    node.wait("warm cards", is_warm).await;
+    for container in ["a", "b"] {
+        assert_eq!(add(&node, container, Duration::from_secs(60)).await.unwrap().len(), 4);
+    }
+    let view = node.wait("warm cards again", is_warm).await;
+    node.metrics.set_pool(&view.pool);
+    let all = |state: &str| u64::try_from((0..4).map(|card| count(&view, card, state)).sum::<usize>()).unwrap();
+    assert_eq!(node.counted("awscni_assigned_ip_addresses"), 8);
+    assert_eq!(node.counted("awscni_total_ip_addresses"), all("assigned") + all("free"));
+    assert_eq!(node.counted("awscni_eni_allocated"), u64::try_from(view.enis.len()).unwrap());
+    for (id, eni) in &view.enis {
+        let held = eni.blocks.values().flatten().filter(|(_, address)| address.state == "assigned").count();
+        let told = node.counted(&format!("awscni_assigned_ip_per_eni{{eni=\"{id}\"}}"));
+        assert_eq!(told, u64::try_from(held).unwrap(), "{id}");
+    }
     node.stop().await;
 }

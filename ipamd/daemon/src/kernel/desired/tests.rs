@@ -357,7 +357,7 @@ fn a_trunk_is_set_up_without_a_rule_and_a_vlans_rules_go_with_its_table() {
 #[test]
 fn an_eni_on_a_further_card_has_a_table_of_its_own_whatever_its_device() {
     for (device, table) in [(0, 10_100), (1, 10_101)] {
-        let network = EniNetwork { table: route_table(1, device), ..golden_eni() };
+        let network = EniNetwork { table: route_table(1, device).unwrap(), ..golden_eni() };
         let wanted = eni(&network, &dev("eth4")).unwrap();
         assert_eq!(
             text(&wanted),
