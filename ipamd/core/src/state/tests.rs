@@ -351,7 +351,7 @@ fn a_refused_give_back_may_have_come_twice() {
 fn an_eni_where_there_is_no_route_table_is_let_alone() {
     use crate::plan::{Demand, Targets, plan};
     let wide = || {
-        let limits = crate::cloud::InstanceLimits { further_cards: vec![2], ..node().limits };
+        let limits = InstanceLimits { further_cards: vec![2], ..node().limits };
         Node { limits, multi_nic: true, ..node() }
     };
     let far_away = |card: u32, device: u32| {
