@@ -114,6 +114,8 @@ pub(crate) struct Layout {
     pub(crate) branch: Option<PodBranch>,
     /// Limits of its traffic.
     pub(crate) bandwidth: Bandwidth,
+    /// Whether IPv6 is switched off in the whole pod.
+    pub(crate) disable_ipv6: bool,
 }
 
 /// The layouts of `reply`, one an interface: that of `first`, and those on further network cards. `mtu` is the
@@ -126,7 +128,7 @@ pub(crate) fn layouts(
     mtu: Option<u32>,
     reply: AddReply,
 ) -> Result<Vec<Layout>, LayoutError> {
-    let AddReply { addresses: mut rest, mtu: given, mut egress } = reply;
+    let AddReply { addresses: mut rest, mtu: given, mut egress, disable_ipv6 } = reply;
     let mtu = mtu.unwrap_or(given);
     let all = rest.iter().map(|address| address.ip).chain(egress);
     if let Some(ip) = all.filter(IpAddr::is_ipv6).find(|_| mtu < MTU_MIN_V6) {
@@ -150,6 +152,11 @@ pub(crate) fn layouts(
         };
         // The pod's way out in the other family is the first's, and there is one of them.
         layouts.push(Layout::new(attachment, index, host, mtu, own, egress.take())?);
+    }
+    // It is the whole pod's: one interface says it, and none if another has such an address.
+    let has_v6 = layouts.iter().any(Layout::has_v6);
+    if let Some(first) = layouts.first_mut() {
+        first.disable_ipv6 = disable_ipv6 && !has_v6;
     }
     match rest.first() {
         None => Ok(layouts),
@@ -192,6 +199,7 @@ impl Layout {
             egress,
             branch,
             bandwidth: Bandwidth::default(),
+            disable_ipv6: false,
         })
     }
 
@@ -232,6 +240,11 @@ impl Layout {
                 let names = ["net/ipv6/conf/lo/disable_ipv6".to_owned(), format!("net/ipv6/conf/{dev}/disable_ipv6")];
                 desired.sysctls.extend(names.into_iter().filter_map(|name| sysctl(&name, 0)));
             }
+        }
+        if self.disable_ipv6 {
+            // `all` switches it off where it is, `default` where interfaces come later.
+            let names = ["all", "default", "lo"].map(|name| format!("net/ipv6/conf/{name}/disable_ipv6"));
+            desired.sysctls.extend(names.iter().filter_map(|name| sysctl(name, 1)));
         }
         desired
     }

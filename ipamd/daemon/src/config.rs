@@ -150,6 +150,8 @@ pub struct NetworkConfig {
     pub external_services: Vec<Ipv4Net>,
     /// `DISABLE_TCP_EARLY_DEMUX`.
     pub disable_tcp_early_demux: bool,
+    /// `DISABLE_POD_V6`: pods have no IPv6 at all, not even link-local addresses.
+    pub disable_pod_v6: bool,
     /// `SLUICE_BLOCK_POD_METADATA`: pods do not reach the instance metadata service, which would give them the node's role.
     pub block_metadata: bool,
     /// `ENABLE_POD_ENI` and `POD_SECURITY_GROUP_ENFORCING_MODE`: how security groups of pods are enforced; none without them.
@@ -402,6 +404,11 @@ impl Config {
         // RFC 791, and RFC 8200, section 5.
         let smallest = if families.has_v6() || egress == Some(Family::V6) { 1280 } else { 576 };
         let eni_mtu = from.number("AWS_VPC_ENI_MTU", node::MTU, smallest..=9001);
+        let disable_pod_v6 = from.boolean("DISABLE_POD_V6", false);
+        if disable_pod_v6 && (families.has_v6() || egress == Some(Family::V6)) {
+            let rule = "pods cannot be without IPv6 where ENABLE_IPv6 or ENABLE_V6_EGRESS gives them addresses of it";
+            from.fault("DISABLE_POD_V6", "true", rule.to_owned());
+        }
         NetworkConfig {
             families,
             egress,
@@ -424,6 +431,7 @@ impl Config {
             exclude_snat_routes: from.boolean("SLUICE_EXCLUDE_SNAT_ROUTES", false),
             external_services: from.cidrs("AWS_EXTERNAL_SERVICE_CIDRS"),
             disable_tcp_early_demux: from.boolean("DISABLE_TCP_EARLY_DEMUX", false),
+            disable_pod_v6,
             block_metadata: from.boolean("SLUICE_BLOCK_POD_METADATA", false),
             pod_eni: {
                 let modes = [("strict", Mode::Strict), ("standard", Mode::Standard)];

@@ -20,7 +20,7 @@ fn address(ip: &str, table: u32) -> PodAddress {
 }
 
 fn layout_of(addresses: Vec<PodAddress>, mtu: Option<u32>) -> Result<Layout, LayoutError> {
-    layout_with(AddReply { addresses, mtu: 9001, egress: None }, mtu)
+    layout_with(AddReply { addresses, mtu: 9001, egress: None, disable_ipv6: false }, mtu)
 }
 
 fn layout_with(reply: AddReply, mtu: Option<u32>) -> Result<Layout, LayoutError> {
@@ -115,7 +115,8 @@ fn both_families_are_laid_out_and_the_result_says_so() {
 #[test]
 fn an_address_for_egress_alone_is_the_pods_and_nobody_is_told() {
     let egress = Some("169.254.176.7".parse().unwrap());
-    let reply = AddReply { addresses: vec![address("2001:db8::7", TABLE_MAIN)], mtu: 9001, egress };
+    let reply =
+        AddReply { addresses: vec![address("2001:db8::7", TABLE_MAIN)], mtu: 9001, egress, disable_ipv6: false };
     let layout = layout_with(reply, None).unwrap();
     let mac = layout.host_mac;
     let pod = ops(&layout, &layout.attachment.ifname, &[layout.pod()]);
@@ -134,9 +135,23 @@ fn an_address_for_egress_alone_is_the_pods_and_nobody_is_told() {
     assert_eq!((result["ips"].as_array().unwrap().len(), result["routes"].as_array().unwrap().len()), (1, 1));
     // The other way round IPv6 wants its MTU.
     let egress = Some("fd00::ac:a00:13c".parse().unwrap());
-    let reply = AddReply { addresses: vec![address("10.0.1.60", 2)], mtu: 9001, egress };
+    let reply = AddReply { addresses: vec![address("10.0.1.60", 2)], mtu: 9001, egress, disable_ipv6: false };
     assert!(layout_with(reply.clone(), None).unwrap().has_v6());
     assert!(matches!(layout_with(reply, Some(1000)), Err(LayoutError::Mtu { mtu: 1000, .. })));
+}
+
+#[test]
+fn ipv6_is_switched_off_in_a_pod_that_has_no_address_of_it() {
+    let off =
+        |addresses| layout_with(AddReply { addresses, mtu: 9001, egress: None, disable_ipv6: true }, None).unwrap();
+    let sysctls: Vec<String> =
+        off(vec![address("10.0.1.60", 2)]).pod().sysctls.iter().map(|sysctl| format!("{sysctl:?}")).collect();
+    assert_eq!(sysctls.len(), 3, "{sysctls:?}");
+    for (sysctl, name) in sysctls.iter().zip(["all", "default", "lo"]) {
+        assert!(sysctl.contains(&format!("net/ipv6/conf/{name}/disable_ipv6")) && sysctl.contains('1'), "{sysctl}");
+    }
+    let both = off(vec![address("10.0.1.60", 2), address("2001:db8::5", 2)]);
+    assert!(!both.disable_ipv6, "it would have no use of its address");
 }
 
 #[test]
@@ -168,11 +183,16 @@ fn an_answer_that_cannot_be_made_real_is_refused() {
             "MTU 1000 is too small for the pod's IPv6 address 2001:db8::5: it must be at least 1280",
         ),
     ] {
-        let reply = AddReply { addresses, mtu: 9001, egress: None };
+        let reply = AddReply { addresses, mtu: 9001, egress: None, disable_ipv6: false };
         assert_eq!(layouts_of(reply, mtu).unwrap_err().to_string(), message);
     }
     // What is no Kubernetes pod's own attachment has no further interface.
-    let reply = AddReply { addresses: vec![on(0, "10.0.1.60"), on(1, "10.0.1.61")], mtu: 9001, egress: None };
+    let reply = AddReply {
+        addresses: vec![on(0, "10.0.1.60"), on(1, "10.0.1.61")],
+        mtu: 9001,
+        egress: None,
+        disable_ipv6: false,
+    };
     let unasked = |_: &Attachment| IfName::new("never");
     let error = layouts(&named("net1"), &IfName::new("enib5faff8a083").unwrap(), unasked, None, reply).unwrap_err();
     assert!(matches!(error, LayoutError::NoSuchInterface { interface: 1, .. }), "{error}");
@@ -191,11 +211,12 @@ fn a_further_interface_is_answered_by_its_own_table() {
         addresses: vec![on(1, "10.0.1.61"), on(0, "10.0.1.60")],
         mtu: 9001,
         egress: Some("fd00::ac:a00:13c".parse().unwrap()),
+        disable_ipv6: false,
     };
     let [first, second]: [Layout; 2] = layouts_of(reply, None).unwrap().try_into().unwrap();
     // The first is laid out as the only one would be.
     let egress = first.egress;
-    let only = AddReply { addresses: vec![on(0, "10.0.1.60")], mtu: 9001, egress };
+    let only = AddReply { addresses: vec![on(0, "10.0.1.60")], mtu: 9001, egress, disable_ipv6: false };
     assert_eq!(first, layout_with(only, None).unwrap());
     assert_eq!((first.pod_rules(), second.egress), (vec![], None));
 
@@ -234,7 +255,7 @@ fn each_interface_of_both_families_has_its_gateways_and_the_result_tells_all() {
         on(2, "10.0.1.62"),
         on(2, "2001:db8::62"),
     ];
-    let layouts = layouts_of(AddReply { addresses, mtu: 9001, egress: None }, None).unwrap();
+    let layouts = layouts_of(AddReply { addresses, mtu: 9001, egress: None, disable_ipv6: false }, None).unwrap();
     let third = &layouts[2];
     let mac = third.host_mac;
     assert_eq!(

@@ -177,12 +177,18 @@ fn answer(state: &mut State, call: Call) -> Reply {
                 addresses: state.assigned[&add.attachment].clone(),
                 mtu: 9001,
                 egress: None,
+                disable_ipv6: false,
             }))
         }
         Call::Check(check) => {
             state.log.push(format!("check {}", check.attachment.container));
             match state.assigned.get(&check.attachment) {
-                Some(held) => Reply::Done(Outcome::Add(AddReply { addresses: held.clone(), mtu: 9001, egress: None })),
+                Some(held) => Reply::Done(Outcome::Add(AddReply {
+                    addresses: held.clone(),
+                    mtu: 9001,
+                    egress: None,
+                    disable_ipv6: false,
+                })),
                 None => refuse(RefusalCode::UnknownAttachment, "the attachment has no address here"),
             }
         }

@@ -93,7 +93,9 @@ async fn answer(mut stream: UnixStream, book: &Book) -> Result<(), FrameError> {
     let request: Request = read(&mut stream).await?;
     let reply = match request.call {
         Call::Add(add) => match addresses(book, &add.pod) {
-            Some(addresses) => Reply::Done(Outcome::Add(AddReply { addresses, mtu: MTU, egress: None })),
+            Some(addresses) => {
+                Reply::Done(Outcome::Add(AddReply { addresses, mtu: MTU, egress: None, disable_ipv6: false }))
+            }
             None => {
                 let pod = format!("{}/{}", add.pod.namespace, add.pod.name);
                 Reply::Refused(Refusal::new(RefusalCode::BadRequest, format!("nobody told of a pod {pod}")))

@@ -175,6 +175,9 @@ pub struct AddReply {
     /// outside the node knows it, so that the runtime is not told of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<IpAddr>,
+    /// Whether IPv6 is switched off inside the pod (`DISABLE_POD_V6`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disable_ipv6: bool,
 }
 
 /// The answer to [`Call::Del`].

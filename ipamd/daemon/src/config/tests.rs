@@ -47,6 +47,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
             exclude_snat_routes: false,
             external_services: Vec::new(),
             disable_tcp_early_demux: false,
+            disable_pod_v6: false,
             block_metadata: false,
             pod_eni: None,
         }

@@ -82,7 +82,7 @@ pub const VARIABLES: &[Variable] = &[
     daemon("DISABLE_LEAKED_ENI_CLEANUP", "false", "do not delete ENIs that nodes which are gone left behind"),
     daemon("DISABLE_METRICS", "false", "do not serve the metrics port"),
     daemon("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", "neither make nor free ENIs and addresses"),
-    later("DISABLE_POD_V6", "false", "switch IPv6 off inside pods"),
+    network("DISABLE_POD_V6", "false", "switch IPv6 off inside pods"),
     network("DISABLE_TCP_EARLY_DEMUX", "false", "probes of pods behind security groups of their own need it"),
     later("ENABLE_BANDWIDTH_PLUGIN", "false", "chain the bandwidth plugin"),
     daemon("ENABLE_IMDS_ONLY_MODE", "false", "never call EC2; use what the metadata service shows"),

@@ -217,7 +217,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         // In strict mode nothing leaves by the node's own address.
         let of = addresses.first().filter(|_| mode == Some(Mode::Standard));
         let egress = of.and_then(|address| network.egress_of(address.ip));
-        let outcome = Outcome::Add(AddReply { addresses, mtu: network.pod_mtu, egress });
+        let outcome =
+            Outcome::Add(AddReply { addresses, mtu: network.pod_mtu, egress, disable_ipv6: network.disable_pod_v6 });
         let granted = (!held).then(|| attachment.clone());
         let answered = Answer { reply: WireReply::Done(outcome), granted };
         self.outbox.push(Reply { to: answer, answer: answered, token, kind: ReplyKind::Add, since });
@@ -239,7 +240,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let network = &self.parts.config.network;
         let first = held.addresses.first().filter(|_| held.mode == Mode::Standard);
         let egress = first.and_then(|(ip, _)| network.egress_of(*ip));
-        Some(Outcome::Add(AddReply { addresses: held.pod_addresses(), mtu: network.pod_mtu, egress }))
+        Some(Outcome::Add(AddReply {
+            addresses: held.pod_addresses(),
+            mtu: network.pod_mtu,
+            egress,
+            disable_ipv6: network.disable_pod_v6,
+        }))
     }
 
     /// Asks the cluster for a trunk ENI, once there is a place for it, by what the AWS VPC CNI writes into the node's CNINode.

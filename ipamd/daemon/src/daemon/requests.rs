@@ -283,7 +283,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         let network = &self.parts.config.network;
         let egress = held.first().and_then(|address| network.egress_of(*address));
-        let outcome = Outcome::Add(AddReply { addresses, mtu: network.pod_mtu, egress });
+        let outcome =
+            Outcome::Add(AddReply { addresses, mtu: network.pod_mtu, egress, disable_ipv6: network.disable_pod_v6 });
         let reply = Answer { reply: WireReply::Done(outcome), granted };
         self.outbox.push(Reply { to: answer, answer: reply, token, kind: ReplyKind::Add, since });
     }
@@ -363,7 +364,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Some((_, address)) => {
                 let network = &self.parts.config.network;
                 let egress = network.egress_of(*address);
-                Ok(Outcome::Add(AddReply { addresses, mtu: network.pod_mtu, egress }))
+                Ok(Outcome::Add(AddReply {
+                    addresses,
+                    mtu: network.pod_mtu,
+                    egress,
+                    disable_ipv6: network.disable_pod_v6,
+                }))
             }
             None => Err(Refusal::new(
                 RefusalCode::UnknownAttachment,
