@@ -232,7 +232,7 @@ impl Pod {
 
     fn interface(&self) -> Result<Interface, BenchError> {
         let name = IfName::new(self.name).map_err(BenchError::setup("a name is none"))?;
-        Ok(Interface { index: self.index, name, addresses: self.addresses.to_vec() })
+        Ok(Interface { index: self.index, name, first: true, addresses: self.addresses.to_vec() })
     }
 
     fn object(&self) -> Value {

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sluice_ipamd_core::checkpoint::Checkpoint;
 use sluice_vpcsim::model::{Fault, FaultEffect};
 
 use super::families::V6;
