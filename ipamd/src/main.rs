@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use http::Uri;
 use sluice_contract::node::LOG_SOCKETS;
 use sluice_ipamd_daemon::cluster::Nowhere;
 use sluice_ipamd_daemon::cluster::directory::Directory;
@@ -129,17 +128,10 @@ async fn source(config: &Config) -> Source {
         let claims = config.network.pod_eni.is_some();
         return Source::Directory(Directory::new(directory, node, naming).with_claims(claims));
     }
-    let endpoint = match config.cluster_endpoint.as_deref().map(str::parse::<Uri>).transpose() {
-        Ok(endpoint) => endpoint,
-        Err(error) => {
-            tracing::error!(%error, "CLUSTER_ENDPOINT is no URL; ipamd goes on without the cluster");
-            return Source::Nowhere;
-        }
-    };
     let settings = KubeSettings::new(node, config.namespace.clone(), naming, seed());
     let (routes, claims) = (config.network.exclude_snat_routes, config.network.pod_eni.is_some());
     let settings = KubeSettings { routes, claims, ..settings };
-    match Kubernetes::connect(settings, endpoint.as_ref()).await {
+    match Kubernetes::connect(settings, config.cluster_endpoint.as_deref()).await {
         Ok(kubernetes) => Source::Kubernetes(Box::new(kubernetes)),
         Err(error) => {
             tracing::warn!(error = %ErrorChain(&error), "ipamd goes on without the cluster");

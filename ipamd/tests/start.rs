@@ -108,6 +108,46 @@ async fn wrong_endpoints_and_filters_are_told() {
 }
 
 #[tokio::test]
+async fn a_cluster_endpoint_that_is_no_url_is_told() {
+    let output = ipamd().env("CLUSTER_ENDPOINT", "ftp://api").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("CLUSTER_ENDPOINT=\"ftp://api\": it must be the URL of a server"), "{text}");
+}
+
+/// What is configured says who ipamd is; the endpoint says where the API server is.
+#[tokio::test]
+async fn the_api_server_is_asked_at_the_cluster_endpoint() {
+    let run_dir = RunDir::new();
+    let kubeconfig = run_dir.0.join("kubeconfig");
+    let elsewhere = nowhere();
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: '{elsewhere}'}}}}],
+        users: [{{name: u, user: {{token: t-1}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}"
+    );
+    std::fs::write(&kubeconfig, text).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let mut child = alone(&run_dir.0)
+        .env("MY_NODE_NAME", "n1")
+        .env("KUBECONFIG", &kubeconfig)
+        .env("CLUSTER_ENDPOINT", endpoint)
+        .spawn()
+        .unwrap();
+    let (stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    let mut head = Vec::new();
+    let read = async {
+        while let Some(line) = lines.next_line().await.unwrap().filter(|line| !line.is_empty()) {
+            head.push(line.to_ascii_lowercase());
+        }
+    };
+    timeout(PATIENCE, read).await.unwrap();
+    assert!(head.iter().any(|line| line == "authorization: bearer t-1"), "{head:?}");
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_run_directory_that_cannot_be_had_is_told() {
     let output = ipamd().env("SLUICE_RUN_DIR", "/proc/nothing/here").output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));

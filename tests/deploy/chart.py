@@ -371,3 +371,24 @@ def ipamds_roles_are_what_its_page_lists():
         }
 
     assert rights(roles["ClusterRole"]) == rights(listed["clusterRole"]) and rights(roles["Role"]) == rights(listed["role"]), "rbac.yaml and docs/ipamd-kubernetes.md differ"
+    more = rights(roles["ClusterRole"]) | rights(listed["annotatePodIp"])
+    for values, expected in [
+        ({"env": {"ANNOTATE_POD_IP": "true"}}, more),
+        ({"env": {"ANNOTATE_POD_IP": True}}, more),
+        ({"nodeGroups": {"10-all": {"env": {"ANNOTATE_POD_IP": "1"}}}}, more),
+        ({"extraEnv": [{"name": "ANNOTATE_POD_IP", "value": "True"}]}, more),
+        ({"extraEnv": [{"name": "ANNOTATE_POD_IP", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}]}, more),
+        ({"env": {"ANNOTATE_POD_IP": "false"}, "extraEnv": [{"name": "ANNOTATE_POD_IP", "value": "0"}], "nodeGroups": {"10-all": {}}}, rights(roles["ClusterRole"])),
+    ]:
+        found = [found for found in yaml.safe_load_all(template(values)) if found and found["kind"] == "ClusterRole" and found["metadata"]["name"] == "sluice-ipamd"]
+        assert rights(found[0]["rules"]) == expected, values
+
+
+@check
+def both_daemons_ask_the_api_server_at_its_url():
+    url = COMBINATIONS["the API server by its URL"]["env"]["CLUSTER_ENDPOINT"]
+    told = {}
+    for name, found in daemonsets():
+        if name == "the API server by its URL":
+            told |= {container["name"]: one["value"] for container in containers(found) for one in container.get("env", []) if one["name"] == "CLUSTER_ENDPOINT"}
+    assert told == {"ipamd": url, "policyd": url}, told

@@ -94,6 +94,15 @@ pub enum ConnectError {
         "no API server is configured: set KUBECONFIG, or run in a pod with a service account, or use --cluster-dir"
     )]
     Unconfigured(#[source] Box<::kube::config::InferConfigError>),
+    /// The address that goes before the configured one cannot be used.
+    #[error("{url:?} is no URL of an API server")]
+    Endpoint {
+        /// What was said.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: http::uri::InvalidUri,
+    },
     /// What is configured cannot be used.
     #[error("the client of the API server cannot be made")]
     Client(#[source] Box<::kube::Error>),
@@ -105,14 +114,20 @@ pub enum ConnectError {
 ///
 /// # Errors
 /// There is none, or its configuration cannot be used.
-pub async fn connect(endpoint: Option<&http::Uri>) -> Result<Client, ConnectError> {
-    let mut config = Config::infer().await.map_err(|error| ConnectError::Unconfigured(Box::new(error)))?;
-    if let Some(endpoint) = endpoint {
-        config.cluster_url = endpoint.clone();
+pub async fn connect(endpoint: Option<&str>) -> Result<Client, ConnectError> {
+    let found = Config::infer().await.map_err(|error| ConnectError::Unconfigured(Box::new(error)))?;
+    Client::try_from(ours(found, endpoint)?).map_err(|error| ConnectError::Client(Box::new(error)))
+}
+
+/// The configuration that was found, as we use it.
+fn ours(found: Config, endpoint: Option<&str>) -> Result<Config, ConnectError> {
+    let mut config = found;
+    if let Some(url) = endpoint {
+        config.cluster_url = url.parse().map_err(|source| ConnectError::Endpoint { url: url.to_owned(), source })?;
     }
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(10));
-    Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
+    Ok(config)
 }
 
 /// What a list or an object is asked for as.
@@ -212,5 +227,31 @@ pub(crate) async fn part(body: &mut Body, patience: Duration) -> Result<Option<b
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service_account() -> Config {
+        let mut config = Config::new(http::Uri::from_static("https://10.100.0.1"));
+        config.root_cert = Some(vec![vec![1, 2, 3]]);
+        config.auth_info.token_file = Some("/token".to_owned());
+        config
+    }
+
+    #[test]
+    fn an_endpoint_goes_before_the_address_and_leaves_token_and_authority() {
+        for (endpoint, url) in [(None, "https://10.100.0.1/"), (Some("https://api:6443/base"), "https://api:6443/base")]
+        {
+            let config = ours(service_account(), endpoint).unwrap();
+            assert_eq!(config.cluster_url.to_string(), url);
+            assert_eq!(config.root_cert, service_account().root_cert);
+            assert_eq!(config.auth_info.token_file.as_deref(), Some("/token"));
+            assert!(!config.default_retry);
+        }
+        let error = ours(service_account(), Some("api server")).unwrap_err();
+        assert_eq!(error.to_string(), "\"api server\" is no URL of an API server");
     }
 }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use axum::http::Uri;
+
 use crate::log::LogFormat;
 
 /// A variable: its name, its default as it would be written, and what it does.
@@ -135,6 +137,16 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The URL of a server. A host alone is asked by HTTPS, as by the VPC CNI.
+    pub fn endpoint(&mut self, name: &'static str) -> Option<String> {
+        self.parsed(name, None, |value| {
+            let url = if value.contains("://") { value.to_owned() } else { format!("https://{value}") };
+            let read = url.parse::<Uri>().ok().filter(is_endpoint);
+            let rule = "it must be the URL of a server, https://HOST or https://HOST:PORT";
+            read.map(|url| Some(url.to_string())).ok_or_else(|| rule.to_owned())
+        })
+    }
+
     /// An absolute path.
     pub fn path(&mut self, name: &'static str, default: Option<PathBuf>) -> Option<PathBuf> {
         self.parsed(name, default, |value| {
@@ -153,10 +165,56 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Whether a URL is that of a server: no name and no password, and a port that there is.
+fn is_endpoint(url: &Uri) -> bool {
+    let is_whole = url.authority().is_some_and(|authority| {
+        let (text, host) = (authority.as_str(), authority.host());
+        !host.is_empty() && !text.contains('@') && (text == host || authority.port_u16().is_some())
+    });
+    is_whole && matches!(url.scheme_str(), Some("http" | "https")) && url.query().is_none()
+}
+
 /// At most this many characters of a text, the last of them an ellipsis where there are more.
 fn cut(text: &str, characters: usize) -> String {
     if text.chars().nth(characters).is_none() {
         return text.to_owned();
     }
     text.chars().take(characters.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_the_url_of_a_server_and_nothing_else() {
+        let read = |value: &str| {
+            let source = |_: &str| Some(value.to_owned());
+            let mut from = Reader::new(&source, |_| true);
+            let url = from.endpoint("CLUSTER_ENDPOINT");
+            from.finish().map(|()| url.unwrap_or_default()).map_err(|faults| faults.to_string())
+        };
+        for (value, url) in [
+            ("https://abc.gr7.us-west-2.eks.amazonaws.com", "https://abc.gr7.us-west-2.eks.amazonaws.com/"),
+            ("abc.gr7.us-west-2.eks.amazonaws.com", "https://abc.gr7.us-west-2.eks.amazonaws.com/"),
+            ("10.0.0.10:6443", "https://10.0.0.10:6443/"),
+            ("https://[2001:db8::1]:6443/k8s/c", "https://[2001:db8::1]:6443/k8s/c"),
+            ("http://127.0.0.1:8001", "http://127.0.0.1:8001/"),
+            (" ", ""),
+        ] {
+            assert_eq!(read(value).as_deref(), Ok(url));
+        }
+        for value in [
+            "https://",
+            "ftp://api",
+            "api server",
+            "https://me@api",
+            "https://me:x@api:1",
+            "https://api:70000",
+            "api?x=1",
+        ] {
+            let faults = read(value).unwrap_err();
+            assert!(faults.contains("CLUSTER_ENDPOINT") && faults.contains("https://HOST"), "{value}: {faults}");
+        }
+    }
 }

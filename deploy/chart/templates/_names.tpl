@@ -64,6 +64,16 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}{{ end }}
 {{- end -}}
 
+{{/* Not empty where ipamd may be told to annotate pods, on some nodes at least: what is true to Go is true to ipamd. A value from elsewhere
+(valueFrom) may say so. */}}
+{{- define "sluice.annotates" -}}
+{{- $true := list "1" "t" "T" "true" "TRUE" "True" -}}
+{{- $said := list (get .Values.env "ANNOTATE_POD_IP") -}}
+{{- range .Values.nodeGroups }}{{ $said = append $said (get (default dict .env) "ANNOTATE_POD_IP") }}{{ end -}}
+{{- range .Values.extraEnv }}{{ if eq .name "ANNOTATE_POD_IP" }}{{ $said = append $said (default "true" .value) }}{{ end }}{{ end -}}
+{{- range $said }}{{ if has (. | toString | trim) $true }}true{{ end }}{{ end -}}
+{{- end -}}
+
 {{/* The port that probes ask: of introspection, or of metrics where that is switched off. .env: the container's variables;
 .names and .ports: the variable of each address, and its default port. */}}
 {{- define "sluice.port" -}}

@@ -11,6 +11,7 @@ pub mod objects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::PodRef;
@@ -84,6 +85,18 @@ pub enum Report {
     Shared(Shared),
     /// What is wanted of AWS's VPC resource controller for this node, beside what others want of it.
     Features(Vec<Feature>),
+    /// What pods' annotations are to say of their addresses.
+    PodIps(PodIps),
+}
+
+/// Addresses of pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodIps {
+    /// By pod: that of its first interface first. None: it has no address any more.
+    pub all: BTreeMap<PodRef, Vec<IpAddr>>,
+    /// They were reported before this daemon's start, so that most pods say so already. All pods of the node have been told by
+    /// then.
+    pub again: bool,
 }
 
 /// What EC2 said, for all nodes: what is left out is not known better than before.

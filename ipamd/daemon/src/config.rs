@@ -214,11 +214,13 @@ pub struct Config {
     pub ec2_rate: u32,
     /// `DISABLE_LEAKED_ENI_CLEANUP` is not set: the elected node deletes ENIs that nodes which are gone have left behind.
     pub leaked_eni_cleanup: bool,
+    /// `ANNOTATE_POD_IP`: pods' addresses are written into an annotation of theirs.
+    pub annotate_pod_ip: bool,
     /// Variables that are set and not yet in effect, for the log at start.
     pub without_effect: Vec<&'static str>,
     /// `SLUICE_NAMESPACE`: where the cluster's ConfigMap and Lease are.
     pub namespace: String,
-    /// `CLUSTER_ENDPOINT`: URL of the API server.
+    /// `CLUSTER_ENDPOINT`: URL of the API server, in place of the service account's or the kubeconfig's.
     pub cluster_endpoint: Option<String>,
     /// The environment, as far as it sets variables.
     #[serde(skip)]
@@ -335,9 +337,10 @@ impl Config {
             cluster_dir: from.path("SLUICE_CLUSTER_DIR", None),
             ec2_rate: from.number("SLUICE_EC2_RATE", 5, 1..=100),
             leaked_eni_cleanup: !from.boolean("DISABLE_LEAKED_ENI_CLEANUP", false),
+            annotate_pod_ip: from.boolean("ANNOTATE_POD_IP", false),
             without_effect: Vec::new(),
             namespace: from.text("SLUICE_NAMESPACE").unwrap_or_else(|| "kube-system".to_owned()),
-            cluster_endpoint: from.text("CLUSTER_ENDPOINT"),
+            cluster_endpoint: from.endpoint("CLUSTER_ENDPOINT"),
             environment: {
                 let set = |name: &str| Some((name.to_owned(), source(name)?));
                 VARIABLES.iter().filter_map(|variable| set(variable.name)).collect()
@@ -356,6 +359,9 @@ impl Config {
         if config.network.pod_eni.is_some() && config.node_name.is_none() {
             let rule = "pods' own security groups need the name of the node's object";
             from.fault("MY_NODE_NAME", "", rule.to_owned());
+        }
+        if config.annotate_pod_ip && config.node_name.is_none() {
+            from.fault("MY_NODE_NAME", "", "pods' annotations need the name of the node's object");
         }
         let without_effect = from.set_without_effect();
         from.finish()?;

@@ -10,6 +10,7 @@
 //! So a crash at any point leaves either no trace of a change, or the change in the checkpoint before anybody knew of it.
 //! If the checkpoint cannot be written, what was given in this batch is taken back and refused, and no call is made.
 
+mod announce;
 mod branch;
 mod flows;
 mod gone;
@@ -161,6 +162,8 @@ pub(crate) struct Daemon<C, K> {
     /// What it asks EC2 for on behalf of all nodes, where that is its turn.
     resolving: resolve::Resolving,
     reports: Reports,
+    /// What was reported of pods' addresses.
+    announced: announce::Announced,
 }
 
 #[derive(Debug)]
@@ -226,6 +229,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             tombstones: Timer::due(now, TOMBSTONES_EVERY),
             store: Timer::due(now, STORE_AGAIN),
         };
+        let announced = parts.config.annotate_pod_ip.then(|| announce::Announced::before(&state));
         let mut daemon = Self {
             random: Random::new(parts.seed),
             targets,
@@ -258,6 +262,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             searching: None,
             resolving: resolve::Resolving::new(now),
             reports: Reports::new(parts.reports.clone()),
+            announced: announced.unwrap_or_default(),
             parts,
         };
         // Those that an earlier daemon took back: it may not have come to that.
@@ -346,6 +351,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
             Input::Told(Told::PodsBound(pods)) => {
                 self.apply(Event::PodsBound(pods));
+                self.announce_again();
             }
             Input::Told(Told::Claims(claims)) => self.claimed(claims),
             Input::Told(Told::Overrides(overrides)) => self.overridden(overrides),
@@ -381,9 +387,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let launch = self.begin_planned();
         self.report_pool();
         self.ask_for_trunk();
+        let changed = self.dirty || !self.outbox.is_empty();
         let kept = self.keep(&launch);
         self.send_replies(kept);
         if kept {
+            if changed {
+                self.announce();
+            }
             for op in launch {
                 self.spawn(Job::Op(op));
             }

@@ -3,6 +3,7 @@
 use sluice_cluster::{Keep, Kind, Scope, Watched};
 use sluice_ipamd_core::branch::POD_ENI;
 use sluice_ipamd_daemon::cluster::objects::{MIRROR_ANNOTATION, OVERRIDES_NAME, SHARED_NAME, Sort};
+use sluice_policy_core::cluster::POD_IPS_ANNOTATION;
 
 /// What is read of an object's metadata. Its annotations are few on nodes and unbounded on pods.
 const METADATA: Keep = Keep::Fields(&[
@@ -18,7 +19,7 @@ const POD_METADATA: Keep = Keep::Fields(&[
     ("name", Keep::All),
     ("namespace", Keep::All),
     ("uid", Keep::All),
-    ("annotations", Keep::Fields(&[(MIRROR_ANNOTATION, Keep::All)])),
+    ("annotations", Keep::Fields(&[(MIRROR_ANNOTATION, Keep::All), (POD_IPS_ANNOTATION, Keep::All)])),
     ("deletionTimestamp", Keep::All),
     ("resourceVersion", Keep::All),
 ]);
@@ -27,7 +28,10 @@ const POD_METADATA_WITH_CLAIM: Keep = Keep::Fields(&[
     ("name", Keep::All),
     ("namespace", Keep::All),
     ("uid", Keep::All),
-    ("annotations", Keep::Fields(&[(MIRROR_ANNOTATION, Keep::All), (POD_ENI, Keep::All)])),
+    (
+        "annotations",
+        Keep::Fields(&[(MIRROR_ANNOTATION, Keep::All), (POD_ENI, Keep::All), (POD_IPS_ANNOTATION, Keep::All)]),
+    ),
     ("deletionTimestamp", Keep::All),
     ("resourceVersion", Keep::All),
 ]);

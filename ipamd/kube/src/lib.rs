@@ -4,10 +4,12 @@
 //! mean is the seam's to say, as for those of a directory. Of a kind nothing is told before all of it is known, and one that
 //! cannot be read holds up no other. ipamd itself waits for none of this.
 //!
-//! It writes Events, a condition on the node's object, what is wanted of AWS's VPC resource controller, and the Lease by which one node of the cluster is elected. That one
-//! reads policies too, and writes what EC2 says of the groups that they name, and where the VPC's route tables lead.
+//! It writes Events, a condition on the node's object, what is wanted of AWS's VPC resource controller, annotations of pods with
+//! their addresses, and the Lease by which one node of the cluster is elected. That one reads policies too, and writes what EC2
+//! says of the groups that they name, and where the VPC's route tables lead.
 #![forbid(unsafe_code)]
 
+mod annotation;
 mod cninode;
 mod condition;
 mod kinds;
@@ -29,6 +31,7 @@ use sluice_ipamd_daemon::cluster::objects::{Naming, Object, Sort};
 use sluice_ipamd_daemon::cluster::{About, Cluster, Condition, Notice, Report, Shared, TOLD_LIMIT, Told, Weight};
 use tokio::sync::{Mutex, mpsc, watch};
 
+use self::annotation::Annotations;
 use self::shared::Sharing;
 use self::store::{Heard, Store};
 pub use metrics::Metrics;
@@ -103,7 +106,7 @@ impl Kubernetes {
     ///
     /// # Errors
     /// There is none, or its configuration cannot be used.
-    pub async fn connect(settings: Settings, endpoint: Option<&http::Uri>) -> Result<Self, ConnectError> {
+    pub async fn connect(settings: Settings, endpoint: Option<&str>) -> Result<Self, ConnectError> {
         Ok(Self::new(connect(endpoint).await?, settings))
     }
 
@@ -125,11 +128,12 @@ impl Cluster for Kubernetes {
         let closed = told.clone();
         let (holds, held) = watch::channel(false);
         let found = watch::Sender::new(Shared::default());
+        let pods = Arc::new(Mutex::new(Store::new(Sort::Pod)));
         let sharing = Sharing { api: &self.api, options: self.options(), metrics: &self.metrics, found: &found };
         let work = async {
             tokio::join!(
-                self.read(told.clone()),
-                self.write(reports, &found),
+                self.read(told.clone(), &pods),
+                self.write(reports, &found, &pods),
                 self.stand(holds),
                 sharing.run(&self.settings.namespace, &told, held),
             )
@@ -146,16 +150,19 @@ impl Cluster for Kubernetes {
 }
 
 impl Kubernetes {
-    /// Reads, and tells what it means.
-    async fn read(&self, told: mpsc::Sender<Told>) {
+    /// Reads, and tells what it means. The pods that it knows are in `pods`.
+    async fn read(&self, told: mpsc::Sender<Told>, pods: &Arc<Mutex<Store<Object>>>) {
         let Settings { node, namespace, naming, routes, claims, .. } = &self.settings;
         let (sorts, watched): (Vec<Sort>, Vec<Watched>) =
             kinds::watched(node, namespace, naming.is_some(), *routes, *claims).into_iter().unzip();
         let (heard, mut hears) = mpsc::channel(TOLD_LIMIT);
         let session = Session::new(self.api.clone(), self.options(), self.metrics.api.clone(), watched, heard);
         let session = Arc::new(session);
-        let stores: Vec<Arc<Mutex<Store<Object>>>> =
-            sorts.into_iter().map(|sort| Arc::new(Mutex::new(Store::new(sort)))).collect();
+        let store = |sort: Sort| match sort {
+            Sort::Pod => Arc::clone(pods),
+            sort => Arc::new(Mutex::new(Store::new(sort))),
+        };
+        let stores: Vec<Arc<Mutex<Store<Object>>>> = sorts.into_iter().map(store).collect();
         let _tasks = session.start(&stores).await;
         let mut complete: BTreeSet<Sort> = BTreeSet::new();
         let mut before = Meaning::default();
@@ -191,8 +198,14 @@ impl Kubernetes {
     }
 
     /// Passes on what is reported.
-    async fn write(&self, mut reports: mpsc::Receiver<Report>, found: &watch::Sender<Shared>) {
+    async fn write(
+        &self,
+        mut reports: mpsc::Receiver<Report>,
+        found: &watch::Sender<Shared>,
+        pods: &Mutex<Store<Object>>,
+    ) {
         let events = Events::new(REPORTER);
+        let annotations = Annotations::default();
         let (wanted, wants) = watch::channel::<Option<Condition>>(None);
         let (features, features_wanted) = watch::channel(Vec::new());
         let options = self.options();
@@ -206,6 +219,7 @@ impl Kubernetes {
                     Report::Features(wanted) => {
                         features.send_replace(wanted);
                     }
+                    Report::PodIps(ips) => annotations.put(ips, &self.metrics),
                     Report::Shared(Shared { groups, routes }) => found.send_modify(|all| {
                         all.groups.extend(groups);
                         all.routes = routes.or(all.routes.take());
@@ -217,6 +231,7 @@ impl Kubernetes {
         tokio::join!(
             take,
             send,
+            annotations.write(&self.api, &options, &self.metrics, pods),
             cninode::keep(&self.api, &options, &self.metrics, features_wanted),
             condition::keep(&self.api, &options, self.settings.condition_stands, &self.metrics, wants)
         );

@@ -11,6 +11,12 @@ const PREFIX: &str = "sluice_ipamd_kube";
 pub struct Metrics {
     /// Of what is read, and of Events.
     pub api: sluice_cluster::Metrics,
+    /// Pods whose addresses were written into their annotation, or out of it.
+    pub annotations: Counter,
+    /// Pods whose annotation was given up.
+    pub annotations_dropped: Counter,
+    /// Attempts at one that failed.
+    pub annotations_failed: Counter,
     /// Conditions that were written on the node.
     pub conditions: Counter,
     /// Conditions that could not be written.
@@ -28,6 +34,13 @@ pub struct Metrics {
 impl Metrics {
     fn counters(&self) -> impl Iterator<Item = (&'static str, &'static str, &Counter)> {
         let own = [
+            ("annotations", "Pods whose addresses were written into their annotation, or out of it", &self.annotations),
+            (
+                "annotations_dropped",
+                "Pods whose annotation was given up: too many waited, it was refused, or nobody answered for long",
+                &self.annotations_dropped,
+            ),
+            ("annotations_failed", "Attempts to write such an annotation that failed", &self.annotations_failed),
             ("conditions", "Conditions written on the node's object", &self.conditions),
             ("conditions_failed", "Attempts to write a condition that failed", &self.conditions_failed),
             ("features", "Features written into the node's CNINode", &self.features),

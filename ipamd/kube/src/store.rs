@@ -77,6 +77,11 @@ impl<T: Item> Store<T> {
         self.known.kept()
     }
 
+    /// One of them.
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<&T> {
+        self.known.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
     fn is(&mut self, object: Value, listed: bool, out: &mut Vec<Heard<T::Sort>>) {
         let Some(name) = name_of(&object) else {
             self.known.unreadable();

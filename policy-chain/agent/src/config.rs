@@ -19,6 +19,7 @@ const fn variable(name: &'static str, default: &'static str, meaning: &'static s
 
 /// Every variable that is read, by name.
 pub const VARIABLES: &[Variable] = &[
+    variable("CLUSTER_ENDPOINT", "the service account's", "URL of the API server; token and authority stay the same"),
     variable("DISABLE_HUBBLE", "false", "do not serve Hubble's protocol by TCP; the socket in SLUICE_RUN_DIR stays"),
     variable("DISABLE_INTROSPECTION", "false", "do not serve the introspection port"),
     variable("DISABLE_METRICS", "false", "do not serve the metrics port"),
@@ -84,11 +85,13 @@ pub const VARIABLES: &[Variable] = &[
     variable("SLUICE_RUN_DIR", node::RUN_DIR, "directory of sockets and runtime state"),
 ];
 
-/// Everything that policyd is told from outside, but where its cluster is.
+/// Everything that policyd is told from outside, but the directory that may stand for its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Config {
     /// `MY_NODE_NAME`.
     pub node: String,
+    /// `CLUSTER_ENDPOINT`: URL of the API server, in place of the service account's or the kubeconfig's.
+    pub cluster_endpoint: Option<String>,
     /// `SLUICE_CILIUM_CIDRS_MATCH_MANAGED`.
     pub cilium_cidrs_match_managed: bool,
     /// `SLUICE_KEEP_ESTABLISHED`: flows that were let pass and answered stay so when policy changes.
@@ -167,6 +170,7 @@ impl Config {
         let mut from = Reader::new(source, |name| VARIABLES.iter().any(|variable| variable.name == name));
         let config = Self {
             node: node_name(&mut from),
+            cluster_endpoint: from.endpoint("CLUSTER_ENDPOINT"),
             cilium_cidrs_match_managed: from.boolean("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", false),
             keep_established: from.boolean("SLUICE_KEEP_ESTABLISHED", false),
             hubble_address: {
@@ -287,6 +291,9 @@ mod tests {
         assert_eq!(config.flows.to_string(), default("SLUICE_FLOWS"));
         assert_eq!(config.add_deadline.as_secs().to_string(), default("SLUICE_POLICY_ADD_DEADLINE"));
         assert!(VARIABLES.is_sorted_by_key(|variable| variable.name));
+        assert_eq!(config.cluster_endpoint, None);
+        let elsewhere = load(&[("MY_NODE_NAME", "node-1"), ("CLUSTER_ENDPOINT", "https://api")]).unwrap();
+        assert_eq!(elsewhere.cluster_endpoint.as_deref(), Some("https://api/"));
     }
 
     /// The table of docs/policyd.md is made from [`VARIABLES`]. With `UPDATE_GOLDENS` set in the environment it is written
@@ -320,6 +327,7 @@ mod tests {
             ("SLUICE_POLICY_ADD_DEADLINE", "0"),
             ("SLUICE_RUN_DIR", "run"),
             ("DISABLE_METRICS", "maybe"),
+            ("CLUSTER_ENDPOINT", "ftp://api"),
             ("SLUICE_LOG_FORMAT", "xml"),
             ("SLUICE_POLICY_METRICS_ADDRESS", "9962"),
         ])
@@ -328,6 +336,7 @@ mod tests {
         assert_eq!(
             names,
             [
+                "CLUSTER_ENDPOINT",
                 "DISABLE_METRICS",
                 "MY_NODE_NAME",
                 "SLUICE_LOG_FORMAT",

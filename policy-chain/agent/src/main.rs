@@ -84,7 +84,7 @@ async fn serve(config: Config, arguments: Arguments) -> ExitCode {
         Some(directory) => Box::pin(run(config, Directory::new(directory), open, stop)).await,
         None => {
             let options = Options { node: config.node.clone(), seed: seed(), timing: Timing::default() };
-            match Kube::connect(options).await {
+            match Kube::connect(options, config.cluster_endpoint.as_deref()).await {
                 Ok(kube) => Box::pin(run(config, kube, open, stop)).await,
                 Err(error) => return refuse(&ErrorChain(&error), BAD_CONFIGURATION),
             }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::meaning::Meaning;
 use super::objects::{Naming, Object, Sort, Unreadable, read};
-use super::{Cluster, Condition, Notice, Report, Told};
+use super::{Cluster, Condition, Notice, PodIps, Report, Told};
 use crate::log::ErrorChain;
 
 /// How often the files are read.
@@ -78,6 +78,11 @@ impl Cluster for Directory {
                     Report::Shared(_) => {}
                     Report::Features(features) => {
                         tracing::info!(?features, "wanted of AWS's VPC resource controller");
+                    }
+                    Report::PodIps(PodIps { all, .. }) => {
+                        for (pod, addresses) in all {
+                            tracing::info!(pod = %pod, ?addresses, "addresses of a pod");
+                        }
                     }
                     Report::Condition(Condition { holds, reason, message }) => {
                         tracing::info!(holds, reason, message, "condition of the node");

@@ -10,8 +10,7 @@ use sluice_ipamd_core::cloud::EniConfig;
 use sluice_ipamd_core::shared::MOST_ROUTES;
 
 use super::objects::{
-    MIRROR_ANNOTATION, Metadata, Naming, NoEniConfig, OVERRIDES_NAME, Object, ROUTES_KEY, SHARED_NAME, Sort,
-    eni_config, is_schedulable,
+    Metadata, Naming, NoEniConfig, OVERRIDES_NAME, Object, ROUTES_KEY, SHARED_NAME, Sort, eni_config, is_schedulable,
 };
 use super::{Claim, Claims, Told};
 use crate::config::overrides::Overrides;
@@ -112,15 +111,9 @@ fn claims(objects: &[Object], node: &str) -> Claims {
         let Metadata { namespace, name, annotations, .. } = &pod.metadata;
         let annotation = annotations.get(POD_ENI).filter(|text| !text.is_empty()).cloned();
         let wants = annotation.is_some() || pod.spec.asks_for(POD_ENI);
-        ((namespace.clone(), name.clone()), Claim { uid: sandbox_uid(&pod.metadata), wants, annotation })
+        ((namespace.clone(), name.clone()), Claim { uid: pod.metadata.sandbox_uid(), wants, annotation })
     })
     .collect()
-}
-
-/// The UID that a pod's sandbox has: the API's pod for a static one has another than the kubelet gives its sandbox.
-fn sandbox_uid(metadata: &Metadata) -> Option<String> {
-    let uid = metadata.annotations.get(MIRROR_ANNOTATION).unwrap_or(&metadata.uid);
-    Some(uid.clone()).filter(|uid| !uid.is_empty())
 }
 
 /// The pods of a node that want an address of their own and have no sandbox yet, by the UID that their sandbox will have.
@@ -137,7 +130,7 @@ fn pods_bound(objects: &[Object], node: &str) -> BTreeSet<PodRef> {
     bound
         .map(|pod| {
             let metadata = &pod.metadata;
-            let uid = sandbox_uid(metadata);
+            let uid = metadata.sandbox_uid();
             PodRef { namespace: metadata.namespace.clone(), name: metadata.name.clone(), uid }
         })
         .collect()

@@ -132,6 +132,15 @@ pub struct Metadata {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Metadata {
+    /// The UID that a pod's sandbox has: the API's pod for a static one has another than the kubelet gives its sandbox.
+    #[must_use]
+    pub fn sandbox_uid(&self) -> Option<String> {
+        let uid = self.annotations.get(MIRROR_ANNOTATION).unwrap_or(&self.uid);
+        Some(uid.clone()).filter(|uid| !uid.is_empty())
+    }
+}
+
 /// `status` of a Pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Status {

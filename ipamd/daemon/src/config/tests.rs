@@ -116,9 +116,29 @@ fn vpc_cnis_ways_of_saying_none_are_understood() {
 
 #[test]
 fn what_has_no_effect_yet_is_named() {
-    let config =
-        load(&[("ANNOTATE_POD_IP", "true"), ("DISABLE_POD_V6", "false"), ("CLUSTER_ENDPOINT", "https://api")]).unwrap();
-    assert_eq!(config.without_effect, ["ANNOTATE_POD_IP"]);
+    let name = "AWS_VPC_K8S_CNI_LOG_FILE";
+    let config = load(&[(name, "/var/log/ipamd.log"), ("CLUSTER_NAME", "prod")]).unwrap();
+    assert_eq!(config.without_effect, [name]);
+    assert!(load(&[(name, "stderr")]).unwrap().without_effect.is_empty());
+}
+
+#[test]
+fn annotations_of_pods_need_the_nodes_name() {
+    let config = load(&[("ANNOTATE_POD_IP", "true"), ("MY_NODE_NAME", "n1")]).unwrap();
+    assert!(config.annotate_pod_ip && config.without_effect.is_empty() && !load(&[]).unwrap().annotate_pod_ip);
+    assert!(load(&[("ANNOTATE_POD_IP", "true")]).unwrap_err().to_string().contains("MY_NODE_NAME"));
+}
+
+#[test]
+fn the_api_server_can_be_named_by_its_url() {
+    let of = |url: &str| load(&[("CLUSTER_ENDPOINT", url)]).map(|config| config.cluster_endpoint);
+    assert_eq!(of("https://api:6443").unwrap().as_deref(), Some("https://api:6443/"));
+    assert_eq!(of("").unwrap(), None);
+    let faults = of("ftp://api").unwrap_err().to_string();
+    assert!(
+        faults.contains("CLUSTER_ENDPOINT=\"ftp://api\": it must be the URL of a server, https://HOST"),
+        "{faults}"
+    );
 }
 
 #[test]

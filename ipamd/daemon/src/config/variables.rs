@@ -45,7 +45,7 @@ const fn never(name: &'static str, default: &'static str, meaning: &'static str)
 /// Every variable that is read or recognised, by name.
 pub const VARIABLES: &[Variable] = &[
     daemon("ADDITIONAL_ENI_TAGS", "{}", "JSON object of tags that new ENIs get"),
-    later("ANNOTATE_POD_IP", "false", "write the pod's address into an annotation"),
+    daemon("ANNOTATE_POD_IP", "false", "write pods' addresses into their annotation vpc.amazonaws.com/pod-ips"),
     network(
         "AWS_EXTERNAL_SERVICE_CIDRS",
         "",

@@ -1,6 +1,7 @@
 //! The daemon in virtual time against vpcsim's model of EC2 and a model of a host. Every test ends with the ledger, EC2
 //! and the host compared.
 
+mod announce;
 mod branch;
 mod burst;
 mod cluster;

@@ -62,12 +62,13 @@ struct Run {
 }
 
 impl Kube {
-    /// The API server that KUBECONFIG or the pod's service account names.
+    /// The API server that KUBECONFIG or the pod's service account names, at the URL `endpoint` if there is one
+    /// (`CLUSTER_ENDPOINT`). Nothing is asked of it yet.
     ///
     /// # Errors
     /// There is none, or its configuration cannot be used.
-    pub async fn connect(options: Options) -> Result<Self, ConnectError> {
-        Ok(Self::new(connect(None).await?, options))
+    pub async fn connect(options: Options, endpoint: Option<&str>) -> Result<Self, ConnectError> {
+        Ok(Self::new(connect(endpoint).await?, options))
     }
 
     /// The API server of a client, which should not retry by itself.

@@ -1,11 +1,11 @@
 //! What it may do by the documentation, and what it does.
 
 use serde_json::json;
-use sluice_ipamd_daemon::cluster::{About, Condition, Notice, Report, Shared, Weight};
+use sluice_ipamd_daemon::cluster::{About, Condition, Notice, PodIps, Report, Shared, Weight};
 use sluice_tests::apiserver::TableId;
 
 use super::groups::{policy, server_of_policies, written};
-use super::seen::{Seen, cni_node, cni_nodes, eni_configs, node, trunk_wanted};
+use super::seen::{Seen, cni_node, cni_nodes, eni_configs, named, node, pod, trunk_wanted};
 use crate::kube_source::observer::eventually;
 
 /// What docs/ipamd-kubernetes.md says that it may do is what it asks for, and nothing else.
@@ -54,10 +54,14 @@ async fn it_asks_for_what_the_documentation_says() {
     server.install(cni_nodes());
     server.put(cni_node("n1", &json!([]))).unwrap();
     seen.report(trunk_wanted());
+    server.put(pod("web", "n1")).unwrap();
+    let all = [(named(&server, "web"), vec!["10.0.0.1".parse().unwrap()])].into();
+    seen.report(Report::PodIps(PodIps { all, again: false }));
     eventually("everything was asked for", async || {
         server.count("patch", "events") > 0
             && server.count("patch", "cninodes") > 0
             && server.count("patch", "nodes") > 0
+            && server.count("patch", "pods") > 0
             && server.count("update", "leases") > 0
     })
     .await;

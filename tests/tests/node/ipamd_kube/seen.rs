@@ -115,6 +115,13 @@ pub(super) fn pods() -> TableId {
     TableId::new("", "pods")
 }
 
+/// A pod that the server has, as its runtime names it.
+pub(super) fn named(server: &ApiServer, name: &str) -> PodRef {
+    let object = server.get(&pods(), "default", name).unwrap();
+    let uid = object["metadata"]["uid"].as_str().map(str::to_owned);
+    PodRef { namespace: "default".to_owned(), name: name.to_owned(), uid }
+}
+
 pub(super) fn eni_configs() -> Kind {
     Kind::custom("crd.k8s.amazonaws.com/v1alpha1", "ENIConfig", "eniconfigs", false, false)
 }

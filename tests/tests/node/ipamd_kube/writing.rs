@@ -1,11 +1,13 @@
 //! What it writes of its own node: wishes, Events, the condition; and who is elected.
 
+use std::net::IpAddr;
+
 use serde_json::json;
 use sluice_contract::id::PodRef;
-use sluice_ipamd_daemon::cluster::{About, Condition, Notice, Report, Weight};
+use sluice_ipamd_daemon::cluster::{About, Condition, Notice, PodIps, Report, Weight};
 use sluice_tests::apiserver::{ApiServer, Fault, FaultRule, Outage, TableId};
 
-use super::seen::{Seen, cni_node, cni_nodes, node, trunk_wanted};
+use super::seen::{Seen, cni_node, cni_nodes, named, node, pod, pods, trunk_wanted};
 use crate::kube_source::observer::eventually;
 
 #[tokio::test]
@@ -109,4 +111,94 @@ async fn one_node_is_elected_and_another_when_it_is_gone() {
     second.until("no longer", |seen| !seen.elected).await;
     server.heal();
     second.until("again", |seen| seen.elected).await;
+}
+
+const POD_IPS: &str = "vpc.amazonaws.com/pod-ips";
+
+fn ips(pod: PodRef, addresses: &[&str], again: bool) -> Report {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    Report::PodIps(PodIps { all: [(pod, addresses)].into(), again })
+}
+
+/// What a pod's annotation says.
+fn said(server: &ApiServer, name: &str) -> Option<String> {
+    server.get(&pods(), "default", name)?["metadata"]["annotations"][POD_IPS].as_str().map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_pods_annotation_says_its_addresses_in_spite_of_conflicts_and_outages() {
+    let server = ApiServer::start_bare().await.unwrap();
+    for name in ["web", "refused", "other"] {
+        server.put(pod(name, "n1")).unwrap();
+    }
+    let mut seen = Seen::on(&server, "n1");
+    seen.until("the pods", |seen| seen.pods().len() == 3).await;
+    for code in [409, 503, 429] {
+        server.fault(FaultRule::times(1, "patch", "pods", Fault::Status { code, retry_after: None }));
+    }
+    let web = named(&server, "web");
+    seen.report(ips(web.clone(), &["10.0.0.1", "2001:db8::1"], false));
+    eventually("both addresses", async || said(&server, "web").as_deref() == Some("10.0.0.1,2001:db8::1")).await;
+    let requests =
+        server.requests().into_iter().filter(|request| (request.verb, request.plural.as_str()) == ("patch", "pods"));
+    let requests: Vec<_> = requests.collect();
+    assert_eq!(requests.len(), 4);
+    let body = json!({"metadata": {"uid": web.uid, "annotations": {POD_IPS: "10.0.0.1,2001:db8::1"}}});
+    assert!(
+        requests.iter().all(|request| request.body == body && request.content_type == "application/merge-patch+json")
+    );
+
+    // While the server cannot, the latest of a pod waits, and is written when it can.
+    server.fault(FaultRule::always("patch", "pods", Fault::Status { code: 503, retry_after: None }));
+    seen.report(ips(web.clone(), &["10.0.0.2"], false));
+    eventually("it was tried again", async || server.count("patch", "pods") > 5).await;
+    seen.report(ips(web.clone(), &[], false));
+    server.heal();
+    eventually("none", async || said(&server, "web").as_deref() == Some("")).await;
+
+    // What is refused for good is given up, and so is a pod that is gone: the next one is served.
+    server.fault(FaultRule::times(1, "patch", "pods", Fault::Status { code: 403, retry_after: None }));
+    seen.report(ips(named(&server, "refused"), &["10.0.0.3"], false));
+    seen.report(ips(PodRef { name: "gone".to_owned(), ..web.clone() }, &["10.0.0.4"], false));
+    seen.report(ips(named(&server, "other"), &["10.0.0.5"], false));
+    eventually("the next one", async || said(&server, "other").as_deref() == Some("10.0.0.5")).await;
+    assert_eq!(said(&server, "refused"), None);
+}
+
+#[tokio::test]
+async fn another_pod_of_the_name_is_not_written_on_and_what_is_said_is_not_said_again() {
+    let server = ApiServer::start_bare().await.unwrap();
+    for (name, annotation) in [("new", ""), ("says", "2001:db8::1, 10.0.0.1"), ("last", "")] {
+        let mut object = pod(name, "n1");
+        object["metadata"]["annotations"] = json!({POD_IPS: annotation});
+        server.put(object).unwrap();
+    }
+    let mut seen = Seen::on(&server, "n1");
+    seen.until("the pods", |seen| seen.pods().len() == 3).await;
+    let before = PodRef { uid: Some("of-before".to_owned()), ..named(&server, "new") };
+    seen.report(ips(before.clone(), &[], false));
+    seen.report(ips(PodRef { uid: None, ..before.clone() }, &["10.0.0.9"], false));
+    seen.report(ips(named(&server, "says"), &["10.0.0.1", "2001:db8::1"], true));
+    seen.report(ips(named(&server, "last"), &["10.0.0.2"], true));
+    eventually("the last one", async || said(&server, "last").as_deref() == Some("10.0.0.2")).await;
+    assert_eq!(server.count("patch", "pods"), 1);
+    // The watch might be late: it is tried, and the server says no, a bounded number of times.
+    seen.report(ips(before, &["10.0.0.9"], false));
+    eventually("it was given up", async || server.count("patch", "pods") == 13).await;
+    seen.report(ips(named(&server, "last"), &["10.0.0.3"], false));
+    eventually("the last one", async || said(&server, "last").as_deref() == Some("10.0.0.3")).await;
+    assert_eq!(server.count("patch", "pods"), 14);
+    assert_eq!(said(&server, "new").as_deref(), Some(""));
+}
+
+#[tokio::test]
+async fn a_static_pod_is_found_by_the_uid_of_its_sandbox() {
+    let server = ApiServer::start_bare().await.unwrap();
+    let mut mirror = pod("static", "n1");
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "hash"});
+    server.put(mirror).unwrap();
+    let mut seen = Seen::on(&server, "n1");
+    seen.until("the pod", |seen| seen.pods().len() == 1).await;
+    seen.report(ips(PodRef { uid: Some("hash".to_owned()), ..named(&server, "static") }, &["10.0.0.1"], false));
+    eventually("its address", async || said(&server, "static").as_deref() == Some("10.0.0.1")).await;
 }

@@ -104,7 +104,7 @@ async fn what_stands_in_the_way_is_told_beside_the_node_and_its_pods() {
     let reported = world.reported();
     let condition = reported.iter().rev().find_map(|report| match report {
         Report::Condition(condition) => Some(condition.clone()),
-        Report::Notice(_) | Report::Shared(_) | Report::Features(_) => None,
+        Report::Notice(_) | Report::Shared(_) | Report::Features(_) | Report::PodIps(_) => None,
     });
     let condition = condition.unwrap();
     assert_eq!((condition.holds, condition.reason), (false, "SubnetExhausted"));
@@ -124,7 +124,7 @@ async fn what_stands_in_the_way_is_told_beside_the_node_and_its_pods() {
     tokio::time::sleep(minutes(10)).await;
     let last = world.reported().into_iter().rev().find_map(|report| match report {
         Report::Condition(condition) => Some(condition.holds),
-        Report::Notice(_) | Report::Shared(_) | Report::Features(_) => None,
+        Report::Notice(_) | Report::Shared(_) | Report::Features(_) | Report::PodIps(_) => None,
     });
     assert_eq!(last, Some(true));
     node.stop().await;
@@ -206,7 +206,7 @@ async fn an_eni_that_another_instance_uses_by_then_stays() {
 fn handed_on(world: &mut World) -> Vec<Shared> {
     let shared = world.reported().into_iter().filter_map(|report| match report {
         Report::Shared(shared) => Some(shared),
-        Report::Notice(_) | Report::Condition(_) | Report::Features(_) => None,
+        Report::Notice(_) | Report::Condition(_) | Report::Features(_) | Report::PodIps(_) => None,
     });
     shared.collect()
 }
