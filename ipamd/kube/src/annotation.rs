@@ -53,10 +53,11 @@ impl Annotations {
         let mut queue = self.queue();
         for (pod, addresses) in all {
             let wanted = Wanted { pod, addresses, again, failed: 0 };
+            let is_full = queue.len() >= WAITING;
             match queue.iter_mut().find(|other| other.pod == wanted.pod) {
                 // What is new is written whatever the watch, which may be late, shows.
                 Some(other) => *other = Wanted { again: again && other.again, ..wanted },
-                None if queue.len() < WAITING => queue.push_back(wanted),
+                None if !is_full => queue.push_back(wanted),
                 None => {
                     metrics.annotations_dropped.inc();
                 }
