@@ -185,8 +185,14 @@ pub(crate) struct Daemon<C, D> {
     rebind: BTreeSet<Attachment>,
     /// Pods that were there before, with the interfaces that get their gates after the next commit.
     adopting: BTreeMap<Attachment, BTreeSet<u32>>,
-    /// Interfaces of such pods at which no gate could be put yet: nobody has taken it away.
+    /// Interfaces at which no gate could be put yet, of such pods or since the restart: nobody has taken it away.
     refused: BTreeSet<u32>,
+    /// Interfaces that could not be bound: it is tried again every few seconds.
+    unbindable: BTreeSet<u32>,
+    /// Interfaces whose gates this process has seen whole: what they lack then was taken away.
+    whole: BTreeSet<u32>,
+    /// Whether interfaces may have come that pods that were there before have beside those that are known.
+    has_new_veths: bool,
     /// Whether the VLAN of a pod's branch ENI has come since the uplinks were last looked after.
     has_new_vlan: bool,
     /// The host's interfaces by index, as they were when policyd began or lost sight of them, and those of sandboxes since.
@@ -261,6 +267,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             rebind: BTreeSet::new(),
             adopting: BTreeMap::new(),
             refused: BTreeSet::new(),
+            unbindable: BTreeSet::new(),
+            whole: BTreeSet::new(),
+            has_new_veths: true,
             has_new_vlan: false,
             links,
             links_told: false,
@@ -332,6 +341,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             Input::Look(to) => self.lookers.push(to),
             Input::NetworkChanged { of_pod } => self.network_changed(of_pod),
             Input::HooksChanged(index) => self.hooks_changed(index),
+            Input::VethChanged => self.has_new_veths = true,
             Input::LinkGone(index) => self.link_gone(index),
             Input::Links(links) => self.links_are(links),
             Input::Resolved(resolutions, done) => self.resolved(resolutions, done),

@@ -46,6 +46,8 @@ pub(crate) enum Input {
     },
     /// A filter or a qdisc of the interface with this index was taken away.
     HooksChanged(u32),
+    /// A veth is new or has changed.
+    VethChanged,
     /// An interface of the host is gone.
     LinkGone(u32),
     /// All interfaces that the host has now, by index.

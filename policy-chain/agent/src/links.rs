@@ -38,6 +38,10 @@ async fn follow(mut watch: Watch, handle: &Handle) {
                 let of_pod = vlan_of_link(&link.name).is_some();
                 handle.send(Input::NetworkChanged { of_pod }).await;
             }
+            // It may be a further one of a pod that was there before.
+            Some(Event::Link(Change::New, link)) if link.kind == LinkKind::Veth => {
+                handle.send(Input::VethChanged).await;
+            }
             Some(Event::Address(Change::New, address)) if is_of_subnet(&address) => {
                 handle.send(Input::NetworkChanged { of_pod: false }).await;
             }

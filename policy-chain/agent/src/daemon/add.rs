@@ -213,7 +213,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         for gate in binding.interfaces() {
             let interface = interface(gate);
             self.parts.gates.bind(&key, &interface).await.map_err(|error| ErrorChain(&error).to_string())?;
+            self.unbindable.remove(&interface.index);
             self.parts.gates.attach(&interface).await.map_err(|error| ErrorChain(&error).to_string())?;
+            self.seen_whole(interface.index);
         }
         tracing::info!(pod = %key, attachment = %attachment, revision = self.revision, "policy is in force");
         Ok(())

@@ -16,7 +16,7 @@ use sluice_contract::node::veth::{POD_IFNAME, attachment};
 use sluice_contract::node::{VETH_PREFIX, hex, host_veth, nic, veth_hash};
 use sluice_contract::rpc::{GateInterface, PolicyAdd};
 use sluice_daemon::log::ErrorChain;
-use sluice_policy_core::cluster::PodKey;
+use sluice_policy_core::cluster::{Pod, PodKey};
 
 use super::{Daemon, Knowledge};
 use crate::cluster::Cluster;
@@ -37,16 +37,19 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             return;
         }
         let ungated: Vec<PodKey> = self.ungated().cloned().collect();
-        if ungated.is_empty() && !self.bindings.values().any(is_adopted) {
+        if ungated.is_empty() && !(self.has_new_veths && self.bindings.values().any(is_adopted)) {
             return;
         }
-        // One look for all of them. Without it nobody knows what belongs together, and the next step looks again.
-        let Some(veths) = self.parts.gates.veths().await else { return };
+        // One look for all of them. Without it nobody knows what belongs together: pods that may have several
+        // interfaces wait.
+        let seen = self.parts.gates.veths().await;
+        self.has_new_veths = seen.is_none();
+        let veths = seen.as_deref().unwrap_or_default();
         let gated: BTreeSet<u32> =
             self.bindings.values().flat_map(Binding::interfaces).map(|gate| gate.host_index).collect();
         let is_free = |veth: &&Veth| !gated.contains(&veth.index) && !self.ended.contains(&veth.index);
         let free: Vec<&Veth> = veths.iter().filter(is_free).collect();
-        self.complete_adopted(&veths, &free);
+        self.complete_adopted(veths, &free);
 
         let Ok(eth0) = IfName::new(POD_IFNAME) else { return };
         let mut begun = 0;
@@ -58,13 +61,17 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 uid: (!pod.uid.is_empty()).then(|| pod.uid.to_string()),
             };
             let addresses: Vec<IpAddr> = pod.addresses.to_vec();
-            let link = match self.named(&of, &veths) {
+            let link = match self.named(&of, veths) {
                 Some(named) => Some(named),
                 None => self.routed_to(&addresses).await,
             };
             let Some((host_index, host)) = link.filter(|(index, _)| !self.ended.contains(index)) else { continue };
+            if seen.is_none() && !self.is_alone(&of, &host) {
+                continue;
+            }
             let mut first = GateInterface { host, host_index, container: eth0.clone(), addresses };
-            let further = self.further(&key, &of, &first, &veths, &free);
+            let (further, held) = self.further(&key, &of, &first, veths, &free);
+            self.has_new_veths |= held;
             retain_own(&mut first, &further);
             let new = std::iter::once(&first).chain(&further).map(|gate| gate.host_index).collect();
             match adopted(of, first, further) {
@@ -82,15 +89,17 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// Adds to pods that were taken in the interfaces that they have beside, which may have come later.
     fn complete_adopted(&mut self, veths: &[Veth], free: &[&Veth]) {
-        let mut found = Vec::new();
+        let (mut found, mut any_held) = (Vec::new(), false);
         for binding in self.bindings.values().filter(|binding| is_adopted(binding)) {
             let first = binding.interfaces().iter().find(|gate| nic::index(&gate.container) == 0);
             let Some(first) = first.filter(|_| !self.superseded.contains(&binding.add.attachment)) else { continue };
-            let further = self.further(&binding.key(), &binding.add.pod, first, veths, free);
+            let (further, held) = self.further(&binding.key(), &binding.add.pod, first, veths, free);
+            any_held |= held;
             if !further.is_empty() {
                 found.push((binding.clone(), further));
             }
         }
+        self.has_new_veths |= any_held;
         for (mut binding, further) in found {
             tracing::info!(pod = %binding.key(), further = further.len(), "a pod has more interfaces than were known");
             let new = further.iter().map(|gate| gate.host_index).collect();
@@ -119,8 +128,20 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         })
     }
 
+    /// Whether names alone say that a pod has one interface, and that it is no further one of another pod.
+    fn is_alone(&self, pod: &PodRef, first: &IfName) -> bool {
+        let hash = veth_hash(pod, 0);
+        let Some(prefix) = first.as_str().strip_suffix(hash.as_str()) else { return true };
+        // The second interface of `a` is called like the first of `a.1`.
+        let is_numbered = pod.name.rsplit_once('.').is_some_and(|(_, number)| number.parse::<u8>().is_ok());
+        let is_there = |name: IfName| self.links.values().any(|link| link == name.as_str());
+        let has_further = |number| host_veth(prefix, pod, number).is_ok_and(is_there);
+        !is_numbered && !(1..nic::INTERFACES_MAX).any(has_further)
+    }
+
     /// The interfaces of a pod beside its first one that have no gate, of those that are `free`: called after it, and of one
-    /// sandbox with it. None to which no address is routed yet: its gate would know none.
+    /// sandbox with it. None to which no address is routed yet, because its gate would know none, and none with an
+    /// address that another pod claims: whether there are such is told beside.
     fn further(
         &self,
         key: &PodKey,
@@ -128,32 +149,35 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         first: &GateInterface,
         veths: &[Veth],
         free: &[&Veth],
-    ) -> Vec<GateInterface> {
+    ) -> (Vec<GateInterface>, bool) {
+        let none = (Vec::new(), false);
         let hash = veth_hash(pod, 0);
-        let Some(prefix) = first.host.as_str().strip_suffix(hash.as_str()) else { return Vec::new() };
-        let Some(known) = veths.iter().find(|veth| veth.index == first.host_index) else { return Vec::new() };
-        let is_other = |veth: &&&Veth| veth.index != known.index && !veth.addresses.is_empty();
+        let Some(prefix) = first.host.as_str().strip_suffix(hash.as_str()) else { return none };
+        let Some(known) = veths.iter().find(|veth| veth.index == first.host_index) else { return none };
+        let is_other = |veth: &&&Veth| veth.index != known.index && !self.is_bound(veth.index);
         let of_sandbox = free.iter().filter(is_other).filter(|veth| are_of_one_pod(known, veth));
         let called = of_sandbox.filter_map(|veth| {
             let is_its = |number: &u8| host_veth(prefix, pod, *number).is_ok_and(|name| name == veth.name);
             let number = (1..nic::INTERFACES_MAX).find(is_its)?;
             Some((*veth, nic::ifname(&first.container, number)?))
         });
-        let its = called.filter(|(veth, _)| !self.is_bound(veth.index) && !self.is_anothers(key, &veth.addresses));
+        let is_clear =
+            |(veth, _): &(&Veth, IfName)| !veth.addresses.is_empty() && !self.is_anothers(key, &veth.addresses);
+        let (its, held): (Vec<_>, Vec<_>) = called.partition(is_clear);
         let gate = |(veth, container): (&Veth, IfName)| GateInterface {
             host: veth.name.clone(),
             host_index: veth.index,
             container,
             addresses: veth.addresses.clone(),
         };
-        its.map(gate).collect()
+        (its.into_iter().map(gate).collect(), !held.is_empty())
     }
 
     /// The interface to which the host routes an address, where no other pod claims the address or has the interface.
     async fn routed_to(&mut self, addresses: &[IpAddr]) -> Option<(u32, IfName)> {
         for address in addresses {
             let pods = self.engine.cluster().pods.values();
-            if pods.filter(|pod| pod.addresses.contains(address)).count() > 1 {
+            if pods.filter(|pod| claims(pod, address)).count() > 1 {
                 continue;
             }
             let Some((index, name)) = self.parts.gates.behind(*address).await else { continue };
@@ -172,7 +196,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Whether another pod claims one of these addresses.
     fn is_anothers(&self, pod: &PodKey, addresses: &[IpAddr]) -> bool {
         let mut others = self.engine.cluster().pods.iter().filter(|(key, _)| *key != pod);
-        others.any(|(_, other)| addresses.iter().any(|address| other.addresses.contains(address)))
+        others.any(|(_, other)| addresses.iter().any(|address| claims(other, address)))
     }
 
     /// Records a pod whose interfaces `new` are to have gates.
@@ -180,6 +204,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if let Err(error) = self.parts.registry.write(&binding) {
             tracing::error!(error = %ErrorChain(&error), "an endpoint could not be recorded");
             self.parts.metrics.error("adopt");
+            self.has_new_veths = true;
             return;
         }
         self.number = self.number.max(binding.number);
@@ -196,19 +221,13 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             let mut is_whole = true;
             for gate in binding.interfaces() {
                 let interface = interface(gate);
-                if let Err(error) = self.parts.gates.bind(&key, &interface).await {
-                    // With its gate it drops everything, until it is bound.
-                    tracing::error!(pod = %key, error = %ErrorChain(&error), "an interface could not be bound; trying on");
-                    self.parts.metrics.error("adopt");
-                    self.rebind.insert(attachment.clone());
-                    is_whole = false;
-                }
+                is_whole &= self.bind(&key, &interface).await;
                 if !new.contains(&interface.index) {
                     continue;
                 }
                 self.parts.gates.seed(&interface).await;
                 match self.parts.gates.attach(&interface).await {
-                    Ok(()) => {}
+                    Ok(()) => self.seen_whole(interface.index),
                     // The link watch may have said so before anybody here knew of it.
                     Err(AttachError::Gone { .. }) => {
                         gone.push(interface.index);
@@ -235,13 +254,27 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
     }
 
-    /// Pods of this node that have an address and no gate.
-    pub(super) fn ungated(&self) -> impl Iterator<Item = &PodKey> {
+    /// Pods of this node that have an address and no gate, or an interface at which no gate could be put or bound.
+    pub(super) fn without_gate(&self) -> BTreeSet<PodKey> {
+        let lacks = |gate: &GateInterface| {
+            self.refused.contains(&gate.host_index) || self.unbindable.contains(&gate.host_index)
+        };
+        let bound = self.bindings.values().filter(|binding| binding.interfaces().iter().any(lacks));
+        bound.map(Binding::key).chain(self.ungated().cloned()).collect()
+    }
+
+    /// Pods of this node that have an address, and of which no sandbox is known.
+    fn ungated(&self) -> impl Iterator<Item = &PodKey> {
         let state = self.engine.cluster();
         self.engine.image().endpoints.keys().filter(|key| {
             !self.told.contains_key(*key) && state.pods.get(key).is_some_and(|pod| !pod.addresses.is_empty())
         })
     }
+}
+
+/// Whether a pod has an address. One that has ended holds none, whatever its status says, and its host's are no pod's.
+fn claims(pod: &Pod, address: &IpAddr) -> bool {
+    !pod.finished && !pod.host_network && pod.addresses.contains(address)
 }
 
 /// Whether a sandbox is that of a pod that was there before.

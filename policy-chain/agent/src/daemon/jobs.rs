@@ -151,7 +151,10 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let is_wanted = |binding: &&Binding| binding.interfaces().iter().any(|gate| wanted(gate.host_index));
         let bindings: Vec<Binding> = self.bindings.values().filter(is_wanted).cloned().collect();
         for binding in bindings {
-            for gate in binding.interfaces().iter().filter(|gate| wanted(gate.host_index)) {
+            // What is to be bound at the end of this step gets its gate then.
+            let adopting = self.adopting.get(&binding.add.attachment).cloned().unwrap_or_default();
+            let is_due = |gate: &&GateInterface| wanted(gate.host_index) && !adopting.contains(&gate.host_index);
+            for gate in binding.interfaces().iter().filter(is_due) {
                 self.repair_one(&binding, &interface(gate)).await;
             }
         }
@@ -183,11 +186,13 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             // next check.
             let replaced = match self.parts.gates.check(&interface).await {
                 Ok(differences) if differences.iter().any(|one| one.older) => self.parts.gates.attach(&interface).await,
-                Ok(_) => Ok(()),
+                Ok(differences) if differences.is_empty() => Ok(()),
+                Ok(_) => continue,
                 Err(error) => Err(error),
             };
             match replaced {
-                Ok(()) | Err(AttachError::Gone { .. }) => {}
+                Ok(()) => self.seen_whole(interface.index),
+                Err(AttachError::Gone { .. }) => {}
                 Err(error) => {
                     left.insert(interface.index);
                     tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "a gate of before stays for now");
@@ -214,21 +219,24 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
         };
         if differences.is_empty() {
-            self.refused.remove(&interface.index);
+            self.seen_whole(interface.index);
             return;
         }
         let is_gate = differences.iter().all(|one| one.older);
         if !self.took_over && (is_gate || self.knowledge != Knowledge::Nothing) {
             return;
         }
+        let was_whole = self.whole.contains(&interface.index);
+        let was_refused = self.refused.contains(&interface.index);
         let attached = self.parts.gates.attach(interface).await;
         if let Err(error) = &attached {
             tracing::error!(pod = %pod, error = %ErrorChain(error), "a gate could not be mended; trying on");
             self.parts.metrics.error("repair");
+        } else {
+            self.seen_whole(interface.index);
         }
-        if self.refused.contains(&interface.index) {
+        if was_refused {
             if attached.is_ok() {
-                self.refused.remove(&interface.index);
                 tracing::info!(pod = %pod, interface = %interface.name, "a pod that was there before has a gate now");
                 self.tend_soon();
             }
@@ -241,6 +249,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
             return;
         }
+        if !was_whole && attached.is_err() {
+            // It may never have been there.
+            self.refused.insert(interface.index);
+            return;
+        }
         tracing::error!(pod = %pod, interface = %interface.name, missing = ?taken, "a gate was not whole");
         let then = match attached {
             Ok(()) => {
@@ -249,6 +262,9 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             }
             Err(_) => "it could not be put back yet",
         };
+        if !was_whole {
+            return;
+        }
         let message = format!(
             "the pod's policy was not enforced at {} for a moment, because somebody took its gate away ({}); {then}. Look \
              for what changes filters or qdiscs of pods' interfaces",
@@ -259,6 +275,12 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         let about = Some(ObjectId::Pod(pod));
         let notice = Notice { about, uid, weight: Weight::Warning, reason: "PolicyGateRemoved", message };
         self.parts.outbox.put(Letter::Notice(notice));
+    }
+
+    /// The gate at an interface is whole: what it lacks from now on was taken away.
+    pub(super) fn seen_whole(&mut self, index: u32) {
+        self.refused.remove(&index);
+        self.whole.insert(index);
     }
 
     /// Makes gates outlast whoever takes filters away, one after the other.
@@ -281,6 +303,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         for index in std::mem::take(&mut self.unbound) {
             self.unbind(index);
         }
+        self.bind_soon();
         if self.knowledge == Knowledge::Nothing {
             return;
         }
@@ -345,6 +368,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     pub(super) fn links_are(&mut self, links: BTreeMap<u32, String>) {
         self.links = links;
         self.links_told = true;
+        self.has_new_veths = true;
         self.links_gone(|gate, links| links.get(&gate.host_index).is_none_or(|link| link != gate.host.as_str()));
         let ended: Vec<u32> = self.ended.iter().copied().filter(|index| !self.links.contains_key(index)).collect();
         for index in ended {
@@ -358,6 +382,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.unbound.remove(&index);
         self.ended.remove(&index);
         self.refused.remove(&index);
+        self.whole.remove(&index);
+        self.unbindable.remove(&index);
         if let Err(error) = self.parts.gates.forget(index) {
             tracing::error!(index, error = %ErrorChain(&error), "an interface could not be forgotten");
             self.parts.metrics.error("forget");

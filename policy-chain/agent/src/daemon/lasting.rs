@@ -49,13 +49,18 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         let now = Instant::now();
         let mut lasting = std::mem::take(&mut self.lasting);
-        let ungated: BTreeSet<PodKey> = self.ungated().cloned().collect();
+        let ungated = self.without_gate();
         lasting.ungated.retain(|pod, _| ungated.contains(pod));
         for pod in ungated {
             if lasting.ungated.entry(pod.clone()).or_insert(Since::new(now)).tells(now) {
                 let uid = self.engine.cluster().pods.get(&pod).map(|pod| pod.uid.clone());
-                let message = "no policy is enforced on this pod: it was there before sluice-policyd, and nothing on the node \
-                     says which interface is its own; restart it (kubectl rollout restart), so that it gets a gate";
+                let message = if self.told.contains_key(&pod) {
+                    "a gate of this pod cannot be put in its place: at that interface no policy is enforced, or everything \
+                     is dropped; it is tried on; see the log of sluice-policyd"
+                } else {
+                    "no policy is enforced on this pod: it was there before sluice-policyd, and nothing on the node says \
+                     which interface is its own; restart it (kubectl rollout restart), so that it gets a gate"
+                };
                 let about = Some(ObjectId::Pod(pod));
                 self.warn(Notice { uid, ..notice(about, Weight::Warning, "PodWithoutGate", message) });
             }

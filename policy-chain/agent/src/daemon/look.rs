@@ -58,7 +58,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             waiting: self.waiting.len(),
             policies: if self.knowledge == Knowledge::Nothing { Vec::new() } else { policies.collect() },
             endpoints: self.endpoints(),
-            without_gate: self.ungated().map(ToString::to_string).collect(),
+            without_gate: self.without_gate().iter().map(ToString::to_string).collect(),
             faults,
             proxy: self.parts.proxies.view(),
             counters: counters.collect(),

@@ -243,6 +243,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             if is_of_pod {
                 if self.superseded.remove(&attachment) {
                     self.rebind.insert(attachment);
+                    self.has_new_veths = true;
                 }
             } else if self.superseded.insert(attachment.clone()) {
                 tracing::info!(pod = %key, attachment = %attachment, "another pod has its name: it drops everything");
@@ -267,6 +268,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         if self.links.contains_key(&index) {
             self.ended.insert(index);
         }
+        self.unbindable.remove(&index);
         match self.parts.gates.unbind(index) {
             Ok(()) => {
                 self.unbound.remove(&index);
@@ -285,13 +287,41 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             let Some(binding) = self.bindings.get(&attachment) else { continue };
             let (key, interfaces) = (binding.key(), binding.interfaces().to_vec());
             for gate in interfaces {
-                if let Err(error) = self.parts.gates.bind(&key, &interface(&gate)).await {
-                    tracing::error!(pod = %key, error = %ErrorChain(&error), "an interface could not be bound again");
-                    self.parts.metrics.error("bind");
-                    self.rebind.insert(attachment.clone());
-                }
+                self.bind(&key, &interface(&gate)).await;
             }
         }
+    }
+
+    /// Binds an interface, and says whether it is. What fails is told of once, and tried again every few seconds: with its
+    /// gate the interface drops everything until then.
+    pub(super) async fn bind(&mut self, key: &PodKey, interface: &Interface) -> bool {
+        match self.parts.gates.bind(key, interface).await {
+            Ok(()) => {
+                if self.unbindable.remove(&interface.index) {
+                    tracing::info!(pod = %key, interface = %interface.name, "an interface is bound at last");
+                }
+                true
+            }
+            Err(error) => {
+                self.parts.metrics.error("bind");
+                if self.unbindable.insert(interface.index) {
+                    let error = ErrorChain(&error);
+                    tracing::error!(pod = %key, %error, "an interface could not be bound; trying on");
+                }
+                false
+            }
+        }
+    }
+
+    /// Has what could not be bound bound again, after the next commit.
+    pub(super) fn bind_soon(&mut self) {
+        if self.unbindable.is_empty() {
+            return;
+        }
+        let is_unbound = |gate: &GateInterface| self.unbindable.contains(&gate.host_index);
+        let unbound = self.bindings.iter().filter(|(_, binding)| binding.interfaces().iter().any(is_unbound));
+        let live = unbound.filter(|(attachment, _)| !self.superseded.contains(*attachment));
+        self.rebind.extend(live.map(|(attachment, _)| attachment.clone()));
     }
 
     /// The sandbox is gone: its interfaces drop, and nothing remembers it.

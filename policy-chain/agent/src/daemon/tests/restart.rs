@@ -468,6 +468,7 @@ async fn further_interfaces_are_found_later_too() {
     node.wait(11_000).await;
     assert!(is_gated(&node, 77) && is_gated(&node, 78));
     plug(&node, ("old", 2), "gan", 79, 5);
+    node.send(crate::inbox::Input::VethChanged).await;
     node.wait(11_000).await;
     assert!([77, 78, 79].into_iter().all(|index| is_gated(&node, index)));
     assert!(node.kernel(|kernel| kernel.seeded.contains(&79)));
@@ -483,6 +484,7 @@ async fn further_interfaces_are_found_later_too() {
     node.send(crate::inbox::Input::LinkGone(78)).await;
     node.kernel(|kernel| kernel.routes.clear());
     plug(&node, ("old", 1), "gan", 80, 5);
+    node.send(crate::inbox::Input::VethChanged).await;
     node.wait(11_000).await;
     assert!([77, 79, 80].into_iter().all(|index| is_gated(&node, index)));
     assert!(node.passes(77, "10.0.0.80", 81) && !node.passes(77, "10.0.0.78", 81));
@@ -520,6 +522,109 @@ async fn one_interface_that_refuses_its_gate_keeps_none_of_the_others_from_their
     assert!([77, 78, 79].into_iter().all(|index| is_gated(&node, index)));
     let notices = node.source.world(|world| world.notices.clone());
     assert!(notices.iter().all(|notice| notice.reason != "PolicyGateRemoved"), "nobody has taken it: {notices:?}");
+}
+
+/// The only interface of a pod refuses its gate: the pod is counted and told of, also after a restart, and nobody has
+/// taken a gate away until one was there.
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_gate_is_refused_is_one_without_gate() {
+    let mut node = Node::with(&[scene(), ran_before("old", "10.0.0.77")].concat()).await;
+    plug(&node, ("old", 0), "eni", 77, 5);
+    node.kernel(|kernel| {
+        kernel.refuses_at = Some(77);
+        kernel.without_links = true;
+    });
+    tell_links(&node).await;
+    let told = |node: &Node| node.source.world(|world| world.notices.iter().map(|one| one.reason).collect::<Vec<_>>());
+    assert_eq!(node.view().await.without_gate, ["web/old"]);
+    node.wait(80_000).await;
+    assert_eq!(told(&node), ["PodWithoutGate"]);
+    node.kill().await;
+    node.start().await;
+    node.wait(31_000).await;
+    assert_eq!(node.view().await.without_gate, ["web/old"]);
+    assert_eq!(told(&node), ["PodWithoutGate"]);
+    node.kernel(|kernel| kernel.refuses_at = None);
+    node.wait(11_000).await;
+    assert!(is_gated(&node, 77) && node.view().await.without_gate.is_empty());
+    assert_eq!(told(&node), ["PodWithoutGate"]);
+    node.kernel(|kernel| kernel.strip(77));
+    node.wait(11_000).await;
+    assert!(is_gated(&node, 77));
+    assert_eq!(told(&node), ["PodWithoutGate", "PolicyGateRemoved"]);
+}
+
+/// It drops everything, and is tried again every few seconds.
+#[tokio::test(start_paused = true)]
+async fn an_adopted_interface_that_cannot_be_bound_is_tried_again_now_and_then() {
+    let node = Node::with(&[scene(), pod("a", "app: a"), ran_before("old", "10.0.0.77")].concat()).await;
+    assert!(node.add("c1", "a", 7).await.unwrap().is_ok());
+    plug(&node, ("old", 0), "eni", 77, 5);
+    node.kernel(|kernel| kernel.limit("endpoints", 1));
+    tell_links(&node).await;
+    node.wait(20_000).await;
+    assert!(!node.passes(77, FRIEND, 80));
+    assert_eq!(node.view().await.without_gate, ["web/old"]);
+    let metrics = node.metrics.encode();
+    let failed = metrics.lines().find_map(|line| line.strip_prefix("sluice_policy_errors{part=\"bind\"} "));
+    let failed: u32 = failed.unwrap().parse().unwrap();
+    assert!((2..8).contains(&failed), "{failed}");
+    node.kernel(|kernel| kernel.limit("endpoints", 2));
+    node.wait(6000).await;
+    assert!(is_gated(&node, 77) && node.view().await.without_gate.is_empty());
+}
+
+/// What its object says of its addresses is of the past, and they are others' now.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_ended_claims_no_address() {
+    let ended = |name: &str, address: &str| ran_before(name, address).replace("Running", "Succeeded");
+    let of_host =
+        |name: &str, address: &str| ran_before(name, address).replace("spec: {", "spec: {hostNetwork: true, ");
+    let running = [ran_before("old", "10.0.0.77"), ran_before("other", "10.0.0.80")];
+    let past = [ended("job", "10.0.0.78"), of_host("agent", "10.0.0.79"), ended("last", "10.0.0.80")];
+    let node = Node::with(&[scene(), running.concat(), past.concat()].concat()).await;
+    for (number, index) in [(0, 77), (1, 78), (2, 79)] {
+        plug(&node, ("old", number), "eni", index, 5);
+    }
+    node.kernel(|kernel| {
+        kernel.plug_named(80, "veth80", Attached::Nothing);
+        kernel.routes.insert("10.0.0.80".parse().unwrap(), 80);
+    });
+    tell_links(&node).await;
+    assert_eq!([77, 78, 79, 80].map(|index| is_gated(&node, index)), [true; 4]);
+}
+
+/// Names and routes say enough of a pod with one interface; all interfaces are looked through when there may be others.
+#[tokio::test(start_paused = true)]
+async fn all_interfaces_are_looked_through_only_for_what_is_missing() {
+    let pods = [ran_before("old", "10.0.0.77"), ran_before("old.1", "10.0.0.78"), ran_before("one", "10.0.0.79")];
+    let node = Node::with(&[scene(), pods.concat()].concat()).await;
+    plug(&node, ("old", 0), "eni", 77, 1);
+    plug(&node, ("old.1", 0), "eni", 78, 2);
+    plug(&node, ("one", 0), "eni", 79, 3);
+    node.kernel(|kernel| kernel.hides_veths = true);
+    tell_links(&node).await;
+    assert_eq!([77, 78, 79].map(|index| is_gated(&node, index)), [false, false, true], "whose 78 is is not known");
+    node.kernel(|kernel| kernel.hides_veths = false);
+    node.wait(11_000).await;
+    assert_eq!([77, 78, 79].map(|index| is_gated(&node, index)), [true; 3]);
+    let dumps = || node.kernel(|kernel| kernel.dumps);
+    let before = dumps();
+    node.wait(60_000).await;
+    assert_eq!(dumps(), before, "they are whole");
+    // One that has no address yet is looked for until it has.
+    plug(&node, ("one", 1), "eni", 80, 3);
+    let address: std::net::IpAddr = "10.0.0.80".parse().unwrap();
+    node.kernel(|kernel| kernel.routes.remove(&address));
+    node.send(crate::inbox::Input::VethChanged).await;
+    node.wait(21_000).await;
+    assert_eq!(node.kernel(|kernel| kernel.attached(80)), Some(Attached::Nothing));
+    node.kernel(|kernel| kernel.routes.insert(address, 80));
+    node.wait(11_000).await;
+    assert!(is_gated(&node, 80));
+    let before = dumps();
+    node.wait(60_000).await;
+    assert_eq!(dumps(), before, "it is whole");
 }
 
 /// Behind plugins that name interfaces as they like, the host's route says whose one is.
