@@ -62,7 +62,10 @@ pub fn serve(state: &State, queue: &Queue, plan: &Plan, now: Timestamp) -> Servi
     let mut free = BTreeMap::new();
     let mut take = |card: u32| free.entry(card).or_insert_with(|| state.ledger().available_on(card, now)).next();
     let mut left: Vec<&Waiter> = Vec::new();
-    for waiter in queue.waiters() {
+    // Where card 0 is full, those have a choice who have to have no address of it: the others go first.
+    let (pinned, others): (Vec<&Waiter>, Vec<&Waiter>) =
+        queue.waiters().partition(|waiter| plan.spills && waiter.card.is_some());
+    for waiter in pinned.into_iter().chain(others) {
         let held = state.ledger().address_of(&waiter.owner.attachment);
         match held.or_else(|| take(waiter.card.unwrap_or(0))) {
             Some(address) => {

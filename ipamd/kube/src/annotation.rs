@@ -21,7 +21,8 @@ use crate::store::Store;
 /// Pods that may wait; those that are too many are left as they are.
 const WAITING: usize = 1_024;
 
-/// Attempts at one pod: with the usual pauses they last for some minutes.
+/// Attempts at a pod that the server says is another one. What it refuses for other reasons is tried for as long as the pod is
+/// there: nothing else would write it.
 const ATTEMPTS: u32 = 12;
 
 /// A pod that waits for its annotation.
@@ -108,7 +109,9 @@ impl Annotations {
             // Another pod may have the name, or the watch has not told yet of a mirror pod, whose UID is another one.
             let is_other = matches!(error.code(), Some(409 | 422));
             let pod = wanted.pod.clone();
-            if (error.passes() || is_other) && wanted.failed < ATTEMPTS {
+            // The role may be given the right, or the token be renewed.
+            let may_pass = error.passes() || matches!(error.code(), Some(401 | 403));
+            if (is_other && wanted.failed < ATTEMPTS) || (may_pass && !is_other) {
                 tracing::debug!(pod = %pod, error = %ErrorChain(&error), "a pod's addresses cannot be written");
                 self.put_back(wanted);
                 sleep(backoff.next(error.retry_after())).await;

@@ -27,9 +27,6 @@ const GATHER: Duration = Duration::from_secs(1);
 /// with a cooldown of this length or more comes too late.
 const GAP: Duration = Duration::from_secs(5);
 
-/// After an address is free again, what failed is not tried any longer.
-const TRIED: Duration = Duration::from_secs(60);
-
 /// Addresses that wait. From half of it on they do not wait for their time.
 const WAITING_MOST: usize = 16_384;
 
@@ -42,6 +39,8 @@ pub(super) struct Left {
     address: IpAddr,
     /// What the pod had beside it.
     companion: Option<Ipv6Addr>,
+    /// The address by which it left in the other family; the next pod of the address has the same.
+    egress: Option<IpAddr>,
 }
 
 /// The addresses whose flows are to be forgotten.
@@ -105,7 +104,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         }
         let now = Instant::now();
         let due = now + cooldown.saturating_sub(AHEAD).max(GATHER);
-        if !self.forgetting.wait(Left { due, free: now + cooldown, address, companion }) {
+        let egress = self.parts.config.network.egress_of(address);
+        if !self.forgetting.wait(Left { due, free: now + cooldown, address, companion, egress }) {
             self.parts.metrics.flows_left();
         }
     }
@@ -179,7 +179,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.parts.metrics.flows_not_forgotten();
         let now = Instant::now();
         for one in left {
-            if now > one.free + TRIED || !self.forgetting.wait(one) {
+            // From then on it may be another pod's, whose flows are none of these.
+            if now + GAP >= one.free || !self.forgetting.wait(one) {
                 self.parts.metrics.flows_left();
             }
         }
@@ -189,6 +190,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
 impl Left {
     /// All addresses of these pods.
     pub(super) fn addresses(left: &[Self]) -> BTreeSet<IpAddr> {
-        left.iter().flat_map(|one| std::iter::once(one.address).chain(one.companion.map(IpAddr::V6))).collect()
+        let all = |one: &Self| [Some(one.address), one.companion.map(IpAddr::V6), one.egress].into_iter().flatten();
+        left.iter().flat_map(all).collect()
     }
 }
