@@ -25,7 +25,14 @@ const EDGES: &[(&str, &[&str])] = &[
     // Policies name groups of AWS's interfaces, which the elected node resolves: policy-core reads policies.
     (
         "sluice-ipamd-kube",
-        &["sluice-cluster", "sluice-daemon", "sluice-ipamd-core", "sluice-ipamd-daemon", "sluice-policy-core"],
+        &[
+            "sluice-cluster",
+            "sluice-contract",
+            "sluice-daemon",
+            "sluice-ipamd-core",
+            "sluice-ipamd-daemon",
+            "sluice-policy-core",
+        ],
     ),
     (
         "sluice-ipamd",

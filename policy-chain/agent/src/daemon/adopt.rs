@@ -101,7 +101,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         self.has_new_veths |= any_held;
         for (mut binding, further) in found {
-            tracing::info!(pod = %binding.key(), further = further.len(), "a pod has more interfaces than were known");
+            tracing::info!(pod = %binding.key(), count = further.len(), "a pod has more interfaces than were known");
             let new = further.iter().map(|gate| gate.host_index).collect();
             let interfaces = &mut binding.add.interfaces;
             // What was called so before has gone.
