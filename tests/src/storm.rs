@@ -85,7 +85,8 @@ impl Told {
     #[must_use]
     pub fn of(view: &Value) -> Self {
         let number = |path: &str| view.pointer(path).and_then(Value::as_u64).unwrap_or_default();
-        let untold = [DropReason::EventLost.as_str(), DropReason::CounterLost.as_str()];
+        // What a pod sends before it has a policy is dropped by a program that counts and tells nothing else.
+        let untold = [DropReason::EventLost, DropReason::CounterLost, DropReason::NotReady].map(DropReason::as_str);
         let drops = view.get("drops").and_then(Value::as_object).into_iter().flatten();
         let dropped =
             drops.filter(|(reason, _)| !untold.contains(&reason.as_str())).filter_map(|(_, count)| count.as_u64());
