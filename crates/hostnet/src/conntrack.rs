@@ -136,7 +136,7 @@ fn dump(limit: usize, wanted: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, Connt
     let mut flows = Vec::new();
     for _ in 0..ATTEMPTS {
         flows.clear();
-        let consistent = each_entry(&mut |entry| {
+        let consistent = each_entry(|entry| {
             // A protocol whose tuple has another form is nothing that a pod's gate tracks.
             match entry.get(NFGENMSG..).and_then(flow).filter(wanted) {
                 Some(_) if flows.len() >= limit => return Err(ConntrackError::TooMany { limit }),
@@ -164,7 +164,10 @@ fn open() -> Result<OwnedFd, ConntrackError> {
 
 /// Hands each entry of one dump, an nfgenmsg and its attributes, to `take`, until that breaks off. Answers whether the
 /// table kept its size meanwhile, without which entries may be missing.
-fn each_entry(take: &mut dyn FnMut(&[u8]) -> Result<ControlFlow<()>, ConntrackError>) -> Result<bool, ConntrackError> {
+fn each_entry<F>(mut take: F) -> Result<bool, ConntrackError>
+where
+    F: FnMut(&[u8]) -> Result<ControlFlow<()>, ConntrackError>,
+{
     let failed = |errno: Errno| ConntrackError::Socket(errno.into());
     let socket = open()?;
     sendto(socket.as_raw_fd(), &request(), &NetlinkAddr::new(0, 0), MsgFlags::empty()).map_err(failed)?;
@@ -183,11 +186,7 @@ fn each_entry(take: &mut dyn FnMut(&[u8]) -> Result<ControlFlow<()>, ConntrackEr
                     let code = message.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
                     return Err(ConntrackError::Refused(io::Error::from_raw_os_error(code.saturating_neg())));
                 }
-                CT_NEW => {
-                    if take(message.body)?.is_break() {
-                        return Ok(consistent);
-                    }
-                }
+                CT_NEW if take(message.body)?.is_break() => return Ok(consistent),
                 _ => {}
             }
         }

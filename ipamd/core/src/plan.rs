@@ -316,7 +316,7 @@ pub const MIN_ENI_LIFE: Duration = Duration::from_secs(60);
 /// What is to be done now.
 #[must_use]
 pub fn plan(state: &State, targets: &Targets, demand: &Demand, now: Timestamp) -> Plan {
-    let mut plan = whole_plan(state, targets, &demand, now);
+    let mut plan = whole_plan(state, targets, demand, now);
     let imds_only = state.node().is_some_and(|node| node.imds_only);
     if !targets.provisioning || imds_only {
         plan.ops.retain(|planned| planned.op.is_question() && !imds_only);
@@ -428,7 +428,7 @@ fn spill(draft: &mut Draft<'_>, spilled: u32, demand: &Demand) -> u32 {
     }
     let own = hopeless.beyond.saturating_sub(spilled);
     let left = hopeless.beyond.min(spilled);
-    draft.conclude((own > 0).then(|| Hopeless { beyond: own, ..hopeless }));
+    draft.conclude((own > 0).then_some(Hopeless { beyond: own, ..hopeless }));
     left
 }
 

@@ -39,7 +39,7 @@ fn forget_here(asking: &mut Lookup, addresses: &BTreeSet<IpAddr>, limit: usize) 
     loop {
         let room = ROUND.min(limit - tried);
         let (mut doomed, mut is_all) = (Vec::new(), true);
-        let consistent = each_entry(&mut |entry| {
+        let consistent = each_entry(|entry| {
             let Some(one) = Doomed::of(entry, addresses) else { return Ok(ControlFlow::Continue(())) };
             if doomed.len() >= room {
                 is_all = false;
