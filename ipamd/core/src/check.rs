@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv6Net};
 use sluice_contract::id::{Attachment, EniId};
 use sluice_contract::node::nic;
 
-use crate::ledger::{AddressState, Block, Role, Stage};
+use crate::ledger::{AddressState, Block, Eni, Role, Stage};
 use crate::state::State;
 use crate::time::Timestamp;
 
@@ -122,7 +122,9 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
     let ledger = state.ledger();
     let (mut seen, mut queued, mut owned) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     let mut companions = BTreeSet::new();
-    let own: BTreeSet<IpAddr> = ledger.enis().map(|eni| eni.primary_ip.into()).collect();
+    // One that has been detached and is being deleted may be gone, and EC2 have given its address to another.
+    let is_there = |eni: &&Eni| eni.stage != Stage::Leaving || eni.device.is_some();
+    let own: BTreeSet<IpAddr> = ledger.enis().filter(is_there).map(|eni| eni.primary_ip.into()).collect();
     for eni in ledger.enis() {
         for (net, block) in &eni.blocks {
             if !Block::hosts(*net).eq(block.addresses.keys().copied()) {

@@ -428,3 +428,20 @@ fn totals_are_of_what_is_there() {
     assert_eq!(totals(&state, 300), (1, 1, 16, 0));
     assert_eq!(check(&state, at(300)), []);
 }
+
+/// The answer of a delete is lost, and EC2 gives the ENI's own address to another at once.
+#[test]
+fn the_address_of_an_eni_that_may_be_deleted_can_be_anothers() {
+    let mut state = state(vec![eni(1, &[]), eni(2, &[])]);
+    let detach = Op::Detach { eni: eni_id(2), attachment: crate::fixture::attachment_id(2) };
+    done(&mut state, &detach, Outcome::Done, at(1));
+    failed(&mut state, &Op::Delete { eni: eni_id(2) }, CloudErrorKind::Timeout, at(5));
+    let own = state.ledger().eni(&eni_id(2)).unwrap().primary_ip;
+    let assign = Op::Assign { eni: eni_id(1), count: AddressCount::Secondary(1) };
+    let assigned = Assigned { addresses: [own].into(), ..Assigned::default() };
+    done(&mut state, &assign, Outcome::Assigned(assigned), at(6));
+    assert_eq!(check(&state, at(6)), []);
+    let document = crate::checkpoint::Checkpoint::of(&state, at(6)).to_json().unwrap();
+    let read = crate::checkpoint::Checkpoint::from_json(&document).unwrap().into_state(at(7)).unwrap();
+    assert_eq!(read.ledger().next_available(at(7)), Some(own.into()));
+}
