@@ -433,7 +433,7 @@ fn totals_are_of_what_is_there() {
 #[test]
 fn the_address_of_an_eni_that_may_be_deleted_can_be_anothers() {
     let mut state = state(vec![eni(1, &[]), eni(2, &[])]);
-    let detach = Op::Detach { eni: eni_id(2), attachment: crate::fixture::attachment_id(2) };
+    let detach = Op::Detach { eni: eni_id(2), attachment: attachment_id(2) };
     done(&mut state, &detach, Outcome::Done, at(1));
     failed(&mut state, &Op::Delete { eni: eni_id(2) }, CloudErrorKind::Timeout, at(5));
     let own = state.ledger().eni(&eni_id(2)).unwrap().primary_ip;

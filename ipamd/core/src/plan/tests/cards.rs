@@ -108,7 +108,7 @@ fn who_waits_for_a_card_is_served_from_it_and_told_of_it() {
     let grants: Vec<String> = serving.grants.iter().map(|grant| grant.address.to_string()).collect();
     assert_eq!(grants, ["10.0.0.1", "10.0.0.2"]);
     for grant in serving.grants {
-        state.apply(Event::Assign(grant.address, grant.owner.clone()), at(1)).unwrap();
+        state.apply(Event::Assign(grant.address, std::sync::Arc::clone(&grant.owner)), at(1)).unwrap();
         queue.remove(&grant.owner.attachment);
     }
     assert_eq!(check(&state, at(1)), []);
@@ -132,7 +132,7 @@ fn pods_with_one_interface_go_to_a_further_card_only_when_the_first_is_full() {
     assert_eq!(serving.grants.last().unwrap().address, ip("10.0.2.1"));
     assert_eq!((serving.grants.len(), serving.refused.len()), (10, 0));
     for grant in serving.grants {
-        state.apply(Event::Assign(grant.address, grant.owner.clone()), at(1)).unwrap();
+        state.apply(Event::Assign(grant.address, std::sync::Arc::clone(&grant.owner)), at(1)).unwrap();
         queue.remove(&grant.owner.attachment);
     }
     // The next one makes the further card grow; beyond that, there is no hope.
