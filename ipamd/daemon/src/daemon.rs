@@ -16,6 +16,7 @@ mod flows;
 mod gone;
 mod jobs;
 mod leaks;
+mod learn;
 mod reports;
 mod requests;
 mod resolve;
@@ -611,7 +612,7 @@ fn with_settings<C, K>(state: &mut State, parts: &Parts<C, K>) {
     let Some(Node { identity, limits, vpc_cidrs, security_groups, .. }) = state.node().cloned() else { return };
     // What a version before this one has written may lack what this one's table tells.
     let limits = limits::limits(&identity.instance_type).unwrap_or(limits);
-    let node = jobs::node(&parts.config, identity, limits, vpc_cidrs, security_groups);
+    let node = learn::node(&parts.config, identity, limits, vpc_cidrs, security_groups);
     if let Err(error) = state.apply(Event::NodeKnown(node), parts.clock.now()) {
         tracing::error!(error = %ErrorChain(&error), "the settings do not fit the checkpoint");
     }

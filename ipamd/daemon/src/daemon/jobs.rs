@@ -1,36 +1,32 @@
 //! What runs beside the loop: operations, questions to IMDS, and work on the host's network. Each is a task whose end
 //! comes back to the loop; none of them touches the state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use sluice_contract::id::{Attachment, EniId, IfName, SecurityGroupId};
+use sluice_contract::id::{Attachment, EniId, IfName};
 use sluice_contract::node::{branch, nic};
 use sluice_hostnet::branch::PodBranch;
-use sluice_ipamd_core::cloud::{
-    Api, CloudError, CloudErrorKind, ImdsEni, InstanceIdentity, InstanceLimits, InterfaceType,
-};
+use sluice_ipamd_core::cloud::InterfaceType;
 use sluice_ipamd_core::garbage::Litter;
 use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
-use sluice_ipamd_core::limits::{largest, limits};
 use sluice_ipamd_core::op::{Failure, Op};
 use sluice_ipamd_core::recover::{ADD_TAKES, reconcile};
-use sluice_ipamd_core::state::{Event, Node, tag};
+use sluice_ipamd_core::state::Event;
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use super::flows::Left;
 use super::gone::Gone;
 use super::leaks::{self, Look};
+use super::learn::{Learnt, learn, node};
 use super::resolve::{self, Found, Wanted};
 use super::{Daemon, IN_VAIN_MOST, LOOK_EVERY, OpResult, REPAIR_GAP, Timer, lost};
 use crate::cloud::Cloud;
 use crate::cluster::{About, Weight};
-use crate::config::Config;
-use crate::executor::Executor;
 use crate::kernel::{
     Cleared, Disturbance, EniNetwork, Kernel, KernelError, NodeNetwork, PodNetwork, Pods, Repair, Repaired,
 };
@@ -99,15 +95,6 @@ pub(super) enum Done {
     Leaks(Result<Look, Failure>),
     Reap(EniId, Result<bool, Failure>),
     Resolved(Box<Found>),
-}
-
-/// What IMDS tells.
-#[derive(Debug)]
-pub(super) struct Learnt {
-    identity: InstanceIdentity,
-    limits: InstanceLimits,
-    enis: Vec<ImdsEni>,
-    vpc_cidrs: Vec<Ipv4Net>,
 }
 
 /// An ENI on the host.
@@ -640,75 +627,4 @@ fn eni_network(eni: &Eni, subnet: Ipv4Net, mtu: u32, trunks: bool) -> Option<Eni
         mtu,
         trunk,
     })
-}
-
-/// The node as IMDS and the settings have it.
-pub(super) fn node(
-    config: &Config,
-    identity: InstanceIdentity,
-    limits: InstanceLimits,
-    vpc_cidrs: Vec<Ipv4Net>,
-    security_groups: Vec<SecurityGroupId>,
-) -> Node {
-    let pool = &config.pool;
-    let mut tags: BTreeMap<String, String> = pool.additional_tags.clone();
-    tags.insert(tag::INSTANCE.to_owned(), identity.instance.to_string());
-    if let Some(cluster) = &pool.cluster_name {
-        tags.insert(tag::CLUSTER.to_owned(), cluster.clone());
-        tags.insert(tag::OWNER.to_owned(), tag::OWNER_VPC_CNI.to_owned());
-    }
-    Node {
-        identity,
-        limits,
-        vpc_cidrs,
-        security_groups,
-        tags,
-        manage_untagged_enis: pool.manage_untagged_eni,
-        families: config.network.families,
-        custom_networking: pool.custom_networking.is_some(),
-        subnet_discovery: pool.subnet_discovery,
-        imds_only: pool.imds_only,
-        multi_nic: pool.multi_nic,
-    }
-}
-
-fn no_cidrs() -> CloudError {
-    CloudError {
-        api: Api::Imds,
-        kind: CloudErrorKind::Other,
-        code: "NoVpcCidr".to_owned(),
-        message: "IMDS lists no CIDR of the VPC".to_owned(),
-        retry_after: None,
-    }
-}
-
-/// Asks IMDS; what does not change is asked once.
-async fn learn<C: Cloud>(
-    executor: &Executor<C>,
-    known: Option<(InstanceIdentity, InstanceLimits)>,
-    imds_only: bool,
-) -> Result<Learnt, Failure> {
-    let cloud = executor.cloud();
-    let (identity, limits) = match known {
-        Some(known) => known,
-        None => {
-            let identity = executor.call(Api::Imds, cloud.identity()).await?;
-            let limits = match limits(&identity.instance_type) {
-                Some(limits) => limits,
-                None if imds_only => largest(),
-                None => {
-                    let asked = cloud.instance_limits(&identity.instance_type);
-                    executor.call(Api::DescribeInstanceTypes, asked).await?
-                }
-            };
-            (identity, limits)
-        }
-    };
-    let vpc_cidrs = executor.call(Api::Imds, cloud.vpc_cidrs()).await?;
-    if vpc_cidrs.is_empty() {
-        // To believe it would be to translate all traffic inside the VPC.
-        return Err(Failure { error: no_cidrs(), retry_after: Duration::from_secs(2) });
-    }
-    let enis = executor.call(Api::Imds, cloud.imds_enis()).await?;
-    Ok(Learnt { identity, limits, enis, vpc_cidrs })
 }
