@@ -44,7 +44,7 @@ metadata: {name: within, namespace: default}
 spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}
 ";
 
-/// What the node had before.
+/// What the node had before: a list of neither the VPC CNI's nor Cilium's.
 const BEFORE: &str = "/etc/cni/net.d/10-before.conflist";
 const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "before", "plugins": [{"type": "before"}]}"#;
 
@@ -197,7 +197,7 @@ async fn p40_a_node_is_installed_upgraded_and_left_without_a_lost_packet_or_anyt
     eventually("the conflist", async || exists(&node, CONFLIST).await).await;
     let list: Value =
         serde_json::from_str(&node.run(|| std::fs::read_to_string(CONFLIST).unwrap()).await.unwrap()).unwrap();
-    assert_eq!(list["name"], "before", "runtimes find what they cached by the network's name");
+    assert_eq!(list["name"], "sluice", "the list that was there is another network's, and is not taken over");
 
     // Pods, and traffic between them while everything is replaced.
     let runtime = Runtime::start(&node).await.unwrap();

@@ -24,7 +24,7 @@ pub(super) const OURS: [&str; 2] = [PRIMARY, CHAINED];
 /// The version of every list that we write. Not 1.1.0: containerd 1.7 and podman refuse it.
 const VERSION: &str = "1.0.0";
 
-/// The network's name where no list is followed.
+/// The network's name where no list is taken over.
 const NAME: &str = "sluice";
 
 /// In a list of ours, the types of the plugins that this program put there: they go when they are not wanted any more. All others
@@ -33,6 +33,10 @@ const ADDED: &str = "sluice.dev/added";
 
 /// Plugins that make, guard and limit a pod's interface on AWS, and that ours take the place of.
 const REPLACED: [&str; 6] = [PRIMARY, CHAINED, "aws-cni", "egress-cni", "cilium-cni", "bandwidth"];
+
+/// Plugins whose list is taken over: its pods become ours, and runtimes find what they have cached of them by its network's name.
+/// Whose list has none of these is another network's, e.g. podman's own, and keeps its name for itself.
+const TAKEN_OVER: [&str; 2] = ["aws-cni", "cilium-cni"];
 
 /// The capability by which a runtime hands on a pod's annotations: containerd does, others pass over it.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -109,7 +113,7 @@ pub(super) fn write(places: &Places, wanted: &Wanted) -> Result<bool, ConflistEr
         Ok(_) => Some(read(&path).map_err(|why| ConflistError::Unusable { path: path.clone(), why })?),
         Err(_absent) => None,
     };
-    let other = others(&places.net_dir, &path)?.into_iter().next();
+    let other = others(&places.net_dir, &path)?.into_iter().find(is_taken_over);
     let has_portmap = places.bin_dir.join("portmap").exists();
     let list = merged(there.as_ref(), other.as_ref(), wanted, has_portmap);
     if there.as_ref() == Some(&list) {
@@ -146,9 +150,18 @@ fn others(net_dir: &Path, own: &Path) -> Result<Vec<Value>, ConflistError> {
 
 /// Whether the list at a path names a plugin.
 pub(super) fn names(path: &Path, plugin: &str) -> bool {
-    let list = read(path).unwrap_or_default();
+    has_one_of(&read(path).unwrap_or_default(), &[plugin])
+}
+
+/// Whether ours takes the place of a list.
+fn is_taken_over(list: &Value) -> bool {
+    has_one_of(list, &TAKEN_OVER)
+}
+
+fn has_one_of(list: &Value, kinds: &[&str]) -> bool {
     let plugins = list.get("plugins").and_then(Value::as_array);
-    plugins.into_iter().flatten().any(|one| one.get("type").and_then(Value::as_str) == Some(plugin))
+    let kind = |plugin: &Value| plugin.get("type").and_then(Value::as_str).is_some_and(|kind| kinds.contains(&kind));
+    plugins.into_iter().flatten().any(kind)
 }
 
 /// A list; a single plugin's configuration (`.conf`) is one of one plugin.
@@ -180,7 +193,7 @@ fn read(path: &Path) -> Result<Value, String> {
     Ok(if list.get("plugins").is_some() { list } else { json!({"name": name, "plugins": plugins}) })
 }
 
-/// What the list should be: from what it is, from the one that it follows, and from what is wanted.
+/// What the list should be: from what it is, from the one that it takes over, and from what is wanted.
 fn merged(there: Option<&Value>, other: Option<&Value>, wanted: &Wanted, has_portmap: bool) -> Value {
     let plugins_of = |list: Option<&Value>| -> Vec<Value> {
         list.and_then(|list| list.get("plugins")?.as_array().cloned()).unwrap_or_default()

@@ -1,5 +1,40 @@
 use super::*;
 
+/// A node's directories, without a plugin but ours.
+struct Root {
+    path: PathBuf,
+    places: Places,
+}
+
+impl Root {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("sluice-conflist-{name}-{}", std::process::id()));
+        let at = |name: &str| path.join(name);
+        let places = Places { bin_dir: at("bin"), net_dir: at("net"), run_dir: at("run"), seccomp_dir: at("seccomp") };
+        fs::create_dir_all(&places.bin_dir).unwrap();
+        fs::create_dir_all(&places.net_dir).unwrap();
+        // One that cannot be asked for its versions is taken as it is.
+        fs::write(places.bin_dir.join(PRIMARY), "").unwrap();
+        fs::set_permissions(places.bin_dir.join(PRIMARY), fs::Permissions::from_mode(0o755)).unwrap();
+        Self { path, places }
+    }
+
+    fn put(&self, name: &str, list: &str) {
+        fs::write(self.places.net_dir.join(name), list).unwrap();
+    }
+
+    fn written(&self) -> Value {
+        write(&self.places, &wanted(false, &[])).unwrap();
+        serde_json::from_slice(&fs::read(self.places.conflist()).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _left = fs::remove_dir_all(&self.path);
+    }
+}
+
 fn wanted(policy: bool, extra: &[&str]) -> Wanted {
     Wanted { policy, extra: extra.iter().map(|kind| json!({"type": kind})).collect() }
 }
@@ -74,10 +109,27 @@ fn the_network_keeps_its_name_and_the_vpc_cnis_further_plugins() {
         kinds(&merged(None, Some(&cilium), &wanted(true, &[]), false)),
         ["sluice-eni", "sluice-policy", "portmap"]
     );
-    // Another CNI's plugins are about its own network.
-    let bridge = json!({"name": "pods", "plugins": [{"type": "bridge"}, {"type": "firewall"}]});
-    let list = merged(None, Some(&bridge), &wanted(false, &[]), false);
-    assert_eq!((kinds(&list), &list["name"]), (vec!["sluice-eni"], &json!("pods")));
+    // Cilium's own list, without the VPC CNI: its further plugins are about its own network.
+    let alone = json!({"name": "cilium", "plugins": [{"type": "cilium-cni"}, {"type": "firewall"}]});
+    let list = merged(None, Some(&alone), &wanted(false, &[]), false);
+    assert_eq!((kinds(&list), &list["name"]), (vec!["sluice-eni"], &json!("cilium")));
+}
+
+#[test]
+fn a_list_that_is_not_taken_over_keeps_its_name_for_itself() {
+    let root = Root::new("name");
+    let podman = r#"{"cniVersion": "0.4.0", "name": "podman", "plugins": [{"type": "bridge"}, {"type": "tuning"}]}"#;
+    root.put("05-podman.conflist", podman);
+    let list = root.written();
+    assert_eq!((kinds(&list), &list["name"]), (vec!["sluice-eni"], &json!("sluice")));
+    // The VPC CNI's comes after it, and is the one that is taken over.
+    root.put("10-aws.conflist", r#"{"name": "aws-cni", "plugins": [{"type": "aws-cni"}]}"#);
+    assert_eq!(root.written()["name"], "sluice", "a network is not renamed under its pods");
+    fs::remove_file(root.places.conflist()).unwrap();
+    assert_eq!(root.written()["name"], "aws-cni");
+    // A runtime would use any of them if ours were not.
+    fs::remove_file(root.places.net_dir.join("10-aws.conflist")).unwrap();
+    assert!(has_other(&root.places.net_dir, &root.places.conflist()).unwrap());
 }
 
 #[test]
