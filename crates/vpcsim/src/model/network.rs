@@ -58,7 +58,7 @@ impl Edit<'_> {
             name: "default".to_owned(),
             description: "default VPC security group".to_owned(),
             ingress: Vec::new(),
-            egress: vec![everything()],
+            egress: vec![everything(!ipv6.is_empty())],
             tags: Tags::new(),
         };
         let group_id = group.id.clone();
@@ -167,9 +167,8 @@ impl Edit<'_> {
 
     pub(super) fn create_security_group(&mut self, request: &CreateSecurityGroup) -> Result<Reply, ApiError> {
         super::tags::check(&request.tags)?;
-        if !self.state.vpcs.contains_key(&request.vpc) {
-            return Err(ApiError::not_found(Missing::Vpc, &request.vpc));
-        }
+        let vpc = self.state.vpcs.get(&request.vpc).ok_or_else(|| ApiError::not_found(Missing::Vpc, &request.vpc))?;
+        let everything = everything(!vpc.ipv6_cidrs.is_empty());
         if request.name.is_empty() || request.name.len() > 255 || request.name.starts_with("sg-") {
             return Err(ApiError::invalid_parameter(
                 "groupName",
@@ -196,7 +195,7 @@ impl Edit<'_> {
             name: request.name.clone(),
             description: request.description.clone(),
             ingress: Vec::new(),
-            egress: vec![everything()],
+            egress: vec![everything],
             tags: request.tags.clone(),
         };
         self.state.security_groups.insert(group.id.clone(), group.clone());
@@ -279,8 +278,10 @@ impl Edit<'_> {
     }
 }
 
-fn everything() -> Permission {
-    Permission { protocol: "-1".to_owned(), cidrs: vec![Ipv4Net::default()], ..Permission::default() }
+/// What a new group lets out; of IPv6 where its VPC has any (VPC User Guide, "Default security groups for your VPCs").
+fn everything(ipv6: bool) -> Permission {
+    let ipv6_cidrs = if ipv6 { vec![Ipv6Net::default()] } else { Vec::new() };
+    Permission { protocol: "-1".to_owned(), cidrs: vec![Ipv4Net::default()], ipv6_cidrs, ..Permission::default() }
 }
 
 fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
