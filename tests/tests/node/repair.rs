@@ -79,7 +79,7 @@ impl Random {
 
 /// What an operator does to what is ours. `POD`, `POD6` and `VETH` stand for a pod on the second ENI, `NEAR` and `NEARVETH` for one on
 /// the first, `ENI` for the second ENI's own address.
-const CARELESS: [&str; 28] = [
+const CARELESS: [&str; 29] = [
     "ip rule del priority 1024",
     "ip -6 rule del priority 1024",
     "ip rule del priority 512 to POD",
@@ -96,6 +96,7 @@ const CARELESS: [&str; 28] = [
     "ip route flush table 2",
     "ip route add default via 10.0.1.99 dev eth1 table 2 metric 5 onlink",
     "ip route replace default via 10.0.1.99 dev eth1 table 2 onlink",
+    "ip route replace default via 10.0.1.1 dev eth1 table 2 mtu 1300",
     "ip route add blackhole 198.51.100.0/24 table 2",
     "ip route del POD dev VETH",
     "ip -6 route del POD6 dev VETH",

@@ -97,7 +97,10 @@ fn eni() -> Desired {
             Route::on_link(2, host_prefix(ip("10.0.1.1")), eth1.clone()),
             Route::default_via(2, ip("fe80::1"), eth1.clone()),
             Route::on_link(2, host_prefix(ip("fe80::1")), eth1.clone()),
-            Route::via(2, net("10.9.0.0/16"), ip("10.0.1.7"), eth1.clone()).with_onlink().with_mtu(1400).with_metric(9),
+            Route {
+                mtu: Some(1400),
+                ..Route::via(2, net("10.9.0.0/16"), ip("10.0.1.7"), eth1.clone()).with_onlink().with_metric(9)
+            },
             Route::blackhole(2, net("10.99.0.0/16")),
             Route::unreachable(2, net("2001:db8:99::/48")),
         ],
@@ -439,7 +442,7 @@ async fn whatever_is_desired_is_reached_and_stays() {
         Route::on_link(2, net("10.9.0.0/16"), name("eth1")).with_metric(9),
         Route::on_link(TABLE_MAIN, host_prefix(ip("10.0.1.88")), name("eth1")),
         Route::unreachable(2, net("10.99.0.0/16")),
-        Route::via(2, net("2001:db8:7::/48"), ip("fe80::7"), name("eth1")).with_mtu(1300),
+        Route { mtu: Some(1300), ..Route::via(2, net("2001:db8:7::/48"), ip("fe80::7"), name("eth1")) },
         Route::via(2, net("2001:db8:7::/48"), ip("fe80::8"), name("eth1")).with_metric(7),
     ]);
     let mut rules = all.rules.clone();

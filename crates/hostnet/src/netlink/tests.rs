@@ -58,7 +58,7 @@ proptest! {
         };
         let destination = ipnet::IpNet::new(address(low), length).unwrap();
         let routes = [
-            Route::on_link(table, destination, dev()).with_source(address(low ^ 1)).with_mtu(1400),
+            Route { mtu: Some(1400), ..Route::on_link(table, destination, dev()).with_source(address(low ^ 1)) },
             Route::via(table, destination, address(low ^ 3), dev()).with_onlink().with_metric(metric),
             Route { protocol: Protocol::KERNEL, ..Route::blackhole(table, destination) },
             Route::unreachable(table, destination),

@@ -77,7 +77,8 @@ pub struct Route {
     pub scope: RtScope,
     /// The lower wins among routes to one destination. 0 unless set; IPv6: [`IPV6_DEFAULT_METRIC`].
     pub metric: u32,
-    /// The path's largest packet, in bytes, where it is set.
+    /// The path's largest packet, in bytes, where it is set. No route of ours has one: links have MTUs. One that somebody has given to
+    /// a route of ours makes it another route, which is replaced.
     pub mtu: Option<u32>,
     /// The next hop is taken to be on the link although no route says so.
     pub onlink: bool,
@@ -155,13 +156,6 @@ impl Route {
     #[must_use]
     pub const fn with_metric(mut self, metric: u32) -> Self {
         self.metric = metric;
-        self
-    }
-
-    /// The same route with a path MTU, in bytes.
-    #[must_use]
-    pub const fn with_mtu(mut self, mtu: u32) -> Self {
-        self.mtu = Some(mtu);
         self
     }
 
