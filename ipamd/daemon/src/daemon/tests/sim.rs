@@ -118,6 +118,11 @@ impl SimCloud {
         self.0.instance.clone()
     }
 
+    /// The node's VPC.
+    pub(crate) fn vpc(&self) -> VpcId {
+        self.0.vpc.clone()
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.0.start.elapsed()
     }
@@ -274,8 +279,8 @@ impl Cloud for SimCloud {
     }
 
     async fn vpc_cidrs(&self) -> Result<Vec<Ipv4Net>, CloudError> {
-        self.imds()?;
-        Ok(vec!["10.0.0.0/16".parse().unwrap()])
+        let state = self.imds()?;
+        Ok(state.vpcs[&self.0.vpc].cidrs.clone())
     }
 
     async fn describe_enis(&self, enis: &[EniId]) -> Result<Vec<Ec2Eni>, CloudError> {
