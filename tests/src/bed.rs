@@ -7,11 +7,13 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde_json::Value;
 use sluice_contract::id::EniId;
 use sluice_vpcsim::deployment::{Binaries, Deployment, DeploymentError, Pod};
 use sluice_vpcsim::model::IMDS;
-use sluice_vpcsim::model::state::{Eni, State};
+use sluice_vpcsim::model::api::AuthorizeSecurityGroupIngress;
+use sluice_vpcsim::model::state::{Eni, Permission, State, Vpc};
 use sluice_vpcsim::node::NodeError;
 use sluice_vpcsim::probe::{self, ECHO_PORT};
 use sluice_vpcsim::scene::{Scene, SceneError};
@@ -20,6 +22,8 @@ use tokio::process::Command;
 
 /// The host on the Internet of [`scene`].
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// The CIDR of the VPC that is peered in [`scene_with_peer`].
+pub const PEERED: &str = "10.9.0.0/16";
 /// A conflist of CNI 1.1.0, which has all six verbs.
 const CONFLIST: &str = r#"{"cniVersion": "1.1.0", "name": "sluice",
     "plugins": [{"type": "sluice-eni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}}]}"#;
@@ -64,12 +68,12 @@ pub enum BedError {
 }
 
 /// Two m5.large nodes with public addresses in one subnet, and a host on the Internet. `time_scale` multiplies EC2's
-/// latencies.
+/// latencies. Packets obey security groups; what these let in besides each other is what [`Bed::up`] says.
 #[must_use]
 pub fn scene(time_scale: f64) -> String {
     format!(
         "time_scale: {time_scale}\nthrottle: false\nvpcs:\n  main:\n    cidrs: [10.0.0.0/16]\n    internet_gateway: true\n    \
-         subnets: {{nodes: {{cidr: 10.0.1.0/24, routes: {{0.0.0.0/0: internet-gateway}}}}}}\ninstances:\n  node-a: {{type: \
+         enforce_security_groups: true\n    subnets: {{nodes: {{cidr: 10.0.1.0/24, routes: {{0.0.0.0/0: internet-gateway}}}}}}\ninstances:\n  node-a: {{type: \
          m5.large, subnet: main/nodes, public_address: true}}\n  node-b: {{type: m5.large, subnet: main/nodes, \
          public_address: true}}\ninternet_hosts: [198.51.100.10]\n"
     )
@@ -83,6 +87,50 @@ pub fn scene_with_ipv6(time_scale: f64) -> String {
         .replace("cidr: 10.0.1.0/24,", "cidr: 10.0.1.0/24, ipv6_cidr: \"3fff:0:0:101::/64\",")
 }
 
+/// The same, with ways of both families to the Internet, which has a host of either, and with a machine, `peer`, in a VPC that is
+/// peered ([`PEERED`]).
+#[must_use]
+pub fn scene_with_peer(time_scale: f64) -> String {
+    scene_with_ipv6(time_scale)
+        .replace(
+            "routes: {0.0.0.0/0: internet-gateway}",
+            "routes: {0.0.0.0/0: internet-gateway, \"::/0\": internet-gateway, 10.9.0.0/16: peering/pair, \
+             \"3fff:0:0:900::/56\": peering/pair}",
+        )
+        .replace(
+            "instances:\n",
+            "  shared:\n    cidrs: [10.9.0.0/16]\n    ipv6_cidr: 3fff:0:0:900::/56\n    subnets: {only: {cidr: 10.9.1.0/24, \
+             ipv6_cidr: \"3fff:0:0:901::/64\", routes: {10.0.0.0/16: peering/pair, \"3fff:0:0:100::/56\": \
+             peering/pair}}}\npeerings: {pair: [main, shared]}\ninstances:\n  peer: {type: t3.micro, subnet: shared/only}\n",
+        )
+        .replace("[198.51.100.10]", "[198.51.100.10, \"2001:db8:51::10\"]")
+}
+
+/// What a cluster's operator lets in by a VPC's default group, which by itself lets in its own members alone: node ports from
+/// everywhere, and everything from VPCs that are peered.
+fn opened(state: &State, vpc: &Vpc) -> Vec<Permission> {
+    let ports = ["tcp", "udp"].map(|protocol| Permission {
+        protocol: protocol.to_owned(),
+        from_port: Some(30_000),
+        to_port: Some(32_767),
+        cidrs: vec![Ipv4Net::default()],
+        ipv6_cidrs: vec![Ipv6Net::default()],
+        ..Permission::default()
+    });
+    let far_side = state.peerings.values().filter_map(|peering| {
+        let sides = [(&peering.requester, &peering.accepter), (&peering.accepter, &peering.requester)];
+        let (_, other) = sides.into_iter().find(|(mine, _)| **mine == vpc.id)?;
+        state.vpcs.get(other)
+    });
+    let all = far_side.map(|other| Permission {
+        protocol: "-1".to_owned(),
+        cidrs: other.cidrs.clone(),
+        ipv6_cidrs: other.ipv6_cidrs.clone(),
+        ..Permission::default()
+    });
+    ports.into_iter().chain(all).collect()
+}
+
 /// A world whose nodes run the product.
 #[derive(Debug)]
 pub struct Bed {
@@ -94,7 +142,7 @@ pub struct Bed {
 
 impl Bed {
     /// Brings `scene` up, installs the product on every node, starts ipamd with `settings`, and waits until pods may
-    /// start.
+    /// start. Where packets obey security groups, a VPC's default group also lets in node ports, and VPCs that are peered.
     ///
     /// # Errors
     /// [`BedError`]; what was made is taken away again.
@@ -113,6 +161,18 @@ impl Bed {
     ) -> Result<Self, BedError> {
         let binaries = Binaries::beside_this_program()?;
         let world = World::up(&scene.parse::<Scene>()?).await?;
+        let guarded: Vec<AuthorizeSecurityGroupIngress> = world.look(|model, _| {
+            let state = model.state();
+            let guarded = state.vpcs.values().filter(|vpc| vpc.enforces_groups);
+            let open = |vpc: &Vpc| AuthorizeSecurityGroupIngress {
+                group: vpc.default_security_group.clone(),
+                permissions: opened(state, vpc),
+            };
+            guarded.map(open).collect()
+        });
+        for open in guarded {
+            world.call(open).await.map_err(WorldError::from)?;
+        }
         let mut nodes = BTreeMap::new();
         for (name, node) in world.nodes().iter().filter(|(name, _)| is_node(name)) {
             let environment = [("MY_NODE_NAME", name.as_str())]

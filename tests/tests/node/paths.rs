@@ -15,7 +15,7 @@ use sluice_policy_core::cluster::{
 };
 use sluice_policy_core::flow::Protocol;
 use sluice_policy_core::vector::schema::Family;
-use sluice_tests::bed::{Bed, LIMIT, add_pods, scene_with_ipv6, serve};
+use sluice_tests::bed::{Bed, LIMIT, PEERED, add_pods, scene_with_peer, serve};
 use sluice_tests::live::eni::{self, Eni};
 use sluice_tests::privileged::{everything, privileged};
 use sluice_tests::service_proxy::{Backend, Extra, Proxy};
@@ -27,27 +27,8 @@ use cell::{Addresses, Cell, Node, Place, Sent, Way, all, slice};
 
 /// The Internet's host in both families.
 const INTERNET: [&str; 2] = ["198.51.100.10", "2001:db8:51::10"];
-/// What is excluded from translation: the peered VPC.
-const EXCLUDED: &str = "10.9.0.0/16";
 /// Pods on each node that take the first ENI's addresses and two of the second's.
 const PODS: usize = 11;
-
-/// Two nodes, and a machine of a peered VPC.
-fn scene() -> String {
-    scene_with_ipv6(0.1)
-        .replace(
-            "routes: {0.0.0.0/0: internet-gateway}",
-            "routes: {0.0.0.0/0: internet-gateway, \"::/0\": internet-gateway, 10.9.0.0/16: peering/pair, \
-             \"3fff:0:0:900::/56\": peering/pair}",
-        )
-        .replace(
-            "instances:\n",
-            "  shared:\n    cidrs: [10.9.0.0/16]\n    ipv6_cidr: 3fff:0:0:900::/56\n    subnets: {only: {cidr: 10.9.1.0/24, \
-             ipv6_cidr: \"3fff:0:0:901::/64\", routes: {10.0.0.0/16: peering/pair, \"3fff:0:0:100::/56\": \
-             peering/pair}}}\npeerings: {pair: [main, shared]}\ninstances:\n  peer: {type: t3.micro, subnet: shared/only}\n",
-        )
-        .replace("[198.51.100.10]", "[198.51.100.10, \"2001:db8:51::10\"]")
-}
 
 const NODES: [(Node, &str); 2] = [(Node::A, "node-a"), (Node::B, "node-b")];
 
@@ -88,8 +69,8 @@ fn both(world: &World, machine: &str) -> Both {
 
 impl Ground {
     async fn new() -> Self {
-        let settings = [("ENABLE_IPv6", "true"), ("MAX_ENI", "2"), ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", EXCLUDED)];
-        let bed = Bed::up_on(&scene(), |name| name != "peer", &settings).await.unwrap();
+        let settings = [("ENABLE_IPv6", "true"), ("MAX_ENI", "2"), ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", PEERED)];
+        let bed = Bed::up_on(&scene_with_peer(0.1), |name| name != "peer", &settings).await.unwrap();
         bed.booted().await.unwrap();
         let (mut servers, mut clients, mut callers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut nodes = BTreeMap::new();
@@ -182,7 +163,7 @@ impl Ground {
         };
         match way {
             Way::PodIp => SocketAddr::new(self.server(node, cell.server.unwrap(), family), ECHO_PORT),
-            Way::ClusterIp => SocketAddr::new(cluster_ip(node, cell.server.unwrap(), false, family), 80),
+            Way::ClusterIp | Way::Hairpin => SocketAddr::new(cluster_ip(node, cell.server.unwrap(), false, family), 80),
             Way::NodePort(_) => node_port_of(false),
             Way::NodePortLocal => node_port_of(true),
             Way::Internet => SocketAddr::new(self.internet(family), ECHO_PORT),
@@ -194,6 +175,11 @@ impl Ground {
     async fn call(&self, cell: Cell) -> Result<IpAddr, String> {
         let to = self.target(cell);
         let asked = match (cell.client, cell.way) {
+            (Some(eni), Way::Hairpin) => {
+                let node = self.bed.node(name(Node::A)).unwrap().node();
+                let inside = node.pod(&self.servers[&(Node::A, eni)].sandbox.netns).await.unwrap();
+                inside.run(move || probe::seen_by(to, LIMIT)).await.map_err(|e| e.to_string())?
+            }
             (Some(eni), _) => {
                 self.callers[&eni].run(move || probe::seen_by(to, LIMIT)).await.map_err(|e| e.to_string())?
             }

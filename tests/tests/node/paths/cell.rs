@@ -21,6 +21,8 @@ pub(super) enum Way {
     Internet,
     /// A machine of a peered VPC, to whose addresses pods' are not translated.
     Excluded,
+    /// The ClusterIP of a Service that has the client itself behind it, and nobody else.
+    Hairpin,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +49,7 @@ impl Way {
             Self::NodePortLocal => 4,
             Self::Internet => 5,
             Self::Excluded => 6,
+            Self::Hairpin => 7,
         }
     }
 }
@@ -121,6 +124,7 @@ pub(super) fn all() -> Vec<Cell> {
             for client in enis {
                 add(Way::Internet, Place::Outside, Some(client), None);
                 add(Way::Excluded, Place::Outside, Some(client), None);
+                add(Way::Hairpin, Place::SameNode, Some(client), Some(client));
             }
         }
     }
@@ -175,6 +179,15 @@ pub(super) struct Expected {
     pub(super) sent: BTreeSet<Sent>,
 }
 
+/// What masquerading takes for a packet to a pod of the node itself: the node's address; of IPv6, whichever of the node's is most like the
+/// pod's (RFC 6724, section 5, rule 8).
+fn masqueraded(at: &impl Addresses, node: Node, family: Family) -> BTreeSet<IpAddr> {
+    match family {
+        Family::V4 => [at.node(node, family)].into(),
+        Family::V6 => [Eni::Primary, Eni::Second].map(|eni| at.eni(node, eni, family)).into(),
+    }
+}
+
 impl Cell {
     /// The node of the server. Clients that are pods are on A.
     pub(super) fn servers_node(self) -> Node {
@@ -193,6 +206,7 @@ impl Cell {
     /// The client's address.
     pub(super) fn from(self, at: &impl Addresses) -> IpAddr {
         match (self.client, self.way) {
+            (Some(eni), Way::Hairpin) => at.server(Node::A, eni, self.family),
             (Some(eni), _) => at.client(eni, self.family),
             (None, Way::PodIp) => at.peer(self.family),
             (None, _) => at.internet(self.family),
@@ -231,11 +245,7 @@ impl Cell {
                     return Expected { seen: [from].into(), sent };
                 }
                 if entry == node {
-                    // To a pod of the node, masquerading takes the node's address; of IPv6, whichever of the node's is most like
-                    // the pod's (RFC 6724, section 5, rule 8).
-                    let own = [Eni::Primary, Eni::Second].map(|eni| at.eni(entry, eni, family));
-                    let seen = if family == Family::V4 { [called].into() } else { own.into() };
-                    return Expected { seen, sent };
+                    return Expected { seen: masqueraded(at, entry, family), sent };
                 }
                 // Else that of the ENI that the packet leaves by.
                 let by = self.client.filter(|_| is_local(entry)).unwrap_or_default();
@@ -244,6 +254,8 @@ impl Cell {
                 sent.insert((node, server_eni, server, seen));
                 Expected { seen: [seen].into(), sent }
             }
+            // By its own address it would answer itself past the service proxy. Nothing leaves the node.
+            Way::Hairpin => Expected { seen: masqueraded(at, Node::A, family), sent },
             _ => {
                 if let Some(eni) = self.client.filter(|_| node != Node::A) {
                     sent.insert((Node::A, eni, from, server));
@@ -260,7 +272,7 @@ impl Cell {
 #[test]
 fn a_slice_has_every_pair_and_is_small() {
     let cells = all();
-    assert_eq!(cells.len(), 3 * 2 * (2 * (5 * 4 + 4) + 4));
+    assert_eq!(cells.len(), 3 * 2 * (2 * (5 * 4 + 4) + 6));
     let part = slice(&cells);
     let pairs = |cells: &[Cell]| cells.iter().flat_map(|cell| cell.pairs()).collect::<BTreeSet<_>>();
     assert_eq!(pairs(&part), pairs(&cells));
