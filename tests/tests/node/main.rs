@@ -5,7 +5,7 @@
 //!
 //! | part | what it holds |
 //! |---|---|
-//! | [`packets`], [`paths`], [`families`], [`nics`], [`pool`], [`crash`], [`input`], [`reboot`], [`repair`], [`upgrade`], [`scale`] | ipamd and its plugin on nodes of a VPC in a box |
+//! | [`packets`], [`paths`], [`families`], [`nics`], [`pool`], [`crash`], [`input`], [`reboot`], [`repair`], [`upgrade`], [`scale`], [`vpc`] | ipamd and its plugin on nodes of a VPC in a box |
 //! | [`containerd`], [`podman`] | the same driven by real runtimes |
 //! | [`gate`], [`l7`] | policy on nodes, with packets and with requests |
 //! | [`kube_source`], [`ipamd_kube`], [`apiserver`] | policyd's and ipamd's Kubernetes sources, and the fake API server that they are tested against |
@@ -44,3 +44,4 @@ mod see;
 mod takeover;
 mod upgrade;
 mod versions;
+mod vpc;
