@@ -7,8 +7,8 @@
 //! With `externalTrafficPolicy: Local` what comes from outside goes to the node's own backends, with its source. As on EKS, where
 //! kube-proxy is not told which addresses are pods', a pod that dials a node port counts as somebody outside.
 //!
-//! Left out: topology, health checks, load balancer source ranges, and the removal of conntrack entries of UDP flows whose
-//! backend is gone.
+//! Left out: topology, health checks, load balancer source ranges, what kube-proxy's iptables mode drops as invalid, and the removal of
+//! conntrack entries of UDP flows whose backend is gone. kube-proxy itself is not run (docs/adr/0016).
 
 pub mod iptables;
 pub mod nft;
