@@ -73,7 +73,8 @@ pub enum BedError {
 pub fn scene(time_scale: f64) -> String {
     format!(
         "time_scale: {time_scale}\nthrottle: false\nvpcs:\n  main:\n    cidrs: [10.0.0.0/16]\n    internet_gateway: true\n    \
-         enforce_security_groups: true\n    subnets: {{nodes: {{cidr: 10.0.1.0/24, routes: {{0.0.0.0/0: internet-gateway}}}}}}\ninstances:\n  node-a: {{type: \
+         enforce_security_groups: true\n    \
+         subnets: {{nodes: {{cidr: 10.0.1.0/24, routes: {{0.0.0.0/0: internet-gateway}}}}}}\ninstances:\n  node-a: {{type: \
          m5.large, subnet: main/nodes, public_address: true}}\n  node-b: {{type: m5.large, subnet: main/nodes, \
          public_address: true}}\ninternet_hosts: [198.51.100.10]\n"
     )
