@@ -10,6 +10,7 @@ mod tests;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -27,6 +28,9 @@ pub(crate) struct Options {
     /// Show what is well, too.
     #[arg(long)]
     all: bool,
+    /// The host's root, where this runs in a container that has it elsewhere (`kubectl debug node`: /host).
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
 }
 
 /// How it stands with something.
@@ -111,7 +115,7 @@ pub(crate) fn findings(facts: &Facts) -> Vec<Finding> {
 pub(crate) fn main(options: &Options) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let facts = match runtime {
-        Ok(runtime) => runtime.block_on(Facts::gather()),
+        Ok(runtime) => runtime.block_on(Facts::gather_in(&options.root)),
         Err(error) => {
             let _closed = writeln!(io::stderr().lock(), "sluice doctor: {error}");
             return ExitCode::from(exit::SOFTWARE);

@@ -6,20 +6,26 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use sluice_contract::node::nic;
 use sluice_ipamd_core::aws_node::{self, AwsNodeError};
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
 use sluice_ipamd_core::ledger::{AddressState, Ledger, Owner};
-use sluice_ipamd_core::time::Timestamp;
 use sluice_ipamd_daemon::config::AWS_NODE_CHECKPOINT;
 
 use crate::exit;
+use crate::root::within;
+
+/// Where Sluice has its state, below the root of the host.
+const RUN_DIR: &str = "run/sluice";
 
 /// Options of `sluice handback`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
+    /// The host's root, where this runs in a container that has it elsewhere (`kubectl debug node`: /host). Both paths are then the
+    /// host's.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
     /// Sluice's state.
     #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
     run_dir: PathBuf,
@@ -46,6 +52,26 @@ enum HandbackError {
     /// There is no state.
     #[error("{} is not there: this node is not Sluice's", .0.display())]
     NotOurs(PathBuf),
+    /// The file would be another than the one that the VPC CNI reads.
+    #[error("{} leads to {}, which is not in the root of {}: the AWS VPC CNI would not find it; say {}", to.display(), leads.display(), run_dir.display(), right.display())]
+    Elsewhere {
+        /// What was said.
+        to: PathBuf,
+        /// Where that is.
+        leads: PathBuf,
+        /// Where the state is.
+        run_dir: PathBuf,
+        /// Where the file has to be.
+        right: PathBuf,
+    },
+    /// It was handed back, and the VPC CNI has gone on from there.
+    #[error("this node was handed back before ({}), and {} has changed since: it is the AWS VPC CNI's", state.display(), to.display())]
+    Changed {
+        /// The state that was put aside.
+        state: PathBuf,
+        /// The VPC CNI's file.
+        to: PathBuf,
+    },
     /// The state is damaged.
     #[error("{} cannot be used; start sluice-ipamd once, so that it learns its pods anew", path.display())]
     State {
@@ -81,29 +107,37 @@ enum HandbackError {
     },
 }
 
+/// Where everything is, seen from here.
+#[derive(Debug)]
+struct Places {
+    run_dir: PathBuf,
+    to: PathBuf,
+}
+
 /// What was done.
 #[derive(Debug)]
 struct Handback {
     files: Vec<(PathBuf, Vec<u8>)>,
     pods: usize,
     left: Vec<String>,
+    /// Whether it was done before: nothing is to be written then.
+    before: bool,
 }
 
 /// Runs the command.
 pub(crate) fn main(options: &Options) -> ExitCode {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let now = Timestamp::from_millis(u64::try_from(now).unwrap_or(u64::MAX));
-    let done = prepare(options, now).and_then(|handback| {
-        if !options.dry_run {
-            write(options, &handback)?;
+    let done = places(options).and_then(|places| {
+        let handback = prepare(&places, options.force)?;
+        if !options.dry_run && !handback.before {
+            write(&places, &handback)?;
         }
-        Ok(handback)
+        Ok((places, handback))
     });
     let mut out = io::stdout().lock();
     match done {
-        Ok(handback) => {
-            let verb = if options.dry_run { "would be" } else { "are" };
-            let file = options.to.display();
+        Ok((places, handback)) => {
+            let verb = if options.dry_run && !handback.before { "would be" } else { "are" };
+            let file = places.to.display();
             // A closed output is no reason for another status.
             let _closed = writeln!(out, "pods that {verb} the AWS VPC CNI's: {} ({file})", handback.pods);
             for left in &handback.left {
@@ -136,37 +170,75 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     }
 }
 
+/// Where everything is. Without a root that is what was said, but for a file that is none of the host whose state it is: in a container
+/// an absolute link leads elsewhere (Debian's and Ubuntu's `/var/run`), and what is written there is gone with the container.
+fn places(options: &Options) -> Result<Places, HandbackError> {
+    let find = |root: &Path, path: &Path| within(root, path).map_err(failed("finding", path));
+    if let Some(root) = &options.root {
+        return Ok(Places { run_dir: find(root, &options.run_dir)?, to: find(root, &options.to)? });
+    }
+    let (run_dir, to) = (options.run_dir.clone(), options.to.clone());
+    let seen = |path: &Path| {
+        std::path::absolute(path).map_err(failed("finding", path)).and_then(|path| find(Path::new("/"), &path))
+    };
+    let state = seen(&run_dir)?;
+    // Another directory says nothing of where the root is.
+    let root = if state.ends_with(RUN_DIR) { state.ancestors().nth(2) } else { None };
+    if let Some(root) = root {
+        let leads = seen(&to)?;
+        if !leads.starts_with(root) {
+            let right = find(root, to.strip_prefix(root).unwrap_or(&to))?;
+            return Err(HandbackError::Elsewhere { to, leads, run_dir, right });
+        }
+    }
+    Ok(Places { run_dir, to })
+}
+
 /// What is to be written, if the node can be handed back.
-fn prepare(options: &Options, now: Timestamp) -> Result<Handback, HandbackError> {
-    let (ours, theirs) = (options.run_dir.join("ipamd.sock"), options.to.with_file_name("ipamd.sock"));
+fn prepare(places: &Places, force: bool) -> Result<Handback, HandbackError> {
+    let (ours, theirs) = (places.run_dir.join("ipamd.sock"), places.to.with_file_name("ipamd.sock"));
     if UnixStream::connect(&ours).is_ok() {
         return Err(HandbackError::Running(ours));
     }
     if UnixStream::connect(&theirs).is_ok() {
         return Err(HandbackError::AwsNodeRuns(theirs));
     }
-    let path = options.run_dir.join("ipam.json");
+    let own = places.run_dir.join("ipam.json");
+    let aside = own.with_extension("json.handed-back");
+    let before = !own.exists() && aside.exists();
+    let path = if before { aside } else { own };
     let document = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(HandbackError::NotOurs(path)),
         read => read.map_err(failed("reading", &path))?,
     };
-    let state = Checkpoint::from_json(&document).and_then(|checkpoint| checkpoint.into_state(now));
-    let state = state.map_err(|source| HandbackError::State { path, source })?;
+    let state = Checkpoint::from_json(&document).and_then(|checkpoint| {
+        // As it was written, whatever the clock says now: the same files come of it each time.
+        let written = checkpoint.written();
+        checkpoint.into_state(written)
+    });
+    let state = match state {
+        Ok(state) => state,
+        Err(source) => return Err(HandbackError::State { path, source }),
+    };
     let left = untold(state.ledger());
-    if !left.is_empty() && !options.force {
+    if !left.is_empty() && !force && !before {
         return Err(HandbackError::Left { left });
     }
     let files = aws_node::write(state.ledger())?.into_iter().map(|(card, document)| {
         let path =
-            if card == 0 { options.to.clone() } else { options.to.with_file_name(format!("ipam-nic-{card}.json")) };
+            if card == 0 { places.to.clone() } else { places.to.with_file_name(format!("ipam-nic-{card}.json")) };
         (path, document)
     });
+    let files: Vec<(PathBuf, Vec<u8>)> = files.collect();
+    if before && files.iter().any(|(path, document)| fs::read(path).ok().as_ref() != Some(document)) {
+        return Err(HandbackError::Changed { state: path, to: places.to.clone() });
+    }
     let states = state.ledger().enis().flat_map(|eni| eni.blocks.values()).flat_map(|block| block.addresses.values());
     // A pod counts by its first interface.
     let is_pods = |owner: &Owner| !owner.pod.name.is_empty() && nic::index(&owner.attachment.ifname) == 0;
     let is_told = |state: &&AddressState| matches!(state, AddressState::Assigned { owner, .. } if is_pods(owner));
     let pods = states.filter(is_told).count();
-    Ok(Handback { files: files.collect(), pods, left })
+    Ok(Handback { files, pods, left, before })
 }
 
 /// Addresses in use that the VPC CNI would not know of, and why.
@@ -187,7 +259,7 @@ fn untold(ledger: &Ledger) -> Vec<String> {
 }
 
 /// Writes the VPC CNI's files, each whole or not at all, and puts our state aside, so that it is never believed again.
-fn write(options: &Options, handback: &Handback) -> Result<(), HandbackError> {
+fn write(places: &Places, handback: &Handback) -> Result<(), HandbackError> {
     for (path, document) in &handback.files {
         if let Some(directory) = path.parent() {
             let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(directory);
@@ -201,11 +273,11 @@ fn write(options: &Options, handback: &Handback) -> Result<(), HandbackError> {
         file.sync_all().map_err(failed("syncing", &temporary))?;
         fs::rename(&temporary, path).map_err(failed("renaming", &temporary))?;
     }
-    let state = options.run_dir.join("ipam.json");
+    let state = places.run_dir.join("ipam.json");
     fs::rename(&state, state.with_extension("json.handed-back")).map_err(failed("renaming", &state))?;
-    match fs::remove_file(options.run_dir.join("ready")) {
+    match fs::remove_file(places.run_dir.join("ready")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed("removing", &options.run_dir.join("ready"))(error))
+            Err(failed("removing", &places.run_dir.join("ready"))(error))
         }
         _ => Ok(()),
     }

@@ -17,6 +17,7 @@ mod observe;
 mod paint;
 mod plan;
 mod policy;
+mod root;
 mod shell;
 mod status;
 

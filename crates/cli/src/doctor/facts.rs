@@ -10,6 +10,7 @@ use sluice_hostnet::host::Host;
 use sluice_hostnet::state::{Family, Observed, SysctlKey};
 
 use crate::daemons::{Node, list, number};
+use crate::root::within;
 
 /// Bytes of a file that is read.
 const LIMIT: usize = 1 << 20;
@@ -43,7 +44,7 @@ pub(crate) struct Facts {
 }
 
 /// Files that tell something by being there.
-const TELLING: [&str; 11] = [
+const TELLING: [&str; 12] = [
     IPAMD_READY,
     POLICYD_READY,
     "/var/run/aws-node/ipamd.sock",
@@ -55,6 +56,7 @@ const TELLING: [&str; 11] = [
     "/etc/systemd/network/80-ec2.network",
     CILIUM_PINS,
     CILIUM_STATE,
+    AWS_PINS,
 ];
 
 /// Where Cilium pins its links.
@@ -63,6 +65,9 @@ pub(super) const CILIUM_PINS: &str = "/sys/fs/bpf/cilium";
 pub(super) const CILIUM_STATE: &str = "/var/run/cilium";
 /// Where it pins its maps, beside those of others; their names begin with `cilium_`.
 pub(super) const CILIUM_MAPS: &str = "/sys/fs/bpf/tc/globals";
+
+/// Where the VPC CNI's network policy agent pins its programs and maps.
+pub(super) const AWS_PINS: &str = "/sys/fs/bpf/globals/aws";
 
 /// Sysctls that are looked at, whatever interfaces there are.
 pub(super) const SYSCTLS: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter"];
@@ -75,19 +80,24 @@ const KUBELET: [&str; 3] = [
 ];
 
 impl Facts {
-    /// Looks at everything.
+    /// Looks at everything from where this runs.
     pub(crate) async fn gather() -> Self {
+        Self::gather_in(Path::new("/")).await
+    }
+
+    /// The same from a container that has the host's root at `root`. All but files is that of the namespaces in which this runs.
+    pub(crate) async fn gather_in(root: &Path) -> Self {
         let node = Node::look();
         let host = observe(&node).await;
         Self {
             node,
-            conflists: conflists(Path::new(CNI_DIR)),
-            plugins: names(Path::new(CNI_BIN)),
+            conflists: conflists(root, Path::new(CNI_DIR)),
+            plugins: names(root, Path::new(CNI_BIN)),
             host,
-            on_host: Path::new("/etc/os-release").exists(),
-            files: files(),
+            on_host: exists(root, Path::new("/etc/os-release")),
+            files: files(root),
             release: read(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default().trim().to_owned(),
-            max_pods: KUBELET.iter().find_map(|path| max_pods(&read(Path::new(path))?)),
+            max_pods: KUBELET.iter().find_map(|path| max_pods(&read(&within(root, Path::new(path)).ok()?)?)),
             now: std::time::SystemTime::now(),
         }
     }
@@ -98,29 +108,37 @@ fn read(path: &Path) -> Option<String> {
     (bytes.len() <= LIMIT).then(|| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn names(directory: &Path) -> BTreeSet<String> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+/// Whether a path of the host is there.
+fn exists(root: &Path, path: &Path) -> bool {
+    within(root, path).is_ok_and(|path| path.exists())
+}
+
+/// The names in a directory of the host.
+fn names(root: &Path, directory: &Path) -> BTreeSet<String> {
+    let entries = within(root, directory).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Files that are there, of those that tell something.
-fn files() -> BTreeSet<PathBuf> {
-    let mut found: BTreeSet<PathBuf> = TELLING.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
+pub(super) fn files(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found: BTreeSet<PathBuf> = TELLING.iter().map(PathBuf::from).filter(|path| exists(root, path)).collect();
     let maps = Path::new(CILIUM_MAPS);
-    found.extend(names(maps).into_iter().filter(|name| name.starts_with("cilium_")).map(|name| maps.join(name)));
+    found.extend(names(root, maps).into_iter().filter(|name| name.starts_with("cilium_")).map(|name| maps.join(name)));
     found
 }
 
 /// The files that a runtime reads, in its order (libcni: names that end in .conf, .conflist or .json, sorted).
-fn conflists(directory: &Path) -> Result<Vec<(String, Option<Value>)>, String> {
-    if !directory.is_dir() {
+pub(super) fn conflists(root: &Path, directory: &Path) -> Result<Vec<(String, Option<Value>)>, String> {
+    let there = within(root, directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    if !there.is_dir() {
         return Err(format!("{} is not there", directory.display()));
     }
     let is_one = |name: &String| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
-    let all = names(directory).into_iter().filter(is_one);
+    let all = names(root, directory).into_iter().filter(is_one);
     Ok(all
         .map(|name| {
-            let content = read(&directory.join(&name)).and_then(|text| serde_json::from_str(&text).ok());
+            let file = within(root, &directory.join(&name)).ok();
+            let content = file.and_then(|file| read(&file)).and_then(|text| serde_json::from_str(&text).ok());
             (name, content)
         })
         .collect())

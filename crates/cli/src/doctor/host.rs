@@ -7,7 +7,7 @@ use serde_json::Value;
 use sluice_contract::node::VETH_PREFIX;
 use sluice_hostnet::state::{Observed, Rule};
 
-use super::facts::{CILIUM_MAPS, CILIUM_PINS, CILIUM_STATE, own_conflist};
+use super::facts::{AWS_PINS, CILIUM_MAPS, CILIUM_PINS, CILIUM_STATE, own_conflist};
 use super::{Facts, Finding};
 use crate::daemons::number;
 
@@ -25,8 +25,13 @@ const LEFT: [(&str, &str); 7] = [
     ("weave", "Weave Net"),
 ];
 
-/// What Cilium leaves besides links.
-const CILIUM_FILES: [&str; 3] = [CILIUM_PINS, CILIUM_MAPS, CILIUM_STATE];
+/// What others leave besides links.
+const FILES: [(&str, &str); 4] = [
+    (CILIUM_PINS, "Cilium"),
+    (CILIUM_MAPS, "Cilium"),
+    (CILIUM_STATE, "Cilium"),
+    (AWS_PINS, "the VPC CNI's network policy agent"),
+];
 /// The tables of what goes to its proxy and comes from it, and the bits of the marks that its rules look at. A VLAN's table may have
 /// such a number, too.
 const CILIUM_TABLES: [u32; 2] = [2004, 2005];
@@ -84,7 +89,10 @@ fn conflist(facts: &Facts, findings: &mut Vec<Finding>) {
     let files = match &facts.conflists {
         Ok(files) => files,
         Err(why) if !facts.on_host => {
-            findings.push(Finding::unknown(CHECK, format!("{why} in this container: ask on the host, or in conflist")));
+            findings.push(Finding::unknown(
+                CHECK,
+                format!("{why} in this container: ask in conflist, or with the host's --root"),
+            ));
             return;
         }
         Err(why) => {
@@ -166,18 +174,20 @@ fn leftovers(facts: &Facts, host: &Observed, findings: &mut Vec<Finding>) {
     });
     let rules = host.rules.iter().filter(|rule| is_ciliums(rule));
     let rules = rules.map(|rule| format!("ip rule {}: table {} (Cilium)", rule.priority, rule.table));
-    let files = facts.files.iter().filter(|path| CILIUM_FILES.iter().any(|left| path.starts_with(left)));
-    let files = files.map(|path| format!("{} (Cilium)", path.display()));
+    let files = facts.files.iter().filter_map(|path| {
+        let (_, whose) = FILES.iter().find(|(left, _)| path.starts_with(left))?;
+        Some(format!("{} ({whose})", path.display()))
+    });
     let left: Vec<String> = links.chain(rules).chain(files).collect();
     findings.push(if left.is_empty() && facts.on_host {
         Finding::well("other CNIs", "nothing of other CNIs is left")
     } else if left.is_empty() {
-        Finding::well("other CNIs", "no interfaces and rules of other CNIs are left; their files are seen on the host alone")
+        Finding::well("other CNIs", "no interfaces and rules of other CNIs are left; their files are seen on the host alone (--root)")
     } else {
         Finding::doubtful(
             "other CNIs",
             "something of other CNIs is there: their rules and programs may still meet packets",
-            "if none of their pods is left, take that CNI off the node (its own cleanup; docs/migration.md has the commands for Cilium behind the VPC CNI), or replace the node",
+            "if none of their pods is left, take that CNI off the node (its own cleanup; docs/migration.md has the commands for the VPC CNI's network policy agent, and for Cilium behind the VPC CNI), or replace the node",
         )
         .seen_by(left)
     });

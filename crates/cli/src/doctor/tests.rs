@@ -239,9 +239,14 @@ fn a_host_that_others_configure_is_found() {
     seeded("other CNIs", Standing::Doubtful, "cilium_host", |facts| {
         facts.host.as_mut().unwrap().links.push(link(9, "cilium_host", 1500));
     });
-    for left in ["/sys/fs/bpf/cilium", "/sys/fs/bpf/tc/globals/cilium_metrics", "/var/run/cilium"] {
+    for left in [
+        "/sys/fs/bpf/cilium",
+        "/sys/fs/bpf/tc/globals/cilium_metrics",
+        "/var/run/cilium",
+        "/sys/fs/bpf/globals/aws (the VPC CNI's network policy agent)",
+    ] {
         seeded("other CNIs", Standing::Doubtful, left, |facts| {
-            facts.files.insert(left.into());
+            facts.files.insert(left.split(' ').next().unwrap().into());
         });
     }
     seeded("other CNIs", Standing::Doubtful, "ip rule 9: table 2004", |facts| {
@@ -256,4 +261,29 @@ fn a_host_that_others_configure_is_found() {
     seeded("clock", Standing::Broken, "60 seconds", |facts| {
         facts.now = SystemTime::UNIX_EPOCH + Duration::from_secs(60)
     });
+}
+
+#[test]
+fn the_files_of_the_host_are_seen_from_a_container() {
+    let root = std::env::temp_dir().join(format!("sluice-doctor-{}", std::process::id()));
+    for directory in ["run/aws-node", "var", "sys/fs/bpf/globals/aws", "sys/fs/bpf/tc/globals", "etc/cni", "opt/net.d"]
+    {
+        std::fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    for (link, target) in [("var/run", "/run"), ("etc/cni/net.d", "/opt/net.d")] {
+        std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+    }
+    for (file, text) in [
+        ("run/aws-node/ipamd.sock", ""),
+        ("sys/fs/bpf/tc/globals/cilium_metrics", ""),
+        ("opt/net.d/10-aws.conflist", r#"{"plugins": [{"type": "aws-cni"}]}"#),
+    ] {
+        std::fs::write(root.join(file), text).unwrap();
+    }
+    let found: Vec<_> = facts::files(&root).into_iter().collect();
+    let there = ["/sys/fs/bpf/globals/aws", "/sys/fs/bpf/tc/globals/cilium_metrics", "/var/run/aws-node/ipamd.sock"];
+    assert_eq!(found, there.map(std::path::PathBuf::from));
+    let lists = facts::conflists(&root, std::path::Path::new("/etc/cni/net.d")).unwrap();
+    assert_eq!(lists, [("10-aws.conflist".to_owned(), Some(json!({"plugins": [{"type": "aws-cni"}]})))]);
+    std::fs::remove_dir_all(&root).unwrap();
 }
