@@ -51,9 +51,9 @@ def links_within_the_repository_lead_somewhere():
 def commands(program):
     """The command lines of a program in the blocks of all pages, where they stand."""
     for page in PAGES:
-        for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(), re.M | re.S):
+        for _, block in re.findall(r"^( *)```(?:sh)?\n(.*?)^\1```", page.read_text(), re.M | re.S):
             for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-                for part in re.split(r"\s+#|\s*[|;]\s*|\$\(", line):
+                for part in re.split(r"\s+#|\s*(?:[|;]|&&)\s*|\$\(", line):
                     part = part.strip().removeprefix("until ")
                     if part.startswith(program + " "):
                         yield f"{page.relative_to(ROOT)}: {part}", shlex.split(part)
