@@ -1,5 +1,6 @@
 //! A node that the AWS VPC CNI ran on is taken over with its pods talking, and handed back.
 
+mod agent;
 mod cilium;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,4 +220,50 @@ async fn p25_a_node_of_the_vpc_cni_is_taken_over_and_handed_back_without_a_packe
     println!("{asked} connections during takeover and handback, {} lost", lost.len());
     assert!(lost.is_empty() && asked > 100, "{asked} asked, lost: {lost:?}");
     assert_eq!(bed.world.dropped().await.unwrap(), []);
+}
+
+/// What the VPC CNI leaves in iptables (reference/vpc-cni.md 4.14), among rules of others.
+const IPTABLES: &str = r#"
+iptables-legacy-restore <<'RULES'
+*nat
+:AWS-SNAT-CHAIN-0 - [0:0]
+:AWS-CONNMARK-CHAIN-0 - [0:0]
+-A PREROUTING -i eni+ -m comment --comment "AWS, outbound connections" -j AWS-CONNMARK-CHAIN-0
+-A PREROUTING -m comment --comment "AWS, CONNMARK" -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80
+-A POSTROUTING -m comment --comment "AWS SNAT CHAIN" -j AWS-SNAT-CHAIN-0
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j RETURN
+-A AWS-CONNMARK-CHAIN-0 -d 10.0.0.0/16 -m comment --comment "AWS CONNMARK CHAIN" -j RETURN
+-A AWS-CONNMARK-CHAIN-0 -m comment --comment "AWS, CONNMARK" -j CONNMARK --set-xmark 0x80/0x80
+-A AWS-SNAT-CHAIN-0 -d 10.0.0.0/16 -m comment --comment "AWS SNAT CHAIN" -j RETURN
+-A AWS-SNAT-CHAIN-0 ! -o vlan+ -m comment --comment "AWS, SNAT" -m addrtype ! --dst-type LOCAL -j SNAT --to-source 10.0.1.10 --random-fully
+COMMIT
+*mangle
+-A PREROUTING -i eth0 -m comment --comment "AWS, primary ENI" -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-xmark 0x80/0x80
+COMMIT
+*filter
+-A OUTPUT -p tcp -m tcp --dport 50051 -m comment --comment "Block Node Local Pod access via IPv4" -j DROP
+-A INPUT -i lo -m comment --comment "of another" -j ACCEPT
+COMMIT
+RULES
+"#;
+
+/// The image has no iptables, so that on a node with its older backend an operator takes them away.
+#[test]
+fn the_guides_commands_take_its_rules_out_of_iptables_legacy_and_no_others() {
+    if !privileged() {
+        return;
+    }
+    let commands = cilium::guide("-legacy-restore");
+    let script = format!("{IPTABLES}\n{commands}\n{commands}\nexec iptables-legacy-save");
+    let output = std::process::Command::new("unshare").args(["--net", "sh", "-ec", &script]).output().unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaints}");
+    let saved = String::from_utf8(output.stdout).unwrap();
+    let rules: BTreeSet<&str> = saved.lines().filter(|line| line.starts_with("-A")).collect();
+    let others = [
+        r#"-A INPUT -i lo -m comment --comment "of another" -j ACCEPT"#,
+        r#"-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j RETURN"#,
+    ];
+    assert_eq!(rules, BTreeSet::from(others));
+    assert!(!saved.contains("AWS"), "{saved}");
 }

@@ -39,31 +39,27 @@ use crate::install::{add, eventually, exists, flow, sluice};
 /// More than the primary ENI holds.
 const PODS: usize = 12;
 
-/// What stands for Cilium's programs and for one of its maps.
+/// What stands for the programs of another, and for one of its maps (MAP).
 const PROGRAMS: &str = r#"
 struct {
     int (*type)[2];
     unsigned int *key;
     unsigned long long *value;
     int (*max_entries)[1];
-} cilium_metrics __attribute__((section(".maps"), used));
+} MAP __attribute__((section(".maps"), used));
 
 static void *(*const lookup)(void *map, const void *key) = (void *)1;
 
 static __attribute__((always_inline)) int pass(void)
 {
     unsigned int key = 0;
-    unsigned long long *seen = lookup(&cilium_metrics, &key);
+    unsigned long long *seen = lookup(&MAP, &key);
     if (seen)
         __sync_fetch_and_add(seen, 1);
     return 0;
 }
 
 #define PROGRAM(name) __attribute__((section("classifier"), used)) int name(void *packet) { return pass(); }
-PROGRAM(cil_from_container)
-PROGRAM(cil_to_container)
-PROGRAM(cil_from_netdev)
-PROGRAM(cil_to_netdev)
 
 char terms[] __attribute__((section("license"), used)) = "GPL";
 "#;
@@ -102,7 +98,7 @@ iptables -w -A FORWARD -m comment --comment 'cilium-feeder: CILIUM_FORWARD' -j C
 ";
 
 /// Clients and whoever is far may come in to the server; who is restricted may reach the server, whoever is far, and the Internet.
-const POLICIES: &str = "
+pub(super) const POLICIES: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: server, namespace: default}
@@ -137,35 +133,70 @@ struct Place {
     programs: [(Hook, &'static str); 2],
 }
 
-/// Compiles the programs.
-fn compiled(directory: &Directory) -> PathBuf {
-    let (source, object) = (directory.path().join("cilium.c"), directory.path().join("cilium.o"));
-    std::fs::write(&source, PROGRAMS).unwrap();
-    for compiler in COMPILERS {
-        let mut command = Command::new(compiler);
-        command.args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-c"]).arg(&source).arg("-o").arg(&object);
-        let Ok(output) = command.output() else { continue };
-        assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
-        return object;
-    }
-    panic!("no clang is installed");
+/// Programs that stand for those of another, and the map in which they count what they see.
+#[derive(Debug, Clone)]
+pub(super) struct StandIns {
+    object: PathBuf,
+    names: Vec<&'static str>,
+    map: &'static str,
+    pin: &'static str,
 }
 
-/// Loads the programs, and pins their map where Cilium has its maps. On the node's thread.
-fn load(object: &Path) -> Ebpf {
-    let mut loaded = Ebpf::load_file(object).unwrap();
-    for (_, name) in AT_PODS.into_iter().chain(AT_DEVICES) {
-        let classifier: &mut SchedClassifier = loaded.program_mut(name).unwrap().try_into().unwrap();
-        classifier.load().unwrap();
+impl StandIns {
+    /// Compiles them. `pin` is where the other has its map.
+    pub(super) fn compiled(
+        directory: &Directory,
+        names: &[&'static str],
+        map: &'static str,
+        pin: &'static str,
+    ) -> Self {
+        let (source, object) = (directory.path().join("programs.c"), directory.path().join("programs.o"));
+        let programs: String = names.iter().map(|name| format!("PROGRAM({name})\n")).collect();
+        std::fs::write(&source, PROGRAMS.replace("MAP", map) + &programs).unwrap();
+        for compiler in COMPILERS {
+            let mut command = Command::new(compiler);
+            command.args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-c"]).arg(&source).arg("-o").arg(&object);
+            let Ok(output) = command.output() else { continue };
+            assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
+            return Self { object, names: names.to_vec(), map, pin };
+        }
+        panic!("no clang is installed");
     }
-    std::fs::create_dir_all(MAPS).unwrap();
-    loaded.map("cilium_metrics").unwrap().pin(METRICS).unwrap();
-    loaded
+
+    /// Loads them, and pins their map. On the node's thread.
+    fn load(&self) -> Ebpf {
+        let mut loaded = Ebpf::load_file(&self.object).unwrap();
+        for name in &self.names {
+            let classifier: &mut SchedClassifier = loaded.program_mut(name).unwrap().try_into().unwrap();
+            classifier.load().unwrap();
+        }
+        std::fs::create_dir_all(Path::new(self.pin).parent().unwrap()).unwrap();
+        loaded.map(self.map).unwrap().pin(self.pin).unwrap();
+        loaded
+    }
+
+    /// Loads them; their descriptors. On the node's thread.
+    pub(super) fn descriptors(&self) -> BTreeMap<&'static str, OwnedFd> {
+        let mut loaded = self.load();
+        let mut found = BTreeMap::new();
+        for name in &self.names {
+            let classifier: &mut SchedClassifier = loaded.program_mut(name).unwrap().try_into().unwrap();
+            found.insert(*name, classifier.fd().unwrap().as_fd().try_clone_to_owned().unwrap());
+        }
+        found
+    }
+
+    /// How many packets they have seen. On the node's thread.
+    pub(super) fn seen(&self) -> u64 {
+        let seen = MapData::from_pin(self.pin).and_then(Map::from_map_data).unwrap();
+        let seen: Array<MapData, u64> = seen.try_into().unwrap();
+        seen.get(&0, 0).unwrap()
+    }
 }
 
 /// Attaches them by links that are pinned. On the node's thread.
-fn link(object: &Path, places: &[Place]) {
-    let mut loaded = load(object);
+fn link(programs: &StandIns, places: &[Place]) {
+    let mut loaded = programs.load();
     for place in places {
         std::fs::create_dir_all(&place.pins).unwrap();
         for (hook, name) in place.programs {
@@ -182,19 +213,8 @@ fn link(object: &Path, places: &[Place]) {
     }
 }
 
-/// The loaded programs' descriptors. On the node's thread.
-fn descriptors(object: &Path) -> BTreeMap<&'static str, OwnedFd> {
-    let mut loaded = load(object);
-    let mut found = BTreeMap::new();
-    for (_, name) in AT_PODS.into_iter().chain(AT_DEVICES) {
-        let classifier: &mut SchedClassifier = loaded.program_mut(name).unwrap().try_into().unwrap();
-        found.insert(name, classifier.fd().unwrap().as_fd().try_clone_to_owned().unwrap());
-    }
-    found
-}
-
 /// The names of programs that links have attached to an interface. On the node's thread. A kernel without such links has none.
-fn linked(interface: &str) -> Vec<String> {
+pub(super) fn linked(interface: &str) -> Vec<String> {
     let mut names = Vec::new();
     for side in [TcAttachType::Ingress, TcAttachType::Egress] {
         if let Ok((_, programs)) = SchedClassifier::query_tcx(interface, side) {
@@ -208,7 +228,7 @@ fn linked(interface: &str) -> Vec<String> {
 struct Cilium {
     node: Arc<Node>,
     netlink: Netlink,
-    object: PathBuf,
+    programs: StandIns,
     places: Vec<Place>,
     attached: Attached,
     _directory: Directory,
@@ -217,12 +237,13 @@ struct Cilium {
 impl Cilium {
     async fn new(node: &Arc<Node>, attached: Attached) -> Self {
         let directory = Directory::new("cilium").unwrap();
-        let object = compiled(&directory);
+        let names = [AT_PODS, AT_DEVICES].concat().into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+        let programs = StandIns::compiled(&directory, &names, "cilium_metrics", METRICS);
         let netlink = Netlink::open_in(node.net()).unwrap();
         let mut places = Vec::new();
         for link in netlink.links().await.unwrap() {
             let interface = link.name.as_str().to_owned();
-            let (owner, programs) = if interface.starts_with("eni") {
+            let (owner, of_place) = if interface.starts_with("eni") {
                 (format!("endpoints/{}", 1000 + link.index), AT_PODS)
             } else if interface.starts_with("eth") {
                 (format!("devices/{interface}"), AT_DEVICES)
@@ -230,19 +251,19 @@ impl Cilium {
                 continue;
             };
             let pins = Path::new(PINS).join(owner).join("links");
-            places.push(Place { interface, index: link.index, pins, programs });
+            places.push(Place { interface, index: link.index, pins, programs: of_place });
         }
         assert!(places.len() >= PODS + 2, "pods and two ENIs: {places:?}");
-        Self { node: Arc::clone(node), netlink, object, places, attached, _directory: directory }
+        Self { node: Arc::clone(node), netlink, programs, places, attached, _directory: directory }
     }
 
     /// Its agent puts its programs there.
     async fn attach(&self) {
-        let (object, places) = (self.object.clone(), self.places.clone());
+        let (programs, places) = (self.programs.clone(), self.places.clone());
         if self.attached == Attached::Links {
-            return self.node.run(move || link(&object, &places)).await.unwrap();
+            return self.node.run(move || link(&programs, &places)).await.unwrap();
         }
-        let programs = self.node.run(move || descriptors(&object)).await.unwrap();
+        let programs = self.node.run(move || programs.descriptors()).await.unwrap();
         for place in &self.places {
             for (hook, name) in place.programs {
                 let called = format!("{name}-{}", place.interface);
@@ -287,17 +308,18 @@ impl Cilium {
 
     /// How many packets its programs have seen.
     async fn seen(&self) -> u64 {
-        let count = || {
-            let metrics = MapData::from_pin(METRICS).and_then(Map::from_map_data).unwrap();
-            let metrics: Array<MapData, u64> = metrics.try_into().unwrap();
-            metrics.get(&0, 0).unwrap()
-        };
-        self.node.run(count).await.unwrap()
+        let programs = self.programs.clone();
+        self.node.run(move || programs.seen()).await.unwrap()
     }
 }
 
-/// The rest of a node that has Cilium behind the VPC CNI, and has never had Sluice.
-async fn with_cilium(node: &Deployment) {
+/// A conflist of these plugins, by the VPC CNI's name.
+fn aws_list(plugins: &Value) -> String {
+    json!({"cniVersion": "0.4.0", "name": "aws-cni", "disableCheck": true, "plugins": plugins}).to_string()
+}
+
+/// The rest of a node that has the VPC CNI, and has never had Sluice; the plugins of its list.
+pub(super) async fn with_aws_list(node: &Deployment) -> Value {
     let aws = json!([
         {"name": "aws-cni", "type": "aws-cni", "vethPrefix": "eni", "mtu": "9001", "podSGEnforcingMode": "strict",
             "pluginLogFile": "/var/log/aws-routed-eni/plugin.log", "pluginLogLevel": "DEBUG"},
@@ -306,32 +328,35 @@ async fn with_cilium(node: &Deployment) {
                 "dataDir": "/run/cni/v4pd/egress-v6-ipam"}},
         {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
     ]);
-    let list =
-        |plugins: &Value| json!({"cniVersion": "0.4.0", "name": "aws-cni", "disableCheck": true, "plugins": plugins});
-    let mut chained = aws.clone();
+    run(node, &["rm", CONFLIST, "/opt/cni/bin/sluice-eni"]).await.unwrap();
+    node.node().write(AWS_LIST, &aws_list(&aws)).await.unwrap();
+    node.node().install(Path::new("/usr/lib/cni/portmap"), Path::new("/opt/cni/bin/portmap")).await.unwrap();
+    aws
+}
+
+/// The rest of a node that has Cilium behind it.
+async fn with_cilium(node: &Deployment) {
+    let mut chained = with_aws_list(node).await;
     chained
         .as_array_mut()
         .unwrap()
         .push(json!({"type": "cilium-cni", "chaining-mode": "aws-cni", "enable-debug": false,
         "log-file": "/var/run/cilium/cilium-cni.log"}));
-    run(node, &["rm", CONFLIST, "/opt/cni/bin/sluice-eni"]).await.unwrap();
-    node.node().write(AWS_LIST, &list(&aws).to_string()).await.unwrap();
-    node.node().write(CILIUM_LIST, &list(&chained).to_string()).await.unwrap();
+    node.node().write(CILIUM_LIST, &aws_list(&chained)).await.unwrap();
     node.node().write("/opt/cni/bin/cilium-cni", "").await.unwrap();
-    node.node().install(Path::new("/usr/lib/cni/portmap"), Path::new("/opt/cni/bin/portmap")).await.unwrap();
     run(node, &["sh", "-ec", LEFT]).await.unwrap();
 }
 
-/// The commands of the guide that take away what Cilium has left.
-fn guide() -> String {
+/// The block of commands of the guide that has these words.
+pub(super) fn guide(words: &str) -> String {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/migration.md")).unwrap();
     let mut blocks = page.split("```sh\n").skip(1).filter_map(|rest| rest.split_once("```"));
-    let (commands, _) = blocks.find(|(commands, _)| commands.contains("ip link delete cilium_host")).unwrap();
+    let (commands, _) = blocks.find(|(commands, _)| commands.contains(words)).unwrap();
     commands.to_owned()
 }
 
 /// What the cluster has: pods with their addresses, nodes and labels.
-fn cluster(pods: &[(&Pod, &str, Value)]) -> String {
+pub(super) fn cluster(pods: &[(&Pod, &str, Value)]) -> String {
     let mut items = vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}),
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late", "namespace": "default", "labels": {"app": "stranger"}},
@@ -347,7 +372,7 @@ fn cluster(pods: &[(&Pod, &str, Value)]) -> String {
 }
 
 /// What doctor says of a check: how it stands, and all of it.
-async fn finding(node: &Node, check: &str) -> (Value, String) {
+pub(super) async fn finding(node: &Node, check: &str) -> (Value, String) {
     let (_, said) = sluice(node, &["doctor", "--json"]).await;
     let all: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
     let mut found = all.as_array().unwrap().iter().filter(|finding| finding["check"] == check);
@@ -476,7 +501,7 @@ async fn taken_over_and_handed_back(attached: Attached) {
     }
     let (_, said) = finding(machine, "conflist leftovers").await;
     assert!(said.contains(CILIUM_LIST), "{said}");
-    let commands = guide();
+    let commands = guide("ip link delete cilium_host");
     for _ in 0..2 {
         run(node, &["sh", "-ec", &commands]).await.unwrap();
         moves("traffic while Cilium is cleared away").await;
