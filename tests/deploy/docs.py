@@ -51,7 +51,9 @@ def links_within_the_repository_lead_somewhere():
 def commands(program):
     """The command lines of a program in the blocks of all pages, where they stand."""
     for page in PAGES:
-        for _, block in re.findall(r"^( *)```(?:sh)?\n(.*?)^\1```", page.read_text(), re.M | re.S):
+        # Blocks of other languages are read, too: what ends one would begin another.
+        fenced = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", page.read_text(), re.M | re.S)
+        for block in (block for _, language, block in fenced if language in ("", "sh")):
             for line in re.sub(r"\\\n\s*", " ", block).splitlines():
                 for part in re.split(r"\s+#|\s*(?:[|;]|&&)\s*|\$\(", line):
                     part = part.strip().removeprefix("until ")
@@ -69,6 +71,21 @@ def commands_of_kubectl_and_helm_are_ones_that_they_take():
             words = words[:words.index("--")] if "--" in words else words
             done = subprocess.run([*words, "--help"], capture_output=True, text=True, check=False)
             assert done.returncode == 0 and "Usage:" in done.stdout, f"{where}\n{done.stdout}{done.stderr}"
+
+
+@check
+def what_is_run_in_containers_is_in_them():
+    objects = filter(None, yaml.safe_load_all(run("helm", "template", "sluice", ROOT / "deploy/chart", "--namespace", "kube-system")))
+    pods = [found["spec"]["template"]["spec"] for found in objects if found["kind"] == "DaemonSet"]
+    containers = {one["name"] for pod in pods for one in pod["containers"] + pod.get("initContainers", [])}
+    programs = {name for names in re.findall(r"^for name in (sluice[\w -]*); do install", (ROOT / "deploy/image/rootfs").read_text(), re.M) for name in names.split()}
+    found = [(where, words) for where, words in commands("kubectl") if "--" in words]
+    assert len(found) >= 4, found
+    for where, words in found:
+        program = words[words.index("--") + 1]
+        assert program.startswith("/usr/local/bin/") and program.removeprefix("/usr/local/bin/") in programs, where
+        if "exec" in words:
+            assert words[words.index("-c") + 1] in containers, where
 
 
 @check
