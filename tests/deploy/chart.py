@@ -358,6 +358,19 @@ def the_conformance_job_is_what_kubernetes_takes():
 
 
 @check
+def who_installs_it_hears_what_is_missing():
+    def notes(*more):
+        return run("helm", "install", "sluice", CHART, "--namespace", "kube-system", "--dry-run=client", *more).partition("\nNOTES:\n")[2]
+
+    for said in [["--set", "env.CLUSTER_NAME=prod"], ["--set", "extraEnv[0].name=CLUSTER_NAME,extraEnv[0].value=prod"], ["--set", "nodeGroups.all.env.CLUSTER_NAME=prod"]]:
+        assert "rollout status" in notes(*said) and "CLUSTER_NAME" not in notes(*said), said
+    for silent in [[], ["--set", "env.CLUSTER_NAME= "]]:
+        assert "env.CLUSTER_NAME is empty" in notes(*silent), silent
+    # As the defaults have it: ipamd takes an empty name for none.
+    assert VALUES["env"]["CLUSTER_NAME"] == "" and "older than admission policies" not in notes()
+
+
+@check
 def ipamds_roles_are_what_its_page_lists():
     # That the page lists what ipamd asks, another test holds (tests/tests/node/ipamd_kube/rights.rs).
     page = (ROOT / "docs/ipamd-kubernetes.md").read_text()

@@ -199,3 +199,21 @@ affinity:
 {{- define "sluice.ownProfiles" -}}
 {{- with .Values.seccomp }}{{ if .localhost }}true{{ end }}{{ end -}}
 {{- end -}}
+
+{{/* Not empty where the API server has admission policies (v1 since 1.30) and one is wanted. Values of a release of before (--reuse-values) have
+none of it. */}}
+{{- define "sluice.admission" -}}
+{{- with .Values.admission -}}
+{{- if and (or .ownObjects .faults) (not $.Values.uninstall) (semverCompare ">=1.30-0" $.Capabilities.KubeVersion.Version) -}}
+true
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The cluster's name, if ipamd is told one: by env or extraEnv, or for some nodes by nodeGroups. */}}
+{{- define "sluice.clusterName" -}}
+{{- $said := list (get .Values.env "CLUSTER_NAME") -}}
+{{- range .Values.nodeGroups }}{{ $said = append $said (get (default dict .env) "CLUSTER_NAME") }}{{ end -}}
+{{- range .Values.extraEnv }}{{ if eq .name "CLUSTER_NAME" }}{{ $said = append $said (default "from elsewhere" .value) }}{{ end }}{{ end -}}
+{{- range $said }}{{ . | toString | trim }}{{ end -}}
+{{- end -}}
