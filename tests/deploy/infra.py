@@ -120,7 +120,8 @@ STAND_INS = {
     "terraform": """case " $* " in *' apply '* | *' destroy '*) grep -q '"name": "sluice-' "${1#-chdir=}/terraform.tfvars.json" || exit 1 ;; esac
         case " $* " in *' vpc_id '*) echo vpc-1 ;; *' kubeconfig_parameter '*) echo /sluice/kubeconfig ;; esac""",
     "aws": "case \"$*\" in 'sts '*) echo 111122223333 ;; *instances*) echo i-1 ;; esac",
-    "kubectl": "case \"$*\" in *'config view'*) echo https://10.0.0.9:6443 ;; *jsonpath*) echo Complete ;; esac",
+    "kubectl": """case "$*" in *'config view'*) echo https://10.0.0.9:6443 ;; *jsonpath*) echo Complete ;; 'apply '*) cat >"$APPLIED" ;;
+        *'--raw /version'*) printf '{\\n  "major": "1",\\n  "gitVersion": "v1.35.3-eks-0123456",\\n  "goVersion": "go1.25.1"\\n}\\n' ;; esac""",
     "helm": 'exit "${HELM:-0}"',
     "curl": "echo 192.0.2.1",
 }
@@ -140,7 +141,7 @@ def a_run_takes_away_what_it_made_also_where_it_fails():
                 program.chmod(0o755)
             calls = here / "calls"
             environment = {
-                **os.environ, "PATH": f"{here / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls), "HELM": str(helm),
+                **os.environ, "PATH": f"{here / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls), "APPLIED": str(here / "applied"), "HELM": str(helm),
                 "SLUICE_CACHE": str(here / "cache"), "SLUICE_IMAGE": "image", "HOME": directory,
             }
             command = [here / "terraform/run", example, "--account", "111122223333", "--region", "eu-west-1", "--yes"]
@@ -152,3 +153,13 @@ def a_run_takes_away_what_it_made_also_where_it_fails():
             terraform_calls = re.findall(r"^terraform -chdir=\S+ (\w+ .*)", made, re.M)
             assert terraform_calls[-1] == "destroy -auto-approve -input=false", terraform_calls
             assert not list((here / "cache/terraform").iterdir()), "its state is still there"
+            if helm == 0:
+                images = re.findall(r"^ +image: (.*)", (here / "applied").read_text(), re.M)
+                assert images == ["registry.k8s.io/conformance:v1.35.3"], images
+
+
+@check
+def the_tests_of_a_run_end_before_its_cluster_does():
+    hours = int(re.search(r" hours=(\d+) ", (TERRAFORM / "run").read_text())[1])
+    seconds = int(re.search(r"activeDeadlineSeconds: (\d+)", (ROOT / "deploy/conformance.yaml").read_text())[1])
+    assert seconds + 2700 <= hours * 3600, f"{hours} h for a cluster, {seconds} s for its tests: three quarters of an hour go into making it"
