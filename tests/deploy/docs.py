@@ -4,6 +4,7 @@ import html
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
 
@@ -290,6 +291,54 @@ def units_have_the_capabilities_of_their_containers():
         unit = (ROOT / f"deploy/systemd/{name}.service").read_text()
         bounded = sorted(word.removeprefix("CAP_") for word in re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.M)[1].split())
         assert bounded == granted[name], f"{name}: the unit has {bounded}, the chart {granted[name]}"
+
+
+@check
+def units_are_ones_that_systemd_takes():
+    # Where there is a systemd: it looks for the programs, too.
+    if not shutil.which("systemd-analyze"):
+        print("no systemd-analyze: units are not read by it")
+        return
+    units = sorted((ROOT / "deploy/systemd").glob("*.service"))
+    assert len(units) >= 5, units
+
+    def verified(change):
+        with tempfile.TemporaryDirectory() as directory:
+            here = pathlib.Path(directory)
+            for unit in units:
+                text = unit.read_text()
+                for program in set(re.findall(r"^Exec\w+=(/\S+)", text, re.M)):
+                    stub = here / pathlib.Path(program).name
+                    stub.write_text("#!/bin/sh\n")
+                    stub.chmod(0o755)
+                    text = text.replace(f"={program}", f"={stub}")
+                (here / unit.name).write_text(change(text))
+            words = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *(here / unit.name for unit in units)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            return done.returncode == 0 and not done.stderr.strip(), done.stderr
+
+    fine, said = verified(lambda text: text)
+    assert fine, said
+    assert not verified(lambda text: text.replace("NoNewPrivileges=yes", "NoNewPrivilege=yes"))[0], "a key that systemd does not know passed"
+
+
+@check
+def manifests_are_applied_with_an_image_that_there_is():
+    found = []
+    for page in PAGES:
+        for line in re.findall(r"^ *(.*\bdeploy/manifests/(?:sluice|addresses-only|uninstall)\.yaml.*)$", page.read_text(), re.M):
+            if "kubectl apply" not in line:
+                continue
+            # The image of the manifests as they are is nobody's.
+            command, _, applied = line.partition(" | ")
+            assert command.startswith("sed ") and applied == "kubectl apply -f -", f"{page.name}: {line}"
+            objects = [one for one in yaml.safe_load_all(run("bash", "-c", command, cwd=ROOT)) if one]
+            images = re.findall(r"'image': '([^']*)'", str(objects))
+            assert images and all(image.startswith("REGISTRY/sluice:") for image in images), f"{page.name}: {images}"
+            names = re.findall(r"'name': 'CLUSTER_NAME', 'value': '([^']*)'", str(objects))
+            assert "CLUSTER_NAME" not in command or names == ["NAME"], f"{page.name}: {names}"
+            found.append(command)
+    assert len(found) >= 3 and any("CLUSTER_NAME" in command for command in found), found
 
 
 @check
