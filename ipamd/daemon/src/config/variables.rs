@@ -77,7 +77,11 @@ pub const VARIABLES: &[Variable] = &[
     network("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "prng", "source ports of translated connections: prng, hashrandom, none"),
     network("AWS_VPC_K8S_CNI_VETHPREFIX", "eni", "beginning of the names of pods' host interfaces"),
     daemon("CLUSTER_ENDPOINT", "", "URL of the API server, in place of the service account's"),
-    daemon("CLUSTER_NAME", "", "cluster tag of new ENIs, and a condition on tagged subnets"),
+    daemon(
+        "CLUSTER_NAME",
+        "",
+        "cluster tag of new ENIs, and a condition on tagged subnets; while it is empty, ENIs that nodes leave behind stay",
+    ),
     daemon("DISABLE_INTROSPECTION", "false", "do not serve the introspection port"),
     daemon("DISABLE_LEAKED_ENI_CLEANUP", "false", "do not delete ENIs that nodes which are gone left behind"),
     daemon("DISABLE_METRICS", "false", "do not serve the metrics port"),

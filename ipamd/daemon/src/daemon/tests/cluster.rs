@@ -183,6 +183,27 @@ async fn the_elected_node_deletes_what_nodes_that_are_gone_have_left_and_nothing
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_elected_node_that_is_told_no_cluster_says_that_nobody_deletes_what_is_left() {
+    // As the chart has it by default; and as somebody who wants no search has it.
+    for (settings, told) in [
+        (vec![("CLUSTER_NAME", "")], 1),
+        (vec![("CLUSTER_NAME", "prod")], 0),
+        (vec![("CLUSTER_NAME", ""), ("DISABLE_LEAKED_ENI_CLEANUP", "true")], 0),
+    ] {
+        let mut world = World::new("m5.large");
+        settings.iter().for_each(|(name, value)| world.set(name, value));
+        let node = world.settled().await;
+        world.reported();
+        node.tell(Told::Elected(true)).await;
+        node.view().await;
+        let found = notices(&mut world, "ClusterNameNotSet");
+        assert_eq!(found.len(), told, "{settings:?}");
+        assert!(found.iter().all(|message| message.contains("nobody deletes them")), "{found:?}");
+        node.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_eni_that_another_instance_uses_by_then_stays() {
     let mut clouds = SimCloud::fleet(Settings::aws(), 3, "m5.large", "10.0.1.0/24");
     let (gone, other) = (clouds[1].instance(), clouds[2].instance());
