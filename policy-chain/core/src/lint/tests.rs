@@ -13,6 +13,9 @@ use crate::manifest;
 const PAGE: &str = include_str!("../../../../docs/policy-check.md");
 const CASES: &str = include_str!("tests/cases.txt");
 const GOOD: &str = include_str!("tests/good.yaml");
+// What the chart's admission policies are tried with, by tests/deploy/admission.py.
+const USABLE: &str = include_str!("../../../../tests/deploy/usable.yaml");
+const FAULTY: &str = include_str!("../../../../tests/deploy/faulty.yaml");
 
 fn documents(file: &str, text: &str, role: Role) -> Vec<Document> {
     let manifest = manifest::read(text);
@@ -125,6 +128,25 @@ fn good_policies_have_no_finding_above_info() {
             .filter(|one| ![Id::DenyOnly, Id::NoDns, Id::NamesNeverLearned].contains(&one.id))
             .collect();
         assert!(found.is_empty(), "{}", shown(&found));
+    }
+}
+
+#[test]
+fn what_admission_tells_of_is_an_error_and_what_it_lets_pass_is_none() {
+    let errors = |document: &Document| -> Vec<Finding> {
+        let found = check(std::slice::from_ref(document)).findings;
+        found.into_iter().filter(|one| one.id.severity() == Severity::Error).collect()
+    };
+    for document in documents("usable.yaml", USABLE, Role::Checked) {
+        let found = errors(&document);
+        assert!(found.is_empty(), "{}\n{}", document.value, shown(&found));
+    }
+    // ENIConfigs are ipamd's.
+    let mut faulty = documents("faulty.yaml", FAULTY, Role::Checked);
+    faulty.retain(|document| document.value["kind"] != "ENIConfig");
+    assert!(faulty.len() >= 20, "{}", faulty.len());
+    for document in faulty {
+        assert!(!errors(&document).is_empty(), "nodes can use {}", document.value);
     }
 }
 
