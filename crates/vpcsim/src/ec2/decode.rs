@@ -20,7 +20,7 @@ const NUMBER: &str = "It must be a number.";
 const TRUTH: &str = "It must be true or false.";
 
 /// What AWS lets a caller set and no part of the model depends on.
-const WITHOUT_EFFECT: &[&str] = &[
+pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "BlockDeviceMapping",
     "ConnectionTrackingSpecification",
     "CreditSpecification",

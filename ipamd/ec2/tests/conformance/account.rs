@@ -8,8 +8,9 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::{BehaviorVersion, Region};
 use aws_sdk_ec2::error::DisplayErrorContext;
-use aws_sdk_ec2::types::{InstanceType, ResourceType, Tag, TagSpecification};
-use sluice_contract::id::{EniId, InstanceId, SubnetId, VpcId};
+use aws_sdk_ec2::types::{InstanceStateName, InstanceType, ResourceType, Tag, TagSpecification};
+use ipnet::Ipv6Net;
+use sluice_contract::id::{EniId, InstanceId, SecurityGroupId, SubnetId, VpcId};
 use sluice_ipamd_core::cloud::{AddressCount, CloudError, CreateEni, Ec2Eni};
 use sluice_ipamd_daemon::cloud::Cloud;
 use sluice_ipamd_ec2::{Ec2Cloud, Settings};
@@ -87,8 +88,8 @@ impl Account {
 
         let made = client.create_vpc().cidr_block("10.0.0.0/16").send().await.map_err(scene("CreateVpc"))?;
         let vpc: VpcId = id("CreateVpc", made.vpc().and_then(|vpc| vpc.vpc_id()))?;
-        let (subnet, zone) = subnet(&client, &vpc, "10.0.0.0/17").await?;
-        let (tiny, _) = self::subnet(&client, &vpc, "10.0.128.0/28").await?;
+        let (subnet, zone) = subnet(&client, &vpc, "10.0.0.0/17", None).await?;
+        let (tiny, _) = self::subnet(&client, &vpc, "10.0.128.0/28", None).await?;
         let ran = client
             .run_instances()
             .image_id("ami-12c6146b")
@@ -132,6 +133,48 @@ impl Account {
         }
     }
 
+    /// A new security group of the VPC.
+    pub(crate) async fn group(&self, name: &str) -> Result<SecurityGroupId, Wrong> {
+        let call = self.client.create_security_group().group_name(name).description("of pods");
+        let made = call.vpc_id(self.vpc.as_str()).send().await.map_err(scene("CreateSecurityGroup"))?;
+        id("CreateSecurityGroup", made.group_id())
+    }
+
+    /// A subnet with IPv6, 10.1.0.0/17 and a /64, of a VPC of its own.
+    pub(crate) async fn subnet_with_ipv6(&self) -> Result<(SubnetId, Ipv6Net), Wrong> {
+        let call = self.client.create_vpc().cidr_block("10.1.0.0/16").amazon_provided_ipv6_cidr_block(true);
+        let made = call.send().await.map_err(scene("CreateVpc"))?;
+        let vpc: VpcId = id("CreateVpc", made.vpc().and_then(|vpc| vpc.vpc_id()))?;
+        let blocks = made.vpc().map(|vpc| vpc.ipv6_cidr_block_association_set()).unwrap_or_default();
+        let block: Ipv6Net = id("CreateVpc", blocks.first().and_then(|block| block.ipv6_cidr_block()))?;
+        let cidr = Ipv6Net::new(block.addr(), 64).map_err(|error| Wrong(error.to_string()))?;
+        let (subnet, _) = subnet(&self.client, &vpc, "10.1.0.0/17", Some(cidr)).await?;
+        Ok((subnet, cidr))
+    }
+
+    /// Tags anything.
+    pub(crate) async fn tag(&self, resource: &str, key: &str, value: &str) -> Result<(), Wrong> {
+        let tag = Tag::builder().key(key).value(value).build();
+        self.client.create_tags().resources(resource).tags(tag).send().await.map_err(scene("CreateTags"))?;
+        Ok(())
+    }
+
+    /// Ends the instance, and waits until EC2 says that it has ended.
+    pub(crate) async fn end_instance(&self) -> Result<(), Wrong> {
+        let call = self.client.terminate_instances().instance_ids(self.instance.as_str());
+        call.send().await.map_err(scene("TerminateInstances"))?;
+        loop {
+            let call = self.client.describe_instances().instance_ids(self.instance.as_str());
+            let told = call.send().await.map_err(scene("DescribeInstances"))?;
+            let mut all = told.reservations().iter().flat_map(|reservation| reservation.instances());
+            let ended = Some(&InstanceStateName::Terminated);
+            if all.all(|instance| instance.state().and_then(|state| state.name()) == ended) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// The instance's first ENI.
     pub(crate) async fn primary(&self) -> Result<EniId, Wrong> {
         let owned = self.cloud.owned_enis(&self.instance).await?;
@@ -140,13 +183,19 @@ impl Account {
     }
 }
 
-async fn subnet(client: &Client, vpc: &VpcId, cidr: &str) -> Result<(SubnetId, String), Wrong> {
+async fn subnet(
+    client: &Client,
+    vpc: &VpcId,
+    cidr: &str,
+    ipv6_cidr: Option<Ipv6Net>,
+) -> Result<(SubnetId, String), Wrong> {
     let tag = Tag::builder().key("kubernetes.io/role/cni").value("1").build();
     let tags = TagSpecification::builder().resource_type(ResourceType::Subnet).tags(tag).build();
     let made = client
         .create_subnet()
         .vpc_id(vpc.as_str())
         .cidr_block(cidr)
+        .set_ipv6_cidr_block(ipv6_cidr.map(|cidr| cidr.to_string()))
         .availability_zone("us-east-1a")
         .tag_specifications(tags)
         .send()

@@ -1,5 +1,8 @@
 //! The checks: one thing each that ipamd relies on, so that what an endpoint lacks can be named.
 
+mod ipv6;
+mod shared;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::Ipv4Addr;
@@ -12,6 +15,16 @@ use sluice_ipamd_core::cloud::{
 use sluice_ipamd_daemon::cloud::Cloud;
 
 use crate::account::{Account, OWNER, Wrong};
+use ipv6::{
+    a_subnet_is_described_with_its_ipv6_cidr, an_eni_is_made_with_an_ipv6_prefix, an_ipv6_prefix_is_assigned,
+    without_an_ipv6_cidr_no_ipv6_prefix_is_assigned,
+};
+use shared::{
+    an_ended_instance_does_not_live, an_instance_lives, an_unknown_instance_does_not_live,
+    interfaces_are_found_by_the_id_of_their_security_group, interfaces_are_found_by_the_name_of_their_security_group,
+    interfaces_are_found_by_the_tags_of_their_instance, nobody_is_in_an_unknown_security_group,
+    the_name_of_a_cluster_is_no_pattern, the_routes_of_a_vpc_are_told, what_a_cluster_has_left_is_found,
+};
 
 type Outcome = Result<(), Wrong>;
 
@@ -48,6 +61,7 @@ checks! {
     an_eni_is_attached
     an_attachment_is_deleted_with_its_instance_where_asked_for
     an_eni_is_tagged
+    an_eni_gets_other_security_groups
     assigned_addresses_are_on_the_eni
     assigning_answers_with_what_is_new
     prefixes_are_assigned
@@ -69,6 +83,20 @@ checks! {
     a_full_subnet_assigns_no_address
     without_a_whole_block_no_eni_with_a_prefix_is_made
     without_a_whole_block_no_prefix_is_assigned
+    a_subnet_is_described_with_its_ipv6_cidr
+    an_eni_is_made_with_an_ipv6_prefix
+    an_ipv6_prefix_is_assigned
+    without_an_ipv6_cidr_no_ipv6_prefix_is_assigned
+    what_a_cluster_has_left_is_found
+    the_name_of_a_cluster_is_no_pattern
+    an_instance_lives
+    an_unknown_instance_does_not_live
+    an_ended_instance_does_not_live
+    interfaces_are_found_by_the_id_of_their_security_group
+    interfaces_are_found_by_the_name_of_their_security_group
+    interfaces_are_found_by_the_tags_of_their_instance
+    nobody_is_in_an_unknown_security_group
+    the_routes_of_a_vpc_are_told
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "checks compare what they have just made")]
@@ -165,14 +193,10 @@ async fn an_eni_has_the_default_security_group(account: &Account) -> Outcome {
 }
 
 async fn an_eni_has_the_security_groups_asked_for(account: &Account) -> Outcome {
-    let call = account.client.create_security_group().group_name("pods").description("of pods");
-    let group = call.vpc_id(account.vpc.as_str()).send().await.map_err(|error| Wrong(format!("{error:?}")))?;
-    let group = group.group_id().and_then(|id| id.parse().ok()).ok_or_else(|| Wrong(format!("{group:?}")))?;
+    let group = account.group("pods").await?;
     let order = account.order(&account.subnet, AddressCount::Secondary(0), "a");
-    let made = account.cloud.create_eni(&CreateEni { security_groups: vec![group], ..order.clone() }).await?;
-    same("the number of its security groups", made.security_groups.len(), 1)?;
-    let other = account.eni(AddressCount::Secondary(0), "b").await?;
-    holds("it is not the default group", made.security_groups != other.security_groups)
+    let made = account.cloud.create_eni(&CreateEni { security_groups: vec![group.clone()], ..order }).await?;
+    same("its security groups", made.security_groups, vec![group])
 }
 
 async fn a_client_token_makes_one_eni(account: &Account) -> Outcome {
@@ -233,6 +257,14 @@ async fn an_eni_is_tagged(account: &Account) -> Outcome {
     let seen = account.seen(&made.eni).await?;
     same("the new tag", seen.tags.get("eks:eni:owner").map(String::as_str), Some("sluice"))?;
     same("the old tag", seen.tags.get(OWNER).map(String::as_str), Some(account.instance.as_str()))
+}
+
+async fn an_eni_gets_other_security_groups(account: &Account) -> Outcome {
+    let made = account.eni(AddressCount::Secondary(0), "a").await?;
+    let groups = vec![account.group("pods").await?, account.group("more").await?];
+    account.cloud.set_groups(&made.eni, &groups).await?;
+    let seen: BTreeSet<_> = account.seen(&made.eni).await?.security_groups.into_iter().collect();
+    same("its security groups", seen, groups.into_iter().collect())
 }
 
 async fn assigned_addresses_are_on_the_eni(account: &Account) -> Outcome {

@@ -87,6 +87,33 @@ fn the_documentation_lists_what_localstack_lacks() {
         let row = format!("| `{name}` | {why} |");
         assert!(page.contains(&row), "docs/localstack.md has no such row:\n{row}");
     }
+    let checks = format!("one suite of {} checks", checks::ALL.len());
+    assert!(page.replace('\n', " ").contains(&checks), "docs/localstack.md does not say: {checks}");
     let rows = page.lines().filter(|line| line.starts_with("| `")).count();
     assert_eq!(rows, peers::LOCALSTACK_LACKS.len(), "rows of docs/localstack.md that name a check");
+}
+
+/// What stands behind the metadata service, which no peer has.
+const OF_THE_METADATA_SERVICE: [&str; 3] = ["identity", "imds_enis", "vpc_cidrs"];
+
+#[test]
+fn every_call_of_ec2_that_ipamd_makes_is_checked() {
+    let seam = include_str!("../../../daemon/src/cloud.rs");
+    let (_, seam) = seam.split_once("pub trait Cloud").unwrap();
+    let (seam, _) = seam.split_once("\n}").unwrap();
+    let methods = seam.lines().filter_map(|line| line.trim_start().strip_prefix("fn ")?.split('(').next());
+    let methods: Vec<&str> = methods.filter(|method| !OF_THE_METADATA_SERVICE.contains(method)).collect();
+    assert!(methods.len() >= 19, "{methods:?}");
+    let checks = [
+        include_str!("account.rs"),
+        include_str!("checks.rs"),
+        include_str!("checks/ipv6.rs"),
+        include_str!("checks/shared.rs"),
+    ];
+    for method in methods {
+        // The built-in table answers before EC2 is asked.
+        let called = if method == "instance_limits" { "described_limits" } else { method };
+        let call = format!("cloud.{called}(");
+        assert!(checks.iter().any(|text| text.contains(&call)), "no check calls {call}");
+    }
 }
