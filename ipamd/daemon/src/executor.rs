@@ -34,6 +34,10 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// each second what EC2 grants in a minute. At the longest an ADD that waits for a minute sees one more try, and its ENI.
 const PAUSE_WHEN_THROTTLED: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(45));
 
+/// The longest that `Retry-After` is heeded, before it is spread: an ADD waits for a minute, and what asks for more is most likely
+/// a proxy.
+const LONGEST_ASKED: Duration = Duration::from_secs(300);
+
 /// A denied call is tried again this seldom: only a person can help.
 const PAUSE_WHEN_DENIED: Duration = Duration::from_secs(60);
 
@@ -58,21 +62,12 @@ struct Gate {
     throttled: Backoff,
 }
 
-impl<C: Cloud> Executor<C> {
-    /// An executor that makes `rate` calls a second of each changing API when EC2 lets it.
-    pub(crate) fn new(cloud: Arc<C>, metrics: Arc<Metrics>, rate: u32, call_timeout: Duration, seed: u64) -> Self {
-        Self {
-            cloud,
-            gates: Mutex::default(),
-            random: Mutex::new(Random::new(seed)),
-            permits: Semaphore::new(CALLS_AT_ONCE),
-            metrics,
-            start: Instant::now(),
-            rate,
-            call_timeout,
-        }
-    }
+/// Half as long again at most, by chance: all who were told the same time would come back together.
+fn spread(pause: Duration, random: &mut Random) -> Duration {
+    random.between(pause, pause + pause / 2)
+}
 
+impl<C: Cloud> Executor<C> {
     /// Carries out one operation.
     pub(crate) async fn run(&self, op: &Op) -> Result<Outcome, Failure> {
         let cloud = &self.cloud;
@@ -105,6 +100,22 @@ impl<C: Cloud> Executor<C> {
                 let described = self.call(op.api(), cloud.describe_enis(std::slice::from_ref(eni))).await?;
                 Ok(Outcome::Inspected(described.into_iter().find(|described| described.eni == *eni)))
             }
+        }
+    }
+}
+
+impl<C> Executor<C> {
+    /// An executor that makes `rate` calls a second of each changing API when EC2 lets it.
+    pub(crate) fn new(cloud: Arc<C>, metrics: Arc<Metrics>, rate: u32, call_timeout: Duration, seed: u64) -> Self {
+        Self {
+            cloud,
+            gates: Mutex::default(),
+            random: Mutex::new(Random::new(seed)),
+            permits: Semaphore::new(CALLS_AT_ONCE),
+            metrics,
+            start: Instant::now(),
+            rate,
+            call_timeout,
         }
     }
 
@@ -167,7 +178,11 @@ impl<C: Cloud> Executor<C> {
             }
         });
         let pause = if error.kind == CloudErrorKind::Denied { pause.max(PAUSE_WHEN_DENIED) } else { pause };
-        Failure { retry_after: error.retry_after.unwrap_or(pause), error }
+        let retry_after = match error.retry_after {
+            Some(asked) => spread(pause.max(asked.min(LONGEST_ASKED)), &mut random),
+            None => pause,
+        };
+        Failure { retry_after, error }
     }
 
     /// The time since this executor was made, so that buckets need no clock.
@@ -203,5 +218,76 @@ impl<C: Cloud> Executor<C> {
         };
         let pauses = |(first, longest)| Backoff::new(first, longest);
         Gate { bucket, backoff: pauses(PAUSE), throttled: pauses(PAUSE_WHEN_THROTTLED) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    const API: Api = Api::AssignPrivateIpAddresses;
+
+    /// EC2 as one node sees it.
+    fn node(metrics: &Arc<Metrics>, seed: u64) -> Executor<()> {
+        Executor::new(Arc::new(()), Arc::clone(metrics), 5, Duration::from_secs(10), seed)
+    }
+
+    fn refusal(retry_after: Option<u64>) -> CloudError {
+        CloudError {
+            api: API,
+            kind: CloudErrorKind::Throttled,
+            code: "RequestLimitExceeded".into(),
+            message: "Request limit exceeded.".into(),
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    async fn refused(node: &Executor<()>, retry_after: Option<u64>) -> Duration {
+        node.call(API, async { Err::<(), _>(refusal(retry_after)) }).await.unwrap_err().retry_after
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_are_sent_away_for_the_same_time_do_not_come_back_together() {
+        const NODES: u64 = 1000;
+        let metrics = Arc::new(Metrics::new());
+        let mut nodes = JoinSet::new();
+        for seed in 0..NODES {
+            let node = node(&metrics, seed);
+            nodes.spawn(async move {
+                let begun = Instant::now();
+                let pause = refused(&node, Some(20)).await;
+                tokio::time::sleep(pause).await;
+                node.call(API, async { Ok(begun.elapsed()) }).await.unwrap()
+            });
+        }
+        let mut back: Vec<Duration> = nodes.join_all().await;
+        back.sort_unstable();
+        assert!(back[0] >= Duration::from_secs(20), "one is back after {:?}", back[0]);
+        assert!(back[999] <= Duration::from_secs(40), "one is back after {:?}", back[999]);
+        let together = |from: &Duration| {
+            back.iter().filter(|at| (0..1000).contains(&at.saturating_sub(*from).as_millis()) && *at >= from).count()
+        };
+        let most = back.iter().map(together).max().unwrap();
+        assert!(most < 250, "{most} of {NODES} are back within a second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_of_nothing_or_of_hours_does_not_replace_the_own_pause() {
+        let metrics = Arc::new(Metrics::new());
+        let (asked, own) = (node(&metrics, 7), node(&metrics, 7));
+        let mut longest = Duration::ZERO;
+        for _ in 0..20 {
+            let pause = refused(&asked, Some(0)).await;
+            assert!(pause >= PAUSE_WHEN_THROTTLED.0, "{pause:?}");
+            longest = longest.max(pause);
+        }
+        assert!(longest > PAUSE_WHEN_THROTTLED.0 * 4, "it does not grow: {longest:?}");
+        assert!(longest <= PAUSE_WHEN_THROTTLED.1 * 3 / 2, "{longest:?}");
+        let hours = refused(&own, Some(3600)).await;
+        assert!(hours >= LONGEST_ASKED && hours <= LONGEST_ASKED * 3 / 2, "{hours:?}");
+        let pause = refused(&own, None).await;
+        assert!(pause <= PAUSE_WHEN_THROTTLED.1, "{pause:?}");
     }
 }
