@@ -13,6 +13,7 @@ mod families;
 mod fleet;
 mod memory;
 mod modes;
+mod mtu;
 mod nics;
 mod repair;
 mod requests;
