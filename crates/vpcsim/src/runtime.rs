@@ -143,6 +143,11 @@ impl Runtime {
         Ok(result)
     }
 
+    /// Caches the result of an ADD that this runtime has not made itself: that of a node's network before this one.
+    pub fn adopt(&self, sandbox: &Sandbox, result: Value) {
+        self.cache().insert(sandbox.id.clone(), result);
+    }
+
     /// Detaches `sandbox`: all plugins in reverse order, with the cached result.
     ///
     /// # Errors

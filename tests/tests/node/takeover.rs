@@ -1,6 +1,7 @@
 //! A node that the AWS VPC CNI ran on is taken over with its pods talking, and handed back.
 
 mod agent;
+mod by_hand;
 mod cilium;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,6 +96,15 @@ impl Talk {
             })
             .collect();
         Self { stop, asked, tasks }
+    }
+
+    /// Waits until so many connections more have been tried.
+    async fn has_asked(&self, more: u32) {
+        let (from, end) = (self.asked.load(Ordering::Relaxed), tokio::time::Instant::now() + LIMIT);
+        while self.asked.load(Ordering::Relaxed) < from + more {
+            assert!(tokio::time::Instant::now() < end, "the pods do not talk");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Ends it; answers how often something was asked, and what was lost.
