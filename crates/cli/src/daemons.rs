@@ -42,7 +42,9 @@ impl Daemon {
     /// The pages that it has, the one that says how it is first.
     pub(crate) const fn pages(self) -> &'static [&'static str] {
         match self {
-            Self::Ipamd => &["/v1/pool", "/v1/calls", "/v1/ipamd-env-settings", "/v1/networkutils-env-settings"],
+            Self::Ipamd => {
+                &["/v1/pool", "/v1/calls", "/v1/eni-configs", "/v1/ipamd-env-settings", "/v1/networkutils-env-settings"]
+            }
             Self::Policyd => &["/v1/policy", "/v1/names", "/v1/settings"],
             Self::Proxy => &["/v1/policy", "/v1/connections", "/v1/settings"],
         }

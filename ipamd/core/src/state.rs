@@ -368,6 +368,12 @@ impl State {
         &self.routes
     }
 
+    /// When EC2 last described the subnets; none where it has not since the start.
+    #[must_use]
+    pub const fn subnets_at(&self) -> Option<Timestamp> {
+        self.subnets_at
+    }
+
     /// The subnets that are known.
     #[must_use]
     pub const fn subnets(&self) -> &BTreeMap<SubnetId, Subnet> {

@@ -55,7 +55,7 @@ use crate::cloud::Cloud;
 use crate::cluster::{Report, Told};
 use crate::config::Config;
 use crate::executor::{Executor, Random};
-use crate::inbox::{Answer, Input, stopping};
+use crate::inbox::{Answer, InForce, Input, stopping};
 use crate::kernel::{Disturbance, Kernel, NodeNetwork};
 use crate::log::ErrorChain;
 use crate::metrics::Metrics;
@@ -154,6 +154,8 @@ pub(crate) struct Daemon<C, K> {
     tasks: JoinSet<Done>,
     jobs: HashMap<tokio::task::Id, Job>,
     node_done: Option<NodeNetwork>,
+    /// Since when the node's network is to be set up for the first time; none once it is.
+    begun: Option<Instant>,
     /// Pods that lived at the start and that no checkpoint told of, by address, until their ENIs are known.
     orphans: BTreeMap<IpAddr, Owner>,
     enis: BTreeMap<EniId, jobs::EniSide>,
@@ -257,6 +259,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             tasks: JoinSet::new(),
             jobs: HashMap::new(),
             node_done: None,
+            begun: Some(now),
             orphans: start.orphans,
             enis: BTreeMap::new(),
             timers,
@@ -361,6 +364,12 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 // Whoever asked may have gone; nothing is lost then.
                 let _view = to.send(self.view());
             }
+            Input::LookAtSettings(to) => {
+                let in_force =
+                    InForce { config: self.parts.config.clone(), eni_config: self.state.eni_config().cloned() };
+                // As above.
+                let _in_force = to.send(Box::new(in_force));
+            }
         }
     }
 
@@ -459,6 +468,11 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 tracing::info!(op = %planned.op, reason = %planned.reason, "asking EC2");
                 launch.push(planned.op);
             }
+        }
+        if let Some(op) = self.subnets_due()
+            && self.apply(Event::Begin(op.clone()))
+        {
+            launch.push(op);
         }
         launch
     }

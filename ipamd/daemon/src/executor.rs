@@ -168,6 +168,7 @@ impl<C> Executor<C> {
     }
 
     fn failure(&self, error: CloudError) -> Failure {
+        self.metrics.gave_up(error.api, &error.code);
         let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
         let pause = self.with_gate(error.api, |gate, now| {
             if error.kind == CloudErrorKind::Throttled {

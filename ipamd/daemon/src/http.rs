@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use sluice_daemon::http::health::{self, Health};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
 
-use crate::config::{Config, Effect, VARIABLES};
-use crate::inbox::Handle;
+use crate::config::{Effect, VARIABLES};
+use crate::inbox::{Handle, InForce};
 use crate::metrics::Metrics;
 
 /// What the handlers look at.
@@ -22,7 +22,6 @@ use crate::metrics::Metrics;
 pub(crate) struct Pages {
     pub(crate) handle: Handle,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) config: Arc<Config>,
 }
 
 /// Serves metrics for as long as it is polled.
@@ -34,17 +33,21 @@ pub(crate) async fn serve_metrics(address: SocketAddr, pages: Pages) {
 
 /// Serves introspection for as long as it is polled.
 pub(crate) async fn serve_introspection(address: SocketAddr, pages: Pages) {
+    serve("introspection", address, introspection(pages)).await;
+}
+
+fn introspection(pages: Pages) -> Router {
     let health = health(&pages);
-    let router = Router::new()
+    Router::new()
         .route("/", get(index))
         .route("/v1/enis", get(enis))
+        .route("/v1/eni-configs", get(eni_configs))
         .route("/v1/pool", get(pool))
         .route("/v1/calls", get(calls))
         .route("/v1/ipamd-env-settings", get(daemon_settings))
         .route("/v1/networkutils-env-settings", get(network_settings))
         .with_state(pages)
-        .merge(health);
-    serve("introspection", address, router).await;
+        .merge(health)
 }
 
 /// What a kubelet asks.
@@ -71,7 +74,8 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 async fn index() -> Json<Value> {
     Json(json!({"AvailableCommands": [
-        "/v1/enis", "/v1/pool", "/v1/calls", "/v1/ipamd-env-settings", "/v1/networkutils-env-settings"
+        "/v1/enis", "/v1/eni-configs", "/v1/pool", "/v1/calls", "/v1/ipamd-env-settings",
+        "/v1/networkutils-env-settings"
     ]}))
 }
 
@@ -117,6 +121,16 @@ async fn enis(State(pages): State<Pages>) -> Response {
     Json(stores).into_response()
 }
 
+/// The `spec` of the node's ENIConfig, as VPC CNI has it, and beside it the object's name; an empty object where there is none.
+async fn eni_configs(State(pages): State<Pages>) -> Response {
+    let Some(in_force) = pages.handle.in_force().await else { return silent() };
+    let spec = in_force.eni_config.map_or_else(
+        || json!({}),
+        |config| json!({"name": config.name, "securityGroups": config.security_groups, "subnet": config.subnet}),
+    );
+    Json(spec).into_response()
+}
+
 async fn pool(State(pages): State<Pages>) -> Response {
     match pages.handle.look().await {
         Some(view) => Json(view).into_response(),
@@ -128,28 +142,91 @@ async fn calls(State(pages): State<Pages>) -> Response {
     Json(pages.metrics.calls()).into_response()
 }
 
-async fn daemon_settings(State(pages): State<Pages>) -> Json<Value> {
-    settings(&pages, Effect::Daemon)
+async fn daemon_settings(State(pages): State<Pages>) -> Response {
+    settings(&pages, Effect::Daemon).await
 }
 
-async fn network_settings(State(pages): State<Pages>) -> Json<Value> {
-    settings(&pages, Effect::Network)
+async fn network_settings(State(pages): State<Pages>) -> Response {
+    settings(&pages, Effect::Network).await
 }
 
-/// The variables of one kind, and the settings in effect.
-fn settings(pages: &Pages, kind: Effect) -> Json<Value> {
+/// The variables of one kind, and the settings in effect: the loop's own, which the cluster may have changed since the start.
+async fn settings(pages: &Pages, kind: Effect) -> Response {
+    let Some(InForce { config, .. }) = pages.handle.in_force().await else { return silent() };
     let variables: BTreeMap<&str, Value> = VARIABLES
         .iter()
         .filter(|variable| variable.effect == kind)
         .map(|variable| (variable.name, json!({"default": variable.default, "meaning": variable.meaning})))
         .collect();
     let effective = match kind {
-        Effect::Network => serde_json::to_value(&pages.config.network),
-        Effect::Daemon | Effect::Later | Effect::Never => serde_json::to_value(&*pages.config),
+        Effect::Network => serde_json::to_value(&config.network),
+        Effect::Daemon | Effect::Later | Effect::Never => serde_json::to_value(&config),
     };
-    Json(json!({"effective": effective.unwrap_or_default(), "variables": variables}))
+    Json(json!({"effective": effective.unwrap_or_default(), "variables": variables})).into_response()
 }
 
 fn silent() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the daemon's loop does not answer\n").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::inbox::{INBOX_LIMIT, Input};
+
+    /// Status and body of a page.
+    async fn get(address: SocketAddr, path: &'static str) -> (u16, String) {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split_whitespace().nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    /// The pages of a daemon whose loop takes no inputs: it has hung, or is gone.
+    async fn of_a_hung_daemon(handle: Handle) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pages = Pages { handle, metrics: Arc::new(Metrics::new()) };
+        let router = introspection(pages);
+        let served = tokio::spawn(async move { axum::serve(listener, router).await });
+        let pages = ["/livez", "/readyz", "/v1/pool", "/v1/enis", "/v1/eni-configs", "/v1/ipamd-env-settings"];
+        let asked = pages.map(|page| (page, tokio::spawn(get(address, page))));
+        for (page, answer) in asked {
+            let silent = (503, "the daemon's loop does not answer\n".to_owned());
+            assert_eq!(answer.await.unwrap(), silent, "{page}");
+        }
+        // What needs no loop is answered.
+        assert_eq!(get(address, "/v1/calls").await, (200, "{}".to_owned()));
+        served.abort();
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_does_not_take_its_inputs_is_neither_alive_nor_ready() {
+        let (handle, _inputs) = Handle::new();
+        of_a_hung_daemon(handle).await;
+    }
+
+    /// Requests of plugins have filled its inbox: whoever asks after it must not wait for room.
+    #[tokio::test]
+    async fn nor_is_one_whose_inputs_have_no_room_left() {
+        let (handle, _inputs) = Handle::new();
+        for _ in 0..INBOX_LIMIT {
+            handle.send(Input::Look(tokio::sync::oneshot::channel().0)).await;
+        }
+        of_a_hung_daemon(handle).await;
+    }
+
+    #[tokio::test]
+    async fn nor_is_one_that_has_ended() {
+        let (handle, inputs) = Handle::new();
+        drop(inputs);
+        of_a_hung_daemon(handle).await;
+    }
 }

@@ -2,18 +2,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sluice_contract::id::Attachment;
 use sluice_contract::rpc::{Call, Outcome, Refusal};
+use sluice_ipamd_core::cloud::EniConfig;
 use sluice_ipamd_core::queue::Token;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::Told;
+use crate::config::Config;
 use crate::view::View;
 
 /// Inputs that may wait for the loop at once; senders wait when it is full.
 pub(crate) const INBOX_LIMIT: usize = 1024;
+
+/// How long whoever looks waits for the loop.
+const LOOK_TAKES: Duration = Duration::from_secs(2);
 
 /// An input of the loop.
 #[derive(Debug)]
@@ -28,6 +34,17 @@ pub(crate) enum Input {
     Told(Told),
     /// Somebody wants to look at the state.
     Look(oneshot::Sender<View>),
+    /// Somebody wants to look at the settings.
+    LookAtSettings(oneshot::Sender<Box<InForce>>),
+}
+
+/// The settings by which the loop works: a cluster may have changed those of the start.
+#[derive(Debug, Clone)]
+pub(crate) struct InForce {
+    /// What is configured.
+    pub(crate) config: Config,
+    /// The node's ENIConfig, where it has one.
+    pub(crate) eni_config: Option<EniConfig>,
 }
 
 /// A request and where its reply goes.
@@ -89,8 +106,21 @@ impl Handle {
 
     /// Looks at the state; none when the loop does not answer.
     pub(crate) async fn look(&self) -> Option<View> {
-        let (sender, view) = oneshot::channel();
-        self.send(Input::Look(sender)).await;
-        tokio::time::timeout(std::time::Duration::from_secs(2), view).await.ok()?.ok()
+        self.asked(Input::Look).await
+    }
+
+    /// Looks at the settings; none when the loop does not answer.
+    pub(crate) async fn in_force(&self) -> Option<InForce> {
+        self.asked(Input::LookAtSettings).await.map(|in_force| *in_force)
+    }
+
+    /// Asks the loop. One that does not take its inputs may have so many of them that none has room: that takes no longer.
+    async fn asked<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
+        let (sender, answer) = oneshot::channel();
+        let asks = async {
+            self.send(input(sender)).await;
+            answer.await.ok()
+        };
+        tokio::time::timeout(LOOK_TAKES, asks).await.ok()?
     }
 }

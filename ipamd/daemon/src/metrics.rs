@@ -19,6 +19,12 @@ use sluice_ipamd_core::cloud::{Api, CloudError};
 /// Seconds to a repair; the last one is what is promised.
 const REPAIR_BUCKETS: [f64; 5] = [0.15, 0.3, 0.6, 1.0, 2.0];
 
+/// Seconds to a start: most take a few, and one that waits for EC2 minutes.
+const START_BUCKETS: [f64; 8] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0];
+
+/// For how long what EC2 said of subnets is told, in seconds: a node at rest does not ask again.
+const SUBNETS_TOLD: u64 = 900;
+
 /// `fn`, VPC CNI's word for a call or a part of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
 struct Function {
@@ -56,6 +62,29 @@ struct Latency {
 struct ApiError {
     api: String,
     error: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
+struct FunctionError {
+    r#fn: String,
+    error: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
+struct StartLabels {
+    success: &'static str,
+    with_api_server: &'static str,
+    failure_reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
+struct Success {
+    success: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
+struct CidrLabel {
+    cidr: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, EncodeLabelSet)]
@@ -115,8 +144,12 @@ pub struct PoolGauges {
     pub violations: u32,
     /// Addresses that pods hold, by ENI.
     pub assigned_by_eni: BTreeMap<String, u32>,
+    /// Addresses that pods hold, by prefix or single address; those of which pods hold none are left out.
+    pub assigned_by_cidr: BTreeMap<String, u32>,
     /// Free addresses of subnets when EC2 was last asked.
     pub free_by_subnet: BTreeMap<String, u32>,
+    /// How long ago that was, in seconds; none where it was before the start.
+    pub subnets_seen: Option<u64>,
 }
 
 /// What the daemon counts.
@@ -133,6 +166,9 @@ pub struct Metrics {
     api_errors: Family<ApiError, Count>,
     ec2_requests: Family<Function, Count>,
     ec2_errors: Family<Function, Count>,
+    given_up: Family<FunctionError, Count>,
+    start_seconds: Family<StartLabels, Histogram>,
+    node_seconds: Family<Success, Histogram>,
     rates: Family<ApiLabel, Rate>,
     add_seconds: Seconds,
     del_seconds: Seconds,
@@ -157,6 +193,7 @@ pub struct Metrics {
     reports_dropped: Count,
     gauges: BTreeMap<&'static str, Gauge>,
     eni_assigned: Family<EniLabel, Gauge>,
+    cidr_assigned: Family<CidrLabel, Gauge>,
     subnet_free: Family<SubnetLabel, Gauge>,
 }
 
@@ -203,6 +240,9 @@ impl Metrics {
             api_errors: Family::default(),
             ec2_requests: Family::default(),
             ec2_errors: Family::default(),
+            given_up: Family::default(),
+            start_seconds: Family::new_with_constructor(|| Histogram::new(START_BUCKETS)),
+            node_seconds: Family::new_with_constructor(|| Histogram::new(START_BUCKETS)),
             rates: Family::default(),
             add_seconds: seconds(),
             del_seconds: seconds(),
@@ -227,6 +267,7 @@ impl Metrics {
             reports_dropped: Count::default(),
             gauges,
             eni_assigned: Family::default(),
+            cidr_assigned: Family::default(),
             subnet_free: Family::default(),
         };
         metrics.register(&mut registry);
@@ -258,6 +299,14 @@ impl Metrics {
             "Addresses that pods hold, by ENI",
             self.eni_assigned.clone(),
         );
+        let help = "Addresses that pods hold, by prefix or single address; those of which they hold none are left out";
+        registry.register_family("awscni_assigned_ip_per_cidr", help, self.cidr_assigned.clone());
+        let help = "Calls of EC2 and IMDS given up for the time being, those among them that were not made because too many waited";
+        registry.register_family("awscni_aws_utils_error_count", help, self.given_up.clone());
+        let help = "Time from when the daemon had the node to itself until it answered plugins, in seconds; it waits for no API server";
+        registry.register_family("awscni_ipamd_startup_duration_seconds", help, self.start_seconds.clone());
+        let help = "Time from when the daemon's loop began until the node's network was set up for the first time, in seconds; attempts that failed by their end";
+        registry.register_family("awscni_ipamd_node_initialization_duration_seconds", help, self.node_seconds.clone());
         let help = "Calls a second that the daemon allows itself";
         registry.register_family("sluice_ipamd_api_rate", help, self.rates.clone());
         let help = "Time from an ADD request to its reply in seconds";
@@ -304,7 +353,8 @@ impl Metrics {
         registry.register("sluice_ipamd_groups_left_out", help, self.groups_left_out.clone());
         let help = "ENIs that nodes which are gone had left behind and that were deleted";
         registry.register("sluice_ipamd_left_enis_deleted_total", help, self.leaks_deleted.clone());
-        let help = "Free addresses of a subnet when EC2 was last asked";
+        let help =
+            "Free addresses of a subnet when EC2 was last asked; not told by a node that has not asked for 15 minutes";
         registry.register_family("sluice_subnet_free_addresses", help, self.subnet_free.clone());
     }
 
@@ -331,8 +381,13 @@ impl Metrics {
         for (eni, assigned) in &pool.assigned_by_eni {
             self.eni_assigned.get_or_create(&EniLabel { eni: eni.clone() }).set((*assigned).into());
         }
+        self.cidr_assigned.clear();
+        for (cidr, assigned) in &pool.assigned_by_cidr {
+            self.cidr_assigned.get_or_create(&CidrLabel { cidr: cidr.clone() }).set((*assigned).into());
+        }
         self.subnet_free.clear();
-        for (subnet, free) in &pool.free_by_subnet {
+        let is_told = pool.subnets_seen.is_some_and(|ago| ago <= SUBNETS_TOLD);
+        for (subnet, free) in pool.free_by_subnet.iter().filter(|_| is_told) {
             self.subnet_free.get_or_create(&SubnetLabel { subnet: subnet.clone() }).set((*free).into());
         }
     }
@@ -363,6 +418,25 @@ impl Metrics {
                 self.ec2_errors.get_or_create(&function).add();
             }
         }
+    }
+
+    /// A call of EC2 or IMDS has failed, or was not made.
+    pub(crate) fn gave_up(&self, api: Api, code: &str) {
+        let labels = FunctionError { r#fn: api.to_string(), error: code.chars().take(64).collect() };
+        self.given_up.get_or_create(&labels).add();
+    }
+
+    /// Plugins are answered, so long after the daemon had the node to itself.
+    pub(crate) fn started(&self, took: Duration) {
+        // A start that fails ends the process: nobody could read of it.
+        let labels = StartLabels { success: "true", with_api_server: "false", failure_reason: "" };
+        self.start_seconds.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// The node's network is set up for the first time, or an attempt has failed.
+    pub(crate) fn node_set_up(&self, took: Duration, success: bool) {
+        let success = if success { "true" } else { "false" };
+        self.node_seconds.get_or_create(&Success { success }).observe(took.as_secs_f64());
     }
 
     pub(crate) fn api_rate(&self, api: Api, rate: f64) {
@@ -507,6 +581,7 @@ mod tests {
         metrics.set_pool(&PoolGauges {
             assigned: 3,
             assigned_by_eni: BTreeMap::from([("eni-1".into(), 3)]),
+            assigned_by_cidr: BTreeMap::from([("10.0.0.16/28".into(), 2), ("10.0.0.9/32".into(), 1)]),
             ..PoolGauges::default()
         });
         let text = metrics.encode();
@@ -515,6 +590,7 @@ mod tests {
             "awscni_del_ip_req_count{reason=\"PodDeleted\"} 1",
             "awscni_assigned_ip_addresses 3",
             "awscni_assigned_ip_per_eni{eni=\"eni-1\"} 3",
+            "awscni_assigned_ip_per_cidr{cidr=\"10.0.0.16/28\"} 2",
             "awscni_ec2api_req_count{fn=\"AssignPrivateIpAddresses\"} 1",
             "awscni_aws_api_error_count{api=\"AssignPrivateIpAddresses\",error=\"RequestLimitExceeded\"} 1",
             "awscni_no_available_ip_addresses 0",
@@ -526,6 +602,96 @@ mod tests {
         assert_eq!(calls["AssignPrivateIpAddresses"], CallCount { calls: 1, failed: 1, throttled: 1 });
     }
 
+    /// All metrics of the VPC CNI 1.23.1 (reference/vpc-cni.md 7.1), with their labels.
+    const VPC_CNIS: [(&str, &[&str]); 27] = [
+        ("awscni_ipamd_error_count", &["fn"]),
+        ("awscni_ipamd_action_inprogress", &["fn"]),
+        ("awscni_eni_max", &[]),
+        ("awscni_ip_max", &[]),
+        ("awscni_reconcile_count", &["fn"]),
+        ("awscni_add_ip_req_count", &[]),
+        ("awscni_del_ip_req_count", &["reason"]),
+        ("awscni_pod_eni_error_count", &["fn"]),
+        ("awscni_aws_api_latency_ms", &["api", "error", "status"]),
+        ("awscni_aws_api_error_count", &["api", "error"]),
+        ("awscni_aws_utils_error_count", &["fn", "error"]),
+        ("awscni_ec2api_req_count", &["fn"]),
+        ("awscni_ec2api_error_count", &["fn"]),
+        ("awscni_eni_allocated", &[]),
+        ("awscni_total_ip_addresses", &[]),
+        ("awscni_assigned_ip_addresses", &[]),
+        ("awscni_force_removed_enis", &[]),
+        ("awscni_force_removed_ips", &[]),
+        ("awscni_total_ipv4_prefixes", &[]),
+        ("awscni_assigned_ip_per_cidr", &["cidr"]),
+        ("awscni_no_available_ip_addresses", &[]),
+        ("awscni_assigned_ip_per_eni", &["eni"]),
+        ("awscni_ipamd_startup_duration_seconds", &["success", "with_api_server", "failure_reason"]),
+        ("awscni_ipamd_node_initialization_duration_seconds", &["success"]),
+        ("awscni_connmark_backend", &["backend"]),
+        ("awscni_connmark_reconcile_total", &["result"]),
+        ("awscni_build_info", &["version", "goversion"]),
+    ];
+
+    /// Labels that have nothing to say here.
+    const LABELS_LEFT_OUT: [(&str, &str); 2] =
+        [("awscni_ipamd_action_inprogress", "fn"), ("awscni_build_info", "goversion")];
+
+    /// Metrics of the VPC CNI that have no counterpart, and why.
+    const LEFT_OUT: [(&str, &str); 5] = [
+        (
+            "awscni_pod_eni_error_count",
+            "what fails of pods with branch ENIs is told where it happens: `sluice_ipamd_refusals_total`, and \
+             `sluice_ipamd_kube_features_failed` for the request of a trunk ENI",
+        ),
+        ("awscni_force_removed_enis", "no ENI is forgotten while a pod uses it, whatever a description lacks"),
+        ("awscni_force_removed_ips", "no address is forgotten while a pod uses it, whatever a description lacks"),
+        ("awscni_connmark_backend", "there is one backend, nftables"),
+        (
+            "awscni_connmark_reconcile_total",
+            "the marks of connections are mended with all else of the node's network: `sluice_ipamd_repairs_total`",
+        ),
+    ];
+
+    #[test]
+    fn each_of_vpc_cnis_metrics_is_there_or_left_out_for_a_reason() {
+        let metrics = Metrics::new();
+        let ours = metrics.registry.described();
+        for (name, labels) in VPC_CNIS {
+            let reason = LEFT_OUT.iter().find(|(left_out, _)| *left_out == name);
+            assert_ne!(ours.contains_key(name), reason.is_some(), "{name} is there, or there is a reason");
+            let Some(described) = ours.get(name) else { continue };
+            let wanted: Vec<&str> =
+                labels.iter().filter(|label| !LABELS_LEFT_OUT.contains(&(name, **label))).copied().collect();
+            assert_eq!(described.labels, wanted, "{name}");
+        }
+        let names: Vec<&str> = VPC_CNIS.iter().map(|(name, _)| *name).collect();
+        for name in LEFT_OUT.iter().map(|(name, _)| *name).chain(ours.keys().map(String::as_str)) {
+            assert!(!name.starts_with("awscni_") || names.contains(&name), "{name} is none of VPC CNI's");
+        }
+    }
+
+    #[test]
+    fn what_is_free_in_subnets_is_told_for_a_quarter_of_an_hour() {
+        let metrics = Metrics::new();
+        let line = "sluice_subnet_free_addresses{subnet=\"subnet-1\"} 9";
+        for (seen, told) in [(None, false), (Some(0), true), (Some(900), true), (Some(901), false), (Some(3), true)] {
+            let free_by_subnet = BTreeMap::from([("subnet-1".to_owned(), 9)]);
+            metrics.set_pool(&PoolGauges { free_by_subnet, subnets_seen: seen, ..PoolGauges::default() });
+            assert_eq!(metrics.encode().lines().any(|found| found == line), told, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn calls_that_were_not_made_are_told_apart_from_those_that_failed() {
+        let metrics = Metrics::new();
+        metrics.gave_up(Api::CreateNetworkInterface, "BucketEmpty");
+        let text = metrics.encode();
+        let given_up = "awscni_aws_utils_error_count{fn=\"CreateNetworkInterface\",error=\"BucketEmpty\"} 1";
+        assert!(text.lines().any(|line| line == given_up), "{text}");
+        assert!(!text.contains("awscni_ec2api_error_count{"), "{text}");
+    }
+
     /// docs/metrics.md is made from the registry. With `UPDATE_GOLDENS` set in the environment it is written anew.
     #[test]
     fn the_documentation_is_the_registry() {
@@ -535,6 +701,14 @@ mod tests {
              [ipamd-kubernetes.md](ipamd-kubernetes.md). The others:\n[policyd's](policyd-metrics.md), [the proxy's](proxy-metrics.md).\n\n",
         );
         text.push_str(&Metrics::new().registry.table());
+        text.push_str(
+            "\n## The VPC CNI's that are not here\n\nOf its 27 metrics these have no counterpart. `awscni_ipamd_action_inprogress` has \
+             no label `fn`, and\n`awscni_build_info` no `goversion`; `awscni_aws_api_latency_ms` is a histogram, whose sum and count are \
+             those of its summary.\n\n| metric | why |\n|---|---|\n",
+        );
+        for (name, why) in LEFT_OUT {
+            text.push_str(&format!("| `{name}` | {why} |\n"));
+        }
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
         if std::env::var_os("UPDATE_GOLDENS").is_some() {
             std::fs::write(&path, &text).unwrap();

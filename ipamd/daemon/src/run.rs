@@ -87,6 +87,7 @@ pub async fn run<C: Cloud, K: Kernel>(
             return Ok(());
         }
     }
+    let begun = Instant::now();
     let listener = listen(&config.socket())?;
     // Plugins that connect from here on wait in the socket's queue.
     let seed = random_seed();
@@ -103,12 +104,14 @@ pub async fn run<C: Cloud, K: Kernel>(
         }
     };
     let cluster = tokio::spawn(hear(cluster, handle.clone(), reported));
-    let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics), config: Arc::new(config.clone()) };
+    let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics) };
+    let counts = Arc::clone(&metrics);
     let server = Server::new(Plugins { handle, metrics }, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
     let (stop_daemon, daemon_stops) = oneshot::channel::<()>();
     let grace = config.stop_grace + Duration::from_secs(1);
     let serving = tokio::spawn(server.serve(listener, server_stops, grace));
+    counts.started(begun.elapsed());
     let pages = tokio::spawn(serve_pages(config, pages));
     let mut daemon = tokio::spawn(Daemon::new(parts, begin).run(inputs, async {
         // A sender that is gone means the same.

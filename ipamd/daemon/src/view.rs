@@ -9,7 +9,7 @@ use sluice_contract::id::{EniId, IfName, MacAddr, PodRef, SubnetId, VlanId};
 use sluice_contract::node::branch::{self, Mode};
 use sluice_ipamd_core::branch::Held;
 use sluice_ipamd_core::ipv6::Families;
-use sluice_ipamd_core::ledger::{AddressState, Eni, Role, Stage};
+use sluice_ipamd_core::ledger::{AddressState, Block, Eni, Role, Stage};
 use sluice_ipamd_core::plan::{Cause, Hopeless, Outlook, Plan};
 use sluice_ipamd_core::state::State;
 use sluice_ipamd_core::time::Timestamp;
@@ -199,6 +199,11 @@ pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestam
         .enis()
         .map(|eni| (eni.id.to_string(), eni.count(|state| matches!(state, AddressState::Assigned { .. }))))
         .collect();
+    let in_block = |(net, block): (&IpNet, &Block)| {
+        let held = block.addresses.values().filter(|state| matches!(state, AddressState::Assigned { .. })).count();
+        (held > 0).then(|| (net.to_string(), u32::try_from(held).unwrap_or(u32::MAX)))
+    };
+    let assigned_by_cidr = state.ledger().enis().flat_map(|eni| &eni.blocks).filter_map(in_block).collect();
     let free_by_subnet =
         state.subnets().iter().filter_map(|(id, subnet)| Some((id.to_string(), subnet.available?))).collect();
     PoolGauges {
@@ -216,7 +221,9 @@ pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestam
         flights: u32::try_from(state.flights().len()).unwrap_or(u32::MAX),
         violations,
         assigned_by_eni,
+        assigned_by_cidr,
         free_by_subnet,
+        subnets_seen: state.subnets_at().map(|at| now.since(at).as_secs()),
     }
 }
 

@@ -261,12 +261,18 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Done::Reap(eni, reaped) => self.reaped(&eni, &reaped),
             Done::Node(network, Ok(())) => {
                 self.timers.node.succeeded(now);
+                if let Some(begun) = self.begun.take() {
+                    self.parts.metrics.node_set_up(now.saturating_duration_since(begun), true);
+                }
                 self.node_done = Some(*network);
                 self.primary_is_ready();
             }
             Done::Node(_, Err(error)) => {
                 tracing::error!(error = %ErrorChain(&error), "the node's network could not be set up");
                 self.parts.metrics.error("set_up_node");
+                if let Some(begun) = self.begun {
+                    self.parts.metrics.node_set_up(now.saturating_duration_since(begun), false);
+                }
                 self.timers.node.failed(now, Duration::ZERO, &mut self.random);
             }
             Done::SetUp(network, result) => self.eni_set_up(&network, result),

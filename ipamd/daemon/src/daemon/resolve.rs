@@ -1,4 +1,5 @@
-//! What one node asks of EC2 for all: who is in the groups that policies name, and where the VPC's route tables lead.
+//! What one node asks of EC2 for all: who is in the groups that policies name, where the VPC's route tables lead, and what is
+//! free in subnets.
 //!
 //! What EC2 does not tell stays as it was told last, on every node.
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use sluice_contract::id::VpcId;
 use sluice_ipamd_core::cloud::{Api, CloudError, CloudErrorKind};
-use sluice_ipamd_core::op::Failure;
+use sluice_ipamd_core::op::{Failure, Op};
 use sluice_ipamd_core::shared::{Group, MOST_CIDRS, MOST_GROUPS, MOST_ROUTES, private_networks};
 use tokio::time::Instant;
 
@@ -22,6 +23,9 @@ use crate::kernel::Kernel;
 /// How often everything is asked for: an interface counts this long after it has joined a group, at the latest. A group that
 /// is named for the first time is asked for at once.
 const EVERY: Duration = Duration::from_secs(60);
+
+/// How often it is asked what is free in the subnets of this node's zone, whether ENIs are made or not.
+const SUBNETS_EVERY: Duration = Duration::from_secs(300);
 
 /// The pause after an answer that cannot be used: somebody has to change something.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -80,6 +84,7 @@ pub(super) struct Resolving {
     /// The same of the routes.
     routes_failing: Failing,
     all_at: Instant,
+    subnets_at: Instant,
     pub(super) timer: Timer,
 }
 
@@ -107,6 +112,7 @@ impl Resolving {
             failing: BTreeMap::new(),
             routes_failing: Failing { times: 0, told: false },
             all_at: now,
+            subnets_at: now,
             timer: Timer::due(now, EVERY),
         }
     }
@@ -120,13 +126,14 @@ impl Resolving {
             self.failing.clear();
             self.routes_failing = Failing::default();
             self.all_at = now;
+            self.subnets_at = now;
             self.timer.hurry(now);
         }
     }
 
     /// When to look again.
     pub(super) fn wake(&self) -> Option<Instant> {
-        self.timer.wake().filter(|_| self.elected)
+        self.timer.wake().into_iter().chain([self.subnets_at]).min().filter(|_| self.elected)
     }
 }
 
@@ -181,6 +188,19 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             return resolving.timer.succeeded(now);
         }
         self.spawn(Job::Resolve(Box::new(Wanted { groups, routes })));
+    }
+
+    /// Asks what is free in subnets, if it is time to and this node's turn. The plan asks by itself, too, where ENIs are made.
+    pub(super) fn subnets_due(&mut self) -> Option<Op> {
+        let now = Instant::now();
+        let node = self.state.node()?;
+        if !self.resolving.elected || self.resolving.subnets_at > now {
+            return None;
+        }
+        self.resolving.subnets_at = now + SUBNETS_EVERY;
+        let (vpc, availability_zone) = (node.identity.vpc.clone(), node.identity.availability_zone.clone());
+        let op = Op::Subnets { vpc, availability_zone };
+        (!self.state.flights().contains_key(&op.key())).then_some(op)
     }
 
     /// Takes in the answers, and hands on those that can be used.

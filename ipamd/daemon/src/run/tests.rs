@@ -6,17 +6,21 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Instant as StdInstant;
 
+use sluice_contract::id::{SecurityGroupId, SubnetId};
 use sluice_contract::rpc::{
-    AddRequest, Call, FRAME_LIMIT, Hello, Outcome, ProtocolRange, RefusalCode, Reply, Request, read_frame, write_frame,
+    AddRequest, Call, DelRequest, FRAME_LIMIT, Hello, Outcome, ProtocolRange, RefusalCode, Reply, Request, read_frame,
+    write_frame,
 };
+use sluice_ipamd_core::cloud::EniConfig;
 use sluice_vpcsim::model::Settings;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::*;
-use crate::cluster::Nowhere;
+use crate::cluster::{Nowhere, Told};
+use crate::config::overrides::Overrides;
 use crate::daemon::tests::add_request;
 use crate::daemon::tests::sim::{SimCloud, SimHost};
-use crate::testing::TestDir;
+use crate::testing::{TestDir, attachment};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -29,8 +33,28 @@ struct Running {
     task: Option<JoinHandle<Result<(), RunError>>>,
 }
 
+/// A cluster that says what it has to say once.
+struct Says(Vec<Told>);
+
+impl Cluster for Says {
+    async fn watch(&self, told: mpsc::Sender<Told>, mut reports: mpsc::Receiver<Report>) {
+        for tells in &self.0 {
+            told.send(tells.clone()).await.unwrap();
+        }
+        while reports.recv().await.is_some() {}
+    }
+}
+
 impl Running {
     async fn with(set: &[(&str, &str)]) -> Self {
+        let mut running = Self::prepared(set);
+        running.start();
+        running.ready().await;
+        running
+    }
+
+    /// One that has not been started.
+    fn prepared(set: &[(&str, &str)]) -> Self {
         let dir = TestDir::new();
         let run_dir = dir.path().join("run").display().to_string();
         let set: Vec<(String, String)> = set.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
@@ -44,16 +68,17 @@ impl Running {
         .unwrap();
         let cloud = SimCloud::new(Settings::instant(), "m5.large", "10.0.1.0/24");
         let host = SimHost::new(cloud.clone());
-        let mut running = Self { dir, cloud, host, config, stop: None, task: None };
-        running.start();
-        running.ready().await;
-        running
+        Self { dir, cloud, host, config, stop: None, task: None }
     }
 
     fn start(&mut self) {
+        self.start_in(Nowhere);
+    }
+
+    fn start_in(&mut self, cluster: impl Cluster) {
         let (stop, stops) = oneshot::channel::<()>();
         let (config, cloud, host) = (self.config.clone(), self.cloud.clone(), self.host.clone());
-        self.task = Some(tokio::spawn(run(config, cloud, host, Nowhere, async {
+        self.task = Some(tokio::spawn(run(config, cloud, host, cluster, async {
             stops.await.unwrap_or(());
         })));
         self.stop = Some(stop);
@@ -200,24 +225,35 @@ async fn two_daemons_do_not_run_at_once() {
     assert!(second.await.unwrap_err().is_cancelled());
 }
 
-fn get(address: SocketAddr, path: &str) -> Option<String> {
+/// Status and body of a page.
+fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     let mut socket = TcpStream::connect(address).ok()?;
     socket.set_read_timeout(Some(LONG)).ok()?;
     write!(socket, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
-    assert!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
-    Some(body.to_owned())
+    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    Some((status, body.to_owned()))
 }
 
 async fn fetch(address: SocketAddr, path: &'static str) -> String {
+    fetch_when(address, path, |status, body| {
+        assert_eq!(status, 200, "{path}: {body}");
+        true
+    })
+    .await
+}
+
+/// The page as soon as it is served and is as it should be.
+async fn fetch_when(address: SocketAddr, path: &'static str, holds: impl Fn(u16, &str) -> bool) -> String {
     let end = StdInstant::now() + LONG;
     loop {
-        if let Some(body) = spawn_blocking(move || get(address, path)).await.unwrap() {
-            return body;
+        match spawn_blocking(move || get(address, path)).await.unwrap() {
+            Some((status, body)) if holds(status, &body) => return body,
+            _ => {}
         }
-        assert!(StdInstant::now() < end, "{path} is not served");
+        assert!(StdInstant::now() < end, "{path} is not served, or not as it should be");
         tokio::task::yield_now().await;
     }
 }
@@ -254,12 +290,69 @@ async fn pages_show_the_pool_and_a_busy_port_is_not_fatal() {
     let calls: serde_json::Value = serde_json::from_str(&fetch(pages, "/v1/calls").await).unwrap();
     assert!(calls["AssignPrivateIpAddresses"]["calls"].as_u64() >= Some(1), "{calls}");
     assert!(fetch(pages, "/v1/ipamd-env-settings").await.contains("WARM_ENI_TARGET"));
+    assert_eq!(fetch(pages, "/v1/eni-configs").await, "{}", "there is no custom networking");
     assert!(fetch(pages, "/v1/networkutils-env-settings").await.contains("AWS_VPC_ENI_MTU"));
     // The metrics port was somebody else's at the start, and is free now.
     drop(busy);
     let text = fetch(metrics, "/metrics").await;
     assert!(text.contains("\nawscni_assigned_ip_addresses 1\n"), "{text}");
     assert!(text.contains("\nawscni_add_ip_req_count 1\n"), "{text}");
+    assert!(text.contains(&format!("\nawscni_assigned_ip_per_cidr{{cidr=\"{address}/32\"}} 1\n")), "{text}");
+    for once in [
+        "awscni_ipamd_startup_duration_seconds_count{success=\"true\",with_api_server=\"false\",failure_reason=\"\"} 1",
+        "awscni_ipamd_node_initialization_duration_seconds_count{success=\"true\"} 1",
+    ] {
+        assert!(text.lines().any(|line| line == once), "{once} is not in\n{text}");
+    }
+    node.stop().await;
+}
+
+/// The pages show what the loop works by, not what the daemon was started with.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_show_what_the_cluster_has_set() {
+    let (free, pages) = free_port();
+    drop(free);
+    let pages_text = pages.to_string();
+    let set = [
+        ("INTROSPECTION_BIND_ADDRESS", pages_text.as_str()),
+        ("DISABLE_METRICS", "true"),
+        ("WARM_IP_TARGET", "2"),
+        ("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true"),
+        ("MY_NODE_NAME", "n1"),
+    ];
+    let mut node = Running::prepared(&set);
+    let eni_config = EniConfig {
+        name: "us-east-1a".into(),
+        subnet: SubnetId::new("subnet-0123456789abcdef0").unwrap(),
+        security_groups: vec![SecurityGroupId::new("sg-0123456789abcdef0").unwrap()],
+    };
+    let live = Overrides([("WARM_IP_TARGET".to_owned(), "5".to_owned())].into());
+    node.start_in(Says(vec![Told::EniConfig(Some(eni_config)), Told::Overrides(Ok(live))]));
+    let warm = |body: &str| {
+        serde_json::from_str::<serde_json::Value>(body).unwrap()["effective"]["pool"]["warm_ip_target"].clone()
+    };
+    fetch_when(pages, "/v1/ipamd-env-settings", |status, body| status == 200 && warm(body) == 5).await;
+    // VPC CNI's form is the object's spec.
+    let configs: serde_json::Value = serde_json::from_str(&fetch(pages, "/v1/eni-configs").await).unwrap();
+    let spec = serde_json::json!({
+        "name": "us-east-1a", "subnet": "subnet-0123456789abcdef0", "securityGroups": ["sg-0123456789abcdef0"]
+    });
+    assert_eq!(configs, spec);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_not_known_yet_is_alive_and_not_ready() {
+    let (free, metrics) = free_port();
+    drop(free);
+    let mut node = Running::prepared(&[("SLUICE_METRICS_ADDRESS", metrics.to_string().as_str())]);
+    node.cloud.set_down(true);
+    node.start();
+    let not_yet = fetch_when(metrics, "/readyz", |status, _| status == 503).await;
+    assert_eq!(not_yet, "no address can be handed out yet\n");
+    assert_eq!(fetch(metrics, "/livez").await, "ok\n");
+    node.cloud.set_down(false);
+    assert_eq!(fetch_when(metrics, "/readyz", |status, _| status == 200).await, "ok\n");
     node.stop().await;
 }
 
@@ -290,36 +383,43 @@ async fn probes_are_answered_while_many_adds_are_under_way() {
     node.stop().await;
 }
 
-/// 50 ADDs at once cost few checkpoints; prints what a checkpoint and an ADD take.
+/// How many descriptors of a file this process has open, of what was at its path before and of what is to be, too.
+fn descriptors_of(file: &std::path::Path) -> usize {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+    // Other tests of this process open and close theirs meanwhile.
+    let links = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.ok()?.path()).ok());
+    let file = file.display().to_string();
+    links.filter(|link| link.display().to_string().starts_with(&file)).count()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn adds_at_once_share_a_checkpoint() {
-    let mut node = Running::with(&[("WARM_IP_TARGET", "26")]).await;
+async fn hundreds_of_checkpoints_leave_no_file_open() {
+    let (free, metrics) = free_port();
+    drop(free);
+    let address = metrics.to_string();
+    let mut node = Running::with(&[("SLUICE_METRICS_ADDRESS", address.as_str()), ("IP_COOLDOWN_PERIOD", "0")]).await;
+    let written = async || -> u64 {
+        let text = fetch(metrics, "/metrics").await;
+        let count = text.lines().find_map(|line| line.strip_prefix("sluice_ipamd_checkpoint_duration_seconds_count "));
+        count.unwrap().parse().unwrap()
+    };
+    assert!(matches!(node.ask(Call::Add(add_request("first"))).await, Some(Reply::Done(_))));
+    let before = written().await;
+    for index in 0..150 {
+        let request = AddRequest { netns: format!("/run/netns/{index}"), ..add_request("again") };
+        assert!(matches!(node.ask(Call::Add(request)).await, Some(Reply::Done(_))), "{index}");
+        let request = DelRequest { attachment: attachment("again"), pod: PodRef::default(), add_failed: false };
+        assert!(matches!(node.ask(Call::Del(request)).await, Some(Reply::Done(_))), "{index}");
+    }
+    let checkpoints = written().await - before;
+    println!("{checkpoints} checkpoints for 150 ADDs and as many DELs");
+    assert!(checkpoints >= 300, "each depends on one of its own: {checkpoints}");
+    // One may be on its way to the disk.
     let end = StdInstant::now() + LONG;
-    loop {
-        match node.ask(Call::Status).await {
-            Some(Reply::Done(Outcome::Status(status))) if status.free >= 26 => break,
-            _ => assert!(StdInstant::now() < end, "the pool does not fill"),
-        }
+    let checkpoint = node.dir.path().join("run/ipam.json");
+    while descriptors_of(&checkpoint) > 0 {
+        assert!(StdInstant::now() < end, "{} are open", descriptors_of(&checkpoint));
+        tokio::task::yield_now().await;
     }
-    let begun = StdInstant::now();
-    let adds: Vec<_> = (0..26)
-        .map(|index| {
-            let socket = node.connect().unwrap();
-            let call = Call::Add(add_request(&format!("p{index}")));
-            spawn_blocking(move || {
-                let begun = StdInstant::now();
-                let reply = exchange(socket, &Hello::of("test"), &call);
-                assert!(matches!(reply, Some(Reply::Done(_))), "{reply:?}");
-                begun.elapsed()
-            })
-        })
-        .collect();
-    let mut took = Vec::new();
-    for add in adds {
-        took.push(add.await.unwrap());
-    }
-    took.sort_unstable();
-    println!("26 ADDs at once: all {:?}, p50 {:?}, max {:?}", begun.elapsed(), took[13], took[25]);
     node.stop().await;
-    drop(node.dir);
 }

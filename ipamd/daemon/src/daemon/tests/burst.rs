@@ -82,3 +82,24 @@ async fn what_a_burst_has_made_is_given_back() {
     assert_eq!(view.pool.cooling, 0);
     world.agrees(&node).await;
 }
+
+/// In the VPC CNI each ADD and each DEL writes the whole file.
+#[tokio::test(start_paused = true)]
+async fn adds_at_once_share_a_checkpoint() {
+    let mut world = World::new("m5.large");
+    world.set("WARM_IP_TARGET", "26");
+    let node = world.settled().await;
+    let written = || node.counted("sluice_ipamd_checkpoint_duration_seconds_count");
+    let before = written();
+    let (_, took) = burst(&world, &node, "p", 26).await;
+    let checkpoints = written() - before;
+    println!("26 ADDs at once: {checkpoints} checkpoints");
+    assert!((1..=3).contains(&checkpoints), "{checkpoints} for 26 ADDs");
+    assert!(took < Duration::from_millis(100), "none of them waits for EC2: {took:?}");
+    // One after the other, each has its own: no reply goes before it is recorded.
+    let before = written();
+    for index in 0..5 {
+        assert_eq!(node.del(&format!("p{index}")).await.len(), 1);
+    }
+    assert!(written() - before >= 5);
+}

@@ -62,8 +62,11 @@ async fn settings_of_the_cluster_change_the_pool_at_once_and_wrong_ones_change_n
         let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Told::Overrides(Ok(Overrides(pairs.collect())))
     };
+    let shown = async |node: &Node| node.handle.in_force().await.unwrap().config.pool.warm_ip_target;
+    assert_eq!(shown(&node).await, 2);
     node.tell(set(&[("WARM_IP_TARGET", "6")])).await;
     node.wait("six free", |view| view.is_settled() && view.pool.free == 6).await;
+    assert_eq!(shown(&node).await, 6);
     node.tell(set(&[("WARM_IP_TARGET", "many"), ("IP_COOLDOWN_PERIOD", "5")])).await;
     node.tell(Told::Overrides(Err(vec!["all: it is no YAML".into()]))).await;
     node.tell(set(&[("WARM_IP_TARGET", "6"), ("AWS_VPC_ENI_MTU", "1500")])).await;
@@ -389,5 +392,47 @@ async fn what_ec2_does_not_answer_about_is_told_as_that_when_it_lasts() {
     world.cloud.model().clear_faults();
     tokio::time::sleep(minutes(5)).await;
     assert!(handed_on(&mut world).iter().any(|shared| shared.groups.contains_key("by-tag") && shared.routes.is_some()));
+    node.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_free_in_subnets_is_told_while_it_is_known_and_the_elected_node_asks_on() {
+    let mut world = World::new("m5.large");
+    let node = world.settled().await;
+    let asked = |world: &World| world.cloud.counts().get("DescribeSubnets").copied().unwrap_or_default();
+    let told = async |node: &Node| -> Option<u64> {
+        node.metrics.set_pool(&node.view().await.pool);
+        let text = node.metrics.encode();
+        let line = text.lines().find_map(|line| line.strip_prefix("sluice_subnet_free_addresses{subnet="))?;
+        Some(line.split_once(' ')?.1.parse().unwrap())
+    };
+    // A /24 has 251; the node's ENIs have taken some.
+    let at_first = told(&node).await.unwrap();
+    assert!((200..=251).contains(&at_first), "{at_first}");
+    let before = asked(&world);
+    tokio::time::sleep(minutes(16)).await;
+    assert_eq!(told(&node).await, None, "it was said a quarter of an hour ago");
+    assert_eq!(asked(&world), before, "a pool at rest asks nobody");
+    node.tell(Told::Elected(true)).await;
+    tokio::time::sleep(minutes(61)).await;
+    let asks = asked(&world) - before;
+    assert!((12..=14).contains(&asks), "{asks} times in an hour");
+    let later = told(&node).await.unwrap();
+    node.add("a").await.unwrap();
+    // Denied, it is no obstacle to the pool, and what is known ends again.
+    let denied =
+        FaultEffect::Error { code: "UnauthorizedOperation".into(), message: "Denied.".into(), status: Some(403) };
+    let fault = Fault { action: Some("DescribeSubnets".into()), effect: denied, count: None, of_million: None };
+    world.cloud.model().add_fault(fault).unwrap();
+    tokio::time::sleep(minutes(9)).await;
+    assert_eq!(told(&node).await, Some(later), "what EC2 said last");
+    tokio::time::sleep(minutes(10)).await;
+    assert_eq!(told(&node).await, None);
+    world.cloud.model().clear_faults();
+    node.tell(Told::Elected(false)).await;
+    tokio::time::sleep(minutes(1)).await;
+    let before = asked(&world);
+    tokio::time::sleep(minutes(60)).await;
+    assert_eq!(asked(&world), before, "another is elected");
     node.stop().await;
 }
