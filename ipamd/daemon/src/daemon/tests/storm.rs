@@ -1,6 +1,7 @@
 //! Random lives, each from a seed: pods come and go, EC2 fails in every way it knows and tells of the past, IMDS lies, calls
-//! arrive twice, the daemon is killed at any time and at any call, prefixes are switched on and off. After each step no rule of
-//! the ledger is broken; at the end every pod that could be served is, and ledger, EC2 and host agree.
+//! arrive twice, IAM denies them for a while, the daemon is killed at any time and at any call, prefixes are switched on and off,
+//! a second subnet is there or not. No address is given before it has cooled; after each step no rule of the ledger is broken; at
+//! the end every pod that could be served is, and ledger, EC2 and host agree.
 //!
 //! A life that fails prints its seed and what happened in it; `SLUICE_TEST_SEED=N` lives that one again, `SLUICE_TEST_SEED=N..M` those from N to M - 1.
 
@@ -9,15 +10,31 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_ipamd_core::checkpoint::Checkpoint;
+use sluice_vpcsim::model::api::CreateSubnet;
 use sluice_vpcsim::model::{Fault, FaultEffect};
 
 use super::families::V6;
 use super::sim::Crash;
 use super::*;
 use crate::executor::Random;
+use crate::inbox::Answer;
 
 /// What has happened, for whoever has to find out why.
 type Trace = Arc<Mutex<Vec<String>>>;
+
+/// How long an address is nobody's after its pod has gone.
+const COOLDOWN: Duration = Duration::from_secs(10);
+
+/// An answer to an ADD, and when it came; none from a daemon that was killed.
+type Answered = JoinHandle<(Option<Reply>, Instant)>;
+
+/// Hears an answer at the time at which it comes, whatever the life does meanwhile.
+fn heard(reply: oneshot::Receiver<Answer>) -> Answered {
+    tokio::spawn(async move {
+        let answer = reply.await.ok();
+        (answer.map(|answer| answer.reply), Instant::now())
+    })
+}
 
 struct Storm {
     world: World,
@@ -25,6 +42,8 @@ struct Storm {
     random: Random,
     /// Pods that run.
     pods: BTreeMap<String, PodAddress>,
+    /// When the last DEL of an address was asked for.
+    gone: BTreeMap<IpAddr, Instant>,
     next: u32,
     trace: Trace,
 }
@@ -34,7 +53,10 @@ impl Storm {
         let settings = Settings { seed, ..Settings::aws() };
         let mut world =
             World::with(settings, "m5.large", if seed.is_multiple_of(5) { "10.0.0.0/25" } else { "10.0.0.0/22" });
-        world.set("IP_COOLDOWN_PERIOD", "10");
+        world.set("IP_COOLDOWN_PERIOD", &COOLDOWN.as_secs().to_string());
+        if seed.is_multiple_of(3) {
+            second_subnet(&world);
+        }
         world.set("ENABLE_PREFIX_DELEGATION", if seed % 2 == 1 { "true" } else { "false" });
         match seed % 4 {
             2 => world.set("SLUICE_WARM_MODE", "adaptive"),
@@ -47,7 +69,7 @@ impl Storm {
             _ => {}
         }
         let node = Some(world.start().await);
-        Self { world, node, random: Random::new(seed), pods: BTreeMap::new(), next: 0, trace }
+        Self { world, node, random: Random::new(seed), pods: BTreeMap::new(), gone: BTreeMap::new(), next: 0, trace }
     }
 
     fn say(&self, what: impl std::fmt::Display) {
@@ -77,29 +99,55 @@ impl Storm {
         let mut replies = Vec::new();
         for name in &names {
             let call = Call::Add(add_request(name));
-            replies.push(self.node().handle.ask(call, Instant::now() + patience).await.1);
+            replies.push(heard(self.node().handle.ask(call, Instant::now() + patience).await.1));
         }
         if let Some(after) = killed_after {
             tokio::time::sleep(after).await;
             self.restart().await;
         }
         for (name, reply) in names.into_iter().zip(replies) {
-            match reply.await.map(|answer| answer.reply) {
-                Ok(Reply::Done(Outcome::Add(mut reply))) => {
-                    let address = reply.addresses.remove(0);
-                    self.say(format!("{name} has {}", address.ip));
-                    self.world.pod_runs(&name, address.ip);
-                    self.pods.insert(name, address);
-                }
-                Ok(Reply::Refused(refusal)) => {
-                    self.say(format!("{name} is refused: {}", refusal.message));
-                    assert!(refusal.code.is_retriable(), "{refusal:?}");
-                    self.node().del(&name).await;
-                }
-                Ok(other) => panic!("{name}: {other:?}"),
-                Err(_killed) => drop(self.node().del(&name).await),
-            }
+            self.answered(name, reply).await;
         }
+    }
+
+    /// Takes in what came of an ADD.
+    async fn answered(&mut self, name: String, reply: Answered) {
+        let (reply, at) = reply.await.unwrap();
+        match reply {
+            Some(Reply::Done(Outcome::Add(mut reply))) => {
+                self.have_cooled(&name, &reply.addresses, at);
+                let address = reply.addresses.remove(0);
+                self.say(format!("{name} has {}", address.ip));
+                self.world.pod_runs(&name, address.ip);
+                self.pods.insert(name, address);
+            }
+            Some(Reply::Refused(refusal)) => {
+                self.say(format!("{name} is refused: {}", refusal.message));
+                assert!(refusal.code.is_retriable(), "{refusal:?}");
+                self.del_named(&name).await;
+            }
+            Some(other) => panic!("{name}: {other:?}"),
+            // It was killed, and may have given an address: the runtime undoes that.
+            None => drop(self.del_named(&name).await),
+        }
+    }
+
+    /// No address is given while it cools, whoever has been killed meanwhile and whatever EC2 has said.
+    fn have_cooled(&self, name: &str, addresses: &[PodAddress], at: Instant) {
+        for PodAddress { ip, .. } in addresses {
+            let rested = self.gone.get(ip).map(|gone| at.duration_since(*gone));
+            // Time on record is in whole milliseconds.
+            let enough = rested.is_none_or(|rested| rested + Duration::from_millis(1) >= COOLDOWN);
+            assert!(enough, "{name} is given {ip}, {rested:?} after its last pod went");
+        }
+    }
+
+    /// A DEL, and when it was asked for.
+    async fn del_named(&mut self, name: &str) -> Vec<PodAddress> {
+        let asked = Instant::now();
+        let addresses = self.node().del(name).await;
+        self.gone.extend(addresses.iter().map(|address| (address.ip, asked)));
+        addresses
     }
 
     async fn del(&mut self) {
@@ -114,7 +162,7 @@ impl Storm {
         let address = self.pods.remove(&name).unwrap();
         self.say(format!("DEL {name}, {}", address.ip));
         self.world.pod_ends(address.ip);
-        assert_eq!(self.node().del(&name).await.first(), Some(&address));
+        assert_eq!(self.del_named(&name).await.first(), Some(&address));
     }
 
     async fn restart(&mut self) {
@@ -143,22 +191,14 @@ impl Storm {
             self.next += 1;
             let name = format!("c{}", self.next);
             let call = Call::Add(add_request(&name));
-            replies.push((name, self.node().handle.ask(call, Instant::now() + Duration::from_secs(60)).await.1));
+            replies.push((name, heard(self.node().handle.ask(call, Instant::now() + Duration::from_secs(60)).await.1)));
         }
         let died = tokio::time::timeout(Duration::from_secs(60), cloud.crashed()).await.is_ok();
         self.say(if died { "it dies there" } else { "it has not called so often" });
         self.world.cloud.crash_at(None);
         self.restart().await;
-        for (name, mut reply) in replies {
-            match reply.try_recv().map(|answer| answer.reply) {
-                Ok(Reply::Done(Outcome::Add(mut added))) => {
-                    let address = added.addresses.remove(0);
-                    self.say(format!("{name} has {}", address.ip));
-                    self.world.pod_runs(&name, address.ip);
-                    self.pods.insert(name, address);
-                }
-                _ => drop(self.node().del(&name).await),
-            }
+        for (name, reply) in replies {
+            self.answered(name, reply).await;
         }
     }
 
@@ -184,7 +224,7 @@ impl Storm {
             message: "as told".into(),
             status: Some(status),
         };
-        let effect = match self.below(8) {
+        let effect = match self.below(9) {
             0 => FaultEffect::TimeoutBeforeEffect,
             1 => FaultEffect::TimeoutAfterEffect,
             2 => FaultEffect::PartialEffect,
@@ -192,6 +232,7 @@ impl Storm {
             4 => error("InternalError", 500),
             5 => error("InsufficientFreeAddressesInSubnet", 400),
             6 => error("InsufficientCidrBlocks", 400),
+            7 => error("UnauthorizedOperation", 403),
             _ => error("RequestLimitExceeded", 503),
         };
         let action = ACTIONS.get(usize::try_from(self.below(7)).unwrap()).map(|action| (*action).to_owned());
@@ -266,6 +307,7 @@ impl Storm {
             self.next += 1;
             let last = format!("c{}", self.next);
             let address = self.node().add(&last).await.expect("a pod that can be served is served");
+            self.have_cooled(&last, std::slice::from_ref(&address), Instant::now());
             self.say(format!("{last} has {}", address.ip));
             self.world.pod_runs(&last, address.ip);
             self.pods.insert(last, address);
@@ -286,6 +328,19 @@ impl Storm {
         let view = self.node().wait("only what runs", |view| view.pool.assigned as usize == pods).await;
         assert_eq!(view.pool.quarantined, 0);
     }
+}
+
+/// A second subnet that ENIs may be made in, as small as what a zone has left.
+fn second_subnet(world: &World) {
+    let mut model = world.cloud.model();
+    let create = CreateSubnet {
+        vpc: model.state().vpcs.keys().next().unwrap().clone(),
+        cidr: "10.0.16.0/26".parse().unwrap(),
+        ipv6_cidr: Some("3fff:0:0:102::/64".parse().unwrap()),
+        availability_zone: Some("us-east-1a".into()),
+        tags: [("kubernetes.io/role/cni".to_owned(), "1".to_owned())].into(),
+    };
+    model.add_subnet(&create, false).unwrap();
 }
 
 /// One life.
