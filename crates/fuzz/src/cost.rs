@@ -44,6 +44,13 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Octets that this thread has been given and has not given back: what others free of it counts as held. None without
+/// [`Counting`].
+#[must_use]
+pub fn held() -> isize {
+    HELD.get().0
+}
+
 /// What a case took.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {

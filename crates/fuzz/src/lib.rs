@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-pub use cost::Counting;
+pub use cost::{Counting, held};
 pub use random::Random;
 pub use shape::Shape;
 
