@@ -61,7 +61,7 @@ pub struct Checkpoint {
     written: Timestamp,
     seed: u64,
     sequence: u64,
-    node: Option<Node>,
+    node: Option<NodeRecord>,
     enis: Vec<EniRecord>,
     intents: BTreeMap<String, Intent>,
     subnets: BTreeMap<SubnetId, Subnet>,
@@ -79,6 +79,16 @@ pub struct Checkpoint {
     arrivals: Arrivals,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     branches: Vec<Held>,
+}
+
+/// The node with what its object says. It is here that a version of before passes over what it does not know; elsewhere it would put
+/// the whole document aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct NodeRecord {
+    #[serde(flatten)]
+    node: Node,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_pods: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,7 +172,7 @@ impl Checkpoint {
             written: now,
             seed: state.seed,
             sequence: state.sequence,
-            node: state.node.clone(),
+            node: state.node.clone().map(|node| NodeRecord { node, max_pods: state.max_pods }),
             enis: state.ledger.enis().map(|eni| EniRecord::of(eni, busy.contains(&eni.id), now)).collect(),
             intents: state.intents.clone(),
             subnets: state.subnets.clone(),
@@ -215,8 +225,10 @@ impl Checkpoint {
     /// [`CheckpointError::Ledger`] and [`CheckpointError::Rule`] when it contradicts itself.
     pub fn into_state(self, now: Timestamp) -> Result<State, CheckpointError> {
         let back = self.written.since(now);
+        let (node, max_pods) = self.node.map_or((None, None), |record| (Some(record.node), record.max_pods));
         let mut state = State {
-            node: self.node,
+            node,
+            max_pods,
             intents: self.intents,
             subnets: self.subnets,
             eni_config: self.eni_config,

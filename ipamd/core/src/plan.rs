@@ -5,6 +5,8 @@
 //! arithmetic are kept), but waiting ADDs, and pods that are
 //! about to ask, are demand on top of it, and a cooling address is no spare one.
 
+mod capacity;
+mod cause;
 mod draft;
 mod grow;
 mod ipv6;
@@ -13,21 +15,21 @@ mod shrink;
 mod steps;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
-
-use sluice_contract::id::SubnetId;
 
 use draft::Draft;
 use pool::Form;
 
 use crate::arrivals::Band;
-use crate::cloud::{AddressCount, Api};
+use crate::cloud::AddressCount;
 use crate::ipv6::Families;
 use crate::op::Op;
 use crate::queue::Queue;
 use crate::state::State;
 use crate::time::Timestamp;
+
+pub use capacity::Capacity;
+pub use cause::{Cause, HaveSubnets, Mistake, NO_PREFIXES_HINT, Relief};
 
 /// The static targets of the warm pool, by VPC CNI's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,104 +209,6 @@ pub struct Hopeless {
     pub cause: Cause,
     /// How many of them; the others will get what is free, cooling or on its way.
     pub beyond: u32,
-}
-
-/// What keeps the pool from growing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// Every ENI that the node may have is there or on its way, and full.
-    EniLimit {
-        /// ENIs that the node may have.
-        limit: u32,
-        /// Whether `MAX_ENI` sets the limit, not the instance type.
-        by_setting: bool,
-        /// Addresses that so many ENIs hold for pods, each in the form that it has.
-        addresses: u32,
-    },
-    /// No subnet that the node may use has an address left.
-    SubnetExhausted {
-        /// The subnets.
-        subnets: Vec<SubnetId>,
-        /// EC2 is asked again then.
-        until: Timestamp,
-    },
-    /// None of the subnets that are known may be used.
-    NoSubnet,
-    /// IAM denies a call.
-    Denied {
-        /// The call.
-        api: Api,
-        /// EC2's words.
-        message: String,
-        /// It is tried again then.
-        until: Timestamp,
-    },
-    /// EC2 limits the rate of a call.
-    Throttled {
-        /// The call.
-        api: Api,
-        /// It is tried again then.
-        until: Timestamp,
-    },
-    /// EC2 cannot be reached, or fails.
-    Unavailable {
-        /// The call.
-        api: Api,
-        /// EC2's words, or what stood in place of them.
-        message: String,
-        /// It is tried again then.
-        until: Timestamp,
-    },
-    /// The settings leave it to somebody else to bring addresses.
-    NotProvisioning,
-    /// It is not known where ENIs are to be made.
-    NoEniConfig,
-    /// The ENIConfig names a subnet that EC2 does not show in the node's VPC and zone.
-    EniConfigSubnet {
-        /// The ENIConfig.
-        name: String,
-        /// The subnet.
-        subnet: SubnetId,
-    },
-    /// The instance type cannot be given prefixes, and with them no IPv6 for pods.
-    NoIpv6 {
-        /// The instance type.
-        instance_type: String,
-    },
-    /// Who the node is and what it can hold is not known yet.
-    NotReady,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EniLimit { limit, by_setting, addresses } => {
-                let by = if *by_setting { "MAX_ENI allows" } else { "the instance type allows" };
-                let (enis, their) = if *limit == 1 { ("ENI", "its") } else { ("ENIs", "their") };
-                write!(f, "{by} {limit} {enis}, and all {addresses} of {their} addresses for pods are taken")
-            }
-            Self::SubnetExhausted { subnets, .. } => {
-                let (noun, verb) = if subnets.len() == 1 { ("subnet", "has") } else { ("subnets", "have") };
-                write!(f, "{noun}")?;
-                for (index, subnet) in subnets.iter().enumerate() {
-                    write!(f, "{} {subnet}", if index == 0 { "" } else { "," })?;
-                }
-                write!(f, " {verb} no free address left")
-            }
-            Self::NoSubnet => f.write_str("no subnet in the node's zone is tagged for new ENIs"),
-            Self::Denied { message, .. } | Self::Unavailable { message, .. } => f.write_str(message),
-            Self::Throttled { api, .. } => write!(f, "EC2 limits the rate of {api}"),
-            Self::NotProvisioning => f.write_str("no address is free, and the settings ask for none"),
-            Self::NoEniConfig => f.write_str("no ENIConfig is known for this node"),
-            Self::EniConfigSubnet { name, subnet } => {
-                write!(f, "ENIConfig {name} names {subnet}, which is not in the node's VPC and zone")
-            }
-            Self::NoIpv6 { instance_type } => {
-                write!(f, "{instance_type} instances cannot be given /80s for pods' IPv6 addresses")
-            }
-            Self::NotReady => f.write_str("the node's identity and limits are not known yet"),
-        }
-    }
 }
 
 /// How long the pool rests between two give-backs, and after it has grown (VPC CNI's `decreaseIPPoolInterval`).

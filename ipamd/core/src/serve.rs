@@ -11,7 +11,7 @@ use sluice_contract::rpc::{Refusal, RefusalCode};
 use crate::cloud::Api;
 use crate::ledger::{Owner, Stage};
 use crate::op::{Op, OpKey};
-use crate::plan::{Cause, Plan};
+use crate::plan::{Cause, NO_PREFIXES_HINT, Plan, Relief};
 use crate::queue::{Queue, Token, Waiter};
 use crate::state::State;
 use crate::time::Timestamp;
@@ -187,10 +187,14 @@ impl Cause {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
+            Self::EniLimit { relief: Relief::WholePrefixes(_), .. } => NO_PREFIXES_HINT.to_owned(),
             Self::EniLimit { by_setting: true, .. } => {
                 "raise MAX_ENI, or lower the node's max pods to what its ENIs hold".to_owned()
             }
-            Self::EniLimit { .. } => {
+            Self::EniLimit { relief: Relief::None, .. } => {
+                "lower the node's max pods to what its ENIs hold, or use a larger instance type".to_owned()
+            }
+            Self::EniLimit { relief: Relief::Prefixes, .. } => {
                 "lower the node's max pods to what its ENIs hold, use prefixes (ENABLE_PREFIX_DELEGATION), or a larger \
                  instance type"
                     .to_owned()
@@ -214,7 +218,8 @@ impl Cause {
             Self::Throttled { .. } => {
                 "the call is repeated by itself; ask AWS for a higher rate if it lasts".to_owned()
             }
-            Self::Unavailable { .. } => {
+            Self::Unavailable { mistake: Some(mistake), .. } => mistake.hint(),
+            Self::Unavailable { mistake: None, .. } => {
                 "the call is repeated by itself; check the route to the EC2 endpoint".to_owned()
             }
             Self::NotReady => "the daemon is starting; check that the node reaches IMDS at 169.254.169.254".to_owned(),

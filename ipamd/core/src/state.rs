@@ -96,6 +96,8 @@ pub struct Intent {
 pub struct Obstacle {
     /// What kind of failure it was.
     pub kind: CloudErrorKind,
+    /// EC2's error code, or what stood in place of it.
+    pub code: String,
     /// EC2's words.
     pub message: String,
     /// No call before then.
@@ -146,6 +148,12 @@ impl Subnet {
             AddressCount::Prefixes(_) => self.no_prefixes.max_by_until(self.no_addresses),
         };
         shortage.map(|shortage| shortage.until).filter(|until| *until > now)
+    }
+
+    /// Whether it had not one whole /28 when EC2 was last asked for one.
+    #[must_use]
+    pub fn lacks_prefixes(&self) -> bool {
+        self.no_prefixes.is_some_and(|shortage| shortage.times > 0)
     }
 }
 
@@ -223,6 +231,8 @@ pub enum Event {
     RoutesKnown(Vec<Ipv4Net>),
     /// Whether new pods may be scheduled to the node.
     Schedulable(bool),
+    /// How many pods the node's kubelet takes, those of the host's network among them.
+    MaxPodsKnown(u32),
     /// The host has set an ENI up. One without the /80 that its pods need waits for that.
     EniReady(EniId),
     /// A pod has asked for an address for the first time, whether there is one or not.
@@ -284,6 +294,8 @@ pub struct State {
     pub(crate) subnets: BTreeMap<SubnetId, Subnet>,
     /// Whether no new pods are scheduled to the node, as far as is known.
     pub(crate) cordoned: bool,
+    /// How many pods the kubelet takes, as far as the node's object has said so.
+    pub(crate) max_pods: Option<u32>,
     /// The ENIConfig of this node, once known.
     pub(crate) eni_config: Option<EniConfig>,
     /// Private networks beside the VPC that its route tables lead to, as far as is known.
@@ -360,6 +372,19 @@ impl State {
     #[must_use]
     pub const fn eni_config(&self) -> Option<&EniConfig> {
         self.eni_config.as_ref()
+    }
+
+    /// The same, where it is the one that names the security groups of new ENIs; else these are the primary ENI's.
+    #[must_use]
+    pub fn named_groups(&self) -> Option<&EniConfig> {
+        let custom = self.node.as_ref().is_some_and(|node| node.custom_networking);
+        self.eni_config.as_ref().filter(|config| custom && !config.security_groups.is_empty())
+    }
+
+    /// How many pods the kubelet takes, those of the host's network among them; none before the node's object has said so.
+    #[must_use]
+    pub const fn max_pods(&self) -> Option<u32> {
+        self.max_pods
     }
 
     /// Private networks beside the VPC that its route tables lead to; none before they are known.
@@ -469,6 +494,7 @@ impl State {
             Event::EniConfigKnown(config) => self.eni_config = config,
             Event::RoutesKnown(routes) => self.routes = routes,
             Event::Schedulable(schedulable) => self.cordoned = !schedulable,
+            Event::MaxPodsKnown(pods) => self.max_pods = Some(pods),
             Event::EniReady(id) => self.ready(&id, now)?,
             Event::Arrived => {
                 let places = self.node.as_ref().map_or(0, |node| Self::places_per_eni(&node.limits));

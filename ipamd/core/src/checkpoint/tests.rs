@@ -47,6 +47,29 @@ fn a_checkpoint_keeps_the_cooldown_the_quarantine_and_what_was_begun() {
     assert!(after.survey_at.is_some() && !after.imds_trusted);
 }
 
+/// A version of before refuses what it does not know, except within the node.
+#[test]
+fn how_many_pods_the_kubelet_takes_is_kept_where_older_versions_pass_over_it() {
+    let keys = |state: &State| {
+        let document: serde_json::Value =
+            serde_json::from_slice(&Checkpoint::of(state, at(6)).to_json().unwrap()).unwrap();
+        let keys: Vec<String> = document.as_object().unwrap().keys().cloned().collect();
+        (keys, document["node"].clone())
+    };
+    let mut state = full();
+    let (before, without) = keys(&state);
+    state.apply(Event::MaxPodsKnown(58), at(6)).unwrap();
+    let (after, with) = keys(&state);
+    assert_eq!(before, after);
+    assert_eq!(with["max_pods"], 58);
+    let read = |node: serde_json::Value| serde_json::from_value::<Node>(node).unwrap();
+    assert_eq!(Some(&read(with)), state.node());
+    assert_eq!(Some(&read(without)), state.node());
+    let document = Checkpoint::of(&state, at(6)).to_json().unwrap();
+    let back = Checkpoint::from_json(&document).unwrap().into_state(at(6)).unwrap();
+    assert_eq!((back.max_pods(), back.node()), (Some(58), state.node()));
+}
+
 #[test]
 fn a_call_under_way_leaves_its_eni_in_doubt() {
     let mut state = state(vec![eni(1, &[])]);

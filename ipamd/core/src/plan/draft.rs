@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Cause, Hopeless, Plan, Planned};
+use super::{Cause, Hopeless, Mistake, Plan, Planned, Relief};
 use crate::cloud::{Api, CloudErrorKind};
 use crate::op::{Op, OpKey};
 use crate::state::{Obstacle, State};
@@ -98,8 +98,9 @@ pub(super) fn cause_of(state: &State, api: Api, obstacle: &Obstacle) -> Cause {
         CloudErrorKind::AttachmentLimit => {
             let attached = state.ledger().enis().filter(|eni| eni.card == 0 && eni.device.is_some()).count();
             let limit = u32::try_from(attached).unwrap_or(u32::MAX);
-            Cause::EniLimit { limit, by_setting: false, addresses: state.ledger().for_pods(0) }
+            let addresses = state.ledger().for_pods(0);
+            Cause::EniLimit { limit, by_setting: false, addresses, relief: Relief::None }
         }
-        _ => Cause::Unavailable { api, message, until },
+        _ => Cause::Unavailable { api, message, mistake: Mistake::of(&obstacle.code, state), until },
     }
 }

@@ -4,19 +4,20 @@
 //! parallel and with full counts. An ENI that is being worked on takes its share of the need without a second call: the
 //! plan after the end of the first asks for the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use sluice_contract::id::{SecurityGroupId, SubnetId};
 
+use super::capacity::{eni_limit, kept_for_trunk, made, of_card, would_prefixes_help};
 use super::draft::{Draft, cause_of};
 use super::pool::{Form, PREFIX, Pool, is_short_of_prefixes, spare_words};
 use super::shrink::{give_back, returnable};
 use super::steps::{SUBNETS_HOLD, ask_for_subnets, is_surveyed};
-use super::{Cause, Demand, Hopeless, Targets};
+use super::{Cause, Demand, Hopeless, Relief, Targets};
 use crate::cloud::{AddressCount, Api, CloudErrorKind, CreateEni};
+use crate::ipv6::is_prefix;
 use crate::ledger::{Eni, Role, Stage};
-use crate::limits::takes_trunk;
 use crate::op::{Op, OpKey};
 use crate::state::{Node, State, Subnet};
 use crate::time::Timestamp;
@@ -37,22 +38,10 @@ pub(super) struct Growth<'a> {
     whole: bool,
     /// Addresses that were covered by calls that IAM denies.
     denied: Option<(i64, Cause)>,
-    /// Subnets that would have been used and have no addresses, and when to try them again.
+    /// Subnets that would have been used and have no addresses at all, and when to try them again.
     short: BTreeMap<SubnetId, Timestamp>,
     /// Why: the reason of every call.
     reason: String,
-}
-
-/// How many ENIs the node may have on a network card.
-pub(super) fn eni_limit(node: &Node, targets: &Targets, card: u32) -> u32 {
-    let limit = node.limits.enis_of(card);
-    targets.max_enis.filter(|max| *max >= 1).map_or(limit, |max| max.min(limit))
-}
-
-/// How many of them are kept for the trunk ENI, which somebody else makes and attaches, to card 0.
-fn kept_for_trunk(state: &State, node: &Node, targets: &Targets, card: u32) -> u32 {
-    let wanted = card == 0 && targets.trunk && takes_trunk(&node.identity.instance_type, &node.limits);
-    u32::from(wanted && state.trunk().is_none())
 }
 
 /// Asks for what is missing on the card. Answers whether anything is.
@@ -159,6 +148,14 @@ impl<'a> Growth<'a> {
         draft.held_up(cause);
     }
 
+    /// A subnet that would have been used is short. What has no whole /28 is tried for single addresses next: only what lacks those
+    /// too is in the way.
+    fn short_of(&mut self, subnet: &SubnetId, prefixes: bool, until: Timestamp) {
+        if !prefixes {
+            self.short.insert(subnet.clone(), until);
+        }
+    }
+
     /// Fills the ENIs that are there.
     fn fill(&mut self, draft: &mut Draft<'_>, prefixes: bool) {
         let state = draft.state;
@@ -177,7 +174,7 @@ impl<'a> Growth<'a> {
             }
             let subnet = state.subnets().get(&eni.subnet);
             if let Some(until) = short_until(subnet, prefixes, draft.now) {
-                self.short.insert(eni.subnet.clone(), until);
+                self.short_of(&eni.subnet, prefixes, until);
                 draft.wake(until);
                 continue;
             }
@@ -347,7 +344,7 @@ impl<'a> Growth<'a> {
             }
             _ => false,
         });
-        let there = self.made(draft.state).saturating_add(u32::try_from(planned.count()).unwrap_or(u32::MAX));
+        let there = made(draft.state, self.card).saturating_add(u32::try_from(planned.count()).unwrap_or(u32::MAX));
         let kept = kept_for_trunk(draft.state, self.node, self.targets, self.card);
         eni_limit(self.node, self.targets, self.card).saturating_sub(there).saturating_sub(kept)
     }
@@ -373,7 +370,7 @@ impl<'a> Growth<'a> {
         let mut best: Option<(i64, (&SubnetId, &Subnet))> = None;
         for (id, subnet) in state.subnets().iter().filter(|(id, subnet)| usable(id, subnet)) {
             if let Some(until) = short_until(Some(subnet), prefixes, draft.now) {
-                self.short.insert(id.clone(), until);
+                self.short_of(id, prefixes, until);
                 draft.wake(until);
                 continue;
             }
@@ -407,8 +404,7 @@ impl<'a> Growth<'a> {
 
     /// The security groups of new ENIs.
     fn security_groups(&self, state: &State) -> Vec<SecurityGroupId> {
-        let config = state.eni_config().filter(|_| self.node.custom_networking);
-        let own = config.map(|config| &config.security_groups).filter(|groups| !groups.is_empty());
+        let own = state.named_groups().map(|config| &config.security_groups);
         own.unwrap_or(&self.node.security_groups).clone()
     }
 
@@ -459,20 +455,6 @@ impl<'a> Growth<'a> {
         }
     }
 
-    /// ENIs that hold a place on the card, or will.
-    fn made(&self, state: &State) -> u32 {
-        let holds = |eni: &&Eni| eni.card == self.card && (eni.device.is_some() || eni.stage == Stage::Created);
-        let coming = state.intents().values().filter(|intent| intent.card == self.card);
-        u32::try_from(state.ledger().enis().filter(holds).count() + coming.count()).unwrap_or(u32::MAX)
-    }
-
-    /// How many addresses so many ENIs hold for pods when all is asked for: what there is, in whatever form, and what there is
-    /// room for.
-    fn capacity(&self, state: &State, limit: u32) -> u32 {
-        let unmade = i64::from(limit.saturating_sub(self.made(state))) * self.form.room_beside(0);
-        u32::try_from(self.pool.everything + self.pool.room + unmade).unwrap_or(0)
-    }
-
     /// Which limit is in the way of more.
     fn limit(&mut self, draft: &Draft<'_>) -> Cause {
         if let Some(until) = self.short.values().min().copied() {
@@ -486,9 +468,24 @@ impl<'a> Growth<'a> {
         {
             return self.no_subnet(draft.state);
         }
-        let kept = kept_for_trunk(draft.state, self.node, self.targets, self.card);
-        let addresses = self.capacity(draft.state, limit.saturating_sub(kept));
-        Cause::EniLimit { limit, by_setting: limit < self.node.limits.enis_of(self.card), addresses }
+        Cause::EniLimit {
+            limit,
+            by_setting: limit < self.node.limits.enis_of(self.card),
+            addresses: of_card(draft.state, self.node, self.targets, self.form, self.card, &self.pool),
+            relief: self.relief(draft.state),
+        }
+    }
+
+    /// What would let the ENIs of the card hold more.
+    fn relief(&self, state: &State) -> Relief {
+        if !self.form.prefixes {
+            return if would_prefixes_help(self.node, self.form) { Relief::Prefixes } else { Relief::None };
+        }
+        let stands_in = |eni: &&Eni| eni.card == self.card && eni.blocks.keys().any(|net| !is_prefix(net));
+        let of = state.ledger().enis().filter(|eni| eni.carries_pods()).filter(stands_in).map(|eni| &eni.subnet);
+        let lacks = |id: &&SubnetId| state.subnets().get(*id).is_some_and(Subnet::lacks_prefixes);
+        let subnets: BTreeSet<&SubnetId> = of.filter(lacks).collect();
+        if subnets.is_empty() { Relief::None } else { Relief::WholePrefixes(subnets.into_iter().cloned().collect()) }
     }
 }
 

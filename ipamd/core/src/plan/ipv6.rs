@@ -3,7 +3,7 @@
 
 use super::draft::Draft;
 use super::pool::Form;
-use super::{Cause, Demand, Hopeless, Targets, grow};
+use super::{Cause, Demand, Hopeless, Relief, Targets, grow};
 use crate::cloud::{Api, CloudErrorKind};
 use crate::ipv6::WINDOW;
 use crate::ledger::{Eni, Stage};
@@ -59,7 +59,7 @@ pub(super) fn conclude(draft: &mut Draft<'_>, node: &Node, waiting: u32) {
     let cause = if !node.limits.prefixes {
         Cause::NoIpv6 { instance_type: node.identity.instance_type.clone() }
     } else if primary.ipv6.is_some() {
-        Cause::EniLimit { limit: 1, by_setting: false, addresses: u32::from(WINDOW) }
+        Cause::EniLimit { limit: 1, by_setting: false, addresses: u32::from(WINDOW), relief: Relief::None }
     } else {
         match draft.obstacle(Api::AssignIpv6Addresses) {
             Some(obstacle) if obstacle.kind == CloudErrorKind::Denied => {

@@ -197,7 +197,9 @@ impl Pool {
             WarmMode::Static => (targets.spare_wanted(form) - available).max(0),
         };
         let minimum = (i64::from(targets.minimum_ips) - self.total).max(0);
-        if targets.counts_addresses() { warm.max(minimum) } else { warm }
+        let wanted = if targets.counts_addresses() { warm.max(minimum) } else { warm };
+        // The last ENI or prefix may go beyond it, and no second one, also where a crowd came at once.
+        wanted.min((i64::from(targets.max_pods) - self.everything).max(-available))
     }
 
     /// Whether an ENI more is wanted for its room: adaptive mode keeps a reserve of addresses and places.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use sluice_contract::id::SecurityGroupId;
 use sluice_contract::node::DEVICES;
 
+use super::capacity::eni_limit;
 use super::draft::Draft;
-use super::grow::eni_limit;
 use super::{Cause, Targets};
 use crate::ledger::{AddressState, Eni, Stage};
 use crate::op::{Op, OpKey};

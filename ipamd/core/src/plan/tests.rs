@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::check::check;
-use crate::cloud::{Assigned, CloudErrorKind, ConnectionTracking, Ec2Eni, InterfaceType, Unassign};
+use crate::cloud::{Api, Assigned, CloudErrorKind, ConnectionTracking, Ec2Eni, InterfaceType, Unassign};
 use crate::fixture::{
     COOLDOWN, at, done, eni, eni_id, failed, failure, ip, net, node, owner, state, subnet, subnet_id,
 };
@@ -129,7 +129,7 @@ fn an_eni_of_others_takes_a_place_and_nothing_else() {
     let state = state(vec![with(1, &singles(9)), unmanaged, trunk]);
     let plan = plan(&state, &Targets::default(), &Demand { waiting: 10, ..Demand::default() }, at(1_000));
     assert_eq!(plan.ops, []);
-    let limit = Cause::EniLimit { limit: 3, by_setting: false, addresses: 9 };
+    let limit = Cause::EniLimit { limit: 3, by_setting: false, addresses: 9, relief: Relief::Prefixes };
     assert_eq!(plan.hopeless, Some(Hopeless { cause: limit, beyond: 1 }));
 }
 
@@ -256,6 +256,42 @@ fn no_more_pods_than_the_kubelet_takes_are_prepared_for() {
     assert_eq!(ops(&state, &targets, 0, 1), [""; 0]);
     // Who waits is there all the same.
     assert_eq!(ops(&state, &targets, 6, 1), ["assign 4 addresses to eni-00000001"]);
+}
+
+/// VPC CNI takes one step after the other and stops at the first that comes to what the kubelet takes.
+#[test]
+fn a_crowd_brings_no_eni_beyond_the_one_that_holds_what_the_kubelet_takes() {
+    let state = state(vec![with(1, &singles(9))]);
+    let created = |max_pods: u32| ops(&state, &Targets { max_pods, ..Targets::default() }, 10, 1).len();
+    assert_eq!((created(18), created(19)), (1, 2));
+    // Addresses are counted one by one where the target is.
+    let targets = Targets { max_pods: 9, ..warm_ips(5) };
+    let assigned = |max_pods| {
+        ops(&crate::fixture::state(vec![with(1, &singles(3))]), &Targets { max_pods, ..targets.clone() }, 3, 1)
+    };
+    assert_eq!(assigned(9), ["assign 5 addresses to eni-00000001"]);
+    assert_eq!(assigned(6), ["assign 3 addresses to eni-00000001"]);
+}
+
+/// Of two ENIs' worth of pods one ENI has room, and the subnet has no whole /28: single addresses fill all ENIs, and who is left over
+/// hears of that and not of a subnet without addresses.
+#[test]
+fn a_subnet_without_a_whole_prefix_is_no_subnet_without_addresses() {
+    let mut state = state(vec![with(1, &[])]);
+    let targets = Targets { prefixes: true, ..Targets::default() };
+    let one = Op::Assign { eni: eni_id(1), count: AddressCount::Prefixes(1) };
+    failed(&mut state, &one, CloudErrorKind::InsufficientPrefixes, at(1));
+    assert!(state.subnets()[&subnet_id(1)].lacks_prefixes());
+    let plan = plan(&state, &targets, &Demand { waiting: 40, ..Demand::default() }, at(2));
+    let asked: Vec<String> = plan.ops.iter().map(|planned| planned.op.to_string()).collect();
+    let create = "create ENI in subnet-00000001 with 9 addresses";
+    assert_eq!(asked, ["assign 9 addresses to eni-00000001", create, create]);
+    let Hopeless { cause, beyond } = plan.hopeless.unwrap();
+    assert!(matches!(cause, Cause::EniLimit { limit: 3, .. }), "{cause}");
+    assert_eq!(beyond, 40 - 27);
+    let assigned = Assigned { prefixes: [net("10.0.1.0/28")].into(), ..Assigned::default() };
+    done(&mut state, &one, Outcome::Assigned(assigned), at(70));
+    assert!(!state.subnets()[&subnet_id(1)].lacks_prefixes());
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use sluice_contract::id::SecurityGroupId;
+
 use super::*;
 use crate::cloud::{AddressCount, CloudErrorKind};
 use crate::fixture::{COOLDOWN, at, eni, eni_id, failed, failure, ip, owner, state, subnet_id};
@@ -111,6 +113,46 @@ fn the_hint_names_the_action_that_iam_does() {
         |message: &str| Cause::Denied { api: Api::CreateNetworkInterface, message: message.into(), until: at(1) };
     assert_eq!(cause(words).hint(), "allow ec2:CreateTags in the node's IAM role");
     assert_eq!(cause("not authorized").hint(), "allow ec2:CreateNetworkInterface in the node's IAM role");
+}
+
+#[test]
+fn what_ec2_refuses_for_good_is_told_with_what_to_mend() {
+    use crate::cloud::EniConfig;
+    let hint = |code: &str, config: Option<EniConfig>| {
+        let mut state = state(vec![eni(1, &[])]);
+        let node = crate::state::Node { custom_networking: config.is_some(), ..crate::fixture::node() };
+        state.apply(Event::NodeKnown(node), at(0)).unwrap();
+        state.apply(Event::EniConfigKnown(config), at(0)).unwrap();
+        let demand = Demand { waiting: 20, ..Demand::default() };
+        let ops = plan(&state, &Targets::default(), &demand, at(1)).ops;
+        let create = ops.into_iter().find(|planned| matches!(planned.op, Op::Create(_))).unwrap().op;
+        let mut failure = failure(create.api(), CloudErrorKind::Other);
+        failure.error.code = code.to_owned();
+        state.apply(Event::Begin(create.clone()), at(1)).unwrap();
+        state.apply(Event::End(create, Err(failure)), at(1)).unwrap();
+        let cause = plan(&state, &Targets::default(), &demand, at(2)).held_up.unwrap();
+        let refusal = cause.refusal(&state, None, at(2));
+        assert_eq!(refusal.code, RefusalCode::Ec2Unavailable);
+        assert!(refusal.message.contains(code), "{refusal:?}");
+        assert_eq!(refusal.retry_after_ms, Some(9_000), "it is tried again as ever");
+        refusal.hint.unwrap()
+    };
+    let config = |groups: &[&str]| EniConfig {
+        name: "zone-a".to_owned(),
+        subnet: subnet_id(1),
+        security_groups: groups.iter().map(|group| SecurityGroupId::new(*group).unwrap()).collect(),
+    };
+    assert!(hint("NetworkInterfaceLimitExceeded", None).starts_with("raise the account's quota of network interfaces"));
+    for code in ["InvalidGroup.NotFound", "InvalidSecurityGroupID.NotFound"] {
+        let named = hint(code, Some(config(&["sg-00000001"])));
+        assert_eq!(named, "see spec.securityGroups of ENIConfig zone-a: one of them is not in the VPC");
+        let primary = "see the security groups of the primary ENI, which new ENIs get: one of them is not in the VPC";
+        assert_eq!(hint(code, None), primary);
+        assert_eq!(hint(code, Some(config(&[]))), primary, "an ENIConfig without groups names none");
+    }
+    let many = hint("SecurityGroupsPerInterfaceLimitExceeded", Some(config(&["sg-00000001"])));
+    assert!(many.starts_with("see spec.securityGroups of ENIConfig zone-a: have fewer of them"), "{many}");
+    assert_eq!(hint("NeverHeardOf", None), "the call is repeated by itself; check the route to the EC2 endpoint");
 }
 
 #[test]

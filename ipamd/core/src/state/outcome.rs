@@ -222,7 +222,7 @@ impl State {
     }
 
     fn blocked(&mut self, api: Api, error: &CloudError, until: Timestamp) {
-        let obstacle = Obstacle { kind: error.kind, message: error.to_string(), until };
+        let obstacle = Obstacle { kind: error.kind, code: error.code.clone(), message: error.to_string(), until };
         self.obstacles.insert(api, obstacle);
     }
 
