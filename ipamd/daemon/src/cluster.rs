@@ -8,6 +8,7 @@
 pub mod directory;
 pub mod meaning;
 pub mod objects;
+mod quantity;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -33,6 +34,8 @@ pub const REPORT_LIMIT: usize = 256;
 pub enum Told {
     /// Whether new pods may be scheduled to this node.
     Schedulable(bool),
+    /// How many pods this node's kubelet takes, those of the host's network among them.
+    MaxPods(u32),
     /// This node's ENIConfig is another than before, or there is none.
     EniConfig(Option<EniConfig>),
     /// The pods that are bound to this node, want an address of their own and have no sandbox yet: all of them each time.

@@ -23,6 +23,7 @@ use sluice_ipamd_core::arrivals::Band;
 use sluice_ipamd_core::cloud::InstanceLimits;
 use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::plan::{Targets, WarmMode};
+use sluice_ipamd_core::state::State;
 
 use crate::log::LogFormat;
 
@@ -199,8 +200,8 @@ pub struct Config {
     pub add_deadline: Duration,
     /// `SLUICE_MAX_WAITING`: how many ADDs may wait at once.
     pub max_waiting: u32,
-    /// `SLUICE_MAX_PODS`: the most pods that the kubelet takes; no spare addresses are added beyond. None derives it from
-    /// the instance type.
+    /// `SLUICE_MAX_PODS`: the most pods that the kubelet takes; no spare addresses are added beyond. None leaves it to the node's
+    /// object, and to the instance type until that is known.
     pub max_pods: Option<u32>,
     /// `SLUICE_STOP_GRACE`: how long a stop waits for calls under way.
     pub stop_grace: Duration,
@@ -286,6 +287,15 @@ impl Config {
             cluster: pool.cluster_name.clone(),
             trunk: self.network.pod_eni.is_some(),
         }
+    }
+
+    /// What the planner is to keep on the node of `state`: for as many pods as its object says that the kubelet takes, unless the
+    /// settings say it.
+    #[must_use]
+    pub fn targets_of(&self, state: &State) -> Targets {
+        let targets = self.targets(state.node().map(|node| &node.limits));
+        let max_pods = self.max_pods.or_else(|| state.max_pods()).unwrap_or(targets.max_pods);
+        Targets { max_pods, ..targets }
     }
 
     /// Reads the environment of this process.

@@ -41,7 +41,7 @@ use sluice_ipamd_core::garbage::Garbage;
 use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::limits;
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
-use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
+use sluice_ipamd_core::plan::{Capacity, Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
 use sluice_ipamd_core::serve::{Serving, serve};
 use sluice_ipamd_core::state::{Event, Node, State};
@@ -218,7 +218,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let now = Instant::now();
         let mut state = start.state;
         with_settings(&mut state, &parts);
-        let targets = parts.config.targets(state.node().map(|node| &node.limits));
+        let targets = parts.config.targets_of(&state);
         // What served before the restart goes on serving: the tmpfs that held the checkpoint dies with the boot.
         let ready = state.node().is_some() && state.ledger().primary().is_some_and(|eni| eni.stage == Stage::InService);
         let ready = ready || parts.config.ready_mark().exists();
@@ -352,6 +352,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             Input::Told(Told::Groups(groups)) => self.groups_wanted(groups),
             Input::Told(Told::Schedulable(schedulable)) => {
                 self.apply(Event::Schedulable(schedulable));
+            }
+            Input::Told(Told::MaxPods(pods)) => {
+                self.apply(Event::MaxPodsKnown(pods));
+                self.targets = self.parts.config.targets_of(&self.state);
             }
             Input::Told(Told::PodsBound(pods)) => {
                 self.apply(Event::PodsBound(pods));
@@ -605,8 +609,9 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let waiting: BTreeSet<Attachment> =
             self.queue.waiters().map(|waiter| nic::first(&waiter.owner.attachment)).collect();
         let waiting = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
-        let pool = view::gauges(&self.state, waiting, self.violations, now);
-        view::view(&self.state, &self.plan, self.ready, pool, now)
+        let capacity = Capacity::of(&self.state, &self.targets, now);
+        let pool = view::gauges(&self.state, &self.targets, &capacity, waiting, self.violations, now);
+        view::view(&self.state, &self.plan, self.ready, pool, &capacity, now)
     }
 
     /// Whether pods could be started at some time since the boot.

@@ -150,6 +150,8 @@ pub struct PoolGauges {
     pub free_by_subnet: BTreeMap<String, u32>,
     /// How long ago that was, in seconds; none where it was before the start.
     pub subnets_seen: Option<u64>,
+    /// Subnets that had no whole /28 when EC2 was last asked for one, where prefixes are wanted.
+    pub without_prefixes: Vec<String>,
 }
 
 /// What the daemon counts.
@@ -213,6 +215,9 @@ const GAUGES: &[GaugeSpec] = &[
     ("sluice_ipamd_quarantined_ip_addresses", "Addresses alive in the kernel that are nobody's", |p| p.quarantined),
     ("sluice_ipamd_pending_ip_addresses", "Addresses on ENIs that are not in service yet", |p| p.pending),
     ("sluice_ipamd_waiting_adds", "ADDs that wait for an address", |p| p.waiting),
+    ("sluice_ipamd_subnets_without_prefixes", "Subnets that had no whole /28 when EC2 was last asked for one", |p| {
+        u32::try_from(p.without_prefixes.len()).unwrap_or(u32::MAX)
+    }),
     ("sluice_ipamd_invariant_violations", "Rules of the ledger broken when last checked", |p| p.violations),
 ];
 

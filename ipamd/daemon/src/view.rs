@@ -10,7 +10,7 @@ use sluice_contract::node::branch::{self, Mode};
 use sluice_ipamd_core::branch::Held;
 use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::ledger::{AddressState, Block, Eni, Role, Stage};
-use sluice_ipamd_core::plan::{Cause, Hopeless, Outlook, Plan};
+use sluice_ipamd_core::plan::{Capacity, Cause, Hopeless, Outlook, Plan, Targets};
 use sluice_ipamd_core::state::State;
 use sluice_ipamd_core::time::Timestamp;
 
@@ -89,6 +89,12 @@ pub struct NodeView {
     pub availability_zone: String,
     /// ENIs that the type allows on its first network card.
     pub max_enis: u32,
+    /// Whether `MAX_ENI` allows fewer.
+    pub limited_by_setting: bool,
+    /// Whether prefixes would hold more: they are off, and the type takes them.
+    pub prefixes_would_help: bool,
+    /// How many pods the kubelet takes, once the node's object has said so (`status.capacity.pods`).
+    pub max_pods: Option<u32>,
     /// Network cards whose ENIs serve pods.
     pub cards: Vec<u32>,
     /// Addresses an ENI that the type allows, its own among them.
@@ -189,11 +195,15 @@ impl EniView {
 }
 
 /// The pool in numbers.
-pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestamp) -> PoolGauges {
+pub(crate) fn gauges(
+    state: &State,
+    targets: &Targets,
+    capacity: &Capacity,
+    waiting: u32,
+    violations: u32,
+    now: Timestamp,
+) -> PoolGauges {
     let tally = state.ledger().tally(now);
-    let limits = state.node().map(|node| &node.limits);
-    let max_enis: u32 = limits.map_or(0, |limits| state.cards().into_iter().map(|card| limits.enis_of(card)).sum());
-    let per_eni = limits.map_or(0, State::places_per_eni);
     let assigned_by_eni = state
         .ledger()
         .enis()
@@ -208,8 +218,8 @@ pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestam
         state.subnets().iter().filter_map(|(id, subnet)| Some((id.to_string(), subnet.available?))).collect();
     PoolGauges {
         enis: tally.enis,
-        max_enis,
-        max_addresses: max_enis.saturating_mul(per_eni),
+        max_enis: capacity.enis,
+        max_addresses: capacity.addresses,
         total: tally.total(),
         free: tally.free,
         assigned: tally.assigned,
@@ -224,7 +234,15 @@ pub(crate) fn gauges(state: &State, waiting: u32, violations: u32, now: Timestam
         assigned_by_cidr,
         free_by_subnet,
         subnets_seen: state.subnets_at().map(|at| now.since(at).as_secs()),
+        without_prefixes: without_prefixes(state, targets).map(ToString::to_string).collect(),
     }
+}
+
+/// The subnets that had no whole /28 when EC2 was last asked for one, where prefixes are wanted.
+pub(crate) fn without_prefixes<'s>(state: &'s State, targets: &Targets) -> impl Iterator<Item = &'s SubnetId> {
+    let lacking = state.subnets().iter().filter(|(_, subnet)| subnet.lacks_prefixes());
+    let wanted = targets.prefixes;
+    lacking.filter(move |_| wanted).map(|(id, _)| id)
 }
 
 /// Why the pool does not grow: in words that name the network cards, where they are further ones.
@@ -253,7 +271,14 @@ fn cards(state: &State, now: Timestamp) -> BTreeMap<u32, (u32, u32)> {
 }
 
 /// The picture.
-pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, now: Timestamp) -> View {
+pub(crate) fn view(
+    state: &State,
+    plan: &Plan,
+    ready: bool,
+    pool: PoolGauges,
+    capacity: &Capacity,
+    now: Timestamp,
+) -> View {
     View {
         at: now.to_string(),
         ready,
@@ -262,6 +287,9 @@ pub(crate) fn view(state: &State, plan: &Plan, ready: bool, pool: PoolGauges, no
             instance_type: node.identity.instance_type.clone(),
             availability_zone: node.identity.availability_zone.clone(),
             max_enis: node.limits.enis,
+            limited_by_setting: capacity.by_setting,
+            prefixes_would_help: capacity.prefixes_would_help,
+            max_pods: state.max_pods(),
             cards: state.cards(),
             addresses_per_eni: node.limits.ipv4_per_eni,
             vpc_cidrs: node.vpc_cidrs.clone(),

@@ -51,7 +51,11 @@ static NODE: Kind = Kind {
     kind: "Node",
     plural: "nodes",
     namespaced: false,
-    keep: Keep::Fields(&[("metadata", METADATA), ("spec", Keep::Fields(&[("unschedulable", Keep::All)]))]),
+    keep: Keep::Fields(&[
+        ("metadata", METADATA),
+        ("spec", Keep::Fields(&[("unschedulable", Keep::All)])),
+        ("status", Keep::Fields(&[("capacity", Keep::Fields(&[("pods", Keep::All)]))])),
+    ]),
     ..CORE
 };
 
@@ -171,4 +175,22 @@ pub(crate) fn watched(
         watched.push((Sort::EniConfig, Watched { kind: &ENI_CONFIG, scope: Scope::default() }));
     }
     watched
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_ipamd_daemon::cluster::objects::{Object, max_pods};
+
+    use super::*;
+
+    #[test]
+    fn of_a_nodes_status_its_pods_are_kept_and_nothing_else() {
+        let node = r#"{"metadata": {"name": "n1", "managedFields": [1]}, "spec": {"unschedulable": true, "podCIDR": "10.0.0.0/24"},
+            "status": {"capacity": {"pods": "29", "cpu": "2"}, "allocatable": {"pods": "27"}, "images": [{"names": ["a"]}]}}"#;
+        let kept = NODE.keep.read(node.as_bytes()).unwrap();
+        let expected = serde_json::json!({"metadata": {"name": "n1"}, "spec": {"unschedulable": true}, "status": {"capacity": {"pods": "29"}}});
+        assert_eq!(kept, expected);
+        let object = Object::read(Sort::Node, kept).unwrap();
+        assert_eq!(max_pods([&object], "n1"), Some(Ok(29)));
+    }
 }

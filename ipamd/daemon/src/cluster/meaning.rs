@@ -11,6 +11,7 @@ use sluice_ipamd_core::shared::MOST_ROUTES;
 
 use super::objects::{
     Metadata, Naming, NoEniConfig, OVERRIDES_NAME, Object, ROUTES_KEY, SHARED_NAME, Sort, eni_config, is_schedulable,
+    max_pods,
 };
 use super::{Claim, Claims, Told};
 use crate::config::overrides::Overrides;
@@ -19,6 +20,7 @@ use crate::config::overrides::Overrides;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meaning {
     schedulable: Option<bool>,
+    max_pods: Option<Result<u32, String>>,
     eni_config: Option<Result<EniConfig, NoEniConfig>>,
     bound: Option<BTreeSet<PodRef>>,
     overrides: Option<Result<Overrides, Vec<String>>>,
@@ -34,6 +36,7 @@ impl Meaning {
         let known = |sorts: &[Sort]| sorts.iter().all(|sort| complete.contains(sort));
         Self {
             schedulable: known(&[Sort::Node]).then(|| is_schedulable(objects, node)),
+            max_pods: max_pods(objects, node).filter(|_| known(&[Sort::Node])),
             eni_config: naming
                 .filter(|_| known(&[Sort::Node, Sort::EniConfig]))
                 .map(|naming| eni_config(objects, node, naming)),
@@ -68,6 +71,22 @@ impl Meaning {
         {
             tracing::info!(schedulable, "whether pods are scheduled to the node");
             news.push(Told::Schedulable(schedulable));
+        }
+        if let Some(found) = &self.max_pods
+            && before.max_pods != self.max_pods
+        {
+            match found {
+                Ok(pods) => {
+                    tracing::info!(pods, "how many pods the kubelet takes");
+                    news.push(Told::MaxPods(*pods));
+                }
+                Err(found) => {
+                    tracing::warn!(
+                        reason = found,
+                        "status.capacity.pods of the node is no number of pods; what was known stays"
+                    );
+                }
+            }
         }
         if let Some(found) = &self.eni_config
             && before.eni_config != self.eni_config
@@ -309,6 +328,24 @@ metadata: {name: n1, labels: {size: SIZE}}
         let names = |meaning: &Meaning| meaning.demand().unwrap().into_iter().map(|pod| pod.name).collect::<Vec<_>>();
         assert_eq!(names(&all), ["empty", "plain"]);
         assert_eq!(names(&all.without_claims()), ["asks", "empty", "has", "plain"]);
+    }
+
+    #[test]
+    fn how_many_pods_the_kubelet_takes_is_told_when_it_changes_and_not_where_it_is_unclear() {
+        let of = |pods: &str| {
+            let node = format!("{{kind: Node, metadata: {{name: n1}}, status: {{capacity: {{pods: {pods}}}}}}}");
+            Meaning::of(&read(&node).unwrap(), &BTreeSet::from([Sort::Node]), "n1", None)
+        };
+        let (small, large, wrong) = (of("'29'"), of("'110'"), of("lots"));
+        assert_eq!(small.news(&Meaning::default()), [Told::Schedulable(true), Told::MaxPods(29)]);
+        assert_eq!(small.news(&of("29")), [], "the same in another form");
+        assert_eq!(large.news(&small), [Told::MaxPods(110)]);
+        assert_eq!(wrong.news(&large), []);
+        assert_eq!(large.news(&wrong), [Told::MaxPods(110)]);
+        let gone = Meaning::of(&[], &BTreeSet::from([Sort::Node]), "n1", None);
+        assert_eq!(gone.news(&large), []);
+        let other = read("{kind: Node, metadata: {name: n1}, status: {capacity: {pods: 29}}}").unwrap();
+        assert_eq!(Meaning::of(&other, &BTreeSet::new(), "n1", None).news(&Meaning::default()), []);
     }
 
     #[test]

@@ -8,12 +8,17 @@ use serde::de::DeserializeOwned;
 use sluice_contract::id::{SecurityGroupId, SubnetId};
 use sluice_ipamd_core::cloud::EniConfig;
 
+use super::quantity::whole;
+
 /// The label that goes before all else (VPC CNI).
 const EXTERNAL_LABEL: &str = "vpc.amazonaws.com/externalEniConfig";
 /// The ENIConfig of nodes that name none.
 const DEFAULT_NAME: &str = "default";
 /// Security groups of an ENI (EC2 quota).
 const MOST_GROUPS: usize = 16;
+
+/// Pods that a node may take; what is more is no number of pods.
+const MOST_PODS: u64 = 10_000;
 
 /// Nodes of a text (mappings, sequences and scalars), lists of a whole cluster included.
 const MOST_NODES: usize = 200_000;
@@ -84,7 +89,7 @@ pub struct Object {
     /// `spec` of an ENIConfig, a Node or a Pod.
     #[serde(default)]
     pub spec: Spec,
-    /// `status` of a Pod.
+    /// `status` of a Node or a Pod.
     #[serde(default)]
     pub status: Status,
     /// `data` of a ConfigMap.
@@ -141,7 +146,7 @@ impl Metadata {
     }
 }
 
-/// `status` of a Pod.
+/// `status` of a Node or a Pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Status {
     /// `phase`.
@@ -150,6 +155,17 @@ pub struct Status {
     /// `podIP`.
     #[serde(default, rename = "podIP")]
     pub pod_ip: String,
+    /// `capacity` of a Node.
+    #[serde(default)]
+    pub capacity: Option<Capacity>,
+}
+
+/// `status.capacity` of a Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Capacity {
+    /// `pods`, a quantity, in whatever form it is there.
+    #[serde(default)]
+    pub pods: Option<serde_json::Value>,
 }
 
 /// `spec` of an ENIConfig (`crd.k8s.amazonaws.com/v1alpha1`), of a Node, or of a Pod.
@@ -319,6 +335,18 @@ pub fn is_schedulable<'o>(objects: impl IntoIterator<Item = &'o Object>, node: &
         .any(|object| object.kind == "Node" && object.metadata.name == node && object.spec.unschedulable)
 }
 
+/// How many pods a node's kubelet takes (`status.capacity.pods`), those of the host's network among them; none where its object is not
+/// there or does not say so.
+///
+/// # Errors
+/// What it says instead of a whole number that can be: it is cut where it is long.
+pub fn max_pods<'o>(objects: impl IntoIterator<Item = &'o Object>, node: &str) -> Option<Result<u32, String>> {
+    let found = objects.into_iter().find(|object| object.kind == "Node" && object.metadata.name == node)?;
+    let pods = found.status.capacity.as_ref()?.pods.as_ref()?;
+    let most = whole(pods).filter(|pods| *pods <= MOST_PODS).and_then(|pods| u32::try_from(pods).ok());
+    Some(most.ok_or_else(|| pods.to_string().chars().take(80).collect()))
+}
+
 /// The ENIConfig of a node: by the label of whoever assigns them from outside, else by the annotation, else by the label that
 /// the settings name, else `default` (reference: VPC CNI's `pkg/eniconfig`).
 ///
@@ -397,6 +425,27 @@ mod tests {
         assert!(is_schedulable(&all, "n1"));
         all[0].spec.unschedulable = true;
         assert!(!is_schedulable(&all, "n1") && is_schedulable(&all, "n2"));
+    }
+
+    #[test]
+    fn how_many_pods_a_node_takes_is_read_from_its_capacity() {
+        let pods = |capacity: &str| {
+            let text = format!("{{kind: Node, metadata: {{name: n1}}, status: {{capacity: {capacity}}}}}");
+            max_pods(&read(&text).unwrap(), "n1")
+        };
+        assert_eq!(pods("{cpu: '2', memory: 7931448Ki, pods: '29'}"), Some(Ok(29)));
+        assert_eq!(pods("{pods: 110}"), Some(Ok(110)));
+        assert_eq!(pods("{pods: '0.11k'}"), Some(Ok(110)));
+        assert_eq!(pods("{pods: many}"), Some(Err("\"many\"".to_owned())));
+        assert_eq!(pods("{pods: '1M'}"), Some(Err("\"1M\"".to_owned())), "no node takes so many");
+        assert_eq!(pods("{pods: [29]}"), Some(Err("[29]".to_owned())));
+        for unsaid in ["{cpu: '2'}", "{pods: null}", "{}", "null"] {
+            assert_eq!(pods(unsaid), None, "{unsaid}");
+        }
+        assert_eq!(
+            max_pods(&read("{kind: Node, metadata: {name: n2}, status: {capacity: {pods: '29'}}}").unwrap(), "n1"),
+            None
+        );
     }
 
     #[test]

@@ -62,6 +62,23 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
 }
 
 #[test]
+fn the_most_pods_are_the_settings_or_the_nodes_or_those_of_the_type() {
+    use sluice_ipamd_core::limits::limits;
+    use sluice_ipamd_core::state::Event;
+    use sluice_ipamd_core::time::Timestamp;
+    let large = limits("m5.4xlarge").unwrap();
+    let unset = load(&[]).unwrap();
+    assert_eq!(unset.targets(Some(&large)).max_pods, 234);
+    let mut state = State::new(1);
+    assert_eq!(unset.targets_of(&state).max_pods, 110, "nothing is known");
+    for (told, expected) in [(29, 29), (250, 250), (0, 0)] {
+        state.apply(Event::MaxPodsKnown(told), Timestamp::default()).unwrap();
+        assert_eq!(unset.targets_of(&state).max_pods, expected);
+    }
+    assert_eq!(load(&[("SLUICE_MAX_PODS", "58")]).unwrap().targets_of(&state).max_pods, 58);
+}
+
+#[test]
 fn every_fault_is_reported_at_once_with_value_and_rule() {
     let faults = load(&[
         ("WARM_IP_TARGET", "many"),

@@ -141,7 +141,11 @@ pub const VARIABLES: &[Variable] = &[
     ),
     daemon("SLUICE_LOG", "", "log filter in tracing-subscriber's words; goes before AWS_VPC_K8S_CNI_LOGLEVEL"),
     daemon("SLUICE_LOG_FORMAT", "text", "text or json"),
-    daemon("SLUICE_MAX_PODS", "0", "most pods of the node; 0 derives it from the instance type"),
+    daemon(
+        "SLUICE_MAX_PODS",
+        "0",
+        "most pods of the node; 0 is what its object says (status.capacity.pods), and until that is known what follows from the instance type",
+    ),
     daemon("SLUICE_MAX_WAITING", "1024", "ADDs that may wait at once, 1 to 10000"),
     daemon("SLUICE_METRICS_ADDRESS", "[::]:61678", "where metrics are served; [::] is every address of both families"),
     daemon("SLUICE_NAMESPACE", "kube-system", "namespace of the cluster's ConfigMap and Lease sluice-ipamd"),

@@ -323,8 +323,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
                 instance = %node.identity.instance, instance_type = node.identity.instance_type,
                 enis = node.limits.enis, addresses = node.limits.ipv4_per_eni, "this node is known"
             );
-            self.targets = self.parts.config.targets(Some(&node.limits));
             self.apply(Event::NodeKnown(node));
+            self.targets = self.parts.config.targets_of(&self.state);
         }
         self.apply(Event::ImdsSeen(enis));
         self.adopt();

@@ -1,11 +1,12 @@
 //! What is told to the cluster: Events about what was refused and what stands in the way, and whether pods can have
 //! addresses here.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sluice_contract::id::PodRef;
+use sluice_contract::id::{PodRef, SubnetId};
 use sluice_contract::rpc::{Refusal, RefusalCode};
-use sluice_ipamd_core::plan::Cause;
+use sluice_ipamd_core::plan::{Cause, HaveSubnets, NO_PREFIXES_HINT};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ use super::Daemon;
 use crate::cloud::Cloud;
 use crate::cluster::{About, Condition, Notice, Report, Weight};
 use crate::kernel::Kernel;
+use crate::view;
 
 /// For how long something that may pass by itself has to stand in the pool's way before people are told.
 pub(super) const LASTING: Duration = Duration::from_secs(60);
@@ -25,6 +27,8 @@ const TRIED_AGAIN: Duration = Duration::from_secs(15);
 pub(super) struct Reports {
     to: mpsc::Sender<Report>,
     trouble: Option<Trouble>,
+    /// Subnets without a whole /28 that people were told of.
+    without_prefixes: BTreeSet<SubnetId>,
     condition: Option<Condition>,
 }
 
@@ -41,7 +45,7 @@ struct Trouble {
 
 impl Reports {
     pub(super) const fn new(to: mpsc::Sender<Report>) -> Self {
-        Self { to, trouble: None, condition: None }
+        Self { to, trouble: None, without_prefixes: BTreeSet::new(), condition: None }
     }
 
     /// When there is something to tell, if nothing changes.
@@ -80,8 +84,19 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         self.notice(About::Pod(pod), Weight::Warning, reason(refusal.code), message);
     }
 
+    /// Tells of subnets that have no whole /28 left: pods have single addresses of them, and the node holds fewer pods.
+    fn report_prefixes(&mut self) {
+        let lacking: BTreeSet<SubnetId> = view::without_prefixes(&self.state, &self.targets).cloned().collect();
+        let new: Vec<SubnetId> = lacking.difference(&self.reports.without_prefixes).cloned().collect();
+        self.reports.without_prefixes = lacking;
+        if !new.is_empty() {
+            self.notice(About::Node, Weight::Warning, NO_PREFIXES, no_prefixes(&new));
+        }
+    }
+
     /// Tells what keeps the pool from growing, for some time or for good, and whether pods can have addresses.
     pub(super) fn report_pool(&mut self) {
+        self.report_prefixes();
         let now = Instant::now();
         let first = (None, self.plan.hopeless.as_ref(), self.plan.held_up.as_ref());
         let further = self.plan.further.iter();
@@ -128,8 +143,13 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             }
         }
         if self.state.node().is_some() {
-            let message = "pods can have addresses".to_owned();
-            self.report_condition(Condition { holds: true, reason: "Available", message });
+            let lacking: Vec<SubnetId> = self.reports.without_prefixes.iter().cloned().collect();
+            let (reason, message) = if lacking.is_empty() {
+                ("Available", "pods can have addresses".to_owned())
+            } else {
+                (NO_PREFIXES, no_prefixes(&lacking))
+            };
+            self.report_condition(Condition { holds: true, reason, message });
         }
     }
 
@@ -142,6 +162,16 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.reports.condition = Some(condition);
         }
     }
+}
+
+/// The reason where a subnet has no whole /28 left.
+const NO_PREFIXES: &str = "PrefixesExhausted";
+
+fn no_prefixes(subnets: &[SubnetId]) -> String {
+    format!(
+        "{} no whole /28 left: pods get single addresses, of which an ENI holds a sixteenth; {NO_PREFIXES_HINT}",
+        HaveSubnets(subnets)
+    )
 }
 
 /// The reason of an Event or a condition.

@@ -29,8 +29,8 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             let names = joined(&live);
             tracing::info!(names, "settings of the cluster are in force");
             self.parts.config = config;
-            self.targets = self.parts.config.targets(self.state.node().map(|node| &node.limits));
             with_settings(&mut self.state, &self.parts);
+            self.targets = self.parts.config.targets_of(&self.state);
             self.dirty = true;
             let message = format!("changed at once: {names}");
             self.notice(About::Node, Weight::Normal, "SettingsChanged", message);

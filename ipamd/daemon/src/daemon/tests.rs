@@ -4,6 +4,7 @@
 mod announce;
 mod branch;
 mod burst;
+mod capacity;
 mod cidrs;
 mod cluster;
 mod crash;

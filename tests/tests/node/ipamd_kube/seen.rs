@@ -30,6 +30,7 @@ pub(super) struct Seen {
     running: JoinHandle<()>,
     pub(super) bound: Option<BTreeSet<PodRef>>,
     pub(super) schedulable: Option<bool>,
+    pub(super) max_pods: Option<u32>,
     /// The subnet of the ENIConfig.
     pub(super) subnet: Option<Option<String>>,
     pub(super) overrides: Option<Variables>,
@@ -67,6 +68,7 @@ impl Seen {
             running,
             bound: None,
             schedulable: None,
+            max_pods: None,
             subnet: None,
             overrides: None,
             elected: false,
@@ -80,6 +82,7 @@ impl Seen {
         match told {
             Told::PodsBound(bound) => self.bound = Some(bound),
             Told::Schedulable(schedulable) => self.schedulable = Some(schedulable),
+            Told::MaxPods(pods) => self.max_pods = Some(pods),
             Told::EniConfig(config) => self.subnet = Some(config.map(|config| config.subnet.to_string())),
             Told::Overrides(overrides) => {
                 self.overrides = Some(overrides.map(|overrides| overrides.0.into_iter().collect()));

@@ -30,12 +30,15 @@ async fn it_tells_what_concerns_its_node() {
     started["status"] = json!({"phase": "Pending", "podIP": "10.0.0.9"});
     server.put(started).unwrap();
     server.put(pod("c", "n1")).unwrap();
-    server.put(node("n1", &json!({"unschedulable": true}))).unwrap();
+    let mut cordoned = node("n1", &json!({"unschedulable": true}));
+    cordoned["status"] = json!({"capacity": {"cpu": "2", "pods": "29"}});
+    server.put(cordoned).unwrap();
     server.put(eni_config("a", "subnet-00000002")).unwrap();
     server.put(map(&json!({"all": "{envs: }"}))).unwrap();
     seen.until("what changed", |seen| {
         seen.pods() == ["c"]
             && seen.schedulable == Some(false)
+            && seen.max_pods == Some(29)
             && seen.subnet == Some(Some("subnet-00000002".to_owned()))
             && matches!(&seen.overrides, Some(Err(faults)) if faults.len() == 1)
     })

@@ -2,7 +2,7 @@
 
 use sluice_fuzz::{Grammar, Shape, Target};
 
-use super::{MOST_GROUPS, Naming, eni_config, is_schedulable, read};
+use super::{MOST_GROUPS, MOST_PODS, Naming, eni_config, is_schedulable, max_pods, read};
 
 #[test]
 fn fuzz_eniconfig() {
@@ -23,6 +23,12 @@ fn fuzz_eniconfig() {
         "securityGroups",
         "sg-00000001",
         "unschedulable",
+        "status",
+        "capacity",
+        "pods",
+        "110",
+        "1Ki",
+        "11e1",
         "true",
         "zone",
         "vpc.amazonaws.com/externalEniConfig",
@@ -43,6 +49,9 @@ fn fuzz_eniconfig() {
             }
         };
         let schedulable = is_schedulable(&objects, "n1");
+        let pods = max_pods(&objects, "n1");
+        assert!(!matches!(pods, Some(Ok(pods)) if u64::from(pods) > MOST_PODS));
+        let schedulable = (schedulable, pods.map(|pods| pods.is_ok()));
         match eni_config(&objects, "n1", &naming) {
             Ok(config) => {
                 assert!(config.security_groups.len() <= MOST_GROUPS);

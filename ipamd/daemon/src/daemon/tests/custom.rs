@@ -52,6 +52,23 @@ impl Custom {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_security_group_that_is_not_there_is_looked_for_in_the_eni_config() {
+    let mut custom = Custom::new();
+    let node = custom.world.start().await;
+    let gone = SecurityGroupId::new("sg-0000dead").unwrap();
+    custom.tell(&node, Some(EniConfig { security_groups: vec![gone], ..custom.config() })).await;
+    let refusal = node.add_within("early", Duration::from_secs(20)).await.unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::Ec2Unavailable, "{refusal:?}");
+    assert!(refusal.message.contains("InvalidGroup.NotFound"), "{refusal:?}");
+    let hint = "see spec.securityGroups of ENIConfig zone: one of them is not in the VPC";
+    assert_eq!(refusal.hint.as_deref(), Some(hint));
+    // Put right, the pod is served, and the primary ENI counts for nothing.
+    custom.tell(&node, Some(custom.config())).await;
+    node.add_within("late", Duration::from_secs(60)).await.unwrap();
+    assert_eq!(node.wait("a settled pool", View::is_settled).await.pool.max_addresses, 18);
+}
+
+#[tokio::test(start_paused = true)]
 async fn pods_wait_for_the_eni_config_and_get_addresses_of_its_subnet() {
     let mut custom = Custom::new();
     let node = custom.world.start().await;

@@ -4,6 +4,7 @@ use sluice_vpcsim::model::{Fault, FaultEffect};
 
 use super::burst::burst;
 use super::*;
+use crate::cluster::{About, Notice};
 
 fn fault(action: Option<&str>, code: &str) -> Fault {
     let effect = FaultEffect::Error { code: code.into(), message: format!("{code} it is"), status: None };
@@ -64,6 +65,39 @@ async fn a_deadline_ends_in_the_cause() {
         assert_eq!(refusal.code, expected, "{refusal:?}");
         assert!(begun.elapsed() <= Duration::from_secs(20), "{:?}", begun.elapsed());
         assert!(!refusal.message.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_account_does_not_allow_is_told_with_what_to_mend() {
+    for (code, mend) in [
+        ("NetworkInterfaceLimitExceeded", "raise the account's quota of network interfaces"),
+        ("InvalidSecurityGroupID.NotFound", "see the security groups of the primary ENI"),
+        (
+            "SecurityGroupsPerInterfaceLimitExceeded",
+            "raise the account's quota of security groups per network interface",
+        ),
+    ] {
+        let mut world = World::new("m5.large");
+        let node = world.settled().await;
+        world.cloud.model().add_fault(fault(Some("CreateNetworkInterface"), code)).unwrap();
+        burst(&world, &node, "warm", 9).await;
+        let refusal = node.add_within("cold", Duration::from_secs(20)).await.unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Ec2Unavailable, "{refusal:?}");
+        assert!(refusal.message.contains(code) && refusal.hint.as_ref().unwrap().contains(mend), "{refusal:?}");
+        tokio::time::sleep(Duration::from_secs(180)).await;
+        let of_node = |report: &Report| match report {
+            Report::Notice(Notice { about: About::Node, reason: "Ec2Unavailable", message, .. }) => {
+                message.contains(mend)
+            }
+            _ => false,
+        };
+        let reported = world.reported();
+        assert_eq!(reported.iter().filter(|report| of_node(report)).count(), 1, "{reported:?}");
+        // It goes on by itself once it is put right.
+        world.cloud.model().clear_faults();
+        node.wait("another ENI", |view| view.pool.free > 0 && view.is_settled()).await;
+        node.add("later").await.unwrap();
     }
 }
 

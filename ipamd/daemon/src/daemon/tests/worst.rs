@@ -11,6 +11,7 @@ use super::burst::burst;
 use super::crash::die_at;
 use super::sim::Crash;
 use super::*;
+use crate::cluster::Weight;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -325,12 +326,41 @@ async fn issue_1634_a_subnet_without_a_whole_prefix_gives_single_addresses() {
     assert!(took < Duration::from_secs(30), "{took:?}");
     let view = node.wait("a settled pool", View::is_settled).await;
     assert_eq!((view.pool.prefixes, pods.len()), (0, 20));
+    // It is told: on the node, in the view and in the metrics.
+    assert_eq!(view.pool.without_prefixes, [subnet.to_string()]);
+    node.metrics.set_pool(&view.pool);
+    assert_eq!(node.counted("sluice_ipamd_subnets_without_prefixes"), 1);
+    // More pods than single addresses fit are refused for the ENIs, and not for a subnet that has addresses.
+    let (more, _) = burst(&world, &node, "q", 7).await;
+    let refusal = node.add("late").await.unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::EniLimit, "{refusal:?}");
+    assert!(refusal.message.ends_with(&format!("subnet {subnet} has no whole /28 left")), "{refusal:?}");
+    assert!(refusal.hint.unwrap().contains("aws ec2 create-subnet-cidr-reservation"));
+    let reported = world.reported();
+    let told = reported.iter().filter_map(|report| match report {
+        Report::Notice(notice) => Some((notice.reason, notice.weight, notice.message.as_str())),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    let of_prefixes: Vec<_> = told.iter().filter(|(reason, ..)| *reason == "PrefixesExhausted").collect();
+    let [(_, Weight::Warning, message)] = of_prefixes.as_slice() else { panic!("once: {told:?}") };
+    assert!(message.contains(subnet.as_str()) && message.contains("create-subnet-cidr-reservation"), "{message}");
+    assert!(told.iter().all(|(reason, ..)| *reason != "SubnetExhausted"), "{told:?}");
+    let condition = |report: &Report| matches!(report, Report::Condition(found) if found.holds && found.reason == "PrefixesExhausted");
+    assert!(reported.iter().any(condition), "{reported:?}");
+    for (index, address) in more.iter().enumerate() {
+        world.pod_ends(address.ip);
+        node.del(&format!("q{index}")).await;
+    }
     for eni in others {
         let request = sluice_vpcsim::model::api::DeleteNetworkInterface { eni };
         let now = world.cloud.now();
         world.cloud.model().call(request, now).result.unwrap();
     }
     // Prefixes come back when there are some; pods keep what they have.
-    node.wait("prefixes", |view| view.pool.prefixes > 0).await;
+    let view = node.wait("prefixes", |view| view.pool.prefixes > 0).await;
+    assert_eq!(view.pool.without_prefixes, [""; 0]);
+    node.metrics.set_pool(&view.pool);
+    assert_eq!(node.counted("sluice_ipamd_subnets_without_prefixes"), 0);
     keep(&node, "p", &pods).await;
 }
