@@ -164,6 +164,9 @@ fn pool(ipamd: &Value, line: &mut impl FnMut(&str, &str), paint: Paint) {
     for (subnet, free) in subnets.into_iter().flatten() {
         line("  subnet", &format!("{subnet}: {free} free addresses when EC2 was last asked"));
     }
+    for subnet in list(ipamd, "/pool/without_prefixes").iter().filter_map(Value::as_str) {
+        line("  subnet", &paint.bad(&format!("{subnet}: no whole /28 when EC2 was last asked for one")));
+    }
     let held_up = text(ipamd, "/held_up");
     if !held_up.is_empty() {
         line("  held up", &paint.bad(held_up));
@@ -222,7 +225,7 @@ mod tests {
             "ready": true,
             "node": {"instance": "i-1", "instance_type": "m5.large", "availability_zone": "eu-central-1a"},
             "pool": {"total": 18, "assigned": 10, "free": 8, "max_addresses": 27, "assigned_by_eni": {"eni-1": 9},
-                     "free_by_subnet": {"subnet-1": 200}},
+                     "free_by_subnet": {"subnet-1": 200}, "without_prefixes": ["subnet-1"]},
             "enis": {"eni-1": {"device": 0, "subnet": "subnet-1", "primary_ip": "10.0.0.4", "stage": "Ready", "blocks": {"10.0.0.5/32": {}}}},
             "held_up": null,
         });
@@ -241,6 +244,7 @@ mod tests {
             "pool       18 addresses: 10 assigned, 8 free, 0 cooling, 0 quarantined, 0 pending; at most 27; 0 pods wait",
             "  eni      eni-1 device 0, 10.0.0.4, subnet-1, 1 blocks, 9 pods, ready",
             "  subnet   subnet-1: 200 free addresses when EC2 was last asked",
+            "  subnet   subnet-1: no whole /28 when EC2 was last asked for one",
             "policyd    serving, synced, revision 7",
             "endpoints  2: 1 with ingress policy, 1 with egress policy, 0 dry runs, 1 locked; 0 pods without a gate",
             "flows      5 of 64 kept, 9 seen, 1 lost (sluice observe)",

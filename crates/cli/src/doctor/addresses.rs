@@ -7,7 +7,7 @@ use sluice_contract::node::{RULE_EXTERNAL_SERVICE, RULE_FROM_POD, RULE_PRIMARY_E
 use sluice_hostnet::state::{Family, Observed, Rule, host_prefix};
 
 use super::facts::{Assigned, assigned, by_name, texts};
-use super::host::is_ciliums;
+use super::host::{is_ciliums, more_addresses};
 use super::{Facts, Finding};
 use crate::daemons::{is, number, text};
 
@@ -65,8 +65,8 @@ fn pool(ipamd: &Value, findings: &mut Vec<Finding>) {
         findings.push(
             Finding::broken(
                 "pool",
-                format!("{waiting} pods wait, and the instance type can hold no more addresses"),
-                "lower the kubelet's maxPods to what the type holds, use prefixes (ENABLE_PREFIX_DELEGATION), or a larger type",
+                format!("{waiting} pods wait, and the node can hold no more addresses"),
+                format!("lower the kubelet's maxPods to what the node holds ({most}), or {}", more_addresses(ipamd)),
             )
             .seen_by([numbers.clone()]),
         );
@@ -81,6 +81,17 @@ fn pool(ipamd: &Value, findings: &mut Vec<Finding>) {
         );
     } else {
         findings.push(Finding::well("pool", numbers.clone()));
+    }
+    let without_prefixes = texts(ipamd, "/pool/without_prefixes");
+    if !without_prefixes.is_empty() {
+        findings.push(
+            Finding::doubtful(
+                "prefixes",
+                "a subnet has no whole /28 left: pods get single addresses, of which an ENI holds a sixteenth",
+                "reserve a CIDR for prefixes (aws ec2 create-subnet-cidr-reservation), or add a subnet with the tag kubernetes.io/role/cni=1",
+            )
+            .seen_by(without_prefixes),
+        );
     }
     if count("violations") > 0 {
         findings.push(
@@ -118,6 +129,9 @@ fn ec2(ipamd: &Value, findings: &mut Vec<Finding>) {
     const DENIED: &[&str] = &["unauthorizedoperation", "accessdenied", "not authorized", "denied", "permission"];
     const FULL: &[&str] =
         &["insufficientfreeaddresses", "insufficientcidr", "enough free", "no free", "exhausted", "sufficient free"];
+    const QUOTA: &[&str] = &["networkinterfacelimitexceeded"];
+    const GROUPS: &[&str] =
+        &["invalidgroup.notfound", "invalidsecuritygroupid.notfound", "securitygroupsperinterfacelimitexceeded"];
     const THROTTLED: &[&str] = &["requestlimitexceeded", "throttl", "request limit"];
     let mut known = false;
     let mut tell = |check, words: &[&str], finding: &str, mend: &str, findings: &mut Vec<Finding>, broken: bool| {
@@ -145,6 +159,22 @@ fn ec2(ipamd: &Value, findings: &mut Vec<Finding>) {
         FULL,
         "a subnet has no room for what is asked: the pool cannot grow there",
         "add a subnet with the tag kubernetes.io/role/cni=1, use secondary addresses where there is no free /28, or lower the warm targets of all nodes",
+        findings,
+        true,
+    );
+    tell(
+        "quota",
+        QUOTA,
+        "the account has as many network interfaces as its quota allows: no node gets more",
+        "raise the quota (Service Quotas: Network interfaces per Region), or delete interfaces that nobody uses",
+        findings,
+        true,
+    );
+    tell(
+        "security groups",
+        GROUPS,
+        "EC2 makes no ENI with the security groups that are named",
+        "see spec.securityGroups of the node's ENIConfig, else the groups of the primary ENI: each has to be there, in the VPC, and no more of them than the account's quota allows on an interface",
         findings,
         true,
     );

@@ -9,7 +9,7 @@ use sluice_hostnet::state::{Observed, Rule};
 
 use super::facts::{AWS_PINS, CILIUM_MAPS, CILIUM_PINS, CILIUM_STATE, own_conflist};
 use super::{Facts, Finding};
-use crate::daemons::number;
+use crate::daemons::{is, number};
 
 /// Plugins of others that set pods up.
 const PRIMARY: [&str; 8] = ["aws-cni", "cilium-cni", "calico", "flannel", "weave-net", "ptp", "bridge", "kube-ovn"];
@@ -295,9 +295,22 @@ fn kernel(facts: &Facts, findings: &mut Vec<Finding>) {
     }
 }
 
+/// What lets a node hold more addresses, in words that go on with "or".
+pub(super) fn more_addresses(ipamd: &Value) -> &'static str {
+    match (is(ipamd, "/node/limited_by_setting"), is(ipamd, "/node/prefixes_would_help")) {
+        (true, true) => "raise MAX_ENI, or use prefixes (ENABLE_PREFIX_DELEGATION)",
+        (true, false) => "raise MAX_ENI",
+        (false, true) => "use prefixes (ENABLE_PREFIX_DELEGATION), or a larger instance type",
+        (false, false) => "use a larger instance type",
+    }
+}
+
 /// Whether the kubelet takes more pods than there are addresses for.
 fn pods(facts: &Facts, findings: &mut Vec<Finding>) {
-    let (Some(max_pods), Ok(ipamd)) = (facts.max_pods, &facts.node.ipamd) else { return };
+    let Ok(ipamd) = &facts.node.ipamd else { return };
+    // The node's object knows the kubelet's options, too, which go before its configuration.
+    let said = Some(number(ipamd, "/node/max_pods")).filter(|pods| *pods > 0);
+    let Some(max_pods) = said.or(facts.max_pods) else { return };
     let most = number(ipamd, "/pool/max_addresses");
     if most == 0 {
         return;
@@ -307,7 +320,7 @@ fn pods(facts: &Facts, findings: &mut Vec<Finding>) {
         Finding::doubtful(
             "max pods",
             format!("the kubelet takes {max_pods} pods, and the node can hold {most} addresses"),
-            format!("set maxPods to {} or less, or use prefixes (ENABLE_PREFIX_DELEGATION)", most + 2),
+            format!("set maxPods to {} or less, or {}", most + 2, more_addresses(ipamd)),
         )
     } else {
         Finding::well("max pods", format!("{max_pods} pods, {most} addresses"))

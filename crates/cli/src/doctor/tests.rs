@@ -52,6 +52,7 @@ fn well() -> Facts {
     let ipamd = json!({
         "ready": true, "held_up": null, "obstacles": {}, "strays": [],
         "pool": {"total": 9, "free": 8, "assigned": 1, "max_addresses": 27, "free_by_subnet": {"subnet-1": 200}},
+        "node": {"limited_by_setting": false, "prefixes_would_help": true, "max_pods": null},
         "enis": {"eni-1": {"table": 3, "blocks": {"10.0.0.5/32": {POD: assigned}}}},
     });
     let policyd = json!({
@@ -140,6 +141,17 @@ fn what_ec2_says_is_told_as_what_it_is() {
     seeded("throttling", Standing::Doubtful, "RequestLimitExceeded", |facts| {
         page(&mut facts.node.ipamd, "/obstacles", json!({"AssignPrivateIpAddresses": "RequestLimitExceeded"}));
     });
+    let refused =
+        |code: &str| json!({"CreateNetworkInterface": format!("CreateNetworkInterface failed with {code}: no")});
+    seeded("quota", Standing::Broken, "NetworkInterfaceLimitExceeded", |facts| {
+        page(&mut facts.node.ipamd, "/obstacles", refused("NetworkInterfaceLimitExceeded"));
+    });
+    for code in ["InvalidGroup.NotFound", "InvalidSecurityGroupID.NotFound", "SecurityGroupsPerInterfaceLimitExceeded"]
+    {
+        seeded("security groups", Standing::Broken, code, |facts| {
+            page(&mut facts.node.ipamd, "/obstacles", refused(code));
+        });
+    }
     seeded("ec2", Standing::Doubtful, "Boom", |facts| {
         page(&mut facts.node.ipamd, "/held_up", json!("Boom"));
     });
@@ -160,6 +172,46 @@ fn a_pool_that_cannot_hold_its_pods_is_found() {
     assert_eq!(max_pods("{\n \"maxPods\": 29,\n}"), Some(29));
     assert_eq!(max_pods("kind: K\nmaxPods: 58\n"), Some(58));
     assert_eq!(max_pods("kind: K\n"), None);
+}
+
+#[test]
+fn what_is_on_already_is_not_advised() {
+    let advice = |node: Value, pool: Value, max_pods: Option<u64>| {
+        let mut facts = well();
+        facts.max_pods = max_pods;
+        page(&mut facts.node.ipamd, "/node", node);
+        page(&mut facts.node.ipamd, "/pool", pool);
+        only(&facts).mend.unwrap()
+    };
+    let node = |by_setting: bool, prefixes: bool, max_pods: Value| json!({"limited_by_setting": by_setting, "prefixes_would_help": prefixes, "max_pods": max_pods});
+    // An m5.large with prefixes holds what the kubelet takes.
+    let mut with_prefixes = well();
+    page(&mut with_prefixes.node.ipamd, "/node", node(false, false, json!(110)));
+    page(&mut with_prefixes.node.ipamd, "/pool/max_addresses", json!(432));
+    assert!(findings(&with_prefixes).iter().all(|finding| finding.standing == Standing::Well));
+    let small = json!({"max_addresses": 27});
+    let kubelet = |node: Value| advice(node, small.clone(), Some(110));
+    assert_eq!(
+        kubelet(node(false, true, json!(null))),
+        "set maxPods to 29 or less, or use prefixes (ENABLE_PREFIX_DELEGATION), or a larger instance type"
+    );
+    assert_eq!(kubelet(node(false, false, json!(null))), "set maxPods to 29 or less, or use a larger instance type");
+    assert_eq!(kubelet(node(true, false, json!(null))), "set maxPods to 29 or less, or raise MAX_ENI");
+    let full = json!({"waiting": 2, "assigned": 432, "max_addresses": 432});
+    let full = advice(node(false, false, json!(null)), full, Some(29));
+    assert_eq!(full, "lower the kubelet's maxPods to what the node holds (432), or use a larger instance type");
+    // What the node's object says goes before the kubelet's file, and stands in where that is not seen.
+    for file in [None, Some(29)] {
+        assert!(advice(node(false, false, json!(110)), small.clone(), file).starts_with("set maxPods to 29"));
+    }
+}
+
+#[test]
+fn a_subnet_without_a_whole_prefix_is_found() {
+    seeded("prefixes", Standing::Doubtful, "subnet-1", |facts| {
+        let pool = facts.node.ipamd.as_mut().unwrap().pointer_mut("/pool").unwrap().as_object_mut().unwrap();
+        pool.insert("without_prefixes".to_owned(), json!(["subnet-1"]));
+    });
 }
 
 #[test]
