@@ -334,7 +334,7 @@ fn the_files_of_the_host_are_seen_from_a_container() {
     }
     let found: Vec<_> = facts::files(&root).into_iter().collect();
     let there = ["/sys/fs/bpf/globals/aws", "/sys/fs/bpf/tc/globals/cilium_metrics", "/var/run/aws-node/ipamd.sock"];
-    assert_eq!(found, there.map(std::path::PathBuf::from));
+    assert_eq!(found, there.map(PathBuf::from));
     let lists = facts::conflists(&root, std::path::Path::new("/etc/cni/net.d")).unwrap();
     assert_eq!(lists, [("10-aws.conflist".to_owned(), Some(json!({"plugins": [{"type": "aws-cni"}]})))]);
     std::fs::remove_dir_all(&root).unwrap();

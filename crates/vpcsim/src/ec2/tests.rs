@@ -280,7 +280,7 @@ fn the_documentation_lists_what_is_answered_and_what_has_no_effect() {
     let page = include_str!("../../../../docs/localstack.md").replace('\n', " ");
     let mut actions: Vec<&str> = Action::ALL.iter().map(|action| action.as_str()).collect();
     actions.sort_unstable();
-    for list in [actions, super::decode::WITHOUT_EFFECT.to_vec()] {
+    for list in [actions, decode::WITHOUT_EFFECT.to_vec()] {
         let list = list.join(", ");
         assert!(page.contains(&list), "docs/localstack.md does not list: {list}");
     }

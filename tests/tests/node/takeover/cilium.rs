@@ -72,7 +72,6 @@ const AT_PODS: [(Hook, &str); 2] = [(Hook::Ingress, "cil_from_container"), (Hook
 const AT_DEVICES: [(Hook, &str); 2] = [(Hook::Ingress, "cil_from_netdev"), (Hook::Egress, "cil_to_netdev")];
 
 const PINS: &str = "/sys/fs/bpf/cilium";
-const MAPS: &str = "/sys/fs/bpf/tc/globals";
 const METRICS: &str = "/sys/fs/bpf/tc/globals/cilium_metrics";
 const STATE: &str = "/var/run/cilium";
 

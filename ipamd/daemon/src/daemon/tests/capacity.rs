@@ -5,13 +5,16 @@ use super::*;
 use crate::cluster::Told;
 use crate::inbox::Input;
 
+/// An instance type, settings, and the ENIs and addresses that a node of it can hold with them.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], (u32, u32));
+
 #[tokio::test(start_paused = true)]
 async fn what_a_node_can_hold_is_shown_as_the_settings_have_it() {
     let prefixes = ("ENABLE_PREFIX_DELEGATION", "true");
     let two = ("MAX_ENI", "2");
     let v6 = [("ENABLE_IPv4", "false"), ("ENABLE_IPv6", "true")];
     let trunk = [("ENABLE_POD_ENI", "true"), ("MY_NODE_NAME", "n1")];
-    let cases: [(&str, &[(&str, &str)], (u32, u32)); 9] = [
+    let cases: [Case<'_>; 9] = [
         ("m5.large", &[], (3, 27)),
         ("m5.large", &[prefixes], (3, 27 * 16)),
         ("m5.large", &[two], (2, 18)),
