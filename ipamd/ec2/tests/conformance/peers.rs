@@ -28,9 +28,17 @@ pub(crate) const LOCALSTACK_LACKS: &[(&str, &str)] = &[
     ("a_full_subnet_assigns_no_address", "a subnet never runs out of addresses"),
     ("without_a_whole_block_no_eni_with_a_prefix_is_made", "there are no prefixes, and so none are missing"),
     ("without_a_whole_block_no_prefix_is_assigned", "there are no prefixes, and so none are missing"),
+    (
+        "a_subnet_is_described_with_its_ipv6_cidr",
+        "the state of the subnet's IPv6 CIDR is `{'State': 'associated'}`, which is no state",
+    ),
     ("an_eni_is_made_with_an_ipv6_prefix", "`Ipv6PrefixCount` is passed over: the ENI has none"),
     ("an_ipv6_prefix_is_assigned", "`Ipv6PrefixCount` is passed over: the answer has none"),
     ("without_an_ipv6_cidr_no_ipv6_prefix_is_assigned", "AssignIpv6Addresses says yes and assigns nothing"),
+    (
+        "the_name_of_a_cluster_is_no_pattern",
+        "a backslash in a filter stands for itself: `*` is a pattern with one before it, too",
+    ),
     (
         "interfaces_are_found_by_the_name_of_their_security_group",
         "DescribeNetworkInterfaces has no filter `group-name`: `InternalFailure`",
