@@ -4,32 +4,30 @@
 //! answers arrive when EC2 would have sent them. The host sets an ENI up as soon as its link shows. The executor's own
 //! token buckets are left out: a node needs more calls at once than they allow only when EC2 throttles it.
 
+mod scene;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-use sluice_contract::id::{
-    Attachment, ContainerId, EniId, IfName, InstanceId, InvalidId, MacAddr, NetworkName, PodRef, VpcId,
-};
+use sluice_contract::id::{Attachment, ContainerId, EniId, IfName, InstanceId, InvalidId, NetworkName, PodRef};
 use sluice_contract::rpc::Refusal;
 use sluice_ipamd_core::check::check;
-use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind, InstanceIdentity, InstanceLimits};
-use sluice_ipamd_core::ipv6::Families;
+use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind, InstanceLimits};
 use sluice_ipamd_core::ledger::{Owner, Stage};
 use sluice_ipamd_core::limits;
 use sluice_ipamd_core::op::{Failure, Op, Outcome};
 use sluice_ipamd_core::plan::{Demand, Plan, Targets, plan};
 use sluice_ipamd_core::queue::{Queue, Token};
 use sluice_ipamd_core::serve::serve;
-use sluice_ipamd_core::state::{Event, State, tag};
+use sluice_ipamd_core::state::{Event, State};
 use sluice_ipamd_core::time::Timestamp;
-use sluice_vpcsim::limits::{Hypervisor, InstanceType};
-use sluice_vpcsim::model::api::CreateSubnet;
-use sluice_vpcsim::model::{ApiError, CallFailure, Model, SceneInstance, Settings};
+use sluice_vpcsim::model::{ApiError, CallFailure, Model, Settings};
+
+pub use scene::Networking;
 
 use crate::translate;
+use scene::Scene;
 
 /// How long a call without an answer is waited for (`HTTP_TIMEOUT`).
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,10 +80,13 @@ pub struct Figures {
     pub pods: u32,
     /// ENIs, the primary among them.
     pub enis: u32,
-    /// Addresses for pods, in use or not, those of prefixes among them.
+    /// Addresses for pods, in use or not, those of prefixes among them. Pods with addresses of both families are counted by
+    /// IPv4's; of a /80 those count that pods may have ([`sluice_ipamd_core::ipv6::WINDOW`]).
     pub addresses: u32,
     /// /28 prefixes.
     pub prefixes: u32,
+    /// /80 prefixes, of which pods' IPv6 addresses are.
+    pub ipv6_prefixes: u32,
     /// Addresses that a pod could have at once.
     pub free: u32,
     /// Calls of EC2 since the node started.
@@ -136,29 +137,9 @@ pub fn limits_of(instance_type: &str) -> Result<InstanceLimits, SimError> {
     limits::limits(instance_type).ok_or_else(|| SimError::UnknownType(instance_type.to_owned()))
 }
 
-/// A type that the model's own table lacks. What is leaked is a few bytes a call.
-fn further_type(instance_type: &str) -> Option<&'static InstanceType> {
-    let row = limits::find(instance_type)?;
-    let hypervisor = match row.hypervisor {
-        limits::Hypervisor::Nitro => Hypervisor::Nitro,
-        limits::Hypervisor::Xen => Hypervisor::Xen,
-        limits::Hypervisor::Metal => Hypervisor::None,
-    };
-    Some(Box::leak(Box::new(InstanceType {
-        name: row.name,
-        cards: Vec::leak(row.enis_per_card),
-        ipv4_per_eni: row.ipv4_per_eni,
-        ipv6_per_eni: row.ipv6_per_eni,
-        hypervisor,
-        vcpus: 0,
-        memory_mib: 0,
-        architecture: "x86_64",
-        efa: false,
-    })))
-}
-
 impl Node {
-    /// A node that starts at time 0, in a subnet with room for twice what it can hold. EC2 behaves as `settings` say.
+    /// A node of IPv4 pods that starts at time 0, in a subnet with room for twice what it can hold. EC2 behaves as `settings`
+    /// say.
     ///
     /// # Errors
     /// [`SimError`]: the type is unknown, or the scene cannot be set up.
@@ -166,37 +147,24 @@ impl Node {
         instance_type: &str,
         targets: Targets,
         cooldown: Duration,
-        mut settings: Settings,
+        settings: Settings,
     ) -> Result<Self, SimError> {
-        let limits = limits_of(instance_type)?;
-        if settings.instance_type(instance_type).is_none() {
-            settings.further_types.extend(further_type(instance_type));
-        }
+        Self::connected(instance_type, Networking::default(), targets, cooldown, settings)
+    }
+
+    /// The same with pods' addresses as `networking` says.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn connected(
+        instance_type: &str,
+        networking: Networking,
+        targets: Targets,
+        cooldown: Duration,
+        settings: Settings,
+    ) -> Result<Self, SimError> {
         let start = Timestamp::from_millis(u64::try_from(settings.epoch.as_millis()).unwrap_or(0));
-        let mut model = Model::new(settings);
-        let most =
-            limits.enis.saturating_mul(limits.ipv4_per_eni).saturating_mul(if targets.prefixes { 32 } else { 2 });
-        let length = (16..=20u8).rev().find(|length| 1u32 << (32 - length) >= most.saturating_add(16)).unwrap_or(16);
-        let net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), length);
-        let vpc_cidr = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16);
-        let vpc = model.add_vpc(&[vpc_cidr], None, BTreeMap::new()).map_err(SimError::Scene)?;
-        let subnet = CreateSubnet {
-            vpc: vpc.clone(),
-            cidr: net,
-            ipv6_cidr: None,
-            availability_zone: Some(ZONE.to_owned()),
-            tags: BTreeMap::new(),
-        };
-        let subnet = model.add_subnet(&subnet, false).map_err(SimError::Scene)?;
-        let instance = SceneInstance {
-            instance_type: instance_type.to_owned(),
-            subnet,
-            private_ip: None,
-            public_ip: false,
-            tags: BTreeMap::new(),
-        };
-        let instance = model.add_instance(&instance).map_err(SimError::Scene)?;
-        let node = known(&model, &instance, instance_type, &vpc, limits, vpc_cidr);
+        let Scene { model, instance, known, config } = Scene::new(instance_type, networking, &targets, settings)?;
         let mut new = Self {
             state: State::new(model.settings().seed),
             model,
@@ -216,7 +184,8 @@ impl Node {
             last_reason: String::new(),
             idle: IdleTime::default(),
         };
-        new.apply(Event::NodeKnown(node));
+        new.apply(Event::NodeKnown(known));
+        new.apply(Event::EniConfigKnown(config));
         let listed = translate::imds_enis(new.model.state(), &new.instance, Duration::ZERO);
         new.apply(Event::ImdsSeen(listed));
         new.host_sets_up();
@@ -278,11 +247,15 @@ impl Node {
     #[must_use]
     pub fn figures(&self) -> Figures {
         let tally = self.state.ledger().tally(self.at());
+        let delegated = self.state.ledger().enis().filter(|eni| eni.ipv6.is_some()).count();
+        let ipv6_prefixes = u32::try_from(delegated).unwrap_or(u32::MAX);
         Figures {
             pods: tally.assigned,
             enis: tally.enis,
             addresses: tally.total(),
-            prefixes: tally.prefixes,
+            // Where pods have IPv6 alone, these are the blocks.
+            prefixes: if self.state.families().has_v4() { tally.prefixes } else { 0 },
+            ipv6_prefixes,
             free: tally.free,
             ec2_calls: self.model.log().total(),
         }
@@ -531,41 +504,6 @@ impl Node {
         for eni in attached {
             self.apply(Event::EniReady(eni));
         }
-    }
-}
-
-/// The node's availability zone.
-const ZONE: &str = "us-east-1a";
-
-fn known(
-    model: &Model,
-    instance: &InstanceId,
-    instance_type: &str,
-    vpc: &VpcId,
-    limits: InstanceLimits,
-    vpc_cidr: Ipv4Net,
-) -> sluice_ipamd_core::state::Node {
-    let primary = model.state().attached(instance).first().map(|eni| (eni.mac, eni.groups.clone()));
-    let (primary_mac, security_groups) = primary.unwrap_or((MacAddr([0; 6]), Vec::new()));
-    sluice_ipamd_core::state::Node {
-        identity: InstanceIdentity {
-            instance: instance.clone(),
-            instance_type: instance_type.to_owned(),
-            availability_zone: ZONE.to_owned(),
-            region: model.settings().region.clone(),
-            primary_mac,
-            vpc: vpc.clone(),
-        },
-        limits,
-        vpc_cidrs: vec![vpc_cidr],
-        security_groups,
-        tags: BTreeMap::from([(tag::INSTANCE.to_owned(), instance.to_string())]),
-        manage_untagged_enis: true,
-        families: Families::V4,
-        custom_networking: false,
-        subnet_discovery: true,
-        imds_only: false,
-        multi_nic: false,
     }
 }
 

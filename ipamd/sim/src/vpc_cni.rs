@@ -9,7 +9,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use sluice_ipamd_core::cloud::InstanceLimits;
+use sluice_ipamd_core::ipv6::Families;
 use sluice_ipamd_core::plan::{Targets, WarmMode};
+
+use crate::node::Networking;
 
 /// Addresses of a prefix.
 const PREFIX: u32 = 16;
@@ -83,6 +86,7 @@ enum Action {
 #[derive(Debug, Clone)]
 pub struct VpcCni {
     limits: InstanceLimits,
+    networking: Networking,
     targets: Targets,
     cooldown: Duration,
     now: Duration,
@@ -101,11 +105,19 @@ impl VpcCni {
     /// A node whose pool is at rest. [`Targets::trunk`] holds for instance types that can have a trunk ENI.
     #[must_use]
     pub fn settled(limits: InstanceLimits, targets: Targets, cooldown: Duration) -> Self {
+        Self::connected(limits, Networking::default(), targets, cooldown)
+    }
+
+    /// The same with pods' IPv4 addresses as `networking` says. Its further network cards have pools of their own, which pods
+    /// with one interface get nothing of, and are left out.
+    #[must_use]
+    pub fn connected(limits: InstanceLimits, networking: Networking, targets: Targets, cooldown: Duration) -> Self {
         // It has nothing else.
         let targets = Targets { mode: WarmMode::Static, ..targets };
         let primary = Eni { primary: true, since: Duration::ZERO, cidrs: Vec::new() };
         let mut node = Self {
             limits,
+            networking,
             targets,
             cooldown,
             now: Duration::ZERO,
@@ -207,15 +219,17 @@ impl VpcCni {
         self.advance(until);
     }
 
-    /// Lets time pass until the pool is at rest.
-    pub fn settle(&mut self) {
-        loop {
+    /// Lets time pass until the pool is at rest, or an hour has passed. Answers whether it is: by the rules some targets are never
+    /// satisfied. With `WARM_ENI_TARGET=0` an empty pool grows by an ENI, which is freed again because it is one more than none.
+    pub fn settle(&mut self) -> bool {
+        for _ in 0..30 {
             let before = self.calls;
             self.run(2 * MIN_ENI_LIFE);
             if self.calls == before && self.doing.is_none() {
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// Lets time pass until nobody waits, or an hour has passed. Answers how long that took.
@@ -264,6 +278,11 @@ impl VpcCni {
 
     const fn places_each(&self) -> u32 {
         self.limits.ipv4_per_eni.saturating_sub(1)
+    }
+
+    /// `GetAllocatableENIs`: what an ENI can hold for pods; with custom networking the primary ENI is none of theirs.
+    const fn places_on(&self, eni: &Eni) -> u32 {
+        if self.networking.custom && eni.primary { 0 } else { self.places_each() }
     }
 
     /// `maxIPsPerENI`.
@@ -336,6 +355,10 @@ impl VpcCni {
     /// `updateIPPoolIfRequired`.
     fn tick(&mut self) {
         let mut took = Duration::ZERO;
+        if !self.targets.provisioning || self.networking.imds_only {
+            self.next_tick = self.now + TICK;
+            return;
+        }
         if self.is_low() {
             if let Some((duration, action)) = self.increase() {
                 self.doing = Some((self.now + duration, action));
@@ -359,9 +382,11 @@ impl VpcCni {
             (true, false) => self.targets.warm_prefixes.saturating_sub(self.free_prefixes()).max(1),
         };
         let each = self.places_each();
-        if let Some((eni, known)) = self.enis.iter().enumerate().find(|(_, eni)| eni.places() < each) {
+        let allocatable = |eni: &Eni| self.places_on(eni).saturating_sub(eni.places());
+        let found = self.enis.iter().map(allocatable).enumerate().find(|(_, room)| *room > 0);
+        if let Some((eni, room)) = found {
             self.calls += 1;
-            return Some((CHANGE, Action::Assign { eni, places: want.min(each - known.places()) }));
+            return Some((CHANGE, Action::Assign { eni, places: want.min(room) }));
         }
         if u32::try_from(self.enis.len()).unwrap_or(u32::MAX) < self.max_enis() {
             self.calls += CALLS_NEW_ENI;
@@ -428,9 +453,8 @@ impl VpcCni {
                 && eni.assigned() == 0
                 && eni.count(|address| matches!(address, Address::Cooling(until) if *until > self.now)) == 0
                 && (!self.targets.counts_addresses() || rest >= warm && total - eni.total() >= self.targets.minimum_ips)
-                && (!self.prefixes()
-                    || self.targets.counts_addresses()
-                    || self.free_prefixes() - eni.free_cidrs() >= self.targets.warm_prefixes)
+                // Whether or not the targets in addresses are set.
+                && (!self.prefixes() || self.free_prefixes() - eni.free_cidrs() >= self.targets.warm_prefixes)
         });
         let Some(index) = goes else { return Duration::ZERO };
         self.enis.remove(index);
@@ -449,6 +473,50 @@ impl VpcCni {
         let first = u32::try_from(self.waits.len()).unwrap_or(u32::MAX);
         let took = self.serve_all();
         Burst { pods, at_once: first, took, ec2_calls: self.calls, all: self.waiting.is_empty() }
+    }
+}
+
+/// Why there is nothing to say of the VPC CNI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoBurst {
+    /// It knows one family or the other.
+    #[error("it has no pods with addresses of both families")]
+    Families,
+    /// It does not start (`ENABLE_PREFIX_DELEGATION` with all targets 0).
+    #[error("it does not start with prefixes and no target above 0")]
+    NoTarget,
+    /// [`VpcCni::settle`].
+    #[error("it makes an ENI and frees it again, on and on, with these settings")]
+    Restless,
+}
+
+/// Pods come at once to a node whose pool is at rest.
+///
+/// # Errors
+/// [`NoBurst`].
+pub fn burst(
+    limits: InstanceLimits,
+    networking: Networking,
+    targets: Targets,
+    cooldown: Duration,
+    pods: u32,
+) -> Result<Burst, NoBurst> {
+    match networking.families {
+        Families::V4
+            if targets.prefixes && [targets.warm_prefixes, targets.warm_ips, targets.minimum_ips] == [0; 3] =>
+        {
+            Err(NoBurst::NoTarget)
+        }
+        Families::V4 => {
+            let mut node = VpcCni::connected(limits, networking, targets, cooldown);
+            if node.settle() { Ok(node.burst(pods)) } else { Err(NoBurst::Restless) }
+        }
+        // 2.14: one /80, which the node has from its start, and no pool manager.
+        Families::V6 => {
+            let at_once = if limits.prefixes { pods } else { 0 };
+            Ok(Burst { pods, at_once, took: Duration::ZERO, ec2_calls: 0, all: at_once == pods })
+        }
+        Families::Dual => Err(NoBurst::Families),
     }
 }
 
