@@ -209,7 +209,7 @@ def wrong_values_are_refused():
     refused({"enableNetworkPolicies": True}, "enableNetworkPolicies")
     refused({"env": {"WARM_ENI_TARGET": [1]}}, "WARM_ENI_TARGET")
     refused({"cniConfig": {"extraPlugins": [{"type": "sluice-eni"}]}}, "extraPlugins")
-    refused({"env": {"DISABLE_INTROSPECTION": "true", "DISABLE_METRICS": "true"}}, "probes need one")
+    refused({"policyd": {"env": {"DISABLE_INTROSPECTION": "true", "DISABLE_METRICS": "true"}}}, "probes need one")
     refused({"logs": {"hostPath": "var/log"}}, "logs")
     refused({"eniConfig": {"create": True, "subnets": {"a": {"id": "vpc-1"}}}}, "subnets")
 
@@ -303,9 +303,33 @@ def the_command_is_told_where_daemons_are_asked():
         assert {one["name"]: one["value"] for one in found["conflist"].get("env", [])} == expected, combination
         told = {one["name"]: one["value"] for one in found["policyd"]["env"] if "value" in one}
         assert {name: value for name, value in told.items() if name in names} == expected, f"{combination}: the node's page"
-        for (name, variable), usual in zip([("ipamd", names[0]), ("policyd", names[1]), ("proxy", names[2])], [61679, 61680, 61682]):
+        for (name, variable), usual in zip([("ipamd", "SLUICE_HEALTH_ADDRESS"), ("policyd", names[1]), ("proxy", names[2])], [61681, 61680, 61682]):
             port = int(expected.get(variable, f":{usual}").rpartition(":")[2])
             assert found[name]["livenessProbe"]["httpGet"]["port"] == port, f"{combination}: {name}"
+
+
+@check
+def no_port_of_aws_nodes_is_probed():
+    # Its daemon answers there with success, whatever is asked, for as long as it serves the node.
+    for name, found in daemonsets():
+        for container in containers(found):
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                port = container.get(probe, {}).get("httpGet", {}).get("port")
+                assert port not in (50051, 50052, 61678, 61679), f"{name}: {container['name']}"
+    ports = {}
+    for elsewhere, expected in [({}, 61681), ({"SLUICE_HEALTH_ADDRESS": "127.0.0.1:7000"}, 7000), ({"DISABLE_INTROSPECTION": "true", "DISABLE_METRICS": "true"}, 61681)]:
+        found = next(found for found in yaml.safe_load_all(template({"env": elsewhere})) if found and found["kind"] == "DaemonSet")
+        ports[expected] = {container["livenessProbe"]["httpGet"]["port"] for container in containers(found) if container["name"] == "ipamd"}
+        assert ports[expected] == {expected}, (elsewhere, ports)
+
+
+@check
+def daemons_see_whether_aws_node_serves_the_node():
+    for name, found in daemonsets():
+        for container in containers(found):
+            if container["name"] in ("ipamd", "policyd", "conflist"):
+                mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+                assert mounts["/var/run/aws-node"]["readOnly"] is True, f"{name}: {container['name']}"
 
 
 @check

@@ -67,6 +67,9 @@ pub const CONFLIST: &str = "/etc/cni/net.d/00-sluice.conflist";
 pub const IPAMD_METRICS_PORT: u16 = 61678;
 /// TCP port of ipamd's introspection, on the loopback address only.
 pub const IPAMD_INTROSPECTION_PORT: u16 = 61679;
+/// TCP port of ipamd's health pages, on the loopback address only. The two others are the AWS VPC CNI's too, whose daemon answers there
+/// with success, whatever is asked, for as long as it serves the node.
+pub const IPAMD_HEALTH_PORT: u16 = 61681;
 
 /// TCP port of the proxy's Prometheus metrics, on all addresses.
 pub const PROXY_METRICS_PORT: u16 = 9963;

@@ -1,5 +1,6 @@
 //! What the daemons of a node, ipamd, policyd and the proxy, have in common.
 //!
+//! - [`aws_node`]: the AWS VPC CNI's daemon, for as long as which they wait.
 //! - [`rpc`]: the server of the socket that plugins speak to.
 //! - [`tombstones`]: what plugins left behind while the daemon was down.
 //! - [`frame`]: frames of that socket and others.
@@ -10,6 +11,7 @@
 //! - [`log`]: logs, and errors in them.
 #![forbid(unsafe_code)]
 
+pub mod aws_node;
 pub mod environment;
 pub mod frame;
 pub mod http;

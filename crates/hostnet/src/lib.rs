@@ -18,7 +18,7 @@
 //! - [`vpc_cni`]: what the AWS VPC CNI leaves in the packet filter.
 //! - [`tc`], [`bpf`]: programs on the hooks of a link, and how one that is pinned is opened.
 //!
-//! `unsafe` is allowed in [`bpf`] alone, for one call that has no safe door.
+//! `unsafe` is allowed in [`bpf`] and for reading an option of a socket in [`vpc_cni`]: one call each that has no safe door.
 
 pub mod bpf;
 pub mod branch;

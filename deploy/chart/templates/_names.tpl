@@ -74,15 +74,20 @@ app.kubernetes.io/component: {{ .component }}
 {{- range $said }}{{ if has (. | toString | trim) $true }}true{{ end }}{{ end -}}
 {{- end -}}
 
-{{/* The port that probes ask: of introspection, or of metrics where that is switched off. .env: the container's variables;
-.names and .ports: the variable of each address, and its default port. */}}
+{{/* The port that probes ask: of the only address of .names, where one is for that alone; else of introspection, or of metrics where
+that is switched off. .env: the container's variables; .names and .ports: the variable of each address, and its default port. */}}
 {{- define "sluice.port" -}}
+{{- if eq (len .names) 1 -}}
+{{- $address := get .env (first .names) -}}
+{{- if $address -}}{{ $address | toString | splitList ":" | last }}{{- else -}}{{ first .ports }}{{- end -}}
+{{- else -}}
 {{- $off := ternary 1 0 (eq (get .env "DISABLE_INTROSPECTION" | toString | lower) "true") -}}
 {{- if and (eq $off 1) (eq (get .env "DISABLE_METRICS" | toString | lower) "true") -}}
 {{- fail (printf "%s: probes need one of its two ports: leave DISABLE_INTROSPECTION or DISABLE_METRICS false" .container) -}}
 {{- end -}}
 {{- $address := get .env (index .names $off) -}}
 {{- if $address -}}{{ $address | toString | splitList ":" | last }}{{- else -}}{{ index .ports $off }}{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "sluice.probes" -}}

@@ -33,7 +33,7 @@ pub use variables::{Effect, VARIABLES, Variable};
 use fault::Reader;
 
 /// Where the AWS VPC CNI keeps its allocations, unless it is told otherwise.
-pub const AWS_NODE_CHECKPOINT: &str = "/var/run/aws-node/ipam.json";
+pub const AWS_NODE_CHECKPOINT: &str = sluice_daemon::aws_node::CHECKPOINT;
 
 /// The kubelet's default for the most pods of a node.
 const KUBELET_MAX_PODS: u32 = 110;
@@ -194,6 +194,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// `INTROSPECTION_BIND_ADDRESS`; none with `DISABLE_INTROSPECTION`.
     pub introspection_address: Option<SocketAddr>,
+    /// `SLUICE_HEALTH_ADDRESS`: where a kubelet asks, from the start on.
+    pub health_address: SocketAddr,
     /// `HTTP_TIMEOUT`: how long one call of EC2 or IMDS may take.
     pub call_timeout: Duration,
     /// `SLUICE_ADD_DEADLINE`: the longest that an ADD waits for an address, whatever its own deadline.
@@ -334,6 +336,10 @@ impl Config {
                 let default = SocketAddr::from(([127, 0, 0, 1], node::IPAMD_INTROSPECTION_PORT));
                 let address = from.address("INTROSPECTION_BIND_ADDRESS", default);
                 (!from.boolean("DISABLE_INTROSPECTION", false)).then_some(address)
+            },
+            health_address: {
+                let default = SocketAddr::from(([127, 0, 0, 1], node::IPAMD_HEALTH_PORT));
+                from.address("SLUICE_HEALTH_ADDRESS", default)
             },
             call_timeout: from.seconds("HTTP_TIMEOUT", 10, 10..=300),
             add_deadline: from.seconds("SLUICE_ADD_DEADLINE", 60, 1..=220),

@@ -1,4 +1,5 @@
-//! The two HTTP ports: metrics, and introspection on the loopback address. A busy port is tried again, never fatal.
+//! The HTTP ports: metrics, introspection on the loopback address, and health, which is served from the start on. A busy port is tried
+//! again, never fatal.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,8 +11,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use sluice_daemon::aws_node;
 use sluice_daemon::http::health::{self, Health};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
+use tokio::sync::watch;
 
 use crate::config::{Effect, VARIABLES};
 use crate::inbox::{Handle, InForce};
@@ -22,6 +25,32 @@ use crate::metrics::Metrics;
 pub(crate) struct Pages {
     pub(crate) handle: Handle,
     pub(crate) metrics: Arc<Metrics>,
+}
+
+/// How far the start has come.
+#[derive(Debug, Clone)]
+pub(crate) enum Stage {
+    /// The AWS VPC CNI's daemon serves the node.
+    AwsNode,
+    /// The state is read.
+    Starting,
+    /// The loop runs.
+    Running(Handle),
+}
+
+/// Serves health alone for as long as it is polled, whatever the stage.
+pub(crate) async fn serve_health(address: SocketAddr, stage: watch::Receiver<Stage>) {
+    let pages = health::pages(move || {
+        let stage = stage.borrow().clone();
+        async move {
+            match stage {
+                Stage::AwsNode => Health::NotReady(aws_node::SERVES),
+                Stage::Starting => Health::NotReady("ipamd is starting\n"),
+                Stage::Running(handle) => of_loop(&handle).await,
+            }
+        }
+    });
+    serve("health", address, pages).await;
 }
 
 /// Serves metrics for as long as it is polled.
@@ -55,14 +84,16 @@ fn health(pages: &Pages) -> Router {
     let handle = pages.handle.clone();
     health::pages(move || {
         let handle = handle.clone();
-        async move {
-            match handle.look().await {
-                Some(view) if view.ready => Health::Ready,
-                Some(_) => Health::NotReady("no address can be handed out yet\n"),
-                None => Health::Silent,
-            }
-        }
+        async move { of_loop(&handle).await }
     })
+}
+
+async fn of_loop(handle: &Handle) -> Health {
+    match handle.look().await {
+        Some(view) if view.ready => Health::Ready,
+        Some(_) => Health::NotReady("no address can be handed out yet\n"),
+        None => Health::Silent,
+    }
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {

@@ -14,7 +14,8 @@ use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
 use sluice_ipamd_core::ledger::Owner;
 use sluice_ipamd_core::recover::{Finding, Recovered, recover};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -23,7 +24,7 @@ use crate::cluster::{Cluster, REPORT_LIMIT, Report, TOLD_LIMIT};
 use crate::config::Config;
 use crate::daemon::{Daemon, Parts, Start};
 use crate::executor::{Backoff, Executor, Random};
-use crate::http::{Pages, serve_introspection, serve_metrics};
+use crate::http::{Pages, Stage, serve_health, serve_introspection, serve_metrics};
 use crate::inbox::{Handle, Input, SOFTWARE};
 use crate::kernel::{Kernel, Pods};
 use crate::log::ErrorChain;
@@ -52,7 +53,8 @@ pub enum RunError {
 /// Runs ipamd until `shutdown` resolves; then stops accepting, hears calls under way out, writes the last checkpoint and
 /// returns.
 ///
-/// Serving starts from the checkpoint, before IMDS or EC2 have been asked; both are tried for ever.
+/// While the AWS VPC CNI's daemon serves the node, it waits; health is served meanwhile. Serving starts from the checkpoint, before IMDS
+/// or EC2 have been asked; both are tried for ever.
 ///
 /// # Errors
 /// [`RunError`] when the daemon cannot start (its directory, its lock or its socket cannot be had), and
@@ -80,13 +82,15 @@ pub async fn run<C: Cloud, K: Kernel>(
         }
     };
     let aws_node = AwsNode::new(config.aws_node_file.clone());
+    let (stage, stages) = watch::channel(if aws_node.serves().await { Stage::AwsNode } else { Stage::Starting });
+    let health = AbortOnDrop(tokio::spawn(serve_health(config.health_address, stages)));
     tokio::select! {
-        () = aws_node.has_gone() => {}
+        () = aws_node.has_gone() => stage.send_replace(Stage::Starting),
         () = &mut shutdown => {
             ended(Instant::now());
             return Ok(());
         }
-    }
+    };
     let begun = Instant::now();
     let listener = listen(&config.socket())?;
     // Plugins that connect from here on wait in the socket's queue.
@@ -106,6 +110,7 @@ pub async fn run<C: Cloud, K: Kernel>(
     let cluster = tokio::spawn(hear(cluster, handle.clone(), reported));
     let pages = Pages { handle: handle.clone(), metrics: Arc::clone(&metrics) };
     let counts = Arc::clone(&metrics);
+    stage.send_replace(Stage::Running(handle.clone()));
     let server = Server::new(Plugins { handle, metrics }, config.max_waiting, config.add_deadline);
     let (stop_server, server_stops) = oneshot::channel();
     let (stop_daemon, daemon_stops) = oneshot::channel::<()>();
@@ -132,11 +137,21 @@ pub async fn run<C: Cloud, K: Kernel>(
             tracing::error!(task = name, error = %ErrorChain(&error), "a task ended badly");
         }
     }
+    drop(health);
     pages.abort();
     cluster.abort();
     drop(lock);
     ended(begun);
     Ok(())
+}
+
+/// A task that ends with what started it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// The last line of the log, whenever the end came: what waits for it must not miss it.

@@ -6,27 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use sluice_contract::node::{nic, veth_hash};
-use sluice_ipamd_core::aws_node::{self, Allocation, AwsNodeError};
+use sluice_daemon::aws_node;
+use sluice_ipamd_core::aws_node::{Allocation, AwsNodeError, read as read_allocations};
 use sluice_ipamd_core::ledger::Owner;
-use tokio::net::{TcpStream, UnixStream};
 
 use crate::kernel::Pods;
 use crate::log::ErrorChain;
 use crate::store::{Store, StoreError};
-
-/// How often it is looked whether the VPC CNI's daemon has gone.
-const AGAIN: Duration = Duration::from_secs(1);
-
-/// How long its TCP port may take to answer.
-const CONNECT: Duration = Duration::from_millis(200);
-
-/// Where releases before 1.23 serve their plugin.
-const PORT: u16 = 50_051;
 
 /// Network cards that allocations are looked for on; no instance type has more.
 const CARDS: u32 = 64;
@@ -46,42 +36,21 @@ enum ReadError {
 
 /// The VPC CNI's daemon of this node, by the file that holds its allocations.
 #[derive(Debug, Clone)]
-pub(crate) struct AwsNode {
-    file: PathBuf,
-}
+pub(crate) struct AwsNode(aws_node::AwsNode);
 
 impl AwsNode {
     pub(crate) const fn new(file: PathBuf) -> Self {
-        Self { file }
+        Self(aws_node::AwsNode::new(file))
     }
 
     /// Returns when no daemon of the VPC CNI answers on this node.
     pub(crate) async fn has_gone(&self) {
-        let mut told = false;
-        while let Some(place) = self.answers().await {
-            if !std::mem::replace(&mut told, true) {
-                tracing::warn!(place, "the AWS VPC CNI's daemon serves this node: waiting until it is stopped");
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-        if told {
-            tracing::info!("the AWS VPC CNI's daemon has gone");
-        }
+        self.0.has_gone().await;
     }
 
-    /// Where the VPC CNI's daemon answers, if it does.
-    async fn answers(&self) -> Option<String> {
-        let socket = self.file.with_file_name("ipamd.sock");
-        if UnixStream::connect(&socket).await.is_ok() {
-            return Some(socket.display().to_string());
-        }
-        if !self.file.exists() {
-            return None;
-        }
-        // Whatever else may listen there: on a node that the VPC CNI has served it is most likely that.
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-        let connected = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
-        connected.is_ok_and(|stream| stream.is_ok()).then(|| address.to_string())
+    /// Whether one does.
+    pub(crate) async fn serves(&self) -> bool {
+        self.0.answers().await.is_some()
     }
 
     /// The allocations whose addresses live on the host interface of their pod, by address.
@@ -97,14 +66,14 @@ impl AwsNode {
             }
         }
         if !owners.is_empty() || left > 0 {
-            tracing::info!(pods = owners.len(), gone = left, path = %self.file.display(), "the AWS VPC CNI's pods");
+            tracing::info!(pods = owners.len(), gone = left, path = %self.0.file().display(), "the AWS VPC CNI's pods");
         }
         owners
     }
 
     fn allocations(&self) -> Vec<Allocation> {
-        let card = |card: u32| self.file.with_file_name(format!("ipam-nic-{card}.json"));
-        let files = std::iter::once(self.file.clone()).chain((1..CARDS).map(card));
+        let card = |card: u32| self.0.file().with_file_name(format!("ipam-nic-{card}.json"));
+        let files = std::iter::once(self.0.file().to_owned()).chain((1..CARDS).map(card));
         let mut all = Vec::new();
         for path in files {
             match read(&path) {
@@ -120,7 +89,7 @@ impl AwsNode {
 fn read(path: &Path) -> Result<Vec<Allocation>, ReadError> {
     match Store::new(path.to_owned()).read() {
         Ok(Some(document)) => {
-            aws_node::read(&document).map_err(|source| ReadError::Contents { path: path.to_owned(), source })
+            read_allocations(&document).map_err(|source| ReadError::Contents { path: path.to_owned(), source })
         }
         Ok(None) => Ok(Vec::new()),
         Err(StoreError::File { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => Ok(Vec::new()),
@@ -184,18 +153,5 @@ mod tests {
         assert_eq!(adopted, ["10.0.0.1 c-a/eth0@aws-cni", "10.0.1.1 c-b/eth0@aws-cni", "10.0.3.1 c-a/mNicIf1@aws-cni"]);
         assert_eq!(owners[&"10.0.0.1".parse::<IpAddr>().unwrap()].pod, pod("a"));
         assert_eq!(AwsNode::new(dir.path().join("none/ipam.json")).owners(&pods).len(), 0);
-    }
-
-    #[tokio::test]
-    async fn as_long_as_its_daemon_answers_nothing_is_begun() {
-        let dir = TestDir::new();
-        let aws = AwsNode::new(dir.path().join("ipam.json"));
-        aws.has_gone().await;
-        let socket = tokio::net::UnixListener::bind(dir.path().join("ipamd.sock")).unwrap();
-        assert!(aws.answers().await.unwrap().ends_with("ipamd.sock"));
-        let waiting = tokio::spawn(async move { aws.has_gone().await });
-        assert!(!waiting.is_finished());
-        drop(socket);
-        waiting.await.unwrap();
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sluice_contract::node;
+use sluice_daemon::aws_node;
 use sluice_daemon::environment::Reader;
 pub use sluice_daemon::environment::{ConfigFault, ConfigFaults, Variable};
 
@@ -19,6 +20,11 @@ const fn variable(name: &'static str, default: &'static str, meaning: &'static s
 
 /// Every variable that is read, by name.
 pub const VARIABLES: &[Variable] = &[
+    variable(
+        "AWS_VPC_K8S_CNI_BACKING_STORE",
+        "/var/run/aws-node/ipam.json",
+        "where the AWS VPC CNI keeps its allocations; while its daemon answers beside it, policyd waits",
+    ),
     variable("CLUSTER_ENDPOINT", "the service account's", "URL of the API server; token and authority stay the same"),
     variable("DISABLE_HUBBLE", "false", "do not serve Hubble's protocol by TCP; the socket in SLUICE_RUN_DIR stays"),
     variable("DISABLE_INTROSPECTION", "false", "do not serve the introspection port"),
@@ -90,6 +96,8 @@ pub const VARIABLES: &[Variable] = &[
 pub struct Config {
     /// `MY_NODE_NAME`.
     pub node: String,
+    /// `AWS_VPC_K8S_CNI_BACKING_STORE`: beside it is the socket of the AWS VPC CNI's daemon.
+    pub aws_node_file: PathBuf,
     /// `CLUSTER_ENDPOINT`: URL of the API server, in place of the service account's or the kubeconfig's.
     pub cluster_endpoint: Option<String>,
     /// `SLUICE_CILIUM_CIDRS_MATCH_MANAGED`.
@@ -170,6 +178,9 @@ impl Config {
         let mut from = Reader::new(source, |name| VARIABLES.iter().any(|variable| variable.name == name));
         let config = Self {
             node: node_name(&mut from),
+            aws_node_file: from
+                .path("AWS_VPC_K8S_CNI_BACKING_STORE", None)
+                .unwrap_or_else(|| aws_node::CHECKPOINT.into()),
             cluster_endpoint: from.endpoint("CLUSTER_ENDPOINT"),
             cilium_cidrs_match_managed: from.boolean("SLUICE_CILIUM_CIDRS_MATCH_MANAGED", false),
             keep_established: from.boolean("SLUICE_KEEP_ESTABLISHED", false),
@@ -290,6 +301,7 @@ mod tests {
         assert_eq!(config.hubble_address.unwrap().to_string(), default("SLUICE_HUBBLE_ADDRESS"));
         assert_eq!(config.flows.to_string(), default("SLUICE_FLOWS"));
         assert_eq!(config.add_deadline.as_secs().to_string(), default("SLUICE_POLICY_ADD_DEADLINE"));
+        assert_eq!(config.aws_node_file.to_str(), Some(default("AWS_VPC_K8S_CNI_BACKING_STORE")));
         assert!(VARIABLES.is_sorted_by_key(|variable| variable.name));
         assert_eq!(config.cluster_endpoint, None);
         let elsewhere = load(&[("MY_NODE_NAME", "node-1"), ("CLUSTER_ENDPOINT", "https://api")]).unwrap();

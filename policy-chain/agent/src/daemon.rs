@@ -125,6 +125,8 @@ pub(crate) struct Start {
     pub(crate) known: Option<Vec<(Object, Option<String>)>>,
     /// What names resolved to before.
     pub(crate) names: Vec<Resolved>,
+    /// Whether the AWS VPC CNI's daemon serves the node. [`Input::AwsNodeGone`] tells when it has gone.
+    pub(crate) aws_node: bool,
 }
 
 /// How much of the cluster is known.
@@ -155,6 +157,8 @@ pub(crate) struct Daemon<C, D> {
     parts: Parts<C, D>,
     engine: Engine,
     knowledge: Knowledge,
+    /// Whether the AWS VPC CNI's daemon serves the node: nothing is taken over from it, and no gate is put where none was.
+    aws_node: bool,
     /// Why what is known may be old.
     stale: Option<String>,
     /// What only the journal has said yet.
@@ -251,6 +255,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             parts,
             engine: start.engine,
             knowledge: Knowledge::Nothing,
+            aws_node: start.aws_node,
             stale: None,
             unheard: BTreeSet::new(),
             unswept: true,
@@ -341,6 +346,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             Input::Look(to) => self.lookers.push(to),
             Input::NetworkChanged { of_pod } => self.network_changed(of_pod),
             Input::HooksChanged(index) => self.hooks_changed(index),
+            Input::AwsNodeGone => self.aws_node_gone(),
             Input::VethChanged => self.has_new_veths = true,
             Input::LinkGone(index) => self.link_gone(index),
             Input::Links(links) => self.links_are(links),
@@ -599,7 +605,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// Leaves the mark of the first readiness since the boot.
     fn mark_ready(&mut self) {
-        if self.parts.ready_mark.exists() {
+        if self.aws_node || self.knowledge == Knowledge::Nothing || self.parts.ready_mark.exists() {
             return;
         }
         match store::write(&self.parts.ready_mark, b"") {

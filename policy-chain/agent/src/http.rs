@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use sluice_daemon::aws_node;
 use sluice_daemon::http::health::{self, Health};
 use sluice_daemon::http::{METRICS_CONTENT, serve};
 
@@ -60,6 +61,7 @@ fn health(pages: &Pages) -> Router {
         let handle = handle.clone();
         async move {
             match handle.look().await {
+                Some(view) if view.aws_node => Health::NotReady(aws_node::SERVES),
                 Some(view) if view.serving => Health::Ready,
                 Some(_) => Health::NotReady("the cluster's policies are not known yet\n"),
                 None => Health::Silent,

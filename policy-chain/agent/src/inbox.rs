@@ -46,6 +46,8 @@ pub(crate) enum Input {
     },
     /// A filter or a qdisc of the interface with this index was taken away.
     HooksChanged(u32),
+    /// The AWS VPC CNI's daemon serves this node no longer.
+    AwsNodeGone,
     /// A veth is new or has changed.
     VethChanged,
     /// An interface of the host is gone.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sluice_contract::id::Attachment;
+use sluice_daemon::aws_node::AwsNode;
 use sluice_daemon::lock::{LockError, only_one};
 use sluice_daemon::log::ErrorChain;
 use sluice_daemon::rpc::{ListenError, Server, listen};
@@ -26,7 +27,7 @@ use crate::datapath::{Datapath, Found};
 use crate::flows::{Flows, Node, Observer, Tls, export, serve_port, serve_socket};
 use crate::gates::Gates;
 use crate::http::{Pages, serve_pages};
-use crate::inbox::{Handle, Plugins, SOFTWARE};
+use crate::inbox::{Handle, Input, Plugins, SOFTWARE};
 use crate::journal::Journal;
 use crate::links;
 use crate::metrics::Metrics;
@@ -97,6 +98,8 @@ pub async fn run<C: Cluster, D: Datapath>(
         lock = only_one(SOFTWARE, &lock) => lock?,
         () = &mut shutdown => return Ok(()),
     };
+    let aws_node = AwsNode::new(config.aws_node_file.clone());
+    let aws_node_serves = aws_node.answers().await.is_some();
     let (datapath, found) = open().map_err(RunError::Open)?;
     let listener = listen(&config.socket())?;
     let proxy_listener = listen(&config.proxy_socket())?;
@@ -107,9 +110,10 @@ pub async fn run<C: Cluster, D: Datapath>(
     let links = crate::registry::links().map_err(RunError::Links)?;
     let clock = Clock::starting_at(SystemTime::now());
     let (outbox, letters) = Outbox::new(Arc::clone(&metrics));
-    let (parts, start) =
+    let (parts, mut start) =
         prepare(config.clone(), clock, Arc::clone(&cluster), (datapath, &found), Arc::clone(&metrics), outbox, &links)
             .await?;
+    start.aws_node = aws_node_serves;
     let (handle, inputs) = Handle::new();
     let (sender, told) = mpsc::channel(TOLD_LIMIT);
     let node = Node { name: config.node.clone(), run: RandomState::new().build_hasher().finish() };
@@ -146,6 +150,7 @@ pub async fn run<C: Cluster, D: Datapath>(
         };
         tokio::join!(serve_socket(&hubble_socket, observer.clone()), port, file);
     });
+    let waiting = tokio::spawn(wait_for_aws_node(aws_node, aws_node_serves, handle.clone()));
     let watching = tokio::spawn(links::watch(Namespace::current()?, handle));
     let sending = tokio::spawn(outbox::send(Arc::clone(&cluster), letters, metrics));
     let mut source = tokio::spawn(async move { cluster.run(sender).await });
@@ -168,11 +173,19 @@ pub async fn run<C: Cluster, D: Datapath>(
             tracing::error!(task = name, error = %ErrorChain(&error), "a task ended badly");
         }
     }
-    for task in [pages, telling, watching, feeding, sending, source] {
+    for task in [pages, telling, waiting, watching, feeding, sending, source] {
         task.abort();
     }
     tracing::info!("policyd has ended");
     Ok(())
+}
+
+/// Tells the loop when the AWS VPC CNI's daemon has gone, if it was there at the start.
+async fn wait_for_aws_node(aws_node: AwsNode, serves: bool, handle: Handle) {
+    if serves {
+        aws_node.has_gone().await;
+        handle.send(Input::AwsNodeGone).await;
+    }
 }
 
 /// Everything that the loop needs, and what it starts with: the gates of the sandboxes that live are bound, and judge
@@ -218,7 +231,10 @@ pub(crate) async fn prepare<C: Cluster, D: Datapath>(
         checkpoint,
         names,
     };
-    Ok((parts, Start { engine, known_identities: found.floor.identity, bindings, known, names: resolved }))
+    Ok((
+        parts,
+        Start { engine, known_identities: found.floor.identity, bindings, known, names: resolved, aws_node: false },
+    ))
 }
 
 /// Binds the interfaces of the sandboxes that live; what the maps have for them stays until their pods' policy is known.
@@ -270,3 +286,6 @@ fn read_checkpoint(path: &Path) -> Checkpoint {
         Checkpoint::default()
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,8 @@ pub struct View {
     pub stale: Option<String>,
     /// Whether ADDs are served: all is known, or what was known before a restart is young enough.
     pub serving: bool,
+    /// Whether the AWS VPC CNI's daemon serves the node: until it has gone no pod that was there before gets a gate.
+    pub aws_node: bool,
     /// Counts the changes of the node's policy since the start.
     pub revision: u64,
     /// Up to which revision of the API server each kind (`plural.group`) was told and is in force; empty with files.

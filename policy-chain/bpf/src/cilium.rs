@@ -16,6 +16,29 @@ use nix::net::if_::if_indextoname;
 
 use crate::sys::{self, LinkPlace};
 
+/// How the path of its agent's socket ends, wherever its directory of runtime state is (`/var/run/cilium`).
+const AGENT: &str = "/cilium/cilium.sock";
+
+/// `__SO_ACCEPTCON`: the socket listens.
+const LISTENS: u32 = 0x1_0000;
+
+/// Whether Cilium's agent runs in the network namespace of the calling thread, as it does in the host's: its socket is there, wherever
+/// its file is. As long as it does, what it has at interfaces is no leftover.
+///
+/// # Errors
+/// Those of /proc.
+pub fn agent_runs() -> io::Result<bool> {
+    Ok(is_listed(&fs::read_to_string("/proc/thread-self/net/unix")?))
+}
+
+/// Whether its socket is in the kernel's list: number, references, protocol, flags, type, state, inode and path of each.
+fn is_listed(sockets: &str) -> bool {
+    sockets.lines().any(|socket| {
+        let flags = socket.split_whitespace().nth(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        socket.ends_with(AGENT) && flags.is_some_and(|flags| flags & LISTENS != 0)
+    })
+}
+
 /// How the names of Cilium's filters begin.
 pub(crate) const FILTERS: &str = "cil_";
 
@@ -71,5 +94,33 @@ fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(directory) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
         listed => listed?.map(|entry| Ok(entry?.path())).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use sluice_hostnet::netns::Namespace;
+
+    use super::*;
+
+    #[test]
+    fn the_agent_is_seen_by_its_socket_in_the_host_and_while_it_listens() {
+        let dir = std::env::temp_dir().join(format!("sluice-cilium-agent-{}", std::process::id()));
+        fs::create_dir_all(dir.join("cilium")).unwrap();
+        let path = dir.join("cilium/cilium.sock");
+        let host = Namespace::new_unbound().expect("the tests run as root");
+        let elsewhere = Namespace::new_unbound().unwrap();
+        let seen = |namespace: &Namespace| namespace.run(|| agent_runs().unwrap()).unwrap();
+        assert!(!seen(&host));
+        let listener = host.run(|| UnixListener::bind(&path).unwrap()).unwrap();
+        assert!(seen(&host) && !seen(&elsewhere));
+        let client = host.run(|| UnixStream::connect(&path).unwrap()).unwrap();
+        let accepted = listener.accept().unwrap();
+        drop(listener);
+        assert!(!seen(&host), "a connection of before is no agent");
+        drop((client, accepted));
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

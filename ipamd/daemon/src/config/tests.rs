@@ -57,6 +57,7 @@ fn an_empty_environment_is_vpc_cnis_defaults() {
     assert_eq!(config.tombstones().to_str(), Some(node::TOMBSTONE_DIR));
     assert_eq!(config.ready_mark().to_str(), Some(node::IPAMD_READY));
     assert_eq!(config.introspection_address, Some("127.0.0.1:61679".parse().unwrap()));
+    assert_eq!(config.health_address, "127.0.0.1:61681".parse().unwrap());
     assert_eq!(config.log_filter, "info");
     assert!(config.without_effect.is_empty());
 }

@@ -139,6 +139,11 @@ pub const VARIABLES: &[Variable] = &[
         "false",
         "nothing is translated on its way to private networks that the VPC's route tables lead to: by peering, transit gateway, VPN",
     ),
+    daemon(
+        "SLUICE_HEALTH_ADDRESS",
+        "127.0.0.1:61681",
+        "where /livez and /readyz are served from the start on; the two other ports have them too, once aws-node has gone",
+    ),
     daemon("SLUICE_LOG", "", "log filter in tracing-subscriber's words; goes before AWS_VPC_K8S_CNI_LOGLEVEL"),
     daemon("SLUICE_LOG_FORMAT", "text", "text or json"),
     daemon(

@@ -20,6 +20,7 @@ use sluice_hostnet::plan::{Op, Planned};
 use sluice_hostnet::state::{
     Family, Link, LinkKind, NftRuleset, NftTableId, Observed, Protocol, Route, Rule, host_prefix,
 };
+use sluice_hostnet::vpc_cni::Leftovers;
 use sluice_hostnet::watch::{Event, NftEvent, NftWatch, WaitForLinkError, Watch, Watched};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -169,10 +170,18 @@ impl HostKernel {
             return;
         }
         match self.host.remove_vpc_cni().await {
-            Ok(removed) => {
+            Ok(Leftovers { removed, left }) => {
                 self.cleaned.store(true, Ordering::Relaxed);
                 for rule in removed {
                     tracing::info!(rule, "what the VPC CNI had left was removed");
+                }
+                if !left.is_empty() {
+                    tracing::warn!(
+                        left = ?left,
+                        "tables of iptables-legacy hold rules of the VPC CNI, and only iptables-legacy can remove them: on the host, \
+                         for each table, `iptables-legacy-save -t TABLE | grep -v AWS | iptables-legacy-restore -w -T TABLE` (for ip6 \
+                         with ip6tables-legacy; docs/migration.md has all of it), or drain and reboot the node"
+                    );
                 }
             }
             Err(error) => {

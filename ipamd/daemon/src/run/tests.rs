@@ -60,6 +60,8 @@ impl Running {
         let set: Vec<(String, String)> = set.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         let config = Config::load(&|name| match name {
             "SLUICE_RUN_DIR" => Some(run_dir.clone()),
+            // One of its own for each that runs.
+            "SLUICE_HEALTH_ADDRESS" if !set.iter().any(|(set, _)| set == name) => Some("127.0.0.1:0".into()),
             "DISABLE_METRICS" | "DISABLE_INTROSPECTION" if !set.iter().any(|(set, _)| set.contains("ADDRESS")) => {
                 Some("true".into())
             }
@@ -422,4 +424,76 @@ async fn hundreds_of_checkpoints_leave_no_file_open() {
         tokio::task::yield_now().await;
     }
     node.stop().await;
+}
+
+/// What a probe gets: the status, and the body.
+fn probe(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut socket = TcpStream::connect(address).ok()?;
+    socket.set_read_timeout(Some(LONG)).ok()?;
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// What it gets once it is what is wanted.
+async fn probed(address: SocketAddr, path: &'static str, wanted: u16) -> String {
+    let end = StdInstant::now() + LONG;
+    loop {
+        match spawn_blocking(move || probe(address, path)).await.unwrap() {
+            Some((status, body)) if status == wanted => return body,
+            answer => assert!(StdInstant::now() < end, "{path}: {answer:?}"),
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Its introspection answers with success whatever is asked, at ports that are ours after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_aws_node_serves_ipamd_is_alive_and_not_ready_and_nobody_answers_for_it() {
+    let aws = TestDir::new();
+    let plugin_socket = std::os::unix::net::UnixListener::bind(aws.path().join("ipamd.sock")).unwrap();
+    let (listener, taken) = free_port();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let introspection = tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            let _read = client.read(&mut request).await;
+            let _written =
+                client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").await;
+        }
+    });
+    let (free, health) = free_port();
+    drop(free);
+    let (taken_text, health_text) = (taken.to_string(), health.to_string());
+    let file = aws.path().join("ipam.json").display().to_string();
+    let mut node = Running::prepared(&[
+        ("INTROSPECTION_BIND_ADDRESS", taken_text.as_str()),
+        ("SLUICE_METRICS_ADDRESS", taken_text.as_str()),
+        ("SLUICE_HEALTH_ADDRESS", health_text.as_str()),
+        ("AWS_VPC_K8S_CNI_BACKING_STORE", file.as_str()),
+        ("DISABLE_METRICS", "true"),
+    ]);
+    node.start();
+    assert_eq!(probed(taken, "/readyz", 200).await, "{}", "what probes would be told there");
+    assert_eq!(probed(health, "/livez", 200).await, "ok\n");
+    let why = probed(health, "/readyz", 503).await;
+    assert!(why.contains("aws-node serves this node"), "{why}");
+    assert!(node.connect().is_err(), "no plugin is served");
+    // It is stopped, and waits for its release no longer.
+    introspection.abort();
+    assert!(introspection.await.unwrap_err().is_cancelled());
+    drop(plugin_socket);
+    assert_eq!(probed(health, "/readyz", 200).await, "ok\n");
+    node.ready().await;
+    assert!(fetch(taken, "/v1/pool").await.contains("\"ready\":true"), "the port is ours now");
+    node.stop().await;
+    let end = StdInstant::now() + LONG;
+    while probe(health, "/livez").is_some() {
+        assert!(StdInstant::now() < end, "nobody answers for one that has ended");
+        tokio::task::yield_now().await;
+    }
 }

@@ -33,7 +33,7 @@ const AT_ONCE: usize = 16;
 impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Takes in pods that have an interface here and no gate, and interfaces without one of pods that were taken in.
     pub(super) async fn find_ungated(&mut self) {
-        if self.knowledge != Knowledge::All || !self.links_told {
+        if self.knowledge != Knowledge::All || !self.links_told || self.aws_node {
             return;
         }
         let ungated: Vec<PodKey> = self.ungated().cloned().collect();
@@ -84,6 +84,17 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 self.adopt_soon();
                 return;
             }
+        }
+    }
+
+    /// The AWS VPC CNI's daemon has gone: what was there before is taken in.
+    pub(super) fn aws_node_gone(&mut self) {
+        self.aws_node = false;
+        self.has_new_veths = true;
+        self.tend_soon();
+        self.adopt_soon();
+        if !self.dirty {
+            self.mark_ready();
         }
     }
 

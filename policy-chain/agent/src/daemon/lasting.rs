@@ -49,7 +49,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         }
         let now = Instant::now();
         let mut lasting = std::mem::take(&mut self.lasting);
-        let ungated = self.without_gate();
+        // Those of a node that is not ours are no news.
+        let ungated = if self.aws_node { BTreeSet::new() } else { self.without_gate() };
         lasting.ungated.retain(|pod, _| ungated.contains(pod));
         for pod in ungated {
             if lasting.ungated.entry(pod.clone()).or_insert(Since::new(now)).tells(now) {

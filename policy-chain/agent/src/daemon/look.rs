@@ -52,6 +52,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             synced: self.knowledge == Knowledge::All,
             stale: self.stale.clone(),
             serving: self.knowledge != Knowledge::Nothing,
+            aws_node: self.aws_node,
             revision: self.revision,
             read: self.read.iter().map(|(kind, revision)| (kind.to_string(), *revision)).collect(),
             pods: state.pods.len(),

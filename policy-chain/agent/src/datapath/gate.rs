@@ -14,6 +14,7 @@ use sluice_hostnet::host::Host;
 use sluice_hostnet::netlink::Netlink;
 use sluice_hostnet::netns::Namespace;
 use sluice_hostnet::state::{Family, Link, LinkKind, Observed, TABLE_MAIN, host_prefix};
+use sluice_policy_bpf::cilium;
 use sluice_policy_bpf::events::{Event, Events};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime};
@@ -61,6 +62,8 @@ pub struct GateDatapath {
     conntrack: Tracking,
     /// It was said that another layout is held.
     held: bool,
+    /// It was said that Cilium's agent runs.
+    cilium_runs: bool,
 }
 
 /// An interface that is being given links.
@@ -146,9 +149,25 @@ impl GateDatapath {
                 promoting: None,
                 conntrack,
                 held: false,
+                cilium_runs: false,
             },
             found,
         ))
+    }
+
+    /// Whether Cilium's agent runs on this node: what it has at interfaces is then not taken from it.
+    fn cilium_runs(&mut self) -> bool {
+        let runs = cilium::agent_runs().unwrap_or_else(|error| {
+            tracing::warn!(error = %error, "it cannot be seen whether Cilium's agent runs");
+            false
+        });
+        if runs && !std::mem::replace(&mut self.cilium_runs, runs) {
+            tracing::warn!(
+                "Cilium's agent runs on this node: its programs stay, and may keep packets from the gates, until it has gone"
+            );
+        }
+        self.cilium_runs = runs;
+        runs
     }
 
     /// The interface as the gate wants it. The bridge that it may be a port of is asked of the kernel.
@@ -483,17 +502,20 @@ impl Datapath for GateDatapath {
     }
 
     async fn tend(&mut self, replace: bool) -> usize {
-        match self.gate.remove_cilium_links() {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => {
-                tracing::info!(removed = removed.len(), "programs that Cilium had left at interfaces are gone")
-            }
-            Err(error) => {
-                tracing::error!(error = %ErrorChain(&error), "programs that Cilium has left may keep packets from the gates");
+        let cilium_runs = self.cilium_runs();
+        if !cilium_runs {
+            match self.gate.remove_cilium_links() {
+                Ok(removed) if removed.is_empty() => {}
+                Ok(removed) => {
+                    tracing::info!(removed = removed.len(), "programs that Cilium had left at interfaces are gone")
+                }
+                Err(error) => {
+                    tracing::error!(error = %ErrorChain(&error), "programs that Cilium has left may keep packets from the gates");
+                }
             }
         }
         let pods: BTreeSet<u32> = self.gate.interfaces().map(|(index, _)| index).collect();
-        self.uplinks.tend(&self.filters, &pods, replace).await
+        self.uplinks.tend(&self.filters, &pods, replace, !cilium_runs).await
     }
 
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {

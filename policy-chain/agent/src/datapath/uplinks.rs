@@ -25,6 +25,8 @@ pub(super) struct Uplinks {
     complained: BTreeSet<u32>,
     /// Uplinks that have had the program.
     judged: BTreeSet<u32>,
+    /// Uplinks from which what Cilium had left has been taken.
+    cleaned: BTreeSet<u32>,
     unseen: bool,
     /// The node's own addresses.
     pub(super) own: BTreeSet<IpAddr>,
@@ -36,14 +38,21 @@ impl Uplinks {
             host: Host::current()?,
             complained: BTreeSet::new(),
             judged: BTreeSet::new(),
+            cleaned: BTreeSet::new(),
             unseen: false,
             own: BTreeSet::new(),
         })
     }
 
     /// Puts the program on every uplink that lacks it, in the place of that of a process before only if `replace`; says how many
-    /// had lost it. `pods` are no uplinks.
-    pub(super) async fn tend(&mut self, filters: &Filters, pods: &BTreeSet<u32>, replace: bool) -> usize {
+    /// had lost it. `pods` are no uplinks. Where Cilium's agent does not run (`without_agent`), what it has left there goes.
+    pub(super) async fn tend(
+        &mut self,
+        filters: &Filters,
+        pods: &BTreeSet<u32>,
+        replace: bool,
+        without_agent: bool,
+    ) -> usize {
         let (uplinks, has_ciliums) = match self.observe().await {
             Ok(observed) => {
                 self.own = observed.addresses.iter().map(|address| address.net.addr()).collect();
@@ -61,6 +70,7 @@ impl Uplinks {
         self.unseen = false;
         self.complained.retain(|index| uplinks.contains_key(index));
         self.judged.retain(|index| uplinks.contains_key(index));
+        self.cleaned.retain(|index| uplinks.contains_key(index));
         let mut lost = 0;
         for (index, name) in uplinks {
             match put(filters, index, replace).await {
@@ -70,7 +80,7 @@ impl Uplinks {
                 Ok(Some(put)) => {
                     self.complained.remove(&index);
                     let is_new = self.judged.insert(index);
-                    if is_new && !has_ciliums {
+                    if without_agent && !has_ciliums && self.cleaned.insert(index) {
                         without_cilium(filters, index, &name).await;
                     }
                     if put && is_new {

@@ -231,6 +231,8 @@ pub(super) struct Node {
     kernel: Arc<Mutex<Kernel>>,
     config: Config,
     running: Option<Running>,
+    /// Whether the AWS VPC CNI's daemon answers when the daemon starts.
+    pub(super) aws_node: bool,
     clock: Clock,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -280,6 +282,7 @@ impl Node {
             kernel: Arc::default(),
             config: config.unwrap(),
             running: None,
+            aws_node: false,
             clock: Clock::starting_at(SystemTime::now()),
             metrics: Arc::new(Metrics::new()),
         }
@@ -297,7 +300,7 @@ impl Node {
         let source = Arc::new(self.source.clone());
         let (outbox, letters) = Outbox::new(Arc::clone(&self.metrics));
         let metrics = Arc::clone(&self.metrics);
-        let (parts, start) = prepare(
+        let (parts, mut start) = prepare(
             self.config.clone(),
             self.clock,
             Arc::clone(&source),
@@ -308,6 +311,7 @@ impl Node {
         )
         .await
         .unwrap();
+        start.aws_node = self.aws_node;
         let feed = parts.proxies.feed();
         let (handle, inputs) = Handle::new();
         let (sender, told) = mpsc::channel(TOLD_LIMIT);
@@ -453,6 +457,11 @@ impl Node {
         let path = directory.join(sluice_contract::rpc::tombstone::file_name(&attachment));
         let request = PolicyDel { attachment, pod: sluice_contract::id::PodRef::default() };
         std::fs::write(path, serde_json::to_vec(&request).unwrap()).unwrap();
+    }
+
+    /// Whether the mark of the first readiness is there.
+    pub(super) fn is_marked(&self) -> bool {
+        self.config.directory().join("ready").exists()
     }
 
     /// The journal, if there is one, is too old from now on.
