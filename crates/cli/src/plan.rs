@@ -10,7 +10,7 @@ use std::time::Duration;
 use sluice_ipamd_core::limits::takes_trunk;
 use sluice_ipamd_core::plan::Targets;
 use sluice_ipamd_sim::node::{Figures, Node, SimError, limits_of};
-use sluice_ipamd_sim::vpc_cni::{Burst, VpcCni};
+use sluice_ipamd_sim::vpc_cni::{self, Burst, NoBurst};
 use sluice_vpcsim::model::Settings;
 
 use crate::exit;
@@ -65,7 +65,11 @@ const MOST_PODS: u32 = 1000;
 /// The answer.
 enum Answer {
     Rows(Vec<Figures>),
-    Burst { sluice: Burst, vpc_cni: Burst },
+    /// The VPC CNI has no pods of both families.
+    Burst {
+        sluice: Burst,
+        vpc_cni: Option<Burst>,
+    },
 }
 
 /// Plans.
@@ -93,7 +97,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     let text = match (&answer, options.json) {
         (Answer::Rows(rows), true) => print::rows_json(rows),
         (Answer::Rows(rows), false) => print::rows(rows, paint),
-        (Answer::Burst { sluice, vpc_cni }, true) => print::burst_json(sluice, vpc_cni),
+        (Answer::Burst { sluice, vpc_cni }, true) => print::burst_json(sluice, vpc_cni.as_ref().ok()),
         (Answer::Burst { sluice, vpc_cni }, false) => print::burst(sluice, vpc_cni, paint),
     };
     match out.lock().write_all(text.as_bytes()) {
@@ -104,26 +108,24 @@ pub(crate) fn main(options: &Options) -> ExitCode {
 
 fn answer(options: &Options) -> Result<(Answer, Vec<String>), PlanError> {
     let limits = limits_of(&options.instance_type)?;
-    let (config, mut notes) = settings::read(&options.settings, options.prefix_delegation)?;
-    let targets = config.targets(Some(&limits));
-    if targets.prefixes && !limits.prefixes {
-        notes.push(format!(
-            "{} takes no prefixes (it is no Nitro type): ENABLE_PREFIX_DELEGATION has no effect",
-            options.instance_type
-        ));
-    }
-    let node = Node::new(&options.instance_type, targets.clone(), config.pool.cooldown, Settings::aws())?;
+    let mut read = settings::read(&options.settings, options.prefix_delegation, options.burst.is_some())?;
+    let (networking, cooldown) = (read.networking(), read.config.pool.cooldown);
+    let targets = read.config.targets(Some(&limits));
+    let most = options.pods.iter().copied().chain(options.burst).max().unwrap_or(0);
+    bounded(if options.burst.is_some() { "burst" } else { "pods" }, most)?;
+    read.note(&options.instance_type, &limits, &targets, most);
+    let node = Node::connected(&options.instance_type, networking, targets.clone(), cooldown, Settings::aws())?;
     let answer = match options.burst {
         Some(pods) => {
-            bounded("burst", pods)?;
+            let sluice = burst(node, pods)?;
+            read.check_burst(pods, pods - sluice.at_once, sluice.took)?;
             let trunk = targets.trunk && takes_trunk(&options.instance_type, &limits);
-            let targets = Targets { trunk, ..targets };
-            let vpc_cni = VpcCni::settled(limits, targets, config.pool.cooldown).burst(pods);
-            Answer::Burst { sluice: burst(node, pods)?, vpc_cni }
+            let vpc_cni = vpc_cni::burst(limits, networking, Targets { trunk, ..targets }, cooldown, pods);
+            Answer::Burst { sluice, vpc_cni }
         }
         None => Answer::Rows(rows(node, &options.pods)?),
     };
-    Ok((answer, notes))
+    Ok((answer, read.notes))
 }
 
 fn bounded(option: &'static str, asked: u32) -> Result<(), PlanError> {
@@ -133,7 +135,6 @@ fn bounded(option: &'static str, asked: u32) -> Result<(), PlanError> {
 /// Pods are added one by one, in ascending order whatever order they are asked for in; rows are in the order asked.
 fn rows(mut node: Node, asked: &[u32]) -> Result<Vec<Figures>, PlanError> {
     let most = asked.iter().copied().max().unwrap_or(0);
-    bounded("pods", most)?;
     node.settle()?;
     let mut figures = vec![node.figures()];
     for pod in 0..most {

@@ -284,36 +284,50 @@ impl Replay {
 
 #[cfg(test)]
 mod tests {
-    use sluice_ipamd_core::arrivals::Band;
-    use sluice_ipamd_core::plan::{Targets, WarmMode};
+    use sluice_ipamd_core::plan::Targets;
     use sluice_vpcsim::model::Settings;
 
     use super::*;
+    use crate::arms;
     use crate::node::limits_of;
 
-    const KIND: &str = "m5.4xlarge";
+    const MAX_PODS: u32 = 234;
     const COOLDOWN: Duration = Duration::from_secs(30);
 
-    fn node(targets: Targets) -> Node {
-        Node::new(KIND, Targets { max_pods: 234, ..targets }, COOLDOWN, Settings::aws()).unwrap()
+    fn replay(trace: &Trace, kind: &str, targets: Targets) -> Replay {
+        trace.replay(Node::new(kind, targets, COOLDOWN, Settings::aws()).unwrap()).unwrap()
     }
 
-    /// `./bench adaptive` tells more; this holds the promise where it is cheap to.
+    /// `./bench adaptive` has all settings and both types on all days; this holds the promise where it is cheap to.
+    fn holds(trace: &Trace, kind: &str, prefixes: bool, names: &[&str]) {
+        let adaptive = replay(trace, kind, arms::adaptive(prefixes, MAX_PODS));
+        let default = Targets { prefixes, max_pods: MAX_PODS, ..Targets::default() };
+        let cni = trace.replay_vpc_cni(VpcCni::settled(limits_of(kind).unwrap(), default, COOLDOWN));
+        println!("{} {kind}: adaptive {adaptive:?}, VPC CNI {cni:?}", trace.name);
+        assert!(adaptive.mean_idle < cni.mean_idle && adaptive.stalls <= cni.stalls, "{} {kind}", trace.name);
+        let arms: Vec<_> =
+            arms::fixed(prefixes, MAX_PODS).into_iter().filter(|arm| names.contains(&arm.name.as_str())).collect();
+        assert_eq!(arms.len(), names.len());
+        for arm in arms {
+            let fixed = replay(trace, kind, arm.targets);
+            println!("{} {kind}: {} {fixed:?}", trace.name, arm.name);
+            assert!(!fixed.beats(&adaptive), "{} {kind} {}", trace.name, arm.name);
+        }
+    }
+
     #[test]
     fn adaptive_mode_needs_fewer_addresses_than_the_default_and_stalls_no_more() {
+        let names =
+            ["WARM_ENI_TARGET=2", "WARM_IP_TARGET=5", "WARM_IP_TARGET=20", "WARM_IP_TARGET=5 MINIMUM_IP_TARGET=60"];
         for trace in Trace::all() {
-            let adaptive = Targets { mode: WarmMode::Adaptive(Band::default()), ..Targets::default() };
-            let adaptive = trace.replay(node(adaptive)).unwrap();
-            let cni =
-                VpcCni::settled(limits_of(KIND).unwrap(), Targets { max_pods: 234, ..Targets::default() }, COOLDOWN);
-            let cni = trace.replay_vpc_cni(cni);
-            println!("{}: adaptive {adaptive:?}, VPC CNI {cni:?}", trace.name);
-            for warm_ips in [5, 20] {
-                let replay = trace.replay(node(Targets { warm_ips, ..Targets::default() })).unwrap();
-                println!("{}: {warm_ips} {replay:?}", trace.name);
-                assert!(!replay.beats(&adaptive), "{} {warm_ips}", trace.name);
-            }
-            assert!(adaptive.mean_idle < cni.mean_idle && adaptive.stalls <= cni.stalls, "{}", trace.name);
+            holds(&trace, "m5.4xlarge", false, &names);
         }
+    }
+
+    #[test]
+    fn the_same_holds_for_prefixes_and_on_larger_enis() {
+        let trace = Trace::bursty();
+        holds(&trace, "m5.4xlarge", true, &["WARM_PREFIX_TARGET=1", "WARM_IP_TARGET=16"]);
+        holds(&trace, "m5.24xlarge", false, &["WARM_ENI_TARGET=1", "WARM_IP_TARGET=15 MINIMUM_IP_TARGET=60"]);
     }
 }

@@ -3,7 +3,7 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::json;
 use sluice_ipamd_sim::node::Figures;
-use sluice_ipamd_sim::vpc_cni::Burst;
+use sluice_ipamd_sim::vpc_cni::{Burst, NoBurst};
 
 use crate::paint::Paint;
 
@@ -20,13 +20,18 @@ fn table(paint: Paint, header: &[&str], rows: Vec<Vec<String>>) -> String {
     heading.into_iter().chain(lines.map(|line| format!("{}\n", line.trim_end()))).collect()
 }
 
-/// Pods and what the node has with them.
+/// Pods and what the node has with them; /80s where pods have IPv6 addresses.
 pub(super) fn rows(rows: &[Figures], paint: Paint) -> String {
+    let has_v6 = rows.iter().any(|row| row.ipv6_prefixes > 0);
     let row = |row: &Figures| {
-        let numbers = [row.pods, row.enis, row.addresses, row.prefixes, row.free].map(|number| number.to_string());
-        numbers.into_iter().chain([row.ec2_calls.to_string()]).collect()
+        let before = [row.pods, row.enis, row.addresses, row.prefixes].map(|number| number.to_string());
+        let delegated = has_v6.then(|| row.ipv6_prefixes.to_string());
+        before.into_iter().chain(delegated).chain([row.free.to_string(), row.ec2_calls.to_string()]).collect()
     };
-    table(paint, &["pods", "ENIs", "addresses", "prefixes", "free", "EC2 calls"], rows.iter().map(row).collect())
+    let mut header = vec!["pods", "ENIs", "addresses", "prefixes"];
+    header.extend(has_v6.then_some("/80s"));
+    header.extend(["free", "EC2 calls"]);
+    table(paint, &header, rows.iter().map(row).collect())
 }
 
 pub(super) fn rows_json(rows: &[Figures]) -> String {
@@ -36,6 +41,7 @@ pub(super) fn rows_json(rows: &[Figures]) -> String {
             "enis": row.enis,
             "addresses": row.addresses,
             "prefixes": row.prefixes,
+            "ipv6_prefixes": row.ipv6_prefixes,
             "free": row.free,
             "ec2_calls": row.ec2_calls,
         })
@@ -44,22 +50,26 @@ pub(super) fn rows_json(rows: &[Figures]) -> String {
 }
 
 /// A burst on both.
-pub(super) fn burst(sluice: &Burst, vpc_cni: &Burst, paint: Paint) -> String {
+pub(super) fn burst(sluice: &Burst, vpc_cni: &Result<Burst, NoBurst>, paint: Paint) -> String {
     let row = |name: &str, burst: &Burst| {
         let took = if burst.all { format!("{:.1} s", burst.took.as_secs_f64()) } else { "never".to_owned() };
         vec![name.to_owned(), burst.at_once.to_string(), took, burst.ec2_calls.to_string()]
     };
     let header = [&format!("{} pods at once", sluice.pods), "served at once", "all served after", "EC2 calls"];
-    let rows = vec![row("Sluice", sluice), row("AWS VPC CNI", vpc_cni)];
+    let rows =
+        std::iter::once(row("Sluice", sluice)).chain(vpc_cni.iter().map(|burst| row("AWS VPC CNI", burst))).collect();
     let mut text = table(paint, &header, rows);
-    text.push_str(&paint.dim(
-        "The VPC CNI by its own rules: a tick of 5 s, 10 s for an ENI, 1 s for an assignment, no throttling, and without the\n\
-         10 to 15 s that the kubelet lets pass before it tries a pod again.\n",
-    ));
+    let note = match vpc_cni {
+        Ok(_) => "The VPC CNI by its own rules: a tick of 5 s, 10 s for an ENI, 1 s for an assignment, no throttling, and without the\n\
+                  10 to 15 s that the kubelet lets pass before it tries a pod again.\n"
+            .to_owned(),
+        Err(none) => format!("No line of the VPC CNI: {none}.\n"),
+    };
+    text.push_str(&paint.dim(&note));
     text
 }
 
-pub(super) fn burst_json(sluice: &Burst, vpc_cni: &Burst) -> String {
+pub(super) fn burst_json(sluice: &Burst, vpc_cni: Option<&Burst>) -> String {
     let one = |burst: &Burst| {
         json!({
             "at_once": burst.at_once,
@@ -67,5 +77,5 @@ pub(super) fn burst_json(sluice: &Burst, vpc_cni: &Burst) -> String {
             "ec2_calls": burst.ec2_calls,
         })
     };
-    format!("{}\n", json!({ "burst": sluice.pods, "sluice": one(sluice), "vpc_cni": one(vpc_cni) }))
+    format!("{}\n", json!({ "burst": sluice.pods, "sluice": one(sluice), "vpc_cni": vpc_cni.map(one) }))
 }

@@ -1,5 +1,7 @@
 //! `sluice plan`: both tables that AWS has published for the VPC CNI's settings, and what is wrong with the question.
 
+mod settings;
+
 use super::*;
 
 /// Pods; then ENIs, addresses or prefixes, and unused addresses as published; then the same as the VPC CNI's own rules give

@@ -1,10 +1,10 @@
 //! Adaptive warm mode beside static targets and the VPC CNI, over days of arrivals.
 
-use sluice_ipamd_core::arrivals::Band;
-use sluice_ipamd_core::plan::{Targets, WarmMode};
+use sluice_ipamd_core::plan::Targets;
+use sluice_ipamd_sim::arms;
 use sluice_ipamd_sim::trace::{Replay, Trace};
 
-use super::{pair, targets};
+use super::{MAX_PODS, pair};
 use crate::bench::report::{Part, Report};
 use crate::bench::{BenchError, Say};
 
@@ -14,11 +14,23 @@ pub const ID: &str = "adaptive";
 pub const ABOUT: &str =
     "stalls, idle addresses and EC2 calls over five days of arrivals: adaptive, static, VPC CNI (virtual time)";
 
-const KIND: &str = "m5.4xlarge";
+/// Two instance types: of 29 addresses an ENI, and of 49.
+const KINDS: [&str; 2] = ["m5.4xlarge", "m5.24xlarge"];
 
 /// Adaptive mode.
 pub(super) fn adaptive() -> Targets {
-    Targets { mode: WarmMode::Adaptive(Band::default()), ..targets(false, 1, 0, 0) }
+    arms::adaptive(false, MAX_PODS)
+}
+
+fn row(name: &str, replay: &Replay) -> Vec<String> {
+    vec![
+        format!("  {name}"),
+        replay.pods.to_string(),
+        replay.stalls.to_string(),
+        format!("{:.1} s", replay.longest.as_secs_f64()),
+        format!("{:.1}", replay.mean_idle),
+        replay.ec2_calls.to_string(),
+    ]
 }
 
 /// Measures and reports.
@@ -31,52 +43,38 @@ pub fn run(say: Say) -> Result<Report, BenchError> {
     ];
     let mut parts = Vec::new();
     let mut worst = 0.0_f64;
-    let row = |name: &str, replay: &Replay| {
-        vec![
-            format!("  {name}"),
-            replay.pods.to_string(),
-            replay.stalls.to_string(),
-            format!("{:.1} s", replay.longest.as_secs_f64()),
-            format!("{:.1}", replay.mean_idle),
-            replay.ec2_calls.to_string(),
-        ]
-    };
-    for trace in Trace::all() {
-        say(trace.name);
-        rows.push(vec![format!("{}: {}", trace.name, trace.about)]);
-        let ours = trace.replay(pair(KIND, &adaptive())?.0)?;
-        rows.push(row("adaptive", &ours));
-        let mut better = 0;
-        for warm_ips in [1, 2, 3, 5, 8, 10, 15, 20, 25, 30] {
-            let replay = trace.replay(pair(KIND, &targets(false, 1, warm_ips, 0))?.0)?;
-            better += u32::from(replay.beats(&ours));
-            let mark = if replay.beats(&ours) { " (better in all)" } else { "" };
-            rows.push(row(&format!("WARM_IP_TARGET={warm_ips}{mark}"), &replay));
+    for kind in KINDS {
+        for trace in Trace::all() {
+            for prefixes in [false, true] {
+                let form = if prefixes { "prefixes" } else { "single addresses" };
+                let name = format!("{}, {kind}, {form}", trace.name);
+                say(&name);
+                rows.push(vec![format!("{name}: {}", trace.about)]);
+                let ours = trace.replay(pair(kind, &arms::adaptive(prefixes, MAX_PODS))?.0)?;
+                rows.push(row("adaptive", &ours));
+                let mut better = 0;
+                for arm in arms::fixed(prefixes, MAX_PODS) {
+                    let replay = trace.replay(pair(kind, &arm.targets)?.0)?;
+                    better += u32::from(replay.beats(&ours));
+                    let mark = if replay.beats(&ours) { " (better in all)" } else { "" };
+                    rows.push(row(&format!("{}{mark}", arm.name), &replay));
+                }
+                let cni = Targets { prefixes, max_pods: MAX_PODS, ..Targets::default() };
+                let cni = trace.replay_vpc_cni(pair(kind, &cni)?.1);
+                rows.push(row("VPC CNI's default", &cni));
+                let part = |what: &str, figure: f64, limit: f64| Part {
+                    what: format!("{name}: {what}"),
+                    figure,
+                    limit,
+                    unit: "",
+                };
+                parts.push(part("static settings that are better in one figure and worse in none", better.into(), 0.0));
+                let idle = ours.mean_idle / cni.mean_idle;
+                parts.push(part("idle addresses beside the VPC CNI's default", idle, 0.99));
+                parts.push(part("stalls beside the VPC CNI's default", ours.stalls.into(), cni.stalls.into()));
+                worst = worst.max(idle);
+            }
         }
-        for (name, warm) in [
-            ("WARM_ENI_TARGET=1, the default", targets(false, 1, 0, 0)),
-            ("WARM_ENI_TARGET=0", targets(false, 0, 0, 0)),
-        ] {
-            let replay = trace.replay(pair(KIND, &warm)?.0)?;
-            better += u32::from(replay.beats(&ours));
-            rows.push(row(name, &replay));
-        }
-        let cni = trace.replay_vpc_cni(pair(KIND, &targets(false, 1, 0, 0))?.1);
-        rows.push(row("VPC CNI, WARM_ENI_TARGET=1", &cni));
-        let part = |what: String, figure: f64, limit: f64| Part {
-            what: format!("{}: {what}", trace.name),
-            figure,
-            limit,
-            unit: "",
-        };
-        parts.push(part(
-            "static settings that are better in one figure and worse in none".into(),
-            f64::from(better),
-            0.0,
-        ));
-        parts.push(part("idle addresses beside the VPC CNI's default".into(), ours.mean_idle / cni.mean_idle, 0.99));
-        parts.push(part("stalls beside the VPC CNI's default".into(), f64::from(ours.stalls), f64::from(cni.stalls)));
-        worst = worst.max(ours.mean_idle / cni.mean_idle);
     }
     Ok(Report {
         id: ID,
@@ -86,8 +84,6 @@ pub fn run(say: Say) -> Result<Report, BenchError> {
         ratio: Some(worst),
         parts,
         rows,
-        notes: vec![format!(
-            "{KIND}, secondary addresses, 24 hours each; idle are all addresses that no pod has, cooling ones too"
-        )],
+        notes: vec!["24 hours each; idle are all addresses that no pod has, cooling ones too".to_owned()],
     })
 }
