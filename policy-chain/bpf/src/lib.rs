@@ -9,7 +9,7 @@
 //! `unsafe` is allowed in [`layout`], which says that its types are plain data, and in `sys`, which calls bpf(2).
 
 pub mod btf;
-mod cilium;
+pub mod cilium;
 pub mod events;
 pub mod filters;
 pub mod gate;
