@@ -5,6 +5,7 @@
 //! | [`advisories`] | what other implementations got wrong stays right |
 //! | [`agree`] | the compiler says what the oracle says, on random clusters, policies, flows and histories |
 //! | [`fuzz`] | hostile text does no harm |
+//! | [`guide`] | each policy of docs/policy-guide.md does what the page says |
 //! | [`growth`] | what many parts take grows as their number does |
 //! | [`identities`] | examples of which identity an address has, and when open flows are judged again |
 //! | [`memory`] | what a cluster's objects take |
@@ -21,6 +22,7 @@ mod allocator;
 mod cost;
 mod fuzz;
 mod growth;
+mod guide;
 mod identities;
 mod memory;
 mod random;
