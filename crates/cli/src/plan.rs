@@ -68,7 +68,7 @@ enum Answer {
     /// The VPC CNI has no pods of both families.
     Burst {
         sluice: Burst,
-        vpc_cni: Option<Burst>,
+        vpc_cni: Result<Burst, NoBurst>,
     },
 }
 
