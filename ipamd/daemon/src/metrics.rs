@@ -709,10 +709,10 @@ mod tests {
         text.push_str(
             "\n## The VPC CNI's that are not here\n\nOf its 27 metrics these have no counterpart. `awscni_ipamd_action_inprogress` has \
              no label `fn`, and\n`awscni_build_info` no `goversion`; `awscni_aws_api_latency_ms` is a histogram, whose sum and count are \
-             those of its summary.\n\n| metric | why |\n|---|---|\n",
+             those of its summary.\n\n",
         );
         for (name, why) in LEFT_OUT {
-            text.push_str(&format!("| `{name}` | {why} |\n"));
+            text.push_str(&format!("- `{name}`: {why}.\n"));
         }
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
         if std::env::var_os("UPDATE_GOLDENS").is_some() {

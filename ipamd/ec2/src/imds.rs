@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use aws_config::imds::client::Client;
@@ -26,13 +27,19 @@ const GET: Duration = Duration::from_secs(2);
 /// How long a GET may take with its second try, which an expired token and a 5xx have.
 const WHOLE: Duration = Duration::from_secs(4);
 
+/// What it says to a token that has run out, or that it does not know.
+const NO_SUCH_TOKEN: &str = "Http401";
+
 /// The most network interfaces that are looked at; no instance holds more.
 const MOST_ENIS: usize = 512;
 
 /// The metadata service as ipamd reads it.
 #[derive(Debug, Clone)]
 pub(crate) struct Imds {
-    client: Client,
+    endpoint: Option<String>,
+    behavior: BehaviorVersion,
+    /// The one with the token that is in use.
+    client: Arc<RwLock<Client>>,
 }
 
 impl Imds {
@@ -41,18 +48,9 @@ impl Imds {
     /// # Errors
     /// When the endpoint is no URI.
     pub(crate) fn new(settings: &Settings, behavior: BehaviorVersion) -> Result<Self, InvalidSetting> {
-        let provider = ProviderConfig::default().with_behavior_version(Some(behavior));
-        let mut builder = Client::builder()
-            .configure(&provider)
-            .max_attempts(2)
-            .connect_timeout(CONNECT)
-            .read_timeout(GET)
-            .operation_attempt_timeout(GET)
-            .operation_timeout(WHOLE);
-        if let Some(endpoint) = &settings.imds_endpoint {
-            builder = builder.endpoint(endpoint).map_err(|_bad_uri| InvalidSetting::new("imds_endpoint", endpoint))?;
-        }
-        Ok(Self { client: builder.build() })
+        let endpoint = settings.imds_endpoint.clone();
+        let client = Arc::new(RwLock::new(client_of(endpoint.as_deref(), behavior)?));
+        Ok(Self { endpoint, behavior, client })
     }
 
     /// Who this node is.
@@ -138,8 +136,18 @@ impl Imds {
     }
 
     async fn get(&self, key: &str) -> Result<String, CloudError> {
-        let body = self.client.get(format!("/latest/meta-data/{key}")).await.map_err(|error| of_imds(key, &error))?;
-        Ok(body.into())
+        let path = format!("/latest/meta-data/{key}");
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let error = match client.get(path.as_str()).await.map_err(|error| of_imds(key, &error)) {
+            Err(error) if error.code == NO_SUCH_TOKEN => error,
+            body => return body.map(Into::into),
+        };
+        // The service does not know the token any more, as after a start of its own. A client keeps one until it runs out, which
+        // is in hours; another client gets another.
+        let Ok(renewed) = client_of(self.endpoint.as_deref(), self.behavior) else { return Err(error) };
+        tracing::info!("the metadata service does not know its token any more: asking for another");
+        self.client.write().unwrap_or_else(PoisonError::into_inner).clone_from(&renewed);
+        renewed.get(path).await.map(Into::into).map_err(|error| of_imds(key, &error))
     }
 
     async fn value<T: FromStr<Err: Display>>(&self, key: &str) -> Result<T, CloudError> {
@@ -159,6 +167,22 @@ impl Imds {
         let text = self.get(key).await?;
         lines(&text).map(|line| parse(key, line)).collect()
     }
+}
+
+/// A client, which gets its token when it is first asked.
+fn client_of(endpoint: Option<&str>, behavior: BehaviorVersion) -> Result<Client, InvalidSetting> {
+    let provider = ProviderConfig::default().with_behavior_version(Some(behavior));
+    let mut builder = Client::builder()
+        .configure(&provider)
+        .max_attempts(2)
+        .connect_timeout(CONNECT)
+        .read_timeout(GET)
+        .operation_attempt_timeout(GET)
+        .operation_timeout(WHOLE);
+    if let Some(endpoint) = endpoint {
+        builder = builder.endpoint(endpoint).map_err(|_bad_uri| InvalidSetting::new("imds_endpoint", endpoint))?;
+    }
+    Ok(builder.build())
 }
 
 fn mac_key(mac: MacAddr, name: &str) -> String {

@@ -173,6 +173,9 @@ enum Difference {
     Rests,
     /// Where pods have gone, the VPC CNI gives back addresses of any ENI, and keeps the rest of each. Here whole ENIs go first.
     FewerEnis,
+    /// The VPC CNI looks at the most pods that the kubelet takes before a step, and takes all that the step brings. Here nothing is
+    /// taken that no pod can have.
+    NoneBeyondMost,
 }
 
 /// What tells the pools apart at a point, if that is on purpose.
@@ -190,7 +193,12 @@ fn on_purpose(case: &Case, pair: &Pair, going: bool) -> Option<Difference> {
         let explained = (warm_enis, case.targets.counts_addresses(), case.prefixes()) == (0, false, false);
         return (explained && pair.pods.is_multiple_of(case.places())).then_some(Difference::Rests);
     }
-    (going && enis < their_enis && (places, free) == (their_places, their_free)).then_some(Difference::FewerEnis)
+    if going && enis < their_enis && (places, free) == (their_places, their_free) {
+        return Some(Difference::FewerEnis);
+    }
+    let most = max_pods.max(pair.pods);
+    let just_enough = (places.saturating_sub(1) * size..places * size).contains(&(most - 1));
+    (just_enough && places < their_places && enis <= their_enis).then_some(Difference::NoneBeyondMost)
 }
 
 #[test]

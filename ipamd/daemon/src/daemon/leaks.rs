@@ -43,10 +43,10 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             self.searching = None;
         } else if self.searching.is_none() && config.leaked_eni_cleanup {
             let Some(cluster) = config.pool.cluster_name.clone() else {
+                tracing::warn!("CLUSTER_NAME is not set: ENIs that nodes leave behind are not deleted");
                 // The log of whichever node is elected is not looked at.
                 let message = "CLUSTER_NAME is not set: ENIs that nodes leave behind cannot be told from other clusters', \
                                and nobody deletes them; set it to the cluster's name (env.CLUSTER_NAME of the chart)";
-                tracing::warn!("{message}");
                 self.notice(About::Node, Weight::Warning, "ClusterNameNotSet", message.to_owned());
                 return;
             };

@@ -1,6 +1,7 @@
 //! The metadata service: what is read of it, what may be missing, and what is said of what makes no sense.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use sluice_ipamd_core::cloud::{Api, CloudErrorKind, ImdsEni};
 use sluice_ipamd_daemon::cloud::Cloud;
@@ -84,6 +85,30 @@ async fn a_node_learns_who_it_is_once() {
     assert_eq!(server.asked().len(), before);
     let cidrs: Vec<String> = cloud.vpc_cidrs().await.unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(cidrs, ["10.0.0.0/16", "100.64.0.0/16"]);
+}
+
+/// Of the tokens that it gave out before, a service that has been started anew knows none.
+#[tokio::test]
+async fn a_token_that_the_service_does_not_know_any_more_is_replaced() {
+    let tokens: Arc<Mutex<(u32, String)>> = Arc::default();
+    let (keys, given) = (node(), Arc::clone(&tokens));
+    let server = Server::start(move |request| {
+        let mut given = given.lock().unwrap();
+        if request.path == "/latest/api/token" {
+            *given = (given.0 + 1, format!("token-{}", given.0));
+            return Some(Answer::new(200, given.1.clone()).with("x-aws-ec2-metadata-token-ttl-seconds", "21600"));
+        }
+        let known = request.headers.get("x-aws-ec2-metadata-token").is_some_and(|token| *token == *given.1);
+        let key = request.path.strip_prefix("/latest/meta-data/").and_then(|key| keys.get(key));
+        Some(if known { Answer::new(200, key.unwrap().clone()) } else { Answer::new(401, "") })
+    })
+    .await;
+    let cloud = cloud(&server);
+    let cidrs = cloud.vpc_cidrs().await.unwrap();
+    tokens.lock().unwrap().1.clear();
+    assert_eq!(cloud.vpc_cidrs().await.unwrap(), cidrs);
+    assert_eq!(cloud.vpc_cidrs().await.unwrap(), cidrs);
+    assert_eq!(tokens.lock().unwrap().0, 2, "one each time that the service was new");
 }
 
 #[tokio::test]

@@ -10,8 +10,9 @@ async fn mtus(settings: &[(&str, &str)]) -> (BTreeSet<u32>, u32) {
         Reply::Done(Outcome::Add(reply)) => reply.mtu,
         other => panic!("ADD answered {other:?}"),
     };
+    node.wait("a second ENI is warm", |view| view.is_settled() && view.enis.len() == 2).await;
     let enis: Vec<u32> = world.host.state().enis.values().map(|eni| eni.mtu).collect();
-    assert!(!enis.is_empty(), "a second ENI is warm");
+    assert!(!enis.is_empty(), "it is set up");
     (enis.into_iter().collect(), pod)
 }
 
