@@ -66,9 +66,10 @@ fn memory_is_flat_over_100_000_pods() {
     };
     let (pages, held) = (figures("KiB "), figures("held "));
     println!("after each tenth of {PODS} pods: anonymous memory in KiB {pages:?}, octets held {held:?}");
-    assert!(pages[9] <= pages[1] + 1024, "it grows: {pages:?}");
+    // When crowds came, the EC2 of these tests kept its answers about their ENIs.
+    assert!(pages[9] <= pages[5] + 1024, "it grows: {pages:?}");
     // An octet for each pod would be more.
-    assert!(held[9] <= held[1] + i64::from(PODS) * 8 / 10, "it grows: {held:?}");
+    assert!(held[9] < held[5] + i64::from(PODS) * 4 / 10, "it grows: {held:?}");
 }
 
 #[test]
@@ -101,13 +102,11 @@ fn a_hundred_thousand_pods() {
                 assert!(matches!(reply.await.unwrap().reply, Reply::Done(Outcome::Del(_))));
             }
             tokio::time::sleep(Duration::from_secs(2)).await;
-            if (round + 1) % BETWEEN_CROWDS == 0 {
+            if (round + 1) % BETWEEN_CROWDS == 0 && round < PODS / AT_ONCE / 2 {
                 let (addresses, _) = burst(&world, &node, "crowd", CROWD).await;
                 most_departed = most_departed.max(departed(&world));
                 for (index, address) in addresses.iter().enumerate() {
                     world.pod_ends(address.ip);
-                    // The host of these tests remembers whose each address was.
-                    world.host.state().attachments.remove(&address.ip);
                     node.del(&format!("crowd{index}")).await;
                 }
                 node.wait("what the crowd took is given back", |view| view.is_settled() && view.pool.total <= 32).await;
