@@ -243,5 +243,5 @@ fn p08_the_pool_settles_where_the_vpc_cnis_does() {
     }
     println!("{compared} compared, {purposes:?} on purpose");
     assert!(differ.is_empty(), "{} differ\n{}", differ.len(), differ.join("\n"));
-    assert_eq!(purposes.len(), 3, "a difference that does not show is none: {purposes:?}");
+    assert_eq!(purposes.len(), 4, "a difference that does not show is none: {purposes:?}");
 }

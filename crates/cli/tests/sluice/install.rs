@@ -77,7 +77,7 @@ fn a_node_gets_plugins_and_one_conflist_and_nothing_else_is_touched() {
     let list = node.conflist();
     let kinds: Vec<&str> =
         list["plugins"].as_array().unwrap().iter().map(|one| one["type"].as_str().unwrap()).collect();
-    assert_eq!((kinds, &list["name"]), (vec!["sluice-eni", "sluice-policy", "portmap"], &json!("pods")));
+    assert_eq!((kinds, &list["name"]), (vec!["sluice-eni", "sluice-policy", "portmap"], &json!("sluice")));
     assert_eq!(node.files("net"), set(&["00-sluice.conflist", "10-pods.conflist"]));
     assert_eq!(node.files("bin"), set(&["portmap", "sluice-eni", "sluice-policy"]));
     assert_eq!(fs::read_to_string(node.root.join("net/10-pods.conflist")).unwrap(), before);

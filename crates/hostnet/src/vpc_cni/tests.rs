@@ -191,8 +191,9 @@ async fn the_chain_of_a_pod_that_lives_stays() {
     let (namespace, before) = with_others();
     add_vpc_cni(&namespace);
     for ip in [
-        "ip link add pod type dummy",
+        "ip link add pod type veth peer name inside",
         "ip link set pod up",
+        "ip link set inside up",
         "ip route add 169.254.172.5 dev pod",
         "ip route add 169.254.0.0/16 dev pod",
     ] {
