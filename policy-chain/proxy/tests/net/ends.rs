@@ -107,7 +107,8 @@ fn nobody_listening_is_told_as_a_reset() {
         let end = world
             .party("a")
             .run(|| async {
-                let mut stream = TcpStream::connect("10.0.0.103:80").await.unwrap();
+                // On a busy machine the reset is there before the connection is looked at.
+                let mut stream = TcpStream::connect("10.0.0.103:80").await.map_err(|error| error.kind())?;
                 stream.read(&mut [0; 1]).await.map_err(|error| error.kind())
             })
             .await;
