@@ -118,10 +118,15 @@ fn feed(namespace: &Namespace, program: &[&str], input: &str) -> String {
     namespace.run(run).expect("the tests run as root")
 }
 
-/// All rules of a kind and family, but for the time at which they were printed.
+/// All rules of a kind and family, but for the time at which they were printed, and without what chains have counted.
 fn saved(namespace: &Namespace, program: &str) -> String {
     let text = feed(namespace, &[&format!("{program}-save")], "");
-    text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let uncounted = lines.map(|line| match line.split_once(" [") {
+        Some((chain, _)) if line.starts_with(':') => format!("{chain} [0:0]\n"),
+        _ => format!("{line}\n"),
+    });
+    uncounted.collect()
 }
 
 const PROGRAMS: [&str; 4] = ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"];
