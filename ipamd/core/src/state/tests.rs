@@ -330,7 +330,8 @@ fn a_refused_give_back_may_have_come_twice() {
         describe(&mut state, &["10.0.0.1/32", "10.0.0.2/32"], 110);
         assert_eq!(free(&state, 110), [ip("10.0.0.2")], "it may tell of the past");
         let asks = |state: &State, now| {
-            let planned = crate::plan::plan(state, &Targets::default(), &crate::plan::Demand::default(), at(now));
+            let planned =
+                crate::plan::plan(state, &crate::plan::Targets::default(), &crate::plan::Demand::default(), at(now));
             planned.ops.iter().any(|planned| matches!(planned.op, Op::Inspect { .. }))
         };
         assert!(!asks(&state, 159) && asks(&state, 160), "EC2 is asked when it cannot be late");
