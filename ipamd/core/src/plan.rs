@@ -233,7 +233,8 @@ pub fn plan(state: &State, targets: &Targets, demand: &Demand, now: Timestamp) -
 fn without_provisioning(plan: &mut Plan, state: &State, demand: &Demand, now: Timestamp) {
     // Before EC2 has told what there is, nobody knows that it is not enough.
     let known = state.node().is_some() && steps::is_surveyed(state, now);
-    let hopeless = |beyond: u32| (beyond > 0 && known).then_some(Hopeless { cause: Cause::NotProvisioning, beyond });
+    let cause = Cause::NotProvisioning { imds_only: state.node().is_some_and(|node| node.imds_only) };
+    let hopeless = |beyond: u32| (beyond > 0 && known).then(|| Hopeless { cause: cause.clone(), beyond });
     let can_have = |card: u32| {
         let tally = state.ledger().tally_of(card, now);
         tally.free + tally.cooling + tally.pending

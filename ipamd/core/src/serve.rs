@@ -172,7 +172,7 @@ impl Cause {
     #[must_use]
     pub const fn code(&self) -> RefusalCode {
         match self {
-            Self::EniLimit { .. } | Self::NoIpv6 { .. } | Self::NotProvisioning => RefusalCode::EniLimit,
+            Self::EniLimit { .. } | Self::NoIpv6 { .. } | Self::NotProvisioning { .. } => RefusalCode::EniLimit,
             Self::SubnetExhausted { .. } | Self::NoSubnet | Self::EniConfigSubnet { .. } => {
                 RefusalCode::SubnetExhausted
             }
@@ -203,8 +203,10 @@ impl Cause {
                 "free addresses in the subnet, or tag another one in this zone with kubernetes.io/role/cni=1".to_owned()
             }
             Self::NoSubnet => "tag a subnet in this zone with kubernetes.io/role/cni=1".to_owned(),
-            Self::NotProvisioning => {
-                "assign addresses to the node's ENIs, or unset DISABLE_NETWORK_RESOURCE_PROVISIONING".to_owned()
+            Self::NotProvisioning { imds_only } => {
+                let setting =
+                    if *imds_only { "ENABLE_IMDS_ONLY_MODE" } else { "DISABLE_NETWORK_RESOURCE_PROVISIONING" };
+                format!("assign addresses to the node's ENIs, or unset {setting}")
             }
             Self::NoEniConfig => {
                 "make an ENIConfig and name it on the node by the label k8s.amazonaws.com/eniConfig, or call it default"
@@ -236,7 +238,7 @@ impl Cause {
             | Self::Unavailable { until, .. } => Some(*until),
             Self::EniLimit { .. }
             | Self::NoSubnet
-            | Self::NotProvisioning
+            | Self::NotProvisioning { .. }
             | Self::NoEniConfig
             | Self::EniConfigSubnet { .. }
             | Self::NoIpv6 { .. }

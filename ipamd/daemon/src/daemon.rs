@@ -551,7 +551,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
         let search = self.searching.as_ref().and_then(|searching| searching.timer.wake());
         timers
             .chain(search)
-            .chain(self.branching.wake().filter(|_| !self.stopping))
+            .chain(self.branching.wake())
             .chain(resolve)
             .chain(self.forgetting.wake())
             .chain(self.reports.wake())

@@ -59,7 +59,10 @@ pub enum Cause {
         until: Timestamp,
     },
     /// The settings leave it to somebody else to bring addresses.
-    NotProvisioning,
+    NotProvisioning {
+        /// By `ENABLE_IMDS_ONLY_MODE`, not by `DISABLE_NETWORK_RESOURCE_PROVISIONING`.
+        imds_only: bool,
+    },
     /// It is not known where ENIs are to be made.
     NoEniConfig,
     /// The ENIConfig names a subnet that EC2 does not show in the node's VPC and zone.
@@ -181,7 +184,7 @@ impl fmt::Display for Cause {
             Self::NoSubnet => f.write_str("no subnet in the node's zone is tagged for new ENIs"),
             Self::Denied { message, .. } | Self::Unavailable { message, .. } => f.write_str(message),
             Self::Throttled { api, .. } => write!(f, "EC2 limits the rate of {api}"),
-            Self::NotProvisioning => f.write_str("no address is free, and the settings ask for none"),
+            Self::NotProvisioning { .. } => f.write_str("no address is free, and the settings ask for none"),
             Self::NoEniConfig => f.write_str("no ENIConfig is known for this node"),
             Self::EniConfigSubnet { name, subnet } => {
                 write!(f, "ENIConfig {name} names {subnet}, which is not in the node's VPC and zone")

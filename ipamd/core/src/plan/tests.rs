@@ -468,7 +468,7 @@ fn without_provisioning_ec2_is_only_asked_and_who_waits_in_vain_hears_it() {
     let plan = plan(&state, &targets, &Demand { waiting: 3, ..Demand::default() }, at(1));
     assert!(plan.ops.is_empty(), "{:?}", plan.ops);
     let hopeless = plan.hopeless.unwrap();
-    assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning, 2));
+    assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning { imds_only: false }, 2));
     let mut fresh = State::new(1);
     fresh.apply(Event::NodeKnown(node()), at(0)).unwrap();
     assert!(!ops(&fresh, &targets, 0, 0).is_empty(), "what there is, is asked for");

@@ -253,7 +253,7 @@ fn without_ec2_the_metadata_service_is_believed_and_nothing_is_asked() {
     };
     let both = || vec![seen(1, &["10.0.0.1", "10.0.0.2"]), seen(2, &["10.0.0.3", "10.0.0.4"])];
     let hopeless = look(&mut state, both(), 1).unwrap();
-    assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning, 5));
+    assert_eq!((hopeless.cause, hopeless.beyond), (Cause::NotProvisioning { imds_only: true }, 5));
     for n in [1, 2] {
         state.apply(Event::EniReady(eni_id(n)), at(2)).unwrap();
     }

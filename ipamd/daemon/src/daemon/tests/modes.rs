@@ -29,6 +29,7 @@ async fn with_the_metadata_service_alone_pods_get_what_it_shows_and_ec2_is_never
     }
     let refusal = node.add_within("d", Duration::from_secs(20)).await.unwrap_err();
     assert!(refusal.message.contains("the settings ask for none"), "{refusal:?}");
+    assert!(refusal.hint.as_deref().is_some_and(|hint| hint.contains("ENABLE_IMDS_ONLY_MODE")), "{refusal:?}");
     // A day, with a restart in it.
     tokio::time::sleep(Duration::from_secs(12 * 3600)).await;
     node.kill().await;
