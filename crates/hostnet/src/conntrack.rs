@@ -7,35 +7,18 @@ mod lookup;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::ControlFlow;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use netlink_packet_core::NlasIterator;
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
-
 use crate::netns::{Namespace, NamespaceError};
+use crate::nfnetlink::{self, NfnetlinkError, attribute};
 
 pub use forget::forget;
 pub use lookup::Lookup;
 
-/// The kernel answers within its own call.
-const ANSWER_TIMEOUT: TimeVal = TimeVal::new(10, 0);
-/// A datagram of a dump is at most this long (`NLMSG_GOODSIZE` and what a larger receive buffer may ask for).
-const DATAGRAM: usize = 32 * 1024;
 /// How often a dump is begun again that a change of the table's size has spoiled.
 const ATTEMPTS: usize = 5;
 
-const NLMSG_HEADER: usize = 16;
-const NFGENMSG: usize = 4;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
 const CT_GET: u16 = 0x0101;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`: what a dump's entries are.
@@ -106,6 +89,16 @@ pub enum ConntrackError {
     Unreadable,
 }
 
+impl From<NfnetlinkError> for ConntrackError {
+    fn from(error: NfnetlinkError) -> Self {
+        match error {
+            NfnetlinkError::Socket(error) => Self::Socket(error),
+            NfnetlinkError::Refused(error) => Self::Refused(error),
+            NfnetlinkError::Unreadable => Self::Unreadable,
+        }
+    }
+}
+
 impl ConntrackError {
     /// Whether the kernel has no ctnetlink at all, so that asking again is in vain.
     #[must_use]
@@ -136,9 +129,9 @@ fn dump(limit: usize, wanted: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, Connt
     let mut flows = Vec::new();
     for _ in 0..ATTEMPTS {
         flows.clear();
-        let consistent = each_entry(|entry| {
+        let consistent = each_entry(|_, attributes| {
             // A protocol whose tuple has another form is nothing that a pod's gate tracks.
-            match entry.get(NFGENMSG..).and_then(flow).filter(wanted) {
+            match flow(attributes).filter(wanted) {
                 Some(_) if flows.len() >= limit => return Err(ConntrackError::TooMany { limit }),
                 Some(flow) => flows.push(flow),
                 None => {}
@@ -155,75 +148,17 @@ fn dump(limit: usize, wanted: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, Connt
 
 /// A ctnetlink socket in the namespace of the calling thread.
 fn open() -> Result<OwnedFd, ConntrackError> {
-    let failed = |errno: Errno| ConntrackError::Socket(errno.into());
-    let protocol = SockProtocol::NetlinkNetFilter;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).map_err(failed)?;
-    setsockopt(&socket, sockopt::ReceiveTimeout, &ANSWER_TIMEOUT).map_err(failed)?;
-    Ok(socket)
+    nfnetlink::open().map_err(ConntrackError::Socket)
 }
 
-/// Hands each entry of one dump, an nfgenmsg and its attributes, to `take`, until that breaks off. Answers whether the
-/// table kept its size meanwhile, without which entries may be missing.
-fn each_entry<F>(mut take: F) -> Result<bool, ConntrackError>
+/// Hands the family and attributes of each entry to `take`, of both families, until that breaks off. Answers whether the table kept
+/// its size meanwhile, without which entries may be missing.
+fn each_entry<F>(take: F) -> Result<bool, ConntrackError>
 where
-    F: FnMut(&[u8]) -> Result<ControlFlow<()>, ConntrackError>,
+    F: FnMut(u8, &[u8]) -> Result<ControlFlow<()>, ConntrackError>,
 {
-    let failed = |errno: Errno| ConntrackError::Socket(errno.into());
-    let socket = open()?;
-    sendto(socket.as_raw_fd(), &request(), &NetlinkAddr::new(0, 0), MsgFlags::empty()).map_err(failed)?;
-    let mut consistent = true;
-    let mut buffer = vec![0_u8; DATAGRAM];
-    loop {
-        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(failed)?;
-        let mut rest = buffer.get(..length).ok_or(ConntrackError::Unreadable)?;
-        while !rest.is_empty() {
-            let (message, behind) = message(rest).ok_or(ConntrackError::Unreadable)?;
-            rest = behind;
-            consistent &= message.flags & NLM_F_DUMP_INTR == 0;
-            match message.kind {
-                NLMSG_DONE => return Ok(consistent),
-                NLMSG_ERROR => {
-                    let code = message.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    return Err(ConntrackError::Refused(io::Error::from_raw_os_error(code.saturating_neg())));
-                }
-                CT_NEW if take(message.body)?.is_break() => return Ok(consistent),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// A dump of both families' entries.
-fn request() -> Vec<u8> {
-    let length = NLMSG_HEADER + NFGENMSG;
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend(u32::try_from(length).unwrap_or_default().to_ne_bytes());
-    bytes.extend(CT_GET.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    // Sequence, port, and the nfgenmsg: AF_UNSPEC, version 0, no resource.
-    bytes.resize(length, 0);
-    bytes
-}
-
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    body: &'a [u8],
-}
-
-fn message(bytes: &[u8]) -> Option<(Message<'_>, &[u8])> {
-    let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-    let flags = u16::from_ne_bytes(*bytes.get(6..)?.first_chunk()?);
-    let body = bytes.get(NLMSG_HEADER..length)?;
-    let behind = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((Message { kind, flags, body }, behind))
-}
-
-/// The value of an attribute (`CTA_*`).
-fn attribute(attributes: &[u8], wanted: u16) -> Option<Vec<u8>> {
-    let found = NlasIterator::new(attributes).flatten().find(|nla| nla.kind() == wanted)?;
-    Some(found.value().to_vec())
+    // AF_UNSPEC.
+    nfnetlink::dump((CT_GET, CT_NEW), 0, &[], take)
 }
 
 fn flow(attributes: &[u8]) -> Option<Flow> {
@@ -235,12 +170,12 @@ fn flow(attributes: &[u8]) -> Option<Flow> {
     const CTA_PROTOINFO_TCP_STATE: u16 = 1;
     let number = |kind| attribute(attributes, kind)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
     let tcp_state = || {
-        let tcp = attribute(&attribute(attributes, CTA_PROTOINFO)?, CTA_PROTOINFO_TCP)?;
-        attribute(&tcp, CTA_PROTOINFO_TCP_STATE)?.first().copied()
+        let tcp = attribute(attribute(attributes, CTA_PROTOINFO)?, CTA_PROTOINFO_TCP)?;
+        attribute(tcp, CTA_PROTOINFO_TCP_STATE)?.first().copied()
     };
     Some(Flow {
-        original: tuple(&attribute(attributes, CTA_TUPLE_ORIG)?)?,
-        reply: tuple(&attribute(attributes, CTA_TUPLE_REPLY)?)?,
+        original: tuple(attribute(attributes, CTA_TUPLE_ORIG)?)?,
+        reply: tuple(attribute(attributes, CTA_TUPLE_REPLY)?)?,
         status: number(CTA_STATUS).unwrap_or_default(),
         tcp_state: tcp_state(),
         expires_in: Duration::from_secs(number(CTA_TIMEOUT).unwrap_or_default().into()),
@@ -263,20 +198,20 @@ fn tuple(attributes: &[u8]) -> Option<Tuple> {
     const CTA_PROTO_ICMPV6_TYPE: u16 = 8;
     let ip = attribute(attributes, CTA_TUPLE_IP)?;
     let address = |v4, v6| -> Option<IpAddr> {
-        if let Some(bytes) = attribute(&ip, v4) {
+        if let Some(bytes) = attribute(ip, v4) {
             return Some(Ipv4Addr::from(*bytes.first_chunk::<4>()?).into());
         }
-        Some(Ipv6Addr::from(*attribute(&ip, v6)?.first_chunk::<16>()?).into())
+        Some(Ipv6Addr::from(*attribute(ip, v6)?.first_chunk::<16>()?).into())
     };
     let proto = attribute(attributes, CTA_TUPLE_PROTO)?;
-    let port = |kind| attribute(&proto, kind)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
-    let message_type = |kind| attribute(&proto, kind)?.first().copied().map(u16::from);
+    let port = |kind| attribute(proto, kind)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
+    let message_type = |kind| attribute(proto, kind)?.first().copied().map(u16::from);
     let icmp = || port(CTA_PROTO_ICMP_ID).or_else(|| port(CTA_PROTO_ICMPV6_ID));
     let icmp_type = || message_type(CTA_PROTO_ICMP_TYPE).or_else(|| message_type(CTA_PROTO_ICMPV6_TYPE));
     Some(Tuple {
         source: address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
         destination: address(CTA_IP_V4_DST, CTA_IP_V6_DST)?,
-        protocol: attribute(&proto, CTA_PROTO_NUM)?.first().copied()?,
+        protocol: attribute(proto, CTA_PROTO_NUM)?.first().copied()?,
         source_port: port(CTA_PROTO_SRC_PORT).or_else(icmp).unwrap_or_default(),
         destination_port: port(CTA_PROTO_DST_PORT).or_else(icmp_type).unwrap_or_default(),
     })

@@ -27,6 +27,7 @@ pub mod desired;
 pub mod host;
 pub mod netlink;
 pub mod netns;
+mod nfnetlink;
 pub mod nft;
 pub mod plan;
 pub mod plugin;

@@ -5,16 +5,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
-use super::lookup::{NESTED, attribute as append};
-use super::{
-    ATTEMPTS, CTA_TUPLE_ORIG, ConntrackError, Flow, Lookup, NFGENMSG, NLM_F_REQUEST, attribute, each_entry, flow,
-};
+use super::{ATTEMPTS, CTA_TUPLE_ORIG, ConntrackError, Flow, Lookup, each_entry, flow};
 use crate::netns::Namespace;
+use crate::nfnetlink::{NESTED, NLM_F_ACK, NLM_F_REQUEST, append, attribute};
 
 /// Flows that are deleted after one dump: so much of them is held at a time.
 const ROUND: usize = 4096;
 
-const NLM_F_ACK: u16 = 0x4;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE`.
 const CT_DELETE: u16 = 0x0102;
 
@@ -39,8 +36,8 @@ fn forget_here(asking: &mut Lookup, addresses: &BTreeSet<IpAddr>, limit: usize) 
     loop {
         let room = ROUND.min(limit - tried);
         let (mut doomed, mut is_all) = (Vec::new(), true);
-        let consistent = each_entry(|entry| {
-            let Some(one) = Doomed::of(entry, addresses) else { return Ok(ControlFlow::Continue(())) };
+        let consistent = each_entry(|family, attributes| {
+            let Some(one) = Doomed::of(family, attributes, addresses) else { return Ok(ControlFlow::Continue(())) };
             if doomed.len() >= room {
                 is_all = false;
                 return Ok(ControlFlow::Break(()));
@@ -77,23 +74,22 @@ struct Doomed {
 
 impl Doomed {
     /// The flow of a dump's entry, if it names one of the addresses.
-    fn of(entry: &[u8], addresses: &BTreeSet<IpAddr>) -> Option<Self> {
+    fn of(family: u8, entry: &[u8], addresses: &BTreeSet<IpAddr>) -> Option<Self> {
         const CTA_ID: u16 = 12;
         const CTA_ZONE: u16 = 18;
-        let from = entry.get(NFGENMSG..)?;
-        let Flow { original, reply, .. } = flow(from)?;
+        let Flow { original, reply, .. } = flow(entry)?;
         // A service proxy's client has sent to another address; what leaves in the node's name is answered to another.
         let named = [original.source, original.destination, reply.source, reply.destination];
         named.iter().any(|address| addresses.contains(address)).then_some(())?;
         let mut attributes = Vec::new();
         // As the kernel has written it, whatever the protocol.
-        append(&mut attributes, NESTED | CTA_TUPLE_ORIG, &attribute(from, CTA_TUPLE_ORIG)?);
+        append(&mut attributes, NESTED | CTA_TUPLE_ORIG, attribute(entry, CTA_TUPLE_ORIG)?);
         // By its number, so that a newer flow of the same tuple is not hit; and a tuple is one of its zone.
         for kind in [CTA_ID, CTA_ZONE] {
-            if let Some(value) = attribute(from, kind) {
-                append(&mut attributes, kind, &value);
+            if let Some(value) = attribute(entry, kind) {
+                append(&mut attributes, kind, value);
             }
         }
-        Some(Self { family: *entry.first()?, attributes })
+        Some(Self { family, attributes })
     }
 }

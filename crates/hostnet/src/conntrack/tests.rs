@@ -128,9 +128,6 @@ fn flows_of_an_address_are_forgotten_however_they_name_it_and_those_of_another_s
 
 #[test]
 fn what_is_cut_off_or_strange_is_no_flow() {
-    assert!(message(&[20, 0, 0, 0, 0, 1]).is_none());
-    assert!(message(&[200, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_none());
-    assert!(message(&[3, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_none());
     assert_eq!(flow(&[]), None);
     assert_eq!(flow(&[8, 0, 1, 0x80, 4, 0, 1, 0x80]), None);
 }
