@@ -138,15 +138,20 @@ impl Host {
             let removed = self.within(|| async move { Ok(legacy::remove(&table, &lives).await) }).await;
             match removed.map_err(LeftoversError::Nft)?? {
                 Some(removed) => all.removed.extend(removed),
-                // Those of the egress plugin may be of pods that live.
-                None if found.iter().all(|mark| is_egress(mark)) => {}
-                None => {
-                    let found: Vec<&str> = found.iter().map(String::as_str).collect();
-                    all.left.push(format!("{id}: {}", found.join(", ")));
-                }
+                None => all.left.extend(in_words(&id, &found)),
             }
         }
         Ok(all)
+    }
+
+    /// Tables of iptables-legacy that hold something of the VPC CNI's, and what, a line each. Chains of its egress plugin are not told
+    /// alone: they may be of pods that live.
+    ///
+    /// # Errors
+    /// [`LeftoversError::Read`] where a table cannot be read.
+    pub async fn vpc_cni_in_legacy(&self) -> Result<Vec<String>, LeftoversError> {
+        let tables = self.read(legacy_tables).await?;
+        Ok(tables.iter().filter_map(|(id, found)| in_words(id, found)).collect())
     }
 
     /// What of its is in tables of iptables-nft, in one transaction.
@@ -198,6 +203,12 @@ fn legacy_tables() -> Result<Vec<(NftTableId, BTreeSet<String>)>, LeftoversError
         }
     }
     Ok(all)
+}
+
+/// What a table of iptables-legacy holds that is of no pod that could live.
+fn in_words(id: &NftTableId, found: &BTreeSet<String>) -> Option<String> {
+    let found: Vec<&str> = found.iter().map(String::as_str).collect();
+    (!found.iter().all(|mark| is_egress(mark))).then(|| format!("{id}: {}", found.join(", ")))
 }
 
 /// A transaction of nftables.

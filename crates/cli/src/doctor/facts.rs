@@ -31,6 +31,8 @@ pub(crate) struct Facts {
     pub(crate) plugins: BTreeSet<String>,
     /// The host's links, rules and routes.
     pub(crate) host: Result<Observed, String>,
+    /// Tables of iptables-legacy with rules of the VPC CNI, and which.
+    pub(crate) legacy: Result<Vec<String>, String>,
     /// Whether the host's files are seen: the image has no `/etc/os-release`.
     pub(crate) on_host: bool,
     /// Files that are there, of those that tell something.
@@ -89,11 +91,13 @@ impl Facts {
     pub(crate) async fn gather_in(root: &Path) -> Self {
         let node = Node::look();
         let host = observe(&node).await;
+        let legacy = legacy().await;
         Self {
             node,
             conflists: conflists(root, Path::new(CNI_DIR)),
             plugins: names(root, Path::new(CNI_BIN)),
             host,
+            legacy,
             on_host: exists(root, Path::new("/etc/os-release")),
             files: files(root),
             release: read(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default().trim().to_owned(),
@@ -167,6 +171,11 @@ async fn observe(node: &Node) -> Result<Observed, String> {
     };
     let host = Host::current().map_err(|error| error.to_string())?;
     host.observe(&view).await.map_err(|error| error.to_string())
+}
+
+async fn legacy() -> Result<Vec<String>, String> {
+    let host = Host::current().map_err(|error| error.to_string())?;
+    host.vpc_cni_in_legacy().await.map_err(|error| error.to_string())
 }
 
 /// The addresses that ipamd says pods have, with their interfaces and the tables of their ENIs.

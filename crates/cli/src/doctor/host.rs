@@ -178,7 +178,11 @@ fn leftovers(facts: &Facts, host: &Observed, findings: &mut Vec<Finding>) {
         let (_, whose) = FILES.iter().find(|(left, _)| path.starts_with(left))?;
         Some(format!("{} ({whose})", path.display()))
     });
-    let left: Vec<String> = links.chain(rules).chain(files).collect();
+    let legacy = facts.legacy.iter().flatten().map(|table| format!("iptables-legacy, {table} (the VPC CNI)"));
+    let left: Vec<String> = links.chain(rules).chain(files).chain(legacy).collect();
+    if let Err(why) = &facts.legacy {
+        findings.push(Finding::unknown("other CNIs", format!("rules of the VPC CNI in iptables-legacy: {why}")));
+    }
     findings.push(if left.is_empty() && facts.on_host {
         Finding::well("other CNIs", "nothing of other CNIs is left")
     } else if left.is_empty() {
@@ -187,7 +191,7 @@ fn leftovers(facts: &Facts, host: &Observed, findings: &mut Vec<Finding>) {
         Finding::doubtful(
             "other CNIs",
             "something of other CNIs is there: their rules and programs may still meet packets",
-            "if none of their pods is left, take that CNI off the node (its own cleanup; docs/migration.md has the commands for the VPC CNI's network policy agent, and for Cilium behind the VPC CNI), or replace the node",
+            "if none of their pods is left, take that CNI off the node (its own cleanup; docs/migration.md has the commands for the VPC CNI's network policy agent and its rules in iptables-legacy, and for Cilium behind the VPC CNI), or replace the node",
         )
         .seen_by(left)
     });

@@ -66,6 +66,7 @@ fn well() -> Facts {
         conflists: Ok(vec![("00-sluice.conflist".to_owned(), Some(conflist))]),
         plugins: BTreeSet::from(["sluice-eni".to_owned(), "sluice-policy".to_owned()]),
         host: Ok(host),
+        legacy: Ok(Vec::new()),
         on_host: true,
         files: ["/sys/fs/bpf/sluice"].map(Into::into).into(),
         release: "6.1.0-25-cloud-amd64".to_owned(),
@@ -304,6 +305,9 @@ fn a_host_that_others_configure_is_found() {
     seeded("other CNIs", Standing::Doubtful, "ip rule 9: table 2004", |facts| {
         let mark = Some(Mark { value: 0x200, mask: 0xf00 });
         facts.host.as_mut().unwrap().rules.push(Rule { mark, ..Rule::all(Family::V4, 9, 2004) });
+    });
+    seeded("other CNIs", Standing::Doubtful, "iptables-legacy, ip nat: AWS-SNAT-CHAIN-0", |facts| {
+        facts.legacy = Ok(vec!["ip nat: AWS-SNAT-CHAIN-0".to_owned()]);
     });
     seeded("sysctls", Standing::Doubtful, "rp_filter is 1", |facts| {
         facts.host.as_mut().unwrap().sysctls[1].value = "1\n".into();

@@ -223,7 +223,9 @@ async fn the_chain_of_a_pod_that_lives_stays() {
 async fn with_nft_alone_what_is_iptables_nfts_goes_and_of_the_rest_is_told() {
     const ALONE: &str = "SLUICE_TEST_NFT_ALONE";
     if std::env::var_os(ALONE).is_some() {
-        let leftovers = Host::current().unwrap().remove_vpc_cni().await.unwrap();
+        let host = Host::current().unwrap();
+        let leftovers = host.remove_vpc_cni().await.unwrap();
+        assert_eq!(host.vpc_cni_in_legacy().await.unwrap(), leftovers.left);
         // Standard output is where the other half reads.
         println!("\nremoved {}\nleft {}\n", leftovers.removed.len(), leftovers.left.join("; "));
         return;
