@@ -122,8 +122,9 @@ fn addresses(state: &State, found: &mut Vec<Violation>) {
     let ledger = state.ledger();
     let (mut seen, mut queued, mut owned) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     let mut companions = BTreeSet::new();
-    // One that has been detached and is being deleted may be gone, and EC2 have given its address to another.
-    let is_there = |eni: &&Eni| eni.stage != Stage::Leaving || eni.device.is_some();
+    // One that is attached to nothing may be gone, and EC2 have given its address to another: the answer of a delete was lost, or a
+    // description late.
+    let is_there = |eni: &&Eni| eni.device.is_some();
     let own: BTreeSet<IpAddr> = ledger.enis().filter(is_there).map(|eni| eni.primary_ip.into()).collect();
     for eni in ledger.enis() {
         for (net, block) in &eni.blocks {

@@ -198,6 +198,8 @@ pub struct State {
     pub(crate) busy_devices: BTreeMap<(u32, u32), Timestamp>,
     /// Network cards that EC2 says hold all ENIs that they can, and until when that is believed.
     pub(crate) full_cards: BTreeMap<u32, Timestamp>,
+    /// ENIs that were deleted, and when: a description may yet show them.
+    pub(crate) deleted: BTreeMap<EniId, Timestamp>,
     /// Makes client tokens differ from those of a state that was lost.
     pub(crate) seed: u64,
     /// Makes client tokens differ from each other.

@@ -345,7 +345,7 @@ impl State {
                 if self.described(&eni.eni, Some(eni), now).is_err() {
                     self.doubt_eni(&eni.eni, now + LOOK_AGAIN);
                 }
-            } else if mine {
+            } else if mine && self.deleted.get(&eni.eni).is_none_or(|at| now.since(*at) >= SETTLE) {
                 let intent = eni.tags.get(tag::INTENT).and_then(|intent| self.intents.remove(intent));
                 let (record, blocks) = self.record_for(eni, intent.map_or(0, |intent| intent.card), now);
                 // It may have been freed a moment ago, and be shown late.

@@ -110,6 +110,9 @@ impl State {
             (Op::Delete { eni }, Outcome::Done) => {
                 if self.ledger.remove_eni(eni, now).is_err() {
                     self.doubt_eni(eni, now + SETTLE);
+                } else {
+                    self.deleted.retain(|_, at| now.since(*at) < SETTLE);
+                    self.deleted.insert(eni.clone(), now);
                 }
                 Ok(())
             }

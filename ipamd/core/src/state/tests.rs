@@ -430,6 +430,31 @@ fn totals_are_of_what_is_there() {
     assert_eq!(check(&state, at(300)), []);
 }
 
+/// As long as a description may be late it does not bring back what was deleted: it would be attached in vain, in the place of one that
+/// is there.
+#[test]
+fn an_eni_that_was_deleted_is_not_found_again_by_a_late_description() {
+    let (mut state, ghost) = (state(vec![eni(1, &[]), eni(2, &[])]), eni_id(2));
+    let detach = Op::Detach { eni: ghost.clone(), attachment: attachment_id(2) };
+    done(&mut state, &detach, Outcome::Done, at(1));
+    done(&mut state, &Op::Delete { eni: ghost.clone() }, Outcome::Done, at(5));
+    let shown = || vec![eni(1, &[]), Ec2Eni { attachment: None, ..eni(2, &[]) }];
+    state.apply(Event::Surveyed(shown()), at(7)).unwrap();
+    assert!(state.ledger().eni(&ghost).is_none());
+    // After a restart nobody remembers: it comes back, and has no claim to an address that EC2 has given on.
+    let document = crate::checkpoint::Checkpoint::of(&state, at(8)).to_json().unwrap();
+    let mut read = crate::checkpoint::Checkpoint::from_json(&document).unwrap().into_state(at(8)).unwrap();
+    read.apply(Event::Surveyed(shown()), at(9)).unwrap();
+    let own = read.ledger().eni(&ghost).unwrap().primary_ip;
+    let assign = Op::Assign { eni: eni_id(1), count: AddressCount::Secondary(1) };
+    let assigned = Assigned { addresses: [own].into(), ..Assigned::default() };
+    done(&mut read, &assign, Outcome::Assigned(assigned), at(10));
+    assert_eq!(check(&read, at(10)), []);
+    // What is shown later is there.
+    state.apply(Event::Surveyed(shown()), at(66)).unwrap();
+    assert!(state.ledger().eni(&ghost).is_some());
+}
+
 /// The answer of a delete is lost, and EC2 gives the ENI's own address to another at once.
 #[test]
 fn the_address_of_an_eni_that_may_be_deleted_can_be_anothers() {

@@ -174,6 +174,9 @@ impl Storm {
         // What a daemon has written is what the next one can use, wherever it has died.
         let aside = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
         let aside: Vec<_> = aside.filter(|name| name.to_string_lossy().contains("corrupt")).collect();
+        if !aside.is_empty() {
+            self.tell_calls();
+        }
         let why = || Checkpoint::from_json(&left).and_then(|read| read.into_state(self.world.clock.now())).err();
         assert!(aside.is_empty(), "{aside:?}: {:?}\n{}", why(), String::from_utf8_lossy(&left));
     }
