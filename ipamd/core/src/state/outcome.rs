@@ -204,9 +204,8 @@ impl State {
             // The same call may yet succeed after these; after all others it would only fail again, and nothing was made.
             let may_succeed =
                 matches!(error.kind, CloudErrorKind::Timeout | CloudErrorKind::Unavailable | CloudErrorKind::Throttled);
-            let given_up = (!may_succeed).then(|| self.intents.remove(&request.client_token)).flatten();
-            if given_up.is_some_and(|intent| intent.tries > 1) {
-                // An earlier try may have made one.
+            if !may_succeed && self.intents.remove(&request.client_token).is_some() {
+                // An earlier try may have made one: of ours, or of this same call, where it came twice.
                 self.survey_again(now + SETTLE);
             }
         }

@@ -455,6 +455,17 @@ fn an_eni_that_was_deleted_is_not_found_again_by_a_late_description() {
     assert!(state.ledger().eni(&ghost).is_some());
 }
 
+/// The call came twice: the first made an ENI, and the answer is the second's.
+#[test]
+fn what_a_refused_create_may_have_made_is_looked_for() {
+    use crate::plan::{Demand, Targets, plan};
+    let mut state = state(vec![eni(1, &[])]);
+    let planned = plan(&state, &Targets::default(), &Demand { waiting: 30, ..Demand::default() }, at(1)).ops;
+    let create = planned.into_iter().map(|planned| planned.op).find(|op| matches!(op, Op::Create(_))).unwrap();
+    failed(&mut state, &create, CloudErrorKind::InsufficientAddresses, at(2));
+    assert_eq!((state.intents().len(), state.survey_at), (0, Some(at(62))));
+}
+
 /// The answer of a delete is lost, and EC2 gives the ENI's own address to another at once.
 #[test]
 fn the_address_of_an_eni_that_may_be_deleted_can_be_anothers() {
