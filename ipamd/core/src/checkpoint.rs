@@ -3,6 +3,10 @@
 //! What is under way is not kept: after a crash its outcome is unknown, so every ENI that was being worked on is marked as
 //! unsure, and creates are repeated with the client token of their intent.
 
+mod entries;
+mod writer;
+
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -20,6 +24,9 @@ use crate::ipv6::Delegation;
 use crate::ledger::{AddressState, Block, Eni, LedgerError, Owner, Role, Stage};
 use crate::state::{Intent, Node, SETTLE, State, Subnet};
 use crate::time::Timestamp;
+use entries::Entries;
+
+pub use writer::Writer;
 
 /// The format that this build writes, and the only one that it reads.
 pub const VERSION: &str = "sluice-ipam/1";
@@ -55,21 +62,26 @@ pub enum CheckpointError {
 
 /// A state in the form in which it is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Checkpoint<'a>(Document<'a, EniRecord<'a>>);
+
+/// It is made for every pod that comes or goes, so it borrows what is large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Checkpoint {
-    version: String,
+struct Document<'a, E> {
+    version: Cow<'a, str>,
     written: Timestamp,
     seed: u64,
     sequence: u64,
-    node: Option<NodeRecord>,
-    enis: Vec<EniRecord>,
-    intents: BTreeMap<String, Intent>,
-    subnets: BTreeMap<SubnetId, Subnet>,
+    node: Option<NodeRecord<'a>>,
+    enis: Vec<E>,
+    intents: Cow<'a, BTreeMap<String, Intent>>,
+    subnets: Cow<'a, BTreeMap<SubnetId, Subnet>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    eni_config: Option<EniConfig>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    routes: Vec<Ipv4Net>,
-    strays: BTreeSet<IpAddr>,
+    eni_config: Option<Cow<'a, EniConfig>>,
+    #[serde(default, skip_serializing_if = "<[Ipv4Net]>::is_empty")]
+    routes: Cow<'a, [Ipv4Net]>,
+    strays: Cow<'a, BTreeSet<IpAddr>>,
     last_grown: Option<Timestamp>,
     last_shrunk: Option<Timestamp>,
     found_cool_until: Option<Timestamp>,
@@ -78,40 +90,40 @@ pub struct Checkpoint {
     #[serde(default)]
     arrivals: Arrivals,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    branches: Vec<Held>,
+    branches: Vec<Cow<'a, Held>>,
 }
 
 /// The node with what its object says. It is here that a version of before passes over what it does not know; elsewhere it would put
 /// the whole document aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct NodeRecord {
+struct NodeRecord<'a> {
     #[serde(flatten)]
-    node: Node,
+    node: Cow<'a, Node>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_pods: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EniRecord {
-    id: EniId,
+struct EniRecord<'a> {
+    id: Cow<'a, EniId>,
     mac: MacAddr,
     card: u32,
     device: Option<u32>,
-    subnet: SubnetId,
+    subnet: Cow<'a, SubnetId>,
     subnet_cidr: Ipv4Net,
     primary_ip: Ipv4Addr,
     #[serde(default)]
-    security_groups: Vec<SecurityGroupId>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    missing_tags: BTreeMap<String, String>,
+    security_groups: Cow<'a, [SecurityGroupId]>,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    missing_tags: Cow<'a, BTreeMap<String, String>>,
     interface_type: InterfaceType,
     role: Role,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     closed: bool,
     stage: Stage,
     since: Timestamp,
-    attachment: Option<AttachmentId>,
+    attachment: Option<Cow<'a, AttachmentId>>,
     delete_on_termination: bool,
     unsure: bool,
     not_before: Option<Timestamp>,
@@ -119,31 +131,31 @@ struct EniRecord {
     confirmed: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ipv6: Option<Delegation>,
-    blocks: BTreeMap<IpNet, BlockRecord>,
-    departed: BTreeMap<IpNet, Timestamp>,
+    blocks: Entries<IpNet, BlockRecord<'a>>,
+    departed: Cow<'a, BTreeMap<IpNet, Timestamp>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct BlockRecord {
+struct BlockRecord<'a> {
     added: Timestamp,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     withdrawn: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     hearsay: bool,
     /// Addresses that have not been free ever since the block came.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    addresses: BTreeMap<IpAddr, AddressRecord>,
+    #[serde(default, skip_serializing_if = "Entries::is_empty")]
+    addresses: Entries<IpAddr, AddressRecord<'a>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum AddressRecord {
+enum AddressRecord<'a> {
     Free {
         since: Timestamp,
     },
     Assigned {
-        owner: Owner,
+        owner: Cow<'a, Owner>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ipv6: Option<Ipv6Addr>,
         since: Timestamp,
@@ -162,37 +174,55 @@ struct Versioned {
     version: String,
 }
 
-impl Checkpoint {
-    /// The state as it is to be written at `now`.
-    #[must_use]
-    pub fn of(state: &State, now: Timestamp) -> Self {
-        let busy: BTreeSet<&EniId> = state.flights.values().filter_map(crate::op::Op::eni).collect();
+// As serde asks it.
+#[expect(clippy::ptr_arg, reason = "serde gives the field as it is")]
+fn is_empty(tags: &Cow<'_, BTreeMap<String, String>>) -> bool {
+    tags.is_empty()
+}
+
+impl<'a, E> Document<'a, E> {
+    fn of(state: &'a State, now: Timestamp, enis: Vec<E>) -> Self {
         Self {
-            version: VERSION.to_owned(),
+            version: VERSION.into(),
             written: now,
             seed: state.seed,
             sequence: state.sequence,
-            node: state.node.clone().map(|node| NodeRecord { node, max_pods: state.max_pods }),
-            enis: state.ledger.enis().map(|eni| EniRecord::of(eni, busy.contains(&eni.id), now)).collect(),
-            intents: state.intents.clone(),
-            subnets: state.subnets.clone(),
-            eni_config: state.eni_config.clone(),
-            routes: state.routes.clone(),
-            strays: state.ledger.strays().clone(),
+            node: state.node.as_ref().map(|node| NodeRecord { node: Cow::Borrowed(node), max_pods: state.max_pods }),
+            enis,
+            intents: Cow::Borrowed(&state.intents),
+            subnets: Cow::Borrowed(&state.subnets),
+            eni_config: state.eni_config.as_ref().map(Cow::Borrowed),
+            routes: Cow::Borrowed(&state.routes),
+            strays: Cow::Borrowed(state.ledger.strays()),
             last_grown: state.last_grown,
             last_shrunk: state.last_shrunk,
             found_cool_until: state.found_cool_until,
             resurvey_at: state.resurvey_at,
             hearsay_until: state.hearsay_until,
             arrivals: state.arrivals.kept(),
-            branches: state.branches.values().cloned().collect(),
+            branches: state.branches.values().map(Cow::Borrowed).collect(),
         }
+    }
+}
+
+/// The ENIs that are being worked on.
+fn busy(state: &State) -> BTreeSet<&EniId> {
+    state.flights.values().filter_map(crate::op::Op::eni).collect()
+}
+
+impl<'a> Checkpoint<'a> {
+    /// The state as it is to be written at `now`.
+    #[must_use]
+    pub fn of(state: &'a State, now: Timestamp) -> Self {
+        let busy = busy(state);
+        let enis = state.ledger.enis().map(|eni| EniRecord::of(eni, busy.contains(&eni.id), now));
+        Self(Document::of(state, now, enis.collect()))
     }
 
     /// When it was written.
     #[must_use]
     pub const fn written(&self) -> Timestamp {
-        self.written
+        self.0.written
     }
 
     /// The document.
@@ -224,34 +254,36 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Ledger`] and [`CheckpointError::Rule`] when it contradicts itself.
     pub fn into_state(self, now: Timestamp) -> Result<State, CheckpointError> {
-        let back = self.written.since(now);
-        let (node, max_pods) = self.node.map_or((None, None), |record| (Some(record.node), record.max_pods));
+        let document = self.0;
+        let back = document.written.since(now);
+        let (node, max_pods) =
+            document.node.map_or((None, None), |record| (Some(record.node.into_owned()), record.max_pods));
         let mut state = State {
             node,
             max_pods,
-            intents: self.intents,
-            subnets: self.subnets,
-            eni_config: self.eni_config,
-            routes: self.routes,
-            seed: self.seed,
-            sequence: self.sequence,
-            last_grown: self.last_grown.map(|at| at.earlier(back)),
-            last_shrunk: self.last_shrunk.map(|at| at.earlier(back)),
-            found_cool_until: self.found_cool_until.map(|at| at.earlier(back)),
-            resurvey_at: self.resurvey_at.map(|at| at.earlier(back)),
-            hearsay_until: self.hearsay_until.map(|at| at.earlier(back)),
-            arrivals: self.arrivals.bounded(),
+            intents: document.intents.into_owned(),
+            subnets: document.subnets.into_owned(),
+            eni_config: document.eni_config.map(Cow::into_owned),
+            routes: document.routes.into_owned(),
+            seed: document.seed,
+            sequence: document.sequence,
+            last_grown: document.last_grown.map(|at| at.earlier(back)),
+            last_shrunk: document.last_shrunk.map(|at| at.earlier(back)),
+            found_cool_until: document.found_cool_until.map(|at| at.earlier(back)),
+            resurvey_at: document.resurvey_at.map(|at| at.earlier(back)),
+            hearsay_until: document.hearsay_until.map(|at| at.earlier(back)),
+            arrivals: document.arrivals.bounded(),
             branches: BTreeMap::new(),
             survey_at: Some(now),
             imds_trusted: false,
             ..State::default()
         };
         state.arrivals.set_back(back);
-        for record in self.enis {
+        for record in document.enis {
             record.restore(&mut state, back)?;
         }
-        state.ledger.restore_strays(self.strays);
-        for held in self.branches {
+        state.ledger.restore_strays(document.strays.into_owned());
+        for held in document.branches.into_iter().map(Cow::into_owned) {
             let since = held.since.earlier(back);
             // One that contradicts the rest is forgotten: an annotation that was forged may say what the pool has had since, and
             // the pool does not hang on it.
@@ -266,24 +298,24 @@ impl Checkpoint {
     }
 }
 
-impl EniRecord {
-    fn of(eni: &Eni, busy: bool, now: Timestamp) -> Self {
+impl<'a> EniRecord<'a> {
+    fn of(eni: &'a Eni, busy: bool, now: Timestamp) -> Self {
         Self {
-            id: eni.id.clone(),
+            id: Cow::Borrowed(&eni.id),
             mac: eni.mac,
             card: eni.card,
             device: eni.device,
-            subnet: eni.subnet.clone(),
+            subnet: Cow::Borrowed(&eni.subnet),
             subnet_cidr: eni.subnet_cidr,
             primary_ip: eni.primary_ip,
-            security_groups: eni.security_groups.clone(),
-            missing_tags: eni.missing_tags.clone(),
+            security_groups: Cow::Borrowed(&eni.security_groups),
+            missing_tags: Cow::Borrowed(&eni.missing_tags),
             interface_type: eni.interface_type,
             role: eni.role,
             closed: eni.closed,
             stage: eni.stage,
             since: eni.since,
-            attachment: eni.attachment.clone(),
+            attachment: eni.attachment.as_ref().map(Cow::Borrowed),
             delete_on_termination: eni.delete_on_termination,
             unsure: eni.unsure || busy,
             not_before: eni.not_before,
@@ -291,30 +323,30 @@ impl EniRecord {
             confirmed: eni.confirmed,
             ipv6: eni.ipv6,
             blocks: eni.blocks.iter().map(|(net, block)| (*net, BlockRecord::of(block))).collect(),
-            departed: eni.departed.clone(),
+            departed: Cow::Borrowed(&eni.departed),
         }
     }
 
     fn restore(self, state: &mut State, back: Duration) -> Result<(), CheckpointError> {
-        let id = self.id.clone();
+        let id = self.id.into_owned();
         let ledger = &mut state.ledger;
         ledger.add_eni(Eni {
-            id: self.id,
+            id: id.clone(),
             mac: self.mac,
             card: self.card,
             device: self.device,
-            subnet: self.subnet,
+            subnet: self.subnet.into_owned(),
             subnet_cidr: self.subnet_cidr,
             primary_ip: self.primary_ip,
-            security_groups: self.security_groups,
+            security_groups: self.security_groups.into_owned(),
             connection_tracking: None,
-            missing_tags: self.missing_tags,
+            missing_tags: self.missing_tags.into_owned(),
             interface_type: self.interface_type,
             role: self.role,
             closed: self.closed,
             stage: self.stage,
             since: self.since.earlier(back),
-            attachment: self.attachment,
+            attachment: self.attachment.map(Cow::into_owned),
             delete_on_termination: self.delete_on_termination,
             unsure: self.unsure,
             not_before: self.not_before.map(|at| at.earlier(back)),
@@ -324,15 +356,15 @@ impl EniRecord {
             blocks: BTreeMap::new(),
             departed: BTreeMap::new(),
         })?;
-        for (net, block) in self.blocks {
+        for (net, block) in self.blocks.into_iter() {
             ledger.add_blocks(&id, [net], None, block.added.earlier(back))?;
-            for (address, record) in block.addresses {
+            for (address, record) in block.addresses.into_iter() {
                 if !net.contains(&address) {
                     return Err(LedgerError::UnknownAddress(address).into());
                 }
                 match record {
                     AddressRecord::Assigned { owner, ipv6, since } => {
-                        ledger.restore_owner(address, Arc::new(owner), ipv6, since.earlier(back))?;
+                        ledger.restore_owner(address, Arc::new(owner.into_owned()), ipv6, since.earlier(back))?;
                     }
                     AddressRecord::Free { since } => {
                         ledger.set_unowned(address, AddressState::Free { since: since.earlier(back) })?;
@@ -348,14 +380,14 @@ impl EniRecord {
             ledger.set_withdrawn(&id, net, block.withdrawn)?;
             ledger.set_hearsay(&id, net, block.hearsay)?;
         }
-        let departed = self.departed.into_iter().map(|(net, at)| (net, at.earlier(back)));
+        let departed = self.departed.iter().map(|(net, at)| (*net, at.earlier(back)));
         ledger.eni_mut(&id)?.departed.extend(departed);
         Ok(())
     }
 }
 
-impl BlockRecord {
-    fn of(block: &Block) -> Self {
+impl<'a> BlockRecord<'a> {
+    fn of(block: &'a Block) -> Self {
         let untouched = AddressState::Free { since: block.added };
         let touched = block.addresses.iter().filter(|(_, state)| **state != untouched);
         Self {
@@ -367,12 +399,12 @@ impl BlockRecord {
     }
 }
 
-impl AddressRecord {
-    fn of(state: &AddressState) -> Self {
+impl<'a> AddressRecord<'a> {
+    fn of(state: &'a AddressState) -> Self {
         match state {
             AddressState::Free { since } => Self::Free { since: *since },
             AddressState::Assigned { owner, ipv6, since } => {
-                Self::Assigned { owner: Owner::clone(owner), ipv6: *ipv6, since: *since }
+                Self::Assigned { owner: Cow::Borrowed(owner), ipv6: *ipv6, since: *since }
             }
             AddressState::Cooling { until } => Self::Cooling { until: *until },
             AddressState::Quarantined { since } => Self::Quarantined { since: *since },

@@ -112,7 +112,7 @@ pub struct Recovered {
 /// gets.
 #[must_use]
 pub fn recover(
-    checkpoint: Option<Result<Checkpoint, CheckpointError>>,
+    checkpoint: Option<Result<Checkpoint<'_>, CheckpointError>>,
     kernel: &KernelView,
     seed: u64,
     cooldown: Duration,

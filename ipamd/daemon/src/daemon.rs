@@ -35,7 +35,7 @@ use sluice_contract::node::nic;
 use sluice_contract::rpc::{DelRequest, Refusal, RefusalCode};
 use sluice_daemon::tombstones::Tombstones;
 use sluice_ipamd_core::check::check;
-use sluice_ipamd_core::checkpoint::Checkpoint;
+use sluice_ipamd_core::checkpoint::Writer;
 use sluice_ipamd_core::cloud::{CloudError, CloudErrorKind};
 use sluice_ipamd_core::garbage::Garbage;
 use sluice_ipamd_core::ledger::{Owner, Stage};
@@ -131,6 +131,8 @@ pub(crate) struct Daemon<C, K> {
     violations: u32,
     /// Whether the state has changed since the checkpoint was written.
     dirty: bool,
+    /// What writes it.
+    checkpoints: Writer,
     /// Tombstones whose attachments are released, to be removed after the next checkpoint.
     spent: Vec<PathBuf>,
     /// Addresses whose pods' remains are being taken from the kernel, with the ADDs that wait for that. None of them can be
@@ -246,6 +248,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             stopping: false,
             violations: 0,
             dirty: true,
+            checkpoints: Writer::default(),
             spent: Vec::new(),
             clearing: BTreeMap::new(),
             next_repair: now,
@@ -487,7 +490,7 @@ impl<C: Cloud, K: Kernel> Daemon<C, K> {
             return true;
         }
         let begun = Instant::now();
-        let written = match Checkpoint::of(&self.state, self.parts.clock.now()).to_json() {
+        let written = match self.checkpoints.write(&self.state, self.parts.clock.now()) {
             Ok(document) => self.parts.store.write(&document).map_err(|error| ErrorChain(&error).to_string()),
             Err(error) => Err(ErrorChain(&error).to_string()),
         };

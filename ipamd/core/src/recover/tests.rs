@@ -5,7 +5,7 @@ fn kernel(pods: &[(&str, &str)]) -> KernelView {
     KernelView { pods: pods.iter().map(|(address, name)| (ip(address), owner(name).host_ifname.clone())).collect() }
 }
 
-fn checkpoint(state: &State) -> Option<Result<Checkpoint, CheckpointError>> {
+fn checkpoint(state: &State) -> Option<Result<Checkpoint<'_>, CheckpointError>> {
     Some(Ok(Checkpoint::of(state, at(10))))
 }
 

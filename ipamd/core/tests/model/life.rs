@@ -10,7 +10,7 @@ use sluice_contract::id::{Attachment, ContainerId, EniId, IfName, MacAddr, Netwo
 use sluice_contract::node::nic;
 use sluice_contract::rpc::Refusal;
 use sluice_ipamd_core::check::check;
-use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError};
+use sluice_ipamd_core::checkpoint::{Checkpoint, CheckpointError, Writer};
 use sluice_ipamd_core::cloud::{
     CloudError, CloudErrorKind, Ec2Eni, EniConfig, ImdsEni, InstanceIdentity, InstanceLimits,
 };
@@ -51,6 +51,8 @@ pub(crate) struct Flight {
 pub(crate) struct Life {
     pub(crate) now: Timestamp,
     pub(crate) state: State,
+    /// Writes a checkpoint after each event, as the daemon does.
+    writer: Writer,
     pub(crate) queue: Queue,
     pub(crate) targets: Targets,
     pub(crate) ec2: Ec2,
@@ -123,6 +125,7 @@ impl Life {
         let mut life = Self {
             now: Timestamp::from_millis(1_000_000_000_000),
             state: State::new(7),
+            writer: Writer::default(),
             queue: Queue::default(),
             targets,
             ec2,
@@ -235,6 +238,11 @@ impl Life {
             panic!("{what}: {error}");
         }
         self.check(&what);
+        let written = self.writer.write(&self.state, self.now).unwrap();
+        assert!(
+            written == Checkpoint::of(&self.state, self.now).to_json().unwrap(),
+            "after {what}, what is written is of before"
+        );
     }
 
     fn check(&self, after: &str) {
