@@ -3,6 +3,7 @@
 //! The stream is bounded by the socket's buffer in the kernel: it is read only while somebody asks for the next event.
 //! Who is too slow gets [`Event::Lost`], and must look again at the whole.
 
+mod filter;
 mod nft;
 
 use std::future::{Future, poll_fn};
@@ -33,7 +34,7 @@ pub use nft::{NftEvent, NftWatch};
 pub struct Watched {
     /// Addresses.
     pub addresses: bool,
-    /// Routes of every table.
+    /// Routes of every table but `local`, which the kernel keeps by itself.
     pub routes: bool,
     /// Rules.
     pub rules: bool,
@@ -115,6 +116,22 @@ impl Watch {
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn open(namespace: &Namespace, watched: Watched) -> Result<Self, OpenError> {
+        Self::open_but(namespace, watched, None).await
+    }
+
+    /// The same, without the steps by which links come up whose names begin with `pods`: these are told of when they are new, go
+    /// down, and are gone. A node has hundreds of them, and each changes some times before its pod has it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn open_for_node(namespace: &Namespace, watched: Watched, pods: &str) -> Result<Self, OpenError> {
+        Self::open_but(namespace, watched, Some(pods)).await
+    }
+
+    async fn open_but(namespace: &Namespace, watched: Watched, pods: Option<&str>) -> Result<Self, OpenError> {
         let runtime = tokio::runtime::Handle::current();
         let socket = namespace.run(|| {
             let _guard = runtime.enter();
@@ -130,6 +147,9 @@ impl Watch {
         let mut watch =
             Self { connection, requests, messages: Box::pin(messages), names: Names::new(), links: Vec::new() };
         watch.read_links().await;
+        // Not before: the answer with all links may begin with one of them.
+        let socket = watch.connection.socket_mut().socket_mut();
+        filter::attach(socket, pods).map_err(OpenError::Socket)?;
         Ok(watch)
     }
 
@@ -151,9 +171,19 @@ impl Watch {
 
     /// Every event up to now: of all changes that had been made when this was called, and perhaps of some made since.
     pub async fn settle(&mut self) -> Vec<Event> {
+        let (messages, is_whole) = self.messages_so_far().await;
+        let mut events: Vec<Event> = messages.into_iter().filter_map(|message| self.event(message)).collect();
+        if !is_whole {
+            events.push(Event::Lost);
+        }
+        events
+    }
+
+    /// What has come, and whether the socket lives.
+    async fn messages_so_far(&mut self) -> (Vec<NetlinkMessage<RouteNetlinkMessage>>, bool) {
         // The answer to a question stands in the socket behind the events that came before it.
-        let mut events = Vec::new();
-        let Some(answer) = self.ask(NLM_F_REQUEST, 1) else { return vec![Event::Lost] };
+        let mut messages = Vec::new();
+        let Some(answer) = self.ask(NLM_F_REQUEST, 1) else { return (messages, false) };
         let mut answer = Box::pin(answer);
         let mut answered = false;
         loop {
@@ -166,12 +196,9 @@ impl Watch {
             })
             .await;
             match message {
-                Some(Some(message)) => events.extend(self.event(message)),
-                Some(None) => {
-                    events.push(Event::Lost);
-                    return events;
-                }
-                None => return events,
+                Some(Some(message)) => messages.push(message),
+                Some(None) => return (messages, false),
+                None => return (messages, true),
             }
         }
     }

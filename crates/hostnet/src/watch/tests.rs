@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use sluice_contract::id::IfName;
 
 use super::*;
+use crate::desired::LinkSettings;
 use crate::netlink::VethSpec;
 use crate::plan::{Op, Planned};
 use crate::state::host_prefix;
@@ -105,6 +106,54 @@ async fn who_is_too_slow_is_told_so() {
     assert!(events.contains(&Event::Lost), "{} events", events.len());
     host.execute(&[step(Op::DeleteRule(rule(0)))]).await.unwrap();
     assert_eq!(watch.settle().await, [Event::Rule(Change::Gone, rule(0))], "it goes on");
+}
+
+#[tokio::test]
+async fn of_a_pods_link_it_is_told_that_it_is_new_down_and_gone() {
+    let host = Host::of(Namespace::new_unbound().unwrap()).unwrap();
+    let mut watch = Watch::open_for_node(host.namespace(), Watched::ALL, "eni").await.unwrap();
+    let mut all = Watch::open(host.namespace(), Watched::ALL).await.unwrap();
+    let pod = veth(&host, "enia", MacAddr([2, 0, 0, 0, 0, 1])).await;
+    let other = veth(&host, "enx", MacAddr([2, 0, 0, 0, 0, 2])).await;
+    let up = |name: &IfName, up| {
+        let to = LinkSettings { dev: name.clone(), up: Some(up), mtu: None };
+        step(Op::SetLink { before: to.clone(), to })
+    };
+    let far = [&pod, &other].map(|link| name(&format!("{}-far", link.name)));
+    host.execute(&far.each_ref().map(|far| up(far, true))).await.unwrap();
+    // What is told of the two, as whether it is up; and how much is told in all.
+    let told = async |watch: &mut Watch| {
+        let (messages, _) = watch.messages_so_far().await;
+        let count = messages.len();
+        let events: Vec<Event> = messages.into_iter().filter_map(|message| watch.event(message)).collect();
+        let of = |name: &IfName| -> Vec<(Change, bool)> {
+            let of = events.iter().filter_map(|event| match event {
+                Event::Link(change, link) if link.name == *name => Some((*change, link.up)),
+                _ => None,
+            });
+            of.collect()
+        };
+        (of(&pod.name), of(&other.name), count)
+    };
+    let (steps, others, count) = told(&mut watch).await;
+    let (all_steps, all_others, all_count) = told(&mut all).await;
+    assert_eq!(steps, [(Change::New, true)], "this one is made up");
+    assert_eq!(others, all_others);
+    assert!(all_others.len() > 1, "it changes when its far end is up: {all_others:?}");
+    assert_eq!(all_steps, all_others, "without a prefix all is told of every link");
+    assert!(count < all_count, "{count} of {all_count}");
+
+    host.execute(&[up(&pod.name, false)]).await.unwrap();
+    assert!(told(&mut watch).await.0.contains(&(Change::New, false)), "it is down");
+    host.execute(&[up(&pod.name, true)]).await.unwrap();
+    assert_eq!(told(&mut watch).await.0, []);
+    host.netlink().delete_link(pod.index).await.unwrap();
+    assert!(told(&mut watch).await.0.iter().any(|(change, _)| *change == Change::Gone));
+    // The link's own address is in the table local, of which nothing is told.
+    let address = Address::new(other.name.clone(), "10.0.0.9/32".parse().unwrap());
+    host.execute(&[step(Op::AddAddress(address))]).await.unwrap();
+    let (messages, _) = watch.messages_so_far().await;
+    assert_eq!(messages.len(), 1, "{messages:?}");
 }
 
 #[tokio::test]

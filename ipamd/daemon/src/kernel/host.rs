@@ -200,7 +200,9 @@ impl HostKernel {
     /// Watches from now on, and takes in which pods stand.
     async fn watch(&self, veth_prefix: &str) -> Result<Watches, KernelError> {
         let namespace = self.host.namespace();
-        let routing = Watch::open(namespace, Watched::ALL).await.map_err(failed("watching the host's network"))?;
+        let routing = Watch::open_for_node(namespace, Watched::ALL, veth_prefix)
+            .await
+            .map_err(failed("watching the host's network"))?;
         let nft = NftWatch::open(namespace).map_err(failed("watching nftables"))?;
         let seen = self.see_pods().await?;
         let Pods { view, dead, .. } = pods(&seen, veth_prefix);
