@@ -283,11 +283,13 @@ impl Update {
     /// Whether it changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.full
-            && self.lists.is_empty()
-            && self.decisions.is_empty()
-            && self.endpoints.is_empty()
-            && self.names.is_none()
+        self.is_of_endpoints() && self.endpoints.is_empty()
+    }
+
+    /// Whether it changes what is known of gates, and nothing else.
+    #[must_use]
+    pub fn is_of_endpoints(&self) -> bool {
+        !self.full && self.lists.is_empty() && self.decisions.is_empty() && self.names.is_none()
     }
 
     /// What later changes make of it, as if both were one. It has the later version.

@@ -41,6 +41,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// connection's next packet.
 pub(crate) const LINGER: Duration = Duration::from_secs(60);
 
+/// How far versions go on ahead of what is on disk: gates alone, while there is no decision, are told without being written, and a proxy
+/// that knows of them must not take another's version for one that it has.
+const UNWRITTEN: u64 = 1 << 32;
+
 /// The loop's side.
 #[derive(Debug)]
 pub(crate) struct Proxies {
@@ -53,7 +57,8 @@ pub(crate) struct Proxies {
 impl Proxies {
     /// Goes on from what policyd told last, as it stands in `file`: the kernel's maps may still have decisions of then.
     pub(crate) fn new(file: PathBuf, metrics: Arc<Metrics>) -> Self {
-        let snapshot = read(&file);
+        let mut snapshot = read(&file);
+        snapshot.version = snapshot.version.saturating_add(UNWRITTEN);
         let book = Book::after(&snapshot);
         Self { book, feed: Feed::new(snapshot), file, metrics }
     }
@@ -137,7 +142,8 @@ impl Proxies {
     }
 
     fn publish(&self, update: Update) -> u64 {
-        let keep = !update.is_empty();
+        // Of gates no proxy needs to know to which nothing is redirected; with the first decision all that is told is written.
+        let keep = !update.is_empty() && (!update.is_of_endpoints() || self.book.decisions() > 0);
         let version = self.feed.publish(update);
         self.metrics.proxy_update();
         if keep {

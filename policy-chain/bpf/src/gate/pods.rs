@@ -260,7 +260,8 @@ impl Gate {
     pub(super) fn set_revision(&mut self, pod: &PodKey, revision: u64) -> Result<(), ApplyError> {
         let Some(endpoint) = self.pods.get_mut(pod).and_then(|pod| pod.endpoint.as_mut()) else { return Ok(()) };
         Arc::make_mut(endpoint).revision = revision;
-        self.write(pod)
+        // Whose addresses are where is as before, and a change of many identities comes by here for every pod.
+        self.put_entries(pod)
     }
 
     pub(super) fn remove_endpoint(&mut self, pod: &PodKey) -> Result<(), ApplyError> {
@@ -275,22 +276,29 @@ impl Gate {
     /// Writes the entries of a pod's interfaces.
     fn write(&mut self, key: &PodKey) -> Result<(), ApplyError> {
         let Some(pod) = self.pods.get(key) else { return Ok(()) };
-        let undecided = pod.endpoint.is_none() && !pod.locked;
         let count = pod.interfaces.values().map(|interface| pod.addresses(interface).1).max().unwrap_or_default();
-        let entries: Vec<(u32, layout::Endpoint)> =
-            pod.interfaces.iter().map(|(index, interface)| (*index, pod.entry(interface))).collect();
         let interfaces: Vec<Interface> = pod.interfaces.values().cloned().collect();
         for interface in &interfaces {
             self.put_owner(interface)?;
         }
+        self.put_entries(key)?;
+        if count > ADDRESSES {
+            return Err(ApplyError::Addresses { pod: key.clone(), count, limit: ADDRESSES });
+        }
+        Ok(())
+    }
+
+    /// The same without what is known of whose addresses are behind them.
+    fn put_entries(&mut self, key: &PodKey) -> Result<(), ApplyError> {
+        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+        let undecided = pod.endpoint.is_none() && !pod.locked;
+        let entries: Vec<(u32, layout::Endpoint)> =
+            pod.interfaces.iter().map(|(index, interface)| (*index, pod.entry(interface))).collect();
         for (index, entry) in entries {
             if undecided && self.kept.contains_key(&index) {
                 continue;
             }
             self.put(index, entry)?;
-        }
-        if count > ADDRESSES {
-            return Err(ApplyError::Addresses { pod: key.clone(), count, limit: ADDRESSES });
         }
         Ok(())
     }
