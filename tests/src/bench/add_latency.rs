@@ -189,10 +189,10 @@ impl Level {
     }
 
     /// Milliseconds of CPU an ADD, over all rounds, because the kernel counts coarsely.
-    fn cpu(&self, arm: usize) -> f64 {
+    fn cpu(&self, arm: usize, of: impl Fn(&Times) -> Duration) -> f64 {
         let bursts = self.arms.get(arm).into_iter().flatten();
         let (cpu, adds) = bursts.fold((Duration::ZERO, 0_u32), |(cpu, adds), times| {
-            (cpu + times.add_cpu, adds + u32::try_from(times.add.len()).unwrap_or_default())
+            (cpu + of(times), adds + u32::try_from(times.add.len()).unwrap_or_default())
         });
         millis(cpu) / f64::from(adds)
     }
@@ -209,18 +209,19 @@ fn report(levels: &[Level; 3]) -> Report {
     let [alone, _, crowded] = levels;
     let p = |percent, times: &[Duration]| millis(percentile(times, percent));
     let mut rows = vec![
-        ["at once", "", "ADD p50", "p95", "p99 ms", "DEL p50", "p95", "p99 ms", "CPU an ADD"]
+        ["at once", "", "ADD p50", "p95", "p99 ms", "DEL p50", "p95", "p99 ms", "CPU an ADD", "daemons ms"]
             .map(str::to_owned)
             .to_vec(),
     ];
     let mut notes = Vec::new();
+    let all = |times: &Times| times.add_cpu;
     for level in levels {
         for (arm, name) in ARMS.iter().enumerate() {
             let mut row = vec![level.at_once.to_string(), (*name).to_owned()];
             for times in [level.adds(arm), level.times(arm, |times| &times.del)] {
                 row.extend([50, 95, 99].map(|percent| format!("{:.1}", p(percent, &times))));
             }
-            row.push(format!("{:.1} ms", level.cpu(arm)));
+            row.extend([level.cpu(arm, all), level.cpu(arm, |times| times.daemons_cpu)].map(|cpu| format!("{cpu:.1}")));
             rows.push(row);
         }
         notes.push(format!(
@@ -233,7 +234,7 @@ fn report(levels: &[Level; 3]) -> Report {
     }
     let figure = p(99, &crowded.adds(0));
     let ratio = crowded.ratio(0, 1);
-    let cpu = levels.iter().map(|level| level.cpu(0) / level.cpu(1)).fold(0.0, f64::max);
+    let cpu = levels.iter().map(|level| level.cpu(0, all) / level.cpu(1, all)).fold(0.0, f64::max);
     let part = |what: &str, figure, limit, unit| Part { what: what.into(), figure, limit, unit };
     Report {
         id: ID,

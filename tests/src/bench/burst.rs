@@ -135,6 +135,8 @@ pub struct Times {
     pub del: Vec<Duration>,
     /// CPU of all ADDs: the plugins, what they executed, and the daemons. The kernel counts in steps of 10 ms.
     pub add_cpu: Duration,
+    /// What of it the daemons took.
+    pub daemons_cpu: Duration,
 }
 
 impl Sandboxes {
@@ -174,14 +176,16 @@ impl Sandboxes {
         let pods = self.pods(label, (0..self.paths.len()).map(PodName::of));
         let subject = subject.clone();
         node.run(move || {
-            let before = cpu(&subject.daemons)?;
+            let before = Cpu::now(&subject.daemons)?;
             let added = phase(&subject, "ADD", &pods, &[], at_once)?;
-            let add_cpu = cpu(&subject.daemons)?.saturating_sub(before);
+            let after = Cpu::now(&subject.daemons)?;
+            let daemons_cpu = after.daemons.saturating_sub(before.daemons);
+            let add_cpu = after.plugins.saturating_sub(before.plugins) + daemons_cpu;
             let results: Vec<Value> =
                 added.iter().map(|ended| serde_json::from_slice(&ended.output.stdout).unwrap_or_default()).collect();
             let deleted = phase(&subject, "DEL", &pods, &results, at_once)?;
             let times = |ended: Vec<Ended>| ended.into_iter().map(|ended| ended.time).collect();
-            Ok(Times { add: times(added), del: times(deleted), add_cpu })
+            Ok(Times { add: times(added), del: times(deleted), add_cpu, daemons_cpu })
         })
         .await?
     }
@@ -388,11 +392,20 @@ fn timed(chain: Vec<Ready>) -> io::Result<Ended> {
     Ok(Ended { time: start.elapsed(), program, output })
 }
 
-/// The CPU that this process's ended children and `daemons` have taken so far.
-fn cpu(daemons: &[u32]) -> Result<Duration, BurstError> {
-    let io = |source| BurstError::Io { what: "the CPU time of a process cannot be read".into(), source };
-    let ours = stat("self").map_err(io)?.children;
-    daemons.iter().try_fold(ours, |sum, pid| Ok(sum + stat(&pid.to_string()).map_err(io)?.own))
+/// CPU that was taken so far.
+struct Cpu {
+    /// By this process's ended children.
+    plugins: Duration,
+    daemons: Duration,
+}
+
+impl Cpu {
+    fn now(daemons: &[u32]) -> Result<Self, BurstError> {
+        let io = |source| BurstError::Io { what: "the CPU time of a process cannot be read".into(), source };
+        let plugins = stat("self").map_err(io)?.children;
+        let of = |pid: &u32| Ok(stat(&pid.to_string()).map_err(io)?.own);
+        Ok(Self { plugins, daemons: daemons.iter().map(of).sum::<Result<_, BurstError>>()? })
+    }
 }
 
 struct CpuTimes {
