@@ -24,9 +24,12 @@ use sluice_hostnet::state::{Address, Family, Neighbour, Route, Rule, Sysctl, Sys
 
 /// The smallest MTU of a link with IPv6, in bytes (RFC 8200, section 5).
 const MTU_MIN_V6: u32 = 1280;
-/// The settings of IPv6 on the host's end: those of the VPC CNI, and no detection of duplicates. Nobody else is on the
+/// The settings of IPv6 on the host's end of a pod that has addresses of it: those of the VPC CNI, and no detection of duplicates. Nobody else is on the
 /// link, and the host could not ask for its pod before it has an address of the link.
 const HOST_SYSCTLS: [(&str, u8); 4] = [("accept_ra", 0), ("accept_redirects", 1), ("forwarding", 0), ("accept_dad", 0)];
+/// Of a pod that has none: with an address of the link there would be routes of its own, groups to be joined and neighbours to be found
+/// for every pod, and nobody who speaks it.
+const HOST_SYSCTLS_WITHOUT: [(&str, u8); 1] = [("disable_ipv6", 1)];
 /// The most addresses of one interface; more is a fault of the daemon.
 const ADDRESSES_MAX: usize = 64;
 
@@ -266,8 +269,12 @@ impl Layout {
 
     /// What the host must have before the pod can be reached: the link's settings and the rules.
     pub(crate) fn host(&self) -> Desired {
-        // A link that is too small for IPv6 has no such settings.
-        let settings = if self.mtu < MTU_MIN_V6 { &HOST_SYSCTLS[..0] } else { &HOST_SYSCTLS };
+        let settings: &[(&str, u8)] = match self.mtu {
+            // A link that is too small for IPv6 has no such settings.
+            ..MTU_MIN_V6 => &[],
+            _ if self.has_v6() => &HOST_SYSCTLS,
+            _ => &HOST_SYSCTLS_WITHOUT,
+        };
         let conf = |(name, value): &(&str, u8)| sysctl(&format!("net/ipv6/conf/{}/{name}", self.host), *value);
         let branch = self.branch.as_ref();
         let own = branch.map(|branch| branch.host_sysctls(&self.host)).unwrap_or_default();

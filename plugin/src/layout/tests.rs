@@ -81,10 +81,7 @@ fn a_pod_on_a_secondary_eni_is_laid_out_as_by_the_vpc_cni() {
     assert_eq!(
         ops(&layout, &layout.host, &[layout.host(), layout.host_routes()]),
         [
-            "sysctl net/ipv6/conf/enib5faff8a083/accept_ra = 0",
-            "sysctl net/ipv6/conf/enib5faff8a083/accept_redirects = 1",
-            "sysctl net/ipv6/conf/enib5faff8a083/forwarding = 0",
-            "sysctl net/ipv6/conf/enib5faff8a083/accept_dad = 0",
+            "sysctl net/ipv6/conf/enib5faff8a083/disable_ipv6 = 1",
             "link set enib5faff8a083 up",
             "rule add 512: from all to 10.0.1.60/32 lookup 254",
             "rule add 1536: from 10.0.1.60/32 lookup 2",
@@ -104,6 +101,17 @@ fn both_families_are_laid_out_and_the_result_says_so() {
     let layout = layout_of(vec![address("10.0.1.60", 2), address("2001:db8::5", 2)], Some(1500)).unwrap();
     assert!(layout.has_v6());
     assert_eq!(layout.host().rules.len(), 4);
+    let sysctls: Vec<String> =
+        ops(&layout, &layout.host, &[layout.host()]).into_iter().filter(|op| op.starts_with("sysctl")).collect();
+    assert_eq!(
+        sysctls,
+        [
+            "sysctl net/ipv6/conf/enib5faff8a083/accept_ra = 0",
+            "sysctl net/ipv6/conf/enib5faff8a083/accept_redirects = 1",
+            "sysctl net/ipv6/conf/enib5faff8a083/forwarding = 0",
+            "sysctl net/ipv6/conf/enib5faff8a083/accept_dad = 0",
+        ]
+    );
     assert_eq!(layout.pod().sysctls.len(), 2);
     let result = told(&[layout], SpecVersion::V0_4_0);
     assert_eq!(result["ips"][0]["version"], "4");
@@ -235,7 +243,7 @@ fn a_further_interface_is_answered_by_its_own_table() {
         ]
     );
     assert_eq!(
-        ops(&second, &second.host, &[second.host(), second.host_routes()])[4..],
+        ops(&second, &second.host, &[second.host(), second.host_routes()])[1..],
         [
             "link set eniceb4ba3e890 up",
             "rule add 512: from all to 10.0.1.61/32 lookup 254",
@@ -327,7 +335,7 @@ fn a_strict_pod_is_routed_in_its_vlans_table_alone() {
     );
     let host = ops(&layout, &layout.host, &[layout.host(), layout.host_routes()]);
     assert_eq!(
-        host[4..],
+        host[1..],
         [
             "sysctl net/ipv4/conf/vlanb5faff8a083/rp_filter = 2",
             "link set vlanb5faff8a083 up",

@@ -97,7 +97,7 @@ fn pods_a_and_b_leave_the_golden_state() {
         assert_eq!((&host_end["mtu"], up(host_end)), (&json!(9001), true));
         assert_eq!(host_end["ifalias"], json!(format!("sluice {container}/eth0@sluice")));
         let sysctl = |name: &str| node.sh(&format!("cat /proc/sys/net/ipv6/conf/{host}/{name}")).trim().to_owned();
-        assert_eq!(["accept_ra", "accept_redirects", "forwarding", "accept_dad"].map(sysctl), ["0", "1", "0", "0"]);
+        assert_eq!(sysctl("disable_ipv6"), "1", "the pod has no address of it");
     }
     // The two pods reach each other, by the rules and routes alone.
     node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
@@ -128,6 +128,8 @@ fn a_pod_of_both_families_is_reachable_in_both() {
     let routes = node.pod_routes();
     assert_eq!(routes, [format!("10.0.1.60 dev {HOST_B}"), format!("2001:db8::60 dev {HOST_B}")]);
     assert_eq!(node.pod_rules().len(), 4);
+    let sysctl = |name: &str| node.sh(&format!("cat /proc/sys/net/ipv6/conf/{HOST_B}/{name}")).trim().to_owned();
+    assert_eq!(["accept_ra", "accept_redirects", "forwarding", "accept_dad"].map(sysctl), ["0", "1", "0", "0"]);
     let six = node.ip("-n b -6 addr show dev eth0 scope global");
     let address = &six[0]["addr_info"][0];
     assert_eq!((&address["local"], &address["prefixlen"]), (&json!("2001:db8::60"), &json!(128)));
