@@ -22,8 +22,8 @@ spec:
 /// Addresses that a map of the gates holds here.
 const IPCACHE: u32 = 64;
 
-/// Longer than any pause after refusals.
-const REFUSED_PAUSES: Duration = Duration::from_secs(330);
+/// Longer than ipamd's longest pause after refusals, which is a minute.
+const PAUSES: Duration = Duration::from_secs(120);
 
 /// The EC2 of the node's world.
 const EC2: &str = "http://169.254.169.252";
@@ -119,8 +119,7 @@ async fn p60_what_ec2_refuses_a_full_map_and_a_name_that_is_not_allowed_are_name
     ground.well("ec2").await;
     // Somebody else takes what the subnet has left; the next pod needs more than the pool has.
     let warm = |view: &Value| view["pool"]["free"].as_u64() >= Some(2) && view["pool"]["flights"] == 0;
-    // What was refused again and again is asked for again after a while.
-    ground.deployment.pool_until("the pool was not warm", REFUSED_PAUSES, warm).await.unwrap();
+    ground.deployment.pool_until("the pool was not warm", PAUSES, warm).await.unwrap();
     let subnet = ground.ec2(&["-f", "-d", "Action=DescribeSubnets&Version=2016-11-15", EC2]).await;
     let subnet = subnet.split_once("<subnetId>").and_then(|(_, rest)| rest.split_once('<')).unwrap().0.to_owned();
     for count in [40, 40, 40, 40, 40, 20, 10, 5, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0] {
