@@ -39,7 +39,7 @@ async fn p05_27_pods_at_once_are_all_served_by_enis_made_in_parallel() {
     // By the attachment, not by the creation before it: how soon 19 pods have asked is the machine's matter.
     let (begun, attached): (Vec<u64>, Vec<u64>) = bed.world.look(|model, _| {
         let ours = |action: &'static str| {
-            model.log().records().filter(|call| call.action == action).filter(|call| call.caller == caller)
+            model.log().records().filter(move |call| call.action == action).filter(|call| call.caller == caller)
         };
         let attached = ours("AttachNetworkInterface").map(|call| call.at_millis + call.answer_millis);
         (ours("CreateNetworkInterface").map(|call| call.at_millis).collect(), attached.collect())
