@@ -13,6 +13,8 @@ mod book;
 mod feed;
 mod plain;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,8 +43,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// connection's next packet.
 pub(crate) const LINGER: Duration = Duration::from_secs(60);
 
-/// How far versions go on ahead of what is on disk: gates alone, while there is no decision, are told without being written, and a proxy
-/// that knows of them must not take another's version for one that it has.
+/// How far each policyd goes on ahead of the one before: gates alone, while there is no decision, are told without being written, and a
+/// proxy that knows of them must not take another's version for one that it has.
 const UNWRITTEN: u64 = 1 << 32;
 
 /// The loop's side.
@@ -60,7 +62,10 @@ impl Proxies {
         let mut snapshot = read(&file);
         snapshot.version = snapshot.version.saturating_add(UNWRITTEN);
         let book = Book::after(&snapshot);
-        Self { book, feed: Feed::new(snapshot), file, metrics }
+        let proxies = Self { book, feed: Feed::new(snapshot), file, metrics };
+        // Also where nothing else is ever written: the next policyd is to go on ahead of this one.
+        proxies.write();
+        proxies
     }
 
     /// What streams are fed from.
@@ -147,15 +152,20 @@ impl Proxies {
         let version = self.feed.publish(update);
         self.metrics.proxy_update();
         if keep {
-            let written = self.feed.look(serde_json::to_vec).map_err(|error| error.to_string());
-            let written = written
-                .and_then(|json| store::write(&self.file, &json).map_err(|error| ErrorChain(&error).to_string()));
-            if let Err(error) = written {
-                tracing::error!(error, "what the proxy is told could not be written to disk");
-                self.metrics.error("proxy_snapshot");
-            }
+            self.write();
         }
         version
+    }
+
+    /// Keeps what is told for the next policyd, and for a proxy that finds none.
+    fn write(&self) {
+        let written = self.feed.look(serde_json::to_vec).map_err(|error| error.to_string());
+        let written =
+            written.and_then(|json| store::write(&self.file, &json).map_err(|error| ErrorChain(&error).to_string()));
+        if let Err(error) = written {
+            tracing::error!(error, "what the proxy is told could not be written to disk");
+            self.metrics.error("proxy_snapshot");
+        }
     }
 }
 
