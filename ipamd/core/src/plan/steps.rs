@@ -25,7 +25,13 @@ pub(super) fn learn(draft: &mut Draft<'_>, node: &Node) {
             draft.wake(at);
         } else if !draft.is_busy(&OpKey::Survey) {
             let op = Op::Survey { instance: node.identity.instance.clone() };
-            note(draft, op, "EC2 has not yet said what this node owns");
+            let again = draft.state.resurvey_at.is_some();
+            let reason = if again {
+                "what EC2 said before may lack what was done just before it"
+            } else {
+                "EC2 has not yet said what this node owns"
+            };
+            note(draft, op, reason);
         }
     }
     if draft.state.subnets_at.is_none() && !draft.is_busy(&OpKey::Subnets) {
