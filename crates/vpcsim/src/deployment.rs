@@ -13,6 +13,7 @@ use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use sluice_contract::cni::chain;
 use sluice_contract::node::{CONFLIST, IPAMD_INTROSPECTION_PORT};
 use tokio::net::TcpStream;
 use tokio::process::Child;
@@ -325,7 +326,7 @@ impl Deployment {
             let last = match self.page("/v1/pool").await {
                 Ok(view) if wanted(&view) => return Ok(view),
                 Ok(view) => format!("the pool is {}", view.get("pool").unwrap_or(&view)),
-                Err(error) => error.to_string(),
+                Err(error) => chain(&error),
             };
             self.alive().await?;
             self.pause(end, limit, what, last).await?;
@@ -448,17 +449,16 @@ pub(crate) async fn text(
 
 async fn get(port: u16, path: &str) -> Result<Vec<u8>, String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let words = |error: &dyn std::error::Error| error.to_string();
-    let stream = TcpStream::connect(address).await.map_err(|error| words(&error))?;
+    let stream = TcpStream::connect(address).await.map_err(|error| chain(&error))?;
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| words(&error))?;
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
     let request = Request::get(path)
         .header("host", "localhost")
         .body(http_body_util::Empty::<Bytes>::new())
-        .map_err(|error| words(&error))?;
+        .map_err(|error| chain(&error))?;
     // Takes the sender with it: the connection ends when it is dropped.
     let exchange = async move {
-        let answer = sender.send_request(request).await.map_err(|error| words(&error))?;
+        let answer = sender.send_request(request).await.map_err(|error| chain(&error))?;
         let status = answer.status();
         let body = http_body_util::Limited::new(answer.into_body(), PAGE_LIMIT);
         let body = http_body_util::BodyExt::collect(body).await.map_err(|error| error.to_string())?.to_bytes();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sluice_contract::cni::chain;
 use sluice_contract::node::POLICYD_METRICS_PORT;
 use tokio::process::Child;
 use tokio::sync::Mutex;
@@ -155,7 +156,7 @@ impl Policyd {
             let last = match self.page(PAGE).await {
                 Ok(view) if wanted(&view) => return Ok(view),
                 Ok(view) => format!("policyd says {view}"),
-                Err(error) => error.to_string(),
+                Err(error) => chain(&error),
             };
             self.alive().await?;
             if Instant::now() >= end {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sluice_contract::cni::chain;
 use sluice_contract::node::PROXY_INTROSPECTION_PORT;
 use tokio::process::Child;
 use tokio::sync::Mutex;
@@ -128,7 +129,7 @@ impl Proxy {
             let last = match self.page(POLICY).await {
                 Ok(view) if is_ready(&view, self.pid().await) => return Ok(()),
                 Ok(view) => format!("the proxy says {view}"),
-                Err(error) => error.to_string(),
+                Err(error) => chain(&error),
             };
             self.alive().await?;
             if Instant::now() >= end {

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
+use sluice_contract::cni::chain;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -323,17 +324,6 @@ async fn execute(
         }),
         None => Err(failed(format!("{}; {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sluice_contract::cni::chain;
 use sluice_contract::node::{CONFLIST, IPAMD_READY, POLICYD_READY, TABLE_MAIN};
 use sluice_hostnet::desired::View;
 use sluice_hostnet::host::Host;
@@ -169,13 +170,13 @@ async fn observe(node: &Node) -> Result<Observed, String> {
         sysctls: SYSCTLS.iter().filter_map(|key| SysctlKey::new(*key).ok()).collect(),
         ..View::default()
     };
-    let host = Host::current().map_err(|error| error.to_string())?;
-    host.observe(&view).await.map_err(|error| error.to_string())
+    let host = Host::current().map_err(|error| chain(&error))?;
+    host.observe(&view).await.map_err(|error| chain(&error))
 }
 
 async fn legacy() -> Result<Vec<String>, String> {
-    let host = Host::current().map_err(|error| error.to_string())?;
-    host.vpc_cni_in_legacy().await.map_err(|error| error.to_string())
+    let host = Host::current().map_err(|error| chain(&error))?;
+    host.vpc_cni_in_legacy().await.map_err(|error| chain(&error))
 }
 
 /// The addresses that ipamd says pods have, with their interfaces and the tables of their ENIs.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
+use sluice_contract::cni::chain;
 use sluice_hostnet::netns::{NamespaceThread, ThreadSpec};
 use sluice_policy_core::cluster::{Event, ObjectId};
 use sluice_policy_core::compile::engine::Engine;
@@ -38,16 +39,6 @@ fn config() -> GateConfig {
 
 fn open() -> (Gate, Found) {
     Gate::open(&config()).unwrap_or_else(|error| panic!("{}", chain(&error)))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text = format!("{text}: {error}");
-        next = error.source();
-    }
-    text
 }
 
 fn key(name: &str) -> PodKey {

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
+pub(crate) use sluice_contract::cni::chain;
 use sluice_contract::id::IfName;
 use sluice_hostnet::netlink::{Netlink, VethSpec};
 use sluice_hostnet::netns::{Namespace, NamespaceThread, ThreadSpec};
@@ -84,16 +85,6 @@ pub(crate) fn sh(namespace: Option<&Namespace>, script: &str) -> String {
     };
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text = format!("{text}: {error}");
-        next = error.source();
-    }
-    text
 }
 
 /// Somebody with a namespace.
