@@ -228,16 +228,3 @@ fn every_package_takes_its_lints_and_its_dependencies_from_the_workspace() {
         }
     }
 }
-
-/// `./bench` reads the list too.
-#[test]
-fn every_package_is_in_the_profile_that_tests_are_built_by() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
-    let (_, after) = manifest.split_once("[profile.fast.package]\n").unwrap();
-    let listed: BTreeSet<&str> =
-        after.lines().take_while(|line| !line.is_empty()).filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
-    for name in Workspace::read().members.keys() {
-        assert!(listed.contains(name.as_str()), "{name} is not in [profile.fast.package] of Cargo.toml");
-    }
-}
