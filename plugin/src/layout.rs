@@ -286,6 +286,15 @@ impl Layout {
         }
     }
 
+    /// [`Self::host`] where the pod's link is there already: at the ADD before it may have had no address of IPv6.
+    pub(crate) fn host_again(&self) -> Desired {
+        let mut host = self.host();
+        if self.has_v6() {
+            host.sysctls.splice(0..0, sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", self.host), 0));
+        }
+        host
+    }
+
     /// What lets the host reach the pod; last of all.
     pub(crate) fn host_routes(&self) -> Desired {
         let route = |ip| Route::on_link(TABLE_MAIN, host_prefix(ip), self.host.clone());

@@ -396,7 +396,7 @@ async fn converge(
     let observed = observe("pod's side", pod, &in_pod).await?;
     execute_unknown("pod's side", pod, &plan(&observed, &in_pod)).await?;
 
-    let before = layout.host();
+    let before = layout.host_again();
     let mut last = layout.host_routes();
     for family in Family::ALL {
         let devices = Devices::Named(layout.host.clone());

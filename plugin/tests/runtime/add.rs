@@ -293,13 +293,31 @@ fn a_second_add_that_fails_leaves_the_pod_its_address() {
     let (code, text) = node.cni(&add.clone().with("mtu", &json!(1000))).error();
     assert_eq!(code, 119);
     assert!(text.starts_with("MTU 1000 is too small for the pod's IPv6 address 2001:db8::60"), "{text}");
-    // The kernel does not take the route back, for the same reason as in the test before.
-    node.sh(&format!("ip -6 route del 2001:db8::60; echo 1 > /proc/sys/net/ipv6/conf/{HOST_B}/disable_ipv6"));
+    // On a link that is too small for it the kernel has no IPv6, and so no route.
+    node.sh(&format!("ip link set {HOST_B} mtu 1000"));
     let (code, text) = node.cni(&add).error();
     assert_eq!(code, 100, "{text}");
     assert_eq!(ipamd.assigned(), ["10.0.1.60", "2001:db8::60"]);
     assert_eq!(node.pod_routes(), [format!("10.0.1.60 dev {HOST_B}")]);
     node.assert_reaches(Some("b"), "b", "10.0.1.60");
+    node.cni(&Cni::on("DEL", "1.0.0", POD_B, "bbb", &b)).nothing();
+    node.assert_clean();
+}
+
+/// As where pods have a way out by IPv6 from some day on.
+#[test]
+fn a_second_add_gives_an_address_of_ipv6_to_a_pod_that_had_none() {
+    let node = Node::new();
+    let ipamd = node.ipamd();
+    ipamd.give(vec![address("10.0.1.60", 1)]);
+    let b = node.netns("b");
+    let add = Cni::on("ADD", "1.0.0", POD_B, "bbb", &b);
+    node.cni(&add).result();
+    ipamd.forget();
+    ipamd.give(vec![address("10.0.1.60", 1), address("2001:db8::60", 1)]);
+    node.cni(&add).result();
+    node.sh("ip addr add 2001:db8::10/128 dev lo nodad");
+    node.assert_reaches(None, "b", "2001:db8::60");
     node.cni(&Cni::on("DEL", "1.0.0", POD_B, "bbb", &b)).nothing();
     node.assert_clean();
 }

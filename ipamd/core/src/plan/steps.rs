@@ -25,7 +25,8 @@ pub(super) fn learn(draft: &mut Draft<'_>, node: &Node) {
             draft.wake(at);
         } else if !draft.is_busy(&OpKey::Survey) {
             let op = Op::Survey { instance: node.identity.instance.clone() };
-            let again = draft.state.resurvey_at.is_some();
+            let answered = draft.state.ledger().enis().any(|eni| eni.confirmed.is_some());
+            let again = answered && draft.state.resurvey_at.is_some();
             let reason = if again {
                 "what EC2 said before may lack what was done just before it"
             } else {

@@ -271,6 +271,11 @@ impl HostKernel {
             routes: tables.flat_map(|table| Family::ALL.map(|family| (family, table))).collect(),
             rules: Family::ALL.into(),
             neighbours: Family::ALL.into(),
+            sysctls: pods
+                .iter()
+                .filter(|pod| pod.egress.is_some())
+                .filter_map(|pod| repair::ipv6_switch(&pod.dev))
+                .collect(),
             ..View::default()
         };
         let seen = match self.host.observe(&view).await {

@@ -14,7 +14,7 @@ use sluice_contract::node::{RULE_FROM_POD, RULE_TO_POD, TABLE_MAIN, veth};
 use sluice_hostnet::branch::rules_of_address;
 use sluice_hostnet::desired::{Desired, LinkSettings, RuleScope, Scope};
 use sluice_hostnet::plan::{Op, Planned, plan};
-use sluice_hostnet::state::{Family, Link, LinkKind, NftTableId, Observed, Route, Rule, host_prefix};
+use sluice_hostnet::state::{Family, Link, LinkKind, NftTableId, Observed, Route, Rule, SysctlKey, host_prefix};
 use sluice_hostnet::watch::{Change, Event};
 
 use super::PodNetwork;
@@ -178,21 +178,29 @@ pub(super) fn pods(seen: &Observed, pods: &[PodNetwork], standing: &BTreeMap<IpA
         desired.scope.neighbours.insert(pod.dev.clone());
         let to = |ip: &IpAddr| Route::on_link(TABLE_MAIN, host_prefix(*ip), pod.dev.clone());
         known.extend(pod.addresses.iter().chain(&pod.egress));
+        // One that was made before pods had an address for that family's way out has none, and its link takes no route of it.
+        let switched_off = |key: SysctlKey| seen.sysctls.iter().any(|seen| seen.key == key && seen.value == "1");
+        let egress = pod.egress.filter(|_| !ipv6_switch(&pod.dev).is_some_and(switched_off));
         if let Some(branch) = &pod.branch {
             // With a link that goes down go its routes.
             desired.links.push(LinkSettings { dev: branch.link.clone(), up: Some(true), mtu: None });
             desired.routes.extend(branch.uplink(&pod.dev, 0).routes);
             desired.routes.extend(branch.pod_routes(&pod.dev));
-            desired.routes.extend(pod.egress.iter().map(to));
+            desired.routes.extend(egress.iter().map(to));
             desired.rules.extend(branch.rules(&pod.dev));
             continue;
         }
-        desired.routes.extend(pod.addresses.iter().chain(&pod.egress).map(to));
+        desired.routes.extend(pod.addresses.iter().chain(&egress).map(to));
         desired.rules.extend(pod.addresses.iter().flat_map(|ip| rules_of_address(*ip, pod.table)));
     }
     // The rules of other addresses are not looked at: whose they are is not known here. Those of strict mode are only put back.
     seen.rules.retain(|rule| is_branchs(rule) || pods_of_rule(rule).any(|address| known.contains(&address)));
     plan(&seen, &desired)
+}
+
+/// Whether IPv6 is switched off on a pod's link, which [`pods`] has to be shown for those that may have an address for the way out.
+pub(super) fn ipv6_switch(dev: &IfName) -> Option<SysctlKey> {
+    SysctlKey::new(format!("net/ipv6/conf/{dev}/disable_ipv6")).ok()
 }
 
 /// Whether a link is the pod's: marked as such, or unmarked, as the VPC CNI leaves it.

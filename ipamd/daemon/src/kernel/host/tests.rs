@@ -518,6 +518,33 @@ async fn what_fails_for_one_pod_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_pod_of_before_the_setting_is_mended_without_the_address_that_later_pods_have() {
+    let (host, _vpc) = booted().await;
+    let namespace = host.namespace().clone();
+    let kernel = HostKernel::over(host.clone());
+    let egress = |last: u8| format!("fd00::ac:{last}").parse::<IpAddr>().unwrap();
+    let network = |container: &str, last: u8| PodNetwork {
+        attachment: crate::testing::attachment(container),
+        dev: name(&format!("eni{container}")),
+        addresses: vec![ip(last)],
+        egress: Some(egress(last)),
+        table: 2,
+        branch: None,
+        settled: true,
+    };
+    pod(&namespace, "a", Some(20));
+    pod(&namespace, "b", Some(21));
+    run(&namespace, "sysctl", "-w net.ipv6.conf.enia.disable_ipv6=1");
+    run(&namespace, "ip", "rule del priority 512 to 10.0.1.20/32");
+    let repaired = kernel.repair(&[network("a", 20), network("b", 21)]).await;
+    assert!(repaired.failed.is_empty(), "{repaired:?}");
+    let made: BTreeSet<_> = repaired.made.iter().map(|repair| repair.op.as_str()).collect();
+    assert!(made.contains("rule add 512: from all to 10.0.1.20/32 lookup 254"), "{made:?}");
+    assert!(made.iter().any(|op| op.starts_with(&format!("route add {}", egress(21)))), "{made:?}");
+    assert!(!made.iter().any(|op| op.contains(&egress(20).to_string())), "{made:?}");
+}
+
+#[tokio::test]
 async fn a_link_that_does_not_show_is_an_error_that_says_so() {
     let (host, _vpc) = booted().await;
     let kernel = HostKernel::over(host);
