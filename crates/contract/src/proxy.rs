@@ -105,7 +105,7 @@ pub struct Resolution {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Update {
-    /// Grows from one to the next, also over restarts of policyd.
+    /// Grows from one to the next of one policyd. A connection begins with everything, whatever the proxy had before.
     pub version: u64,
     /// Everything: what was known before is forgotten. In the first frame of a version only.
     pub full: bool,

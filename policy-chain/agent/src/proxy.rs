@@ -43,10 +43,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// connection's next packet.
 pub(crate) const LINGER: Duration = Duration::from_secs(60);
 
-/// How far each policyd goes on ahead of the one before: gates alone, while there is no decision, are told without being written, and a
-/// proxy that knows of them must not take another's version for one that it has.
-const UNWRITTEN: u64 = 1 << 32;
-
 /// The loop's side.
 #[derive(Debug)]
 pub(crate) struct Proxies {
@@ -59,13 +55,9 @@ pub(crate) struct Proxies {
 impl Proxies {
     /// Goes on from what policyd told last, as it stands in `file`: the kernel's maps may still have decisions of then.
     pub(crate) fn new(file: PathBuf, metrics: Arc<Metrics>) -> Self {
-        let mut snapshot = read(&file);
-        snapshot.version = snapshot.version.saturating_add(UNWRITTEN);
+        let snapshot = read(&file);
         let book = Book::after(&snapshot);
-        let proxies = Self { book, feed: Feed::new(snapshot), file, metrics };
-        // Also where nothing else is ever written: the next policyd is to go on ahead of this one.
-        proxies.write();
-        proxies
+        Self { book, feed: Feed::new(snapshot), file, metrics }
     }
 
     /// What streams are fed from.
@@ -152,20 +144,15 @@ impl Proxies {
         let version = self.feed.publish(update);
         self.metrics.proxy_update();
         if keep {
-            self.write();
+            let written = self.feed.look(serde_json::to_vec).map_err(|error| error.to_string());
+            let written = written
+                .and_then(|json| store::write(&self.file, &json).map_err(|error| ErrorChain(&error).to_string()));
+            if let Err(error) = written {
+                tracing::error!(error, "what the proxy is told could not be written to disk");
+                self.metrics.error("proxy_snapshot");
+            }
         }
         version
-    }
-
-    /// Keeps what is told for the next policyd, and for a proxy that finds none.
-    fn write(&self) {
-        let written = self.feed.look(serde_json::to_vec).map_err(|error| error.to_string());
-        let written =
-            written.and_then(|json| store::write(&self.file, &json).map_err(|error| ErrorChain(&error).to_string()));
-        if let Err(error) = written {
-            tracing::error!(error, "what the proxy is told could not be written to disk");
-            self.metrics.error("proxy_snapshot");
-        }
     }
 }
 

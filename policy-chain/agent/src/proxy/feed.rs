@@ -88,11 +88,7 @@ impl Feed {
             let first = inner.log.front().map(|update| update.version);
             match version {
                 Some(version) if version == inner.told.version => Vec::new(),
-                // One that is not of us yet is of another policyd, whose end nobody has written down.
-                Some(version)
-                    if version < inner.told.version
-                        && first.is_some_and(|first| first <= version.saturating_add(1)) =>
-                {
+                Some(version) if first.is_some_and(|first| first <= version.saturating_add(1)) => {
                     inner.log.iter().filter(|update| update.version > version).map(|one| Update::clone(one)).collect()
                 }
                 _ => vec![inner.told.full()],

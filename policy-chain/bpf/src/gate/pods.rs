@@ -39,12 +39,14 @@ pub(super) struct Pod {
     endpoint: Option<Arc<Endpoint>>,
     locked: bool,
     interfaces: BTreeMap<u32, Interface>,
+    /// Whether the map says of all their addresses that they are this pod's. Without that no entry is written.
+    owned: bool,
 }
 
 impl Pod {
     const fn new(id: u32) -> Self {
         // Above 0: what is seeded is of revision 0, and so is judged before it passes.
-        Self { id, base: 1, endpoint: None, locked: false, interfaces: BTreeMap::new() }
+        Self { id, base: 1, endpoint: None, locked: false, interfaces: BTreeMap::new(), owned: false }
     }
 
     /// The addresses of the entry of an interface, and how many it must have: the interface's own, which come first. As far as
@@ -258,10 +260,11 @@ impl Gate {
     }
 
     pub(super) fn set_revision(&mut self, pod: &PodKey, revision: u64) -> Result<(), ApplyError> {
-        let Some(endpoint) = self.pods.get_mut(pod).and_then(|pod| pod.endpoint.as_mut()) else { return Ok(()) };
+        let Some(entry) = self.pods.get_mut(pod) else { return Ok(()) };
+        let Some(endpoint) = entry.endpoint.as_mut() else { return Ok(()) };
         Arc::make_mut(endpoint).revision = revision;
         // Whose addresses are where is as before, and a change of many identities comes by here for every pod.
-        self.put_entries(pod)
+        if entry.owned { self.put_entries(pod) } else { self.write(pod) }
     }
 
     pub(super) fn remove_endpoint(&mut self, pod: &PodKey) -> Result<(), ApplyError> {
@@ -278,9 +281,11 @@ impl Gate {
         let Some(pod) = self.pods.get(key) else { return Ok(()) };
         let count = pod.interfaces.values().map(|interface| pod.addresses(interface).1).max().unwrap_or_default();
         let interfaces: Vec<Interface> = pod.interfaces.values().cloned().collect();
-        for interface in &interfaces {
-            self.put_owner(interface)?;
+        let owned = interfaces.iter().try_for_each(|interface| self.put_owner(interface));
+        if let Some(pod) = self.pods.get_mut(key) {
+            pod.owned = owned.is_ok();
         }
+        owned?;
         self.put_entries(key)?;
         if count > ADDRESSES {
             return Err(ApplyError::Addresses { pod: key.clone(), count, limit: ADDRESSES });

@@ -236,6 +236,25 @@ fn own(gate: &Gate, index: u32) -> Vec<String> {
     held.map(|own| IpAddr::from(own.address).to_string()).collect()
 }
 
+/// Behind a bridge an entry without owner would open the gate for nobody's packets, and by a revision alone nothing opens.
+#[test]
+fn without_room_for_whose_addresses_they_are_a_revision_opens_nothing() {
+    on_a_node(|| async {
+        let (mut gate, _) = open();
+        set(&mut gate, "db", endpoint("10.0.0.1", 3, 1));
+        let others: Vec<Address> = (0..1_u32 << 16).map(|n| IpAddr::V4((0x0b00_0000 + n).into()).into()).collect();
+        let room = others.iter().position(|other| gate.maps.owners.insert(other, 99, 0).is_err()).unwrap();
+        gate.bind(&key("db"), interface(7, &["10.0.0.1"])).unwrap_err();
+        gate.apply(&Operation::SetRevision(key("db"), 4)).unwrap_err();
+        assert!(!entries(&gate).contains_key(&7));
+        for other in &others[..room.min(4)] {
+            gate.maps.owners.remove(other).unwrap();
+        }
+        gate.apply(&Operation::SetRevision(key("db"), 5)).unwrap();
+        assert_eq!(entries(&gate)[&7].flags, 0);
+    });
+}
+
 /// On the first interface of each network card IPv6 addresses are counted from one, and so their numbers are other pods' too.
 #[test]
 fn a_further_interface_has_no_address_for_egress() {
