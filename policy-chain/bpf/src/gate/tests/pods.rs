@@ -4,7 +4,7 @@ use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::image::{Endpoint, OwnAddress};
 
 use super::*;
-use crate::layout::{ENDPOINT_ANY_SOURCE, ENDPOINT_BRIDGE, ENDPOINT_LOCKDOWN};
+use crate::layout::{Address, ENDPOINT_ANY_SOURCE, ENDPOINT_BRIDGE, ENDPOINT_LOCKDOWN};
 
 fn endpoint(address: &str, ingress: u32, revision: u64) -> Arc<Endpoint> {
     let address = OwnAddress { address: address.parse().unwrap(), ingress: Some(RowId(5)), egress: None };
