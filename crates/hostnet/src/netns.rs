@@ -21,7 +21,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-pub use thread::{Enter, NamespaceThread, ThreadError, ThreadSpec, unpin};
+pub use thread::{Enter, NamespaceThread, ThreadError, ThreadSpec};
 
 /// A removed namespace file may have been mounted over more than once; what is deeper than this is not ours to dig up.
 const MAX_STACKED_MOUNTS: usize = 8;
@@ -227,12 +227,8 @@ impl Namespace {
         })?
     }
 
-    /// Binds the namespace to `path`, where it lives on without this handle. Missing directories are made. A mount
-    /// namespace can be bound only by a thread in an older mount namespace, onto a mount that is private.
-    ///
-    /// # Errors
-    /// [`NamespaceError::Bind`].
-    pub fn bind(&self, path: impl AsRef<Path>) -> Result<(), NamespaceError> {
+    /// Binds the namespace to `path`, where it lives on without this handle.
+    fn bind(&self, path: impl AsRef<Path>) -> Result<(), NamespaceError> {
         let path = path.as_ref();
         let failed = |source| NamespaceError::Bind { path: path.into(), source };
         if let Some(parent) = path.parent() {

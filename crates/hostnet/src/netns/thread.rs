@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::future::Future;
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::thread::JoinHandle;
 
@@ -11,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::CloneFlags;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Namespace, NamespaceError, NamespaceKind, unmount, unshare};
+use super::{Namespace, NamespaceError, NamespaceKind, unshare};
 
 /// Jobs that wait for the thread to take them up; more than these make the caller wait.
 const JOB_QUEUE: usize = 64;
@@ -51,22 +50,6 @@ impl ThreadSpec {
     #[must_use]
     pub fn in_net(name: impl Into<String>, net: Namespace) -> Self {
         Self { name: name.into(), net: Enter::Existing(net), ..Self::default() }
-    }
-
-    /// A thread in namespaces that [`NamespaceThread::pin`] left in `dir`, by this process or another one.
-    ///
-    /// # Errors
-    /// [`NamespaceError::is_gone`] when they are not there.
-    pub fn pinned(name: impl Into<String>, dir: impl AsRef<Path>) -> Result<Self, NamespaceError> {
-        let open =
-            |kind: NamespaceKind| Namespace::open_kind(kind, dir.as_ref().join(kind.file())).map(Enter::Existing);
-        Ok(Self {
-            name: name.into(),
-            net: open(NamespaceKind::Net)?,
-            mount: open(NamespaceKind::Mount)?,
-            uts: open(NamespaceKind::Uts)?,
-            hostname: None,
-        })
     }
 
     /// A thread in new network, mount and UTS namespaces: a machine of its own, as far as the network goes.
@@ -154,41 +137,13 @@ impl NamespaceThread {
         result.blocking_recv().or(Err(ThreadError::Panicked))
     }
 
-    /// Binds the thread's three namespaces to files in `dir`, so that they outlive the thread and this process; one
-    /// process may come back to them by [`ThreadSpec::pinned`]. `dir` becomes a private mount of its own, because a
-    /// mount namespace may not be bound where mounts propagate (mount_namespaces(7)).
-    ///
-    /// # Errors
-    /// [`NamespaceError::Bind`], with `AlreadyExists` when something is pinned there. Then nothing stays behind.
-    pub fn pin(&self, dir: impl AsRef<Path>) -> Result<(), NamespaceError> {
-        let dir = dir.as_ref();
-        let failed = |source| NamespaceError::Bind { path: dir.into(), source };
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        // A mount on top of another pin would hide it.
-        if std::fs::read_dir(dir).map_err(failed)?.next().is_some() {
-            return Err(failed(io::ErrorKind::AlreadyExists.into()));
-        }
-        let bind = mount(Some(dir), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .and_then(|()| mount(None::<&str>, dir, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>));
-        let bound = bind.map_err(|errno| failed(errno.into())).and_then(|()| {
-            [&self.net, &self.mount, &self.uts]
-                .into_iter()
-                .try_for_each(|namespace| namespace.bind(dir.join(namespace.kind().file())))
-        });
-        if bound.is_err() {
-            // The first error is the one that tells; what could not be removed, the next pin will name.
-            drop(unpin(dir));
-        }
-        bound
-    }
-
     /// The thread's network namespace.
     #[must_use]
     pub const fn net(&self) -> &Namespace {
         &self.net
     }
 
-    /// The thread's mount namespace. [`Namespace::bind`] it to a private mount to have it outlive the thread.
+    /// The thread's mount namespace.
     #[must_use]
     pub const fn mount(&self) -> &Namespace {
         &self.mount
@@ -198,25 +153,6 @@ impl NamespaceThread {
     #[must_use]
     pub const fn uts(&self) -> &Namespace {
         &self.uts
-    }
-}
-
-/// Takes back what [`NamespaceThread::pin`] left in `dir`, and `dir` itself. What still uses the namespaces keeps them
-/// alive. Nothing there is success.
-///
-/// # Errors
-/// [`NamespaceError::Remove`].
-pub fn unpin(dir: impl AsRef<Path>) -> Result<(), NamespaceError> {
-    let dir = dir.as_ref();
-    for kind in [NamespaceKind::Net, NamespaceKind::Mount, NamespaceKind::Uts] {
-        Namespace::remove(dir.join(kind.file()))?;
-    }
-    unmount(dir)?;
-    match std::fs::remove_dir(dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(NamespaceError::Remove { path: dir.into(), source })
-        }
-        _ => Ok(()),
     }
 }
 
