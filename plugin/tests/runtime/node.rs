@@ -95,6 +95,14 @@ impl Node {
         near.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{to} to {from:?}: {error}"));
     }
 
+    /// The host has an address of each family. Of IPv6 the kernel's worker makes the route to it, a moment later; without it
+    /// what comes for the address is dropped.
+    pub(crate) fn has_addresses(&self) {
+        self.sh("ip addr add 10.0.1.10/32 dev lo; ip addr add 2001:db8::10/128 dev lo nodad");
+        let routed = || !self.sh("ip -6 route show table local 2001:db8::10").trim().is_empty();
+        self.wait("2001:db8::10 is routed to the host itself", routed);
+    }
+
     /// What `ip -j ARGS` prints.
     pub(crate) fn ip(&self, args: &str) -> Value {
         let out = self.sh(&format!("ip -j {args}"));
