@@ -149,6 +149,15 @@ impl Netlink {
         }
     }
 
+    /// Whether a link has the hooks.
+    ///
+    /// # Errors
+    /// [`TcError`].
+    pub async fn has_clsact(&self, index: u32) -> Result<bool, TcError> {
+        let failed = |source| TcError::Kernel { action: "look for the hooks", index, source };
+        Ok(self.qdisc(index).await.map_err(failed)?.is_some_and(|kind| kind == CLSACT))
+    }
+
     /// Puts programs into one slot of each of their hooks, on a link that is given the hooks first if need be.
     ///
     /// # Errors

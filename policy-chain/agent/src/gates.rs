@@ -322,6 +322,10 @@ impl<D: Datapath> Gates<D> {
         self.datapath.attach(interface)
     }
 
+    pub(crate) fn adopt(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send {
+        self.datapath.adopt(interface)
+    }
+
     pub(crate) fn check(
         &mut self,
         interface: &Interface,

@@ -133,6 +133,17 @@ impl Filters {
         self.netlink.swap(index, name, Slot::GATE, &programs).await.map_err(|source| failed(index, source))
     }
 
+    /// Whether an interface has the hooks that filters stand on. Where it has none they are made with the first filter, and the
+    /// kernel loses what the interface sends meanwhile, and what waits in its queues: it stops an interface that is up while
+    /// any qdisc is put there or taken away, and waits for a grace period (`qdisc_graft`, `dev_deactivate`). Links need no
+    /// hooks.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub async fn has_hooks(&self, index: u32) -> Result<bool, FilterError> {
+        self.netlink.has_clsact(index).await.map_err(|source| failed(index, source))
+    }
+
     /// Puts the program that judges Services on an uplink.
     ///
     /// # Errors

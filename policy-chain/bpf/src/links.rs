@@ -2,7 +2,9 @@
 //! that is, does not touch these.
 //!
 //! Attaching one waits for a grace period of RCU, 8 to 20 ms, with the kernel's lock for all network configuration held.
-//! So ADD does without, and a link follows when there is time: one interface at a time, with pauses.
+//! So ADD does without, and a link follows when there is time: one interface at a time, with pauses. Where packets go already
+//! (a pod of before, an uplink) links are the first that is put there, because they need no clsact
+//! ([`Filters::has_hooks`](crate::filters::Filters::has_hooks)).
 
 use std::collections::VecDeque;
 use std::io;
@@ -93,7 +95,7 @@ impl Links {
     /// [`LinkError::Program`].
     pub fn open(root: &Path) -> Result<Self, LinkError> {
         let mut programs = Vec::new();
-        for (hook, program) in Program::POD {
+        for (hook, program) in Program::POD.into_iter().chain(Program::UPLINK) {
             let opened = SchedClassifier::from_pin(root.join("programs").join(program.name()));
             let opened =
                 opened.map_err(|source| LinkError::Program { program: program.name(), source: Box::new(source) })?;
@@ -115,7 +117,20 @@ impl Links {
     /// # Errors
     /// [`LinkError`]; the filters judge on.
     pub fn promote(&mut self, index: u32, interface: &IfName) -> Result<(), LinkError> {
-        for (hook, program, classifier) in &mut self.programs {
+        self.attach(index, interface, &Program::POD)
+    }
+
+    /// As [`Self::promote`], with the program that judges Services on an uplink.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn attach_uplink(&mut self, index: u32, interface: &IfName) -> Result<(), LinkError> {
+        self.attach(index, interface, &Program::UPLINK)
+    }
+
+    fn attach(&mut self, index: u32, interface: &IfName, wanted: &[(Hook, Program)]) -> Result<(), LinkError> {
+        let of_wanted = |(hook, program, _): &&mut (Hook, Program, _)| wanted.contains(&(*hook, *program));
+        for (hook, program, classifier) in self.programs.iter_mut().filter(of_wanted) {
             let failed = |source| LinkError::Attach {
                 program: program.name(),
                 interface: interface.clone(),

@@ -237,7 +237,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                     continue;
                 }
                 self.parts.gates.seed(&interface).await;
-                match self.parts.gates.attach(&interface).await {
+                match self.parts.gates.adopt(&interface).await {
                     Ok(()) => self.seen_whole(interface.index),
                     // The link watch may have said so before anybody here knew of it.
                     Err(AttachError::Gone { .. }) => {

@@ -26,7 +26,7 @@ use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::{Identity, Image};
 use tokio::task::{JoinError, JoinHandle};
 
-use super::uplinks::Uplinks;
+use super::uplinks::{Stand, Uplinks};
 use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, Veth};
 use crate::log::ErrorChain;
 
@@ -389,6 +389,20 @@ impl Datapath for GateDatapath {
         }
     }
 
+    async fn adopt(&mut self, interface: &Interface) -> Result<(), AttachError> {
+        self.is_there(interface).await?;
+        let has_hooks = self.filters.has_hooks(interface.index).await.map_err(unattached(interface))?;
+        match &self.links {
+            Some(links) if !has_hooks => linked(interface, link(links, interface).await),
+            _ => {
+                // Nothing was judged here until now: one direction may be a moment before the other.
+                self.filters.attach(interface.index).await.map_err(unattached(interface))?;
+                self.promote_later(interface);
+                Ok(())
+            }
+        }
+    }
+
     async fn promote(&mut self) -> Option<Result<IfName, AttachError>> {
         if let Some(Promoting { interface, task }) = self.promoting.take_if(|promoting| promoting.task.is_finished()) {
             let mut done = linked(&interface, task.await);
@@ -515,7 +529,8 @@ impl Datapath for GateDatapath {
             }
         }
         let pods: BTreeSet<u32> = self.gate.interfaces().map(|(index, _)| index).collect();
-        self.uplinks.tend(&self.filters, &pods, replace, !cilium_runs).await
+        let Self { gate, filters, links, uplinks, .. } = self;
+        uplinks.tend(&Stand { gate, filters, links: links.as_ref() }, &pods, replace, !cilium_runs).await
     }
 
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {

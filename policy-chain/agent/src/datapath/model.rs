@@ -430,6 +430,19 @@ impl Datapath for Model {
         }
     }
 
+    async fn adopt(&mut self, interface: &Interface) -> Result<(), AttachError> {
+        self.attach(interface).await?;
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        if !kernel.without_links
+            && let Some((_, attached)) = kernel.links.get_mut(&interface.index)
+        {
+            *attached = Attached::Links;
+            drop(kernel);
+            self.unlinked.remove(&interface.index);
+        }
+        Ok(())
+    }
+
     async fn promote(&mut self) -> Option<Result<IfName, AttachError>> {
         let index = self.unlinked.first().copied()?;
         let mut kernel = self.write();

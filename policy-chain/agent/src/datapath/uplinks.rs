@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_contract::id::IfName;
 use sluice_hostnet::desired::View;
@@ -10,6 +11,10 @@ use sluice_hostnet::host::{Host, ObserveError};
 use sluice_hostnet::netlink::OpenError;
 use sluice_hostnet::state::{Family, LinkKind, Observed, RtScope};
 use sluice_policy_bpf::filters::{FilterError, Filters, Instead, Missing};
+use sluice_policy_bpf::gate::Gate;
+use sluice_policy_bpf::links::{LinkError, Links};
+use sluice_policy_bpf::programs::Program;
+use tokio::task::JoinError;
 
 use crate::log::ErrorChain;
 
@@ -17,10 +22,38 @@ use crate::log::ErrorChain;
 /// carry nothing.
 const NO_UPLINKS: [&str; 3] = ["bridge", "dummy", "ifb"];
 
+/// Why an uplink cannot be judged on.
+#[derive(Debug, thiserror::Error)]
+enum UplinkError {
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the task that links its program was lost")]
+    Lost(#[from] JoinError),
+}
+
+impl UplinkError {
+    const fn is_gone(&self) -> bool {
+        matches!(self, Self::Filter(FilterError::Gone { .. }) | Self::Link(LinkError::Gone { .. }))
+    }
+}
+
+/// By what programs are put on uplinks.
+#[derive(Debug)]
+pub(super) struct Stand<'a> {
+    pub(super) gate: &'a Gate,
+    pub(super) filters: &'a Filters,
+    /// None where the kernel has none.
+    pub(super) links: Option<&'a Arc<Mutex<Links>>>,
+}
+
 /// The programs on uplinks.
 #[derive(Debug)]
 pub(super) struct Uplinks {
     host: Host,
+    /// The uplinks have been looked after once: those that come later are new, and nothing goes by them yet.
+    begun: bool,
     /// Uplinks about which has been complained, until they are well.
     complained: BTreeSet<u32>,
     /// Uplinks that have had the program.
@@ -36,6 +69,7 @@ impl Uplinks {
     pub(super) fn open() -> Result<Self, OpenError> {
         Ok(Self {
             host: Host::current()?,
+            begun: false,
             complained: BTreeSet::new(),
             judged: BTreeSet::new(),
             cleaned: BTreeSet::new(),
@@ -48,7 +82,7 @@ impl Uplinks {
     /// had lost it. `pods` are no uplinks. Where Cilium's agent does not run (`without_agent`), what it has left there goes.
     pub(super) async fn tend(
         &mut self,
-        filters: &Filters,
+        stand: &Stand<'_>,
         pods: &BTreeSet<u32>,
         replace: bool,
         without_agent: bool,
@@ -71,9 +105,10 @@ impl Uplinks {
         self.complained.retain(|index| uplinks.contains_key(index));
         self.judged.retain(|index| uplinks.contains_key(index));
         self.cleaned.retain(|index| uplinks.contains_key(index));
+        let in_use = !std::mem::replace(&mut self.begun, true);
         let mut lost = 0;
         for (index, name) in uplinks {
-            match put(filters, index, replace).await {
+            match stand.put((index, &name), replace, in_use).await {
                 Ok(None) => {
                     self.complained.remove(&index);
                 }
@@ -81,7 +116,7 @@ impl Uplinks {
                     self.complained.remove(&index);
                     let is_new = self.judged.insert(index);
                     if without_agent && !has_ciliums && self.cleaned.insert(index) {
-                        without_cilium(filters, index, &name).await;
+                        without_cilium(stand.filters, index, &name).await;
                     }
                     if put && is_new {
                         tracing::info!(interface = %name, "Services are judged on this uplink");
@@ -90,7 +125,7 @@ impl Uplinks {
                         tracing::error!(interface = %name, "what judges Services on this uplink was taken away; it is back");
                     }
                 }
-                Err(FilterError::Gone { .. }) => {}
+                Err(error) if error.is_gone() => {}
                 Err(error) => {
                     if self.complained.insert(index) {
                         tracing::error!(interface = %name, error = %ErrorChain(&error), "an uplink cannot be judged on");
@@ -117,17 +152,42 @@ async fn without_cilium(filters: &Filters, index: u32, name: &IfName) {
     }
 }
 
-/// Whether the program had to be put there; none: that of a process before stays.
-async fn put(filters: &Filters, index: u32, replace: bool) -> Result<Option<bool>, FilterError> {
-    let missing = filters.check_uplink(index).await?;
-    if missing.is_empty() {
-        return Ok(Some(false));
+impl Stand<'_> {
+    /// Whether the program had to be put there; none: that of a process before stays.
+    async fn put(
+        &self,
+        (index, name): (u32, &IfName),
+        replace: bool,
+        in_use: bool,
+    ) -> Result<Option<bool>, UplinkError> {
+        let missing = self.filters.check_uplink(index).await?;
+        if missing.is_empty() {
+            return Ok(Some(false));
+        }
+        let has_link =
+            self.gate.has_link(index, Program::Uplink) || self.gate.is_of_another_layout(index, Program::Uplink);
+        if !replace && (has_link || judges(&missing)) {
+            return Ok(None);
+        }
+        // What goes by it is not to be lost for this. An uplink that is new needs no link, which takes longer to make, and to end.
+        let by_link = (in_use || has_link) && self.links.is_some() && !self.filters.has_hooks(index).await?;
+        let has_filter = !by_link
+            && match self.filters.attach_uplink(index).await {
+                Err(error) if error.is_no_room() && self.links.is_some() => false,
+                attached => attached.map(|()| true)?,
+            };
+        if !has_filter && let Some(links) = self.links {
+            link(links, index, name).await?;
+        }
+        Ok(Some(true))
     }
-    if !replace && judges(&missing) {
-        return Ok(None);
-    }
-    filters.attach_uplink(index).await?;
-    Ok(Some(true))
+}
+
+/// Gives an uplink its link, on a thread that may wait.
+async fn link(links: &Arc<Mutex<Links>>, index: u32, name: &IfName) -> Result<(), UplinkError> {
+    let (links, name) = (Arc::clone(links), name.clone());
+    let attach = move || links.lock().unwrap_or_else(PoisonError::into_inner).attach_uplink(index, &name);
+    Ok(tokio::task::spawn_blocking(attach).await??)
 }
 
 /// Whether what is missing is missing only because a process before has put it there, in whatever layout of the maps.
@@ -163,7 +223,6 @@ mod tests {
     use super::*;
     use sluice_hostnet::state::{Address, Link};
     use sluice_hostnet::tc::Hook;
-    use sluice_policy_bpf::programs::Program;
 
     fn link(index: u32, name: &str, kind: LinkKind) -> Link {
         Link {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::{Flock, FlockArg};
 use sluice_hostnet::netlink::Netlink;
@@ -101,6 +102,72 @@ fn an_uplink_is_judged_at_egress() {
         filters.detach_uplink(index).await.unwrap();
         filters.detach_uplink(index).await.unwrap();
         assert_eq!(filters.check_uplink(index).await.unwrap().len(), 1);
+    });
+}
+
+/// Making the hooks that filters need stops an interface for a moment.
+#[test]
+fn an_uplink_in_use_is_judged_by_a_link_and_loses_nothing_by_it() {
+    on_a_node(|| async {
+        let (gate, _) = open();
+        let netlink = Netlink::open().unwrap();
+        let index = veth(&netlink).await;
+        for end in ["peer0", "eni0"] {
+            run("sysctl", &format!("-qw net.ipv6.conf.{end}.disable_ipv6=1"));
+            run("ip", &format!("link set {end} up"));
+        }
+        run("ip", "address add 192.0.2.1/24 dev eni0 noprefixroute");
+        run("ip", "route add 192.0.2.2 dev eni0");
+        run("ip", "neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev eni0");
+        let received = || -> u64 {
+            let links = Command::new("ip").args(["-json", "-stats", "link", "show", "peer0"]).output().unwrap();
+            let links: serde_json::Value = serde_json::from_slice(&links.stdout).unwrap();
+            links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+        };
+        let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+        socket.connect("192.0.2.2:9").unwrap();
+        let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+        let before = received();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    socket.send(b"x").unwrap();
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let goes_on = || {
+                let until = sent.load(Ordering::Relaxed) + 1000;
+                while sent.load(Ordering::Relaxed) < until {
+                    std::thread::yield_now();
+                }
+            };
+            goes_on();
+            Links::open(Path::new(ROOT)).unwrap().attach_uplink(index, &IfName::new("eni0").unwrap()).unwrap();
+            goes_on();
+            stop.store(true, Ordering::Relaxed);
+        });
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        assert_eq!(filters.check_uplink(index).await.unwrap(), []);
+        assert!(!filters.has_hooks(index).await.unwrap());
+        let (sent, received) = (sent.load(Ordering::Relaxed), received() - before);
+        assert_eq!(received, sent, "packets were lost");
+
+        // A new process, and one of another layout of the maps.
+        drop((filters, gate));
+        let (gate, _) = open();
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        assert_eq!(filters.check_uplink(index).await.unwrap(), []);
+        assert!(gate.has_link(index, Program::Uplink));
+        drop((filters, gate));
+        std::fs::rename(ROOT, Path::new(ROOT).with_file_name("4000000000")).unwrap();
+        let (gate, _) = open();
+        let filters = Filters::new(gate.programs(), netlink.clone());
+        assert_eq!(filters.check_uplink(index).await.unwrap().len(), 1);
+        assert!(!gate.has_link(index, Program::Uplink) && gate.is_of_another_layout(index, Program::Uplink));
+        // Filters are as good, where the hooks are there.
+        filters.attach_uplink(index).await.unwrap();
+        assert!(filters.has_hooks(index).await.unwrap());
+        assert_eq!(filters.check_uplink(index).await.unwrap(), []);
     });
 }
 
