@@ -171,6 +171,8 @@ pub(crate) struct Daemon<C, D> {
     /// of before judge on until what these need is in the maps.
     took_over: bool,
     before: Before,
+    /// No uplink is judged by another layout's program alone.
+    uplinks_replaced: bool,
     /// Interfaces at which programs of before still judge, because they could not be replaced; none: no take-over has ended yet.
     unreplaced: Option<BTreeSet<u32>>,
     /// The greatest number of an identity that the gates of before know; none once they have been written anew.
@@ -262,6 +264,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             closed_unknown: false,
             took_over: start.known_identities > 0,
             before: Before::Judging,
+            uplinks_replaced: false,
             unreplaced: None,
             known_identities: Some(start.known_identities),
             dirty: true,
@@ -506,7 +509,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
 
     /// Takes away what another layout of the maps has pinned, once nothing stands open when its programs go.
     fn leave_other_layouts(&mut self) {
-        if self.before != Before::Replaced || self.knowledge != Knowledge::All || self.unswept {
+        if self.before != Before::Replaced || !self.uplinks_replaced || self.knowledge != Knowledge::All || self.unswept
+        {
             return;
         }
         match self.parts.gates.leave_other_layouts() {

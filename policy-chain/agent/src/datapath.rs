@@ -114,6 +114,15 @@ pub struct Difference {
     pub older: bool,
 }
 
+/// How the uplinks are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tended {
+    /// How many had lost what stood there.
+    pub lost: usize,
+    /// None is judged by what another layout of the maps has pinned alone, and would be open without that.
+    pub replaced: bool,
+}
+
 /// Something that a gate saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
@@ -211,8 +220,7 @@ pub trait Datapath: Send + 'static {
     /// Looks after what stands elsewhere than at pods' interfaces: where the node's uplinks are judged on. To be called
     /// every few seconds, and when interfaces or addresses of the host change. What a process before has put there is replaced
     /// only if `replace`: it may judge by another layout's maps, as the pods' gates do, and those of this process say nothing yet.
-    /// How many uplinks had lost what stood there.
-    fn tend(&mut self, replace: bool) -> impl Future<Output = usize> + Send;
+    fn tend(&mut self, replace: bool) -> impl Future<Output = Tended> + Send;
 
     /// The pods to which interfaces are bound, by the numbers that the maps have for them.
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone;
@@ -226,7 +234,7 @@ pub trait Datapath: Send + 'static {
 
     /// Takes away what another layout of the maps has pinned, and with it its programs at interfaces: when this process' programs
     /// stand at all that are bound, or these would stand open. Whether nothing of it is left; if not, another process holds it, and
-    /// this is to be called again.
+    /// this is to be called again. Not before [`Tended::replaced`] was said of the uplinks.
     ///
     /// # Errors
     /// [`ApplyError`]; what is left is taken away by the next call.

@@ -18,7 +18,7 @@ use sluice_policy_core::compile::image::{
     DecisionId, Endpoint, FrontendKey, Identity, Image, PolicyId, Prefixes, RowId,
 };
 
-use crate::datapath::{ApplyError, AttachError, Datapath, Difference, Interface, Seen, Veth};
+use crate::datapath::{ApplyError, AttachError, Datapath, Difference, Interface, Seen, Tended, Veth};
 
 /// A key of a map of which the kernel does not have what the image has. The order is that in which they are written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -349,7 +349,7 @@ impl<D: Datapath> Gates<D> {
         self.datapath.promote()
     }
 
-    pub(crate) fn tend(&mut self, replace: bool) -> impl Future<Output = usize> + Send {
+    pub(crate) fn tend(&mut self, replace: bool) -> impl Future<Output = Tended> + Send {
         self.datapath.tend(replace)
     }
 

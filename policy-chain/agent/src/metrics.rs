@@ -177,7 +177,7 @@ impl Metrics {
         );
         add(
             "sluice_policy_gates_linked",
-            "Gates that were given links (tcx), which outlast who takes filters away",
+            "Gates by filters that were given links (tcx), which outlast who takes filters away",
             &self.promoted,
         );
         add(

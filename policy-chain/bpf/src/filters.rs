@@ -168,17 +168,6 @@ impl Filters {
         Ok(removed)
     }
 
-    /// Takes it away again.
-    ///
-    /// # Errors
-    /// [`FilterError`]; an interface that is gone is success.
-    pub async fn detach_uplink(&self, index: u32) -> Result<(), FilterError> {
-        for (hook, _) in Program::UPLINK {
-            self.netlink.remove_filter(index, hook, Slot::GATE).await.map_err(|source| failed(index, source))?;
-        }
-        Ok(())
-    }
-
     /// Which programs a pod's interface lacks; empty: none. An interface that is gone lacks all.
     ///
     /// # Errors

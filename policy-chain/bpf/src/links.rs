@@ -17,7 +17,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use sluice_contract::id::IfName;
 use sluice_hostnet::tc::Hook;
 
-use crate::gate::Ktime;
+use crate::gate::{Ktime, replace_pin};
 use crate::programs::Program;
 use crate::sys::{self, LinkPlace};
 
@@ -138,33 +138,35 @@ impl Links {
             };
             let id = classifier.info().map_err(failed)?.id();
             let path = self.directory.join(name(index, *program));
-            let attached = sys::tcx_programs(index, *hook).map_err(|error| match error.raw_os_error() {
-                Some(libc::ENODEV) => LinkError::Gone { interface: interface.clone(), index },
-                _ => failed(ProgramError::IOError(error)),
-            })?;
-            if attached.contains(&id) && path.exists() {
+            let look = || match sys::tcx_programs(index, *hook) {
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+                    Err(LinkError::Gone { interface: interface.clone(), index })
+                }
+                looked => looked.map_err(|error| failed(ProgramError::IOError(error))),
+            };
+            if look()?.contains(&id) && path.exists() {
                 continue;
-            }
-            let pin_failed = |source| LinkError::Pin { path: path.clone(), source };
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(pin_failed(error)),
-                _ => {}
             }
             let side = match hook {
                 Hook::Ingress => TcAttachType::Ingress,
                 Hook::Egress => TcAttachType::Egress,
             };
             let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let attached = classifier.attach_with_options(interface.as_str(), side, options).map_err(failed)?;
+            let attached = match classifier.attach_with_options(interface.as_str(), side, options) {
+                Ok(attached) => attached,
+                // That it has gone may be why.
+                Err(error) => return Err(look().err().unwrap_or_else(|| failed(error))),
+            };
             let link = classifier.take_link(attached).map_err(failed)?;
             // The link is by the name, which may be another interface's by now; it goes with the descriptor then.
-            let attached = sys::tcx_programs(index, *hook);
-            if !attached.is_ok_and(|attached| attached.contains(&id)) {
+            if !look()?.contains(&id) {
                 return Err(LinkError::Gone { interface: interface.clone(), index });
             }
+            let pin_failed = |source| LinkError::Pin { path: path.clone(), source };
             let link: FdLink = link.try_into().map_err(|error: AyaLinkError| pin_failed(io::Error::other(error)))?;
-            // Without its pin the link goes with the descriptor, which is dropped here.
-            drop(link.pin(&path).map_err(|error| pin_failed(io::Error::other(error)))?);
+            // What a process before has linked there goes with its pin, and judges until then. Without a pin this link goes with the
+            // descriptor, which is dropped here.
+            replace_pin(&path, |new| link.pin(new).map(drop).map_err(io::Error::other)).map_err(pin_failed)?;
         }
         Ok(())
     }

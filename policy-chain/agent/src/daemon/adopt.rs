@@ -27,8 +27,8 @@ use crate::registry::Binding;
 /// The network of attachments that nobody has told of: no runtime's GC means them.
 const NETWORK: &str = "sluice-adopted";
 
-/// Pods that are adopted in one step.
-const AT_ONCE: usize = 16;
+/// Pods that are adopted in one step. Each interface takes two grace periods of the kernel, and plugins wait meanwhile.
+const AT_ONCE: usize = 4;
 
 impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// Takes in pods that have an interface here and no gate, and interfaces without one of pods that were taken in.
@@ -238,7 +238,11 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
                 }
                 self.parts.gates.seed(&interface).await;
                 match self.parts.gates.adopt(&interface).await {
-                    Ok(()) => self.seen_whole(interface.index),
+                    Ok(()) => {
+                        // Those that have begun since.
+                        self.parts.gates.seed(&interface).await;
+                        self.seen_whole(interface.index);
+                    }
                     // The link watch may have said so before anybody here knew of it.
                     Err(AttachError::Gone { .. }) => {
                         gone.push(interface.index);
@@ -257,7 +261,7 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
             if is_whole {
                 tracing::info!(pod = %key, "a pod that was there before has a gate now");
             }
-            // Links of Cilium's at its interfaces keep packets from the gate until then.
+            // Cilium's links at its interfaces keep packets from a gate by filters, and judge beside one by links, until then.
             self.tend_soon();
         }
         for index in gone {

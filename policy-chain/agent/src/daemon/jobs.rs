@@ -336,11 +336,15 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
         self.has_new_vlan = false;
         // With gates of before, from a time when the node was ours, the uplinks are part of what they enforce.
         if self.aws_node && self.bindings.is_empty() {
+            self.uplinks_replaced = true;
             return;
         }
-        for _ in 0..self.parts.gates.tend(self.took_over).await {
+        let tended = self.parts.gates.tend(self.took_over).await;
+        for _ in 0..tended.lost {
             self.parts.metrics.repaired();
         }
+        self.uplinks_replaced = tended.replaced;
+        self.leave_other_layouts();
     }
 
     /// Interfaces or addresses of the host have changed. `of_pod`: a pod's VLAN has come.

@@ -20,6 +20,7 @@ use sluice_policy_bpf::filters::{FilterError, Filters, Instead};
 use sluice_policy_bpf::gate::{self, Gate, GateConfig, Ktime};
 use sluice_policy_bpf::links::{LinkError, Links, Promotions};
 use sluice_policy_bpf::local::{self, LocalError};
+use sluice_policy_bpf::programs::Program;
 use sluice_policy_core::cluster::PodKey;
 use sluice_policy_core::compile::diff::Operation;
 use sluice_policy_core::compile::engine::Floor;
@@ -27,7 +28,7 @@ use sluice_policy_core::compile::image::{Identity, Image};
 use tokio::task::{JoinError, JoinHandle};
 
 use super::uplinks::{Stand, Uplinks};
-use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, Veth};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, Tended, Veth};
 use crate::log::ErrorChain;
 
 /// How long after its maps were made a gate takes packets of flows that it does not know for the replies of such that were
@@ -370,6 +371,13 @@ impl Datapath for GateDatapath {
                 return Ok(());
             }
         }
+        // Of such a pod packets go already.
+        let is_before = |(_, program)| {
+            self.gate.has_link(interface.index, program) || self.gate.is_of_another_layout(interface.index, program)
+        };
+        if Program::POD.into_iter().any(is_before) {
+            return self.adopt(interface).await;
+        }
         self.is_there(interface).await?;
         // Where the primary plugin has left nothing, nothing may pass between the one direction's program and the other's.
         let attached = match self.filters.attach_drop(interface.index).await {
@@ -392,15 +400,21 @@ impl Datapath for GateDatapath {
     async fn adopt(&mut self, interface: &Interface) -> Result<(), AttachError> {
         self.is_there(interface).await?;
         let has_hooks = self.filters.has_hooks(interface.index).await.map_err(unattached(interface))?;
-        match &self.links {
-            Some(links) if !has_hooks => linked(interface, link(links, interface).await),
-            _ => {
-                // Nothing was judged here until now: one direction may be a moment before the other.
-                self.filters.attach(interface.index).await.map_err(unattached(interface))?;
-                self.promote_later(interface);
-                Ok(())
+        if let Some(links) = &self.links
+            && !has_hooks
+        {
+            match linked(interface, link(links, interface).await) {
+                Err(error @ AttachError::Kernel { .. }) => {
+                    tracing::warn!(interface = %interface.name, error = %ErrorChain(&error), "a gate gets filters, because it cannot stand by links");
+                }
+                done => return done,
             }
         }
+        // Nothing was judged here until now, or it is by what a process before has put there: one direction may be a moment before
+        // the other.
+        self.filters.attach(interface.index).await.map_err(unattached(interface))?;
+        self.promote_later(interface);
+        Ok(())
     }
 
     async fn promote(&mut self) -> Option<Result<IfName, AttachError>> {
@@ -508,6 +522,7 @@ impl Datapath for GateDatapath {
         };
         let own = &self.uplinks.own;
         match self.gate.seed(interface.index, &flows, |address| own.contains(&address), Ktime::now()) {
+            Ok(0) => {}
             Ok(seeded) => tracing::info!(interface = %interface.name, seeded, "flows of a pod are known to its gate"),
             Err(error) => {
                 tracing::error!(interface = %interface.name, error = %ErrorChain(&error), "flows of a pod are not known");
@@ -515,7 +530,7 @@ impl Datapath for GateDatapath {
         }
     }
 
-    async fn tend(&mut self, replace: bool) -> usize {
+    async fn tend(&mut self, replace: bool) -> Tended {
         let cilium_runs = self.cilium_runs();
         if !cilium_runs {
             match self.gate.remove_cilium_links() {

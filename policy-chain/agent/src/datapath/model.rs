@@ -12,7 +12,7 @@ use sluice_policy_core::compile::engine::Floor;
 use sluice_policy_core::compile::image::{Endpoint, Identity, Image};
 use sluice_policy_core::flow::{Query, Verdict};
 
-use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, Veth};
+use super::{ApplyError, AttachError, Datapath, Difference, Found, HeldIdentities, Interface, Seen, Tended, Veth};
 use ipnet::IpNet;
 use sluice_contract::id::IfName;
 
@@ -495,20 +495,14 @@ impl Datapath for Model {
         self.write().seeded.insert(interface.index);
     }
 
-    async fn tend(&mut self, replace: bool) -> usize {
+    async fn tend(&mut self, replace: bool) -> Tended {
         let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
         let uplink = kernel.uplink;
-        match uplink {
-            Some(Attached::Nothing) => {
-                kernel.uplink = Some(Attached::Gate);
-                1
-            }
-            Some(Attached::Older | Attached::OtherLayout) if replace => {
-                kernel.uplink = Some(Attached::Gate);
-                0
-            }
-            _ => 0,
+        if uplink == Some(Attached::Nothing) || replace && uplink.is_some() {
+            kernel.uplink = Some(Attached::Gate);
         }
+        let lost = usize::from(uplink == Some(Attached::Nothing));
+        Tended { lost, replaced: kernel.uplink != Some(Attached::OtherLayout) }
     }
 
     fn endpoints(&self) -> impl Iterator<Item = (u32, &PodKey)> + Clone {
@@ -529,6 +523,7 @@ impl Datapath for Model {
             return Ok(false);
         }
         kernel.before = None;
+        assert_ne!(kernel.uplink, Some(Attached::OtherLayout), "the uplink would stand open");
         for (_, attached) in kernel.links.values_mut().filter(|(_, attached)| *attached == Attached::OtherLayout) {
             *attached = Attached::Nothing;
         }

@@ -16,6 +16,7 @@ use sluice_policy_bpf::links::{LinkError, Links};
 use sluice_policy_bpf::programs::Program;
 use tokio::task::JoinError;
 
+use super::Tended;
 use crate::log::ErrorChain;
 
 /// Interfaces that are no way out whatever addresses they have: what passes a bridge has passed its ports, and the others
@@ -52,8 +53,8 @@ pub(super) struct Stand<'a> {
 #[derive(Debug)]
 pub(super) struct Uplinks {
     host: Host,
-    /// The uplinks have been looked after once: those that come later are new, and nothing goes by them yet.
-    begun: bool,
+    /// Uplinks that were there when it began, as long as they have not the program: what goes by them is not to be lost for that.
+    in_use: Option<BTreeSet<u32>>,
     /// Uplinks about which has been complained, until they are well.
     complained: BTreeSet<u32>,
     /// Uplinks that have had the program.
@@ -69,7 +70,7 @@ impl Uplinks {
     pub(super) fn open() -> Result<Self, OpenError> {
         Ok(Self {
             host: Host::current()?,
-            begun: false,
+            in_use: None,
             complained: BTreeSet::new(),
             judged: BTreeSet::new(),
             cleaned: BTreeSet::new(),
@@ -78,15 +79,15 @@ impl Uplinks {
         })
     }
 
-    /// Puts the program on every uplink that lacks it, in the place of that of a process before only if `replace`; says how many
-    /// had lost it. `pods` are no uplinks. Where Cilium's agent does not run (`without_agent`), what it has left there goes.
+    /// Puts the program on every uplink that lacks it, in the place of that of a process before only if `replace`. `pods` are no
+    /// uplinks. Where Cilium's agent does not run (`without_agent`), what it has left there goes.
     pub(super) async fn tend(
         &mut self,
         stand: &Stand<'_>,
         pods: &BTreeSet<u32>,
         replace: bool,
         without_agent: bool,
-    ) -> usize {
+    ) -> Tended {
         let (uplinks, has_ciliums) = match self.observe().await {
             Ok(observed) => {
                 self.own = observed.addresses.iter().map(|address| address.net.addr()).collect();
@@ -98,22 +99,27 @@ impl Uplinks {
                 if !std::mem::replace(&mut self.unseen, true) {
                     tracing::error!(error = %ErrorChain(&error), "the host's interfaces cannot be read");
                 }
-                return 0;
+                return Tended::default();
             }
         };
         self.unseen = false;
         self.complained.retain(|index| uplinks.contains_key(index));
         self.judged.retain(|index| uplinks.contains_key(index));
         self.cleaned.retain(|index| uplinks.contains_key(index));
-        let in_use = !std::mem::replace(&mut self.begun, true);
-        let mut lost = 0;
+        let in_use = self.in_use.get_or_insert_with(|| uplinks.keys().copied().collect());
+        let mut tended = Tended { lost: 0, replaced: true };
         for (index, name) in uplinks {
-            match stand.put((index, &name), replace, in_use).await {
+            let done = stand.put((index, &name), replace, in_use.contains(&index)).await;
+            if !matches!(done, Ok(Some(_))) && stand.gate.is_of_another_layout(index, Program::Uplink) {
+                tended.replaced = false;
+            }
+            match done {
                 Ok(None) => {
                     self.complained.remove(&index);
                 }
                 Ok(Some(put)) => {
                     self.complained.remove(&index);
+                    in_use.remove(&index);
                     let is_new = self.judged.insert(index);
                     if without_agent && !has_ciliums && self.cleaned.insert(index) {
                         without_cilium(stand.filters, index, &name).await;
@@ -121,7 +127,7 @@ impl Uplinks {
                     if put && is_new {
                         tracing::info!(interface = %name, "Services are judged on this uplink");
                     } else if put {
-                        lost += 1;
+                        tended.lost += 1;
                         tracing::error!(interface = %name, "what judges Services on this uplink was taken away; it is back");
                     }
                 }
@@ -133,7 +139,7 @@ impl Uplinks {
                 }
             }
         }
-        lost
+        tended
     }
 
     async fn observe(&self) -> Result<Observed, ObserveError> {
@@ -169,15 +175,21 @@ impl Stand<'_> {
         if !replace && (has_link || judges(&missing)) {
             return Ok(None);
         }
-        // What goes by it is not to be lost for this. An uplink that is new needs no link, which takes longer to make, and to end.
-        let by_link = (in_use || has_link) && self.links.is_some() && !self.filters.has_hooks(index).await?;
-        let has_filter = !by_link
-            && match self.filters.attach_uplink(index).await {
-                Err(error) if error.is_no_room() && self.links.is_some() => false,
-                attached => attached.map(|()| true)?,
-            };
-        if !has_filter && let Some(links) = self.links {
-            link(links, index, name).await?;
+        // An uplink that is new needs no link, which takes longer to make, and to end.
+        if let Some(links) = self.links
+            && (in_use || has_link)
+            && !self.filters.has_hooks(index).await?
+        {
+            match link(links, index, name).await {
+                Err(error) if !error.is_gone() => {
+                    tracing::warn!(interface = %name, error = %ErrorChain(&error), "an uplink gets a filter, because it cannot be linked");
+                }
+                done => return done.map(|()| Some(true)),
+            }
+        }
+        match (self.filters.attach_uplink(index).await, self.links) {
+            (Err(error), Some(links)) if error.is_no_room() => link(links, index, name).await?,
+            (attached, _) => attached?,
         }
         Ok(Some(true))
     }

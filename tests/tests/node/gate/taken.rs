@@ -39,7 +39,7 @@ fn steps() -> String {
 }
 
 /// A command on a node, and what it prints.
-async fn run(stage: &Stage<'_>, node: &str, line: &str) -> String {
+pub(super) async fn run(stage: &Stage<'_>, node: &str, line: &str) -> String {
     let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let ran = stage.agents[node].node().run(move || Command::new(&words[0]).args(&words[1..]).output());
     let Output { status, stdout, stderr } = ran.await.unwrap().unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -48,7 +48,7 @@ async fn run(stage: &Stage<'_>, node: &str, line: &str) -> String {
 }
 
 /// The host's interface of a pod, by its agent.
-async fn interface(stage: &Stage<'_>, node: &str, pod: &str) -> (String, u64) {
+pub(super) async fn interface(stage: &Stage<'_>, node: &str, pod: &str) -> (String, u64) {
     let view = stage.agents[node].until("no page", APPLIED, |_| true).await.unwrap();
     let gates = view["endpoints"].as_array().unwrap();
     let gate = gates.iter().find(|gate| gate["name"] == pod).unwrap();
@@ -63,7 +63,7 @@ async fn filters(stage: &Stage<'_>, node: &str, interface: &str) -> bool {
 }
 
 /// Pins of links to an interface.
-async fn links(stage: &Stage<'_>, node: &str, index: u64) -> usize {
+pub(super) async fn links(stage: &Stage<'_>, node: &str, index: u64) -> usize {
     let directory = std::path::Path::new(GATE_DIR).join("links");
     let count = move || {
         let pins = std::fs::read_dir(directory).into_iter().flatten().flatten();

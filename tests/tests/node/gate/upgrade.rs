@@ -59,7 +59,7 @@ impl Drop for Copied {
 
 /// One flow of datagrams to the server, each of which it sends back, until it is told to end: how many went out, and how many came
 /// back. All that `passes` is waited for at the end.
-fn datagrams(from: &Station, stop: &Arc<AtomicBool>, passes: bool) -> JoinHandle<(u64, u64)> {
+pub(super) fn datagrams(from: &Station, stop: &Arc<AtomicBool>, passes: bool) -> JoinHandle<(u64, u64)> {
     let address = from.address;
     let socket = from.net.run(move || std::net::UdpSocket::bind((address, 0))).unwrap().unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -163,6 +163,23 @@ async fn no_packet_is_lost_and_nothing_opens_when_the_agent_is_replaced_by_anoth
     step(&mut act, suite, 1).await;
 }
 
+/// Ends an agent, and leaves what it has pinned as another layout of the maps.
+pub(super) async fn end_with_layout(agent: &Policyd) {
+    agent.stop().await;
+    agent.node().run(|| std::fs::rename(GATE_DIR, OTHER_LAYOUT).unwrap()).await.unwrap();
+}
+
+/// Starts it again, and waits until that is gone.
+pub(super) async fn begin_beside_layout(agent: &Policyd) {
+    agent.start().await.unwrap();
+    agent.ready(APPLIED).await.unwrap();
+    let end = Instant::now() + APPLIED;
+    while agent.node().run(|| Path::new(OTHER_LAYOUT).exists()).await.unwrap() {
+        assert!(Instant::now() < end, "{}", agent.node().log_tail(Policyd::LOG, 40));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Gates stand by links by then, which no filter replaces: those of another layout of the maps judge until the ones of now stand
 /// behind them, and nobody is said to have taken a gate away.
 #[tokio::test(flavor = "multi_thread")]
@@ -191,16 +208,9 @@ async fn gates_that_stand_by_links_are_replaced_across_layouts() {
         }
     }
     for agent in act.stage.agents.values() {
-        agent.stop().await;
-        agent.node().run(|| std::fs::rename(GATE_DIR, OTHER_LAYOUT).unwrap()).await.unwrap();
+        end_with_layout(agent).await;
         load.traffic.goes_on().await;
-        agent.start().await.unwrap();
-        agent.ready(APPLIED).await.unwrap();
-        let end = Instant::now() + APPLIED;
-        while agent.node().run(|| Path::new(OTHER_LAYOUT).exists()).await.unwrap() {
-            assert!(Instant::now() < end, "{}", agent.node().log_tail(Policyd::LOG, 40));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        begin_beside_layout(agent).await;
         load.traffic.goes_on().await;
         let said = agent.node().log_tail(Policyd::LOG, 400);
         assert!(!said.contains("a gate was not whole"), "{said}");
