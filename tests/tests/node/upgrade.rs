@@ -1,10 +1,11 @@
 //! ipamd is killed and replaced while packets go on every path: none is lost, no connection breaks, and nothing of the node's network
 //! is touched. With `--all` each path has a thousand datagrams a second.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sluice_hostnet::netns::{NamespaceThread, ThreadSpec};
@@ -35,7 +36,7 @@ const EACH: Duration = Duration::from_millis(1);
 const PATHS_AT_ONCE: usize = 8;
 /// Datagrams of a path that may be out. A receiver's queue has room for some 250 (`rmem_default`, and what the kernel counts for a small
 /// one); what a full queue drops on a busy machine the network has not lost, so the next one waits.
-const OUT: u64 = 32;
+const OUT: usize = 32;
 /// How late an answer may be before it counts as lost.
 const LATE: Duration = Duration::from_secs(5);
 /// How often ipamd is killed.
@@ -58,7 +59,9 @@ pub(super) async fn serve(address: SocketAddr) -> io::Result<()> {
     drop(tokio::task::spawn_local(async move {
         let mut datagram = [0; 16];
         while let Ok((length, peer)) = udp.recv_from(&mut datagram).await {
-            let _lost = udp.send_to(&datagram[..length], peer).await;
+            if let Err(error) = udp.send_to(&datagram[..length], peer).await {
+                println!("{peer} gets no answer: {error}");
+            }
         }
     }));
     Ok(())
@@ -71,8 +74,15 @@ struct Path {
     every: Duration,
     end: Arc<AtomicBool>,
     asked: AtomicU64,
-    answered: AtomicU64,
+    /// Which datagrams have no answer yet, and when each went.
+    open: Mutex<BTreeMap<u64, Instant>>,
     streamed: AtomicU64,
+}
+
+impl Path {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A stream on which each question waits for its answer, until the end.
@@ -106,7 +116,7 @@ async fn datagrams(path: &Path, to: SocketAddr) -> Result<(), String> {
     let mut ticks = interval(path.every);
     let mut datagram = [0; 16];
     let mut stopped = None;
-    let out = || path.asked.load(Ordering::Relaxed) - path.answered.load(Ordering::Relaxed);
+    let out = || path.open().len();
     loop {
         tokio::select! {
             _ = ticks.tick(), if stopped.is_none() => {
@@ -114,12 +124,16 @@ async fn datagrams(path: &Path, to: SocketAddr) -> Result<(), String> {
                     stopped = Some(Instant::now());
                 } else if out() < OUT {
                     let number = path.asked.fetch_add(1, Ordering::Relaxed);
+                    path.open().insert(number, Instant::now());
                     socket.send(&number.to_be_bytes()).await.map_err(failed)?;
                 }
             }
             received = socket.recv(&mut datagram) => {
                 received.map_err(failed)?;
-                path.answered.fetch_add(1, Ordering::Relaxed);
+                let number = datagram.first_chunk().map(|number| u64::from_be_bytes(*number));
+                if let Some(number) = number {
+                    path.open().remove(&number);
+                }
             }
             () = tokio::time::sleep(LATE), if stopped.is_some() => return Ok(()),
         }
@@ -184,8 +198,12 @@ impl Load {
             for task in tasks {
                 task.await.unwrap().unwrap();
             }
-            let (asked, answered) = (path.asked.load(Ordering::Relaxed), path.answered.load(Ordering::Relaxed));
-            assert_eq!(asked, answered, "{}: datagrams were lost", path.name);
+            let (asked, now) = (path.asked.load(Ordering::Relaxed), Instant::now());
+            let open = path.open();
+            let lost: Vec<String> =
+                open.iter().map(|(number, sent)| format!("{number} ({:?} ago)", now - *sent)).collect();
+            assert!(lost.is_empty(), "{}: of {asked} datagrams were lost: {}", path.name, lost.join(", "));
+            drop(open);
             assert!(asked > 0 && path.streamed.load(Ordering::Relaxed) > 0, "{path:?}");
             questions += asked;
             streamed += path.streamed.load(Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use sluice_hostnet::netlink::Netlink;
@@ -14,6 +14,9 @@ use super::*;
 use crate::filters::{FilterError, Filters, Instead, Missing};
 use crate::links::Links;
 use crate::programs::Program;
+
+/// Between two packets.
+const PACE: Duration = Duration::from_micros(20);
 
 fn run(program: &str, arguments: &str) {
     let output = Command::new(program).args(arguments.split_whitespace()).output();
@@ -134,7 +137,10 @@ fn an_uplink_in_use_is_judged_by_a_link_and_loses_nothing_by_it() {
                     socket.send(b"x").unwrap();
                     sent.fetch_add(1, Ordering::Relaxed);
                     // A busy machine takes its time until it receives them, and has room for a thousand.
-                    std::thread::sleep(Duration::from_micros(20));
+                    let next = Instant::now() + PACE;
+                    while Instant::now() < next {
+                        std::thread::yield_now();
+                    }
                 }
             });
             let goes_on = || {
