@@ -64,14 +64,18 @@ impl From<InvocationError> for Failure {
     }
 }
 
-/// `error: its cause: the cause of that`.
+/// `error: its cause: the cause of that`. A cause whose words are there already, because an error of elsewhere has those of its causes
+/// in its own, is left out.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
         next = cause.source();
     }
     text
@@ -81,6 +85,22 @@ pub fn chain(error: &dyn Error) -> String {
 mod tests {
     use super::*;
     use crate::cni::{NetConf, Verb};
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Level {
+        text: &'static str,
+        source: Option<Box<Self>>,
+    }
+
+    #[test]
+    fn a_cause_that_has_been_told_is_not_told_again() {
+        let level = |text, source: Option<Level>| Level { text, source: source.map(Box::new) };
+        let whole = level("cannot start", Some(level("no file: not found", Some(level("not found", None)))));
+        assert_eq!(chain(&whole), "cannot start: no file: not found");
+        let plain = level("cannot start", Some(level("no file", Some(level("not found", None)))));
+        assert_eq!(chain(&plain), "cannot start: no file: not found");
+    }
 
     #[test]
     fn each_cause_is_told_once() {
