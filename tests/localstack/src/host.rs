@@ -150,7 +150,7 @@ fn cache() -> PathBuf {
 }
 
 /// The Python of an environment that holds what the lock file names. It is made under a lock and marked only when whole,
-/// so that runs side by side and runs that are cut off do no harm.
+/// so that runs side by side and runs that are cut off do no harm; and made anew where its Python has gone.
 async fn install(cache: &Path) -> Result<PathBuf, HostError> {
     let directory = cache.join("localstack");
     let (python, whole) = (directory.join("bin/python"), directory.join("whole"));
@@ -158,7 +158,8 @@ async fn install(cache: &Path) -> Result<PathBuf, HostError> {
     let lock = cache.join("localstack.lock");
     let guard = File::create(&lock).map_err(failed(format!("creating {}", lock.display())))?;
     guard.lock().map_err(failed(format!("locking {}", lock.display())))?;
-    if std::fs::read_to_string(&whole).is_ok_and(|installed| installed == LOCK) {
+    let is_whole = std::fs::read_to_string(&whole).is_ok_and(|installed| installed == LOCK);
+    if is_whole && said(Command::new(&python).arg("--version")).await.is_ok() {
         return Ok(python);
     }
     let version = said(Command::new("python3").arg("--version")).await?;
