@@ -194,8 +194,8 @@ pub trait Datapath: Send + 'static {
     /// Programs that are there already stay. Where nothing is there the interface passes no packet in between.
     fn attach(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send;
 
-    /// The same for an interface whose pod has been talking without a gate: it loses no packet by that. Where the kernel has
-    /// no links (before Linux 6.6) it may lose some of a moment.
+    /// The same for an interface whose pod has been talking without a gate, or by one of a process before: it loses no packet by
+    /// that. Where the kernel has no links (before Linux 6.6), or refuses them, it may lose those of a moment.
     fn adopt(&mut self, interface: &Interface) -> impl Future<Output = Result<(), AttachError>> + Send;
 
     /// The host's interface behind which a pod with this address is, if the host's routes say so, whatever it is called.

@@ -40,7 +40,7 @@ use pods::Pod;
 pub use connections::Expired;
 pub use counters::Counters;
 pub use open::{GateConfig, OpenError};
-pub(crate) use pins::replace_pin;
+pub(crate) use pins::{NEW_PIN, replace_pin};
 pub use pods::Bound;
 pub use sweep::Swept;
 

@@ -17,7 +17,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use sluice_contract::id::IfName;
 use sluice_hostnet::tc::Hook;
 
-use crate::gate::{Ktime, replace_pin};
+use crate::gate::{Ktime, NEW_PIN, replace_pin};
 use crate::programs::Program;
 use crate::sys::{self, LinkPlace};
 
@@ -115,7 +115,7 @@ impl Links {
     /// [`Filters::leave_to_links`](crate::filters::Filters::leave_to_links) takes the filters away.
     ///
     /// # Errors
-    /// [`LinkError`]; the filters judge on.
+    /// [`LinkError`]; what stood there judges on.
     pub fn promote(&mut self, index: u32, interface: &IfName) -> Result<(), LinkError> {
         self.attach(index, interface, &Program::POD)
     }
@@ -169,6 +169,19 @@ impl Links {
             replace_pin(&path, |new| link.pin(new).map(drop).map_err(io::Error::other)).map_err(pin_failed)?;
         }
         Ok(())
+    }
+}
+
+/// Puts the pins in their places that a process before had made, and not put there when it ended: what they are to follow goes with its
+/// own pin.
+pub(crate) fn complete(directory: &Path) {
+    let Ok(files) = std::fs::read_dir(directory) else { return };
+    for path in files.flatten().map(|file| file.path()) {
+        let place = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(NEW_PIN));
+        let Some(place) = place.map(|name| path.with_file_name(name)) else { continue };
+        if let Err(error) = std::fs::rename(&path, &place) {
+            tracing::warn!(path = %path.display(), %error, "cannot put the pin of a link in its place");
+        }
     }
 }
 

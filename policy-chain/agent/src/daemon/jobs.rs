@@ -164,7 +164,8 @@ impl<C: Cluster, D: Datapath> Daemon<C, D> {
     /// those judge on, and it is tried again: at those interfaces alone.
     pub(super) async fn take_over(&mut self) {
         self.took_over = true;
-        // The uplinks' turn comes with the next step.
+        // The uplinks' turn comes with the next step. Until then nothing is known of them.
+        self.uplinks_replaced = false;
         self.timers.tend.bring_forward(Instant::now());
         let wanted = self.unreplaced.take();
         let (mut left, mut interfaces) = (BTreeSet::new(), Vec::new());

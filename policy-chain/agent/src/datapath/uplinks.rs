@@ -93,7 +93,8 @@ impl Uplinks {
                 self.own = observed.addresses.iter().map(|address| address.net.addr()).collect();
                 // Where Cilium has made pods' interfaces, it serves them, and needs what it has at uplinks.
                 let has_ciliums = observed.links.iter().any(|link| link.name.as_str().starts_with("lxc"));
-                (uplinks(&observed, pods), has_ciliums)
+                let is_kept = |index| stand.gate.is_of_another_layout(index, Program::Uplink);
+                (uplinks(&observed, pods, is_kept), has_ciliums)
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.unseen, true) {
@@ -180,12 +181,13 @@ impl Stand<'_> {
             && (in_use || has_link)
             && !self.filters.has_hooks(index).await?
         {
-            match link(links, index, name).await {
-                Err(error) if !error.is_gone() => {
-                    tracing::warn!(interface = %name, error = %ErrorChain(&error), "an uplink gets a filter, because it cannot be linked");
-                }
-                done => return done.map(|()| Some(true)),
+            let Err(error) = link(links, index, name).await else { return Ok(Some(true)) };
+            if error.is_gone() {
+                return Err(error);
             }
+            self.filters.attach_uplink(index).await?;
+            tracing::warn!(interface = %name, error = %ErrorChain(&error), "an uplink has a filter, because it could not be linked");
+            return Ok(Some(true));
         }
         match (self.filters.attach_uplink(index).await, self.links) {
             (Err(error), Some(links)) if error.is_no_room() => link(links, index, name).await?,
@@ -207,8 +209,9 @@ fn judges(missing: &[Missing]) -> bool {
     missing.iter().all(|missing| missing.instead == Instead::Older)
 }
 
-/// Hardware and VLANs always; others if they have an address within a subnet, as the host's side of a pod has not.
-fn uplinks(observed: &Observed, pods: &BTreeSet<u32>) -> BTreeMap<u32, IfName> {
+/// Hardware and VLANs always; others if they have an address within a subnet, as the host's side of a pod has not. Those that are down
+/// only if what they have goes otherwise (`is_kept`).
+fn uplinks(observed: &Observed, pods: &BTreeSet<u32>, is_kept: impl Fn(u32) -> bool) -> BTreeMap<u32, IfName> {
     let addressed: BTreeSet<&IfName> = observed
         .addresses
         .iter()
@@ -225,7 +228,8 @@ fn uplinks(observed: &Observed, pods: &BTreeSet<u32>) -> BTreeMap<u32, IfName> {
     observed
         .links
         .iter()
-        .filter(|link| link.up && !pods.contains(&link.index) && is_uplink(&link.kind, &link.name))
+        .filter(|link| !pods.contains(&link.index) && is_uplink(&link.kind, &link.name))
+        .filter(|link| link.up || is_kept(link.index))
         .map(|link| (link.index, link.name.clone()))
         .collect()
 }
@@ -290,7 +294,10 @@ mod tests {
             address("bound", "10.4.0.1/24"),
         ];
         let observed = Observed { links, addresses, ..Observed::default() };
-        let found: Vec<u32> = uplinks(&observed, &BTreeSet::from([10])).into_keys().collect();
-        assert_eq!(found, [2, 3, 4, 9]);
+        let found = |kept| -> Vec<u32> {
+            uplinks(&observed, &BTreeSet::from([10]), |index| index == kept).into_keys().collect()
+        };
+        assert_eq!(found(0), [2, 3, 4, 9]);
+        assert_eq!(found(11), [2, 3, 4, 9, 11]);
     }
 }

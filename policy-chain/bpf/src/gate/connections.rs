@@ -92,7 +92,9 @@ impl Gate {
 
     /// Makes the flows of a bound interface known that connection tracking knew before the gate was put on: they are
     /// judged at their next packet, in their own direction, whichever side sends it. `is_own_node` tells the node's own
-    /// addresses. Flows that are not of this interface, or known already, are left out; says how many were not.
+    /// addresses. Flows that are not of this interface, or known already, are left out; says how many were not. Who is known as
+    /// the one that opened a flow, and is not, opened nothing: a gate of which one direction stood a moment before the other has
+    /// taken an answer for a flow's begin.
     ///
     /// # Errors
     /// [`ApplyError::Kernel`].
@@ -120,7 +122,8 @@ impl Gate {
                 let answered = if flow.is_answered() { CONNECTION_ANSWERED } else { 0 };
                 let ingress = direction == FlowDirection::Ingress;
                 let connection = Connection {
-                    // Of no revision that an endpoint has: it is judged before anything of it passes.
+                    // Of no revision that an endpoint has: it is judged before anything of it passes, unless what is established is
+                    // to be kept.
                     judged: Verdict::Allow.number().into(),
                     expires: now.plus(flow.expires_in.min(LONGEST_SEED)).0,
                     state: answered | CONNECTION_ADOPTED,
@@ -132,7 +135,15 @@ impl Gate {
                 match self.maps.connections.insert(key, connection, ONLY_NEW) {
                     Ok(()) => seeded += 1,
                     Err(aya::maps::MapError::SyscallError(error))
-                        if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+                        if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+                    {
+                        let known = self.maps.connections.get(&key, 0);
+                        if known.is_ok_and(|known| known.direction != connection.direction) {
+                            let replaced = self.maps.connections.insert(key, connection, 0);
+                            replaced.map_err(|error| self.maps.failed("connections", error))?;
+                            seeded += 1;
+                        }
+                    }
                     Err(error) => return Err(self.maps.failed("connections", error)),
                 }
             }

@@ -215,6 +215,7 @@ fn load_programs(object: &mut Ebpf, pins: &Pins) -> Result<Programs, OpenError> 
         let classifier = classifier(object, program)?;
         classifier.load().map_err(|error| Problem::from(error).of(program))?;
     }
+    links::complete(&pins.links());
     for program in Program::ALL {
         let classifier = classifier(object, program)?;
         let path = pins.program(program.name());

@@ -152,12 +152,15 @@ impl Pins {
     }
 }
 
+/// How the name of a pin ends that is not in its place yet.
+pub(crate) const NEW_PIN: &str = "-new";
+
 /// Puts what `pin` pins in the place of what is pinned at `path`, in one step: whoever opens it meanwhile finds the one or
 /// the other.
 pub(crate) fn replace_pin(path: &Path, pin: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     // The file system of BPF objects takes no names with dots.
     let name = path.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or("pin");
-    let new = path.with_file_name(format!("{name}-new"));
+    let new = path.with_file_name(format!("{name}{NEW_PIN}"));
     absent(std::fs::remove_file(&new))?;
     pin(&new)?;
     std::fs::rename(&new, path)

@@ -270,6 +270,14 @@ fn flows_that_were_there_before_the_gate_go_on_and_are_judged() {
         let seeded = two.node.gate.seed(two.db.index, &flows, |_| false, Ktime::now()).unwrap();
         assert_eq!(seeded, 2);
         assert_eq!(two.node.gate.seed(two.db.index, &flows, |_| false, Ktime::now()).unwrap(), 0, "once");
+        // As if it had stood at one direction a moment before the other: an answer is taken for the begin of a flow.
+        let is_forbidden = |key: &layout::ConnectionKey| key.own == two.db.v4.into() && key.own_port == 82;
+        let (forbidden_key, right) = two.flows().into_iter().find(|(key, _)| is_forbidden(key)).unwrap();
+        assert_eq!(right.direction, FlowDirection::Ingress.number());
+        let wrong = layout::Connection { direction: FlowDirection::Egress.number(), ..right };
+        two.node.gate.maps.connections.insert(forbidden_key, wrong, 0).unwrap();
+        assert_eq!(two.node.gate.seed(two.db.index, &flows, |_| false, Ktime::now()).unwrap(), 1);
+        assert_eq!(two.flows()[&forbidden_key].direction, right.direction);
         let seeded = two.node.gate.seed(two.api.index, &flows, |_| false, Ktime::now()).unwrap();
         assert_eq!(seeded, 2, "as the other pod sees them");
         two.gate_all().await;

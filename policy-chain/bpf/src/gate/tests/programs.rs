@@ -286,6 +286,9 @@ fn a_link_that_goes_on_with_the_program_of_before_is_a_gate_of_before() {
         assert_eq!(has_links(&gate), [false, false]);
         Links::open(Path::new(ROOT)).unwrap().promote(index, &IfName::new("eni0").unwrap()).unwrap();
         drop(gate);
+        // As if the process had ended before a pin was in its place.
+        let pin = Path::new(ROOT).join("links").join(format!("{index}_to_pod"));
+        std::fs::rename(&pin, pin.with_file_name(format!("{index}_to_pod-new"))).unwrap();
         // As if the kernel refused: the next process does not find the pin.
         let pin = Path::new(ROOT).join("links").join(format!("{index}_from_pod"));
         let hidden = pin.with_file_name("hidden");
