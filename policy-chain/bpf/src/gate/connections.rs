@@ -92,9 +92,9 @@ impl Gate {
 
     /// Makes the flows of a bound interface known that connection tracking knew before the gate was put on: they are
     /// judged at their next packet, in their own direction, whichever side sends it. `is_own_node` tells the node's own
-    /// addresses. Flows that are not of this interface, or known already, are left out; says how many were not. Who is known as
-    /// the one that opened a flow, and is not, opened nothing: a gate of which one direction stood a moment before the other has
-    /// taken an answer for a flow's begin.
+    /// addresses. Flows that are not of this interface, or known already, are left out; says how many were not. A flow that
+    /// is known as opened by the other side is put right, and counted: a gate of which one direction stood a moment before the
+    /// other takes an answer for a flow's begin.
     ///
     /// # Errors
     /// [`ApplyError::Kernel`].
